@@ -1,0 +1,356 @@
+//! The sections of the configuration file. Every key is explained for users in
+//! `config/tidegate.toml`.
+
+use crate::model::GatewayId;
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A whole configuration.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub gateway: Gateway,
+    pub tcp: Vec<Tcp>,
+    pub serial: Vec<Serial>,
+    pub http: Http,
+    pub devices: Devices,
+    pub store: Store,
+    pub mqtt: Vec<Mqtt>,
+}
+
+/// `[gateway]`: the process as a whole.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gateway {
+    /// This gateway's name in topics and payloads; the host's name if not given.
+    pub id: Option<GatewayId>,
+    /// Log level or filter in `RUST_LOG` syntax; the environment variable wins.
+    pub log_level: String,
+    /// Threads for network work; the number of processors, at most 4, if not given.
+    pub worker_threads: Option<usize>,
+    /// How long a graceful stop may take before what is left is cut off.
+    #[serde(with = "humantime_serde")]
+    pub shutdown_timeout: Duration,
+}
+
+/// `[[tcp]]`: a listener for devices.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tcp {
+    /// Names the link in logs and metrics.
+    pub name: String,
+    pub listen: SocketAddr,
+    /// Connections beyond this many are refused.
+    pub max_connections: usize,
+    /// From the connection to the end of the handshake.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// Largest frame body accepted, in bytes.
+    pub max_frame: ByteSize,
+    /// How long a frame may stay incomplete.
+    #[serde(with = "humantime_serde")]
+    pub frame_timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Parity {
+    None,
+    Odd,
+    Even,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowControl {
+    None,
+    Software,
+    Hardware,
+}
+
+/// `[[serial]]`: a port with one device at its far end.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Serial {
+    /// Names the link in logs and metrics.
+    pub name: String,
+    /// The port, best by a stable path such as `/dev/serial/by-id/...`.
+    pub path: PathBuf,
+    pub baud: u32,
+    /// 5 to 8.
+    pub data_bits: u8,
+    pub parity: Parity,
+    /// 1 or 2.
+    pub stop_bits: u8,
+    pub flow_control: FlowControl,
+    /// Lock the port against other programs.
+    pub exclusive: bool,
+    /// Refuse frames without a checksum (protocol version 1).
+    pub require_checksum: bool,
+    /// Largest frame body accepted, in bytes.
+    pub max_frame: ByteSize,
+    /// How long a frame may stay incomplete before the search for the next begins.
+    #[serde(with = "humantime_serde")]
+    pub frame_timeout: Duration,
+    /// How long to wait between attempts to open a port that is not there.
+    #[serde(with = "humantime_serde")]
+    pub reopen_interval: Duration,
+}
+
+/// `[devices]`: what every device session is granted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Devices {
+    /// How often devices are asked to send something.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Duration,
+    /// Silence after which a session ends.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// Readings that a device may have outstanding without an Ack.
+    pub window: u32,
+}
+
+/// `[http]`: metrics and health.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    pub enabled: bool,
+    /// A loopback address.
+    pub listen: SocketAddr,
+}
+
+/// When a sink is shown a reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Deliver {
+    /// As soon as it arrives.
+    AtOnce,
+    /// Once it is on disk.
+    AfterCommit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// Every commit is flushed to the medium: a power cut loses nothing acknowledged.
+    Full,
+    /// A power cut may lose the commits since the last checkpoint.
+    Normal,
+}
+
+/// By when delivered readings are written to disk as history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HistoryWithin {
+    /// Delivered readings are never written.
+    Off,
+    Within(Duration),
+}
+
+/// `[store]`: the log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Directory of the log's files.
+    pub directory: PathBuf,
+    /// A reading that not every sink has confirmed is on disk this soon.
+    #[serde(with = "humantime_serde")]
+    pub commit_within: Duration,
+    pub history_within: HistoryWithin,
+    pub deliver: Deliver,
+    pub durability: Durability,
+    /// The log's files stay below this; the oldest readings are dropped first.
+    pub max_size: ByteSize,
+    /// Memory for readings that are not settled; devices wait when it is used up.
+    pub max_pending: ByteSize,
+    /// Memory of readings not on disk that makes a commit due at once.
+    pub segment_size: ByteSize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MqttVersion {
+    #[serde(rename = "3.1.1")]
+    V3_1_1,
+    #[serde(rename = "5")]
+    V5,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encoding {
+    Json,
+    Postcard,
+}
+
+/// Which topics readings are published to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Topics {
+    /// `PREFIX/GATEWAY/readings`
+    Gateway,
+    /// `PREFIX/GATEWAY/devices/DEVICE/readings`
+    Device,
+}
+
+/// `[[mqtt]]`: a broker, or several that stand in for each other.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mqtt {
+    /// Names the sink in the log's cursors, logs and metrics.
+    pub name: String,
+    /// `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`, tried in turn.
+    pub brokers: Vec<String>,
+    pub version: MqttVersion,
+    /// `tidegate-GATEWAY-NAME` if not given.
+    pub client_id: Option<String>,
+    /// First levels of every topic.
+    pub prefix: String,
+    pub topics: Topics,
+    pub encoding: Encoding,
+    pub username: Option<String>,
+    pub password_file: Option<PathBuf>,
+    /// PEM file of the authorities to trust; the system's if not given.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of the client's certificate chain.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of the client certificate's private key.
+    pub key_file: Option<PathBuf>,
+    /// Publishes awaiting a PUBACK at one time, 1 to 100.
+    pub window: u16,
+    /// Largest payload that is put together, in bytes.
+    pub max_batch: ByteSize,
+    /// Largest MQTT packet sent or accepted, in bytes.
+    pub max_packet: ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub keep_alive: Duration,
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub backoff_min: Duration,
+    #[serde(with = "humantime_serde")]
+    pub backoff_max: Duration,
+    /// How long a connection must last before the back-off starts over.
+    #[serde(with = "humantime_serde")]
+    pub stable_after: Duration,
+    /// Readings that are sent later than this are marked `replay`.
+    #[serde(with = "humantime_serde")]
+    pub replay_after: Duration,
+}
+
+impl Default for Gateway {
+    fn default() -> Gateway {
+        Gateway { id: None, log_level: "info".into(), worker_threads: None, shutdown_timeout: Duration::from_secs(10) }
+    }
+}
+
+impl Default for Tcp {
+    fn default() -> Tcp {
+        Tcp {
+            name: "tcp".into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
+            max_connections: 10_000,
+            handshake_timeout: Duration::from_secs(5),
+            max_frame: ByteSize::kib(64),
+            frame_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Default for Serial {
+    fn default() -> Serial {
+        Serial {
+            name: "serial".into(),
+            path: PathBuf::new(),
+            baud: 115_200,
+            data_bits: 8,
+            parity: Parity::None,
+            stop_bits: 1,
+            flow_control: FlowControl::None,
+            exclusive: true,
+            require_checksum: true,
+            max_frame: ByteSize::kib(4),
+            frame_timeout: Duration::from_millis(500),
+            reopen_interval: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Default for Devices {
+    fn default() -> Devices {
+        Devices { heartbeat_interval: Duration::from_secs(30), idle_timeout: Duration::from_secs(90), window: 4096 }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http { enabled: true, listen: SocketAddr::from(([127, 0, 0, 1], 7412)) }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Store {
+        Store {
+            directory: "/var/lib/tidegate".into(),
+            commit_within: Duration::from_millis(250),
+            history_within: HistoryWithin::Within(Duration::from_secs(300)),
+            deliver: Deliver::AtOnce,
+            durability: Durability::Full,
+            max_size: ByteSize::gib(1),
+            max_pending: ByteSize::mib(16),
+            segment_size: ByteSize::mib(4),
+        }
+    }
+}
+
+impl Default for Mqtt {
+    fn default() -> Mqtt {
+        Mqtt {
+            name: "mqtt".into(),
+            brokers: Vec::new(),
+            version: MqttVersion::V3_1_1,
+            client_id: None,
+            prefix: "tidegate".into(),
+            topics: Topics::Gateway,
+            encoding: Encoding::Json,
+            username: None,
+            password_file: None,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            window: 32,
+            max_batch: ByteSize::kib(16),
+            max_packet: ByteSize::kib(256),
+            keep_alive: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            backoff_min: Duration::from_millis(500),
+            backoff_max: Duration::from_secs(60),
+            stable_after: Duration::from_secs(30),
+            replay_after: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Serialize for HistoryWithin {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            HistoryWithin::Off => s.serialize_str("off"),
+            HistoryWithin::Within(duration) => humantime_serde::serialize(duration, s),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for HistoryWithin {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        if text == "off" {
+            return Ok(HistoryWithin::Off);
+        }
+        match humantime::parse_duration(&text) {
+            Ok(duration) => Ok(HistoryWithin::Within(duration)),
+            Err(why) => Err(serde::de::Error::custom(format!("{why}; give a duration such as \"5m\", or \"off\""))),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Every figure that the gateway exposes, typed, in one place.
+//!
+//! Names follow Prometheus practice: prefix `tidegate_`, base units, no label
+//! whose values an outsider chooses. Cloning a [`Metrics`] shares its figures.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+/// Why something was dropped or refused; values are constants of the code.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    pub reason: &'static str,
+}
+
+/// A link by its configured name, and a reason.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LinkReasonLabel {
+    pub link: Arc<str>,
+    pub reason: &'static str,
+}
+
+/// A link by its configured name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LinkLabel {
+    pub link: Arc<str>,
+}
+
+/// A sink by its configured name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SinkLabel {
+    pub sink: Arc<str>,
+}
+
+/// A sink by its configured name, and a reason.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SinkReasonLabel {
+    pub sink: Arc<str>,
+    pub reason: &'static str,
+}
+
+type Float = Gauge<f64, AtomicU64>;
+
+/// The gateway's figures. The field docs are the metrics' help texts.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    pub readings_received: Counter,
+    pub readings_stored: Counter,
+    pub readings_duplicate: Counter,
+    pub readings_dropped: Family<ReasonLabel, Counter>,
+    pub frames_invalid: Family<LinkReasonLabel, Counter>,
+    pub link_skipped_bytes: Family<LinkLabel, Counter>,
+    pub link_up: Family<LinkLabel, Gauge>,
+    pub connections_refused: Family<LinkReasonLabel, Counter>,
+    pub devices_connected: Gauge,
+    pub sink_delivered: Family<SinkLabel, Counter>,
+    pub sink_dropped: Family<SinkReasonLabel, Counter>,
+    pub sink_pending: Family<SinkLabel, Gauge>,
+    pub sink_oldest_pending_seconds: Family<SinkLabel, Float>,
+    pub sink_connected: Family<SinkLabel, Gauge>,
+    pub delivery_seconds: Family<SinkLabel, Histogram>,
+    pub store_bytes: Gauge,
+    pub store_written_bytes: Counter,
+    pub store_pending_bytes: Gauge,
+    pub commit_seconds: Histogram,
+}
+
+impl Metrics {
+    pub fn new() -> Metrics {
+        let mut registry = Registry::with_prefix("tidegate");
+        let latency = || Histogram::new(exponential_buckets(0.000_25, 2.0, 18));
+        let metrics = Metrics {
+            registry: Arc::default(),
+            readings_received: Counter::default(),
+            readings_stored: Counter::default(),
+            readings_duplicate: Counter::default(),
+            readings_dropped: Family::default(),
+            frames_invalid: Family::default(),
+            link_skipped_bytes: Family::default(),
+            link_up: Family::default(),
+            connections_refused: Family::default(),
+            devices_connected: Gauge::default(),
+            sink_delivered: Family::default(),
+            sink_dropped: Family::default(),
+            sink_pending: Family::default(),
+            sink_oldest_pending_seconds: Family::default(),
+            sink_connected: Family::default(),
+            delivery_seconds: Family::new_with_constructor(latency),
+            store_bytes: Gauge::default(),
+            store_written_bytes: Counter::default(),
+            store_pending_bytes: Gauge::default(),
+            commit_seconds: latency(),
+        };
+        let m = metrics.clone();
+        registry.register(
+            "readings_received",
+            "Readings that arrived from devices, duplicates included",
+            m.readings_received,
+        );
+        registry.register("readings_stored", "Readings committed to the log on disk", m.readings_stored);
+        registry.register(
+            "readings_duplicate",
+            "Readings that a device sent again and that were dropped before the log",
+            m.readings_duplicate,
+        );
+        registry.register(
+            "readings_dropped",
+            "Readings that left the log undelivered to some sink",
+            m.readings_dropped,
+        );
+        registry.register("frames_invalid", "Frames that were refused", m.frames_invalid);
+        registry.register_with_unit(
+            "link_skipped",
+            "Bytes skipped while looking for a frame",
+            Unit::Bytes,
+            m.link_skipped_bytes,
+        );
+        registry.register("link_up", "1 while the listener or port is open", m.link_up);
+        registry.register("connections_refused", "Connections turned away", m.connections_refused);
+        registry.register("devices_connected", "Devices with a live session", m.devices_connected);
+        registry.register("sink_delivered", "Readings that the sink confirmed", m.sink_delivered);
+        registry.register("sink_dropped", "Readings that left the log before the sink confirmed them", m.sink_dropped);
+        registry.register("sink_pending", "Readings that the sink has yet to confirm", m.sink_pending);
+        registry.register_with_unit(
+            "sink_oldest_pending",
+            "How long ago the oldest unconfirmed reading was taken",
+            Unit::Seconds,
+            m.sink_oldest_pending_seconds,
+        );
+        registry.register("sink_connected", "1 while the sink's connection is up", m.sink_connected);
+        registry.register_with_unit(
+            "delivery",
+            "From a reading's arrival to the sink's confirmation",
+            Unit::Seconds,
+            m.delivery_seconds,
+        );
+        registry.register_with_unit("store", "Size of the log's files", Unit::Bytes, m.store_bytes);
+        registry.register_with_unit(
+            "store_written",
+            "Bytes that the log wrote to its files",
+            Unit::Bytes,
+            m.store_written_bytes,
+        );
+        registry.register_with_unit(
+            "store_pending",
+            "Memory that readings not yet settled take",
+            Unit::Bytes,
+            m.store_pending_bytes,
+        );
+        registry.register_with_unit("commit", "Time that a commit to the log took", Unit::Seconds, m.commit_seconds);
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)]);
+        registry.register("build", "What is running", build);
+        Metrics { registry: Arc::new(registry), ..metrics }
+    }
+
+    /// All figures in the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_contracts_names_are_exposed() {
+        let metrics = Metrics::new();
+        metrics.readings_received.inc();
+        let sink = SinkLabel { sink: "cloud".into() };
+        metrics.sink_connected.get_or_create(&sink).set(1);
+        metrics.sink_oldest_pending_seconds.get_or_create(&sink).set(1.5);
+        let text = metrics.encode();
+        for line in [
+            "tidegate_readings_received_total 1",
+            "tidegate_sink_connected{sink=\"cloud\"} 1",
+            "tidegate_sink_oldest_pending_seconds{sink=\"cloud\"} 1.5",
+            "tidegate_store_bytes 0",
+            "tidegate_store_written_bytes_total 0",
+            "tidegate_commit_seconds_count 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no line {line:?} in\n{text}");
+        }
+        assert!(text.contains(&format!("tidegate_build_info{{version=\"{}\"", env!("CARGO_PKG_VERSION"))), "{text}");
+    }
+}

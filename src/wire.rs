@@ -1,0 +1,5 @@
+//! The device protocol: framing, messages and their encodings, without any I/O.
+//! `docs/protocol.md` is the normative text.
+
+pub mod codec;
+pub mod message;

@@ -1,0 +1,203 @@
+//! What devices and the gateway say to each other.
+//!
+//! Field order and variant order are the postcard format: only ever append, and
+//! never change what stands (see `docs/protocol.md`, "Compatibility").
+
+use crate::model::Value;
+use serde::{Deserialize, Serialize};
+
+/// From a device.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DeviceMessage {
+    Hello(Hello),
+    Authenticate(Authenticate),
+    Readings(Readings),
+    Heartbeat(Heartbeat),
+    CommandResult(CommandResult),
+    Goodbye(Goodbye),
+}
+
+/// From the gateway.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GatewayMessage {
+    Challenge(Challenge),
+    Welcome(Welcome),
+    Ack(Ack),
+    HeartbeatReply(HeartbeatReply),
+    Command(Command),
+    Goodbye(Goodbye),
+}
+
+/// The first message on a connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The device's name, see [`crate::model::DeviceId`]; no slash.
+    pub device: String,
+    /// New, and best random, whenever the device's seq starts over.
+    pub session: u64,
+    pub clock: DeviceClock,
+    /// The device's clock when it sent this, in the unit of `clock`.
+    pub time: i64,
+    #[serde(default)]
+    pub firmware: Option<String>,
+    /// What the indexes in Readings stand for.
+    #[serde(default)]
+    pub channels: Vec<ChannelDeclaration>,
+}
+
+/// What a device's times mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceClock {
+    /// Microseconds since 1970-01-01T00:00:00Z.
+    Wall,
+    /// Milliseconds since the device booted.
+    SinceBoot,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelDeclaration {
+    pub index: u16,
+    pub name: String,
+    #[serde(default)]
+    pub unit: Option<String>,
+}
+
+/// The answer to a Challenge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authenticate {
+    /// Names the key.
+    pub key: String,
+    /// The token itself, or the HMAC over the challenge; base64 in JSON.
+    #[serde(with = "super::codec::bytes")]
+    pub proof: Vec<u8>,
+}
+
+/// Samples, numbered by the device: the first has `seq`, each next one more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Readings {
+    pub seq: u64,
+    /// The device behind this one that took the samples.
+    #[serde(default)]
+    pub sub: Option<String>,
+    pub samples: Vec<Sample>,
+}
+
+/// Values taken at one time, which is in the unit of the device's clock.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    pub time: i64,
+    /// In JSON an object, `{"temperature": 21.5, "#3": true}`.
+    #[serde(with = "super::codec::values")]
+    pub values: Vec<(ChannelRef, Value)>,
+}
+
+/// A channel by its declared index or by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChannelRef {
+    Index(u16),
+    Name(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The device's clock when it sent this.
+    pub time: i64,
+}
+
+/// How a command ended on the device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandResult {
+    pub id: String,
+    pub state: ResultState,
+    /// JSON text.
+    #[serde(default)]
+    pub payload: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResultState {
+    Done,
+    Failed,
+    Rejected,
+}
+
+/// Ends a session, from either side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goodbye {
+    pub reason: Reason,
+    pub text: String,
+}
+
+/// Why a session ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The sender is done.
+    Normal,
+    /// The sender is stopping or restarting; come back later.
+    Stopping,
+    /// A frame that could not be decoded: bad magic, version, checksum or body.
+    BadFrame,
+    /// A frame larger than the limit.
+    TooLarge,
+    /// A message that does not belong there.
+    Protocol,
+    /// Nothing was heard for too long.
+    Timeout,
+    /// The same device connected again.
+    TakenOver,
+    /// Wrong or missing credentials.
+    Unauthorized,
+    /// Too many connections.
+    Busy,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    #[serde(with = "super::codec::bytes")]
+    pub nonce: Vec<u8>,
+}
+
+/// The session is established.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The last seq of this session that is settled, 0 if none.
+    pub settled: u64,
+    /// The gateway's clock, microseconds since 1970-01-01T00:00:00Z.
+    pub time: i64,
+    /// Whether that clock can be believed.
+    pub time_trusted: bool,
+    /// Send something at least this often, in seconds.
+    pub heartbeat_interval: u32,
+    /// Largest frame body accepted, in bytes.
+    pub max_frame: u32,
+    /// Samples that may be outstanding without an Ack.
+    pub window: u32,
+}
+
+/// Everything up to `seq` is settled: the device may forget it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    pub seq: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatReply {
+    pub time: i64,
+    pub time_trusted: bool,
+}
+
+/// Something for the device to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    pub id: String,
+    pub name: String,
+    /// JSON text.
+    #[serde(default)]
+    pub payload: Option<String>,
+    /// How long the command is still wanted, in milliseconds from now.
+    #[serde(default)]
+    pub expires_in: Option<u64>,
+}

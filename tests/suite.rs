@@ -1,0 +1,1 @@
+//! Behaviour of the gateway through its public doors.
