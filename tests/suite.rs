@@ -1,1 +1,3 @@
 //! Behaviour of the gateway through its public doors.
+
+mod log;

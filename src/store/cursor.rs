@@ -1,0 +1,245 @@
+//! A sink's place in the log, and reading from there: from memory while the sink
+//! keeps up, from disk when it fell behind.
+
+use super::disk::Gap;
+use super::log::{LogEvent, Shared};
+use super::schema;
+use super::segment::{self, Header};
+use crate::model::{Numbered, Seq, Timestamp};
+use anyhow::{Context, Result};
+use rusqlite::Connection;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A sink's place in the log, with one owner. What it confirms is kept by the log.
+pub struct SinkCursor {
+    shared: Arc<Shared>,
+    index: usize,
+    reader: Option<Connection>,
+    /// No reading that the sink has not been given stands up to here.
+    exhausted: Seq,
+}
+
+/// Events handed out at a time.
+const MAX_EVENTS: u32 = 100;
+
+impl SinkCursor {
+    pub(super) fn new(shared: Arc<Shared>, index: usize) -> SinkCursor {
+        SinkCursor { shared, index, reader: None, exhausted: Seq::ZERO }
+    }
+
+    /// The sink's name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.shared.names[self.index] // cursors are made one for each name
+    }
+
+    /// Everything up to here is confirmed.
+    pub fn position(&self) -> Seq {
+        self.shared.state.lock().tail.confirmed(self.index)
+    }
+
+    /// The last event that is confirmed.
+    pub fn event_position(&self) -> u64 {
+        self.shared.state.lock().events[self.index] // one for each sink
+    }
+
+    /// Readings that the sink may see and has not confirmed.
+    pub fn pending(&self) -> u64 {
+        self.shared.state.lock().pending(self.index)
+    }
+
+    /// When the reading arrived, on the gateway's monotonic clock, if it is still
+    /// in memory.
+    pub fn arrival(&self, seq: Seq) -> Option<Duration> {
+        self.shared.state.lock().tail.arrival(seq)
+    }
+
+    /// Readings after `after`, oldest first, as far as the sink may see them now:
+    /// about `max_bytes` of memory, at least one batch if there is any. The first
+    /// batch may begin before `after`, see [`Numbered::after`].
+    ///
+    /// # Errors
+    /// If the log cannot be read; worth another try later.
+    pub async fn fetch(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<Numbered>> {
+        let visible = self.shared.visible.load(Ordering::Acquire);
+        let in_memory = self.shared.state.lock().tail.read(after, max_bytes);
+        if let Some(batches) = in_memory {
+            return Ok(batches);
+        }
+        let (batches, damaged) = self.on_disk(move |reader| read(reader, after, max_bytes)).await?;
+        for header in damaged {
+            let lost = u64::from(header.count);
+            tracing::error!(first = header.first.0, readings = lost, "a segment of the log is damaged and was skipped");
+            self.report(Gap {
+                reason: "corrupt",
+                first: header.first,
+                last: header.last(),
+                count: lost,
+                undelivered: vec![(self.name().clone(), lost)],
+            });
+        }
+        if batches.is_empty() {
+            // Between the last segment and the first reading in memory there may
+            // be a hole, or a commit made meanwhile.
+            let held = self.shared.state.lock().tail.read_held(after, max_bytes);
+            if held.is_empty() {
+                self.exhausted = self.exhausted.max(Seq(visible));
+            }
+            return Ok(held);
+        }
+        Ok(batches)
+    }
+
+    /// Waits until there is a reading after `after` or an event after `event`.
+    /// Cancel-safe.
+    pub async fn available(&self, after: Seq, event: u64) {
+        loop {
+            let mut news = std::pin::pin!(self.shared.news.notified());
+            news.as_mut().enable();
+            let visible = self.shared.visible.load(Ordering::Acquire);
+            if visible > after.max(self.exhausted).0 || self.shared.last_event.load(Ordering::Acquire) > event {
+                return;
+            }
+            news.await;
+        }
+    }
+
+    /// The destination confirmed everything up to `upto`.
+    pub fn confirm(&self, upto: Seq) {
+        let now = self.shared.clock.now().monotonic;
+        let advanced = {
+            let mut state = self.shared.state.lock();
+            let before = state.pending(self.index);
+            let advanced = state.tail.confirm(self.index, upto);
+            state.moved(self.index, now);
+            let delivered = before.saturating_sub(state.pending(self.index));
+            self.shared.metrics.sink_delivered.get_or_create(&self.shared.label(self.index)).inc_by(delivered);
+            self.wake_writer(&mut state);
+            advanced
+        };
+        self.shared.announce(&advanced);
+    }
+
+    /// Events after `after`, oldest first, at most 100.
+    ///
+    /// # Errors
+    /// If the log cannot be read; worth another try later.
+    pub async fn events(&mut self, after: u64) -> Result<Vec<LogEvent>> {
+        if self.shared.last_event.load(Ordering::Acquire) <= after {
+            return Ok(Vec::new());
+        }
+        let newest = self.shared.last_event.load(Ordering::Acquire);
+        {
+            // From here on these events stay as they are.
+            let mut state = self.shared.state.lock();
+            state.seen_event = state.seen_event.max(newest);
+        }
+        self.on_disk(move |reader| read_events(reader, after)).await
+    }
+
+    /// The destination confirmed every event up to `upto`.
+    pub fn confirm_events(&self, upto: u64) {
+        let now = self.shared.clock.now().monotonic;
+        let mut state = self.shared.state.lock();
+        let confirmed = &mut state.events[self.index]; // one for each sink
+        *confirmed = upto.max(*confirmed);
+        state.moved(self.index, now);
+        self.wake_writer(&mut state);
+    }
+
+    /// The destination can never take this reading: it is counted and reported as
+    /// dropped for this sink. Confirm past it afterwards.
+    pub fn refuse(&self, seq: Seq, reason: &'static str) {
+        self.report(Gap { reason, first: seq, last: seq, count: 1, undelivered: vec![(self.name().clone(), 1)] });
+    }
+
+    fn report(&self, gap: Gap) {
+        let mut state = self.shared.state.lock();
+        state.gaps.push(gap);
+        self.wake_writer(&mut state);
+    }
+
+    fn wake_writer(&self, state: &mut super::log::State) {
+        if state.due().is_some_and(|due| due < state.sleeping_until) {
+            state.sleeping_until = Duration::ZERO;
+            self.shared.due.notify_one();
+        }
+    }
+
+    /// Runs `work` with the reading connection on a thread that may block.
+    async fn on_disk<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (reader, path) = (self.reader.take(), self.shared.path.clone());
+        let (reader, result) = tokio::task::spawn_blocking(move || {
+            let reader = match reader {
+                Some(reader) => reader,
+                None => schema::open_reader(&path).with_context(|| format!("cannot read {}", path.display()))?,
+            };
+            let result = work(&reader);
+            anyhow::Ok((reader, result))
+        })
+        .await
+        .context("reading the log was cut off")??;
+        // A connection that failed is not used again.
+        let value = result?;
+        self.reader = Some(reader);
+        Ok(value)
+    }
+}
+
+/// Segments that hold readings after `after`, and the headers of damaged ones.
+fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Numbered>, Vec<Header>)> {
+    let mut statement = reader.prepare_cached(
+        "SELECT first_seq, count, oldest, newest, raw_length, checksum, block FROM segment
+         WHERE first_seq >= coalesce((SELECT max(first_seq) FROM segment WHERE first_seq <= ?1), 0)
+         ORDER BY first_seq",
+    )?;
+    let mut rows = statement.query([after.next().0])?;
+    let (mut batches, mut damaged) = (Vec::new(), Vec::new());
+    let (mut bytes, mut upto) = (0, after);
+    while bytes < max_bytes
+        && let Some(row) = rows.next()?
+    {
+        let header = Header {
+            first: Seq(row.get(0)?),
+            count: row.get(1)?,
+            oldest: Timestamp(row.get(2)?),
+            newest: Timestamp(row.get(3)?),
+            raw_length: row.get(4)?,
+            checksum: row.get(5)?,
+        };
+        if header.last() <= upto {
+            continue;
+        }
+        match segment::decode(&header, row.get_ref(6)?.as_blob()?) {
+            Ok(decoded) => {
+                let wanted = decoded.into_iter().filter(|batch| batch.last() > upto);
+                let start = batches.len();
+                batches.extend(wanted);
+                bytes += batches[start..].iter().map(|b| b.batch.memory()).sum::<usize>(); // start was its length
+                upto = header.last();
+            }
+            Err(why) => {
+                tracing::error!(first = header.first.0, %why, "a segment cannot be read");
+                damaged.push(header);
+            }
+        }
+    }
+    Ok((batches, damaged))
+}
+
+fn read_events(reader: &Connection, after: u64) -> Result<Vec<LogEvent>> {
+    let mut statement = reader.prepare_cached("SELECT id, time, body FROM event WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+    let rows = statement.query_map([after, u64::from(MAX_EVENTS)], |row| {
+        Ok((row.get::<_, u64>(0)?, Timestamp(row.get(1)?), row.get::<_, String>(2)?))
+    })?;
+    rows.map(|row| {
+        let (id, time, body) = row?;
+        let body = serde_json::from_str(&body).with_context(|| format!("event {id} is damaged"))?;
+        Ok(LogEvent { id, time, body })
+    })
+    .collect()
+}

@@ -1,0 +1,467 @@
+//! A segment: many readings in one compressed, checksummed, columnar block.
+//!
+//! A segment holds readings of consecutive seqs. Inside, readings of the same
+//! device, session and channels form a group, and each group is stored column by
+//! column, which is where a block's small size comes from. The order across
+//! groups is kept as each reading's offset from the segment's first seq.
+//!
+//! ```text
+//! block  = 0x01 strings groups          format byte, then:
+//! strings= n (length utf8)*             device and channel names, each once
+//! groups = n group*
+//! group  = device session channels rows offsets origins times column*
+//! ```
+//!
+//! All numbers are LEB128. The block is compressed with zstd where that helps;
+//! the checksum is a CRC-32 over the header's numbers and the stored block, so
+//! a row moved, cut or flipped anywhere is noticed before it is decoded.
+
+mod column;
+
+use crate::model::{Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use column::{Input, paced, put_blob, put_paced, put_values, put_varint};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What stands in a segment's row beside its block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Seq of the first reading.
+    pub first: Seq,
+    /// Number of readings, whose seqs follow each other.
+    pub count: u32,
+    /// Smallest and largest time among the readings.
+    pub oldest: Timestamp,
+    pub newest: Timestamp,
+    /// Length of the block before compression; equal to the stored length if it is not compressed.
+    pub raw_length: u32,
+    /// CRC-32 (ISO-HDLC) over all of the above and the stored block.
+    pub checksum: u32,
+}
+
+impl Header {
+    /// Seq of the last reading.
+    pub fn last(&self) -> Seq {
+        self.first.plus(u64::from(self.count)).prev()
+    }
+
+    fn expected_checksum(&self, block: &[u8]) -> u32 {
+        let mut hash = crc32fast::Hasher::new();
+        hash.update(&self.first.0.to_le_bytes());
+        hash.update(&self.count.to_le_bytes());
+        hash.update(&self.oldest.0.to_le_bytes());
+        hash.update(&self.newest.0.to_le_bytes());
+        hash.update(&self.raw_length.to_le_bytes());
+        hash.update(block);
+        hash.finalize()
+    }
+}
+
+/// A segment cannot be what was written: why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("segment is damaged: {0}")]
+pub struct Corrupt(pub(super) &'static str);
+
+const FORMAT: u8 = 1;
+/// Above what any commit holds; a larger claim is damage.
+const MAX_RAW_LENGTH: u32 = 256 << 20;
+const ZSTD_LEVEL: i32 = 1;
+/// Below this, compression's own header eats what it saves.
+const MIN_COMPRESSED: usize = 64;
+
+/// Writes segments; keeps its compression context and buffers between them.
+pub struct Encoder {
+    compressor: zstd::bulk::Compressor<'static>,
+    raw: Vec<u8>,
+}
+
+/// Readings that share device, session and channels.
+struct Group<'a> {
+    device: &'a DeviceId,
+    session: Option<u64>,
+    channels: &'a Channels,
+    /// Offset from the segment's first seq, and the reading.
+    rows: Vec<(u64, &'a Reading)>,
+}
+
+impl Encoder {
+    /// # Errors
+    /// If zstd cannot allocate its context.
+    pub fn new() -> std::io::Result<Encoder> {
+        Ok(Encoder { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, raw: Vec::new() })
+    }
+
+    /// Encodes `batches`, whose seqs must follow each other without a hole.
+    /// Returns `None` if there is no reading in them.
+    ///
+    /// # Errors
+    /// If there is more than a segment can hold, or compression fails.
+    pub fn encode(&mut self, batches: &[Numbered]) -> std::io::Result<Option<(Header, Vec<u8>)>> {
+        let Some(first) = batches.iter().find(|b| !b.batch.readings.is_empty()).map(|b| b.first) else {
+            return Ok(None);
+        };
+        let too_large = |_| std::io::Error::other("too many readings for one segment");
+        let mut count = 0usize;
+        let (mut oldest, mut newest) = (Timestamp(i64::MAX), Timestamp(i64::MIN));
+        for reading in batches.iter().flat_map(|b| &b.batch.readings) {
+            count += 1;
+            oldest = oldest.min(reading.time);
+            newest = newest.max(reading.time);
+        }
+        self.raw.clear();
+        encode_groups(&mut self.raw, &group(first, batches));
+
+        let block = if self.raw.len() < MIN_COMPRESSED {
+            self.raw.clone()
+        } else {
+            let compressed = self.compressor.compress(&self.raw)?;
+            if compressed.len() < self.raw.len() { compressed } else { self.raw.clone() }
+        };
+        let mut header = Header {
+            first,
+            count: u32::try_from(count).map_err(too_large)?,
+            oldest,
+            newest,
+            raw_length: u32::try_from(self.raw.len()).map_err(too_large)?,
+            checksum: 0,
+        };
+        header.checksum = header.expected_checksum(&block);
+        Ok(Some((header, block)))
+    }
+}
+
+fn group(first: Seq, batches: &[Numbered]) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    let mut newest_of: HashMap<(&str, Option<u64>), usize> = HashMap::new();
+    for Numbered { first: batch_first, batch } in batches {
+        let key = (batch.device.as_str(), batch.session);
+        let mut current = newest_of.get(&key).copied();
+        for (offset, reading) in (batch_first.0.saturating_sub(first.0)..).zip(&batch.readings) {
+            let channels = reading.channels();
+            let fits = |i: &usize| Arc::ptr_eq(groups[*i].channels, channels) || groups[*i].channels == channels;
+            let index = match current.filter(fits) {
+                Some(index) => index,
+                None => {
+                    // A device that alternates between channel lists has one group for each.
+                    let same = |g: &Group<'_>| {
+                        g.device == &batch.device && g.session == batch.session && g.channels == channels
+                    };
+                    let existing = current.and_then(|newest| groups[..=newest].iter().rposition(same));
+                    existing.unwrap_or_else(|| {
+                        groups.push(Group {
+                            device: &batch.device,
+                            session: batch.session,
+                            channels,
+                            rows: Vec::new(),
+                        });
+                        groups.len() - 1
+                    })
+                }
+            };
+            groups[index].rows.push((offset, reading));
+            current = Some(index);
+        }
+        if let Some(index) = current {
+            newest_of.entry(key).and_modify(|newest| *newest = index.max(*newest)).or_insert(index);
+        }
+    }
+    groups
+}
+
+fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
+    let mut strings: Vec<&str> = Vec::new();
+    let mut index_of: HashMap<&str, u64> = HashMap::new();
+    for group in groups {
+        for name in std::iter::once(group.device.as_str()).chain(group.channels.iter().map(|c| c.as_str())) {
+            index_of.entry(name).or_insert_with(|| {
+                strings.push(name);
+                strings.len() as u64 - 1
+            });
+        }
+    }
+    out.push(FORMAT);
+    put_varint(out, strings.len() as u64);
+    strings.iter().for_each(|name| put_blob(out, name.as_bytes()));
+    put_varint(out, groups.len() as u64);
+    let mut integers = Vec::new();
+    for group in groups {
+        put_varint(out, index_of[group.device.as_str()]);
+        match group.session {
+            None => out.push(0),
+            Some(session) => {
+                out.push(1);
+                put_varint(out, session);
+            }
+        }
+        put_varint(out, group.channels.len() as u64);
+        group.channels.iter().for_each(|channel| put_varint(out, index_of[channel.as_str()]));
+        put_varint(out, group.rows.len() as u64);
+        for field in [
+            |(offset, _): &(u64, &Reading)| *offset as i64,             // under 2^32
+            |(_, reading): &(u64, &Reading)| reading.origin_seq as i64, // the same bits, and back again
+            |(_, reading): &(u64, &Reading)| reading.time.0,
+        ] {
+            integers.clear();
+            integers.extend(group.rows.iter().map(field));
+            put_paced(out, &integers);
+        }
+        for channel in 0..group.channels.len() {
+            put_values(out, group.rows.iter().map(|(_, reading)| &reading.values()[channel])); // one value a channel
+        }
+    }
+}
+
+/// Checks and decodes a segment, giving its readings in the order of their seqs.
+///
+/// # Errors
+/// If the checksum does not match, or the block is not what [`Encoder`] writes.
+pub fn decode(header: &Header, block: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
+    if header.checksum != header.expected_checksum(block) {
+        return Err(Corrupt("its checksum does not match"));
+    }
+    if header.raw_length > MAX_RAW_LENGTH {
+        return Err(Corrupt("it claims an impossible length"));
+    }
+    let raw_length = header.raw_length as usize; // 256 MiB at most
+    if block.len() == raw_length {
+        return decode_raw(header, block);
+    }
+    let raw = zstd::bulk::decompress(block, raw_length).map_err(|_| Corrupt("it does not decompress"))?;
+    decode_raw(header, &raw)
+}
+
+struct GroupHead {
+    device: DeviceId,
+    session: Option<u64>,
+}
+
+fn decode_raw(header: &Header, raw: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
+    let mut input = Input::new(raw);
+    if input.byte()? != FORMAT {
+        return Err(Corrupt("its format is unknown"));
+    }
+    let strings = (0..input.count(1)?).map(|_| input.text()).collect::<Result<Vec<_>, _>>()?;
+    let count = header.count as usize; // fits: the target has at least 32 bits
+    if count > raw.len() {
+        return Err(Corrupt("its count is impossible"));
+    }
+    let mut in_order: Vec<Option<(usize, Reading)>> = Vec::new();
+    in_order.resize_with(count, || None);
+    let group_count = input.count(1)?;
+    let mut heads = Vec::with_capacity(group_count);
+    for group in 0..group_count {
+        heads.push(decode_group(&mut input, &strings, |offset, reading| {
+            let slot = usize::try_from(offset).ok().and_then(|offset| in_order.get_mut(offset));
+            match slot {
+                Some(slot @ None) => {
+                    *slot = Some((group, reading));
+                    Ok(())
+                }
+                _ => Err(Corrupt("a reading's place is impossible")),
+            }
+        })?);
+    }
+    if input.remaining() != 0 {
+        return Err(Corrupt("it is longer than its content"));
+    }
+    assemble(header.first, &heads, in_order)
+}
+
+/// Joins neighbours of the same group into batches.
+fn assemble(
+    first: Seq,
+    heads: &[GroupHead],
+    in_order: Vec<Option<(usize, Reading)>>,
+) -> Result<Vec<Numbered>, Corrupt> {
+    let mut batches = Vec::new();
+    let mut next = first;
+    let mut rest = in_order.into_iter().peekable();
+    while let Some(slot) = rest.next() {
+        let (group, reading) = slot.ok_or(Corrupt("a reading is missing"))?;
+        let mut readings = vec![reading];
+        while let Some(Some((_, reading))) = rest.next_if(|slot| matches!(slot, Some((other, _)) if *other == group)) {
+            readings.push(reading);
+        }
+        let head = &heads[group]; // groups were counted up to the number of heads
+        let count = readings.len() as u64;
+        let batch = Batch { device: head.device.clone(), session: head.session, readings };
+        batches.push(Numbered { first: next, batch: Arc::new(batch) });
+        next = next.plus(count);
+    }
+    Ok(batches)
+}
+
+fn decode_group(
+    input: &mut Input<'_>,
+    strings: &[&str],
+    mut place: impl FnMut(u64, Reading) -> Result<(), Corrupt>,
+) -> Result<GroupHead, Corrupt> {
+    let string = |input: &mut Input<'_>| {
+        let index = usize::try_from(input.varint()?).unwrap_or(usize::MAX);
+        strings.get(index).copied().ok_or(Corrupt("a name is missing"))
+    };
+    let device = DeviceId::new(string(input)?).map_err(|_| Corrupt("a device's name is invalid"))?;
+    let session = match input.byte()? {
+        0 => None,
+        1 => Some(input.varint()?),
+        _ => return Err(Corrupt("a session is neither there nor absent")),
+    };
+    let channels: Channels = (0..input.count(1)?)
+        .map(|_| ChannelName::new(string(input)?).map_err(|_| Corrupt("a channel's name is invalid")))
+        .collect::<Result<_, _>>()?;
+    let rows = input.count(1)?;
+    let offsets = paced(input, rows)?;
+    let origins = paced(input, rows)?;
+    let times = paced(input, rows)?;
+    let mut values: Vec<Vec<Value>> = Vec::new();
+    values.resize_with(rows, || Vec::with_capacity(channels.len()));
+    if rows > 0 {
+        for _ in 0..channels.len() {
+            column::values(input, &mut values)?;
+        }
+    }
+    for (((offset, origin), time), values) in offsets.into_iter().zip(origins).zip(times).zip(values) {
+        let origin_seq = origin as u64; // the same bits, as written
+        let reading = Reading::new(origin_seq, Timestamp(time), channels.clone(), values.into_boxed_slice())
+            .map_err(|_| Corrupt("values are missing"))?;
+        let offset = u64::try_from(offset).map_err(|_| Corrupt("a reading's place is impossible"))?;
+        place(offset, reading)?;
+    }
+    Ok(GroupHead { device, session })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn channels(names: &[&str]) -> Channels {
+        names.iter().map(|name| ChannelName::new(name).expect("a valid name")).collect()
+    }
+
+    /// Batches of several devices, sessions and channel lists, in any mixture.
+    fn any_batches() -> impl Strategy<Value = Vec<Numbered>> {
+        let value = prop_oneof![
+            any::<u64>().prop_map(|bits| Value::Float(f64::from_bits(bits))),
+            any::<i64>().prop_map(Value::Integer),
+            ".{0,8}".prop_map(|text| Value::Text(text.into())),
+        ];
+        let reading = (any::<u64>(), any::<i64>(), 0usize..3, proptest::collection::vec(value, 2));
+        let batch = (0u8..4, proptest::option::of(0u64..2), proptest::collection::vec(reading, 0..6));
+        (1u64..u64::MAX / 2, proptest::collection::vec(batch, 0..20)).prop_map(|(first, batches)| {
+            let lists = [channels(&[]), channels(&["a"]), channels(&["a", "b"])];
+            let mut next = Seq(first);
+            let number = |(device, session, readings): (u8, Option<u64>, Vec<(u64, i64, usize, Vec<Value>)>)| {
+                let readings: Vec<_> = readings
+                    .into_iter()
+                    .map(|(origin, time, list, mut values)| {
+                        values.truncate(list);
+                        Reading::new(origin, Timestamp(time), lists[list].clone(), values.into()).expect("cut to fit")
+                    })
+                    .collect();
+                let device = DeviceId::new(&format!("device-{device}")).expect("a valid name");
+                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, readings }) };
+                next = next.plus(numbered.batch.readings.len() as u64);
+                numbered
+            };
+            batches.into_iter().map(number).collect()
+        })
+    }
+
+    /// One line a reading, floats by their bits, so that NaN equals itself.
+    fn flat(batches: &[Numbered]) -> Vec<String> {
+        let line = |n: &Numbered| {
+            let device = n.batch.device.clone();
+            n.after(Seq::ZERO)
+                .map(|(seq, origin, reading)| {
+                    let values: Vec<_> = reading
+                        .iter()
+                        .map(|(channel, value)| match value {
+                            Value::Float(float) => format!("{channel}={:x}", float.to_bits()),
+                            other => format!("{channel}={other:?}"),
+                        })
+                        .collect();
+                    let origin = origin.map(|o| (o.session, o.seq));
+                    format!("{seq} {device} {origin:?} {:?} {values:?}", reading.time)
+                })
+                .collect::<Vec<_>>()
+        };
+        batches.iter().flat_map(line).collect()
+    }
+
+    fn encode(batches: &[Numbered]) -> Option<(Header, Vec<u8>)> {
+        Encoder::new().and_then(|mut encoder| encoder.encode(batches)).expect("zstd works")
+    }
+
+    proptest! {
+        #[test]
+        fn any_batches_come_back_as_they_were(batches in any_batches()) {
+            match encode(&batches) {
+                None => prop_assert!(flat(&batches).is_empty()),
+                Some((header, block)) => {
+                    let back = decode(&header, &block).expect("what was written reads back");
+                    prop_assert_eq!(flat(&back), flat(&batches));
+                    prop_assert_eq!(back.last().map(Numbered::last), Some(header.last()));
+                }
+            }
+        }
+
+        #[test]
+        fn a_flipped_bit_anywhere_is_noticed(batches in any_batches(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+            if let Some((header, mut block)) = encode(&batches) {
+                let at = at.index(block.len());
+                block[at] ^= 1 << bit;
+                prop_assert!(decode(&header, &block).is_err());
+            }
+        }
+
+        #[test]
+        fn garbage_with_a_right_checksum_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..300), count in 0u32..50, compressed in any::<bool>()) {
+            let raw_length = if compressed { 500 } else { garbage.len() as u32 };
+            let mut header = Header { first: Seq(1), count, oldest: Timestamp(0), newest: Timestamp(0), raw_length, checksum: 0 };
+            header.checksum = header.expected_checksum(&garbage);
+            let _ = decode(&header, &garbage);
+        }
+    }
+
+    #[test]
+    fn a_header_that_was_changed_is_noticed() {
+        let device = DeviceId::new("d").expect("a valid name");
+        let reading = Reading::new(1, Timestamp(5), channels(&["a"]), Box::new([Value::Integer(1)])).expect("it fits");
+        let batch = Arc::new(Batch { device, session: None, readings: vec![reading] });
+        let (header, block) = encode(&[Numbered { first: Seq(7), batch }]).expect("one reading");
+        for wrong in [
+            Header { first: Seq(8), ..header },
+            Header { count: 2, ..header },
+            Header { oldest: Timestamp(4), ..header },
+            Header { newest: Timestamp(6), ..header },
+            Header { raw_length: header.raw_length + 1, ..header },
+        ] {
+            assert!(decode(&wrong, &block).is_err(), "{wrong:?}");
+        }
+        assert!(decode(&header, &block).is_ok());
+    }
+
+    #[test]
+    fn a_thousand_readings_of_four_values_take_under_ten_bytes_each() {
+        let list = channels(&["temperature", "humidity", "pressure", "open"]);
+        let batches: Vec<_> = (0..1000u32)
+            .map(|i| {
+                let device = DeviceId::new(&format!("device-{}", i % 20)).expect("a valid name");
+                let noise = f64::from(i.wrapping_mul(2_654_435_761) >> 28);
+                let values = [
+                    Value::Float((2150.0 + noise).round() / 100.0),
+                    Value::Float((455.0 - noise).round() / 10.0),
+                    Value::Integer(101_325 + i64::from(i % 5)),
+                    Value::Boolean(i % 100 < 50),
+                ];
+                let time = Timestamp(1_763_859_723_000_000 + i64::from(i) * 10_000 + noise as i64);
+                let reading = Reading::new(u64::from(i / 20), time, list.clone(), values.into()).expect("it fits");
+                let batch = Batch { device, session: Some(u64::from(i % 20) << 40), readings: vec![reading] };
+                Numbered { first: Seq(5000 + u64::from(i)), batch: Arc::new(batch) }
+            })
+            .collect();
+        let (_, block) = encode(&batches).expect("there are readings");
+        assert!(block.len() < 10_000, "{} bytes", block.len());
+    }
+}

@@ -1,0 +1,372 @@
+//! Columns of a segment: integers as deltas, floats as scaled decimals.
+//!
+//! Every encoding is exact: a float column is scaled only if each of its values
+//! comes back bit for bit, else its bytes are stored as they are, transposed so
+//! that the general compressor behind finds the bytes that repeat.
+
+use super::Corrupt;
+use crate::model::Value;
+
+/// Reads what the writers below wrote; every read is checked against the end.
+pub(super) struct Input<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Input<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Input<'a> {
+        Input { bytes }
+    }
+
+    pub(super) fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn take(&mut self, n: usize) -> Result<&'a [u8], Corrupt> {
+        let (head, tail) = self.bytes.split_at_checked(n).ok_or(Corrupt("ends early"))?;
+        self.bytes = tail;
+        Ok(head)
+    }
+
+    pub(super) fn byte(&mut self) -> Result<u8, Corrupt> {
+        let (first, rest) = self.bytes.split_first().ok_or(Corrupt("ends early"))?;
+        self.bytes = rest;
+        Ok(*first)
+    }
+
+    /// An unsigned LEB128 number.
+    pub(super) fn varint(&mut self) -> Result<u64, Corrupt> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                return Err(Corrupt("number out of range"));
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(Corrupt("number out of range"))
+    }
+
+    /// A count of things that take at least `bytes_each` bytes from here on, so
+    /// that a damaged count cannot make the reader allocate.
+    pub(super) fn count(&mut self, bytes_each: usize) -> Result<usize, Corrupt> {
+        let count = usize::try_from(self.varint()?).map_err(|_| Corrupt("count out of range"))?;
+        match count.checked_mul(bytes_each) {
+            Some(bytes) if bytes <= self.remaining() => Ok(count),
+            _ => Err(Corrupt("count out of range")),
+        }
+    }
+
+    pub(super) fn blob(&mut self) -> Result<&'a [u8], Corrupt> {
+        let length = self.count(1)?;
+        self.take(length)
+    }
+
+    pub(super) fn text(&mut self) -> Result<&'a str, Corrupt> {
+        std::str::from_utf8(self.blob()?).map_err(|_| Corrupt("text is not UTF-8"))
+    }
+}
+
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80); // the low seven bits, and "more follows"
+        value >>= 7;
+    }
+    out.push(value as u8); // under 0x80 here
+}
+
+pub(super) fn put_blob(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+fn zigzag(value: i64) -> u64 {
+    ((value << 1) ^ (value >> 63)) as u64 // a reinterpretation of the same bits
+}
+
+fn unzigzag(value: u64) -> i64 {
+    (value >> 1) as i64 ^ -((value & 1) as i64) // the inverse of `zigzag`
+}
+
+/// Integers that change little from one to the next.
+pub(super) fn put_deltas(out: &mut Vec<u8>, values: impl Iterator<Item = i64>) {
+    let mut before = 0i64;
+    for value in values {
+        put_varint(out, zigzag(value.wrapping_sub(before)));
+        before = value;
+    }
+}
+
+pub(super) fn deltas<'i, 'a>(
+    input: &'i mut Input<'a>,
+    n: usize,
+) -> impl Iterator<Item = Result<i64, Corrupt>> + use<'i, 'a> {
+    let mut before = 0i64;
+    (0..n).map(move |_| {
+        before = before.wrapping_add(unzigzag(input.varint()?));
+        Ok(before)
+    })
+}
+
+/// Integers that advance at a steady pace: deltas of deltas, after division by
+/// the largest power of ten up to a million that divides them all.
+pub(super) fn put_paced(out: &mut Vec<u8>, values: &[i64]) {
+    let unit = [1_000_000, 1_000, 1].into_iter().find(|unit| values.iter().all(|v| v % unit == 0)).unwrap_or(1);
+    put_varint(out, unit.unsigned_abs());
+    let mut before = 0i64;
+    put_deltas(
+        out,
+        values.iter().map(|value| {
+            let scaled = value / unit;
+            let delta = scaled.wrapping_sub(before);
+            before = scaled;
+            delta
+        }),
+    );
+}
+
+pub(super) fn paced(input: &mut Input<'_>, n: usize) -> Result<Vec<i64>, Corrupt> {
+    let unit = i64::try_from(input.varint()?).map_err(|_| Corrupt("unit out of range"))?;
+    let mut before = 0i64;
+    deltas(input, n)
+        .map(|delta| {
+            before = before.wrapping_add(delta?);
+            Ok(before.wrapping_mul(unit))
+        })
+        .collect()
+}
+
+const MIXED: u8 = 0;
+const DECIMAL: u8 = 1;
+const FLOAT: u8 = 2;
+const INTEGER: u8 = 3;
+const BOOLEAN: u8 = 4;
+const TEXT: u8 = 5;
+const BYTES: u8 = 6;
+
+fn tag(value: &Value) -> u8 {
+    match value {
+        Value::Float(_) => FLOAT,
+        Value::Integer(_) => INTEGER,
+        Value::Boolean(_) => BOOLEAN,
+        Value::Text(_) => TEXT,
+        Value::Bytes(_) => BYTES,
+    }
+}
+
+/// The values of one channel, in row order.
+pub(super) fn put_values<'v>(out: &mut Vec<u8>, values: impl Iterator<Item = &'v Value> + Clone) {
+    let Some(first) = values.clone().next().map(tag) else { return };
+    if values.clone().any(|value| tag(value) != first) {
+        out.push(MIXED);
+        values.for_each(|value| {
+            out.push(tag(value));
+            put_value(out, value);
+        });
+        return;
+    }
+    match first {
+        FLOAT => put_floats(out, values.filter_map(|v| if let Value::Float(f) = v { Some(*f) } else { None })),
+        INTEGER => {
+            out.push(INTEGER);
+            put_deltas(out, values.filter_map(|v| if let Value::Integer(i) = v { Some(*i) } else { None }));
+        }
+        kind => {
+            out.push(kind);
+            values.for_each(|value| put_value(out, value));
+        }
+    }
+}
+
+fn put_value(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Float(float) => out.extend_from_slice(&float.to_le_bytes()),
+        Value::Integer(integer) => put_varint(out, zigzag(*integer)),
+        Value::Boolean(boolean) => out.push(u8::from(*boolean)),
+        Value::Text(text) => put_blob(out, text.as_bytes()),
+        Value::Bytes(bytes) => put_blob(out, bytes),
+    }
+}
+
+fn value(input: &mut Input<'_>, tag: u8) -> Result<Value, Corrupt> {
+    Ok(match tag {
+        FLOAT => {
+            let mut raw = [0; 8];
+            raw.copy_from_slice(input.take(8)?);
+            Value::Float(f64::from_le_bytes(raw))
+        }
+        INTEGER => Value::Integer(unzigzag(input.varint()?)),
+        BOOLEAN => match input.byte()? {
+            0 => Value::Boolean(false),
+            1 => Value::Boolean(true),
+            _ => return Err(Corrupt("boolean is neither 0 nor 1")),
+        },
+        TEXT => Value::Text(input.text()?.into()),
+        BYTES => Value::Bytes(input.blob()?.into()),
+        _ => return Err(Corrupt("unknown kind of value")),
+    })
+}
+
+/// Appends one value to each of `rows`.
+pub(super) fn values(input: &mut Input<'_>, rows: &mut [Vec<Value>]) -> Result<(), Corrupt> {
+    match input.byte()? {
+        MIXED => {
+            for row in rows {
+                let tag = input.byte()?;
+                row.push(value(input, tag)?);
+            }
+        }
+        DECIMAL => {
+            let scale = *SCALES.get(usize::from(input.byte()?)).ok_or(Corrupt("unknown scale"))?;
+            for (integer, row) in deltas(input, rows.len()).zip(rows.iter_mut()) {
+                row.push(Value::Float(integer? as f64 / scale)); // under 2^53: exact
+            }
+        }
+        FLOAT => {
+            let n = rows.len();
+            let planes = input.take(n.checked_mul(8).ok_or(Corrupt("count out of range"))?)?;
+            for (i, row) in rows.iter_mut().enumerate() {
+                let raw = std::array::from_fn(|plane| planes[plane * n + i]); // 8 * n bytes were taken
+                row.push(Value::Float(f64::from_le_bytes(raw)));
+            }
+        }
+        INTEGER => {
+            for (integer, row) in deltas(input, rows.len()).zip(rows.iter_mut()) {
+                row.push(Value::Integer(integer?));
+            }
+        }
+        kind => {
+            for row in rows {
+                row.push(value(input, kind)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+const SCALES: [f64; 10] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
+
+/// `float` times `scale` as an integer, if dividing it again gives the same bits.
+fn scaled(float: f64, scale: f64) -> Option<i64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53: every integer below is a float
+    let integer = (float * scale).round();
+    // The range also refuses NaN and the infinities, and the bits refuse -0.0.
+    let integer = (integer.abs() < EXACT).then_some(integer as i64)?;
+    ((integer as f64 / scale).to_bits() == float.to_bits()).then_some(integer)
+}
+
+fn put_floats(out: &mut Vec<u8>, floats: impl Iterator<Item = f64> + Clone) {
+    let start = out.len();
+    let mut first_scale = 0;
+    // A scale that fits one value seldom fails later; if it does, a larger one may fit all.
+    for (exponent, scale) in SCALES.iter().enumerate() {
+        if exponent < first_scale {
+            continue;
+        }
+        out.truncate(start);
+        out.push(DECIMAL);
+        out.push(exponent as u8); // under 10
+        let mut before = 0i64;
+        let misfit = floats.clone().find(|float| match scaled(*float, *scale) {
+            Some(integer) => {
+                put_varint(out, zigzag(integer.wrapping_sub(before)));
+                before = integer;
+                false
+            }
+            None => true,
+        });
+        let Some(misfit) = misfit else { return };
+        match SCALES.iter().skip(exponent + 1).position(|scale| scaled(misfit, *scale).is_some()) {
+            Some(further) => first_scale = exponent + 1 + further,
+            None => break,
+        }
+    }
+    out.truncate(start);
+    out.push(FLOAT);
+    for plane in 0..8 {
+        out.extend(floats.clone().map(|float| float.to_le_bytes()[plane]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn round_trip(column: &[Value]) -> (Vec<Value>, usize) {
+        let mut out = Vec::new();
+        put_values(&mut out, column.iter());
+        let mut rows = vec![Vec::new(); column.len()];
+        let mut input = Input::new(&out);
+        values(&mut input, &mut rows).expect("what was written reads back");
+        assert_eq!(input.remaining(), 0);
+        (rows.into_iter().flatten().collect(), out.len())
+    }
+
+    fn bits(values: &[Value]) -> Vec<(u8, Vec<u8>)> {
+        values
+            .iter()
+            .map(|value| {
+                let mut out = Vec::new();
+                put_value(&mut out, value);
+                (tag(value), out)
+            })
+            .collect()
+    }
+
+    pub(crate) fn any_value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            any::<f64>().prop_map(Value::Float),
+            any::<u64>().prop_map(|raw| Value::Float(f64::from_bits(raw))),
+            (-100_000i64..100_000, 0u8..5).prop_map(|(i, e)| Value::Float(i as f64 / SCALES[usize::from(e)])),
+            any::<i64>().prop_map(Value::Integer),
+            any::<bool>().prop_map(Value::Boolean),
+            ".{0,12}".prop_map(|text| Value::Text(text.into())),
+            proptest::collection::vec(any::<u8>(), 0..12).prop_map(|bytes| Value::Bytes(bytes.into())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_column_comes_back_bit_for_bit(column in proptest::collection::vec(any_value(), 1..40)) {
+            prop_assert_eq!(bits(&round_trip(&column).0), bits(&column));
+        }
+
+        #[test]
+        fn a_column_of_floats_comes_back_bit_for_bit(raw in proptest::collection::vec(any::<u64>(), 1..40)) {
+            let column: Vec<_> = raw.into_iter().map(|raw| Value::Float(f64::from_bits(raw))).collect();
+            prop_assert_eq!(bits(&round_trip(&column).0), bits(&column));
+        }
+
+        #[test]
+        fn paced_integers_come_back(column in proptest::collection::vec(any::<i64>(), 0..40)) {
+            let mut out = Vec::new();
+            put_paced(&mut out, &column);
+            prop_assert_eq!(paced(&mut Input::new(&out), column.len()), Ok(column));
+        }
+
+        #[test]
+        fn garbage_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..200), n in 0usize..50) {
+            let _ = values(&mut Input::new(&garbage), &mut vec![Vec::new(); n]);
+            let _ = paced(&mut Input::new(&garbage), n);
+        }
+    }
+
+    #[test]
+    fn decimals_that_move_little_take_a_byte_each() {
+        let column: Vec<_> = (0..1000).map(|i| Value::Float(f64::from(2150 + i % 7) / 100.0)).collect();
+        let (back, size) = round_trip(&column);
+        assert_eq!(back, column);
+        assert!(size < 1010, "{size} bytes");
+    }
+
+    #[test]
+    fn special_floats_survive_beside_ordinary_ones() {
+        let column = [0.0, -0.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MIN_POSITIVE, 0.1, 1e300];
+        let column: Vec<_> = column.into_iter().map(Value::Float).collect();
+        assert_eq!(bits(&round_trip(&column).0), bits(&column));
+    }
+}

@@ -1,0 +1,489 @@
+//! The log's decisions: what is in memory, what is settled, when a commit is due.
+//!
+//! Pure: time and disk are told to it. Readings stand in the order of their
+//! seqs, and three frontiers move up along them:
+//!
+//! ```text
+//!             settled = max(saved, least confirmed)
+//!                |
+//!   ---- saved --|------ next        saved: on disk, or in no need of it
+//!   -- confirmed (a frontier a sink)
+//! ```
+//!
+//! A reading leaves memory once it is saved and each sink confirmed it, or, when
+//! memory is short, as soon as it is saved: slow sinks then read it from disk.
+
+use super::mark::Mark;
+use crate::config::HistoryWithin;
+use crate::model::{Batch, DeviceId, Numbered, Seq};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The rules by which the log commits and holds back.
+#[derive(Debug, Clone)]
+pub(super) struct Policy {
+    /// A reading that not every sink confirmed is on disk this soon.
+    pub commit_within: Duration,
+    /// A confirmed reading is on disk this soon, if at all.
+    pub history_within: HistoryWithin,
+    /// Sinks see a reading only once it is on disk.
+    pub after_commit: bool,
+    /// Bytes of unsettled readings beyond which nothing is accepted.
+    pub max_pending: usize,
+    /// Bytes of unsaved readings that make a commit due at once.
+    pub segment_bytes: usize,
+}
+
+struct Entry {
+    numbered: Numbered,
+    /// Monotonic time of arrival.
+    arrived: Duration,
+    bytes: usize,
+    mark: Option<Arc<Mark>>,
+    /// The device's own seq of the last reading; meaningful with a mark.
+    last_origin: u64,
+}
+
+pub(super) struct Tail {
+    policy: Policy,
+    entries: VecDeque<Entry>,
+    next: Seq,
+    /// The last seq that may be given out: those above are not reserved on disk.
+    reserved: Seq,
+    saved: Seq,
+    /// How many entries at the front are saved, and settled.
+    saved_entries: usize,
+    settled_entries: usize,
+    total_bytes: usize,
+    unsettled_bytes: usize,
+    unsaved_bytes: usize,
+    confirmed: Vec<Seq>,
+    /// Session and seq of devices whose readings were settled without ever being saved.
+    unsaved_marks: HashMap<DeviceId, (u64, u64)>,
+}
+
+/// What a commit has to write.
+#[derive(Default)]
+pub(super) struct Unsaved {
+    /// Consecutive readings, or none.
+    pub batches: Vec<Numbered>,
+    /// The last of them; `saved` if there is none.
+    pub upto: Seq,
+    /// Device, session, and the session's last seq that is settled with this commit.
+    pub marks: Vec<(DeviceId, u64, u64)>,
+}
+
+impl Tail {
+    /// A tail whose first seq is `next`, everything before it being on disk, with
+    /// one frontier for each of the sinks' `confirmed`.
+    pub fn new(policy: Policy, next: Seq, reserved: Seq, confirmed: Vec<Seq>) -> Tail {
+        Tail {
+            policy,
+            entries: VecDeque::new(),
+            next,
+            reserved,
+            saved: next.prev(),
+            saved_entries: 0,
+            settled_entries: 0,
+            total_bytes: 0,
+            unsettled_bytes: 0,
+            unsaved_bytes: 0,
+            confirmed,
+            unsaved_marks: HashMap::new(),
+        }
+    }
+
+    /// Takes over a batch and numbers it, or hands it back if there is no room.
+    pub fn append(&mut self, batch: Batch, mark: Option<&Arc<Mark>>, arrived: Duration) -> Result<(), Batch> {
+        let bytes = batch.memory();
+        let full = self.unsettled_bytes > 0 && self.unsettled_bytes + bytes > self.policy.max_pending;
+        let count = batch.readings.len() as u64;
+        if full || self.next.plus(count) > self.reserved.next() {
+            return Err(batch);
+        }
+        let Some(last_origin) = batch.readings.last().map(|reading| reading.origin_seq) else { return Ok(()) };
+        let first = self.next;
+        self.next = first.plus(count);
+        self.total_bytes += bytes;
+        self.unsettled_bytes += bytes;
+        self.unsaved_bytes += bytes;
+        let numbered = Numbered { first, batch: Arc::new(batch) };
+        self.entries.push_back(Entry { numbered, arrived, bytes, mark: mark.cloned(), last_origin });
+        Ok(())
+    }
+
+    /// Sink number `sink` confirmed everything up to `upto`.
+    /// Returns the marks that advanced with it.
+    pub fn confirm(&mut self, sink: usize, upto: Seq) -> Vec<Arc<Mark>> {
+        let last = self.next.prev();
+        if let Some(confirmed) = self.confirmed.get_mut(sink) {
+            *confirmed = upto.min(last).max(*confirmed);
+        }
+        self.advance()
+    }
+
+    /// Everything up to `upto` is on disk. Returns the marks that advanced with it.
+    pub fn saved(&mut self, upto: Seq) -> Vec<Arc<Mark>> {
+        while let Some(entry) = self.entries.get(self.saved_entries).filter(|entry| entry.numbered.last() <= upto) {
+            self.unsaved_bytes -= entry.bytes;
+            self.saved_entries += 1;
+        }
+        self.saved = self.saved.max(upto);
+        self.advance()
+    }
+
+    /// Seqs up to `reserved` may be given out from now on.
+    pub fn reserve(&mut self, reserved: Seq) {
+        self.reserved = reserved.max(self.reserved);
+    }
+
+    fn advance(&mut self) -> Vec<Arc<Mark>> {
+        let everywhere = self.confirmed.iter().copied().min();
+        if let (HistoryWithin::Off, Some(everywhere)) = (self.policy.history_within, everywhere) {
+            while let Some(entry) = self.entries.get(self.saved_entries).filter(|e| e.numbered.last() <= everywhere) {
+                self.unsaved_bytes -= entry.bytes;
+                self.saved_entries += 1;
+                self.saved = entry.numbered.last();
+                if let Some(mark) = &entry.mark {
+                    self.unsaved_marks.insert(mark.device().clone(), (mark.session(), entry.last_origin));
+                }
+            }
+        }
+        let settled = everywhere.unwrap_or(Seq::ZERO).max(self.saved);
+        let mut advanced: Vec<Arc<Mark>> = Vec::new();
+        while let Some(entry) = self.entries.get(self.settled_entries).filter(|e| e.numbered.last() <= settled) {
+            self.unsettled_bytes -= entry.bytes;
+            self.settled_entries += 1;
+            if let Some(mark) = &entry.mark
+                && mark.settle(entry.last_origin)
+            {
+                advanced.push(mark.clone());
+            }
+        }
+        let nobody_waits = everywhere.unwrap_or(self.saved);
+        while self.saved_entries > 0
+            && self.settled_entries > 0
+            && let Some(entry) = self.entries.front()
+            && (entry.numbered.last() <= nobody_waits || self.total_bytes > self.policy.max_pending)
+        {
+            self.total_bytes -= entry.bytes;
+            self.saved_entries -= 1;
+            self.settled_entries -= 1;
+            self.entries.pop_front();
+        }
+        advanced
+    }
+
+    /// The monotonic time at which a commit is due; `None` while none is.
+    pub fn due(&self) -> Option<Duration> {
+        let oldest = self.entries.get(self.saved_entries)?;
+        if self.unsaved_bytes >= self.policy.segment_bytes {
+            return Some(Duration::ZERO);
+        }
+        let unsettled = self.entries.get(self.saved_entries.max(self.settled_entries));
+        let commit = unsettled.map(|entry| entry.arrived.saturating_add(self.policy.commit_within));
+        let history = match self.policy.history_within {
+            HistoryWithin::Off => None,
+            HistoryWithin::Within(within) => Some(oldest.arrived.saturating_add(within)),
+        };
+        [commit, history].into_iter().flatten().min()
+    }
+
+    /// Everything that is not on disk, and what is to be written with it.
+    pub fn unsaved(&mut self) -> Unsaved {
+        let mut marks: HashMap<DeviceId, (u64, u64)> = std::mem::take(&mut self.unsaved_marks);
+        let mut batches = Vec::with_capacity(self.entries.len() - self.saved_entries);
+        let mut upto = self.saved;
+        let mut previous: Option<&Arc<Mark>> = None;
+        let mut pending = (0, 0);
+        for entry in self.entries.iter().skip(self.saved_entries) {
+            batches.push(entry.numbered.clone());
+            upto = entry.numbered.last();
+            let Some(mark) = &entry.mark else { continue };
+            if let Some(before) = previous.filter(|before| !Arc::ptr_eq(before, mark)) {
+                marks.insert(before.device().clone(), pending);
+            }
+            previous = Some(mark);
+            pending = (mark.session(), entry.last_origin);
+        }
+        if let Some(before) = previous {
+            marks.insert(before.device().clone(), pending);
+        }
+        let marks = marks.into_iter().map(|(device, (session, seq))| (device, session, seq)).collect();
+        Unsaved { batches, upto, marks }
+    }
+
+    /// A commit that took `marks` along failed: they are still to be written.
+    pub fn not_saved(&mut self, marks: Vec<(DeviceId, u64, u64)>) {
+        for (device, session, seq) in marks {
+            self.unsaved_marks.entry(device).or_insert((session, seq));
+        }
+    }
+
+    /// The last reading that sinks may see.
+    pub fn visible(&self) -> Seq {
+        if self.policy.after_commit { self.saved } else { self.next.prev() }
+    }
+
+    /// Visible readings after `after`, about `max_bytes` of them and at least one
+    /// batch; `None` if the next one is no longer in memory.
+    pub fn read(&self, after: Seq, max_bytes: usize) -> Option<Vec<Numbered>> {
+        let visible = self.visible();
+        if after >= visible {
+            return Some(Vec::new());
+        }
+        let start = self.entries.partition_point(|entry| entry.numbered.last() <= after);
+        let first_held = self.entries.get(start)?.numbered.first;
+        let in_memory = start > 0 || first_held <= after.next() || after >= self.saved;
+        if !in_memory {
+            return None;
+        }
+        Some(self.read_held(after, max_bytes))
+    }
+
+    /// Visible readings after `after` that are in memory, whether or not others
+    /// stand before them.
+    pub fn read_held(&self, after: Seq, max_bytes: usize) -> Vec<Numbered> {
+        let start = self.entries.partition_point(|entry| entry.numbered.last() <= after);
+        let visible = self.visible();
+        let mut bytes = 0;
+        let wanted = |entry: &&Entry| {
+            let wanted = bytes < max_bytes && entry.numbered.last() <= visible;
+            bytes += entry.bytes;
+            wanted
+        };
+        self.entries.range(start..).take_while(wanted).map(|entry| entry.numbered.clone()).collect()
+    }
+
+    /// When the reading arrived, if it is in memory.
+    pub fn arrival(&self, seq: Seq) -> Option<Duration> {
+        let index = self.entries.partition_point(|entry| entry.numbered.last() < seq);
+        self.entries.get(index).filter(|entry| entry.numbered.first <= seq).map(|entry| entry.arrived)
+    }
+
+    pub fn confirmed(&self, sink: usize) -> Seq {
+        self.confirmed.get(sink).copied().unwrap_or_default()
+    }
+
+    /// The next seq that will be given out.
+    pub fn next(&self) -> Seq {
+        self.next
+    }
+
+    /// The last seq that needs no more writing.
+    pub fn saved_upto(&self) -> Seq {
+        self.saved
+    }
+
+    /// How many seqs may still be given out.
+    pub fn reserve_left(&self) -> u64 {
+        self.reserved.next().0.saturating_sub(self.next.0)
+    }
+
+    /// Bytes of readings that are not settled.
+    pub fn unsettled_bytes(&self) -> usize {
+        self.unsettled_bytes
+    }
+
+    /// Whether the byte bound alone makes a commit due.
+    pub fn segment_is_full(&self) -> bool {
+        self.unsaved_bytes >= self.policy.segment_bytes
+    }
+
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Reading, Timestamp};
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn policy() -> Policy {
+        Policy {
+            commit_within: SECOND,
+            history_within: HistoryWithin::Within(300 * SECOND),
+            after_commit: false,
+            max_pending: 1 << 20,
+            segment_bytes: 1 << 20,
+        }
+    }
+
+    fn tail(policy: Policy, sinks: usize) -> Tail {
+        Tail::new(policy, Seq(1), Seq(1000), vec![Seq::ZERO; sinks])
+    }
+
+    fn batch(origins: std::ops::RangeInclusive<u64>) -> Batch {
+        let reading = |seq| Reading::new(seq, Timestamp(0), Arc::new([]), Box::new([])).expect("both lists are empty");
+        let device = DeviceId::new("d").expect("a valid name");
+        Batch { device, session: Some(1), readings: origins.map(reading).collect() }
+    }
+
+    fn mark() -> Arc<Mark> {
+        Mark::new(DeviceId::new("d").expect("a valid name"), 1, 0)
+    }
+
+    fn seqs(batches: &[Numbered]) -> Vec<u64> {
+        batches.iter().flat_map(|b| b.after(Seq::ZERO).map(|(seq, _, _)| seq.0).collect::<Vec<_>>()).collect()
+    }
+
+    #[test]
+    fn a_reading_is_settled_by_its_commit() {
+        let (mut tail, mark) = (tail(policy(), 1), mark());
+        tail.append(batch(1..=3), Some(&mark), SECOND).expect("there is room");
+        assert_eq!((mark.settled(), tail.due()), (0, Some(2 * SECOND)));
+        let work = tail.unsaved();
+        assert_eq!((seqs(&work.batches), work.upto), (vec![1, 2, 3], Seq(3)));
+        assert_eq!(work.marks, [(mark.device().clone(), 1, 3)]);
+        assert_eq!(tail.saved(work.upto).len(), 1);
+        assert_eq!((mark.settled(), tail.due(), tail.unsettled_bytes()), (3, None, 0));
+    }
+
+    #[test]
+    fn a_reading_that_every_sink_confirmed_is_settled_and_waits_for_history() {
+        let (mut tail, mark) = (tail(policy(), 2), mark());
+        tail.append(batch(1..=1), Some(&mark), SECOND).expect("there is room");
+        assert!(tail.confirm(0, Seq(1)).is_empty());
+        assert_eq!(mark.settled(), 0);
+        assert_eq!(tail.confirm(1, Seq(1)).len(), 1);
+        assert_eq!((mark.settled(), tail.due()), (1, Some(301 * SECOND)));
+        assert_eq!(seqs(&tail.unsaved().batches), [1]);
+    }
+
+    #[test]
+    fn without_history_a_confirmed_reading_is_never_written_but_its_mark_is() {
+        let mut tail = tail(Policy { history_within: HistoryWithin::Off, ..policy() }, 1);
+        let mark = mark();
+        tail.append(batch(1..=1), Some(&mark), SECOND).expect("there is room");
+        tail.append(batch(2..=2), Some(&mark), 2 * SECOND).expect("there is room");
+        tail.confirm(0, Seq(1));
+        assert_eq!((mark.settled(), tail.due()), (1, Some(3 * SECOND)));
+        tail.confirm(0, Seq(2));
+        assert_eq!(tail.due(), None);
+        let work = tail.unsaved();
+        assert!(work.batches.is_empty());
+        assert_eq!(work.marks, [(mark.device().clone(), 1, 2)]);
+    }
+
+    #[test]
+    fn memory_that_is_used_up_hands_the_batch_back_until_something_settles() {
+        let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 1);
+        let mut appended = 0;
+        while tail.append(batch(1..=1), None, SECOND).is_ok() {
+            appended += 1;
+        }
+        assert!((2..20).contains(&appended), "{appended}");
+        let upto = tail.unsaved().upto;
+        tail.saved(upto);
+        assert!(tail.append(batch(1..=1), None, SECOND).is_ok());
+    }
+
+    #[test]
+    fn no_seq_beyond_the_reserved_ones_is_given_out() {
+        let mut tail = Tail::new(policy(), Seq(1), Seq(2), vec![]);
+        assert!(tail.append(batch(1..=3), None, SECOND).is_err());
+        assert!(tail.append(batch(1..=2), None, SECOND).is_ok());
+        assert!(tail.append(batch(3..=3), None, SECOND).is_err());
+        tail.reserve(Seq(3));
+        assert!(tail.append(batch(3..=3), None, SECOND).is_ok());
+    }
+
+    #[test]
+    fn a_full_segment_is_due_at_once() {
+        let mut tail = tail(Policy { segment_bytes: 1, ..policy() }, 1);
+        tail.append(batch(1..=1), None, SECOND).expect("there is room");
+        assert_eq!(tail.due(), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_slow_sink_is_sent_to_the_disk_when_memory_is_short() {
+        let mut tail = tail(Policy { max_pending: 2000, ..policy() }, 1);
+        for seq in 1..=40 {
+            tail.append(batch(seq..=seq), None, SECOND).expect("there is room");
+            tail.saved(Seq(seq));
+        }
+        assert_eq!(tail.read(Seq::ZERO, 1 << 20), None);
+        assert_eq!(tail.read(Seq(39), 1 << 20).map(|b| seqs(&b)), Some(vec![40]));
+        assert!(tail.total_bytes <= 2000);
+    }
+
+    #[test]
+    fn after_commit_hides_what_is_not_on_disk() {
+        let mut tail = tail(Policy { after_commit: true, ..policy() }, 1);
+        tail.append(batch(1..=1), None, SECOND).expect("there is room");
+        assert_eq!(tail.read(Seq::ZERO, 1 << 20), Some(vec![]));
+        tail.saved(Seq(1));
+        assert_eq!(tail.read(Seq::ZERO, 1 << 20).map(|b| seqs(&b)), Some(vec![1]));
+    }
+
+    #[test]
+    fn a_confirmation_of_what_was_never_sent_reaches_no_further_than_the_log() {
+        let mut tail = tail(policy(), 1);
+        tail.confirm(0, Seq(u64::MAX));
+        assert_eq!(tail.confirmed(0), Seq::ZERO);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Append(u8),
+        Confirm(u8, u8),
+        Commit,
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order, a mark is settled exactly as far as the
+        /// disk or every sink has its readings, and each reading stays in memory
+        /// until it needs neither disk nor sink.
+        #[test]
+        fn settled_means_on_disk_or_confirmed_by_all(
+            steps in proptest::collection::vec(prop_oneof![
+                (1u8..5).prop_map(Step::Append),
+                (0u8..2, 0u8..60).prop_map(|(sink, upto)| Step::Confirm(sink, upto)),
+                Just(Step::Commit),
+            ], 0..60),
+            history in prop_oneof![Just(HistoryWithin::Off), Just(HistoryWithin::Within(SECOND))],
+        ) {
+            let mut tail = tail(Policy { history_within: history, ..policy() }, 2);
+            let mark = mark();
+            let (mut next, mut disk, mut confirmed) = (1u64, 0u64, [0u64; 2]);
+            let mut ends = vec![0u64];
+            for step in steps {
+                match step {
+                    Step::Append(n) => {
+                        let last = next + u64::from(n) - 1;
+                        tail.append(batch(next..=last), Some(&mark), SECOND).expect("there is room");
+                        next = last + 1;
+                        ends.push(last);
+                    }
+                    Step::Confirm(sink, upto) => {
+                        let upto = u64::from(upto).min(next - 1);
+                        tail.confirm(usize::from(sink), Seq(upto));
+                        confirmed[usize::from(sink)] = confirmed[usize::from(sink)].max(upto);
+                    }
+                    Step::Commit => {
+                        let work = tail.unsaved();
+                        let everywhere = confirmed[0].min(confirmed[1]);
+                        let (from, upto) = (seqs(&work.batches).first().copied().unwrap_or(next), work.upto.0);
+                        prop_assert!(from <= disk.max(everywhere) + 1, "{} after {}", from, disk);
+                        prop_assert_eq!(upto, next - 1);
+                        tail.saved(work.upto);
+                        disk = upto;
+                    }
+                }
+                let frontier = disk.max(confirmed[0].min(confirmed[1]));
+                let settled = ends.iter().copied().filter(|end| *end <= frontier).max().unwrap_or(0);
+                prop_assert_eq!(mark.settled(), settled);
+                for (sink, confirmed) in confirmed.iter().enumerate() {
+                    prop_assert_eq!(tail.confirmed(sink).0, *confirmed);
+                    let unseen = tail.read(Seq(*confirmed), usize::MAX).map(|b| seqs(&b)).unwrap_or_default();
+                    prop_assert_eq!(unseen.last().copied().unwrap_or(*confirmed), next - 1);
+                }
+            }
+        }
+    }
+}
