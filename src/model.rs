@@ -6,6 +6,7 @@
 
 mod names;
 mod reading;
+mod value_serde;
 
 pub use names::{ChannelName, DeviceId, GatewayId, InvalidName, Token};
 pub use reading::{Batch, Channels, Numbered, Reading, ShapeMismatch, Value};

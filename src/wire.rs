@@ -2,4 +2,5 @@
 //! `docs/protocol.md` is the normative text.
 
 pub mod codec;
+pub mod frame;
 pub mod message;

@@ -386,7 +386,7 @@ async fn live_through(steps: Vec<Step>, deliver: Deliver, history_within: Histor
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
     /// Promises 1 to 3 over any order of appends, confirmations, commits, crashes and restarts.
     #[test]
     fn whatever_happens_each_acknowledged_reading_reaches_each_sink(

@@ -1,18 +1,98 @@
-//! (under construction by the wire helper)
-pub mod bytes {
-    pub fn serialize<S: serde::Serializer>(b: &[u8], s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_bytes(b)
-    }
-    pub fn deserialize<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
-        serde::Deserialize::deserialize(d)
+//! Messages to frame bodies and back.
+
+use super::frame::{self, BodyEncoding, Format, FrameRef};
+use super::message::{DeviceMessage, GatewayMessage};
+use serde::{Deserialize, Serialize};
+
+pub(super) mod bytes;
+pub(super) mod values;
+
+/// Bit 7 of a frame's type: from the gateway.
+const FROM_GATEWAY: u8 = 0x80;
+
+/// A whole frame whose body is no message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    #[error("message type {0:#04x} is unknown here")]
+    Unknown(u8),
+    #[error("the body is no {message}: {why}")]
+    Malformed { message: &'static str, why: String },
+}
+
+macro_rules! messages {
+    ($message:ident, $direction:expr, $decode:ident, $encode:ident, $what:literal, $($variant:ident = $kind:literal),*) => {
+        #[doc = concat!("Decodes a message from ", $what, ".")]
+        ///
+        /// # Errors
+        /// If the type is unknown there, or the body is malformed. Bytes behind a
+        /// postcard body and unknown JSON fields are ignored: newer peers may
+        /// append fields.
+        pub fn $decode(frame: &FrameRef<'_>) -> Result<$message, BodyError> {
+            let kind = frame.kind ^ $direction;
+            match kind {
+                $($kind => body(frame, stringify!($variant)).map($message::$variant),)*
+                _ => Err(BodyError::Unknown(frame.kind)),
+            }
+        }
+
+        #[doc = concat!("Appends a message from ", $what, " as a frame.")]
+        pub fn $encode(message: &$message, format: Format, out: &mut Vec<u8>) {
+            match message {
+                $($message::$variant(body) => put(body, $kind | $direction, format, out),)*
+            }
+        }
+    };
+}
+
+messages!(
+    DeviceMessage,
+    0,
+    decode_device,
+    encode_device,
+    "a device",
+    Hello = 1,
+    Authenticate = 2,
+    Readings = 3,
+    Heartbeat = 4,
+    CommandResult = 5,
+    Goodbye = 6
+);
+messages!(
+    GatewayMessage,
+    FROM_GATEWAY,
+    decode_gateway,
+    encode_gateway,
+    "the gateway",
+    Challenge = 1,
+    Welcome = 2,
+    Ack = 3,
+    HeartbeatReply = 4,
+    Command = 5,
+    Goodbye = 6
+);
+
+fn body<'a, T: Deserialize<'a>>(frame: &FrameRef<'a>, message: &'static str) -> Result<T, BodyError> {
+    match frame.format.encoding {
+        BodyEncoding::Postcard => postcard::take_from_bytes(frame.body)
+            .map(|(body, _)| body)
+            .map_err(|why| BodyError::Malformed { message, why: why.to_string() }),
+        BodyEncoding::Json => {
+            serde_json::from_slice(frame.body).map_err(|why| BodyError::Malformed { message, why: why.to_string() })
+        }
     }
 }
-pub mod values {
-    use crate::{model::Value, wire::message::ChannelRef};
-    pub fn serialize<S: serde::Serializer>(_: &[(ChannelRef, Value)], s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_unit()
-    }
-    pub fn deserialize<'de, D: serde::Deserializer<'de>>(_: D) -> Result<Vec<(ChannelRef, Value)>, D::Error> {
-        unimplemented!()
-    }
+
+fn put<T: Serialize>(body: &T, kind: u8, format: Format, out: &mut Vec<u8>) {
+    frame::encode(format, kind, out, |out| {
+        // Neither can fail: the messages hold no map with other keys than strings,
+        // and memory takes all that is written.
+        match format.encoding {
+            BodyEncoding::Postcard => {
+                let _ = postcard::to_io(body, out);
+            }
+            BodyEncoding::Json => {
+                let _ = serde_json::to_writer(out, body);
+            }
+        }
+    });
 }
