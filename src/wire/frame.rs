@@ -129,8 +129,7 @@ pub enum Event<'a> {
     Invalid(FrameError),
 }
 
-/// Called with each event; `Break` stops the decoder right behind that frame,
-/// the rest of the input being kept for the next call.
+/// Called with each event; `Break` sets new limits for what stands behind it.
 pub type OnEvent<'f> = dyn FnMut(Event<'_>) -> ControlFlow<Limits> + 'f;
 
 /// Finds frames in a stream. Parses straight from the input while nothing is left
@@ -165,8 +164,7 @@ impl Decoder {
         !self.partial.is_empty()
     }
 
-    /// Takes the next bytes of the stream and reports what they complete. The
-    /// callback may change the limits for what follows by breaking with new ones.
+    /// Takes the next bytes of the stream and reports what they complete.
     ///
     /// # Errors
     /// With [`Recovery::Fail`], the first thing that is no frame. The stream
@@ -315,5 +313,203 @@ pub fn encode(format: Format, kind: u8, out: &mut Vec<u8>, body: impl FnOnce(&mu
     if format.version == Version::V2 {
         let checksum = crc32fast::hash(&out[start..]); // likewise
         out.extend_from_slice(&checksum.to_be_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: Limits = Limits { max_body: 300, require_checksum: false };
+
+    #[derive(Debug, Clone, PartialEq)]
+    enum Seen {
+        Frame(Format, u8, Vec<u8>),
+        Skipped(usize),
+        Invalid(&'static str),
+    }
+
+    fn see(event: Event<'_>) -> Seen {
+        match event {
+            Event::Frame(frame) => Seen::Frame(frame.format, frame.kind, frame.body.to_vec()),
+            Event::Skipped { bytes } => Seen::Skipped(bytes),
+            Event::Invalid(error) => Seen::Invalid(error.label()),
+        }
+    }
+
+    fn push(decoder: &mut Decoder, bytes: &[u8]) -> Result<Vec<Seen>, FrameError> {
+        let mut seen = Vec::new();
+        decoder.push(bytes, &mut |event| {
+            seen.push(see(event));
+            ControlFlow::Continue(())
+        })?;
+        Ok(seen)
+    }
+
+    fn frames(seen: &[Seen]) -> Vec<Seen> {
+        seen.iter().filter(|seen| matches!(seen, Seen::Frame(..))).cloned().collect()
+    }
+
+    fn any_frame() -> impl Strategy<Value = Seen> {
+        let version = prop_oneof![Just(Version::V1), Just(Version::V2)];
+        any_frame_of(version)
+    }
+
+    fn any_frame_of(version: impl Strategy<Value = Version>) -> impl Strategy<Value = Seen> {
+        let encoding = prop_oneof![Just(BodyEncoding::Postcard), Just(BodyEncoding::Json)];
+        let body = proptest::collection::vec(any::<u8>(), 0..80);
+        (version, encoding, any::<bool>(), 0u8..16, body).prop_map(|(version, encoding, gateway, kind, body)| {
+            Seen::Frame(Format { version, encoding }, kind | u8::from(gateway) << 7, body)
+        })
+    }
+
+    fn bytes(frame: &Seen) -> Vec<u8> {
+        let mut out = Vec::new();
+        if let Seen::Frame(format, kind, body) = frame {
+            encode(*format, *kind, &mut out, |out| out.extend_from_slice(body));
+        }
+        out
+    }
+
+    fn fed(decoder: &mut Decoder, stream: &[u8], cuts: &[prop::sample::Index]) -> Result<Vec<Seen>, FrameError> {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+        cuts.extend([0, stream.len()]);
+        cuts.sort_unstable();
+        let mut seen = Vec::new();
+        for pair in cuts.windows(2) {
+            seen.extend(push(decoder, &stream[pair[0]..pair[1]])?);
+        }
+        Ok(seen)
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_the_stream_gives_the_same_frames(
+            sent in proptest::collection::vec(any_frame(), 0..8),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..20),
+            recovery in prop_oneof![Just(Recovery::Fail), Just(Recovery::Resync)],
+        ) {
+            let stream: Vec<u8> = sent.iter().flat_map(bytes).collect();
+            let mut decoder = Decoder::new(LIMITS, recovery);
+            prop_assert_eq!(fed(&mut decoder, &stream, &cuts), Ok(sent));
+            prop_assert!(!decoder.is_partial());
+        }
+
+        /// Garbage that holds no magic costs no frame, however it is cut, and every
+        /// byte of it is counted.
+        #[test]
+        fn garbage_between_frames_is_skipped_and_counted(
+            sent in proptest::collection::vec((proptest::collection::vec(0x80u8.., 0..30), any_frame()), 0..8),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
+            let stream: Vec<u8> = sent.iter().flat_map(|(noise, frame)| [noise.clone(), bytes(frame)].concat()).collect();
+            let seen = fed(&mut Decoder::new(LIMITS, Recovery::Resync), &stream, &cuts).expect("it resynchronises");
+            let skipped: usize = seen.iter().map(|seen| if let Seen::Skipped(n) = seen { *n } else { 0 }).sum();
+            prop_assert_eq!(skipped, sent.iter().map(|(noise, _)| noise.len()).sum::<usize>());
+            prop_assert_eq!(frames(&seen), sent.into_iter().map(|(_, frame)| frame).collect::<Vec<_>>());
+        }
+
+        /// Whatever happens to one frame, those behind it arrive once it is given up.
+        #[test]
+        fn a_damaged_frame_takes_no_other_with_it(
+            damaged in any_frame_of(Just(Version::V2)),
+            behind in proptest::collection::vec(any_frame_of(Just(Version::V2)), 1..6),
+            at in any::<prop::sample::Index>(),
+            flip in 1u8..,
+        ) {
+            let mut stream = bytes(&damaged);
+            let at = at.index(stream.len());
+            stream[at] ^= flip;
+            stream.extend(behind.iter().flat_map(bytes));
+            let limits = Limits { require_checksum: true, ..LIMITS };
+            let mut decoder = Decoder::new(limits, Recovery::Resync);
+            let mut seen = push(&mut decoder, &stream).expect("it resynchronises");
+            while decoder.is_partial() {
+                decoder.give_up_partial(&mut |event| {
+                    seen.push(see(event));
+                    ControlFlow::Continue(())
+                }).expect("it resynchronises");
+            }
+            // A body may hold a frame of its own, which shows when its frame is gone.
+            let got = frames(&seen);
+            prop_assert!(got.ends_with(&behind), "{:?}", got);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(
+            stream in proptest::collection::vec(any::<u8>(), 0..400),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..9),
+        ) {
+            let _ = fed(&mut Decoder::new(LIMITS, Recovery::Fail), &stream, &cuts);
+            let _ = fed(&mut Decoder::new(LIMITS, Recovery::Resync), &stream, &cuts);
+        }
+    }
+
+    const POSTCARD_V2: Format = Format { version: Version::V2, encoding: BodyEncoding::Postcard };
+
+    fn frame_of(body: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode(POSTCARD_V2, 3, &mut out, |out| out.extend_from_slice(body));
+        out
+    }
+
+    #[test]
+    fn a_claimed_length_beyond_the_limit_is_refused_before_the_body_arrives() {
+        let mut decoder = Decoder::new(LIMITS, Recovery::Fail);
+        let header = [0x12, 0x34, 0x56, 0x7f, 2, 3, 0, 0, 1, 45];
+        assert_eq!(push(&mut decoder, &header), Err(FrameError::TooLarge { got: 301, max: 300 }));
+    }
+
+    #[test]
+    fn a_corrupted_length_swallows_no_frame_behind_it() {
+        let mut stream = frame_of(b"first");
+        stream[8] = 1; // it now claims 261 bytes
+        stream.extend(frame_of(b"second"));
+        let mut decoder = Decoder::new(LIMITS, Recovery::Resync);
+        assert_eq!(push(&mut decoder, &stream), Ok(vec![]));
+        let mut seen = Vec::new();
+        let given_up = decoder.give_up_partial(&mut |event| {
+            seen.push(see(event));
+            ControlFlow::Continue(())
+        });
+        assert_eq!((given_up, frames(&seen)), (Ok(()), vec![Seen::Frame(POSTCARD_V2, 3, b"second".to_vec())]));
+    }
+
+    #[test]
+    fn limits_may_change_between_two_frames_of_one_read() {
+        let mut decoder = Decoder::new(Limits { max_body: 5, ..LIMITS }, Recovery::Fail);
+        let stream = [frame_of(b"small"), frame_of(b"larger")].concat();
+        let mut count = 0;
+        let result = decoder.push(&stream, &mut |_| {
+            count += 1;
+            ControlFlow::Break(LIMITS)
+        });
+        assert_eq!((result, count), (Ok(()), 2));
+    }
+
+    #[test]
+    fn each_fault_has_its_own_error() {
+        let fault = |change: fn(&mut Vec<u8>), require_checksum| {
+            let mut stream = frame_of(b"body");
+            change(&mut stream);
+            push(&mut Decoder::new(Limits { require_checksum, ..LIMITS }, Recovery::Fail), &stream)
+        };
+        assert_eq!(fault(|s| s[0] = 0, false), Err(FrameError::BadMagic([0, 0x34, 0x56, 0x7f])));
+        assert_eq!(fault(|s| s[4] = 3, false), Err(FrameError::Version(3)));
+        assert_eq!(fault(|s| s[4] = 1, true), Err(FrameError::ChecksumRequired));
+        assert_eq!(fault(|s| s[5] = 0x23, false), Err(FrameError::Encoding(2)));
+        assert!(matches!(fault(|s| s[11] ^= 1, false), Err(FrameError::Checksum { .. })));
+        assert_eq!(push(&mut Decoder::new(LIMITS, Recovery::Fail), b"GET "), Err(FrameError::BadMagic(*b"GET ")));
+    }
+
+    #[test]
+    fn nothing_is_held_after_a_whole_frame() {
+        let mut decoder = Decoder::new(LIMITS, Recovery::Fail);
+        let frame = frame_of(b"body");
+        push(&mut decoder, &frame[..5]).expect("a partial frame");
+        assert!(decoder.is_partial());
+        assert_eq!(push(&mut decoder, &frame[5..]).map(|seen| seen.len()), Ok(1));
+        assert_eq!(decoder.partial.capacity(), 0);
     }
 }
