@@ -1,1 +1,9 @@
-//! (under construction)
+//! Transports over which devices connect. Each drives device sessions over
+//! something that reads and writes; see `docs/links.md`.
+
+mod connection;
+mod line;
+pub mod serial;
+pub mod tcp;
+
+pub use line::Shared;

@@ -1,0 +1,253 @@
+//! From a device's Readings to a batch for the log: channel indexes become names,
+//! the device's times become the gateway's.
+
+use crate::clock::Now;
+use crate::model::{Batch, ChannelName, Channels, DeviceId, InvalidName, Reading, Timestamp, Value};
+use crate::wire::message::{ChannelDeclaration, ChannelRef, DeviceClock, Readings};
+
+/// Why Readings, or the channels declared for them, make no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConvertError {
+    #[error("channel name {0:?} {1}")]
+    Channel(String, InvalidName),
+    #[error("channel index {0} is declared twice")]
+    DeclaredTwice(u16),
+    #[error("channel index {0} was not declared in Hello")]
+    Undeclared(u16),
+    #[error("channel {0} appears twice in one sample")]
+    Twice(ChannelName),
+    #[error("sub-device {0:?} {1}")]
+    SubDevice(String, InvalidName),
+    #[error("seqs start at 1, not 0")]
+    SeqZero,
+    #[error("seq {0} leaves no room for the samples behind it")]
+    SeqOverflow(u64),
+}
+
+/// A list of channels as the device wrote it, and what it stands for.
+#[derive(Debug)]
+struct Shape {
+    written: Box<[ChannelRef]>,
+    channels: Channels,
+}
+
+/// Shapes remembered; devices rarely have more than one or two.
+const MAX_SHAPES: usize = 8;
+
+/// What one Readings message came to.
+#[derive(Debug, PartialEq)]
+pub struct Converted {
+    pub batch: Batch,
+    /// The seq of the message's last sample.
+    pub last: u64,
+    /// Samples that were left out because they had come before.
+    pub repeated: u64,
+}
+
+/// Converts the readings of one session.
+#[derive(Debug)]
+pub struct Converter {
+    device: DeviceId,
+    session: u64,
+    clock: DeviceClock,
+    /// What to add to the device's clock, in microseconds, to get the gateway's.
+    offset: i64,
+    declared: Vec<(u16, ChannelName)>,
+    shapes: Vec<Shape>,
+    next_shape: usize,
+    /// The highest seq that came on this connection.
+    seen: u64,
+}
+
+impl Converter {
+    /// # Errors
+    /// If a declared channel has an impossible name or an index is declared twice.
+    pub fn new(
+        device: DeviceId,
+        session: u64,
+        clock: DeviceClock,
+        channels: &[ChannelDeclaration],
+    ) -> Result<Converter, ConvertError> {
+        let mut declared: Vec<(u16, ChannelName)> = Vec::with_capacity(channels.len());
+        for channel in channels {
+            let name = name(&channel.name)?;
+            match declared.binary_search_by_key(&channel.index, |(index, _)| *index) {
+                Ok(_) => return Err(ConvertError::DeclaredTwice(channel.index)),
+                Err(at) => declared.insert(at, (channel.index, name)),
+            }
+        }
+        Ok(Converter { device, session, clock, offset: 0, declared, shapes: Vec::new(), next_shape: 0, seen: 0 })
+    }
+
+    pub fn device(&self) -> &DeviceId {
+        &self.device
+    }
+
+    /// The device's clock showed `time` just now.
+    pub fn synchronise(&mut self, time: i64, now: Now) {
+        if self.clock == DeviceClock::SinceBoot {
+            self.offset = now.wall.0.saturating_sub(time.saturating_mul(1000));
+        }
+    }
+
+    /// The batch that `readings` hold. Samples that came on this connection before
+    /// are left out.
+    ///
+    /// # Errors
+    /// If a channel or the sub-device cannot be named, or seqs are out of range.
+    pub fn convert(&mut self, readings: Readings) -> Result<Converted, ConvertError> {
+        let Readings { seq: first, sub, samples } = readings;
+        if first == 0 {
+            return Err(ConvertError::SeqZero);
+        }
+        let count = samples.len() as u64;
+        let end = first.checked_add(count).ok_or(ConvertError::SeqOverflow(first))?;
+        let device = match sub {
+            None => self.device.clone(),
+            Some(sub) => self.device.sub_device(&sub).map_err(|why| ConvertError::SubDevice(sub, why))?,
+        };
+        let mut converted = Vec::with_capacity(samples.len());
+        for (seq, sample) in (first..end).zip(samples) {
+            let channels = self.channels(&sample.values)?;
+            if seq <= self.seen {
+                continue;
+            }
+            let values: Box<[Value]> = sample.values.into_iter().map(|(_, value)| value).collect();
+            // The channels were made from these very values.
+            converted.extend(Reading::new(seq, self.time(sample.time), channels, values));
+        }
+        self.seen = self.seen.max(end - 1);
+        let repeated = count - converted.len() as u64;
+        let batch = Batch { device, session: Some(self.session), readings: converted };
+        Ok(Converted { batch, last: end - 1, repeated })
+    }
+
+    fn time(&self, time: i64) -> Timestamp {
+        match self.clock {
+            DeviceClock::Wall => Timestamp(time),
+            DeviceClock::SinceBoot => Timestamp(time.saturating_mul(1000).saturating_add(self.offset)),
+        }
+    }
+
+    fn channels(&mut self, values: &[(ChannelRef, Value)]) -> Result<Channels, ConvertError> {
+        let same = |shape: &&Shape| shape.written.iter().eq(values.iter().map(|(channel, _)| channel));
+        if let Some(shape) = self.shapes.iter().find(same) {
+            return Ok(shape.channels.clone());
+        }
+        let mut channels: Vec<ChannelName> = Vec::with_capacity(values.len());
+        for (channel, _) in values {
+            let channel = self.resolve(channel)?;
+            if channels.contains(&channel) {
+                return Err(ConvertError::Twice(channel));
+            }
+            channels.push(channel);
+        }
+        let channels: Channels = channels.into();
+        let shape =
+            Shape { written: values.iter().map(|(channel, _)| channel.clone()).collect(), channels: channels.clone() };
+        if self.shapes.len() < MAX_SHAPES {
+            self.shapes.push(shape);
+        } else {
+            self.shapes[self.next_shape] = shape; // there are MAX_SHAPES
+            self.next_shape = (self.next_shape + 1) % MAX_SHAPES;
+        }
+        Ok(channels)
+    }
+
+    fn resolve(&self, channel: &ChannelRef) -> Result<ChannelName, ConvertError> {
+        match channel {
+            ChannelRef::Name(text) => name(text),
+            ChannelRef::Index(index) => match self.declared.binary_search_by_key(index, |(index, _)| *index) {
+                Ok(at) => Ok(self.declared[at].1.clone()), // it was found there
+                Err(_) => Err(ConvertError::Undeclared(*index)),
+            },
+        }
+    }
+}
+
+fn name(text: &str) -> Result<ChannelName, ConvertError> {
+    ChannelName::new(text).map_err(|why| ConvertError::Channel(text.to_owned(), why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::message::Sample;
+    use std::time::Duration;
+
+    fn converter(clock: DeviceClock) -> Converter {
+        let declare = |index, name: &str| ChannelDeclaration { index, name: name.into(), unit: None };
+        let device = DeviceId::new("hub").expect("a valid name");
+        Converter::new(device, 5, clock, &[declare(3, "temperature"), declare(1, "level")]).expect("valid channels")
+    }
+
+    fn readings(seq: u64, count: i64, channels: &[ChannelRef]) -> Readings {
+        let values = || channels.iter().map(|channel| (channel.clone(), Value::Integer(1))).collect();
+        Readings { seq, sub: None, samples: (0..count).map(|time| Sample { time, values: values() }).collect() }
+    }
+
+    #[test]
+    fn indexes_and_names_become_channels_that_readings_share() {
+        let mut converter = converter(DeviceClock::Wall);
+        let written = [ChannelRef::Index(3), ChannelRef::Name("x".into())];
+        let Converted { batch, last, .. } = converter.convert(readings(1, 2, &written)).expect("valid readings");
+        assert_eq!((last, batch.session), (2, Some(5)));
+        let names: Vec<_> = batch.readings[0].channels().iter().map(|c| c.to_string()).collect();
+        assert_eq!(names, ["temperature", "x"]);
+        assert!(std::sync::Arc::ptr_eq(batch.readings[0].channels(), batch.readings[1].channels()));
+    }
+
+    #[test]
+    fn what_cannot_be_named_is_refused() {
+        let mut converter = converter(DeviceClock::Wall);
+        let mut failure = |channels: &[ChannelRef]| converter.convert(readings(1, 1, channels)).expect_err("no sense");
+        assert_eq!(failure(&[ChannelRef::Index(2)]), ConvertError::Undeclared(2));
+        assert!(matches!(failure(&[ChannelRef::Name(String::new())]), ConvertError::Channel(..)));
+        assert!(matches!(
+            failure(&[ChannelRef::Index(1), ChannelRef::Name("level".into())]),
+            ConvertError::Twice(name) if name.as_str() == "level"
+        ));
+        let sub = Readings { sub: Some("a b".into()), ..readings(1, 1, &[]) };
+        assert!(matches!(converter.convert(sub), Err(ConvertError::SubDevice(..))));
+        assert_eq!(converter.convert(readings(0, 1, &[])), Err(ConvertError::SeqZero));
+        assert_eq!(converter.convert(readings(u64::MAX, 2, &[])), Err(ConvertError::SeqOverflow(u64::MAX)));
+    }
+
+    #[test]
+    fn a_sub_device_stands_under_its_hub() {
+        let readings = Readings { sub: Some("door".into()), ..readings(1, 1, &[]) };
+        let Converted { batch, .. } = converter(DeviceClock::Wall).convert(readings).expect("valid readings");
+        assert_eq!(batch.device.as_str(), "hub/door");
+    }
+
+    #[test]
+    fn samples_that_came_before_are_left_out() {
+        let mut converter = converter(DeviceClock::Wall);
+        let seqs = |converted: Converted| {
+            let seqs: Vec<_> = converted.batch.readings.iter().map(|r| r.origin_seq).collect();
+            (seqs, converted.last, converted.repeated)
+        };
+        assert_eq!(converter.convert(readings(5, 3, &[])).map(seqs), Ok((vec![5, 6, 7], 7, 0)));
+        assert_eq!(converter.convert(readings(6, 3, &[])).map(seqs), Ok((vec![8], 8, 2)));
+        assert_eq!(converter.convert(readings(1, 2, &[])).map(seqs), Ok((vec![], 2, 2)));
+    }
+
+    #[test]
+    fn a_boot_clock_is_placed_on_the_gateways() {
+        let mut converter = converter(DeviceClock::SinceBoot);
+        let now = Now { wall: Timestamp(1_000_000_000), trusted: true, monotonic: Duration::ZERO };
+        converter.synchronise(2_000, now);
+        assert_eq!(converter.time(1_500), Timestamp(1_000_000_000 - 500_000));
+        assert_eq!(converter.time(i64::MAX), Timestamp(i64::MAX));
+    }
+
+    #[test]
+    fn more_shapes_than_are_remembered_still_convert() {
+        let mut converter = converter(DeviceClock::Wall);
+        for seq in 1..=40 {
+            let channel = ChannelRef::Name(format!("c{}", seq % 20));
+            let Converted { batch, .. } = converter.convert(readings(seq, 1, &[channel])).expect("valid readings");
+            assert_eq!(batch.readings[0].channels()[0].as_str(), format!("c{}", seq % 20));
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! One device's conversation with the gateway, message by message.
+//!
+//! connecting --Hello--> established --Goodbye, silence or a mistake--> closed.
+//! See `docs/protocol.md`, "Sessions".
+
+use super::convert::{ConvertError, Converted, Converter};
+use crate::clock::Now;
+use crate::model::DeviceId;
+use crate::wire::message::{DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Reason, Welcome};
+use std::time::Duration;
+
+/// What a link grants its devices.
+#[derive(Debug, Clone, Copy)]
+pub struct Grants {
+    /// From the connection to Hello; `None` where a silent line is no fault.
+    pub handshake_timeout: Option<Duration>,
+    pub heartbeat_interval: Duration,
+    /// Silence that ends a session.
+    pub idle_timeout: Duration,
+    /// Samples that may be outstanding.
+    pub window: u32,
+    /// Largest frame body, in bytes.
+    pub max_frame: u32,
+    /// Whether a Hello may begin a new session on the same line: a device on a
+    /// serial line restarts without its line noticing.
+    pub restart: bool,
+}
+
+/// Why a session ends, in the words of the Goodbye that says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: Reason,
+    pub text: String,
+}
+
+/// What a message asks of the link.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    Nothing,
+    Reply(GatewayMessage),
+    /// A device introduced itself: look up what of its session is settled, and
+    /// [`Session::welcome`] it.
+    Establish {
+        device: DeviceId,
+        session: u64,
+    },
+    /// Readings to store; none if the device sent only what it had sent before on
+    /// this connection.
+    Store(Converted),
+    /// The device takes its leave.
+    Leave,
+}
+
+/// The state of one conversation.
+#[derive(Debug)]
+pub struct Session {
+    grants: Grants,
+    device: Option<Box<Converter>>,
+    heard: Duration,
+}
+
+impl Session {
+    /// A connection was made.
+    pub fn new(grants: Grants, now: Now) -> Session {
+        Session { grants, device: None, heard: now.monotonic }
+    }
+
+    /// The device, once it is known.
+    pub fn device(&self) -> Option<&DeviceId> {
+        self.device.as_ref().map(|device| device.device())
+    }
+
+    /// Forgets the device: the next message must be a Hello.
+    pub fn reset(&mut self, now: Now) {
+        self.device = None;
+        self.heard = now.monotonic;
+    }
+
+    /// The device is not silent: either it said something or it cannot be heard.
+    pub fn heard(&mut self, now: Now) {
+        self.heard = now.monotonic;
+    }
+
+    /// When the session ends for silence, on the monotonic clock, unless something
+    /// is heard.
+    pub fn deadline(&self) -> Option<Duration> {
+        match self.device {
+            Some(_) => Some(self.heard + self.grants.idle_timeout),
+            None => self.grants.handshake_timeout.map(|timeout| self.heard + timeout),
+        }
+    }
+
+    /// What to say when the deadline has passed.
+    pub fn timeout(&self) -> Refusal {
+        let (what, limit) = match (&self.device, self.grants.handshake_timeout) {
+            (None, Some(limit)) => ("no Hello came", limit),
+            _ => ("nothing was heard", self.grants.idle_timeout),
+        };
+        refusal(Reason::Timeout, format!("{what} within {}", humantime::format_duration(limit)))
+    }
+
+    /// Takes a message from the device.
+    ///
+    /// # Errors
+    /// If it does not belong there or makes no sense; the session is over then.
+    pub fn take(&mut self, message: DeviceMessage, now: Now) -> Result<Step, Refusal> {
+        if self.device.is_some() {
+            self.heard = now.monotonic;
+        }
+        match (message, &mut self.device) {
+            (DeviceMessage::Goodbye(_), _) => Ok(Step::Leave),
+            (DeviceMessage::Authenticate(_), _) => Err(protocol("Authenticate came without a Challenge")),
+            (DeviceMessage::Hello(_), Some(_)) if !self.grants.restart => Err(protocol("a second Hello came")),
+            (DeviceMessage::Hello(hello), _) => self.hello(hello, now),
+            (_, None) => Err(protocol("send Hello first")),
+            (DeviceMessage::Readings(readings), Some(device)) => {
+                device.convert(readings).map(Step::Store).map_err(senseless)
+            }
+            (DeviceMessage::Heartbeat(heartbeat), Some(device)) => {
+                device.synchronise(heartbeat.time, now);
+                let reply = HeartbeatReply { time: now.wall.0, time_trusted: now.trusted };
+                Ok(Step::Reply(GatewayMessage::HeartbeatReply(reply)))
+            }
+            (DeviceMessage::CommandResult(_), Some(_)) => Ok(Step::Nothing),
+        }
+    }
+
+    fn hello(&mut self, hello: Hello, now: Now) -> Result<Step, Refusal> {
+        let device = match DeviceId::new(&hello.device) {
+            Ok(device) if !hello.device.contains('/') => device,
+            Ok(_) => return Err(protocol(&format!("device id {:?} has a slash", hello.device))),
+            Err(why) => return Err(protocol(&format!("device id {:?} {why}", hello.device))),
+        };
+        let mut converter =
+            Converter::new(device.clone(), hello.session, hello.clock, &hello.channels).map_err(senseless)?;
+        converter.synchronise(hello.time, now);
+        self.device = Some(Box::new(converter));
+        self.heard = now.monotonic;
+        Ok(Step::Establish { device, session: hello.session })
+    }
+
+    /// The answer to a Hello, when everything up to `settled` of the session is.
+    pub fn welcome(&self, settled: u64, now: Now) -> GatewayMessage {
+        let seconds = u32::try_from(self.grants.heartbeat_interval.as_secs()).unwrap_or(u32::MAX);
+        GatewayMessage::Welcome(Welcome {
+            settled,
+            time: now.wall.0,
+            time_trusted: now.trusted,
+            heartbeat_interval: seconds,
+            max_frame: self.grants.max_frame,
+            window: self.grants.window,
+        })
+    }
+}
+
+fn refusal(reason: Reason, text: String) -> Refusal {
+    Refusal { reason, text }
+}
+
+fn protocol(text: &str) -> Refusal {
+    refusal(Reason::Protocol, text.to_owned())
+}
+
+fn senseless(why: ConvertError) -> Refusal {
+    refusal(Reason::Protocol, why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+    use crate::wire::message::{Authenticate, DeviceClock, Goodbye, Heartbeat, Readings, Sample};
+
+    const GRANTS: Grants = Grants {
+        handshake_timeout: Some(Duration::from_secs(5)),
+        heartbeat_interval: Duration::from_secs(30),
+        idle_timeout: Duration::from_secs(90),
+        window: 100,
+        max_frame: 1000,
+        restart: false,
+    };
+
+    fn at(seconds: u64) -> Now {
+        Now { wall: Timestamp(1_000_000), trusted: true, monotonic: Duration::from_secs(seconds) }
+    }
+
+    fn hello(device: &str) -> DeviceMessage {
+        DeviceMessage::Hello(Hello {
+            device: device.into(),
+            session: 7,
+            clock: DeviceClock::Wall,
+            time: 0,
+            firmware: None,
+            channels: Vec::new(),
+        })
+    }
+
+    fn reading(seq: u64) -> DeviceMessage {
+        let samples = vec![Sample { time: 0, values: Vec::new() }];
+        DeviceMessage::Readings(Readings { seq, sub: None, samples })
+    }
+
+    #[test]
+    fn a_session_begins_with_hello_and_stores_what_follows() {
+        let mut session = Session::new(GRANTS, at(0));
+        assert_eq!(session.take(reading(1), at(1)).expect_err("no Hello").text, "send Hello first");
+        let step = session.take(hello("pump"), at(1)).expect("a fine Hello");
+        assert!(matches!(step, Step::Establish { session: 7, .. }), "{step:?}");
+        let GatewayMessage::Welcome(welcome) = session.welcome(12, at(1)) else { panic!("no Welcome") };
+        assert_eq!((welcome.settled, welcome.heartbeat_interval, welcome.window), (12, 30, 100));
+        let step = session.take(reading(13), at(2));
+        assert!(matches!(&step, Ok(Step::Store(c)) if c.last == 13 && c.batch.readings.len() == 1), "{step:?}");
+        let goodbye = Goodbye { reason: Reason::Normal, text: String::new() };
+        assert_eq!(session.take(DeviceMessage::Goodbye(goodbye), at(2)), Ok(Step::Leave));
+    }
+
+    #[test]
+    fn messages_out_of_place_end_the_session() {
+        let mut session = Session::new(GRANTS, at(0));
+        for bad in ["a/b", "", "a b"] {
+            assert_eq!(session.take(hello(bad), at(0)).expect_err("a bad id").reason, Reason::Protocol);
+        }
+        let authenticate = DeviceMessage::Authenticate(Authenticate { key: String::new(), proof: Vec::new() });
+        assert!(session.take(authenticate, at(0)).is_err());
+        assert!(session.take(hello("pump"), at(0)).is_ok());
+        assert!(session.take(hello("pump"), at(0)).is_err());
+    }
+
+    #[test]
+    fn where_a_line_cannot_break_hello_starts_anew() {
+        let mut session = Session::new(Grants { restart: true, handshake_timeout: None, ..GRANTS }, at(0));
+        assert_eq!(session.deadline(), None);
+        for name in ["pump", "pump", "valve"] {
+            assert!(session.take(hello(name), at(0)).is_ok());
+            assert_eq!(session.device().map(DeviceId::as_str), Some(name));
+            assert!(session.take(reading(1), at(0)).is_ok());
+        }
+    }
+
+    #[test]
+    fn silence_ends_a_session_and_anything_heard_prolongs_it() {
+        let mut session = Session::new(GRANTS, at(10));
+        assert_eq!(session.deadline(), Some(Duration::from_secs(15)));
+        assert_eq!(session.timeout().text, "no Hello came within 5s");
+        assert!(session.take(hello("pump"), at(12)).is_ok());
+        assert_eq!(session.deadline(), Some(Duration::from_secs(102)));
+        let reply = session.take(DeviceMessage::Heartbeat(Heartbeat { time: 0 }), at(50));
+        assert!(matches!(reply, Ok(Step::Reply(GatewayMessage::HeartbeatReply(r))) if r.time == 1_000_000));
+        assert_eq!(session.deadline(), Some(Duration::from_secs(140)));
+        assert_eq!(session.timeout().reason, Reason::Timeout);
+    }
+}

@@ -1,0 +1,320 @@
+//! The session at the far end of a connection: what its messages do to the log,
+//! the registry and the answers.
+
+use super::super::line::Line;
+use crate::clock::Now;
+use crate::device::{Acks, Connected, Converted, Refusal, Session, Step};
+use crate::model::{Batch, DeviceId};
+use crate::store::{Mark, Saturated};
+use crate::wire::codec::{decode_device, encode_gateway};
+use crate::wire::frame::{BodyEncoding, Event, Format, FrameError, FrameRef, Limits, Version};
+use crate::wire::message::{Ack, GatewayMessage, Goodbye, Reason};
+use std::collections::VecDeque;
+use std::future::{Future, pending};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The gateway's format until the device has shown its own.
+pub(in crate::link) const FIRST_FORMAT: Format = Format { version: Version::V2, encoding: BodyEncoding::Json };
+
+/// On a line that outlives its sessions, refusals are told this often at most: what
+/// came before Hello may be a whole queue of readings.
+const REFUSE_EVERY: Duration = Duration::from_secs(1);
+
+/// How a session ends.
+#[derive(Debug)]
+pub enum End {
+    /// The device said Goodbye.
+    Left,
+    /// The gateway says Goodbye.
+    Refused(Refusal),
+}
+
+struct Established {
+    mark: Arc<Mark>,
+    acks: Acks,
+    connected: Connected,
+}
+
+pub struct Peer<'a> {
+    line: &'a Line,
+    from: &'a str,
+    session: Session,
+    format: Format,
+    established: Option<Established>,
+    /// Readings that the log has not taken yet.
+    batches: VecDeque<Batch>,
+    stalled: bool,
+    /// Bytes to send.
+    pub out: Vec<u8>,
+    end: Option<End>,
+    refused_at: Option<Duration>,
+}
+
+impl<'a> Peer<'a> {
+    pub fn new(line: &'a Line, from: &'a str, now: Now) -> Peer<'a> {
+        Peer {
+            line,
+            from,
+            session: Session::new(line.grants, now),
+            format: FIRST_FORMAT,
+            established: None,
+            batches: VecDeque::new(),
+            stalled: false,
+            out: Vec::new(),
+            end: None,
+            refused_at: None,
+        }
+    }
+
+    /// Takes what the decoder found.
+    pub fn take(&mut self, event: Event<'_>, now: Now) -> ControlFlow<Limits> {
+        match event {
+            Event::Frame(frame) => return self.frame(&frame, now),
+            Event::Skipped { bytes } => self.line.skipped(bytes),
+            Event::Invalid(error) => self.line.invalid(error),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The stream cannot be decoded any further.
+    pub fn broken(&mut self, error: FrameError, now: Now) {
+        self.line.invalid(error);
+        self.refuse(Refusal { reason: error.reason(), text: error.to_string() }, now);
+    }
+
+    fn frame(&mut self, frame: &FrameRef<'_>, now: Now) -> ControlFlow<Limits> {
+        if self.end.is_some() {
+            return ControlFlow::Continue(());
+        }
+        self.format = frame.format;
+        let step = match decode_device(frame) {
+            Ok(message) => self.session.take(message, now),
+            Err(why) => {
+                self.line.count_invalid("body");
+                Err(Refusal { reason: Reason::BadFrame, text: why.to_string() })
+            }
+        };
+        match step {
+            Ok(Step::Nothing) => {}
+            Ok(Step::Reply(reply)) => encode_gateway(&reply, self.format, &mut self.out),
+            Ok(Step::Establish { device, session }) => {
+                self.establish(&device, session, now);
+                return ControlFlow::Break(self.line.limits);
+            }
+            Ok(Step::Store(converted)) => self.received(converted),
+            Ok(Step::Leave) => self.leave(now),
+            Err(refusal) => self.refuse(refusal, now),
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn establish(&mut self, device: &DeviceId, session: u64, now: Now) {
+        // A device that starts anew on the same line gives up its old place first.
+        self.store();
+        self.established = None;
+        let shared = &self.line.shared;
+        let mark = shared.log.mark(device, session);
+        let settled = mark.settled();
+        let acks = Acks::new(self.line.grants.window, settled);
+        let connected = shared.registry.connect(device);
+        self.established = Some(Established { mark, acks, connected });
+        encode_gateway(&self.session.welcome(settled, now), self.format, &mut self.out);
+        tracing::info!(link = %self.line.name, %device, from = self.from, session, settled, "device connected");
+    }
+
+    fn received(&mut self, converted: Converted) {
+        let Converted { batch, last, repeated } = converted;
+        let Some(established) = &mut self.established else { return };
+        established.acks.received(last);
+        if last <= established.acks.acked() {
+            established.acks.repeated();
+        }
+        let metrics = &self.line.shared.metrics;
+        metrics.readings_received.inc_by(batch.readings.len() as u64 + repeated);
+        metrics.readings_duplicate.inc_by(repeated);
+        if batch.readings.is_empty() {
+            return;
+        }
+        match self.batches.back_mut() {
+            Some(open) if open.device == batch.device => open.readings.extend(batch.readings),
+            _ => self.batches.push_back(batch),
+        }
+    }
+
+    /// Hands what was received to the log, as far as it has room.
+    pub fn store(&mut self) {
+        self.stalled = false;
+        let Some(established) = &self.established else { return };
+        while let Some(batch) = self.batches.pop_front() {
+            if let Err(Saturated(batch)) = self.line.shared.log.append(Some(&established.mark), batch) {
+                self.batches.push_front(batch);
+                self.stalled = true;
+                return;
+            }
+        }
+        self.batches = VecDeque::new();
+    }
+
+    /// Retries what the log had no room for, and acknowledges what has settled.
+    pub fn advance(&mut self, now: Now) {
+        if self.stalled {
+            self.store();
+        }
+        if let Some(established) = &mut self.established
+            && let Some(seq) = established.acks.due(established.mark.settled(), now.monotonic)
+        {
+            encode_gateway(&GatewayMessage::Ack(Ack { seq }), self.format, &mut self.out);
+        }
+    }
+
+    /// Whether the log has no room for what was received.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
+    pub fn window_is_full(&self) -> bool {
+        self.established.as_ref().is_some_and(|e| e.acks.is_full(e.mark.settled()))
+    }
+
+    /// Whether everything received is settled and acknowledged.
+    pub fn is_settled(&self) -> bool {
+        self.batches.is_empty() && self.established.as_ref().is_none_or(|e| e.acks.is_complete())
+    }
+
+    /// When an Ack that waits for its distance from the last one is due.
+    pub fn ack_due(&self, now: Duration) -> Option<Duration> {
+        let established = self.established.as_ref()?;
+        if established.acks.is_waiting(established.mark.settled()) || !established.acks.is_complete() {
+            return established.acks.held_until(now);
+        }
+        None
+    }
+
+    /// Waits until there is something new to acknowledge; for ever while no Ack may
+    /// follow the last one yet.
+    pub fn settled(&self, now: Duration) -> impl Future<Output = ()> + Send + use<> {
+        let wait = match &self.established {
+            Some(e) if e.acks.held_until(now).is_none() => Some((e.mark.clone(), e.acks.acked())),
+            _ => None,
+        };
+        async move {
+            match wait {
+                Some((mark, acked)) => {
+                    mark.settled_after(acked).await;
+                }
+                None => pending().await,
+            }
+        }
+    }
+
+    /// Waits until the device connects elsewhere.
+    pub fn replaced(&self) -> impl Future<Output = ()> + Send + use<> {
+        let replaced = self.established.as_ref().map(|e| e.connected.replaced());
+        async move {
+            match replaced {
+                Some(replaced) => replaced.await,
+                None => pending().await,
+            }
+        }
+    }
+
+    /// The device connected elsewhere.
+    pub fn replace(&mut self) {
+        let text = "the same device connected again";
+        self.end(End::Refused(Refusal { reason: Reason::TakenOver, text: text.into() }));
+    }
+
+    /// The gateway stops.
+    pub fn stop(&mut self) {
+        let text = "the gateway is stopping";
+        self.end(End::Refused(Refusal { reason: Reason::Stopping, text: text.into() }));
+    }
+
+    pub fn heard(&mut self, now: Now) {
+        self.session.heard(now);
+    }
+
+    pub fn silence_deadline(&self) -> Option<Duration> {
+        self.session.deadline()
+    }
+
+    pub fn check_silence(&mut self, now: Now) {
+        if self.session.deadline().is_some_and(|deadline| now.monotonic >= deadline) {
+            self.refuse(self.session.timeout(), now);
+        }
+    }
+
+    fn leave(&mut self, now: Now) {
+        if self.line.grants.restart {
+            self.log_end("the device said Goodbye");
+            self.forget(now);
+        } else {
+            self.end(End::Left);
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal, now: Now) {
+        if !self.line.grants.restart {
+            self.end(End::Refused(refusal));
+            return;
+        }
+        let had_session = self.established.is_some();
+        if had_session || self.refused_at.is_none_or(|at| now.monotonic >= at + REFUSE_EVERY) {
+            self.refused_at = Some(now.monotonic);
+            self.log_end(&refusal.text);
+            self.goodbye(refusal);
+        }
+        self.forget(now);
+    }
+
+    /// The line stays; its session is over.
+    fn forget(&mut self, now: Now) {
+        self.store();
+        self.batches = VecDeque::new();
+        self.stalled = false;
+        self.established = None;
+        self.session.reset(now);
+    }
+
+    fn end(&mut self, end: End) {
+        self.end.get_or_insert(end);
+    }
+
+    /// How the session ended, if it did.
+    pub fn ended(&mut self) -> Option<End> {
+        self.end.take()
+    }
+
+    /// Puts the last words together.
+    pub fn farewell(&mut self, end: End) {
+        self.store();
+        match end {
+            End::Left => self.log_end("the device said Goodbye"),
+            End::Refused(refusal) => {
+                self.log_end(&refusal.text);
+                self.goodbye(refusal);
+            }
+        }
+    }
+
+    fn goodbye(&mut self, refusal: Refusal) {
+        let Refusal { reason, text } = refusal;
+        encode_gateway(&GatewayMessage::Goodbye(Goodbye { reason, text }), self.format, &mut self.out);
+    }
+
+    /// The connection broke.
+    pub fn gone(&mut self, why: &str) {
+        self.store();
+        self.log_end(why);
+    }
+
+    fn log_end(&self, why: &str) {
+        let (link, from) = (&self.line.name, self.from);
+        match self.session.device() {
+            Some(device) => tracing::info!(%link, %device, from, why, "device disconnected"),
+            None => tracing::debug!(%link, from, why, "connection ended before a device was known"),
+        }
+    }
+}

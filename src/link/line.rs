@@ -1,0 +1,66 @@
+//! What the connections of one link have in common.
+
+use crate::clock::Clock;
+use crate::config;
+use crate::device::{Grants, Registry};
+use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
+use crate::store::Log;
+use crate::wire::frame::{FrameError, Limits, Recovery};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What every link works with.
+#[derive(Clone)]
+pub struct Shared {
+    pub log: Log,
+    pub registry: Registry,
+    pub devices: config::Devices,
+    pub clock: Arc<dyn Clock>,
+    pub metrics: Metrics,
+}
+
+/// One configured link.
+pub(super) struct Line {
+    pub name: Arc<str>,
+    pub grants: Grants,
+    /// What is accepted before a device is welcomed.
+    pub before_hello: Limits,
+    /// What is accepted afterwards.
+    pub limits: Limits,
+    pub recovery: Recovery,
+    /// How long a frame may stay incomplete.
+    pub frame_timeout: Duration,
+    pub shared: Shared,
+}
+
+impl Line {
+    /// Counts what came in and is no frame or no message.
+    pub fn count_invalid(&self, reason: &'static str) {
+        let label = LinkReasonLabel { link: self.name.clone(), reason };
+        self.shared.metrics.frames_invalid.get_or_create(&label).inc();
+    }
+
+    /// Counts and logs a frame that was refused.
+    pub fn invalid(&self, error: FrameError) {
+        self.count_invalid(error.label());
+        tracing::debug!(link = %self.name, %error, "invalid frame");
+    }
+
+    /// Counts bytes that belong to no frame.
+    pub fn skipped(&self, bytes: usize) {
+        let label = LinkLabel { link: self.name.clone() };
+        self.shared.metrics.link_skipped_bytes.get_or_create(&label).inc_by(bytes as u64);
+    }
+
+    /// Shows whether the listener or port is open.
+    pub fn up(&self, up: bool) {
+        let label = LinkLabel { link: self.name.clone() };
+        self.shared.metrics.link_up.get_or_create(&label).set(i64::from(up));
+    }
+
+    /// Counts a connection that was turned away.
+    pub fn turned_away(&self, reason: &'static str) {
+        let label = LinkReasonLabel { link: self.name.clone(), reason };
+        self.shared.metrics.connections_refused.get_or_create(&label).inc();
+    }
+}

@@ -1,0 +1,114 @@
+//! Devices over TCP: one listener, one task a connection.
+
+use super::connection::{self, Closed, FIRST_FORMAT};
+use super::line::{Line, Shared};
+use crate::config;
+use crate::device::Grants;
+use crate::wire::codec::encode_gateway;
+use crate::wire::frame::{Limits, Recovery};
+use crate::wire::message::{GatewayMessage, Goodbye, Reason};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Largest frame body before a device is welcomed, in bytes.
+const BEFORE_HELLO: usize = 256;
+/// Connections that the system may hold before they are accepted.
+const BACKLOG: u32 = 1024;
+/// How long to wait when the system has no resources for another connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a closed connection is read on, so that its last words arrive: data
+/// left unread would reset it.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Binds a listener.
+///
+/// # Errors
+/// As the operating system gives them: the address is in use, or not ours.
+pub fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(listen)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves devices until `stop` turns true and the last of them is gone.
+pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, mut stop: watch::Receiver<bool>) {
+    let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
+    let line = Arc::new(Line {
+        name: config.name.as_str().into(),
+        grants: Grants {
+            handshake_timeout: Some(config.handshake_timeout),
+            heartbeat_interval: shared.devices.heartbeat_interval,
+            idle_timeout: shared.devices.idle_timeout,
+            window: shared.devices.window,
+            max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
+            restart: false,
+        },
+        before_hello: Limits { max_body: BEFORE_HELLO, require_checksum: false },
+        limits: Limits { max_body, require_checksum: false },
+        recovery: Recovery::Fail,
+        frame_timeout: config.frame_timeout,
+        shared,
+    });
+    line.up(true);
+    let mut connections = JoinSet::new();
+    let stop_one = stop.clone();
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, from)) if connections.len() < config.max_connections => {
+                    connections.spawn(serve_one(stream, from, line.clone(), stop_one.clone()));
+                }
+                Ok((stream, from)) => turn_away(&stream, from, &line, config.max_connections),
+                Err(why) => {
+                    tracing::warn!(link = %line.name, %why, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+    drop(listener);
+    line.up(false);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn serve_one(mut stream: TcpStream, from: SocketAddr, line: Arc<Line>, stop: watch::Receiver<bool>) {
+    if let Err(why) = stream.set_nodelay(true) {
+        tracing::debug!(%from, %why, "cannot disable Nagle's algorithm");
+    }
+    let closed = connection::drive(&mut stream, &line, &from.to_string(), stop).await;
+    if let Closed::Ended = closed {
+        linger(stream).await;
+    }
+}
+
+async fn linger(mut stream: TcpStream) {
+    let _ = tokio::time::timeout(LINGER, async {
+        if stream.shutdown().await.is_ok() {
+            let mut rest = [0; 512];
+            while stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
+        }
+    })
+    .await;
+}
+
+/// Tells one connection too many so, as far as that goes without waiting.
+fn turn_away(stream: &TcpStream, from: SocketAddr, line: &Line, max: usize) {
+    line.turned_away("too_many");
+    tracing::debug!(link = %line.name, %from, max, "connection refused: max_connections are open");
+    let text = format!("{max} devices are connected, which is this gateway's limit; try again later");
+    let goodbye = GatewayMessage::Goodbye(Goodbye { reason: Reason::Busy, text });
+    let mut bytes = Vec::new();
+    encode_gateway(&goodbye, FIRST_FORMAT, &mut bytes);
+    // It fits an empty send buffer; if not, the closed connection says enough.
+    let _ = stream.try_write(&bytes);
+}

@@ -1,0 +1,292 @@
+//! One connection to one broker.
+//!
+//! rumqttc's event loop runs alone in a task of its own, because its `poll` is not
+//! cancel-safe; publishes are queued from outside and never awaited there.
+
+use super::inflight::Inflight;
+use super::{v4, v5};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rustls::ClientConfig;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+/// The protocol version spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    V3_1_1,
+    V5,
+}
+
+/// How to connect.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub host: String,
+    pub port: u16,
+    /// Plain TCP if `None`.
+    pub tls: Option<Arc<ClientConfig>>,
+    pub version: Version,
+    pub client_id: String,
+    /// User and password.
+    pub credentials: Option<(String, String)>,
+    /// 5 s or more.
+    pub keep_alive: Duration,
+    pub connect_timeout: Duration,
+    /// Largest packet sent or accepted, in bytes.
+    pub max_packet: u32,
+    /// Publishes that may be outstanding; the caller keeps to it.
+    pub window: u16,
+    pub will: Option<Publish>,
+}
+
+/// Something to publish, with QoS 1.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    pub topic: String,
+    pub payload: Bytes,
+    pub retain: bool,
+    /// MIME type; told with MQTT 5 only.
+    pub content_type: &'static str,
+    /// Name of the encoding; told with MQTT 5 only.
+    pub encoding: &'static str,
+}
+
+/// A message that came for a subscription.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub topic: String,
+    pub payload: Bytes,
+}
+
+/// Why a connection could not be made, or ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Failure {
+    pub what: String,
+    /// Trying again soon is useless: somebody has to change something.
+    pub permanent: bool,
+}
+
+/// What happens on a connection.
+#[derive(Debug)]
+pub enum Event {
+    /// The broker has taken the publish with this token.
+    Acked(u64),
+    /// The broker took the packet but refuses the publish with this token (MQTT 5).
+    Refused(u64, Failure),
+    /// The broker accepted or refused a subscription.
+    Subscribed(Result<(), Failure>),
+    Message(Message),
+    /// The connection is over; nothing follows.
+    Closed(Failure),
+}
+
+/// What the broker allows.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Allowance {
+    pub receive_maximum: Option<u16>,
+    pub max_packet: Option<u32>,
+}
+
+/// What rumqttc's event loop, of either version, is seen to do.
+pub(super) enum Seen {
+    Connected(Allowance),
+    Sent(u16),
+    Acked(u16, Result<(), Failure>),
+    Subscribed(Result<(), Failure>),
+    Message(Message),
+    Nothing,
+}
+
+/// rumqttc's event loop, of either version.
+pub(super) trait EventLoop: Send + 'static {
+    /// The next thing that happens; not cancel-safe. Over after an error.
+    fn next(&mut self) -> impl Future<Output = Result<Seen, Failure>> + Send;
+
+    /// What had been received when the loop failed.
+    fn rest(&mut self) -> Vec<Seen>;
+}
+
+enum Publisher {
+    V4(rumqttc::AsyncClient),
+    V5(rumqttc::v5::AsyncClient),
+}
+
+/// A live connection. Dropping it cuts it off, which makes the broker publish the
+/// Last Will; [`Connection::close`] takes leave.
+pub struct Connection {
+    publisher: Publisher,
+    inflight: Arc<Mutex<Inflight>>,
+    events: mpsc::Receiver<Event>,
+    allowance: Allowance,
+    /// Ends with this.
+    _poller: JoinSet<()>,
+}
+
+/// Requests beyond the window that may be queued: subscriptions and the like.
+const SPARE: u16 = 8;
+
+/// What names, TLS and the network may take beyond the connection's own timeouts.
+const CONNECT_SPARE: Duration = Duration::from_secs(1);
+
+impl Connection {
+    /// Connects and waits for the broker's CONNACK.
+    ///
+    /// # Errors
+    /// If the broker cannot be reached, does not answer in time, or refuses.
+    pub async fn open(options: &Options) -> Result<Connection, Failure> {
+        let capacity = options.window.saturating_add(SPARE);
+        let (events_in, mut events) = mpsc::channel(usize::from(capacity));
+        let (connected_in, connected) = oneshot::channel();
+        let inflight = Arc::new(Mutex::new(Inflight::default()));
+        let mut poller = JoinSet::new();
+        let publisher = match options.version {
+            Version::V3_1_1 => {
+                let (client, event_loop) = v4::client(options, capacity);
+                poller.spawn(poll(event_loop, inflight.clone(), connected_in, events_in));
+                Publisher::V4(client)
+            }
+            Version::V5 => {
+                let (client, event_loop) = v5::client(options, capacity);
+                poller.spawn(poll(event_loop, inflight.clone(), connected_in, events_in));
+                Publisher::V5(client)
+            }
+        };
+        let Ok(connected) = tokio::time::timeout(options.connect_timeout + CONNECT_SPARE, connected).await else {
+            let what = format!("no answer within {}", humantime::format_duration(options.connect_timeout));
+            return Err(Failure { what, permanent: false });
+        };
+        match connected {
+            Ok(allowance) => Ok(Connection { publisher, inflight, events, allowance, _poller: poller }),
+            Err(_) => match events.recv().await {
+                Some(Event::Closed(failure)) => Err(failure),
+                _ => Err(Failure { what: "the connection was given up".into(), permanent: false }),
+            },
+        }
+    }
+
+    /// How many publishes the broker accepts outstanding, if it said so (MQTT 5).
+    pub fn receive_maximum(&self) -> Option<u16> {
+        self.allowance.receive_maximum
+    }
+
+    /// The largest packet the broker accepts, in bytes, if it said so (MQTT 5).
+    pub fn max_packet(&self) -> Option<u32> {
+        self.allowance.max_packet
+    }
+
+    /// Queues a publish; [`Event::Acked`] or [`Event::Refused`] will name `token`.
+    ///
+    /// # Errors
+    /// If more is queued than the window allows, or the connection is gone.
+    pub fn publish(&self, token: u64, publish: Publish) -> Result<(), Failure> {
+        let mut inflight = self.inflight.lock();
+        inflight.queue(token);
+        let Publish { topic, payload, retain, content_type, encoding } = publish;
+        let queued = match &self.publisher {
+            Publisher::V4(client) => {
+                client.try_publish(topic, rumqttc::QoS::AtLeastOnce, retain, payload).map_err(|why| why.to_string())
+            }
+            Publisher::V5(client) => {
+                let properties = v5::properties(content_type, encoding);
+                client
+                    .try_publish_with_properties(topic, v5::QOS, retain, payload, properties)
+                    .map_err(|why| why.to_string())
+            }
+        };
+        queued.map_err(|what| {
+            inflight.unqueue();
+            Failure { what, permanent: false }
+        })
+    }
+
+    /// Subscribes with QoS 1; [`Event::Subscribed`] answers.
+    ///
+    /// # Errors
+    /// If too much is queued, or the connection is gone.
+    pub fn subscribe(&self, filter: &str) -> Result<(), Failure> {
+        let queued = match &self.publisher {
+            Publisher::V4(client) => {
+                client.try_subscribe(filter, rumqttc::QoS::AtLeastOnce).map_err(|why| why.to_string())
+            }
+            Publisher::V5(client) => client.try_subscribe(filter, v5::QOS).map_err(|why| why.to_string()),
+        };
+        queued.map_err(|what| Failure { what, permanent: false })
+    }
+
+    /// Waits for what happens next. Cancel-safe.
+    pub async fn event(&mut self) -> Event {
+        match self.events.recv().await {
+            Some(event) => event,
+            None => Event::Closed(Failure { what: "the connection is closed".into(), permanent: false }),
+        }
+    }
+
+    /// Takes leave of the broker, which then forgets the Last Will.
+    pub async fn close(mut self, within: Duration) {
+        let queued = match &self.publisher {
+            Publisher::V4(client) => client.try_disconnect().is_ok(),
+            Publisher::V5(client) => client.try_disconnect().is_ok(),
+        };
+        if queued {
+            let closed = async { while !matches!(self.event().await, Event::Closed(_)) {} };
+            // A broker that does not close in time is left all the same.
+            let _ = tokio::time::timeout(within, closed).await;
+        }
+    }
+}
+
+/// Runs the event loop until it fails, which is when its connection is gone.
+async fn poll(
+    mut event_loop: impl EventLoop,
+    inflight: Arc<Mutex<Inflight>>,
+    connected: oneshot::Sender<Allowance>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut connected = Some(connected);
+    let failure = loop {
+        match event_loop.next().await {
+            Ok(Seen::Connected(allowance)) => match connected.take() {
+                Some(connected) => drop(connected.send(allowance)),
+                None => {
+                    break Failure { what: "the broker answered the connection twice".into(), permanent: false };
+                }
+            },
+            Ok(Seen::Sent(packet)) => inflight.lock().sent(packet),
+            Ok(seen) => {
+                let event = event(seen, &inflight);
+                if let Some(event) = event
+                    && events.send(event).await.is_err()
+                {
+                    return;
+                }
+            }
+            Err(failure) => break failure,
+        }
+    };
+    drop(connected);
+    for seen in event_loop.rest() {
+        if let Some(event) = event(seen, &inflight) {
+            // Whoever is gone needs no events.
+            let _ = events.send(event).await;
+        }
+    }
+    let _ = events.send(Event::Closed(failure)).await;
+}
+
+fn event(seen: Seen, inflight: &Mutex<Inflight>) -> Option<Event> {
+    match seen {
+        Seen::Acked(packet, outcome) => {
+            let token = inflight.lock().acked(packet)?;
+            Some(match outcome {
+                Ok(()) => Event::Acked(token),
+                Err(failure) => Event::Refused(token, failure),
+            })
+        }
+        Seen::Subscribed(outcome) => Some(Event::Subscribed(outcome)),
+        Seen::Message(message) => Some(Event::Message(message)),
+        Seen::Connected(_) | Seen::Sent(_) | Seen::Nothing => None,
+    }
+}
