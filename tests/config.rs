@@ -38,7 +38,7 @@ fn refused(section: &str, lines: &str, key: &str, words: &str) {
         "tcp" => format!("{MQTT}{TCP}{lines}"),
         "mqtt" if lines.contains("brokers") => format!("{TCP}[[mqtt]]\n{lines}"),
         "mqtt" => format!("{TCP}{MQTT}{lines}"),
-        "serial" if lines.contains("path") => format!("{MQTT}[[serial]]\n{lines}"),
+        "serial" if lines.starts_with("path") => format!("{MQTT}[[serial]]\n{lines}"),
         "serial" => format!("{MQTT}[[serial]]\npath = '/dev/ttyS0'\n{lines}"),
         _ => format!("{TCP}{MQTT}[{section}]\n{lines}"),
     };
@@ -114,6 +114,15 @@ fn values_that_were_given_arrive() {
     assert_eq!((config.tcp.len(), config.serial[0].parity), (0, Parity::Even));
     assert_eq!((config.store.history_within, config.store.max_size.as_u64()), (HistoryWithin::Off, 64 << 20));
     assert_eq!((config.mqtt[0].brokers.len(), config.mqtt[0].keep_alive), (2, Duration::from_secs(65)));
+}
+
+#[test]
+fn the_readme_s_configuration_is_good() {
+    let readme = include_str!("../README.md");
+    let (_, rest) = readme.split_once("```toml\n").expect("the README shows a configuration");
+    let (text, _) = rest.split_once("```").expect("it ends");
+    let config = good(text);
+    assert_eq!((config.tcp.len(), config.serial.len(), config.mqtt.len()), (1, 1, 1));
 }
 
 #[test]
@@ -335,7 +344,7 @@ fn files_that_the_configuration_names_must_be_of_use() {
     );
     let none = load(directory.path(), text.as_bytes()).expect_err("no file is there");
     assert_eq!(none.lines().count(), 4, "{none}");
-    assert!(none.contains("FILE:5: mqtt[0].ca_file: cannot read "), "{none}");
+    assert!(none.contains("FILE:6: mqtt[0].ca_file: cannot read "), "{none}");
 
     fs::write(at("password"), "\n").expect("written");
     fs::write(at("ca"), b"\x30\x82").expect("written");
@@ -370,7 +379,7 @@ fn a_password_is_the_file_s_content_without_the_last_line_break() {
     assert_eq!(read(&[b'x'; 65_535]).map(|password| password.len()), Ok(65_535));
     assert!(read(&[b'x'; 65_536]).is_err_and(|why| why.contains("longer than the 65535 bytes")));
     assert!(read(&[b'x'; 70_000]).is_err_and(|why| why.contains("longer than the 65535 bytes")));
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).expect("the mode is set");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).expect("the mode is set");
     let readable_all_the_same = fs::File::open(&path).is_ok(); // for root
     assert!(readable_all_the_same || read_fails(&path));
     assert!(read_fails(directory.path()));
@@ -381,51 +390,16 @@ fn read_fails(path: &Path) -> bool {
 }
 
 /// Pieces of which texts are made that come close to a configuration.
+#[rustfmt::skip]
+const PIECES: &[&str] = &[
+    "[", "]", "[[", "]]", "\n", " = ", ".", ",", "\"", "'", "\"\"\"", "{", "}", "#", "gateway", "tcp", "mqtt", "store",
+    "serial", "brokers", "window", "max_size", "'${HOST}'", "'$${'", "'mqtt://[::1'", "0x", "1e999", "-1", "inf", "nan",
+    "1979-05-27", "18446744073709551616", "true", "'584542046090626years'", "'99999999999999TiB'", "[[tcp]]\n",
+    "[[mqtt]]\n", "[[[", "\u{feff}", "\u{0}", "\r",
+];
+
 fn piece() -> impl Strategy<Value = String> {
-    let fixed = [
-        "[",
-        "]",
-        "[[",
-        "]]",
-        "\n",
-        " = ",
-        ".",
-        ",",
-        "\"",
-        "'",
-        "\"\"\"",
-        "{",
-        "}",
-        "#",
-        "gateway",
-        "tcp",
-        "mqtt",
-        "store",
-        "serial",
-        "brokers",
-        "window",
-        "max_size",
-        "'${HOST}'",
-        "'$${'",
-        "'mqtt://[::1'",
-        "0x",
-        "1e999",
-        "-1",
-        "inf",
-        "nan",
-        "1979-05-27",
-        "18446744073709551616",
-        "true",
-        "'584542046090626years'",
-        "'99999999999999TiB'",
-        "[[tcp]]\n",
-        "[[mqtt]]\n",
-        "[[[",
-        "\u{feff}",
-        "\u{0}",
-        "\r",
-    ];
-    prop_oneof![4 => prop::sample::select(&fixed[..]).prop_map(str::to_owned), 1 => any::<String>()]
+    prop_oneof![4 => prop::sample::select(PIECES).prop_map(str::to_owned), 1 => any::<String>()]
 }
 
 proptest! {
