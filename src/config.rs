@@ -1,8 +1,90 @@
-//! The configuration: one struct a section, its defaults in one place.
+//! The configuration: one struct a section, its defaults in one place, and a
+//! reader that reports all that is wrong with a file at once.
+//!
+//! Unknown keys are refused. `${NAME}` inside a string is replaced from the
+//! environment; `$${` stands for a plain `${`.
 
+mod broker;
+mod env;
+mod password;
+mod problem;
+mod read;
 mod sections;
+mod shipped;
+mod validate;
 
+pub use broker::{Broker, InvalidBroker};
+pub use password::{PasswordError, read_password};
+pub use problem::{Problem, Problems};
 pub use sections::{
     Config, Deliver, Devices, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt, MqttVersion,
     Parity, Serial, Store, Tcp, Topics,
 };
+
+use problem::Report;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
+
+/// Reads the configuration file `path` with this process's environment, and looks
+/// at the files that it names.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn load(path: &Path) -> Result<Config, Problems> {
+    let mut report = Report::new(path);
+    let config = read_file(path, &mut report).and_then(|text| {
+        let config = interpret(&text, &|name| std::env::var(name).ok(), &mut report)?;
+        validate::check_files(&config.mqtt, &mut report);
+        Some(config)
+    });
+    report.finish(config)
+}
+
+/// Reads a configuration from `text`, which `source` is the name of in problems,
+/// with the environment `env`. Looks at nothing else: the files that it names may
+/// be missing.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn parse(text: &str, source: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Problems> {
+    let mut report = Report::new(source);
+    let config = interpret(text, env, &mut report);
+    report.finish(config)
+}
+
+fn interpret(text: &str, env: &dyn Fn(&str) -> Option<String>, report: &mut Report) -> Option<Config> {
+    let config = read::read(text, env, report)?;
+    validate::check(&config, report);
+    Some(config)
+}
+
+fn read_file(path: &Path, report: &mut Report) -> Option<String> {
+    const MOST: u64 = 1 << 20;
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
+    if let Err(why) = read {
+        report.add("", format!("cannot be read: {why}"), how_to_make_readable(&why));
+    } else if bytes.len() as u64 > MOST {
+        report.add("", "is larger than 1 MiB", "give a tidegate configuration file");
+    } else {
+        match String::from_utf8(bytes) {
+            Ok(text) => return Some(text),
+            Err(why) => {
+                let good = why.utf8_error().valid_up_to();
+                let line = why.as_bytes().iter().take(good).filter(|byte| **byte == b'\n').count() + 1;
+                report.add_at(Some(line), "", "is not UTF-8 text", "save it as UTF-8");
+            }
+        }
+    }
+    None
+}
+
+fn how_to_make_readable(why: &io::Error) -> &'static str {
+    match why.kind() {
+        ErrorKind::NotFound => "create it, or name another with -c FILE",
+        ErrorKind::PermissionDenied => "run as a user who may read it, or change its mode",
+        ErrorKind::IsADirectory => "name a file with -c FILE",
+        _ => "name another with -c FILE",
+    }
+}

@@ -1,0 +1,264 @@
+//! From text to [`Config`], key by key, so that one bad value hides no other.
+
+use super::Config;
+use super::env::substitute;
+use super::problem::Report;
+use super::shipped;
+use serde::de::{DeserializeOwned, Visitor};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+
+/// What `text` says, with defaults in place of what was refused; `None` if it is
+/// not TOML at all.
+pub(super) fn read(text: &str, env: &dyn Fn(&str) -> Option<String>, report: &mut Report) -> Option<Config> {
+    let lines = Lines::new(text);
+    let root = match DeTable::parse(text) {
+        Ok(root) => root.into_inner(),
+        Err(why) => {
+            let at = why.span().map_or(text.len(), |span| span.start);
+            let what = format!("column {}: {}", lines.column(at), why.message());
+            report.add_at(Some(lines.line(at)), "", what, "write it as TOML (https://toml.io)");
+            return None;
+        }
+    };
+    let mut reader = Reader { lines, env, report, sections: BTreeMap::new() };
+    reader.sort_out(root);
+    Some(Config {
+        gateway: reader.one("gateway"),
+        tcp: reader.many("tcp"),
+        serial: reader.many("serial"),
+        http: reader.one("http"),
+        devices: reader.one("devices"),
+        store: reader.one("store"),
+        mqtt: reader.many("mqtt"),
+    })
+}
+
+struct Reader<'a, 'i> {
+    lines: Lines<'i>,
+    env: &'a dyn Fn(&str) -> Option<String>,
+    report: &'a mut Report,
+    sections: BTreeMap<&'static str, DeValue<'i>>,
+}
+
+impl<'i> Reader<'_, 'i> {
+    /// Sets aside the sections that are known.
+    fn sort_out(&mut self, root: DeTable<'i>) {
+        let known = keys_of::<Config>();
+        let present: Vec<String> = root.keys().map(|key| key.get_ref().to_string()).collect();
+        for (key, value) in root {
+            let path = shown(key.get_ref());
+            // A key's own place is inside its header's brackets, on the same line.
+            self.report.locate(&path, self.lines.line(key.span().start));
+            match known.iter().find(|name| **name == *key.get_ref()) {
+                Some(name) => drop(self.sections.insert(name, value.into_inner())),
+                None => self.unknown("section", "", key.get_ref(), known, &present),
+            }
+        }
+    }
+
+    /// A section that stands at most once, `[name]`.
+    fn one<T: DeserializeOwned + Default>(&mut self, name: &'static str) -> T {
+        match self.sections.remove(name) {
+            None => T::default(),
+            Some(DeValue::Table(table)) => self.section(name, name, table),
+            Some(DeValue::Array(array)) => {
+                self.report.add(name, "there can be only one such section", format!("write [{name}], once"));
+                match array.into_iter().next().map(Spanned::into_inner) {
+                    Some(DeValue::Table(table)) => self.section(name, name, table),
+                    _ => T::default(),
+                }
+            }
+            Some(_) => self.no_section(name, &format!("[{name}]")),
+        }
+    }
+
+    /// A section that may stand several times, `[[name]]`.
+    fn many<T: DeserializeOwned + Default>(&mut self, name: &'static str) -> Vec<T> {
+        let header = format!("[[{name}]]");
+        match self.sections.remove(name) {
+            None => Vec::new(),
+            Some(DeValue::Array(array)) => array
+                .into_iter()
+                .enumerate()
+                .map(|(i, item)| {
+                    let path = format!("{name}[{i}]");
+                    self.report.locate(&path, self.lines.line(item.span().start));
+                    match item.into_inner() {
+                        DeValue::Table(table) => self.section(name, &path, table),
+                        _ => self.no_section(&path, &header),
+                    }
+                })
+                .collect(),
+            Some(DeValue::Table(table)) => {
+                self.report.add(name, "there may be several such sections", format!("write {header}"));
+                vec![self.section(name, &format!("{name}[0]"), table)]
+            }
+            Some(_) => self.no_section(name, &header),
+        }
+    }
+
+    fn no_section<T: Default>(&mut self, path: &str, header: &str) -> T {
+        self.report.add(path, "is not a section", format!("write {header} and its keys below"));
+        self.report.refuse(path);
+        T::default()
+    }
+
+    /// Reads each key by itself, then all the good ones together.
+    fn section<T: DeserializeOwned + Default>(&mut self, name: &str, path: &str, table: DeTable<'i>) -> T {
+        let known = keys_of::<T>();
+        let present: Vec<String> = table.keys().map(|key| key.get_ref().to_string()).collect();
+        let mut good = DeTable::new();
+        for (key, mut value) in table {
+            let full = format!("{path}.{}", shown(key.get_ref()));
+            self.report.locate(&full, self.lines.line(key.span().start));
+            if !known.contains(&&**key.get_ref()) {
+                self.unknown("key", path, key.get_ref(), known, &present);
+                continue;
+            }
+            if !self.fill_in(&full, value.get_mut()) {
+                self.report.refuse(&full);
+                continue;
+            }
+            match deserialize::<T>(DeTable::from_iter([(key.clone(), value.clone())])) {
+                Ok(_) => drop(good.insert(key, value)),
+                Err(why) => {
+                    let fix = match shipped::example(name, key.get_ref()) {
+                        Some(example) => format!("write it like {example}"),
+                        None => "correct the value".to_owned(),
+                    };
+                    let line = self.lines.line(why.span().map_or(key.span().start, |span| span.start));
+                    self.report.add_at(Some(line), &full, why.message(), fix);
+                    self.report.refuse(&full);
+                }
+            }
+        }
+        deserialize(good).unwrap_or_else(|why| {
+            self.report.add(path, why.message(), "correct this section");
+            self.report.refuse(path);
+            T::default()
+        })
+    }
+
+    /// Replaces variables in all strings of `value`; false if one is not set.
+    fn fill_in(&mut self, path: &str, value: &mut DeValue<'i>) -> bool {
+        match value {
+            DeValue::String(text) => match substitute(text, self.env) {
+                Ok(filled) => {
+                    *text = Cow::Owned(filled);
+                    true
+                }
+                Err(unset) => {
+                    for name in unset {
+                        let what = format!("the environment variable `{name}` is not set");
+                        self.report.add(path, what, "set it, or write $${ for a plain ${");
+                    }
+                    false
+                }
+            },
+            DeValue::Array(array) => {
+                let mut complete = true;
+                for item in array.iter_mut() {
+                    complete &= self.fill_in(path, item.get_mut());
+                }
+                complete
+            }
+            _ => true,
+        }
+    }
+
+    /// Complains about `key`, and keeps still about the lack of the key that was
+    /// probably meant.
+    fn unknown(&mut self, kind: &str, parent: &str, key: &str, known: &[&str], present: &[String]) {
+        let join = |key: &str| if parent.is_empty() { shown(key) } else { format!("{parent}.{}", shown(key)) };
+        let what = format!("unknown {kind} `{key}`");
+        match closest(key, known) {
+            Some(near) => {
+                self.report.add(&join(key), what, format!("did you mean `{near}`?"));
+                if !present.iter().any(|present| present == near) {
+                    self.report.refuse(&join(near));
+                }
+            }
+            None => self.report.add(&join(key), what, format!("remove it; known are {}", known.join(", "))),
+        }
+    }
+}
+
+fn deserialize<T: DeserializeOwned>(table: DeTable<'_>) -> Result<T, toml::de::Error> {
+    T::deserialize(ValueDeserializer::from(Spanned::new(0..0, DeValue::Table(table))))
+}
+
+/// The one of `known` that `word` was probably meant to be.
+pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    const LONGEST: usize = 64;
+    if word.len() > LONGEST {
+        return None;
+    }
+    let word = word.to_lowercase();
+    let (distance, near) = known.iter().map(|near| (strsim::osa_distance(&word, near), *near)).min()?;
+    (distance <= (near.len() / 3).max(1)).then_some(near)
+}
+
+/// A key as it stands in a path.
+fn shown(key: &str) -> String {
+    let bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+    if bare { key.to_owned() } else { format!("{key:?}") }
+}
+
+/// The keys of a struct, as its `Deserialize` gives them.
+pub(super) fn keys_of<T: DeserializeOwned>() -> &'static [&'static str] {
+    let mut keys: &'static [&'static str] = &[];
+    // Always an error: the keys are told on the way to it.
+    let _ = T::deserialize(Keys(&mut keys));
+    keys
+}
+
+struct Keys<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> serde::Deserializer<'de> for Keys<'_> {
+    type Error = serde::de::value::Error;
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        *self.0 = fields;
+        self.deserialize_any(visitor)
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
+        Err(serde::de::Error::custom("no value"))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+/// Where the lines of a text start.
+struct Lines<'i> {
+    text: &'i str,
+    starts: Vec<usize>,
+}
+
+impl<'i> Lines<'i> {
+    fn new(text: &'i str) -> Lines<'i> {
+        Lines { text, starts: std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect() }
+    }
+
+    /// Counted from 1.
+    fn line(&self, at: usize) -> usize {
+        self.starts.partition_point(|start| *start <= at)
+    }
+
+    /// In characters, counted from 1.
+    fn column(&self, at: usize) -> usize {
+        let start = self.starts.iter().rev().find(|start| **start <= at).copied().unwrap_or(0);
+        self.text.get(start..at).map_or(1, |before| before.chars().count() + 1)
+    }
+}

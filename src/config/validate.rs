@@ -1,0 +1,172 @@
+//! What is well-formed but makes no sense. Pure, but for [`check_files`].
+
+mod links;
+mod mqtt;
+
+use super::problem::Report;
+use super::read::closest;
+use super::{Config, Devices, Gateway, HistoryWithin, Http, Store};
+use bytesize::ByteSize;
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+pub(super) use mqtt::check_files;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Adds a problem for all in `config` that does not make sense.
+pub(super) fn check(config: &Config, report: &mut Report) {
+    gateway(&config.gateway, Section::new(report, "gateway"));
+    links::check(config, report);
+    http(config, Section::new(report, "http"));
+    devices(&config.devices, Section::new(report, "devices"));
+    store(&config.store, Section::new(report, "store"));
+    mqtt::check(&config.mqtt, report);
+}
+
+fn gateway(gateway: &Gateway, mut section: Section) {
+    log_level(&gateway.log_level, &mut section);
+    if let Some(threads) = gateway.worker_threads {
+        section.number("worker_threads", threads, 1, 64);
+    }
+    section.duration("shutdown_timeout", gateway.shutdown_timeout, SECOND, 5 * MINUTE);
+}
+
+fn log_level(filter: &str, section: &mut Section) {
+    const KEY: &str = "log_level";
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    if filter.trim().is_empty() {
+        section.reject(&[KEY], "is empty", format!("give one of {}", LEVELS.join(", ")));
+        return;
+    }
+    if let Err(why) = tracing_subscriber::EnvFilter::try_new(filter) {
+        section.reject(&[KEY], format!("{filter:?}: {why}"), "write a level such as info, or warn,tidegate=debug");
+        return;
+    }
+    // A word that is no level is taken for a module's name: a typing error would
+    // turn the log off.
+    for word in filter.split(',').map(str::trim) {
+        let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+        if !is_level && let Some(near) = closest(word, &LEVELS) {
+            section.reject(&[KEY], format!("unknown level `{word}`"), format!("did you mean `{near}`?"));
+        }
+    }
+}
+
+fn http(config: &Config, mut section: Section) {
+    let Http { enabled: true, listen } = config.http else { return };
+    if !listen.ip().is_loopback() {
+        let what = format!("{listen} can be reached from elsewhere, and there is no access control");
+        section.reject(&["listen"], what, format!("listen on 127.0.0.1:{}", listen.port()));
+    }
+    if let Some(i) = config.tcp.iter().position(|tcp| collide(tcp.listen, listen)) {
+        section.reject(&["listen"], format!("tcp[{i}] listens on {listen} already"), "give another port");
+    }
+}
+
+fn devices(devices: &Devices, mut section: Section) {
+    section.duration("heartbeat_interval", devices.heartbeat_interval, SECOND, DAY);
+    section.duration("idle_timeout", devices.idle_timeout, SECOND, 7 * DAY);
+    if devices.idle_timeout <= devices.heartbeat_interval {
+        let what = format!("{} of silence ends a session before a heartbeat is due", time(devices.idle_timeout));
+        let fix = format!("give more than heartbeat_interval, {}", time(devices.heartbeat_interval));
+        section.reject(&["idle_timeout", "heartbeat_interval"], what, fix);
+    }
+    section.number("window", devices.window, 1, 1_000_000);
+}
+
+fn store(store: &Store, mut section: Section) {
+    if store.directory.as_os_str().is_empty() {
+        section.reject(&["directory"], "is empty", "give the directory for the log's files");
+    }
+    section.duration("commit_within", store.commit_within, Duration::ZERO, HOUR);
+    if let HistoryWithin::Within(history_within) = store.history_within {
+        section.duration("history_within", history_within, Duration::ZERO, DAY);
+        if history_within < store.commit_within {
+            let what = format!("{} is less than commit_within", time(history_within));
+            let fix = format!("give {} or more, or \"off\"", time(store.commit_within));
+            section.reject(&["history_within", "commit_within"], what, fix);
+        }
+    }
+    section.size("max_size", store.max_size, ByteSize::mib(8), ByteSize::tib(64));
+    section.size("max_pending", store.max_pending, ByteSize::kib(64), ByteSize::gib(1));
+    section.size("segment_size", store.segment_size, ByteSize::kib(4), ByteSize::gib(1));
+    if store.segment_size > store.max_pending {
+        let what = format!("{} is more than max_pending", size(store.segment_size));
+        section.reject(&["segment_size", "max_pending"], what, format!("give {} or less", size(store.max_pending)));
+    }
+    let half = ByteSize(store.max_size.as_u64() / 2);
+    if store.segment_size > half {
+        let what = format!("{} is more than half of max_size", size(store.segment_size));
+        section.reject(&["segment_size", "max_size"], what, format!("give {} or less", size(half)));
+    }
+}
+
+/// Whether two listeners cannot stand side by side.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let any = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || (any && a.is_ipv4() == b.is_ipv4()))
+}
+
+/// One section of the file, whose keys are checked.
+struct Section<'a> {
+    report: &'a mut Report,
+    path: String,
+}
+
+impl Section<'_> {
+    fn new(report: &mut Report, path: impl Into<String>) -> Section<'_> {
+        Section { report, path: path.into() }
+    }
+
+    /// A problem with the first of `keys` that the others have part in; no problem
+    /// if the file's value of one of them was refused and a default stands there.
+    fn reject(&mut self, keys: &[&str], what: impl Display, fix: impl Display) {
+        let mut paths = keys.iter().map(|key| format!("{}.{key}", self.path));
+        if paths.any(|path| self.report.is_refused(&path)) {
+            return;
+        }
+        let place = keys.first().map_or(self.path.clone(), |key| format!("{}.{key}", self.path));
+        self.report.add(&place, what, fix);
+    }
+
+    fn number<N: PartialOrd + Display>(&mut self, key: &str, value: N, min: N, max: N) {
+        self.range(key, value, min, max, |n| n.to_string());
+    }
+
+    fn duration(&mut self, key: &str, value: Duration, min: Duration, max: Duration) {
+        self.range(key, value, min, max, |duration| time(*duration));
+    }
+
+    fn size(&mut self, key: &str, value: ByteSize, min: ByteSize, max: ByteSize) {
+        self.range(key, value, min, max, |bytes| size(*bytes));
+    }
+
+    /// Also makes comparisons with other keys void: one complaint about a value is enough.
+    fn range<V: PartialOrd>(&mut self, key: &str, value: V, min: V, max: V, shown: impl Fn(&V) -> String) {
+        if value < min || value > max {
+            let what = format!("{} is out of range", shown(&value));
+            self.reject(&[key], what, format!("give {} to {}", shown(&min), shown(&max)));
+            self.report.refuse(&format!("{}.{key}", self.path));
+        }
+    }
+}
+
+/// As it would be written in the file.
+fn time(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+/// As it would be written in the file, exactly.
+fn size(bytes: ByteSize) -> String {
+    let bytes = bytes.as_u64();
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.iter().find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift) {
+        Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
+        None => format!("{bytes}B"),
+    }
+}

@@ -1,0 +1,160 @@
+//! `[[mqtt]]`.
+
+use super::links::Names;
+use super::{DAY, HOUR, MINUTE, SECOND, Section, size, time};
+use crate::config::problem::Report;
+use crate::config::{Broker, Mqtt, read_password};
+use bytesize::ByteSize;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+/// What a packet's length field can say.
+const MAX_PACKET: ByteSize = ByteSize((256 << 20) - 1);
+const MAX_CLIENT_ID_BYTES: usize = 128;
+const MAX_PREFIX_BYTES: usize = 256;
+
+pub(super) fn check(sinks: &[Mqtt], report: &mut Report) {
+    if sinks.is_empty() && !report.is_refused("mqtt") {
+        let fix = "add [[mqtt]] with brokers = [\"mqtt://HOST\"]";
+        report.add("mqtt", "there is no [[mqtt]] section: readings would never leave", fix);
+    }
+    let mut names = Names::default();
+    for (i, mqtt) in sinks.iter().enumerate() {
+        let mut section = Section::new(report, format!("mqtt[{i}]"));
+        names.check(&mqtt.name, &mut section);
+        check_brokers(mqtt, &mut section);
+        check_client_id(mqtt, sinks.iter().take(i), &mut section);
+        check_prefix(&mqtt.prefix, &mut section);
+        check_credentials(mqtt, &mut section);
+        check_limits(mqtt, &mut section);
+    }
+}
+
+fn check_brokers(mqtt: &Mqtt, section: &mut Section) {
+    if mqtt.brokers.is_empty() {
+        section.reject(&["brokers"], "names no broker", "give brokers = [\"mqtt://HOST\"]");
+    }
+    for (i, broker) in mqtt.brokers.iter().enumerate() {
+        if let Err(why) = broker.parse::<Broker>() {
+            section.reject(&[&format!("brokers[{i}]")], why.what, why.fix);
+        }
+    }
+}
+
+fn brokers(mqtt: &Mqtt) -> impl Iterator<Item = Broker> {
+    mqtt.brokers.iter().filter_map(|broker| broker.parse().ok())
+}
+
+fn check_client_id<'a>(mqtt: &Mqtt, mut before: impl Iterator<Item = &'a Mqtt>, section: &mut Section) {
+    let Some(id) = &mqtt.client_id else { return };
+    if !(1..=MAX_CLIENT_ID_BYTES).contains(&id.len()) || id.chars().any(char::is_control) {
+        let what = format!("{id:?} is no client id");
+        section.reject(&["client_id"], what, format!("give 1 to {MAX_CLIENT_ID_BYTES} bytes of printable text"));
+    }
+    let shared =
+        |other: &Mqtt| other.client_id.as_ref() == Some(id) && brokers(other).any(|b| brokers(mqtt).any(|a| a == b));
+    if let Some(other) = before.find(|other| shared(other)) {
+        let what = format!("`{}` uses {id:?} on the same broker: they would cut each other off", other.name);
+        section.reject(&["client_id", "brokers"], what, "give each a client id of its own, or none");
+    }
+}
+
+fn check_prefix(prefix: &str, section: &mut Section) {
+    let what = if prefix.split('/').any(str::is_empty) {
+        "has an empty level"
+    } else if prefix.starts_with('$') {
+        "starts with $, which is the broker's own"
+    } else if prefix.contains(['+', '#']) || prefix.chars().any(char::is_control) {
+        "contains +, # or a control character"
+    } else if prefix.len() > MAX_PREFIX_BYTES {
+        "is longer than 256 bytes"
+    } else {
+        return;
+    };
+    section.reject(&["prefix"], format!("{prefix:?} {what}"), "give topic levels such as site/tidegate");
+}
+
+fn check_credentials(mqtt: &Mqtt, section: &mut Section) {
+    if mqtt.password_file.is_some() && mqtt.username.is_none() {
+        let what = "a password without a user name is not allowed by MQTT 3.1.1";
+        section.reject(&["password_file", "username"], what, "give `username` too");
+    }
+    if mqtt.username.as_ref().is_some_and(|name| name.len() > usize::from(u16::MAX) || name.contains('\0')) {
+        section.reject(&["username"], "is too long or contains NUL", "give at most 65535 bytes without NUL");
+    }
+    let files = [("cert_file", &mqtt.cert_file, "key_file"), ("key_file", &mqtt.key_file, "cert_file")];
+    let other = [&mqtt.key_file, &mqtt.cert_file];
+    for ((key, file, missing), other) in files.into_iter().zip(other) {
+        if file.is_some() && other.is_none() {
+            section.reject(&[key, missing], format!("is of no use without `{missing}`"), "give both or neither");
+        }
+    }
+    let all_plain = brokers(mqtt).count() == mqtt.brokers.len() && brokers(mqtt).all(|broker| !broker.tls);
+    for (key, file) in [("ca_file", &mqtt.ca_file), ("cert_file", &mqtt.cert_file)] {
+        if file.is_some() && all_plain && !mqtt.brokers.is_empty() {
+            let what = "is of no use: no broker is reached over TLS";
+            section.reject(&[key, "brokers"], what, "write mqtts:// in `brokers`, or remove it");
+        }
+    }
+}
+
+fn check_limits(mqtt: &Mqtt, section: &mut Section) {
+    section.number("window", mqtt.window, 1, 100);
+    section.size("max_packet", mqtt.max_packet, ByteSize::kib(2), MAX_PACKET);
+    section.size("max_batch", mqtt.max_batch, ByteSize::kib(1), MAX_PACKET);
+    if mqtt.max_batch > mqtt.max_packet {
+        let what = format!("{} is more than max_packet", size(mqtt.max_batch));
+        section.reject(&["max_batch", "max_packet"], what, format!("give {} or less", size(mqtt.max_packet)));
+    }
+    section.duration("keep_alive", mqtt.keep_alive, 5 * SECOND, 18 * HOUR);
+    section.duration("connect_timeout", mqtt.connect_timeout, SECOND, 5 * MINUTE);
+    section.duration("backoff_min", mqtt.backoff_min, Duration::from_millis(10), DAY);
+    section.duration("backoff_max", mqtt.backoff_max, Duration::from_millis(10), DAY);
+    if mqtt.backoff_min > mqtt.backoff_max {
+        let what = format!("{} is more than backoff_max", time(mqtt.backoff_min));
+        section.reject(&["backoff_min", "backoff_max"], what, format!("give {} or less", time(mqtt.backoff_max)));
+    }
+    section.duration("stable_after", mqtt.stable_after, Duration::ZERO, DAY);
+    section.duration("replay_after", mqtt.replay_after, Duration::ZERO, 365 * DAY);
+}
+
+/// Adds a problem for each file that `sinks` name and that cannot be used.
+pub(in crate::config) fn check_files(sinks: &[Mqtt], report: &mut Report) {
+    for (i, mqtt) in sinks.iter().enumerate() {
+        let mut section = Section::new(report, format!("mqtt[{i}]"));
+        let pem = [
+            ("ca_file", &mqtt.ca_file, "CERTIFICATE"),
+            ("cert_file", &mqtt.cert_file, "CERTIFICATE"),
+            ("key_file", &mqtt.key_file, "PRIVATE KEY"),
+        ];
+        for (key, path, label) in pem {
+            if let Some(Err((what, fix))) = path.as_ref().map(|path| check_pem(path, label)) {
+                section.reject(&[key], what, fix);
+            }
+        }
+        if let Some(Err(why)) = mqtt.password_file.as_deref().map(read_password) {
+            section.reject(&["password_file"], why, "give a file that holds the password and that this user may read");
+        }
+    }
+}
+
+/// Whether there is something in the file that calls itself `label`.
+fn check_pem(path: &Path, label: &str) -> Result<(), (String, String)> {
+    const MOST: u64 = 4 << 20;
+    let mut content = Vec::new();
+    if let Err(why) = File::open(path).and_then(|file| file.take(MOST).read_to_end(&mut content)) {
+        let what = format!("cannot read {}: {why}", path.display());
+        return Err((what, "give a file that is there and that this user may read".into()));
+    }
+    let content = String::from_utf8_lossy(&content);
+    let found = content
+        .lines()
+        .any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{label}-----")));
+    if found {
+        return Ok(());
+    }
+    let what = format!("{} holds no {}", path.display(), label.to_lowercase());
+    Err((what, "give a PEM file (text with -----BEGIN lines); `openssl x509` and `openssl pkey` convert".into()))
+}
