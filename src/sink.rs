@@ -1,1 +1,119 @@
-//! (under construction)
+//! Where readings go. The [`Pump`] takes them from a cursor over the log to a
+//! [`Destination`], once for all kinds of destination; each of those is a small
+//! adapter.
+
+mod batching;
+pub mod encode;
+mod flight;
+pub mod mqtt;
+mod pump;
+mod sizing;
+
+pub use pump::Pump;
+
+use crate::clock::Now;
+use crate::model::{Epoch, GatewayId, Numbered, Seq};
+use crate::store::LogEvent;
+use std::time::Duration;
+
+/// What every uplinked payload says about where it comes from.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    pub gateway: GatewayId,
+    pub epoch: Epoch,
+}
+
+/// Why a destination cannot be reached, or does not take what it is sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Failure {
+    pub what: String,
+    /// Trying again soon is useless: somebody has to change something.
+    pub permanent: bool,
+}
+
+/// Readings put together for sending.
+#[derive(Debug)]
+pub struct Encoded<P> {
+    /// What to send, in order, each with its size in bytes.
+    pub payloads: Vec<(P, usize)>,
+    /// The last reading that is in one of them.
+    pub upto: Seq,
+    /// How many readings are.
+    pub readings: u64,
+}
+
+/// Why nothing could be put together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unencodable {
+    /// Nothing stands there.
+    Nothing,
+    /// The first reading alone is larger than the limit.
+    TooLarge(Seq),
+}
+
+/// How large payloads may be, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// A payload of several readings stays below this.
+    pub batch: usize,
+    /// No payload may be larger than this.
+    pub limit: usize,
+}
+
+/// A kind of place that readings are sent to.
+pub trait Destination: Send {
+    /// Something to send.
+    type Payload: Send;
+    type Link: Link<Payload = Self::Payload>;
+
+    /// Connects, within a time of its own.
+    fn connect(&mut self) -> impl Future<Output = Result<Self::Link, Failure>> + Send;
+
+    /// Puts readings of `chunk` after `after` together, as many as fit.
+    ///
+    /// # Errors
+    /// If there are none or the first does not fit at all.
+    fn encode(
+        &self,
+        chunk: &[Numbered],
+        after: Seq,
+        budget: Budget,
+        now: Now,
+    ) -> Result<Encoded<Self::Payload>, Unencodable>;
+
+    /// Puts an event together.
+    fn event(&self, event: &LogEvent) -> Self::Payload;
+}
+
+/// What became of something sent.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The destination has taken what this token was given for.
+    Confirmed(u64),
+    /// The connection is over, and nothing outstanding will be confirmed.
+    Lost(Failure),
+}
+
+/// A live connection to a destination.
+pub trait Link: Send {
+    type Payload;
+
+    /// How many payloads may be outstanding.
+    fn window(&self) -> usize;
+
+    /// Largest payload that the destination accepts, in bytes, as far as it said.
+    fn max_payload(&self) -> usize;
+
+    /// Sends without waiting; [`Outcome::Confirmed`] will name `token`.
+    ///
+    /// # Errors
+    /// If the connection is over.
+    fn send(&mut self, token: u64, payload: Self::Payload) -> Result<(), Failure>;
+
+    /// Waits for what becomes of what was sent. Cancel-safe.
+    fn outcome(&mut self) -> impl Future<Output = Outcome> + Send;
+
+    /// Takes leave, within the time given.
+    fn close(self, within: Duration) -> impl Future<Output = ()> + Send;
+}

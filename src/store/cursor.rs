@@ -49,10 +49,29 @@ impl SinkCursor {
         self.shared.state.lock().pending(self.index)
     }
 
+    /// How many readings may stand after `after` for the sink to see; fewer if there
+    /// are holes.
+    pub fn waiting(&self, after: Seq) -> u64 {
+        self.shared.visible.load(Ordering::Acquire).saturating_sub(after.max(self.exhausted).0)
+    }
+
+    /// Whether there is an event after `after`.
+    pub fn has_event(&self, after: u64) -> bool {
+        self.shared.last_event.load(Ordering::Acquire) > after
+    }
+
     /// When the reading arrived, on the gateway's monotonic clock, if it is still
     /// in memory.
     pub fn arrival(&self, seq: Seq) -> Option<Duration> {
         self.shared.state.lock().tail.arrival(seq)
+    }
+
+    /// How long ago, at `now` on the monotonic clock, the oldest reading arrived that
+    /// the sink may see and has not confirmed; if that is not known any more, how
+    /// long ago the gateway started.
+    pub fn oldest_pending(&self, now: Duration) -> Duration {
+        let arrival = self.arrival(self.position().next());
+        now.saturating_sub(arrival.unwrap_or_default())
     }
 
     /// Readings after `after`, oldest first, as far as the sink may see them now:
@@ -97,8 +116,7 @@ impl SinkCursor {
         loop {
             let mut news = std::pin::pin!(self.shared.news.notified());
             news.as_mut().enable();
-            let visible = self.shared.visible.load(Ordering::Acquire);
-            if visible > after.max(self.exhausted).0 || self.shared.last_event.load(Ordering::Acquire) > event {
+            if self.waiting(after) > 0 || self.has_event(event) {
                 return;
             }
             news.await;
@@ -107,18 +125,24 @@ impl SinkCursor {
 
     /// The destination confirmed everything up to `upto`.
     pub fn confirm(&self, upto: Seq) {
+        let delivered = self.advance(upto);
+        self.shared.metrics.sink_delivered.get_or_create(&self.shared.label(self.index)).inc_by(delivered);
+    }
+
+    /// Moves up to `upto` and returns how many readings that were.
+    fn advance(&self, upto: Seq) -> u64 {
         let now = self.shared.clock.now().monotonic;
-        let advanced = {
+        let (passed, advanced) = {
             let mut state = self.shared.state.lock();
             let before = state.pending(self.index);
             let advanced = state.tail.confirm(self.index, upto);
             state.moved(self.index, now);
-            let delivered = before.saturating_sub(state.pending(self.index));
-            self.shared.metrics.sink_delivered.get_or_create(&self.shared.label(self.index)).inc_by(delivered);
+            let passed = before.saturating_sub(state.pending(self.index));
             self.wake_writer(&mut state);
-            advanced
+            (passed, advanced)
         };
         self.shared.announce(&advanced);
+        passed
     }
 
     /// Events after `after`, oldest first, at most 100.
@@ -126,7 +150,7 @@ impl SinkCursor {
     /// # Errors
     /// If the log cannot be read; worth another try later.
     pub async fn events(&mut self, after: u64) -> Result<Vec<LogEvent>> {
-        if self.shared.last_event.load(Ordering::Acquire) <= after {
+        if !self.has_event(after) {
             return Ok(Vec::new());
         }
         let newest = self.shared.last_event.load(Ordering::Acquire);
@@ -148,10 +172,12 @@ impl SinkCursor {
         self.wake_writer(&mut state);
     }
 
-    /// The destination can never take this reading: it is counted and reported as
-    /// dropped for this sink. Confirm past it afterwards.
+    /// The destination can never take this reading, before which it confirmed
+    /// everything: it is counted and reported as dropped for this sink, and passed
+    /// over.
     pub fn refuse(&self, seq: Seq, reason: &'static str) {
         self.report(Gap { reason, first: seq, last: seq, count: 1, undelivered: vec![(self.name().clone(), 1)] });
+        self.advance(seq);
     }
 
     fn report(&self, gap: Gap) {

@@ -339,6 +339,9 @@ mod tests {
         names.iter().map(|name| ChannelName::new(name).expect("a valid name")).collect()
     }
 
+    /// Origin, time, list of channels and values.
+    type Drawn = (u64, i64, usize, Vec<Value>);
+
     /// Batches of several devices, sessions and channel lists, in any mixture.
     fn any_batches() -> impl Strategy<Value = Vec<Numbered>> {
         let value = prop_oneof![
@@ -351,7 +354,7 @@ mod tests {
         (1u64..u64::MAX / 2, proptest::collection::vec(batch, 0..20)).prop_map(|(first, batches)| {
             let lists = [channels(&[]), channels(&["a"]), channels(&["a", "b"])];
             let mut next = Seq(first);
-            let number = |(device, session, readings): (u8, Option<u64>, Vec<(u64, i64, usize, Vec<Value>)>)| {
+            let number = |(device, session, readings): (u8, Option<u64>, Vec<Drawn>)| {
                 let readings: Vec<_> = readings
                     .into_iter()
                     .map(|(origin, time, list, mut values)| {

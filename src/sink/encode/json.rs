@@ -1,0 +1,194 @@
+//! The readable encoding:
+//! `{"gateway":"gw-01","epoch":1,"readings":[{"seq":1042,"device":"pump-7",
+//! "origin":[7731,15],"time":"2026-11-23T01:02:03.456000Z","values":{"temperature":21.5}}]}`,
+//! with `"replay":true` in a reading that is sent late.
+
+use super::{DecodeError, Delivered, Delivery, Entry, Writer};
+use crate::model::{DeviceId, Epoch, GatewayId, Seq, Timestamp, Value};
+use crate::sink::Identity;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io::Write;
+
+/// A JSON batch being written.
+#[derive(Debug)]
+pub struct Json {
+    out: Vec<u8>,
+    /// Length before the last reading.
+    before: usize,
+    empty: bool,
+}
+
+const END: &[u8] = b"]}";
+
+impl Json {
+    pub fn new(identity: &Identity) -> Json {
+        let Identity { gateway, epoch } = identity;
+        let out = format!("{{\"gateway\":\"{gateway}\",\"epoch\":{epoch},\"readings\":[").into_bytes();
+        Json { before: out.len(), out, empty: true }
+    }
+}
+
+/// Writing to memory cannot fail, and neither can what is written here.
+fn put(out: &mut Vec<u8>, value: impl Serialize) {
+    let _ = serde_json::to_writer(out, &value);
+}
+
+impl Writer for Json {
+    fn size(&self) -> usize {
+        self.out.len() + END.len()
+    }
+
+    fn add(&mut self, entry: &Entry<'_>) {
+        self.before = self.out.len();
+        let out = &mut self.out;
+        if !self.empty {
+            out.push(b',');
+        }
+        self.empty = false;
+        out.extend_from_slice(b"{\"seq\":");
+        put(out, entry.seq);
+        out.extend_from_slice(b",\"device\":\"");
+        // Names of devices need no escapes.
+        out.extend_from_slice(entry.device.as_str().as_bytes());
+        out.push(b'"');
+        if let Some(origin) = entry.origin {
+            out.extend_from_slice(b",\"origin\":");
+            put(out, (origin.session, origin.seq));
+        }
+        let _ = write!(out, ",\"time\":\"{}\"", entry.reading.time);
+        if entry.replay {
+            out.extend_from_slice(b",\"replay\":true");
+        }
+        out.extend_from_slice(b",\"values\":{");
+        for (i, (name, value)) in entry.reading.iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            put(out, name);
+            out.push(b':');
+            put(out, value);
+        }
+        out.extend_from_slice(b"}}");
+    }
+
+    fn undo(&mut self) {
+        self.out.truncate(self.before);
+        self.empty = self.out.ends_with(b"[");
+    }
+
+    fn finish(&mut self) -> Vec<u8> {
+        self.out.extend_from_slice(END);
+        std::mem::take(&mut self.out)
+    }
+}
+
+/// Serializes a time as it stands in payloads.
+pub(super) fn time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(time)
+}
+
+/// Serializes values as the object that they are in payloads.
+pub(super) fn values<S: Serializer>(values: &[(String, Value)], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(values.len()))?;
+    for (name, value) in values {
+        map.serialize_entry(name, value)?;
+    }
+    map.end()
+}
+
+#[derive(Deserialize)]
+struct Payload {
+    gateway: GatewayId,
+    epoch: Epoch,
+    readings: Vec<PayloadReading>,
+}
+
+#[derive(Deserialize)]
+struct PayloadReading {
+    seq: Seq,
+    device: DeviceId,
+    #[serde(default)]
+    origin: Option<(u64, u64)>,
+    time: String,
+    #[serde(default)]
+    replay: bool,
+    #[serde(deserialize_with = "read_values")]
+    values: Vec<(String, Value)>,
+}
+
+fn read_values<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String, Value)>, D::Error> {
+    struct Object;
+    impl<'de> Visitor<'de> for Object {
+        type Value = Vec<(String, Value)>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of channels and their values")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut values = Vec::new();
+            while let Some(entry) = map.next_entry()? {
+                values.push(entry);
+            }
+            Ok(values)
+        }
+    }
+    deserializer.deserialize_map(Object)
+}
+
+/// The time that [`Timestamp`]'s `Display` wrote.
+fn read_time(text: &str) -> Result<Timestamp, de::value::Error> {
+    if let Ok(micros) = text.parse() {
+        return Ok(Timestamp(micros));
+    }
+    let time = humantime::parse_rfc3339(text).map_err(de::Error::custom)?;
+    let since = time.duration_since(std::time::UNIX_EPOCH).map_err(de::Error::custom)?;
+    Ok(Timestamp(0).plus(since))
+}
+
+/// Decodes a JSON batch.
+///
+/// # Errors
+/// If it is none.
+pub fn decode(payload: &[u8]) -> Result<Delivery, DecodeError> {
+    let failed = |why: &dyn fmt::Display| DecodeError::Json(why.to_string());
+    let Payload { gateway, epoch, readings } = serde_json::from_slice(payload).map_err(|why| failed(&why))?;
+    let readings = readings
+        .into_iter()
+        .map(|PayloadReading { seq, device, origin, time, replay, values }| {
+            let time = read_time(&time).map_err(|why| failed(&format!("time {time:?}: {why}")))?;
+            Ok(Delivered { seq, device, origin, time, replay, values })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Delivery { gateway, epoch, readings })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ChannelName, Origin, Reading};
+
+    #[test]
+    fn the_documented_example_is_what_is_written() {
+        let identity = Identity { gateway: GatewayId::new("gw-01").expect("a valid name"), epoch: Epoch(1) };
+        let channels = [ChannelName::new("temperature").expect("a valid name")];
+        let time = Timestamp(1_795_395_723_456_000);
+        let reading = Reading::new(15, time, channels.into(), Box::new([Value::Float(21.5)])).expect("one each");
+        let device = DeviceId::new("pump-7").expect("a valid name");
+        let origin = Some(Origin { session: 7731, seq: 15 });
+        let mut json = Json::new(&identity);
+        json.add(&Entry { seq: Seq(1042), device: &device, origin, replay: false, reading: &reading });
+        let size = json.size();
+        json.add(&Entry { seq: Seq(1043), device: &device, origin: None, replay: true, reading: &reading });
+        json.undo();
+        assert_eq!(json.size(), size);
+        let expected = concat!(
+            r#"{"gateway":"gw-01","epoch":1,"readings":[{"seq":1042,"device":"pump-7","origin":[7731,15],"#,
+            r#""time":"2026-11-23T01:02:03.456000Z","values":{"temperature":21.5}}]}"#
+        );
+        assert_eq!(String::from_utf8_lossy(&json.finish()), expected);
+    }
+}

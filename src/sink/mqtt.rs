@@ -1,0 +1,313 @@
+//! Readings to an MQTT broker.
+
+use super::encode::{self, Entry, Fit, Replay, Writer};
+use super::{Budget, Destination, Encoded, Failure, Identity, Link, Outcome, Unencodable};
+use crate::clock::{Clock, Now};
+use crate::config::{self, Broker, Encoding, MqttVersion};
+use crate::model::{DeviceId, Numbered, Seq};
+use crate::mqtt::{self, Connection, Event, Options, Publish, TlsFiles, Topics, Version};
+use crate::store::LogEvent;
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An MQTT broker, or several that stand in for each other.
+pub struct MqttDestination {
+    brokers: Vec<Broker>,
+    /// What is the same for all brokers.
+    options: Options,
+    username: Option<String>,
+    password_file: Option<PathBuf>,
+    tls_files: TlsFiles,
+    /// Readings of each device go to a topic of its own.
+    by_device: bool,
+    encoding: Encoding,
+    replay_after: Duration,
+    topics: Topics,
+    identity: Identity,
+    clock: Arc<dyn Clock>,
+}
+
+/// A connection to a broker.
+pub struct MqttLink {
+    connection: Connection,
+    window: usize,
+    max_payload: usize,
+    topics: Topics,
+    /// What to say at the end.
+    offline: Publish,
+}
+
+/// The token of status messages; readings count up from 0.
+const STATUS: u64 = u64::MAX;
+/// What a packet has beside topic and payload, in bytes, with MQTT 5's properties.
+const OVERHEAD: usize = 128;
+/// How long the broker may take to confirm the status message.
+const STATUS_WITHIN: Duration = Duration::from_secs(10);
+
+impl MqttDestination {
+    /// # Errors
+    /// If a broker's address is malformed, which a loaded configuration's are not.
+    pub fn new(config: &config::Mqtt, identity: Identity, clock: Arc<dyn Clock>) -> Result<MqttDestination> {
+        let brokers = config
+            .brokers
+            .iter()
+            .map(|broker| broker.parse().with_context(|| format!("mqtt sink {:?}", config.name)))
+            .collect::<Result<_>>()?;
+        let default_id = || format!("tidegate-{}-{}", identity.gateway, config.name);
+        Ok(MqttDestination {
+            brokers,
+            options: Options {
+                host: String::new(),
+                port: 0,
+                tls: None,
+                version: match config.version {
+                    MqttVersion::V3_1_1 => Version::V3_1_1,
+                    MqttVersion::V5 => Version::V5,
+                },
+                client_id: config.client_id.clone().unwrap_or_else(default_id),
+                credentials: None,
+                keep_alive: config.keep_alive,
+                connect_timeout: config.connect_timeout,
+                max_packet: u32::try_from(config.max_packet.as_u64()).unwrap_or(u32::MAX),
+                window: config.window,
+                will: None,
+            },
+            username: config.username.clone(),
+            password_file: config.password_file.clone(),
+            tls_files: TlsFiles {
+                ca: config.ca_file.clone(),
+                cert: config.cert_file.clone(),
+                key: config.key_file.clone(),
+            },
+            by_device: config.topics == config::Topics::Device,
+            encoding: config.encoding,
+            replay_after: config.replay_after,
+            topics: Topics::new(&config.prefix, &identity.gateway),
+            identity,
+            clock,
+        })
+    }
+
+    /// The options for one broker, with secrets and certificates read afresh: they
+    /// may have been renewed since.
+    fn options(&self, broker: &Broker) -> Result<Options> {
+        let tls = if broker.tls { Some(mqtt::client_config(&self.tls_files)?) } else { None };
+        let credentials = match &self.username {
+            None => None,
+            Some(username) => {
+                let password = self.password_file.as_ref().map(|path| config::read_password(path)).transpose()?;
+                Some((username.clone(), password.unwrap_or_default()))
+            }
+        };
+        let will = Some(self.status("offline", Some("connection lost")));
+        Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, will, ..self.options.clone() })
+    }
+
+    async fn connect_to(&self, broker: &Broker) -> Result<MqttLink, Failure> {
+        let options = self
+            .options(broker)
+            .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: true })?;
+        let failed = |why: mqtt::Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
+        let mut connection = Connection::open(&options).await.map_err(failed)?;
+        connection.publish(STATUS, self.status("online", None)).map_err(failed)?;
+        let confirmed = tokio::time::timeout(STATUS_WITHIN, status_confirmed(&mut connection)).await;
+        confirmed
+            .unwrap_or_else(|_| {
+                Err(mqtt::Failure { what: "the status message was not confirmed".into(), permanent: false })
+            })
+            .map_err(failed)?;
+        tracing::info!(%broker, version = ?options.version, client_id = options.client_id, "connected to the broker");
+        let max_packet = connection.max_packet().unwrap_or(u32::MAX).min(options.max_packet);
+        let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
+        // The longest topic is that of a sub-device.
+        let topic = self.topics.readings().len() + "devices//".len() + 2 * 64 + 1;
+        Ok(MqttLink {
+            window: usize::from(options.window.min(connection.receive_maximum().unwrap_or(u16::MAX)).max(1)),
+            max_payload: max_packet.saturating_sub(topic + OVERHEAD).max(1),
+            connection,
+            topics: self.topics.clone(),
+            offline: self.status("offline", Some("stopped")),
+        })
+    }
+
+    fn status(&self, state: &str, reason: Option<&str>) -> Publish {
+        let mut status = json!({
+            "gateway": self.identity.gateway,
+            "state": state,
+            "version": env!("CARGO_PKG_VERSION"),
+            "epoch": self.identity.epoch,
+            "time": self.clock.now().wall.to_string(),
+        });
+        if let (Some(reason), Some(status)) = (reason, status.as_object_mut()) {
+            status.insert("reason".into(), reason.into());
+        }
+        json_publish(self.topics.status(), &status, true)
+    }
+
+    fn publish(&self, topic: String, payload: Vec<u8>) -> (Publish, usize) {
+        let size = payload.len();
+        let (content_type, encoding) = match self.encoding {
+            Encoding::Json => ("application/json", "json"),
+            Encoding::Postcard => ("application/octet-stream", "postcard"),
+        };
+        (Publish { topic, payload: payload.into(), retain: false, content_type, encoding }, size)
+    }
+
+    fn all<'a>(
+        &self,
+        entries: impl Iterator<Item = Entry<'a>>,
+        budget: Budget,
+    ) -> Result<Encoded<Publish>, Unencodable> {
+        let mut writer = encode::writer(self.encoding, &self.identity);
+        let (payload, upto, readings) = encode::payload(&mut *writer, entries, budget).map_err(unencodable)?;
+        Ok(Encoded { payloads: vec![self.publish(self.topics.readings(), payload)], upto, readings })
+    }
+
+    /// A payload for each device, until one of them or all together are as large as
+    /// a batch may be.
+    fn each_device<'a>(
+        &self,
+        entries: impl Iterator<Item = Entry<'a>>,
+        budget: Budget,
+    ) -> Result<Encoded<Publish>, Unencodable> {
+        let mut open: Vec<(&DeviceId, Box<dyn Writer>, u64)> = Vec::new();
+        let (mut upto, mut readings, mut total) = (Seq::ZERO, 0, 0);
+        for entry in entries {
+            let place = match open.iter().position(|(device, ..)| *device == entry.device) {
+                Some(place) => place,
+                None => {
+                    open.push((entry.device, encode::writer(self.encoding, &self.identity), 0));
+                    open.len() - 1
+                }
+            };
+            let (_, writer, count) = &mut open[place]; // found or just made
+            let before = writer.size();
+            match encode::add(&mut **writer, *count, &entry, budget) {
+                Fit::Fits => {
+                    *count += 1;
+                    total += writer.size() - before;
+                    (upto, readings) = (entry.seq, readings + 1);
+                }
+                Fit::TooLarge if readings == 0 => return Err(Unencodable::TooLarge(entry.seq)),
+                Fit::TooLarge | Fit::Full => break,
+            }
+            if total >= budget.batch {
+                break;
+            }
+        }
+        let payloads: Vec<_> = open
+            .into_iter()
+            .filter(|(.., count)| *count > 0)
+            .map(|(device, mut writer, _)| self.publish(self.topics.device_readings(device), writer.finish()))
+            .collect();
+        if payloads.is_empty() { Err(Unencodable::Nothing) } else { Ok(Encoded { payloads, upto, readings }) }
+    }
+}
+
+async fn status_confirmed(connection: &mut Connection) -> Result<(), mqtt::Failure> {
+    loop {
+        match connection.event().await {
+            Event::Acked(STATUS) => return Ok(()),
+            Event::Refused(_, failure) | Event::Closed(failure) => return Err(failure),
+            Event::Acked(_) | Event::Subscribed(_) | Event::Message(_) => {}
+        }
+    }
+}
+
+fn unencodable((fit, seq): (Fit, Seq)) -> Unencodable {
+    match fit {
+        Fit::TooLarge => Unencodable::TooLarge(seq),
+        Fit::Fits | Fit::Full => Unencodable::Nothing,
+    }
+}
+
+fn json_publish(topic: String, value: &serde_json::Value, retain: bool) -> Publish {
+    let payload = Bytes::from(value.to_string());
+    Publish { topic, payload, retain, content_type: "application/json", encoding: "json" }
+}
+
+impl Destination for MqttDestination {
+    type Payload = Publish;
+    type Link = MqttLink;
+
+    async fn connect(&mut self) -> Result<MqttLink, Failure> {
+        let mut failures = Vec::new();
+        for broker in &self.brokers {
+            match self.connect_to(broker).await {
+                Ok(link) => return Ok(link),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        Err(Failure {
+            permanent: failures.iter().all(|failure| failure.permanent),
+            what: failures.into_iter().map(|failure| failure.what).collect::<Vec<_>>().join("; "),
+        })
+    }
+
+    fn encode(
+        &self,
+        chunk: &[Numbered],
+        after: Seq,
+        budget: Budget,
+        now: Now,
+    ) -> Result<Encoded<Publish>, Unencodable> {
+        let entries = encode::entries(chunk, after, Replay::new(self.replay_after, now));
+        if self.by_device { self.each_device(entries, budget) } else { self.all(entries, budget) }
+    }
+
+    fn event(&self, event: &LogEvent) -> Publish {
+        let mut body = event.body.clone();
+        body.insert("gateway".into(), json!(self.identity.gateway));
+        body.insert("epoch".into(), json!(self.identity.epoch));
+        body.insert("id".into(), json!(event.id));
+        body.insert("time".into(), json!(event.time.to_string()));
+        json_publish(self.topics.events(), &body.into(), false)
+    }
+}
+
+impl Link for MqttLink {
+    type Payload = Publish;
+
+    fn window(&self) -> usize {
+        self.window
+    }
+
+    fn max_payload(&self) -> usize {
+        self.max_payload
+    }
+
+    fn send(&mut self, token: u64, payload: Publish) -> Result<(), Failure> {
+        self.connection.publish(token, payload).map_err(lost)
+    }
+
+    async fn outcome(&mut self) -> Outcome {
+        loop {
+            match self.connection.event().await {
+                Event::Acked(token) => return Outcome::Confirmed(token),
+                Event::Refused(_, failure) | Event::Closed(failure) => return Outcome::Lost(lost(failure)),
+                Event::Subscribed(_) | Event::Message(_) => {}
+            }
+        }
+    }
+
+    async fn close(mut self, within: Duration) {
+        let said = async {
+            if self.connection.publish(STATUS, self.offline).is_ok() {
+                return status_confirmed(&mut self.connection).await.is_ok();
+            }
+            false
+        };
+        if !tokio::time::timeout(within, said).await.unwrap_or(false) {
+            tracing::warn!(topic = self.topics.status(), "the broker did not confirm the offline status");
+        }
+        self.connection.close(within).await;
+    }
+}
+
+fn lost(failure: mqtt::Failure) -> Failure {
+    Failure { what: failure.what, permanent: failure.permanent }
+}

@@ -1,0 +1,337 @@
+//! The cursor loop: from the log to a destination, again and again from the cursor
+//! whenever a connection is lost.
+
+use super::batching::hold;
+use super::flight::{Flight, Stretch};
+use super::sizing::Sizing;
+use super::{Destination, Failure, Link, Outcome, Unencodable};
+use crate::backoff::Backoff;
+use crate::clock::Clock;
+use crate::metrics::{Metrics, SinkLabel};
+use crate::model::{Numbered, Seq};
+use crate::store::SinkCursor;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+/// Memory of readings taken from the log at a time, in bytes.
+const FETCH: usize = 256 * 1024;
+/// How often the figures that only time changes are brought up to date.
+const FIGURES_EVERY: Duration = Duration::from_secs(1);
+/// How long to leave the log alone when it could not be read.
+const READ_PAUSE: Duration = Duration::from_secs(1);
+
+/// Moves readings from one cursor to one destination.
+pub struct Pump<D> {
+    destination: D,
+    cursor: SinkCursor,
+    backoff: Backoff,
+    sizing: Sizing,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    label: SinkLabel,
+    /// Bytes that a reading takes in a payload, lately.
+    reading_bytes: usize,
+}
+
+/// How a connection's time ended.
+enum End {
+    Stopped,
+    Lost(Failure),
+}
+
+/// What is under way on one connection.
+struct Transfer<P> {
+    flight: Flight,
+    /// Encoded and not sent: token and payload.
+    queue: VecDeque<(u64, P)>,
+    outstanding: usize,
+    /// Readings up to here are encoded, events up to there.
+    next: Seq,
+    next_event: u64,
+    /// Taken from the log.
+    chunk: Vec<Numbered>,
+    /// Since when readings wait for company.
+    waiting_since: Option<Duration>,
+    progress: bool,
+}
+
+/// What to wait for when nothing more can be sent now.
+enum Wait {
+    /// For room in the window.
+    Room,
+    /// For room, or for this long.
+    Company(Duration),
+    /// For something to send.
+    News,
+}
+
+impl<D: Destination> Pump<D> {
+    /// Sends batches of up to `max_batch` bytes.
+    pub fn new(
+        destination: D,
+        cursor: SinkCursor,
+        backoff: Backoff,
+        max_batch: usize,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Pump<D> {
+        let label = SinkLabel { sink: cursor.name().clone() };
+        let sizing = Sizing::new(max_batch);
+        Pump { destination, cursor, backoff, sizing, clock, metrics, label, reading_bytes: 100 }
+    }
+
+    /// Runs until `stop` turns true; what is in flight then has `drain` to be
+    /// confirmed.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>, drain: Duration) {
+        let mut told = String::new();
+        self.connected(false);
+        loop {
+            let delay = self.backoff.delay();
+            if self.pause(delay, &mut stop).await {
+                return;
+            }
+            let connecting = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                link = self.destination.connect() => link,
+            };
+            let failure = match connecting {
+                Err(failure) => failure,
+                Ok(link) => {
+                    told.clear();
+                    let since = self.clock.now().monotonic;
+                    self.connected(true);
+                    let end = self.serve(link, &mut stop, drain).await;
+                    self.connected(false);
+                    self.backoff.worked_for(self.clock.now().monotonic.saturating_sub(since));
+                    match end {
+                        End::Stopped => return,
+                        End::Lost(failure) => failure,
+                    }
+                }
+            };
+            if failure.permanent {
+                self.backoff.give_time();
+            }
+            if told != failure.what {
+                tracing::warn!(sink = %self.label.sink, why = failure.what, "not connected; readings are kept, trying on");
+                told = failure.what;
+            }
+        }
+    }
+
+    /// Waits; true if it is time to stop.
+    async fn pause(&mut self, delay: Duration, stop: &mut watch::Receiver<bool>) -> bool {
+        let mut rest = delay;
+        while !rest.is_zero() {
+            self.figures();
+            let step = rest.min(FIGURES_EVERY);
+            if timeout(step, stop.wait_for(|stop| *stop)).await.is_ok() {
+                return true;
+            }
+            rest -= step;
+        }
+        *stop.borrow()
+    }
+
+    fn connected(&self, connected: bool) {
+        self.metrics.sink_connected.get_or_create(&self.label).set(i64::from(connected));
+    }
+
+    fn figures(&self) {
+        let now = self.clock.now().monotonic;
+        let pending = self.cursor.pending();
+        let oldest = match pending {
+            0 => Duration::ZERO,
+            _ => self.cursor.oldest_pending(now),
+        };
+        self.metrics.sink_pending.get_or_create(&self.label).set(i64::try_from(pending).unwrap_or(i64::MAX));
+        self.metrics.sink_oldest_pending_seconds.get_or_create(&self.label).set(oldest.as_secs_f64());
+    }
+
+    async fn serve(&mut self, mut link: D::Link, stop: &mut watch::Receiver<bool>, drain: Duration) -> End {
+        let mut transfer = Transfer {
+            flight: Flight::default(),
+            queue: VecDeque::new(),
+            outstanding: 0,
+            next: self.cursor.position(),
+            next_event: self.cursor.event_position(),
+            chunk: Vec::new(),
+            waiting_since: None,
+            progress: false,
+        };
+        let mut figures = interval(FIGURES_EVERY);
+        figures.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let failure = loop {
+            let wait = match self.fill(&mut transfer, &mut link).await {
+                Ok(wait) => wait,
+                Err(failure) => break failure,
+            };
+            let (news, company) = match wait {
+                Wait::Room => (false, None),
+                Wait::Company(patience) => (false, Some(patience)),
+                Wait::News => (true, None),
+            };
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => {
+                    self.drain(&mut transfer, &mut link, drain).await;
+                    link.close(drain / 2).await;
+                    return End::Stopped;
+                }
+                outcome = link.outcome() => match outcome {
+                    Outcome::Confirmed(token) => self.confirmed(&mut transfer, token),
+                    Outcome::Lost(failure) => break failure,
+                },
+                () = self.cursor.available(transfer.next, transfer.next_event), if news => {}
+                () = sleep(company.unwrap_or_default()), if company.is_some() => {}
+                _ = figures.tick() => self.figures(),
+            }
+        };
+        self.lost(&transfer);
+        End::Lost(failure)
+    }
+
+    /// Sends as much as the window and good sense allow.
+    async fn fill(&mut self, transfer: &mut Transfer<D::Payload>, link: &mut D::Link) -> Result<Wait, Failure> {
+        let window = self.sizing.window(link.window());
+        while transfer.outstanding < window {
+            if let Some((token, payload)) = transfer.queue.pop_front() {
+                link.send(token, payload)?;
+                transfer.outstanding += 1;
+                continue;
+            }
+            if self.cursor.has_event(transfer.next_event) {
+                self.queue_events(transfer).await;
+                continue;
+            }
+            let waiting = self.cursor.waiting(transfer.next);
+            if waiting == 0 {
+                transfer.waiting_since = None;
+                return Ok(Wait::News);
+            }
+            let now = self.clock.now();
+            let since = *transfer.waiting_since.get_or_insert(now.monotonic);
+            let bytes = usize::try_from(waiting).unwrap_or(usize::MAX).saturating_mul(self.reading_bytes);
+            let budget = self.sizing.budget(link.max_payload());
+            let waited = now.monotonic.saturating_sub(since);
+            if let Some(patience) = hold(transfer.outstanding, window, bytes, budget.batch, waited) {
+                return Ok(Wait::Company(patience));
+            }
+            transfer.waiting_since = None;
+            self.queue_readings(transfer, budget, now).await;
+        }
+        Ok(Wait::Room)
+    }
+
+    async fn queue_events(&mut self, transfer: &mut Transfer<D::Payload>) {
+        match self.cursor.events(transfer.next_event).await {
+            Ok(events) => {
+                for event in events {
+                    let token = transfer.flight.add(Stretch::Event(event.id), 1, 0, 1);
+                    transfer.queue.push_back((token, self.destination.event(&event)));
+                    transfer.next_event = event.id;
+                }
+            }
+            Err(why) => self.unreadable(&why).await,
+        }
+    }
+
+    async fn queue_readings(
+        &mut self,
+        transfer: &mut Transfer<D::Payload>,
+        budget: super::Budget,
+        now: crate::clock::Now,
+    ) {
+        if transfer.chunk.last().is_none_or(|batch| batch.last() <= transfer.next) {
+            match self.cursor.fetch(transfer.next, FETCH).await {
+                Ok(chunk) => transfer.chunk = chunk,
+                Err(why) => return self.unreadable(&why).await,
+            }
+        }
+        let done = transfer.chunk.partition_point(|batch| batch.last() <= transfer.next);
+        let encoded = self.destination.encode(&transfer.chunk[done..], transfer.next, budget, now); // at most its length
+        match encoded {
+            Ok(encoded) => {
+                let first = transfer.next.next();
+                let stretch = Stretch::Readings { first, last: encoded.upto };
+                let total: usize = encoded.payloads.iter().map(|(_, size)| size).sum();
+                let largest = encoded.payloads.iter().map(|(_, size)| *size).max().unwrap_or_default();
+                let token = transfer.flight.add(stretch, encoded.payloads.len(), largest, encoded.readings);
+                let readings = usize::try_from(encoded.readings).unwrap_or(usize::MAX).max(1);
+                self.reading_bytes = (self.reading_bytes * 7 + total / readings) / 8 + 1;
+                transfer.queue.extend((token..).zip(encoded.payloads.into_iter().map(|(payload, _)| payload)));
+                transfer.next = encoded.upto;
+            }
+            Err(Unencodable::TooLarge(seq)) => {
+                transfer.flight.add(Stretch::TooLarge(seq), 0, 0, 1);
+                transfer.next = seq;
+                self.settle(transfer);
+            }
+            Err(Unencodable::Nothing) => transfer.chunk.clear(),
+        }
+    }
+
+    async fn unreadable(&self, why: &anyhow::Error) {
+        tracing::error!(sink = %self.label.sink, why = format!("{why:#}"), "cannot read the log; trying again");
+        sleep(READ_PAUSE).await;
+    }
+
+    fn confirmed(&mut self, transfer: &mut Transfer<D::Payload>, token: u64) {
+        if !transfer.flight.confirm(token) {
+            return;
+        }
+        transfer.outstanding = transfer.outstanding.saturating_sub(1);
+        transfer.progress = true;
+        self.sizing.confirmed();
+        self.settle(transfer);
+    }
+
+    /// Moves the cursor over what is confirmed without a gap.
+    fn settle(&mut self, transfer: &mut Transfer<D::Payload>) {
+        while let Some(stretch) = transfer.flight.done() {
+            match stretch {
+                Stretch::Readings { first, last } => {
+                    if let Some(arrival) = self.cursor.arrival(first) {
+                        let took = self.clock.now().monotonic.saturating_sub(arrival);
+                        self.metrics.delivery_seconds.get_or_create(&self.label).observe(took.as_secs_f64());
+                    }
+                    self.cursor.confirm(last);
+                }
+                Stretch::TooLarge(seq) => self.refuse(seq),
+                Stretch::Event(id) => self.cursor.confirm_events(id),
+            }
+        }
+    }
+
+    fn refuse(&self, seq: Seq) {
+        tracing::error!(sink = %self.label.sink, %seq, "a reading is larger than the destination takes and was dropped for it");
+        self.cursor.refuse(seq, "too_large");
+    }
+
+    /// Draws conclusions from a lost connection.
+    fn lost(&mut self, transfer: &Transfer<D::Payload>) {
+        if transfer.progress || transfer.outstanding == 0 {
+            return;
+        }
+        if let Some(seq) = transfer.flight.head().and_then(|head| self.sizing.lost(head)) {
+            self.refuse(seq);
+        }
+    }
+
+    /// Waits for what is in flight.
+    async fn drain(&mut self, transfer: &mut Transfer<D::Payload>, link: &mut D::Link, within: Duration) {
+        let confirmed = async {
+            while transfer.outstanding > 0 {
+                match link.outcome().await {
+                    Outcome::Confirmed(token) => self.confirmed(transfer, token),
+                    Outcome::Lost(_) => return,
+                }
+            }
+        };
+        // What was not confirmed is in the log and goes out after the next start.
+        let _ = timeout(within, confirmed).await;
+    }
+}
