@@ -214,13 +214,13 @@ impl Client {
         if welcome.max_frame < LARGEST_READING {
             return Err(format!("the gateway takes frames of {} bytes at most, too small", welcome.max_frame));
         }
+        self.settle(welcome.settled, now, latencies)?;
         self.stage = Stage::Welcomed;
         self.welcomed += 1;
         self.window = u64::from(welcome.window).max(1);
         // Sooner than asked for, since timers are late and the line takes its time.
         self.heartbeat = Duration::from_secs(u64::from(welcome.heartbeat_interval).max(1)) * 9 / 10;
         self.last_progress = now.monotonic;
-        self.settle(welcome.settled, now, latencies)?;
         // A gateway that settled by delivery may know of less than it acknowledged;
         // what was acknowledged is forgotten here and not owed.
         self.next = self.settled + 1;

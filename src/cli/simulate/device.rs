@@ -138,7 +138,6 @@ where
             return End::Stopped; // also noticed when a busy stream leaves no idle moment
         }
         if due {
-            due = false;
             if written == output.len() {
                 output.clear();
                 written = 0;
@@ -168,13 +167,13 @@ where
         });
         match happened.await {
             Ok(Happened::Read(0)) => return ended(client, "the gateway closed the connection".into()),
+            Ok(Happened::Wrote(0)) => return ended(client, "the connection takes no more bytes".into()),
             Ok(Happened::Read(n)) => {
                 if let Err(why) = receive(client, &mut decoder, &input[..n], around) {
-                    return ended(client, why);
+                    return ended(client, why); // n is what was read into it
                 }
                 due = written == output.len();
             }
-            Ok(Happened::Wrote(0)) => return ended(client, "the connection takes no more bytes".into()),
             Ok(Happened::Wrote(n)) => {
                 written += n;
                 due = written == output.len();
