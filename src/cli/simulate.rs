@@ -15,6 +15,7 @@ use client::{Client, Identity, Patience};
 use device::Surroundings;
 use pace::{Length, Pace};
 use report::{Latencies, Report};
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -120,11 +121,8 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
             }
         }
     };
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        println!("{report}");
-    }
+    let summary = if args.json { serde_json::to_string(&report)? } else { report.to_string() };
+    writeln!(std::io::stdout(), "{summary}").context("cannot print the summary")?;
     Ok(report.complete)
 }
 
