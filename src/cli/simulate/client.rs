@@ -199,7 +199,9 @@ impl Client {
         match (message, self.stage) {
             (GatewayMessage::Welcome(welcome), Stage::Greeting) => self.welcome(welcome, now, latencies),
             (GatewayMessage::Ack(ack), Stage::Welcomed) => self.settle(ack.seq, now, latencies),
-            (GatewayMessage::HeartbeatReply(_) | GatewayMessage::Command(_), Stage::Welcomed) => Ok(()),
+            // On a line that outlives its sessions some may be left over from the last one.
+            (GatewayMessage::Ack(_), Stage::Greeting) => Ok(()),
+            (GatewayMessage::HeartbeatReply(_) | GatewayMessage::Command(_), _) => Ok(()),
             (GatewayMessage::Goodbye(goodbye), _) => {
                 Err(format!("the gateway said goodbye ({:?}): {}", goodbye.reason, goodbye.text))
             }

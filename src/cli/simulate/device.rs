@@ -2,10 +2,11 @@
 
 use super::client::{Client, Step};
 use super::report::{Latencies, Outcome};
+use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::wire::codec::decode_gateway;
 use crate::wire::frame::{Decoder, Event, Limits, MAX_BODY, Recovery};
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
@@ -22,8 +23,21 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 pub struct Surroundings {
     pub clock: Arc<dyn Clock>,
     pub latencies: Arc<Latencies>,
-    /// Ends the run early when it changes.
+    /// Ends the run early when it turns true.
     pub stop: watch::Receiver<bool>,
+}
+
+impl Surroundings {
+    /// How long it is until `time` on the monotonic clock.
+    fn until(&self, time: Duration) -> Duration {
+        time.saturating_sub(self.clock.now().monotonic)
+    }
+}
+
+async fn until_true(mut stop: watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        pending::<()>().await; // nobody is left who could stop the run
+    }
 }
 
 /// How a connection ended.
@@ -44,37 +58,39 @@ pub enum End {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the Goodbye to leave.
 const FAREWELL: Duration = Duration::from_secs(1);
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Bounds of the pause between attempts.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// A connection that lasted this long was a good one.
-const STABLE: Duration = Duration::from_secs(5);
+const STABLE: Duration = Duration::from_secs(1);
 const READ_BUFFER: usize = 1024;
 
 /// Connects `client` to one of `addresses`, again and again until it is finished,
 /// gives up or is stopped. The first time after `delay`.
 pub async fn run(addresses: &[SocketAddr], mut client: Client, delay: Duration, around: Surroundings) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut failures = 0;
-    let mut stop = around.stop.clone();
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, STABLE, client.identity().session);
     let mut pause = delay;
     loop {
-        let left = |client: &Client| client.gives_up_at().saturating_sub(around.clock.now().monotonic);
-        tokio::select! {
-            () = sleep(pause.min(left(&client))) => {}
-            _ = stop.wait_for(|stop| *stop) => break,
-        }
-        let began = around.clock.now().monotonic;
-        let finished_offline = client.welcomed() > 0 && client.is_finished(began);
-        if finished_offline || began >= client.gives_up_at() {
-            break;
-        }
-        let acked = client.acked();
-        let end = match connect(addresses, left(&client)).await {
+        let stop = around.stop.clone();
+        let next = async {
+            sleep(pause.min(around.until(client.gives_up_at()))).await;
+            let now = around.clock.now().monotonic;
+            if client.welcomed() > 0 && client.is_finished(now) || now >= client.gives_up_at() {
+                return None; // no connection is needed for that
+            }
+            Some((now, connect(addresses, around.until(client.gives_up_at())).await))
+        };
+        let next = tokio::select! {
+            next = next => next,
+            () = until_true(stop) => None,
+        };
+        let Some((began, connected)) = next else { break };
+        let end = match connected {
             Ok(stream) => drive(stream, &mut client, Recovery::Fail, &around).await,
             Err(why) => End::Refused(why),
         };
         client.disconnected();
-        match end {
+        match &end {
             End::Finished | End::GaveUp | End::Stopped => break,
             End::Refused(why) => {
                 outcome.refused += 1;
@@ -85,9 +101,10 @@ pub async fn run(addresses: &[SocketAddr], mut client: Client, delay: Duration, 
                 outcome.trouble = Some(format!("{} was disconnected: {why}", client.identity().id));
             }
         }
-        let lasted = around.clock.now().monotonic.saturating_sub(began);
-        failures = if client.acked() > acked || lasted >= STABLE { 0 } else { failures + 1 };
-        pause = backoff(failures, fastrand::f64());
+        if matches!(end, End::Lost(_)) {
+            backoff.worked_for(around.clock.now().monotonic.saturating_sub(began));
+        }
+        pause = backoff.delay();
     }
     let now = around.clock.now().monotonic;
     let interrupted = *around.stop.borrow();
@@ -99,12 +116,6 @@ pub async fn run(addresses: &[SocketAddr], mut client: Client, delay: Duration, 
         complete: if interrupted { client.is_settled() } else { client.is_finished(now) },
         ..outcome
     }
-}
-
-/// The pause after so many failures in a row; `jitter` is from 0 to 1.
-fn backoff(failures: u32, jitter: f64) -> Duration {
-    let ceiling = BACKOFF_MIN.saturating_mul(2 << failures.min(10)).min(BACKOFF_MAX);
-    ceiling.mul_f64(0.5 + jitter / 2.0)
 }
 
 async fn connect(addresses: &[SocketAddr], left: Duration) -> Result<TcpStream, String> {
@@ -129,12 +140,11 @@ where
     let mut output = Vec::new();
     let mut written = 0;
     let mut alarm = pin!(Alarm::new());
-    let mut stop = around.stop.clone();
-    let mut stopped = pin!(async move { stop.wait_for(|stop| *stop).await.is_ok() });
+    let mut stopped = pin!(until_true(around.stop.clone()));
     client.connected(around.clock.now(), &mut output);
     let mut due = true;
     loop {
-        if around.stop.has_changed().unwrap_or(true) {
+        if *around.stop.borrow() {
             return End::Stopped; // also noticed when a busy stream leaves no idle moment
         }
         if due {
@@ -254,19 +264,5 @@ impl Alarm {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.sleep.as_mut().poll(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pause_grows_from_a_tenth_of_a_second_to_five() {
-        assert_eq!(backoff(0, 0.0), BACKOFF_MIN);
-        assert_eq!(backoff(0, 1.0), BACKOFF_MIN * 2);
-        assert_eq!(backoff(2, 0.0), Duration::from_millis(400));
-        assert_eq!(backoff(u32::MAX, 1.0), BACKOFF_MAX);
-        assert_eq!(backoff(u32::MAX, 0.0), BACKOFF_MAX / 2);
     }
 }

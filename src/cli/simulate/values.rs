@@ -65,6 +65,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn values_are_plausible_and_have_few_decimals(seed: u64, device: u64, seq: u64) {
             let ranges = [(19.0, 27.0), (995.0, 1_040.0), (37.0, 63.0), (3.2, 3.4)];
