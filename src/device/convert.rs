@@ -22,6 +22,8 @@ pub enum ConvertError {
     SeqZero,
     #[error("seq {0} leaves no room for the samples behind it")]
     SeqOverflow(u64),
+    #[error("expected seq {expected}, got {got}: what stands between was lost on the way; say Hello again")]
+    Gap { expected: u64, got: u64 },
 }
 
 /// A list of channels as the device wrote it, and what it stands for.
@@ -55,7 +57,7 @@ pub struct Converter {
     declared: Vec<(u16, ChannelName)>,
     shapes: Vec<Shape>,
     next_shape: usize,
-    /// The highest seq that came on this connection.
+    /// The highest seq that came on this connection, or need not come on it.
     seen: u64,
 }
 
@@ -83,6 +85,12 @@ impl Converter {
         &self.device
     }
 
+    /// Everything up to `seen` is settled, or given up by the device: readings go on
+    /// behind it.
+    pub fn go_on_after(&mut self, seen: u64) {
+        self.seen = seen;
+    }
+
     /// The device's clock showed `time` just now.
     pub fn synchronise(&mut self, time: i64, now: Now) {
         if self.clock == DeviceClock::SinceBoot {
@@ -94,11 +102,16 @@ impl Converter {
     /// are left out.
     ///
     /// # Errors
-    /// If a channel or the sub-device cannot be named, or seqs are out of range.
+    /// If a channel or the sub-device cannot be named, if seqs are out of range, or
+    /// if some are missing: an Ack is cumulative and must not cover them.
     pub fn convert(&mut self, readings: Readings) -> Result<Converted, ConvertError> {
         let Readings { seq: first, sub, samples } = readings;
         if first == 0 {
             return Err(ConvertError::SeqZero);
+        }
+        let expected = self.seen.saturating_add(1);
+        if first > expected {
+            return Err(ConvertError::Gap { expected, got: first });
         }
         let count = samples.len() as u64;
         let end = first.checked_add(count).ok_or(ConvertError::SeqOverflow(first))?;
@@ -210,6 +223,7 @@ mod tests {
         let sub = Readings { sub: Some("a b".into()), ..readings(1, 1, &[]) };
         assert!(matches!(converter.convert(sub), Err(ConvertError::SubDevice(..))));
         assert_eq!(converter.convert(readings(0, 1, &[])), Err(ConvertError::SeqZero));
+        converter.go_on_after(u64::MAX - 1);
         assert_eq!(converter.convert(readings(u64::MAX, 2, &[])), Err(ConvertError::SeqOverflow(u64::MAX)));
     }
 
@@ -227,9 +241,19 @@ mod tests {
             let seqs: Vec<_> = converted.batch.readings.iter().map(|r| r.origin_seq).collect();
             (seqs, converted.last, converted.repeated)
         };
+        converter.go_on_after(4);
         assert_eq!(converter.convert(readings(5, 3, &[])).map(seqs), Ok((vec![5, 6, 7], 7, 0)));
         assert_eq!(converter.convert(readings(6, 3, &[])).map(seqs), Ok((vec![8], 8, 2)));
         assert_eq!(converter.convert(readings(1, 2, &[])).map(seqs), Ok((vec![], 2, 2)));
+    }
+
+    /// An Ack of 7 would make the device forget 6 as well.
+    #[test]
+    fn readings_behind_lost_ones_are_refused() {
+        let mut converter = converter(DeviceClock::Wall);
+        assert!(converter.convert(readings(1, 5, &[])).is_ok());
+        assert_eq!(converter.convert(readings(7, 1, &[])), Err(ConvertError::Gap { expected: 6, got: 7 }));
+        assert!(converter.convert(readings(6, 2, &[])).is_ok());
     }
 
     #[test]

@@ -39,10 +39,11 @@ pub enum Step {
     Nothing,
     Reply(GatewayMessage),
     /// A device introduced itself: look up what of its session is settled, and
-    /// [`Session::welcome`] it.
+    /// [`Session::welcome`] it. Nothing before `first` is going to come.
     Establish {
         device: DeviceId,
         session: u64,
+        first: u64,
     },
     /// Readings to store; none if the device sent only what it had sent before on
     /// this connection.
@@ -136,11 +137,15 @@ impl Session {
         converter.synchronise(hello.time, now);
         self.device = Some(Box::new(converter));
         self.heard = now.monotonic;
-        Ok(Step::Establish { device, session: hello.session })
+        Ok(Step::Establish { device, session: hello.session, first: hello.first })
     }
 
-    /// The answer to a Hello, when everything up to `settled` of the session is.
-    pub fn welcome(&self, settled: u64, now: Now) -> GatewayMessage {
+    /// The answer to a Hello that named `first`, when everything up to `settled` of
+    /// the session is.
+    pub fn welcome(&mut self, first: u64, settled: u64, now: Now) -> GatewayMessage {
+        if let Some(device) = &mut self.device {
+            device.go_on_after(settled.max(first.saturating_sub(1)));
+        }
         let seconds = u32::try_from(self.grants.heartbeat_interval.as_secs()).unwrap_or(u32::MAX);
         GatewayMessage::Welcome(Welcome {
             settled,
@@ -192,6 +197,7 @@ mod tests {
             time: 0,
             firmware: None,
             channels: Vec::new(),
+            first: 1,
         })
     }
 
@@ -206,12 +212,21 @@ mod tests {
         assert_eq!(session.take(reading(1), at(1)).expect_err("no Hello").text, "send Hello first");
         let step = session.take(hello("pump"), at(1)).expect("a fine Hello");
         assert!(matches!(step, Step::Establish { session: 7, .. }), "{step:?}");
-        let GatewayMessage::Welcome(welcome) = session.welcome(12, at(1)) else { panic!("no Welcome") };
+        let GatewayMessage::Welcome(welcome) = session.welcome(1, 12, at(1)) else { panic!("no Welcome") };
         assert_eq!((welcome.settled, welcome.heartbeat_interval, welcome.window), (12, 30, 100));
         let step = session.take(reading(13), at(2));
         assert!(matches!(&step, Ok(Step::Store(c)) if c.last == 13 && c.batch.readings.len() == 1), "{step:?}");
         let goodbye = Goodbye { reason: Reason::Normal, text: String::new() };
         assert_eq!(session.take(DeviceMessage::Goodbye(goodbye), at(2)), Ok(Step::Leave));
+    }
+
+    #[test]
+    fn what_the_device_gave_up_is_not_waited_for() {
+        let mut session = Session::new(GRANTS, at(0));
+        assert!(session.take(hello("pump"), at(0)).is_ok());
+        session.welcome(500, 12, at(0));
+        assert!(session.take(reading(501), at(0)).is_err());
+        assert!(session.take(reading(500), at(0)).is_ok());
     }
 
     #[test]
@@ -233,6 +248,7 @@ mod tests {
         for name in ["pump", "pump", "valve"] {
             assert!(session.take(hello(name), at(0)).is_ok());
             assert_eq!(session.device().map(DeviceId::as_str), Some(name));
+            session.welcome(1, 0, at(0));
             assert!(session.take(reading(1), at(0)).is_ok());
         }
     }

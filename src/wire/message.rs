@@ -43,6 +43,11 @@ pub struct Hello {
     /// What the indexes in Readings stand for.
     #[serde(default)]
     pub channels: Vec<ChannelDeclaration>,
+    /// The oldest seq that the device still has or will take next: nothing before
+    /// it is going to come. What lies between the last settled seq and it was given
+    /// up by the device.
+    #[serde(default)]
+    pub first: u64,
 }
 
 /// What a device's times mean.

@@ -176,6 +176,7 @@ impl Client {
             time: now.wall.0,
             firmware: None,
             channels: declarations(self.identity.encoding),
+            first: self.settled + 1,
         });
         self.put(&hello, out);
     }

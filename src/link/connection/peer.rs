@@ -99,8 +99,8 @@ impl<'a> Peer<'a> {
         match step {
             Ok(Step::Nothing) => {}
             Ok(Step::Reply(reply)) => encode_gateway(&reply, self.format, &mut self.out),
-            Ok(Step::Establish { device, session }) => {
-                self.establish(&device, session, now);
+            Ok(Step::Establish { device, session, first }) => {
+                self.establish(&device, session, first, now);
                 return ControlFlow::Break(self.line.limits);
             }
             Ok(Step::Store(converted)) => self.received(converted),
@@ -110,7 +110,7 @@ impl<'a> Peer<'a> {
         ControlFlow::Continue(())
     }
 
-    fn establish(&mut self, device: &DeviceId, session: u64, now: Now) {
+    fn establish(&mut self, device: &DeviceId, session: u64, first: u64, now: Now) {
         // A device that starts anew on the same line gives up its old place first.
         self.store();
         self.established = None;
@@ -120,8 +120,13 @@ impl<'a> Peer<'a> {
         let acks = Acks::new(self.line.grants.window, settled);
         let connected = shared.registry.connect(device);
         self.established = Some(Established { mark, acks, connected });
-        encode_gateway(&self.session.welcome(settled, now), self.format, &mut self.out);
-        tracing::info!(link = %self.line.name, %device, from = self.from, session, settled, "device connected");
+        encode_gateway(&self.session.welcome(first, settled, now), self.format, &mut self.out);
+        let link = &self.line.name;
+        tracing::info!(%link, %device, from = self.from, session, settled, "device connected");
+        let given_up = first.saturating_sub(1).saturating_sub(settled);
+        if settled > 0 && given_up > 0 {
+            tracing::warn!(%link, %device, readings = given_up, "the device gave up readings that it could not keep");
+        }
     }
 
     fn received(&mut self, converted: Converted) {
