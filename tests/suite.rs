@@ -1,3 +1,5 @@
 //! Behaviour of the gateway through its public doors.
 
+mod golden;
 mod log;
+mod wire;
