@@ -1,3 +1,4 @@
 //! Behaviour of the gateway through its public doors.
 
+mod architecture;
 mod log;
