@@ -4,7 +4,7 @@
 # Debian 12's rustc-web and cargo-web have a matching standard library for arm64.
 # For armhf it is built along with the program, from rust-web-src.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 
 die() {
@@ -89,7 +89,7 @@ arm_cargo() {
     )
     if [[ $target == armv7-* ]]; then
         environment+=(RUSTC_BOOTSTRAP=1)
-        options+=(-Zbuild-std=std,panic_abort)
+        options+=("-Zbuild-std=std,panic_abort")
     fi
     env -u RUSTC -u RUSTDOC -u RUSTUP_TOOLCHAIN "${environment[@]}" \
         /usr/bin/cargo "$command" "${options[@]}" --locked --target "$target" "$@"
