@@ -67,10 +67,14 @@ gnu_prefix() {
     esac
 }
 
+# The libraries of the cross compiler, by name: if Debian's own for the target are
+# installed, its loader would find those, and two versions of glibc do not mix.
 qemu() {
+    local root
+    root=/usr/$(gnu_prefix "$1")
     case $1 in
-    aarch64-*) echo "qemu-aarch64-static -L /usr/aarch64-linux-gnu" ;;
-    armv7-*) echo "qemu-arm-static -L /usr/arm-linux-gnueabihf" ;;
+    aarch64-*) echo "qemu-aarch64-static -L $root -E LD_LIBRARY_PATH=$root/lib" ;;
+    armv7-*) echo "qemu-arm-static -L $root -E LD_LIBRARY_PATH=$root/lib" ;;
     esac
 }
 
@@ -85,7 +89,8 @@ arm_cargo() {
         "PATH=/usr/bin:$PATH"
         "CARGO_TARGET_DIR=$TARGET_DIR"
         "CARGO_TARGET_${upper}_LINKER=$(gnu_prefix "$target")-gcc"
-        "CARGO_TARGET_${upper}_RUNNER=$(qemu "$target")"
+        # Bounded, for an emulator that hangs.
+        "CARGO_TARGET_${upper}_RUNNER=timeout 600 $(qemu "$target")"
     )
     if [[ $target == armv7-* ]]; then
         environment+=(RUSTC_BOOTSTRAP=1)
