@@ -1,3 +1,4 @@
 //! (under construction)
 
 pub mod simulate;
+pub mod subscribe;

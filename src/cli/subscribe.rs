@@ -1,0 +1,6 @@
+//! (under construction)
+
+pub mod consumer;
+pub mod gaps;
+pub mod ranges;
+pub mod seen;
