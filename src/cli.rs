@@ -1,4 +1,80 @@
-//! (under construction)
+//! The command line.
+//!
+//! Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
 
+mod check;
+#[cfg(feature = "demo")]
+pub mod demo;
+mod logging;
+mod run;
 pub mod simulate;
 pub mod subscribe;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// An edge gateway that loses nothing it acknowledged.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, propagate_version = true, subcommand_required = true)]
+struct Cli {
+    /// The configuration file
+    #[arg(short, long, global = true, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Runs the gateway
+    Run,
+    /// Reports everything that is wrong with the configuration
+    Check,
+    #[cfg(feature = "demo")]
+    Demo(demo::Args),
+    Simulate(simulate::Args),
+    Subscribe(subscribe::Args),
+}
+
+/// What the configuration or the command line being wrong exits with.
+const USAGE: u8 = 2;
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    let Cli { config, verb } = Cli::parse();
+    match verb {
+        Verb::Run => run::run(&config),
+        Verb::Check => check::check(&config),
+        #[cfg(feature = "demo")]
+        Verb::Demo(args) => tool(demo::run(args)),
+        Verb::Simulate(args) => tool(simulate::run(args)),
+        Verb::Subscribe(args) => tool(subscribe::run(args)),
+    }
+}
+
+/// Runs a verb that needs no configuration; it says whether it reached its aim.
+fn tool(verb: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
+    logging::to_terminal();
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(verb));
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => failed(&why),
+    }
+}
+
+fn failed(why: &anyhow::Error) -> ExitCode {
+    say(&format!("tidegate: {why:#}"));
+    ExitCode::FAILURE
+}
+
+/// Writes a line to standard error, which may be closed.
+fn say(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

@@ -1,1 +1,202 @@
-//! (under construction)
+//! The composition root: opens, connects and starts the parts in order, and stops
+//! them in the order that loses nothing.
+
+mod health;
+mod service;
+
+pub use service::run;
+
+use crate::backoff::Backoff;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, Config};
+use crate::device::Registry;
+use crate::http;
+use crate::link;
+use crate::metrics::Metrics;
+use crate::model::GatewayId;
+use crate::sink::mqtt::MqttDestination;
+use crate::sink::{Identity, Pulse, Pump};
+use crate::store::{Log, Opened, SinkCursor, Writer};
+use anyhow::{Context, Result};
+use health::Overview;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// A running gateway. Dropping it cuts it off as a crash would; [`Gateway::stop`]
+/// takes leave of everybody.
+pub struct Gateway {
+    links: Part,
+    sinks: Part,
+    http: Part,
+    log: Log,
+    writer: Writer,
+    overview: Arc<Overview>,
+    tcp_addresses: Vec<SocketAddr>,
+    http_address: Option<SocketAddr>,
+    shutdown_timeout: Duration,
+}
+
+/// Tasks that stop together.
+struct Part {
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Part {
+    fn new() -> Part {
+        Part { stop: watch::Sender::new(false), tasks: JoinSet::new() }
+    }
+
+    /// Asks the tasks to stop and waits until they have, `within` at most.
+    async fn stop(mut self, within: Duration, what: &str) {
+        self.stop.send_replace(true);
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(within, all).await.is_err() {
+            tracing::warn!(what, ?within, "did not stop in time and is cut off");
+        }
+    }
+}
+
+impl Gateway {
+    /// Starts everything that `config` names. Needs no network: sinks connect by and
+    /// by.
+    ///
+    /// # Errors
+    /// If the log cannot be opened or an address cannot be listened on.
+    pub async fn start(config: Config) -> Result<Gateway> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let metrics = Metrics::new();
+        let gateway = gateway_id(&config.gateway)?;
+        let names: Vec<_> = config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).collect();
+        let Opened { log, cursors, writer } =
+            Log::open(&config.store, &names, clock.clone(), metrics.clone()).context("cannot open the log")?;
+        let identity = Identity { gateway, epoch: log.epoch() };
+        tracing::info!(
+            gateway = %identity.gateway,
+            epoch = %identity.epoch,
+            version = env!("CARGO_PKG_VERSION"),
+            log = %config.store.directory.display(),
+            "starting"
+        );
+
+        let listeners = bind_all(&config.tcp)?;
+        let tcp_addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        let http_listener = match config.http.enabled {
+            true => Some(bind(config.http.listen, "[http]")?),
+            false => None,
+        };
+        let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+
+        let mut sinks = Part::new();
+        let mut pulses = Vec::new();
+        for (mqtt, cursor) in config.mqtt.iter().zip(cursors) {
+            let pulse = Pulse::new(clock.now().monotonic);
+            let pump = pump(mqtt, cursor, identity.clone(), &clock, &metrics, pulse.clone())?;
+            sinks.tasks.spawn(pump.run(sinks.stop.subscribe(), config.gateway.shutdown_timeout / 5));
+            pulses.push((mqtt.name.as_str().into(), pulse));
+        }
+        let overview = Arc::new(Overview::new(log.clone(), pulses, metrics.clone(), clock.clone()));
+        let shared = link::Shared {
+            log: log.clone(),
+            registry: Registry::new(metrics.clone()),
+            devices: config.devices,
+            clock,
+            metrics: metrics.clone(),
+        };
+        let mut links = Part::new();
+        for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
+            links.tasks.spawn(link::tcp::serve(listener, tcp, shared.clone(), links.stop.subscribe()));
+        }
+        for serial in config.serial {
+            links.tasks.spawn(link::serial::serve(serial, shared.clone(), links.stop.subscribe()));
+        }
+        let mut http = Part::new();
+        if let Some(listener) = http_listener {
+            http.tasks.spawn(http::serve(listener, metrics, overview.clone(), http.stop.subscribe()));
+        }
+        for address in &tcp_addresses {
+            tracing::info!(%address, "listening for devices");
+        }
+        Ok(Gateway {
+            links,
+            sinks,
+            http,
+            log,
+            writer,
+            overview,
+            tcp_addresses,
+            http_address,
+            shutdown_timeout: config.gateway.shutdown_timeout,
+        })
+    }
+
+    /// Where devices connect over TCP, in the order of the configuration.
+    pub fn tcp_addresses(&self) -> &[SocketAddr] {
+        &self.tcp_addresses
+    }
+
+    /// Where metrics and health are, if anywhere.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// Stops within the configured time: devices are told, what they sent is settled,
+    /// what is in flight is waited for, and the log is closed.
+    pub async fn stop(self) {
+        let total = self.shutdown_timeout;
+        self.overview.stopping();
+        // Devices are acknowledged what is flushed before they are told goodbye.
+        let flush = async {
+            if let Err(why) = self.log.flush().await {
+                tracing::error!(why, "the log could not be written while stopping");
+            }
+        };
+        let _ = timeout(total * 2 / 5, async { tokio::join!(self.links.stop(total, "links"), flush) }).await;
+        self.sinks.stop(total * 2 / 5, "sinks").await;
+        self.log.close();
+        let closed = tokio::task::spawn_blocking(move || self.writer.join());
+        if timeout(total / 5, closed).await.is_err() {
+            tracing::error!("the log was not closed in time; what is not on disk was not acknowledged");
+        }
+        self.http.stop(total / 10, "http").await;
+        tracing::info!("stopped");
+    }
+}
+
+fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
+    if let Some(id) = &config.id {
+        return Ok(id.clone());
+    }
+    let system = rustix::system::uname();
+    let host = system.nodename().to_string_lossy();
+    GatewayId::new(&host).with_context(|| format!("this host's name {host:?} is no gateway id; set [gateway] id"))
+}
+
+fn bind_all(links: &[config::Tcp]) -> Result<Vec<TcpListener>> {
+    links.iter().map(|tcp| bind(tcp.listen, &format!("[[tcp]] {:?}", tcp.name))).collect()
+}
+
+fn bind(address: SocketAddr, what: &str) -> Result<TcpListener> {
+    link::tcp::bind(address).with_context(|| {
+        format!("{what} cannot listen on {address}; see whether another program does (ss -ltnp), or change `listen`")
+    })
+}
+
+fn pump(
+    mqtt: &config::Mqtt,
+    cursor: SinkCursor,
+    identity: Identity,
+    clock: &Arc<dyn Clock>,
+    metrics: &Metrics,
+    pulse: Pulse,
+) -> Result<Pump<MqttDestination>> {
+    let destination = MqttDestination::new(mqtt, identity, clock.clone())?;
+    let backoff = Backoff::new(mqtt.backoff_min, mqtt.backoff_max, mqtt.stable_after, fastrand::u64(..));
+    let max_batch = usize::try_from(mqtt.max_batch.as_u64()).unwrap_or(usize::MAX);
+    Ok(Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), pulse))
+}

@@ -14,6 +14,8 @@ pub use pump::Pump;
 use crate::clock::Now;
 use crate::model::{Epoch, GatewayId, Numbered, Seq};
 use crate::store::LogEvent;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What every uplinked payload says about where it comes from.
@@ -21,6 +23,28 @@ use std::time::Duration;
 pub struct Identity {
     pub gateway: GatewayId,
     pub epoch: Epoch,
+}
+
+/// Shows that a sink makes progress, if only in trying. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Pulse(Arc<AtomicU64>);
+
+impl Pulse {
+    /// As if felt at `now`, on the monotonic clock.
+    pub fn new(now: Duration) -> Pulse {
+        let pulse = Pulse(Arc::default());
+        pulse.beat(now);
+        pulse
+    }
+
+    fn beat(&self, now: Duration) {
+        self.0.store(now.as_secs(), Ordering::Relaxed);
+    }
+
+    /// How long ago it was felt last, in whole seconds.
+    pub fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(Duration::from_secs(self.0.load(Ordering::Relaxed)))
+    }
 }
 
 /// Why a destination cannot be reached, or does not take what it is sent.

@@ -19,6 +19,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -28,6 +29,7 @@ use tokio::time::Instant;
 /// Gaps in the gateways' numbering are told of on stderr. Messages that are published
 /// while no connection is up do not come later.
 #[derive(Debug, Clone, clap::Args)]
+#[command(disable_version_flag = true)]
 pub struct Args {
     /// Where the broker listens; mqtts:// for TLS
     #[arg(value_name = "mqtt://HOST:PORT", value_parser = parse_broker)]
@@ -123,8 +125,8 @@ fn parse_client_id(text: &str) -> Result<String, String> {
     Ok(text.into())
 }
 
-/// Runs the verb until enough was received, or Ctrl-C is pressed, or nobody reads the
-/// output any more. False if the time was up before.
+/// Runs the verb until enough was received, or Ctrl-C or SIGTERM comes, or nobody reads
+/// the output any more. False if the time was up before.
 ///
 /// # Errors
 /// If the options are of no use, or the broker refuses them.
@@ -134,11 +136,20 @@ pub async fn run(args: Args) -> Result<bool> {
     let mut subscription = std::pin::pin!(subscribe(&args, streams, stopped));
     tokio::select! {
         outcome = &mut subscription => outcome,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted.context("cannot listen for Ctrl-C")?;
+        interrupted = interrupted() => {
+            interrupted?;
             stop.send_replace(true);
             subscription.await
         }
+    }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub(super) async fn interrupted() -> Result<()> {
+    let mut terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C"),
+        _ = terminated.recv() => Ok(()),
     }
 }
 
@@ -298,3 +309,6 @@ fn source(args: &Args) -> Result<Source> {
     let filters = Topics::filters(&args.prefix, args.gateway.as_ref());
     Ok(Source { broker, options, filters })
 }
+
+#[cfg(all(test, feature = "demo"))]
+mod tests;

@@ -8,6 +8,7 @@
 mod peer;
 
 use super::line::Line;
+use crate::stop;
 use crate::wire::frame::{Decoder, Event};
 pub(super) use peer::FIRST_FORMAT;
 use peer::{End, Peer};
@@ -85,7 +86,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         let stalled = connection.peer.is_stalled();
         tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop), if connection.stop_at.is_none() => {
+            () = stop::requested(&mut stop), if connection.stop_at.is_none() => {
                 connection.stop_at = Some(clock.now().monotonic + SETTLE_WITHIN);
             }
             () = replaced => connection.peer.replace(),

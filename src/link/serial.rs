@@ -5,6 +5,7 @@ use super::connection::{self, Closed};
 use super::line::{Line, Shared};
 use crate::config::{self, FlowControl, Parity};
 use crate::device::Grants;
+use crate::stop;
 use crate::wire::frame::{Limits, Recovery};
 use std::io;
 use tokio::sync::watch;
@@ -60,7 +61,7 @@ pub async fn serve(config: config::Serial, shared: Shared, mut stop: watch::Rece
         }
         let pause = tokio::time::sleep(config.reopen_interval);
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => {}
+            () = stop::requested(&mut stop) => {}
             () = pause => {}
         }
     }

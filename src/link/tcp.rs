@@ -4,6 +4,7 @@ use super::connection::{self, Closed, FIRST_FORMAT};
 use super::line::{Line, Shared};
 use crate::config;
 use crate::device::Grants;
+use crate::stop;
 use crate::wire::codec::encode_gateway;
 use crate::wire::frame::{Limits, Recovery};
 use crate::wire::message::{GatewayMessage, Goodbye, Reason};
@@ -62,7 +63,7 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
     loop {
         tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = stop::requested(&mut stop) => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, from)) if connections.len() < config.max_connections => {

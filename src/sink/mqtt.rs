@@ -27,8 +27,7 @@ pub struct MqttDestination {
     encoding: Encoding,
     replay_after: Duration,
     topics: Topics,
-    identity: Identity,
-    clock: Arc<dyn Clock>,
+    status: Status,
 }
 
 /// A connection to a broker.
@@ -36,9 +35,15 @@ pub struct MqttLink {
     connection: Connection,
     window: usize,
     max_payload: usize,
-    topics: Topics,
-    /// What to say at the end.
-    offline: Publish,
+    status: Status,
+}
+
+/// Whose status messages these are.
+#[derive(Clone)]
+struct Status {
+    topic: String,
+    identity: Identity,
+    clock: Arc<dyn Clock>,
 }
 
 /// The token of status messages; readings count up from 0.
@@ -57,6 +62,7 @@ impl MqttDestination {
             .iter()
             .map(|broker| broker.parse().with_context(|| format!("mqtt sink {:?}", config.name)))
             .collect::<Result<_>>()?;
+        let topics = Topics::new(&config.prefix, &identity.gateway);
         let default_id = || format!("tidegate-{}-{}", identity.gateway, config.name);
         Ok(MqttDestination {
             brokers,
@@ -86,9 +92,8 @@ impl MqttDestination {
             by_device: config.topics == config::Topics::Device,
             encoding: config.encoding,
             replay_after: config.replay_after,
-            topics: Topics::new(&config.prefix, &identity.gateway),
-            identity,
-            clock,
+            status: Status { topic: topics.status(), identity, clock },
+            topics,
         })
     }
 
@@ -103,7 +108,7 @@ impl MqttDestination {
                 Some((username.clone(), password.unwrap_or_default()))
             }
         };
-        let will = Some(self.status("offline", Some("connection lost")));
+        let will = Some(self.status.message("offline", Some("connection lost")));
         Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, will, ..self.options.clone() })
     }
 
@@ -113,7 +118,7 @@ impl MqttDestination {
             .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: true })?;
         let failed = |why: mqtt::Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
         let mut connection = Connection::open(&options).await.map_err(failed)?;
-        connection.publish(STATUS, self.status("online", None)).map_err(failed)?;
+        connection.publish(STATUS, self.status.message("online", None)).map_err(failed)?;
         let confirmed = tokio::time::timeout(STATUS_WITHIN, status_confirmed(&mut connection)).await;
         confirmed
             .unwrap_or_else(|_| {
@@ -129,23 +134,8 @@ impl MqttDestination {
             window: usize::from(options.window.min(connection.receive_maximum().unwrap_or(u16::MAX)).max(1)),
             max_payload: max_packet.saturating_sub(topic + OVERHEAD).max(1),
             connection,
-            topics: self.topics.clone(),
-            offline: self.status("offline", Some("stopped")),
+            status: self.status.clone(),
         })
-    }
-
-    fn status(&self, state: &str, reason: Option<&str>) -> Publish {
-        let mut status = json!({
-            "gateway": self.identity.gateway,
-            "state": state,
-            "version": env!("CARGO_PKG_VERSION"),
-            "epoch": self.identity.epoch,
-            "time": self.clock.now().wall.to_string(),
-        });
-        if let (Some(reason), Some(status)) = (reason, status.as_object_mut()) {
-            status.insert("reason".into(), reason.into());
-        }
-        json_publish(self.topics.status(), &status, true)
     }
 
     fn publish(&self, topic: String, payload: Vec<u8>) -> (Publish, usize) {
@@ -162,7 +152,7 @@ impl MqttDestination {
         entries: impl Iterator<Item = Entry<'a>>,
         budget: Budget,
     ) -> Result<Encoded<Publish>, Unencodable> {
-        let mut writer = encode::writer(self.encoding, &self.identity);
+        let mut writer = encode::writer(self.encoding, &self.status.identity);
         let (payload, upto, readings) = encode::payload(&mut *writer, entries, budget).map_err(unencodable)?;
         Ok(Encoded { payloads: vec![self.publish(self.topics.readings(), payload)], upto, readings })
     }
@@ -180,7 +170,7 @@ impl MqttDestination {
             let place = match open.iter().position(|(device, ..)| *device == entry.device) {
                 Some(place) => place,
                 None => {
-                    open.push((entry.device, encode::writer(self.encoding, &self.identity), 0));
+                    open.push((entry.device, encode::writer(self.encoding, &self.status.identity), 0));
                     open.len() - 1
                 }
             };
@@ -205,6 +195,22 @@ impl MqttDestination {
             .map(|(device, mut writer, _)| self.publish(self.topics.device_readings(device), writer.finish()))
             .collect();
         if payloads.is_empty() { Err(Unencodable::Nothing) } else { Ok(Encoded { payloads, upto, readings }) }
+    }
+}
+
+impl Status {
+    fn message(&self, state: &str, reason: Option<&str>) -> Publish {
+        let mut status = json!({
+            "gateway": self.identity.gateway,
+            "state": state,
+            "version": env!("CARGO_PKG_VERSION"),
+            "epoch": self.identity.epoch,
+            "time": self.clock.now().wall.to_string(),
+        });
+        if let (Some(reason), Some(status)) = (reason, status.as_object_mut()) {
+            status.insert("reason".into(), reason.into());
+        }
+        json_publish(self.topic.clone(), &status, true)
     }
 }
 
@@ -261,8 +267,8 @@ impl Destination for MqttDestination {
 
     fn event(&self, event: &LogEvent) -> Publish {
         let mut body = event.body.clone();
-        body.insert("gateway".into(), json!(self.identity.gateway));
-        body.insert("epoch".into(), json!(self.identity.epoch));
+        body.insert("gateway".into(), json!(self.status.identity.gateway));
+        body.insert("epoch".into(), json!(self.status.identity.epoch));
         body.insert("id".into(), json!(event.id));
         body.insert("time".into(), json!(event.time.to_string()));
         json_publish(self.topics.events(), &body.into(), false)
@@ -296,13 +302,14 @@ impl Link for MqttLink {
 
     async fn close(mut self, within: Duration) {
         let said = async {
-            if self.connection.publish(STATUS, self.offline).is_ok() {
+            let offline = self.status.message("offline", Some("stopped"));
+            if self.connection.publish(STATUS, offline).is_ok() {
                 return status_confirmed(&mut self.connection).await.is_ok();
             }
             false
         };
         if !tokio::time::timeout(within, said).await.unwrap_or(false) {
-            tracing::warn!(topic = self.topics.status(), "the broker did not confirm the offline status");
+            tracing::warn!(topic = self.status.topic, "the broker did not confirm the offline status");
         }
         self.connection.close(within).await;
     }

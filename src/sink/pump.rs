@@ -4,11 +4,12 @@
 use super::batching::hold;
 use super::flight::{Flight, Stretch};
 use super::sizing::Sizing;
-use super::{Destination, Failure, Link, Outcome, Unencodable};
+use super::{Destination, Failure, Link, Outcome, Pulse, Unencodable};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::metrics::{Metrics, SinkLabel};
 use crate::model::{Numbered, Seq};
+use crate::stop;
 use crate::store::SinkCursor;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub struct Pump<D> {
     sizing: Sizing,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
+    pulse: Pulse,
     label: SinkLabel,
     /// Bytes that a reading takes in a payload, lately.
     reading_bytes: usize,
@@ -77,10 +79,11 @@ impl<D: Destination> Pump<D> {
         max_batch: usize,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
+        pulse: Pulse,
     ) -> Pump<D> {
         let label = SinkLabel { sink: cursor.name().clone() };
         let sizing = Sizing::new(max_batch);
-        Pump { destination, cursor, backoff, sizing, clock, metrics, label, reading_bytes: 100 }
+        Pump { destination, cursor, backoff, sizing, clock, metrics, pulse, label, reading_bytes: 100 }
     }
 
     /// Runs until `stop` turns true; what is in flight then has `drain` to be
@@ -93,10 +96,7 @@ impl<D: Destination> Pump<D> {
             if self.pause(delay, &mut stop).await {
                 return;
             }
-            let connecting = tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return,
-                link = self.destination.connect() => link,
-            };
+            let Some(connecting) = self.connect(&mut stop).await else { return };
             let failure = match connecting {
                 Err(failure) => failure,
                 Ok(link) => {
@@ -128,7 +128,7 @@ impl<D: Destination> Pump<D> {
         while !rest.is_zero() {
             self.figures();
             let step = rest.min(FIGURES_EVERY);
-            if timeout(step, stop.wait_for(|stop| *stop)).await.is_ok() {
+            if timeout(step, stop::requested(stop)).await.is_ok() {
                 return true;
             }
             rest -= step;
@@ -136,19 +136,26 @@ impl<D: Destination> Pump<D> {
         *stop.borrow()
     }
 
+    /// Connects; `None` if it is time to stop.
+    async fn connect(&mut self, stop: &mut watch::Receiver<bool>) -> Option<Result<D::Link, Failure>> {
+        let Pump { destination, cursor, clock, metrics, pulse, label, .. } = self;
+        let mut connecting = std::pin::pin!(destination.connect());
+        let mut every = interval(FIGURES_EVERY);
+        loop {
+            tokio::select! {
+                () = stop::requested(stop) => return None,
+                link = &mut connecting => return Some(link),
+                _ = every.tick() => figures(cursor, clock.now().monotonic, metrics, pulse, label),
+            }
+        }
+    }
+
     fn connected(&self, connected: bool) {
         self.metrics.sink_connected.get_or_create(&self.label).set(i64::from(connected));
     }
 
     fn figures(&self) {
-        let now = self.clock.now().monotonic;
-        let pending = self.cursor.pending();
-        let oldest = match pending {
-            0 => Duration::ZERO,
-            _ => self.cursor.oldest_pending(now),
-        };
-        self.metrics.sink_pending.get_or_create(&self.label).set(i64::try_from(pending).unwrap_or(i64::MAX));
-        self.metrics.sink_oldest_pending_seconds.get_or_create(&self.label).set(oldest.as_secs_f64());
+        figures(&self.cursor, self.clock.now().monotonic, &self.metrics, &self.pulse, &self.label);
     }
 
     async fn serve(&mut self, mut link: D::Link, stop: &mut watch::Receiver<bool>, drain: Duration) -> End {
@@ -176,7 +183,7 @@ impl<D: Destination> Pump<D> {
             };
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => {
+                () = stop::requested(stop) => {
                     self.drain(&mut transfer, &mut link, drain).await;
                     link.close(drain / 2).await;
                     return End::Stopped;
@@ -274,7 +281,7 @@ impl<D: Destination> Pump<D> {
         }
     }
 
-    async fn unreadable(&self, why: &anyhow::Error) {
+    async fn unreadable(&mut self, why: &anyhow::Error) {
         tracing::error!(sink = %self.label.sink, why = format!("{why:#}"), "cannot read the log; trying again");
         sleep(READ_PAUSE).await;
     }
@@ -334,4 +341,13 @@ impl<D: Destination> Pump<D> {
         // What was not confirmed is in the log and goes out after the next start.
         let _ = timeout(within, confirmed).await;
     }
+}
+
+/// Brings the figures up to date that nothing but time changes.
+fn figures(cursor: &SinkCursor, now: Duration, metrics: &Metrics, pulse: &Pulse, label: &SinkLabel) {
+    pulse.beat(now);
+    let pending = cursor.pending();
+    let oldest = if pending == 0 { Duration::ZERO } else { cursor.oldest_pending(now) };
+    metrics.sink_pending.get_or_create(label).set(i64::try_from(pending).unwrap_or(i64::MAX));
+    metrics.sink_oldest_pending_seconds.get_or_create(label).set(oldest.as_secs_f64());
 }

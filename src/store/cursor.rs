@@ -112,7 +112,7 @@ impl SinkCursor {
 
     /// Waits until there is a reading after `after` or an event after `event`.
     /// Cancel-safe.
-    pub async fn available(&self, after: Seq, event: u64) {
+    pub async fn available(&mut self, after: Seq, event: u64) {
         loop {
             let mut news = std::pin::pin!(self.shared.news.notified());
             news.as_mut().enable();

@@ -1,0 +1,36 @@
+//! `tidegate check`: all that is wrong with a configuration.
+
+use super::{USAGE, say};
+use crate::config::{self, Broker, Config};
+use crate::mqtt::{self, TlsFiles};
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Reports every problem of the file, and exits with 2 if there is one.
+pub fn check(path: &Path) -> ExitCode {
+    let problems = match config::load(path) {
+        Err(problems) => problems.to_string(),
+        Ok(config) => match tls_problem(&config) {
+            Some(problem) => format!("{}: {problem}", path.display()),
+            None => {
+                let _ = writeln!(std::io::stdout(), "{} is fine", path.display());
+                return ExitCode::SUCCESS;
+            }
+        },
+    };
+    say(&problems);
+    USAGE.into()
+}
+
+/// What is wrong with the certificates that are to be used, beyond their files.
+fn tls_problem(config: &Config) -> Option<String> {
+    config.mqtt.iter().enumerate().find_map(|(i, mqtt)| {
+        let uses_tls = |broker: &String| broker.parse().is_ok_and(|broker: Broker| broker.tls);
+        if !mqtt.brokers.iter().any(uses_tls) {
+            return None;
+        }
+        let files = TlsFiles { ca: mqtt.ca_file.clone(), cert: mqtt.cert_file.clone(), key: mqtt.key_file.clone() };
+        mqtt::client_config(&files).err().map(|why| format!("mqtt[{i}]: {why:#}"))
+    })
+}

@@ -1,0 +1,44 @@
+//! `tidegate run`: the gateway itself.
+
+use super::{USAGE, failed, logging, say};
+use crate::config::{self, Config};
+use crate::gateway;
+use anyhow::{Context, Result};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// More threads than this gain nothing: what is expensive is done by the log's own.
+const MAX_DEFAULT_WORKERS: usize = 4;
+
+/// Runs the gateway until it is told to stop.
+pub fn run(path: &Path) -> ExitCode {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(problems) => {
+            say(&problems.to_string());
+            return USAGE.into();
+        }
+    };
+    match start(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            tracing::error!(why = format!("{why:#}"), "cannot run");
+            failed(&why)
+        }
+    }
+}
+
+fn start(config: Config) -> Result<()> {
+    logging::for_service(&config.gateway.log_level).context("cannot set up logging")?;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = config.gateway.worker_threads.unwrap_or(processors.min(MAX_DEFAULT_WORKERS));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build()
+        .context("cannot start the threads")?;
+    let outcome = runtime.block_on(gateway::run(config));
+    // What still runs was given its time.
+    runtime.shutdown_background();
+    outcome
+}

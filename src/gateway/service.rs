@@ -1,0 +1,74 @@
+//! The gateway as a service: signals, and what systemd is told.
+
+use super::Gateway;
+use crate::config::Config;
+use crate::http::Health;
+use anyhow::{Context, Result};
+use sd_notify::NotifyState;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How often the watchdog is fed if systemd asks for it less often.
+const WATCH_EVERY: Duration = Duration::from_secs(10);
+
+/// Runs the gateway until SIGTERM or SIGINT, and stops it gracefully; at once on a
+/// second signal.
+///
+/// # Errors
+/// If it cannot be started.
+pub async fn run(config: Config) -> Result<()> {
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+    let gateway = Gateway::start(config).await?;
+    tell(&[NotifyState::Ready]);
+    watch(&gateway, &mut signals).await;
+    tracing::info!("stopping; a second signal stops at once");
+    tell(&[NotifyState::Stopping]);
+    tokio::select! {
+        () = gateway.stop() => {}
+        () = signals.next() => tracing::warn!("stopped at once; what was not acknowledged will be sent again"),
+    }
+    Ok(())
+}
+
+/// Feeds the watchdog as long as there is progress, until a signal comes.
+async fn watch(gateway: &Gateway, signals: &mut Signals) {
+    let every = sd_notify::watchdog_enabled().map_or(WATCH_EVERY, |limit| WATCH_EVERY.min(limit / 3));
+    let mut tick = tokio::time::interval(every.max(Duration::from_millis(10)));
+    loop {
+        tokio::select! {
+            () = signals.next() => return,
+            _ = tick.tick() => {
+                let problems = gateway.overview.live().problems;
+                match problems.first() {
+                    None => tell(&[NotifyState::Watchdog]),
+                    Some(first) => tracing::error!(part = first.part, reason = first.reason, "no progress"),
+                }
+            }
+        }
+    }
+}
+
+/// Tells systemd, if it listens.
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(why) = sd_notify::notify(state) {
+        tracing::debug!(%why, "systemd could not be told");
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
