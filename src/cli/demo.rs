@@ -14,7 +14,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// Shows a whole system at work: an MQTT broker, a gateway, simulated devices, and
 /// what a cloud subscriber receives of them.
@@ -96,10 +96,17 @@ pub async fn demo(args: &Args, broker: Broker, mut streams: Streams, stop: watch
     );
     let (stop_subscriber, subscriber_stopped) = watch::channel(false);
     let subscription = subscription(&broker)?;
-    let mut subscriber = std::pin::pin!(subscribe::subscribe(&subscription, streams, subscriber_stopped));
+    let (subscribed, ready) = oneshot::channel();
+    let subscriber = subscribe::subscribe(&subscription, streams, subscriber_stopped, Some(subscribed));
+    let mut subscriber = std::pin::pin!(subscriber);
     let simulation = simulation(args, address);
+    let simulated = async {
+        // Not before, or nobody sees the first readings. A subscriber that fails is seen below.
+        let _ = ready.await;
+        simulate::simulate(&simulation, stop.clone()).await
+    };
     let report = tokio::select! {
-        report = simulate::simulate(&simulation, stop.clone()) => report?,
+        report = simulated => report?,
         ended = &mut subscriber => {
             ended?;
             gateway.stop().await;

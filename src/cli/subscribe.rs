@@ -20,7 +20,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -133,7 +133,7 @@ fn parse_client_id(text: &str) -> Result<String, String> {
 pub async fn run(args: Args) -> Result<bool> {
     let (stop, stopped) = watch::channel(false);
     let streams = Streams { out: Box::new(std::io::stdout()), err: Box::new(std::io::stderr()) };
-    let mut subscription = std::pin::pin!(subscribe(&args, streams, stopped));
+    let mut subscription = std::pin::pin!(subscribe(&args, streams, stopped, None));
     tokio::select! {
         outcome = &mut subscription => outcome,
         interrupted = interrupted() => {
@@ -154,11 +154,17 @@ pub(super) async fn interrupted() -> Result<()> {
 }
 
 /// Prints what comes to `streams` until enough was received, `stop` turns true, or
-/// nobody reads it any more. False if the time was up before.
+/// nobody reads it any more. False if the time was up before. Tells `ready` once
+/// whatever is published will come.
 ///
 /// # Errors
 /// If the options are of no use, or the broker refuses them.
-pub async fn subscribe(args: &Args, streams: Streams, stop: watch::Receiver<bool>) -> Result<bool> {
+pub async fn subscribe(
+    args: &Args,
+    streams: Streams,
+    stop: watch::Receiver<bool>,
+    mut ready: Option<oneshot::Sender<()>>,
+) -> Result<bool> {
     let source = source(args)?;
     let broker = source.broker.clone();
     let Streams { out, mut err } = streams;
@@ -170,7 +176,6 @@ pub async fn subscribe(args: &Args, streams: Streams, stop: watch::Receiver<bool
     let mut consumer = Consumer::new(args.count, GRACE);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut lost = false;
     let mut stopped = std::pin::pin!(until_true(stop));
     let mut time_up = std::pin::pin!(time_up(args.timeout));
     let end = loop {
@@ -201,13 +206,14 @@ pub async fn subscribe(args: &Args, streams: Streams, stop: watch::Receiver<bool
                     break End::Unread;
                 }
             }
-            Some(Fed::Subscribed) if lost => {
-                lost = false;
-                tell(&mut err, &format_args!("connected to {broker} again"));
+            Some(Fed::Subscribed) => {
+                tell(&mut err, &format_args!("subscribed at {broker}"));
+                if let Some(ready) = ready.take() {
+                    // Whoever does not wait for it has gone.
+                    let _ = ready.send(());
+                }
             }
-            Some(Fed::Subscribed) => {}
             Some(Fed::Trouble(why)) => {
-                lost = true;
                 tell(&mut err, &format_args!("no connection to {broker}: {why}; trying on"));
             }
             Some(Fed::Refused(why)) => bail!("cannot subscribe at {broker}: {why}"),
