@@ -3,6 +3,8 @@
 //! `cargo bench --bench log`; figures are medians over batches of readings of
 //! four values from 100 devices, as in `docs/figures.md`.
 
+#![allow(clippy::expect_used, reason = "a bench fails by panicking")]
+
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
 use std::sync::Arc;

@@ -50,7 +50,7 @@ pub struct Tcp {
     pub handshake_timeout: Duration,
     /// Largest frame body accepted, in bytes.
     pub max_frame: ByteSize,
-    /// How long a frame may stay incomplete.
+    /// How long a frame may stay incomplete without another byte.
     #[serde(with = "humantime_serde")]
     pub frame_timeout: Duration,
 }
@@ -92,7 +92,8 @@ pub struct Serial {
     pub require_checksum: bool,
     /// Largest frame body accepted, in bytes.
     pub max_frame: ByteSize,
-    /// How long a frame may stay incomplete before the search for the next begins.
+    /// How long a frame may stay incomplete without another byte; then the search for
+    /// the next begins.
     #[serde(with = "humantime_serde")]
     pub frame_timeout: Duration,
     /// How long to wait between attempts to open a port that is not there.

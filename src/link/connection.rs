@@ -9,7 +9,7 @@ mod peer;
 
 use super::line::Line;
 use crate::stop;
-use crate::wire::frame::{Decoder, Event};
+use crate::wire::frame::Decoder;
 pub(super) use peer::FIRST_FORMAT;
 use peer::{End, Peer};
 use std::future::poll_fn;
@@ -48,7 +48,7 @@ struct Connection<'a, S> {
     io: &'a mut S,
     line: &'a Line,
     decoder: Decoder,
-    /// Since when the decoder holds the same incomplete frame.
+    /// When the last byte came, if the decoder holds an incomplete frame.
     partial_since: Option<Duration>,
     peer: Peer<'a>,
     /// Set when the gateway stops: nothing more is read.
@@ -177,20 +177,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             return Poll::Ready(Ok(false));
         }
         let now = self.line.shared.clock.now();
-        let mut events = false;
         let peer = &mut self.peer;
-        let pushed = self.decoder.push(buffer.filled(), &mut |event: Event<'_>| {
-            events = true;
-            peer.take(event, now)
-        });
-        if let Err(error) = pushed {
+        if let Err(error) = self.decoder.push(buffer.filled(), &mut |event| peer.take(event, now)) {
             peer.broken(error, now);
         }
-        self.partial_since = match self.partial_since {
-            _ if !self.decoder.is_partial() => None,
-            Some(since) if !events => Some(since),
-            _ => Some(now.monotonic),
-        };
+        self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
         peer.store();
         Poll::Ready(Ok(true))
     }

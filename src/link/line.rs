@@ -28,7 +28,7 @@ pub(super) struct Line {
     /// What is accepted afterwards.
     pub limits: Limits,
     pub recovery: Recovery,
-    /// How long a frame may stay incomplete.
+    /// How long a frame may stay incomplete without another byte.
     pub frame_timeout: Duration,
     pub shared: Shared,
 }

@@ -39,6 +39,9 @@ pub struct Options {
     /// Publishes that may be outstanding; the caller keeps to it.
     pub window: u16,
     pub will: Option<Publish>,
+    /// Whether the broker forgets subscriptions, and what it holds for them, when the
+    /// connection ends.
+    pub clean_session: bool,
 }
 
 /// Something to publish, with QoS 1.

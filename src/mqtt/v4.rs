@@ -14,7 +14,7 @@ pub fn client(options: &Options, capacity: u16) -> (AsyncClient, Loop) {
     // Saturates where usize is 32 bits wide.
     let max_packet = usize::try_from(options.max_packet).unwrap_or(usize::MAX);
     mqtt.set_keep_alive(options.keep_alive)
-        .set_clean_session(true)
+        .set_clean_session(options.clean_session)
         .set_max_packet_size(max_packet, max_packet)
         .set_inflight(capacity.saturating_mul(8));
     if let Some((user, password)) = &options.credentials {

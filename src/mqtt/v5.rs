@@ -11,17 +11,23 @@ use rumqttc::{Outgoing, TlsConfiguration, Transport};
 
 pub const QOS: QoS = QoS::AtLeastOnce;
 
+/// How long the broker keeps a session without a connection, in seconds: for ever.
+const SESSION_EXPIRY: u32 = u32::MAX;
+
 pub struct Loop(rumqttc::v5::EventLoop);
 
 /// A client and its event loop, which connects when it is first asked.
 pub fn client(options: &Options, capacity: u16) -> (AsyncClient, Loop) {
     let mut mqtt = MqttOptions::new(&options.client_id, &options.host, options.port);
     mqtt.set_keep_alive(options.keep_alive)
-        .set_clean_start(true)
+        .set_clean_start(options.clean_session)
         .set_connection_timeout(options.connect_timeout.as_secs().max(1))
         .set_max_packet_size(Some(options.max_packet))
         .set_outgoing_inflight_upper_limit(capacity.saturating_mul(8))
         .set_network_options(network(options));
+    if !options.clean_session {
+        mqtt.set_session_expiry_interval(Some(SESSION_EXPIRY));
+    }
     if let Some((user, password)) = &options.credentials {
         mqtt.set_credentials(user, password);
     }

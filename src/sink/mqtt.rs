@@ -81,6 +81,7 @@ impl MqttDestination {
                 max_packet: u32::try_from(config.max_packet.as_u64()).unwrap_or(u32::MAX),
                 window: config.window,
                 will: None,
+                clean_session: true,
             },
             username: config.username.clone(),
             password_file: config.password_file.clone(),

@@ -1,0 +1,317 @@
+//! The shape of the source tree: which module may know which, and how large a
+//! file may grow.
+//!
+//! `src/lib.rs` lists the modules in dependency order; a file may refer only to
+//! its own module and to those above it. References are found in the source text
+//! (`crate::...`, `$crate::...`, and `super::...` that climbs to the crate root, in
+//! `use` and elsewhere, tests included), not in what a glob re-export hides.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const MAX_PRODUCTION_LINES: usize = 450;
+
+#[test]
+fn modules_refer_only_to_modules_above_them() {
+    let order = module_order(&read(&source().join("lib.rs")));
+    assert!(order.len() > 10, "src/lib.rs declares {order:?} only: is its list of modules still understood?");
+
+    let mut wrong = Vec::new();
+    for file in source_files() {
+        let module = module_path(&file);
+        let Some(own) = module.first() else { continue };
+        let Some(rank) = order.iter().position(|name| name == own) else {
+            wrong.push(format!("{}: `{own}` is no `pub mod` of src/lib.rs", shown(&file)));
+            continue;
+        };
+        for Reference { line, target } in references(&read(&file), module.len()) {
+            let fault = match order.iter().position(|name| *name == target) {
+                Some(other) if other <= rank => continue,
+                Some(_) => format!("`{own}` must not know `{target}`, which stands below it in src/lib.rs"),
+                None => format!("`{target}` is no module: name an item by the module that declares it"),
+            };
+            wrong.push(format!("{}:{line}: {fault}", shown(&file)));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_file_is_too_long_unsafe_or_named_mod_rs() {
+    let mut wrong = Vec::new();
+    for file in source_files() {
+        let text = read(&file);
+        let length = if file.ends_with("tests.rs") { 0 } else { production_lines(&text) };
+        if length > MAX_PRODUCTION_LINES {
+            wrong.push(format!("{}: {length} lines before its tests, at most {MAX_PRODUCTION_LINES}", shown(&file)));
+        }
+        for token in tokens(&text).iter().filter(|token| token.text == "unsafe") {
+            wrong.push(format!("{}:{}: unsafe", shown(&file), token.line));
+        }
+        if file.ends_with("mod.rs") {
+            wrong.push(format!("{}: write foo.rs beside foo/ instead", shown(&file)));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_scanner_sees_references_and_nothing_else() {
+    let snippet = r##"
+//! crate::comment
+use crate::model::{Seq, names};
+use crate::{config::{self, Store}, r#clock as time, store};
+pub(crate) fn f<'a>(_: &'a str, _: crate::wire::Frame) -> char {
+    /* crate::outer /* crate::inner */ crate::still */
+    let _ = "crate::string \" crate::more";
+    let _ = r#"crate::raw " crate::raw"#;
+    let _ = ('"', '\'', b'"', "", b"crate::bytes");
+    super::super::mqtt::g(super::sibling::h(format!("{}", $crate::metrics::N)));
+    crate::link::'x'
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use super::super::super::sink;
+    use super::super::sibling;
+    use crate::*;
+}
+fn after() { super::super::{device::D, http} }
+"##;
+    let found: Vec<_> = references(snippet, 2).into_iter().map(|found| (found.line, found.target)).collect();
+    let expected = [
+        (3, "model"),
+        (4, "config"),
+        (4, "clock"),
+        (4, "store"),
+        (5, "wire"),
+        (10, "mqtt"),
+        (10, "metrics"),
+        (11, "link"),
+        (16, "sink"),
+        (18, "*"),
+        (20, "device"),
+        (20, "http"),
+    ];
+    assert_eq!(found, expected.map(|(line, target)| (line, target.to_owned())));
+}
+
+#[test]
+fn module_order_and_lengths_are_read_from_the_text() {
+    let library = "//! pub mod comment;\npub mod a;\nmod hidden;\n\npub mod b;\npub(crate) mod c;\n";
+    assert_eq!(module_order(library), ["a", "b"]);
+
+    assert_eq!(module_path(&source().join("store/segment/column.rs")), ["store", "segment", "column"]);
+    assert!(module_path(&source().join("main.rs")).is_empty());
+
+    let with_tests = "one\n#[cfg(test)]\nuse two;\nthree\n#[cfg(test)]\nmod tests {\n}\n";
+    assert_eq!(production_lines(with_tests), 4);
+    assert_eq!(production_lines("one\ntwo\n"), 2);
+}
+
+/// A name directly below the crate root that the source text refers to.
+struct Reference {
+    line: usize,
+    target: String,
+}
+
+struct Token {
+    line: usize,
+    text: String,
+}
+
+/// What a file refers to that lies `depth` modules deep.
+fn references(text: &str, depth: usize) -> Vec<Reference> {
+    let tokens = tokens(text);
+    let at = |index: usize| tokens.get(index).map_or("", |token| token.text.as_str());
+    let mut found = Vec::new();
+    let mut braces = 0;
+    let mut inline_modules = Vec::new();
+    let mut index = 0;
+    while index < tokens.len() {
+        match at(index) {
+            "{" => {
+                braces += 1;
+                if index >= 2 && at(index - 2) == "mod" {
+                    inline_modules.push(braces);
+                }
+            }
+            "}" => {
+                inline_modules.pop_if(|module| *module == braces);
+                braces -= 1;
+            }
+            "crate" if at(index + 1) == "::" => targets(&tokens, index + 2, &mut found),
+            "super" => {
+                let mut climbed = 1;
+                while at(index + 1) == "::" && at(index + 2) == "super" {
+                    climbed += 1;
+                    index += 2;
+                }
+                if climbed == depth + inline_modules.len() && at(index + 1) == "::" {
+                    targets(&tokens, index + 2, &mut found);
+                }
+            }
+            _ => {}
+        }
+        index += 1;
+    }
+    found
+}
+
+/// Adds the first name of each path that starts at `index`: one, or those of a `{...}` list.
+fn targets(tokens: &[Token], index: usize, found: &mut Vec<Reference>) {
+    let mut depth = 0;
+    let mut starts = true;
+    for token in &tokens[index..] {
+        match token.text.as_str() {
+            "{" => depth += 1,
+            "}" => depth -= 1,
+            "," => starts = depth == 1,
+            name if starts => {
+                found.push(Reference { line: token.line, target: name.to_owned() });
+                starts = false;
+            }
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+}
+
+/// The identifiers and punctuation of Rust source: no comments, strings, characters or lifetimes.
+fn tokens(text: &str) -> Vec<Token> {
+    let mut tokens = Vec::new();
+    let mut rest = text;
+    let mut line = 1;
+    while let Some(next) = rest.chars().next() {
+        let length = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            block_comment(rest)
+        } else if next == '"' {
+            string(rest)
+        } else if next == '\'' {
+            character_or_tick(rest)
+        } else if next.is_alphanumeric() || next == '_' {
+            let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+            match (&rest[..word], rest[word..].trim_start_matches('#').starts_with('"')) {
+                ("r" | "br" | "cr", true) => word + raw_string(&rest[word..]),
+                ("r", false) if rest[word..].starts_with('#') => word + 1,
+                (name, _) => {
+                    tokens.push(Token { line, text: name.to_owned() });
+                    word
+                }
+            }
+        } else if rest.starts_with("::") {
+            tokens.push(Token { line, text: "::".to_owned() });
+            2
+        } else {
+            if !next.is_whitespace() {
+                tokens.push(Token { line, text: next.to_string() });
+            }
+            next.len_utf8()
+        };
+        let (passed, ahead) = rest.split_at(length);
+        line += passed.matches('\n').count();
+        rest = ahead;
+    }
+    tokens
+}
+
+fn block_comment(text: &str) -> usize {
+    let mut depth = 0;
+    let mut at = 0;
+    loop {
+        match &text.as_bytes()[at..] {
+            [b'/', b'*', ..] => (depth, at) = (depth + 1, at + 2),
+            [b'*', b'/', ..] => (depth, at) = (depth - 1, at + 2),
+            [_, ..] => at += 1,
+            [] => return at,
+        }
+        if depth == 0 {
+            return at;
+        }
+    }
+}
+
+fn string(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            '"' if !escaped => return at + 1,
+            '\\' => escaped = !escaped,
+            _ => escaped = false,
+        }
+    }
+    text.len()
+}
+
+fn raw_string(text: &str) -> usize {
+    let hashes = text.len() - text.trim_start_matches('#').len();
+    let end = format!("\"{}", "#".repeat(hashes));
+    text[hashes + 1..].find(&end).map_or(text.len(), |at| hashes + 1 + at + end.len())
+}
+
+fn character_or_tick(text: &str) -> usize {
+    let mut chars = text.char_indices().skip(1);
+    match (chars.next(), chars.next()) {
+        (Some((_, '\\')), Some((escape, _))) => {
+            let after = escape + 1;
+            text[after..].find('\'').map_or(text.len(), |at| after + at + 1)
+        }
+        (Some(_), Some((at, '\''))) => at + 1,
+        _ => 1,
+    }
+}
+
+/// The public modules in the order of their declaration.
+fn module_order(library: &str) -> Vec<String> {
+    let declared = tokens(library);
+    declared
+        .windows(4)
+        .filter(|four| four[0].text == "pub" && four[1].text == "mod" && four[3].text == ";")
+        .map(|four| four[2].text.clone())
+        .collect()
+}
+
+/// `src/store/log.rs` is `[store, log]`; the crate's roots are `[]`.
+fn module_path(file: &Path) -> Vec<String> {
+    let inside = file.strip_prefix(source()).expect("a file of src").with_extension("");
+    let parts: Vec<_> = inside.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    if parts == ["lib"] || parts == ["main"] { Vec::new() } else { parts }
+}
+
+fn production_lines(text: &str) -> usize {
+    let lines: Vec<_> = text.lines().collect();
+    lines.windows(2).position(|pair| pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod ")).unwrap_or(lines.len())
+}
+
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+fn source_files() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut directories = vec![source()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(&directory).expect("src is readable") {
+            let path = entry.expect("src is readable").path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+fn read(file: &Path) -> String {
+    fs::read_to_string(file).unwrap_or_else(|why| panic!("{}: {why}", file.display()))
+}
+
+fn shown(file: &Path) -> String {
+    file.strip_prefix(env!("CARGO_MANIFEST_DIR")).expect("a file of the project").display().to_string()
+}

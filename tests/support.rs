@@ -1,0 +1,51 @@
+//! What the tests are arranged with: real brokers, real pseudo-terminals, the real
+//! binary, and devices whose readings are known beforehand.
+
+pub mod broker;
+pub mod device;
+pub mod gateway;
+pub mod process;
+pub mod pty;
+pub mod subscriber;
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long anything may take that is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A TCP port on loopback that nobody uses, below those that the system gives out.
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 20_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() % u32::from(COUNT)) as u16;
+    loop {
+        let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(7)) % COUNT;
+        let port = FIRST + offset;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Waits until `done` holds, looking often; panics with `what` if it takes too long.
+pub async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !done().await {
+        assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Whether a missing real service is a failure instead of being replaced.
+pub fn real_services_are_required() -> bool {
+    std::env::var_os("TIDEGATE_TEST_REAL").is_some()
+}
+
+/// Whether a program of this name can be started.
+pub fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|directory| directory.join(program).is_file())
+}

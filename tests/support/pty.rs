@@ -1,0 +1,131 @@
+//! Serial lines: pairs of pseudo-terminals joined by socat or, where that is not
+//! installed, by a thread.
+
+use super::process::Process;
+use super::{eventually, is_installed, real_services_are_required};
+use rustix::fs::OFlags;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A serial line with an end for the gateway and one for the device. The ends keep
+/// their paths when the line is unplugged and plugged in again.
+pub struct Line {
+    directory: TempDir,
+    cable: Option<Cable>,
+}
+
+/// What joins the ends; the line is cut when it is dropped.
+enum Cable {
+    Socat(#[expect(dead_code, reason = "held for its end")] Process),
+    Thread(#[expect(dead_code, reason = "held for its end")] Relay),
+}
+
+impl Line {
+    pub async fn new() -> Line {
+        let mut line = Line { directory: tempfile::tempdir().expect("a temporary directory"), cable: None };
+        line.plug().await;
+        line
+    }
+
+    pub fn gateway_end(&self) -> PathBuf {
+        self.directory.path().join("gateway")
+    }
+
+    pub fn device_end(&self) -> PathBuf {
+        self.directory.path().join("device")
+    }
+
+    /// The port vanishes.
+    pub fn unplug(&mut self) {
+        self.cable = None;
+        for end in [self.gateway_end(), self.device_end()] {
+            // socat takes its links away unless it was killed.
+            let _ = std::fs::remove_file(end);
+        }
+    }
+
+    /// It comes back.
+    pub async fn plug(&mut self) {
+        let installed = is_installed("socat");
+        assert!(installed || !real_services_are_required(), "socat is not installed; apt-get install socat");
+        self.cable = Some(if installed {
+            let end = |path: &Path| format!("pty,raw,echo=0,link={}", path.display());
+            let mut command = Command::new("socat");
+            command.arg(end(&self.gateway_end())).arg(end(&self.device_end()));
+            Cable::Socat(Process::start(command, &self.directory.path().join("socat.log")))
+        } else {
+            Cable::Thread(Relay::start(&self.gateway_end(), &self.device_end()))
+        });
+        eventually("the line is made", async || self.gateway_end().exists() && self.device_end().exists()).await;
+    }
+}
+
+/// A thread that carries bytes between two pseudo-terminals.
+struct Relay {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Relay {
+    fn start(one: &Path, other: &Path) -> Relay {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let mut ends = [terminal(one), terminal(other)];
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let [one, other] = &mut ends;
+                if !carry(&mut one.0, &mut other.0) & !carry(&mut other.0, &mut one.0) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        Relay { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the relay does not panic");
+        }
+    }
+}
+
+/// A raw pseudo-terminal that can be opened at `link`: its near side, and its far side
+/// held open so that nobody's closing it shows.
+fn terminal(link: &Path) -> (File, File) {
+    let near = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
+    grantpt(&near).and_then(|()| unlockpt(&near)).expect("a pseudo-terminal of ours");
+    let path = ptsname(&near, Vec::new()).expect("it has a path");
+    let path = Path::new(path.to_str().expect("a path in ASCII"));
+    let far = File::options().read(true).write(true).open(path).expect("its far side");
+    let mut settings = rustix::termios::tcgetattr(&far).expect("a terminal");
+    settings.make_raw();
+    rustix::termios::tcsetattr(&far, rustix::termios::OptionalActions::Now, &settings).expect("a terminal");
+    rustix::fs::fcntl_setfl(&near, OFlags::NONBLOCK).expect("an open file");
+    std::os::unix::fs::symlink(path, link).expect("a link");
+    (File::from(near), far)
+}
+
+/// Whether there was something to carry.
+fn carry(from: &mut File, to: &mut File) -> bool {
+    let mut bytes = [0; 4096];
+    let Ok(read @ 1..) = from.read(&mut bytes) else { return false };
+    let mut rest = &bytes[..read];
+    while !rest.is_empty() {
+        match to.write(rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    true
+}

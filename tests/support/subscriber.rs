@@ -1,0 +1,104 @@
+//! A consumer that keeps everything it got, duplicates included.
+
+use super::eventually;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tidegate::model::GatewayId;
+use tidegate::mqtt::{Connection, Event, Options, Topics, Version};
+use tidegate::sink::encode::{Delivered, Delivery, decode};
+use tokio::task::JoinSet;
+
+/// Everything that came, in the order in which it did.
+#[derive(Debug, Default)]
+pub struct Heard {
+    pub deliveries: Vec<(String, Delivery)>,
+    pub events: Vec<serde_json::Value>,
+}
+
+pub struct Subscriber {
+    heard: Arc<Mutex<Heard>>,
+    _task: JoinSet<()>,
+}
+
+pub fn options(port: u16) -> Options {
+    Options {
+        host: "127.0.0.1".into(),
+        port,
+        tls: None,
+        version: Version::V3_1_1,
+        client_id: format!("test-{}-{port}", fastrand::u64(..)),
+        credentials: None,
+        keep_alive: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(5),
+        max_packet: 1 << 20,
+        window: 100,
+        will: None,
+        clean_session: true,
+    }
+}
+
+impl Subscriber {
+    /// Listens to the gateway `gw`.
+    pub async fn start(options: &Options) -> Subscriber {
+        let mut connection = Connection::open(options).await.expect("the broker answers");
+        let gateway = GatewayId::new("gw").expect("a valid name");
+        let filters = Topics::filters("tidegate", Some(&gateway));
+        for filter in &filters {
+            connection.subscribe(filter).expect("room in the queue");
+        }
+        for _ in &filters {
+            match connection.event().await {
+                Event::Subscribed(outcome) => outcome.expect("the broker lets everybody subscribe"),
+                other => panic!("{other:?} before the subscription"),
+            }
+        }
+        let heard = Arc::new(Mutex::new(Heard::default()));
+        let mut task = JoinSet::new();
+        task.spawn(listen(connection, heard.clone()));
+        Subscriber { heard, _task: task }
+    }
+
+    /// Looks at what came so far.
+    pub fn look<T>(&self, at: impl FnOnce(&Heard) -> T) -> T {
+        at(&self.heard.lock().expect("no test panicked there"))
+    }
+
+    /// Every reading that came, in order.
+    pub fn readings(&self) -> Vec<Delivered> {
+        self.look(|heard| heard.deliveries.iter().flat_map(|(_, delivery)| delivery.readings.clone()).collect())
+    }
+
+    /// Device and its seq of every reading, each with how often it came.
+    pub fn origins(&self) -> BTreeMap<(String, u64), usize> {
+        let mut origins = BTreeMap::new();
+        for reading in self.readings() {
+            let (_, seq) = reading.origin.expect("devices number their readings");
+            *origins.entry((reading.device.to_string(), seq)).or_default() += 1;
+        }
+        origins
+    }
+
+    /// Waits until `count` different readings came.
+    pub async fn heard(&self, count: usize) {
+        eventually(&format!("{count} readings are delivered"), async || self.origins().len() >= count).await;
+    }
+}
+
+async fn listen(mut connection: Connection, heard: Arc<Mutex<Heard>>) {
+    loop {
+        match connection.event().await {
+            Event::Message(message) => {
+                let mut heard = heard.lock().expect("no test panicked there");
+                if message.topic.ends_with("/events") {
+                    heard.events.push(serde_json::from_slice(&message.payload).expect("events are JSON"));
+                } else {
+                    let delivery = decode(&message.payload).expect("a valid payload");
+                    heard.deliveries.push((message.topic, delivery));
+                }
+            }
+            Event::Closed(_) => return,
+            _ => {}
+        }
+    }
+}
