@@ -26,8 +26,8 @@ use tokio::time::Instant;
 
 /// Prints the readings that gateways uplink to an MQTT broker, each once.
 ///
-/// Gaps in the gateways' numbering are told of on stderr. Messages that are published
-/// while no connection is up do not come later.
+/// Gaps in the gateways' numbering are told of on stderr. What is published while no
+/// connection is up comes later if --client-id is given, and never if not.
 #[derive(Debug, Clone, clap::Args)]
 #[command(disable_version_flag = true)]
 pub struct Args {
@@ -63,7 +63,9 @@ pub struct Args {
     /// PEM file of the client certificate's private key
     #[arg(long, value_name = "F", requires = "cert_file")]
     pub key_file: Option<PathBuf>,
-    /// Random if not given
+    /// Keep a session at the broker under this name: while nobody is connected to it,
+    /// also when this has ended, the broker holds what comes. Random, without a session
+    /// that lasts, if not given
     #[arg(long, value_name = "ID", value_parser = parse_client_id)]
     pub client_id: Option<String>,
     /// Exit with 1 if --count was not reached in this time, such as "30s"
@@ -311,6 +313,7 @@ fn source(args: &Args) -> Result<Source> {
         max_packet: MAX_PACKET,
         window: WINDOW,
         will: None,
+        clean_session: args.client_id.is_none(),
     };
     let filters = Topics::filters(&args.prefix, args.gateway.as_ref());
     Ok(Source { broker, options, filters })

@@ -111,6 +111,7 @@ async fn answers(address: SocketAddr, version: Version, deadline: Instant) -> Re
         max_packet: MAX_PACKET as u32, // a constant that fits
         window: 1,
         will: None,
+        clean_session: true,
     };
     loop {
         match Connection::open(&options).await {

@@ -190,8 +190,8 @@ impl fmt::Display for Summary {
         let Summary { readings, duplicates, undecodable, missing: Totals { explained, unexplained } } = self;
         writeln!(f, "readings            {readings}")?;
         writeln!(f, "duplicates dropped  {duplicates}")?;
-        writeln!(f, "gaps explained      {} ({} seqs)", explained.gaps, explained.seqs)?;
-        write!(f, "gaps unexplained    {} ({} seqs)", unexplained.gaps, unexplained.seqs)?;
+        write!(f, "gaps                explained {} ({} seqs), ", explained.gaps, explained.seqs)?;
+        write!(f, "unexplained {} ({} seqs)", unexplained.gaps, unexplained.seqs)?;
         if *undecodable > 0 {
             write!(f, "\nmessages left out   {undecodable}")?;
         }

@@ -133,7 +133,7 @@ fn a_summary_tells_only_of_messages_left_out_if_there_were() {
     let (_, summary) = Consumer::new(None, GRACE).finish();
     assert!(!summary.to_string().contains("left out"));
     let text = Summary { undecodable: 2, ..summary }.to_string();
-    assert!(text.ends_with("gaps unexplained    0 (0 seqs)\nmessages left out   2"), "{text}");
+    assert!(text.ends_with("unexplained 0 (0 seqs)\nmessages left out   2"), "{text}");
 }
 
 proptest! {
