@@ -3,9 +3,12 @@
 //! Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
 
 mod check;
+#[cfg(feature = "demo")]
+pub mod demo;
 mod logging;
 mod run;
 pub mod simulate;
+pub mod subscribe;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -28,7 +31,10 @@ enum Verb {
     Run,
     /// Reports everything that is wrong with the configuration
     Check,
+    #[cfg(feature = "demo")]
+    Demo(demo::Args),
     Simulate(simulate::Args),
+    Subscribe(subscribe::Args),
 }
 
 /// What the configuration or the command line being wrong exits with.
@@ -40,7 +46,10 @@ pub fn main() -> ExitCode {
     match verb {
         Verb::Run => run::run(&config),
         Verb::Check => check::check(&config),
+        #[cfg(feature = "demo")]
+        Verb::Demo(args) => tool(demo::run(args)),
         Verb::Simulate(args) => tool(simulate::run(args)),
+        Verb::Subscribe(args) => tool(subscribe::run(args)),
     }
 }
 

@@ -25,9 +25,9 @@ pub fn for_service(level: &str) -> Result<()> {
 }
 
 /// For verbs whose output is for a person: only what goes wrong, unless `RUST_LOG`
-/// asks for more.
+/// asks for more. To the demo's broker every client that leaves is an error.
 pub fn to_terminal() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,rumqttd=off"));
     // Fails only if logging is set up already, which is as well.
     let _ = to_stderr(filter);
 }

@@ -1,0 +1,126 @@
+//! A small MQTT broker in this process, for the demo and for trying things out.
+
+use crate::mqtt::{Connection, Options, Version};
+use anyhow::{Context, Result, bail};
+use rumqttd::{ConnectionSettings, RouterConfig, ServerSettings};
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A broker on the loopback interface. It keeps nothing on disk, and ends with the
+/// process: it cannot be stopped before.
+#[derive(Debug, Clone, Copy)]
+pub struct Broker {
+    v4: SocketAddr,
+    v5: SocketAddr,
+}
+
+/// How long it may take to accept connections.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(10);
+const MAX_CONNECTIONS: usize = 1_000;
+/// What it takes and keeps for subscribers that lag, in bytes; of each filter, so
+/// many segments.
+const MAX_PACKET: usize = 256 << 10;
+const SEGMENT: usize = 16 << 20;
+const SEGMENTS: usize = 8;
+const INFLIGHT: usize = 200;
+
+impl Broker {
+    /// Starts a broker for MQTT 3.1.1 and MQTT 5 on these ports, any free ones if they
+    /// are 0, and waits until it answers.
+    ///
+    /// # Errors
+    /// If a port is taken, or it does not answer.
+    pub async fn start(v4: u16, v5: u16) -> Result<Broker> {
+        let broker = Broker::find(v4, v5)?;
+        let config = broker.config();
+        let serve = move || {
+            if let Err(why) = rumqttd::Broker::new(config).start() {
+                tracing::error!(%why, "the embedded broker ended");
+            }
+        };
+        std::thread::Builder::new().name("broker".into()).spawn(serve).context("cannot start the broker's thread")?;
+        let deadline = Instant::now() + START_TIMEOUT;
+        answers(broker.v4, Version::V3_1_1, deadline).await?;
+        answers(broker.v5, Version::V5, deadline).await?;
+        Ok(broker)
+    }
+
+    /// Where MQTT 3.1.1 is spoken.
+    pub fn url(&self) -> String {
+        format!("mqtt://{}", self.v4)
+    }
+
+    /// Where MQTT 5 is spoken.
+    pub fn v5_url(&self) -> String {
+        format!("mqtt://{}", self.v5)
+    }
+
+    /// The broker tells nobody which port it got, so free ones are found before.
+    fn find(v4: u16, v5: u16) -> Result<Broker> {
+        let bind = |port| {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            TcpListener::bind(address).with_context(|| format!("the broker cannot listen on {address}"))
+        };
+        let listeners = (bind(v4)?, bind(v5)?);
+        Ok(Broker { v4: listeners.0.local_addr()?, v5: listeners.1.local_addr()? })
+    }
+
+    fn config(&self) -> rumqttd::Config {
+        let server = |name: &str, listen| {
+            let connections = ConnectionSettings {
+                connection_timeout_ms: 10_000,
+                max_payload_size: MAX_PACKET,
+                max_inflight_count: INFLIGHT,
+                auth: None,
+                external_auth: None,
+                // Or publishing what nobody subscribes to would be an error.
+                dynamic_filters: true,
+            };
+            let settings =
+                ServerSettings { name: name.into(), listen, tls: None, next_connection_delay_ms: 0, connections };
+            Some(HashMap::from([(name.to_owned(), settings)]))
+        };
+        rumqttd::Config {
+            router: RouterConfig {
+                max_connections: MAX_CONNECTIONS,
+                max_outgoing_packet_count: INFLIGHT as u64,
+                max_segment_size: SEGMENT,
+                max_segment_count: SEGMENTS,
+                ..RouterConfig::default()
+            },
+            v4: server("mqtt", self.v4),
+            v5: server("mqtt5", self.v5),
+            ..rumqttd::Config::default()
+        }
+    }
+}
+
+async fn answers(address: SocketAddr, version: Version, deadline: Instant) -> Result<()> {
+    let options = Options {
+        host: address.ip().to_string(),
+        port: address.port(),
+        tls: None,
+        version,
+        client_id: "tidegate-probe".into(),
+        credentials: None,
+        keep_alive: Duration::from_secs(30),
+        connect_timeout: Duration::from_secs(1),
+        max_packet: MAX_PACKET as u32, // a constant that fits
+        window: 1,
+        will: None,
+        clean_session: true,
+    };
+    loop {
+        match Connection::open(&options).await {
+            Ok(connection) => {
+                connection.close(Duration::from_secs(1)).await;
+                return Ok(());
+            }
+            Err(why) if Instant::now() >= deadline => bail!("the embedded broker at {address} does not answer: {why}"),
+            Err(_) => tokio::time::sleep(POLL).await,
+        }
+    }
+}

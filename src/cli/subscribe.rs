@@ -1,0 +1,323 @@
+//! `tidegate subscribe`: what a cloud consumer runs. Decodes what gateways uplink,
+//! drops duplicates, and tells of gaps.
+
+pub mod consumer;
+mod feed;
+pub mod gaps;
+mod output;
+mod ranges;
+mod seen;
+
+use crate::config::{self, Broker};
+use crate::model::GatewayId;
+use crate::mqtt::{self, Options, TlsFiles, Topics, Version};
+use anyhow::{Context, Result, bail};
+use consumer::{Consumer, Fresh, Taken};
+use feed::{Fed, Source};
+use output::{Closed, Output};
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// Prints the readings that gateways uplink to an MQTT broker, each once.
+///
+/// Gaps in the gateways' numbering are told of on stderr. What is published while no
+/// connection is up comes later if --client-id is given, and never if not.
+#[derive(Debug, Clone, clap::Args)]
+#[command(disable_version_flag = true)]
+pub struct Args {
+    /// Where the broker listens; mqtts:// for TLS
+    #[arg(value_name = "mqtt://HOST:PORT", value_parser = parse_broker)]
+    pub broker: Broker,
+    /// Only this gateway's readings
+    #[arg(long, value_name = "GW", value_parser = parse_gateway)]
+    pub gateway: Option<GatewayId>,
+    /// First levels of every topic, as in the gateways' configuration
+    #[arg(long, value_name = "P", default_value = "tidegate", value_parser = parse_prefix)]
+    pub prefix: String,
+    /// End after so many readings
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Print each reading as one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// MQTT version
+    #[arg(long, value_enum, default_value_t = MqttVersion::V3_1_1)]
+    pub version: MqttVersion,
+    #[arg(long, value_name = "U")]
+    pub username: Option<String>,
+    /// File that holds the password
+    #[arg(long, value_name = "F", requires = "username")]
+    pub password_file: Option<PathBuf>,
+    /// PEM file of the authorities to trust; the system's if not given
+    #[arg(long, value_name = "F")]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of the client's certificate chain
+    #[arg(long, value_name = "F", requires = "key_file")]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of the client certificate's private key
+    #[arg(long, value_name = "F", requires = "cert_file")]
+    pub key_file: Option<PathBuf>,
+    /// Keep a session at the broker under this name: while nobody is connected to it,
+    /// also when this has ended, the broker holds what comes. Random, without a session
+    /// that lasts, if not given
+    #[arg(long, value_name = "ID", value_parser = parse_client_id)]
+    pub client_id: Option<String>,
+    /// Exit with 1 if --count was not reached in this time, such as "30s"
+    #[arg(long, value_name = "D", requires = "count", value_parser = humantime::parse_duration)]
+    pub timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum MqttVersion {
+    #[value(name = "3.1.1")]
+    V3_1_1,
+    #[value(name = "5")]
+    V5,
+}
+
+/// Where a run prints to.
+pub struct Streams {
+    /// Readings.
+    pub out: Box<dyn Write + Send>,
+    /// Everything else.
+    pub err: Box<dyn Write + Send>,
+}
+
+/// Gaps younger than this may be filled: batches in flight overtake each other, and
+/// what was not acknowledged is sent again.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often gaps are looked at.
+const TICK: Duration = Duration::from_secs(1);
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages that may come before the earlier ones were dealt with.
+const WINDOW: u16 = 100;
+/// As large as MQTT allows: the gateways' limits are not known here.
+const MAX_PACKET: u32 = (256 << 20) - 1;
+/// What is left to print after an interruption may take so long.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+fn parse_broker(text: &str) -> Result<Broker, config::InvalidBroker> {
+    text.parse()
+}
+
+fn parse_gateway(text: &str) -> Result<GatewayId, String> {
+    GatewayId::new(text).map_err(|why| why.to_string())
+}
+
+fn parse_prefix(text: &str) -> Result<String, String> {
+    let level_is_fine =
+        |level: &str| !level.is_empty() && !level.contains(|c: char| c.is_control() || "+#".contains(c));
+    if text.len() > 256 || text.starts_with('$') || !text.split('/').all(level_is_fine) {
+        return Err("expected topic levels such as site/tidegate".into());
+    }
+    Ok(text.into())
+}
+
+fn parse_client_id(text: &str) -> Result<String, String> {
+    if !(1..=128).contains(&text.len()) || text.chars().any(char::is_control) || text.trim() != text {
+        return Err("expected 1 to 128 bytes of printable text".into());
+    }
+    Ok(text.into())
+}
+
+/// Runs the verb until enough was received, or Ctrl-C or SIGTERM comes, or nobody reads
+/// the output any more. False if the time was up before.
+///
+/// # Errors
+/// If the options are of no use, or the broker refuses them.
+pub async fn run(args: Args) -> Result<bool> {
+    let (stop, stopped) = watch::channel(false);
+    let streams = Streams { out: Box::new(std::io::stdout()), err: Box::new(std::io::stderr()) };
+    let mut subscription = std::pin::pin!(subscribe(&args, streams, stopped, None));
+    tokio::select! {
+        outcome = &mut subscription => outcome,
+        interrupted = interrupted() => {
+            interrupted?;
+            stop.send_replace(true);
+            subscription.await
+        }
+    }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub(super) async fn interrupted() -> Result<()> {
+    let mut terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.context("cannot listen for Ctrl-C"),
+        _ = terminated.recv() => Ok(()),
+    }
+}
+
+/// Prints what comes to `streams` until enough was received, `stop` turns true, or
+/// nobody reads it any more. False if the time was up before. Tells `ready` once
+/// whatever is published will come.
+///
+/// # Errors
+/// If the options are of no use, or the broker refuses them.
+pub async fn subscribe(
+    args: &Args,
+    streams: Streams,
+    stop: watch::Receiver<bool>,
+    mut ready: Option<oneshot::Sender<()>>,
+) -> Result<bool> {
+    let source = source(args)?;
+    let broker = source.broker.clone();
+    let Streams { out, mut err } = streams;
+    let output = Output::start(out)?;
+    let (feeding, mut fed) = mpsc::channel(usize::from(WINDOW));
+    let mut feeder = JoinSet::new();
+    feeder.spawn(feed::feed(source, feeding));
+    let began = Instant::now();
+    let mut consumer = Consumer::new(args.count, GRACE);
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut stopped = std::pin::pin!(until_true(stop));
+    let mut time_up = std::pin::pin!(time_up(args.timeout));
+    let end = loop {
+        if consumer.is_full() && !consumer.is_waiting() {
+            break End::Enough;
+        }
+        let happened = tokio::select! {
+            fed = fed.recv() => fed,
+            _ = ticks.tick() => {
+                for notice in consumer.tick(began.elapsed()) {
+                    tell(&mut err, &notice);
+                }
+                continue;
+            }
+            () = &mut stopped => break End::Stopped,
+            () = &mut time_up, if !consumer.is_full() => break End::TimeUp,
+        };
+        match happened {
+            Some(Fed::Message(message)) => {
+                let taken = consumer.take(&message.topic, &message.payload, began.elapsed());
+                taken.notices.iter().for_each(|notice| tell(&mut err, notice));
+                let text = print(&taken, args.json)?;
+                let printed = tokio::select! {
+                    printed = output.print(text) => printed,
+                    () = &mut stopped => break End::Stopped,
+                };
+                if printed == Err(Closed) {
+                    break End::Unread;
+                }
+            }
+            Some(Fed::Subscribed) => {
+                tell(&mut err, &format_args!("subscribed at {broker}"));
+                if let Some(ready) = ready.take() {
+                    // Whoever does not wait for it has gone.
+                    let _ = ready.send(());
+                }
+            }
+            Some(Fed::Trouble(why)) => {
+                tell(&mut err, &format_args!("no connection to {broker}: {why}; trying on"));
+            }
+            Some(Fed::Refused(why)) => bail!("cannot subscribe at {broker}: {why}"),
+            None => bail!("the connection's task ended"),
+        }
+    };
+    tokio::select! {
+        written = output.finish((end != End::Enough).then_some(LAST_WORDS)) => written?,
+        () = &mut stopped, if end != End::Stopped => {}
+    }
+    if end != End::Unread {
+        let (notices, summary) = consumer.finish();
+        notices.iter().for_each(|notice| tell(&mut err, notice));
+        tell(&mut err, &summary);
+    }
+    if end == End::TimeUp {
+        tell(&mut err, &"the time is up");
+    }
+    Ok(end != End::TimeUp)
+}
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Enough,
+    Stopped,
+    TimeUp,
+    /// Nobody reads the output any more.
+    Unread,
+}
+
+/// A line on stderr; if that is gone there is nowhere to say so.
+fn tell(err: &mut dyn Write, what: &dyn std::fmt::Display) {
+    let _ = writeln!(err, "{what}");
+}
+
+fn print(taken: &Taken, json: bool) -> Result<String> {
+    let mut text = String::new();
+    for fresh in &taken.readings {
+        line(&mut text, fresh, json).context("cannot print a reading")?;
+    }
+    Ok(text)
+}
+
+fn line(text: &mut String, fresh: &Fresh, json: bool) -> Result<()> {
+    if json {
+        text.push_str(&serde_json::to_string(fresh)?);
+        text.push('\n');
+    } else {
+        writeln!(text, "{fresh}")?;
+    }
+    Ok(())
+}
+
+async fn until_true(mut stop: watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await; // nobody is left who could stop the run
+    }
+}
+
+async fn time_up(timeout: Option<Duration>) {
+    match timeout {
+        Some(timeout) => tokio::time::sleep(timeout).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn source(args: &Args) -> Result<Source> {
+    let broker = args.broker.clone();
+    let files = TlsFiles { ca: args.ca_file.clone(), cert: args.cert_file.clone(), key: args.key_file.clone() };
+    let tls = match broker.tls {
+        true => Some(mqtt::client_config(&files)?),
+        false if files.ca.is_some() || files.cert.is_some() => {
+            bail!("--ca-file, --cert-file and --key-file are of no use without TLS; write mqtts://")
+        }
+        false => None,
+    };
+    let password = args.password_file.as_deref().map(config::read_password).transpose()?.unwrap_or_default();
+    let client_id = match &args.client_id {
+        Some(id) => id.clone(),
+        None => format!("tidegate-{:08x}", getrandom::u32().context("the system has no random numbers")?),
+    };
+    let options = Options {
+        host: broker.host.clone(),
+        port: broker.port,
+        tls,
+        version: match args.version {
+            MqttVersion::V3_1_1 => Version::V3_1_1,
+            MqttVersion::V5 => Version::V5,
+        },
+        client_id,
+        credentials: args.username.clone().map(|username| (username, password)),
+        keep_alive: KEEP_ALIVE,
+        connect_timeout: CONNECT_TIMEOUT,
+        max_packet: MAX_PACKET,
+        window: WINDOW,
+        will: None,
+        clean_session: args.client_id.is_none(),
+    };
+    let filters = Topics::filters(&args.prefix, args.gateway.as_ref());
+    Ok(Source { broker, options, filters })
+}
+
+#[cfg(all(test, feature = "demo"))]
+mod tests;

@@ -1,0 +1,203 @@
+//! What a consumer makes of what a broker delivers: each reading once, and a word
+//! about what is missing.
+
+use super::gaps::{self, Gaps, Line, Totals};
+use super::seen::Seen;
+use crate::model::{Epoch, GatewayId};
+use crate::sink::encode::{self, Delivered};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Drops duplicates and watches for gaps. Pure: payloads and times go in, readings
+/// and notices come out.
+#[derive(Debug)]
+pub struct Consumer {
+    seen: Seen,
+    gaps: Gaps,
+    /// How many readings are wanted, if not all.
+    limit: Option<u64>,
+    readings: u64,
+    duplicates: u64,
+    undecodable: u64,
+}
+
+/// A reading that had not come before.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Fresh {
+    pub gateway: GatewayId,
+    pub epoch: Epoch,
+    #[serde(flatten)]
+    pub reading: Delivered,
+}
+
+/// Something that whoever runs the consumer should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    Gap(gaps::Notice),
+    Undecodable { topic: String, why: String },
+}
+
+/// What came of a message.
+#[derive(Debug, Default, PartialEq)]
+pub struct Taken {
+    pub readings: Vec<Fresh>,
+    pub notices: Vec<Notice>,
+}
+
+/// What it all amounted to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    pub readings: u64,
+    pub duplicates: u64,
+    pub undecodable: u64,
+    pub missing: Totals,
+}
+
+impl Consumer {
+    /// Takes as many readings as `limit` says, and tells of gaps that stay open for
+    /// `grace`.
+    pub fn new(limit: Option<u64>, grace: Duration) -> Consumer {
+        Consumer { seen: Seen::default(), gaps: Gaps::new(grace), limit, readings: 0, duplicates: 0, undecodable: 0 }
+    }
+
+    /// Takes a message from a topic of readings or events. Readings beyond the limit
+    /// are left out, but still fill gaps between those before it.
+    pub fn take(&mut self, topic: &str, payload: &[u8], now: Duration) -> Taken {
+        let mut taken = Taken::default();
+        let done = if topic.ends_with("/events") {
+            self.take_event(payload, now, &mut taken)
+        } else {
+            self.take_readings(payload, now, &mut taken)
+        };
+        if let Err(why) = done {
+            self.undecodable += 1;
+            taken.notices.push(Notice::Undecodable { topic: topic.to_owned(), why });
+        }
+        taken
+    }
+
+    /// Tells of gaps for which it is time.
+    pub fn tick(&mut self, now: Duration) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        self.gaps.tick(now, &mut notices);
+        notices.into_iter().map(Notice::Gap).collect()
+    }
+
+    /// Whether as many readings were taken as are wanted.
+    pub fn is_full(&self) -> bool {
+        self.limit.is_some_and(|limit| self.readings >= limit)
+    }
+
+    /// Whether a gap may yet be filled or explained.
+    pub fn is_waiting(&self) -> bool {
+        self.gaps.is_waiting()
+    }
+
+    /// Tells of the gaps that were not told of yet, and sums up.
+    pub fn finish(mut self) -> (Vec<Notice>, Summary) {
+        let mut notices = Vec::new();
+        self.gaps.finish(&mut notices);
+        let Consumer { readings, duplicates, undecodable, .. } = self;
+        let summary = Summary { readings, duplicates, undecodable, missing: self.gaps.totals() };
+        (notices.into_iter().map(Notice::Gap).collect(), summary)
+    }
+
+    fn take_readings(&mut self, payload: &[u8], now: Duration, taken: &mut Taken) -> Result<(), String> {
+        let delivery = encode::decode(payload).map_err(|why| why.to_string())?;
+        let line = Line { gateway: delivery.gateway, epoch: delivery.epoch };
+        let mut notices = Vec::new();
+        for reading in delivery.readings {
+            if self.is_full() {
+                self.gaps.fill(&line, reading.seq.0, &mut notices);
+                continue;
+            }
+            self.gaps.saw(&line, reading.seq.0, now, &mut notices);
+            if self.seen.insert(&line.gateway, line.epoch, &reading) {
+                self.readings += 1;
+                let Line { gateway, epoch } = line.clone();
+                taken.readings.push(Fresh { gateway, epoch, reading });
+            } else {
+                self.duplicates += 1;
+            }
+        }
+        taken.notices.extend(notices.into_iter().map(Notice::Gap));
+        Ok(())
+    }
+
+    fn take_event(&mut self, payload: &[u8], now: Duration, taken: &mut Taken) -> Result<(), String> {
+        let event: Event = serde_json::from_slice(payload).map_err(|why| format!("no valid event: {why}"))?;
+        if event.kind != "gap" {
+            return Ok(());
+        }
+        let gap: GapEvent = serde_json::from_slice(payload).map_err(|why| format!("no valid gap event: {why}"))?;
+        if gap.first > gap.last {
+            return Err(format!("no valid gap event: it begins at {} and ends at {}", gap.first, gap.last));
+        }
+        let line = Line { gateway: gap.gateway, epoch: gap.epoch };
+        let mut notices = Vec::new();
+        self.gaps.explain(&line, (gap.first, gap.last), &gap.reason, now, &mut notices);
+        taken.notices.extend(notices.into_iter().map(Notice::Gap));
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+struct Event {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct GapEvent {
+    gateway: GatewayId,
+    epoch: Epoch,
+    first: u64,
+    last: u64,
+    reason: Arc<str>,
+}
+
+impl fmt::Display for Fresh {
+    /// One line: time, gateway/device, and each channel with its value.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Fresh { gateway, reading: Delivered { device, time, values, .. }, .. } = self;
+        write!(f, "{time} {gateway}/{device}")?;
+        for (channel, value) in values {
+            // Names come from outside: quoted where they could be taken for more.
+            if channel.is_empty() || channel.chars().any(|c| c.is_control() || c.is_whitespace() || "=\"".contains(c)) {
+                write!(f, " {channel:?}=")?;
+            } else {
+                write!(f, " {channel}=")?;
+            }
+            f.write_str(&serde_json::to_string(value).map_err(|_| fmt::Error)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notice::Gap(gap) => gap.fmt(f),
+            Notice::Undecodable { topic, why } => write!(f, "warning: message on {topic:?} is left out: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Summary { readings, duplicates, undecodable, missing: Totals { explained, unexplained } } = self;
+        writeln!(f, "readings            {readings}")?;
+        writeln!(f, "duplicates dropped  {duplicates}")?;
+        write!(f, "gaps                explained {} ({} seqs), ", explained.gaps, explained.seqs)?;
+        write!(f, "unexplained {} ({} seqs)", unexplained.gaps, unexplained.seqs)?;
+        if *undecodable > 0 {
+            write!(f, "\nmessages left out   {undecodable}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

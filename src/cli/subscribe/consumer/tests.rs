@@ -1,0 +1,172 @@
+use super::*;
+use crate::config::Encoding;
+use crate::model::{ChannelName, DeviceId, Origin, Reading, Seq, Timestamp, Value};
+use crate::sink::Identity;
+use crate::sink::encode::Entry;
+use gaps::{Missing, What};
+use proptest::prelude::*;
+use std::collections::HashSet;
+
+const TOPIC: &str = "tidegate/gw-01/readings";
+const EVENTS: &str = "tidegate/gw-01/events";
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A batch of readings with these seqs and device seqs, of one device's session.
+fn batch(encoding: Encoding, session: Option<u64>, seqs: impl IntoIterator<Item = (u64, u64)>) -> Vec<u8> {
+    let identity = Identity { gateway: GatewayId::new("gw-01").expect("a valid name"), epoch: Epoch(9) };
+    let device = DeviceId::new("pump-7").expect("a valid name");
+    let channels = [ChannelName::new("t").expect("a valid name")];
+    let mut writer = encode::writer(encoding, &identity);
+    for (seq, origin) in seqs {
+        let values = Box::new([Value::Float(origin as f64 + 0.5)]);
+        let time = Timestamp(1_795_395_723_456_000);
+        let reading = Reading::new(origin, time, channels.clone().into(), values).expect("one each");
+        let origin = session.map(|session| Origin { session, seq: origin });
+        writer.add(&Entry { seq: Seq(seq), device: &device, origin, replay: false, reading: &reading });
+    }
+    writer.finish()
+}
+
+fn json(seqs: impl IntoIterator<Item = (u64, u64)>) -> Vec<u8> {
+    batch(Encoding::Json, Some(7), seqs)
+}
+
+fn seqs(taken: &Taken) -> Vec<u64> {
+    taken.readings.iter().map(|fresh| fresh.reading.seq.0).collect()
+}
+
+fn gap_event(first: u64, last: u64, reason: &str) -> Vec<u8> {
+    let event = serde_json::json!({
+        "type": "gap", "reason": reason, "first": first, "last": last, "count": last - first + 1,
+        "undelivered": {"mqtt": 3}, "gateway": "gw-01", "epoch": 9, "id": 4, "time": "2026-11-23T01:02:03.456000Z",
+    });
+    event.to_string().into_bytes()
+}
+
+#[test]
+fn every_encoding_is_decoded_and_duplicates_between_them_are_dropped() {
+    let mut consumer = Consumer::new(None, GRACE);
+    let taken = consumer.take(TOPIC, &json([(1, 1), (2, 2)]), Duration::ZERO);
+    assert_eq!(seqs(&taken), [1, 2]);
+    let taken = consumer.take(TOPIC, &batch(Encoding::Postcard, Some(7), [(2, 2), (3, 3)]), Duration::ZERO);
+    assert_eq!(seqs(&taken), [3]);
+    let (notices, summary) = consumer.finish();
+    assert_eq!(notices, []);
+    assert_eq!((summary.readings, summary.duplicates, summary.missing), (3, 1, Totals::default()));
+}
+
+#[test]
+fn a_reading_sent_again_under_a_new_seq_after_a_crash_is_dropped() {
+    let mut consumer = Consumer::new(None, GRACE);
+    assert_eq!(seqs(&consumer.take(TOPIC, &json([(1, 1), (2, 2)]), Duration::ZERO)), [1, 2]);
+    consumer.take(EVENTS, &gap_event(1, 1_048_576, "restart"), Duration::ZERO);
+    let again = json([(1_048_577, 2), (1_048_578, 3)]);
+    assert_eq!(seqs(&consumer.take(TOPIC, &again, Duration::ZERO)), [1_048_578]);
+    let notices: Vec<_> = consumer.tick(GRACE).iter().map(Notice::to_string).collect();
+    assert_eq!(notices, ["gap: gw-01 epoch 9: seqs 3 to 1048576 (1048574) are missing, explained: restart"]);
+    let explained = Missing { gaps: 1, seqs: 1_048_574 };
+    assert_eq!(consumer.finish().1.missing, Totals { explained, ..Totals::default() });
+}
+
+#[test]
+fn a_lost_reading_is_an_unexplained_gap() {
+    let mut consumer = Consumer::new(None, GRACE);
+    consumer.take(TOPIC, &batch(Encoding::Postcard, None, [(1, 0), (3, 0)]), Duration::ZERO);
+    assert_eq!(consumer.tick(GRACE / 2), []);
+    assert!(consumer.is_waiting());
+    let (notices, summary) = consumer.finish();
+    assert!(matches!(&*notices, [Notice::Gap(gap)] if gap.what == What::Missing && (gap.first, gap.last) == (2, 2)));
+    assert_eq!(summary.missing.unexplained, Missing { gaps: 1, seqs: 1 });
+}
+
+#[test]
+fn a_limit_is_kept_and_what_comes_later_still_fills_gaps() {
+    let mut consumer = Consumer::new(Some(3), GRACE);
+    assert_eq!(seqs(&consumer.take(TOPIC, &json([(1, 1), (4, 4), (5, 5), (6, 6), (9, 9)]), Duration::ZERO)), [1, 4, 5]);
+    assert!(consumer.is_full() && consumer.is_waiting());
+    assert_eq!(consumer.take(TOPIC, &json([(2, 2), (3, 3)]), Duration::ZERO), Taken::default());
+    assert!(!consumer.is_waiting());
+    assert_eq!(consumer.finish().1.missing, Totals::default());
+}
+
+#[test]
+fn what_cannot_be_decoded_is_told_of_and_counted() {
+    let mut consumer = Consumer::new(None, GRACE);
+    let bad: [(&str, &[u8]); 7] = [
+        (TOPIC, b""),
+        (TOPIC, b"{\"gateway\":1}"),
+        (TOPIC, b"\x01\xff\xff"),
+        (TOPIC, b"\x77"),
+        (EVENTS, b"gap"),
+        (EVENTS, b"{\"type\":\"gap\"}"),
+        (EVENTS, b"{\"type\":\"gap\",\"gateway\":\"g\",\"epoch\":1,\"first\":5,\"last\":4,\"reason\":\"x\"}"),
+    ];
+    for (topic, payload) in bad {
+        let taken = consumer.take(topic, payload, Duration::ZERO);
+        let [notice] = &*taken.notices else { panic!("{taken:?}") };
+        assert!(notice.to_string().starts_with(&format!("warning: message on {topic:?}")), "{notice}");
+    }
+    assert_eq!(consumer.take(EVENTS, b"{\"type\":\"alarm\"}", Duration::ZERO), Taken::default());
+    assert_eq!(consumer.finish().1.undecodable, 7);
+}
+
+#[test]
+fn a_reading_prints_as_an_object_or_as_a_line() {
+    let mut consumer = Consumer::new(None, GRACE);
+    let payload = concat!(
+        r#"{"gateway":"gw-01","epoch":9,"readings":[{"seq":1,"device":"hub/a","origin":[7,15],"#,
+        r#""time":"2026-11-23T01:02:03.456Z","replay":true,"values":{"t":21.0,"on":true,"a b":"x\u001b","n":-3}}]}"#
+    );
+    let taken = consumer.take(TOPIC, payload.as_bytes(), Duration::ZERO);
+    let fresh = taken.readings.first().expect("one reading");
+    let expected = concat!(
+        r#"{"gateway":"gw-01","epoch":9,"seq":1,"device":"hub/a","origin":[7,15],"#,
+        r#""time":"2026-11-23T01:02:03.456000Z","replay":true,"values":{"t":21.0,"on":true,"a b":"x\u001b","n":-3}}"#
+    );
+    assert_eq!(serde_json::to_string(fresh).expect("plain fields"), expected);
+    let line = r#"2026-11-23T01:02:03.456000Z gw-01/hub/a t=21.0 on=true "a b"="x\u001b" n=-3"#;
+    assert_eq!(fresh.to_string(), line);
+}
+
+#[test]
+fn a_summary_tells_only_of_messages_left_out_if_there_were() {
+    let (_, summary) = Consumer::new(None, GRACE).finish();
+    assert!(!summary.to_string().contains("left out"));
+    let text = Summary { undecodable: 2, ..summary }.to_string();
+    assert!(text.ends_with("unexplained 0 (0 seqs)\nmessages left out   2"), "{text}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// However batches are cut, repeated and shuffled, each reading comes out once.
+    #[test]
+    fn each_reading_comes_out_once(
+        order in proptest::collection::vec((1..40u64, 1..6u64, any::<bool>()), 1..60), with_origin: bool
+    ) {
+        let mut consumer = Consumer::new(None, GRACE);
+        let (mut sent, mut got, mut total) = (HashSet::new(), Vec::new(), 0);
+        for (first, count, json) in order {
+            let encoding = if json { Encoding::Json } else { Encoding::Postcard };
+            let numbers = first..first + count;
+            sent.extend(numbers.clone());
+            total += count;
+            let payload = batch(encoding, with_origin.then_some(7), numbers.map(|n| (n, n)));
+            got.extend(seqs(&consumer.take(TOPIC, &payload, Duration::ZERO)));
+        }
+        prop_assert_eq!(got.len(), sent.len());
+        prop_assert_eq!(got.into_iter().collect::<HashSet<_>>(), sent.clone());
+        prop_assert_eq!(consumer.finish().1.duplicates, total - sent.len() as u64);
+    }
+
+    #[test]
+    fn nothing_that_comes_makes_it_panic(
+        payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..10), events: bool
+    ) {
+        let mut consumer = Consumer::new(None, GRACE);
+        for payload in payloads {
+            consumer.take(if events { EVENTS } else { TOPIC }, &payload, Duration::ZERO);
+        }
+        consumer.finish();
+    }
+}

@@ -1,0 +1,117 @@
+//! Messages from a broker, over as many connections as it takes.
+
+use crate::backoff::Backoff;
+use crate::config::Broker;
+use crate::mqtt::{Connection, Event, Failure, Message, Options};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// What to subscribe to, and where.
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub broker: Broker,
+    pub options: Options,
+    pub filters: Vec<String>,
+}
+
+/// What comes of it.
+#[derive(Debug)]
+pub enum Fed {
+    /// Every filter is subscribed to.
+    Subscribed,
+    Message(Message),
+    /// The broker cannot be reached or is lost; said once until it is back.
+    Trouble(Failure),
+    /// The first connection was refused for good. Nothing follows.
+    Refused(Failure),
+}
+
+/// Bounds of the pause between attempts.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// A connection that lasted this long was a good one.
+const STABLE: Duration = Duration::from_secs(10);
+/// How long the broker may take to answer the subscriptions.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Feeds `out` until it is closed or the broker refuses for good.
+pub async fn feed(source: Source, out: mpsc::Sender<Fed>) {
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, STABLE, fastrand::u64(..));
+    let mut subscribed_once = false;
+    let mut told = false;
+    loop {
+        let began = Instant::now();
+        let failure = match subscribe(&source, &out).await {
+            Ok(connection) => {
+                (subscribed_once, told) = (true, false);
+                if out.send(Fed::Subscribed).await.is_err() {
+                    return;
+                }
+                let Some(failure) = forward(connection, &out).await else { return };
+                backoff.worked_for(began.elapsed());
+                failure
+            }
+            Err(failure) if failure.permanent && !subscribed_once => {
+                // Whoever has gone needs no word.
+                let _ = out.send(Fed::Refused(failure)).await;
+                return;
+            }
+            Err(failure) => failure,
+        };
+        if failure.permanent {
+            backoff.give_time();
+        }
+        if !told && out.send(Fed::Trouble(failure)).await.is_err() {
+            return;
+        }
+        told = true;
+        tokio::select! {
+            () = tokio::time::sleep(backoff.delay()) => {}
+            () = out.closed() => return,
+        }
+    }
+}
+
+/// Connects and waits until the broker accepted every subscription.
+async fn subscribe(source: &Source, out: &mpsc::Sender<Fed>) -> Result<Connection, Failure> {
+    let mut connection = Connection::open(&source.options).await?;
+    for filter in &source.filters {
+        connection.subscribe(filter)?;
+    }
+    let accepted = async {
+        let mut waiting = source.filters.len();
+        while waiting > 0 {
+            match connection.event().await {
+                Event::Subscribed(answer) => {
+                    answer?;
+                    waiting -= 1;
+                }
+                // One subscription may feed before the next is answered.
+                Event::Message(message) => drop(out.send(Fed::Message(message)).await),
+                Event::Closed(failure) => return Err(failure),
+                Event::Acked(_) | Event::Refused(..) => {}
+            }
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(SUBSCRIBE_TIMEOUT, accepted).await {
+        Ok(accepted) => accepted.map(|()| connection),
+        Err(_) => Err(Failure { what: "the broker did not answer the subscriptions".into(), permanent: false }),
+    }
+}
+
+/// Passes messages on until the connection ends, which is why; `None` if nobody
+/// takes them any more.
+async fn forward(mut connection: Connection, out: &mpsc::Sender<Fed>) -> Option<Failure> {
+    loop {
+        let event = tokio::select! {
+            event = connection.event() => event,
+            () = out.closed() => return None,
+        };
+        match event {
+            Event::Message(message) => out.send(Fed::Message(message)).await.ok()?,
+            Event::Closed(failure) => return Some(failure),
+            Event::Subscribed(_) | Event::Acked(_) | Event::Refused(..) => {}
+        }
+    }
+}
