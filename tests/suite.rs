@@ -5,6 +5,7 @@
 mod architecture;
 mod config;
 mod end_to_end;
+mod examples;
 mod golden;
 mod log;
 mod serial;

@@ -39,7 +39,7 @@ pub fn options(port: u16) -> Options {
 }
 
 impl Subscriber {
-    /// Listens to the gateway `gw`.
+    /// Listens to the gateway `gw`; over and over if the broker keeps a session.
     pub async fn start(options: &Options) -> Subscriber {
         let mut connection = Connection::open(options).await.expect("the broker answers");
         let gateway = GatewayId::new("gw").expect("a valid name");
@@ -55,7 +55,7 @@ impl Subscriber {
         }
         let heard = Arc::new(Mutex::new(Heard::default()));
         let mut task = JoinSet::new();
-        task.spawn(listen(connection, heard.clone()));
+        task.spawn(listen(connection, options.clone(), heard.clone()));
         Subscriber { heard, _task: task }
     }
 
@@ -85,7 +85,7 @@ impl Subscriber {
     }
 }
 
-async fn listen(mut connection: Connection, heard: Arc<Mutex<Heard>>) {
+async fn listen(mut connection: Connection, options: Options, heard: Arc<Mutex<Heard>>) {
     loop {
         match connection.event().await {
             Event::Message(message) => {
@@ -97,7 +97,15 @@ async fn listen(mut connection: Connection, heard: Arc<Mutex<Heard>>) {
                     heard.deliveries.push((message.topic, delivery));
                 }
             }
-            Event::Closed(_) => return,
+            Event::Closed(_) if options.clean_session => return,
+            Event::Closed(_) => {
+                connection = loop {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    if let Ok(connection) = Connection::open(&options).await {
+                        break connection;
+                    }
+                };
+            }
             _ => {}
         }
     }

@@ -1,0 +1,115 @@
+//! The example devices, written from `docs/protocol.md` alone, against the gateway.
+
+use crate::support::broker::Broker;
+use crate::support::eventually;
+use crate::support::gateway::Gateway;
+use crate::support::process::Process;
+use crate::support::pty::Line;
+use crate::support::subscriber::{Subscriber, options};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tidegate::model::Value;
+
+fn example(name: &str) -> String {
+    format!("{}/examples/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The C example as a user compiles it, with every warning an error.
+fn compiled(directory: &Path) -> PathBuf {
+    let binary = directory.join("device");
+    let mut cc = Command::new("cc");
+    cc.args(["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O2", "-o"]).arg(&binary);
+    let status = cc.arg(example("device.c")).status().expect("a C compiler, which building tidegate needs too");
+    assert!(status.success(), "device.c does not compile");
+    binary
+}
+
+struct Example {
+    id: &'static str,
+    command: Command,
+}
+
+/// Both examples with their arguments for `count` readings to a TCP address or a port.
+fn examples(directory: &Path, tcp: Option<&str>, serial: [&Path; 2], count: u64) -> [Example; 2] {
+    let mut python = Command::new("python3");
+    python.arg(example("device.py")).args(["--device", "py", "--interval", "0.005", "--count", &count.to_string()]);
+    let mut c = Command::new(compiled(directory));
+    c.args(["--device", "c", "--interval-ms", "5", "--count", &count.to_string()]);
+    match tcp {
+        Some(address) => {
+            python.args(["--tcp", address]);
+            c.arg("--tcp").args(address.split(':'));
+        }
+        None => {
+            python.arg("--serial").arg(serial[0]);
+            c.arg("--serial").arg(serial[1]);
+        }
+    }
+    [Example { id: "py", command: python }, Example { id: "c", command: c }]
+}
+
+async fn deliver(over_tcp: bool) {
+    const COUNT: u64 = 200;
+    let broker = Broker::start().await;
+    let subscriber = Subscriber::start(&options(broker.port())).await;
+    let lines = [Line::new().await, Line::new().await];
+    let serial: String = lines
+        .iter()
+        .enumerate()
+        .map(|(i, line)| {
+            let path = line.gateway_end();
+            format!("[[serial]]\nname = \"serial-{i}\"\npath = {path:?}\nreopen_interval = \"100ms\"\n")
+        })
+        .collect();
+    let mut gateway = Gateway::with_broker(&broker.gateway_url(), &serial).started().await;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let address = gateway.tcp_address();
+    let ends = [lines[0].device_end(), lines[1].device_end()];
+    let ends = [ends[0].as_path(), ends[1].as_path()];
+    let examples = examples(directory.path(), over_tcp.then_some(&*address), ends, COUNT);
+    let mut running: Vec<_> = examples
+        .into_iter()
+        .map(|example| {
+            let log = directory.path().join(format!("{}.log", example.id));
+            (Process::start(example.command, &log), log)
+        })
+        .collect();
+    // The gateway goes in the middle, and comes back.
+    eventually("half of the readings arrive", async || subscriber.origins().len() as u64 >= COUNT).await;
+    gateway.kill();
+    gateway.start().await;
+    for (process, log) in &mut running {
+        let status = process.ended().await;
+        assert!(status.success(), "{}", std::fs::read_to_string(log).unwrap_or_default());
+    }
+    subscriber.heard(2 * COUNT as usize).await;
+    for id in ["py", "c"] {
+        let readings = subscriber.readings();
+        let mut counts: Vec<_> = readings
+            .iter()
+            .filter(|reading| reading.device.as_str() == id)
+            .map(|reading| {
+                let (_, seq) = reading.origin.expect("the examples number their readings");
+                let value = |name| reading.values.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+                assert_eq!(value("count"), Some(Value::Integer(seq as i64)), "{reading:?}");
+                assert!(matches!(value("temperature"), Some(Value::Float(_))), "{reading:?}");
+                let off = reading.time.0 - tidegate::clock::Clock::now(&tidegate::clock::SystemClock::new()).wall.0;
+                assert!(off.abs() < 120_000_000, "taken {off} us from now");
+                seq
+            })
+            .collect();
+        counts.sort_unstable();
+        counts.dedup();
+        assert_eq!(counts, (1..=COUNT).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn the_example_devices_deliver_over_tcp_through_a_kill() {
+    deliver(true).await;
+}
+
+#[tokio::test]
+async fn the_example_devices_deliver_over_serial_lines_through_a_kill() {
+    deliver(false).await;
+}
