@@ -4,6 +4,8 @@
 //! `cargo bench --bench wire`. A reading has four values, as in `docs/figures.md`;
 //! frames are version 2 and hold one.
 
+#![allow(clippy::expect_used, reason = "a benchmark fails by panicking")]
+
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use std::ops::ControlFlow;

@@ -39,7 +39,7 @@ async fn every_acknowledged_reading_arrives_once_through_outages_and_kills() {
         })
         .collect();
     let mut gateway = Gateway::with_broker(&broker.gateway_url(), &serial);
-    let subscribing = Subscribing::start(&broker, &gateway.directory());
+    let mut subscribing = Subscribing::start(&broker, &gateway.directory());
     let session = options(broker.port());
     let witness = Subscriber::start(&tidegate::mqtt::Options { clean_session: false, ..session }).await;
     gateway.start().await;
@@ -156,7 +156,7 @@ fn check_wire(witness: &Subscriber) {
 
 /// `tidegate subscribe`, with its output in files.
 struct Subscribing {
-    process: std::cell::RefCell<Process>,
+    process: Process,
     out: std::path::PathBuf,
 }
 
@@ -166,12 +166,12 @@ impl Subscribing {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.args(["subscribe", &broker.url(), "--gateway", "gw", "--json"]);
         command.args(["--count", &TOTAL.to_string(), "--client-id", "consumer"]);
-        Subscribing { process: std::cell::RefCell::new(Process::start(command, &out)), out }
+        Subscribing { process: Process::start(command, &out), out }
     }
 
     /// The readings it printed, once it has them all.
-    async fn finished(&self) -> Vec<Json> {
-        let status = self.process.borrow_mut().ended().await;
+    async fn finished(&mut self) -> Vec<Json> {
+        let status = self.process.ended().await;
         assert!(status.success(), "subscribe ended with {status}");
         let text = std::fs::read_to_string(&self.out).expect("its output");
         text.lines()

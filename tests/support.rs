@@ -6,7 +6,9 @@ pub mod device;
 pub mod gateway;
 pub mod process;
 pub mod pty;
+pub mod script;
 pub mod subscriber;
+pub mod tls;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};

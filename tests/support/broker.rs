@@ -2,7 +2,6 @@
 
 use super::process::Process;
 use super::{eventually, free_port, is_installed, real_services_are_required};
-use std::path::PathBuf;
 use std::process::Command;
 use tempfile::TempDir;
 use tokio::io::copy_bidirectional;
@@ -36,8 +35,13 @@ impl Broker {
         }
         let mut broker = Broker { directory: directory(), port: free_port(), process: None, proxy: None };
         broker.spawn().await;
-        broker.proxy = Some(Proxy::start(broker.port).await);
-        broker
+        broker.behind_a_proxy().await
+    }
+
+    /// Its outages are cuts of the gateway's connection; consumers stay connected.
+    pub async fn behind_a_proxy(mut self) -> Broker {
+        self.proxy = Some(Proxy::start(self.port).await);
+        self
     }
 
     /// Mosquitto with these lines in its configuration, the last of which belong to
@@ -69,11 +73,6 @@ impl Broker {
     pub fn gateway_url(&self) -> String {
         let port = self.proxy.as_ref().map_or(self.port, |proxy| proxy.port);
         format!("mqtt://127.0.0.1:{port}")
-    }
-
-    /// A directory that lives as long as the broker.
-    pub fn directory(&self) -> PathBuf {
-        self.directory.path().to_owned()
     }
 
     /// Takes the broker away from the gateway.

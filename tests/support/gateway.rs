@@ -108,10 +108,6 @@ impl Gateway {
         format!("127.0.0.1:{}", self.tcp)
     }
 
-    pub fn tcp_port(&self) -> u16 {
-        self.tcp
-    }
-
     /// Everything it logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("gateway.log")).unwrap_or_default()

@@ -1,0 +1,213 @@
+//! A broker that behaves as a test tells it to: MQTT 3.1.1 or 5, byte by byte, over
+//! TCP or TLS with client certificates.
+
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+/// How the broker behaves.
+#[derive(Clone, Default)]
+pub struct Manners {
+    /// Speak MQTT 5 instead of 3.1.1.
+    pub v5: bool,
+    pub tls: Option<TlsAcceptor>,
+    /// User and password to insist on; wrong ones get this CONNACK code.
+    pub credentials: Option<(String, String, u8)>,
+    /// Told in CONNACK (MQTT 5); more outstanding publishes end the connection.
+    pub receive_maximum: Option<u16>,
+    /// Larger packets end the connection.
+    pub max_packet: Option<usize>,
+    /// Whether `max_packet` is told in CONNACK (MQTT 5).
+    pub tells_max_packet: bool,
+    /// PUBACKs before the connection is dropped, on each of the first connections.
+    pub drop_after: Vec<usize>,
+    /// PUBACKs are held until this many publishes wait for one, then sent newest first.
+    pub ack_backwards: usize,
+}
+
+/// What came.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// When each connection asked to be let in.
+    pub connects: Vec<std::time::Instant>,
+    /// Topic and payload of everything that was acknowledged.
+    pub acked: Vec<(String, Vec<u8>)>,
+    /// The most publishes that were outstanding at one time.
+    pub most_outstanding: usize,
+    /// Packets that were too large.
+    pub too_large: usize,
+}
+
+pub struct Script {
+    pub port: u16,
+    seen: Arc<Mutex<Seen>>,
+    _task: JoinSet<()>,
+}
+
+impl Script {
+    pub async fn start(manners: Manners) -> Script {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let mut task = JoinSet::new();
+        task.spawn(serve(listener, manners, seen.clone()));
+        Script { port, seen, _task: task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("mqtt://127.0.0.1:{}", self.port)
+    }
+
+    pub fn look<T>(&self, at: impl FnOnce(&Seen) -> T) -> T {
+        at(&self.seen.lock().expect("no test panicked there"))
+    }
+}
+
+async fn serve(listener: TcpListener, manners: Manners, seen: Arc<Mutex<Seen>>) {
+    let mut connections = JoinSet::new();
+    let mut number = 0;
+    while let Ok((stream, _)) = listener.accept().await {
+        let (manners, seen) = (manners.clone(), seen.clone());
+        let drop_after = manners.drop_after.get(number).copied();
+        number += 1;
+        connections.spawn(async move {
+            match manners.tls.clone() {
+                None => converse(stream, &manners, drop_after, &seen).await,
+                Some(acceptor) => match acceptor.accept(stream).await {
+                    Ok(stream) => converse(stream, &manners, drop_after, &seen).await,
+                    Err(_) => None,
+                },
+            }
+        });
+    }
+}
+
+/// Reads one packet: its first byte and what follows the length. `None` at the end.
+async fn packet<S: AsyncRead + Unpin>(stream: &mut S) -> Option<(u8, Vec<u8>)> {
+    let first = stream.read_u8().await.ok()?;
+    let (mut length, mut shift) = (0usize, 0);
+    loop {
+        let byte = stream.read_u8().await.ok()?;
+        length |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte < 0x80 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    Some((first, body))
+}
+
+/// The string or bytes at `at`, and where they end.
+fn field(body: &[u8], at: usize) -> (&[u8], usize) {
+    let length = usize::from(u16::from_be_bytes([body[at], body[at + 1]]));
+    (&body[at + 2..at + 2 + length], at + 2 + length)
+}
+
+async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    manners: &Manners,
+    drop_after: Option<usize>,
+    seen: &Mutex<Seen>,
+) -> Option<()> {
+    let locked = || seen.lock().expect("no test panicked there");
+    let (_, connect) = packet(&mut stream).await?;
+    locked().connects.push(std::time::Instant::now());
+    let code = match &manners.credentials {
+        Some((user, password, code)) if !credentials_are(&connect, manners.v5, user, password) => *code,
+        _ => 0,
+    };
+    stream.write_all(&connack(manners, code)).await.ok()?;
+    if code != 0 {
+        return None;
+    }
+    let mut waiting: Vec<(u16, String, Vec<u8>)> = Vec::new();
+    let mut acks = 0;
+    loop {
+        let (first, body) = packet(&mut stream).await?;
+        match first >> 4 {
+            3 => {
+                if manners.max_packet.is_some_and(|max| body.len() + 5 > max) {
+                    locked().too_large += 1;
+                    return None;
+                }
+                let (topic, at) = field(&body, 0);
+                let topic = String::from_utf8_lossy(topic).into_owned();
+                let id = u16::from_be_bytes([body[at], body[at + 1]]);
+                // Properties are short here: one byte of length.
+                let payload = if manners.v5 { at + 3 + usize::from(body[at + 2]) } else { at + 2 };
+                waiting.push((id, topic, body[payload..].to_vec()));
+                let most = manners.receive_maximum.map_or(usize::MAX, usize::from);
+                count_outstanding(seen, waiting.len());
+                if waiting.len() > most {
+                    return None;
+                }
+                if manners.receive_maximum.is_some() {
+                    // Whoever sends more than allowed is to be caught.
+                    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                }
+                if waiting.len() < manners.ack_backwards && !waiting[0].1.ends_with("/status") {
+                    continue;
+                }
+                while let Some((id, topic, payload)) = waiting.pop() {
+                    if drop_after.is_some_and(|after| acks >= after) {
+                        return None;
+                    }
+                    acks += 1;
+                    locked().acked.push((topic, payload));
+                    let [high, low] = id.to_be_bytes();
+                    stream.write_all(&[0x40, 2, high, low]).await.ok()?;
+                }
+            }
+            12 => stream.write_all(&[0xd0, 0]).await.ok()?,
+            14 => return None,
+            other => panic!("packet type {other}"),
+        }
+    }
+}
+
+fn count_outstanding(seen: &Mutex<Seen>, count: usize) {
+    let mut seen = seen.lock().expect("no test panicked there");
+    seen.most_outstanding = seen.most_outstanding.max(count);
+}
+
+fn connack(manners: &Manners, code: u8) -> Vec<u8> {
+    if !manners.v5 {
+        return vec![0x20, 2, 0, code];
+    }
+    let mut properties = Vec::new();
+    if let Some(maximum) = manners.receive_maximum {
+        properties.push(0x21);
+        properties.extend(maximum.to_be_bytes());
+    }
+    if let (Some(max), true) = (manners.max_packet, manners.tells_max_packet) {
+        properties.push(0x27);
+        properties.extend((max as u32).to_be_bytes());
+    }
+    let mut packet = vec![0x20, 3 + properties.len() as u8, 0, code, properties.len() as u8];
+    packet.extend(properties);
+    packet
+}
+
+fn credentials_are(connect: &[u8], v5: bool, user: &str, password: &str) -> bool {
+    let (_, mut at) = field(connect, 0);
+    let flags = connect[at + 1];
+    at += 4;
+    let skip_properties = |at: usize| if v5 { at + 1 + usize::from(connect[at]) } else { at };
+    at = skip_properties(at);
+    at = field(connect, at).1;
+    if flags & 0x04 != 0 {
+        at = skip_properties(at);
+        at = field(connect, at).1;
+        at = field(connect, at).1;
+    }
+    if flags & 0xc0 != 0xc0 {
+        return false;
+    }
+    let (got_user, at) = field(connect, at);
+    let (got_password, _) = field(connect, at);
+    got_user == user.as_bytes() && got_password == password.as_bytes()
+}
