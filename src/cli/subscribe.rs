@@ -319,5 +319,6 @@ fn source(args: &Args) -> Result<Source> {
     Ok(Source { broker, options, filters })
 }
 
-#[cfg(all(test, feature = "demo"))]
+#[cfg(test)]
+#[cfg(feature = "demo")]
 mod tests;
