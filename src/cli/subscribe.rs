@@ -247,9 +247,10 @@ enum End {
     Unread,
 }
 
-/// A line on stderr; if that is gone there is nowhere to say so.
+/// A line on stderr, in one write: on a terminal it stands among the readings. If
+/// stderr is gone there is nowhere to say so.
 fn tell(err: &mut dyn Write, what: &dyn std::fmt::Display) {
-    let _ = writeln!(err, "{what}");
+    let _ = err.write_all(format!("{what}\n").as_bytes());
 }
 
 fn print(taken: &Taken, json: bool) -> Result<String> {

@@ -10,10 +10,15 @@ pub struct Process {
 
 impl Process {
     /// Starts the command with standard output and error appended to `log`.
-    pub fn start(mut command: Command, log: &Path) -> Process {
-        let file = File::options().create(true).append(true).open(log).expect("a log file");
-        let copy = file.try_clone().expect("a second handle");
-        let child = command.stdin(Stdio::null()).stdout(file).stderr(copy).spawn();
+    pub fn start(command: Command, log: &Path) -> Process {
+        Process::start_apart(command, log, log)
+    }
+
+    /// Starts the command with standard output appended to one file and standard
+    /// error to another.
+    pub fn start_apart(mut command: Command, out: &Path, log: &Path) -> Process {
+        let file = |path| File::options().create(true).append(true).open(path).expect("a log file");
+        let child = command.stdin(Stdio::null()).stdout(file(out)).stderr(file(log)).spawn();
         Process { child: child.unwrap_or_else(|why| panic!("{command:?}: {why}")) }
     }
 

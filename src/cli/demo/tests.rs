@@ -1,5 +1,3 @@
-#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
 use super::*;
 use clap::Parser;
 use parking_lot::Mutex;

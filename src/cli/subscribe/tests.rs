@@ -1,7 +1,5 @@
 //! The verb against a real broker.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
 use super::*;
 use crate::cli::demo::broker::Broker as Embedded;
 use crate::config::Encoding;

@@ -123,10 +123,6 @@ impl<'a> Peer<'a> {
         encode_gateway(&self.session.welcome(first, settled, now), self.format, &mut self.out);
         let link = &self.line.name;
         tracing::info!(%link, %device, from = self.from, session, settled, "device connected");
-        let given_up = first.saturating_sub(1).saturating_sub(settled);
-        if settled > 0 && given_up > 0 {
-            tracing::warn!(%link, %device, readings = given_up, "the device gave up readings that it could not keep");
-        }
     }
 
     fn received(&mut self, converted: Converted) {
