@@ -186,12 +186,12 @@ fn pace(args: &Args, number: u64) -> Pace {
         }
     };
     let phase = interval.mul_f64((number - 1) as f64 / devices as f64);
-    let start = (APART * args.devices).saturating_add(phase);
+    let start = APART * args.devices;
     let length = match (args.readings, args.duration) {
         (Some(total), _) => Length::Readings(total / devices + u64::from(number <= total % devices)),
         (None, time) => Length::For(time.unwrap_or_default()),
     };
-    Pace::new(start, interval, u64::from(args.burst), length)
+    Pace::new(start, interval, u64::from(args.burst), length).delayed(phase)
 }
 
 #[cfg(test)]

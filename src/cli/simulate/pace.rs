@@ -40,6 +40,17 @@ impl Pace {
         Pace { start, interval_ns, burst: burst.max(1), readings, until }
     }
 
+    /// The same plan with its readings `phase` later; one that ends at a time still
+    /// does then.
+    pub fn delayed(mut self, phase: Duration) -> Pace {
+        self.start = self.start.saturating_add(phase);
+        if let (Some(until), Some(ns)) = (self.until, self.interval_ns) {
+            let time = until.saturating_sub(self.start);
+            self.readings = Some((time.as_nanos() as f64 / ns).ceil() as u64);
+        }
+        self
+    }
+
     /// Whether readings have their own times, which pass whether taken or not.
     pub fn is_timed(&self) -> bool {
         self.interval_ns.is_some()
@@ -96,6 +107,15 @@ mod tests {
         assert_eq!((pace.burst(0, MS), pace.burst(10, MS)), (10, 0));
         let exact = Pace::new(Duration::ZERO, 10 * MS, 16, Length::For(90 * MS));
         assert_eq!((exact.burst(0, MS), exact.stay()), (9, 90 * MS));
+    }
+
+    #[test]
+    fn a_delayed_plan_ends_when_it_would_have() {
+        let pace = Pace::new(MS, 10 * MS, 1, Length::For(25 * MS));
+        let delayed = pace.clone().delayed(8 * MS);
+        assert_eq!((delayed.due(0), delayed.due(1), delayed.stay()), (9 * MS, 19 * MS, 26 * MS));
+        assert_eq!((delayed.burst(1, MS), delayed.burst(2, MS)), (1, 0));
+        assert_eq!(pace.delayed(100 * MS).burst(0, MS), 0, "its time never comes");
     }
 
     #[test]
