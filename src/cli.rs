@@ -18,19 +18,23 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(name = "tidegate", version, propagate_version = true, subcommand_required = true)]
 struct Cli {
-    /// The configuration file
-    #[arg(short, long, global = true, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
-    config: PathBuf,
     #[command(subcommand)]
     verb: Verb,
+}
+
+#[derive(Debug, clap::Args)]
+struct File {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    config: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Runs the gateway
-    Run,
+    Run(File),
     /// Reports everything that is wrong with the configuration
-    Check,
+    Check(File),
     #[cfg(feature = "demo")]
     Demo(demo::Args),
     Simulate(simulate::Args),
@@ -42,10 +46,9 @@ const USAGE: u8 = 2;
 
 /// Does what the command line says.
 pub fn main() -> ExitCode {
-    let Cli { config, verb } = Cli::parse();
-    match verb {
-        Verb::Run => run::run(&config),
-        Verb::Check => check::check(&config),
+    match Cli::parse().verb {
+        Verb::Run(file) => run::run(&file.config),
+        Verb::Check(file) => check::check(&file.config),
         #[cfg(feature = "demo")]
         Verb::Demo(args) => tool(demo::run(args)),
         Verb::Simulate(args) => tool(simulate::run(args)),

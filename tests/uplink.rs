@@ -4,10 +4,12 @@ use crate::support::broker::{Broker, is_real};
 use crate::support::device::{Talk, sample};
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
+use crate::support::process::Process;
 use crate::support::script::{Manners, Script};
 use crate::support::subscriber::{Subscriber, options};
 use crate::support::tls::Certificates;
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Duration;
 use tidegate::model::Value;
 use tidegate::sink::encode::decode;
@@ -85,7 +87,7 @@ async fn over_tls(version: &str, v5: bool) {
     std::fs::write(&password, "open sesame\n").expect("a file");
     let (_broker, _script, port) = if is_real() {
         let passwords = directory.path().join("passwords");
-        let made = std::process::Command::new("mosquitto_passwd")
+        let made = Command::new("mosquitto_passwd")
             .args(["-c", "-b", &passwords.display().to_string(), "gw", "open sesame"])
             .status();
         assert!(made.expect("mosquitto_passwd comes with mosquitto").success());
@@ -113,9 +115,34 @@ async fn over_tls(version: &str, v5: bool) {
     );
     let identity = format!("cert_file = {:?}\nkey_file = {:?}\n", path("client.pem"), path("client.key"));
 
+    // The scripted broker forwards nothing.
+    let mut subscribing = if is_real() {
+        let files = [
+            ("--password-file", password.display().to_string()),
+            ("--ca-file", path("ca.pem")),
+            ("--cert-file", path("client.pem")),
+            ("--key-file", path("client.key")),
+        ];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.args(["subscribe", &url, "--version", version, "--username", "gw", "--count", "250"]);
+        command.args(files.iter().flat_map(|(option, file)| [*option, file]));
+        let log = directory.path().join("subscribe.log");
+        let process = Process::start(command, &log);
+        eventually("the subscription stands", async || {
+            std::fs::read_to_string(&log).is_ok_and(|log| log.contains("subscribed at"))
+        })
+        .await;
+        Some(process)
+    } else {
+        None
+    };
+
     let gateway = Gateway::with_broker(&url, &(trust.clone() + &identity)).started().await;
     send(&gateway, 250).await;
     gateway.figure_becomes(DELIVERED, |delivered| delivered == 250.0).await;
+    if let Some(process) = &mut subscribing {
+        assert!(process.ended().await.success(), "subscribe over TLS");
+    }
 
     let nobody = Gateway::with_broker(&url, &trust).started().await;
     eventually("the missing certificate shows", async || nobody.log().contains("not connected")).await;

@@ -49,6 +49,7 @@ pub struct Args {
     /// MQTT version
     #[arg(long, value_enum, default_value_t = MqttVersion::V3_1_1)]
     pub version: MqttVersion,
+    /// User to connect as
     #[arg(long, value_name = "U")]
     pub username: Option<String>,
     /// File that holds the password

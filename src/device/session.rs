@@ -6,7 +6,7 @@
 use super::convert::{ConvertError, Converted, Converter};
 use crate::clock::Now;
 use crate::model::DeviceId;
-use crate::wire::message::{DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Reason, Welcome};
+use crate::wire::message::{DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Readings, Reason, Welcome};
 use std::time::Duration;
 
 /// What a link grants its devices.
@@ -108,12 +108,16 @@ impl Session {
         if self.device.is_some() {
             self.heard = now.monotonic;
         }
+        let window = u64::from(self.grants.window);
         match (message, &mut self.device) {
             (DeviceMessage::Goodbye(_), _) => Ok(Step::Leave),
             (DeviceMessage::Authenticate(_), _) => Err(protocol("Authenticate came without a Challenge")),
             (DeviceMessage::Hello(_), Some(_)) if !self.grants.restart => Err(protocol("a second Hello came")),
             (DeviceMessage::Hello(hello), _) => self.hello(hello, now),
             (_, None) => Err(protocol("send Hello first")),
+            (DeviceMessage::Readings(Readings { samples, .. }), Some(_)) if samples.len() as u64 > window => {
+                Err(protocol(&format!("{} samples in one message are more than the window of {window}", samples.len())))
+            }
             (DeviceMessage::Readings(readings), Some(device)) => {
                 device.convert(readings).map(Step::Store).map_err(senseless)
             }
@@ -174,7 +178,7 @@ fn senseless(why: ConvertError) -> Refusal {
 mod tests {
     use super::*;
     use crate::model::Timestamp;
-    use crate::wire::message::{Authenticate, DeviceClock, Goodbye, Heartbeat, Readings, Sample};
+    use crate::wire::message::{Authenticate, DeviceClock, Goodbye, Heartbeat, Sample};
 
     const GRANTS: Grants = Grants {
         handshake_timeout: Some(Duration::from_secs(5)),
@@ -239,6 +243,19 @@ mod tests {
         assert!(session.take(authenticate, at(0)).is_err());
         assert!(session.take(hello("pump"), at(0)).is_ok());
         assert!(session.take(hello("pump"), at(0)).is_err());
+    }
+
+    #[test]
+    fn one_message_holds_no_more_than_the_window() {
+        let mut session = Session::new(GRANTS, at(0));
+        assert!(session.take(hello("pump"), at(0)).is_ok());
+        session.welcome(1, 0, at(0));
+        let readings = |count| {
+            let samples = vec![Sample { time: 0, values: Vec::new() }; count];
+            DeviceMessage::Readings(Readings { seq: 1, sub: None, samples })
+        };
+        assert!(session.take(readings(100), at(0)).is_ok());
+        assert!(session.take(readings(101), at(0)).is_err());
     }
 
     #[test]
