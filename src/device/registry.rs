@@ -9,8 +9,11 @@ use tokio::sync::Notify;
 
 /// The connected devices. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Registry {
-    devices: Arc<Mutex<HashMap<DeviceId, Arc<Notify>>>>,
+pub struct Registry(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    devices: Mutex<HashMap<DeviceId, Arc<Notify>>>,
     metrics: Metrics,
 }
 
@@ -24,17 +27,17 @@ pub struct Connected {
 
 impl Registry {
     pub fn new(metrics: Metrics) -> Registry {
-        Registry { devices: Arc::default(), metrics }
+        Registry(Arc::new(Inner { devices: Mutex::default(), metrics }))
     }
 
     /// The device connected. An older connection of the same device is told to go.
     pub fn connect(&self, device: &DeviceId) -> Connected {
         let replaced = Arc::new(Notify::new());
-        let mut devices = self.devices.lock();
+        let mut devices = self.0.devices.lock();
         if let Some(older) = devices.insert(device.clone(), replaced.clone()) {
             older.notify_one();
         }
-        self.metrics.devices_connected.set(i64::try_from(devices.len()).unwrap_or(i64::MAX));
+        self.0.metrics.devices_connected.set(i64::try_from(devices.len()).unwrap_or(i64::MAX));
         Connected { registry: self.clone(), device: device.clone(), replaced }
     }
 }
@@ -49,11 +52,11 @@ impl Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        let mut devices = self.registry.devices.lock();
+        let mut devices = self.registry.0.devices.lock();
         if devices.get(&self.device).is_some_and(|current| Arc::ptr_eq(current, &self.replaced)) {
             devices.remove(&self.device);
         }
-        self.registry.metrics.devices_connected.set(i64::try_from(devices.len()).unwrap_or(i64::MAX));
+        self.registry.0.metrics.devices_connected.set(i64::try_from(devices.len()).unwrap_or(i64::MAX));
     }
 }
 
