@@ -292,6 +292,7 @@ impl<D: Destination> Pump<D> {
         }
         transfer.outstanding = transfer.outstanding.saturating_sub(1);
         transfer.progress = true;
+        self.pulse.beat(self.clock.now().monotonic);
         self.sizing.confirmed();
         self.settle(transfer);
     }
