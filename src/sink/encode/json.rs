@@ -19,6 +19,39 @@ pub struct Json {
     /// Length before the last reading.
     before: usize,
     empty: bool,
+    time: Times,
+}
+
+/// Writes times as [`Timestamp`]'s `Display` does; neighbours mostly share all but
+/// the fraction of the second.
+#[derive(Debug, Default)]
+struct Times {
+    second: Option<i64>,
+    /// That second up to the point.
+    text: String,
+}
+
+const MICROS: i64 = 1_000_000;
+/// Length of `2026-11-23T01:02:03.`
+const TO_THE_POINT: usize = 20;
+
+impl Times {
+    fn put(&mut self, out: &mut Vec<u8>, time: Timestamp) {
+        let second = time.0.div_euclid(MICROS);
+        if self.second != Some(second) {
+            self.text = time.to_string();
+            self.second = Some(second);
+            // Times without a calendar date are written whole each time.
+            match self.text.ends_with('Z') {
+                true => self.text.truncate(TO_THE_POINT),
+                false => self.second = None,
+            }
+        }
+        out.extend_from_slice(self.text.as_bytes());
+        if self.second.is_some() {
+            let _ = write!(out, "{:06}Z", time.0.rem_euclid(MICROS));
+        }
+    }
 }
 
 const END: &[u8] = b"]}";
@@ -27,7 +60,7 @@ impl Json {
     pub fn new(identity: &Identity) -> Json {
         let Identity { gateway, epoch } = identity;
         let out = format!("{{\"gateway\":\"{gateway}\",\"epoch\":{epoch},\"readings\":[").into_bytes();
-        Json { before: out.len(), out, empty: true }
+        Json { before: out.len(), out, empty: true, time: Times::default() }
     }
 }
 
@@ -58,7 +91,9 @@ impl Writer for Json {
             out.extend_from_slice(b",\"origin\":");
             put(out, (origin.session, origin.seq));
         }
-        let _ = write!(out, ",\"time\":\"{}\"", entry.reading.time);
+        out.extend_from_slice(b",\"time\":\"");
+        self.time.put(out, entry.reading.time);
+        out.push(b'"');
         if entry.replay {
             out.extend_from_slice(b",\"replay\":true");
         }
@@ -170,6 +205,23 @@ pub fn decode(payload: &[u8]) -> Result<Delivery, DecodeError> {
 mod tests {
     use super::*;
     use crate::model::{ChannelName, Origin, Reading};
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn times_are_written_as_everywhere_else(
+            times in proptest::collection::vec(prop_oneof![any::<i64>(), -2_000_000..2_000_000i64], 1..20)
+        ) {
+            let mut writer = Times::default();
+            for time in times {
+                let mut out = Vec::new();
+                writer.put(&mut out, Timestamp(time));
+                prop_assert_eq!(String::from_utf8_lossy(&out), Timestamp(time).to_string());
+            }
+        }
+    }
 
     #[test]
     fn the_documented_example_is_what_is_written() {
