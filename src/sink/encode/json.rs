@@ -4,9 +4,9 @@
 //! with `"replay":true` in a reading that is sent late.
 
 use super::{DecodeError, Delivered, Delivery, Entry, Writer};
-use crate::model::{DeviceId, Epoch, GatewayId, Seq, Timestamp, Value};
+use crate::model::{DeviceId, Epoch, GatewayId, InvalidTime, Seq, Timestamp, Value};
 use crate::sink::Identity;
-use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -174,16 +174,6 @@ fn read_values<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(String
     deserializer.deserialize_map(Object)
 }
 
-/// The time that [`Timestamp`]'s `Display` wrote.
-fn read_time(text: &str) -> Result<Timestamp, de::value::Error> {
-    if let Ok(micros) = text.parse() {
-        return Ok(Timestamp(micros));
-    }
-    let time = humantime::parse_rfc3339(text).map_err(de::Error::custom)?;
-    let since = time.duration_since(std::time::UNIX_EPOCH).map_err(de::Error::custom)?;
-    Ok(Timestamp(0).plus(since))
-}
-
 /// Decodes a JSON batch.
 ///
 /// # Errors
@@ -194,7 +184,7 @@ pub fn decode(payload: &[u8]) -> Result<Delivery, DecodeError> {
     let readings = readings
         .into_iter()
         .map(|PayloadReading { seq, device, origin, time, replay, values }| {
-            let time = read_time(&time).map_err(|why| failed(&format!("time {time:?}: {why}")))?;
+            let time = time.parse().map_err(|why: InvalidTime| failed(&why))?;
             Ok(Delivered { seq, device, origin, time, replay, values })
         })
         .collect::<Result<_, _>>()?;
