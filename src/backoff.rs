@@ -3,6 +3,15 @@
 
 use std::time::Duration;
 
+/// Why an attempt failed, or what it had achieved was lost.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Failure {
+    pub what: String,
+    /// Trying again soon is useless: somebody has to change something.
+    pub permanent: bool,
+}
+
 /// The delays of one thing that is tried again and again. Pure: the caller waits.
 #[derive(Debug, Clone)]
 pub struct Backoff {

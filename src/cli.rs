@@ -6,6 +6,9 @@ mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
 mod logging;
+#[cfg(test)]
+#[cfg(feature = "demo")]
+mod printed;
 mod run;
 pub mod simulate;
 pub mod subscribe;

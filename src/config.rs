@@ -20,6 +20,7 @@ pub use sections::{
     Config, Deliver, Devices, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt, MqttVersion,
     Parity, Serial, Store, Tcp, Topics,
 };
+pub use validate::prefix_fault;
 
 use problem::Report;
 use std::fs::File;

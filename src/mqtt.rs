@@ -11,6 +11,7 @@ mod topics;
 mod v4;
 mod v5;
 
-pub use client::{Connection, Event, Failure, Message, Options, Publish, Version};
+pub use crate::config::MqttVersion as Version;
+pub use client::{Connection, Event, Message, Options, Publish};
 pub use tls::{TlsFiles, client_config};
 pub use topics::Topics;

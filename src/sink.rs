@@ -11,6 +11,7 @@ mod sizing;
 
 pub use pump::Pump;
 
+use crate::backoff::Failure;
 use crate::clock::Now;
 use crate::model::{Epoch, GatewayId, Numbered, Seq};
 use crate::store::LogEvent;
@@ -45,15 +46,6 @@ impl Pulse {
     pub fn age(&self, now: Duration) -> Duration {
         now.saturating_sub(Duration::from_secs(self.0.load(Ordering::Relaxed)))
     }
-}
-
-/// Why a destination cannot be reached, or does not take what it is sent.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}")]
-pub struct Failure {
-    pub what: String,
-    /// Trying again soon is useless: somebody has to change something.
-    pub permanent: bool,
 }
 
 /// Readings put together for sending.

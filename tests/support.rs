@@ -11,6 +11,7 @@ pub mod subscriber;
 pub mod tls;
 
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -46,8 +47,9 @@ pub fn real_services_are_required() -> bool {
     std::env::var_os("TIDEGATE_TEST_REAL").is_some()
 }
 
-/// Whether a program of this name can be started.
-pub fn is_installed(program: &str) -> bool {
+/// Where a program of this name is: on the path, or where Debian keeps services.
+pub fn installed(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|directory| directory.join(program).is_file())
+    let places = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
+    places.map(|directory| directory.join(program)).find(|file| file.is_file())
 }

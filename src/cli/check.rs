@@ -30,7 +30,6 @@ fn tls_problem(config: &Config) -> Option<String> {
         if !mqtt.brokers.iter().any(uses_tls) {
             return None;
         }
-        let files = TlsFiles { ca: mqtt.ca_file.clone(), cert: mqtt.cert_file.clone(), key: mqtt.key_file.clone() };
-        mqtt::client_config(&files).err().map(|why| format!("mqtt[{i}]: {why:#}"))
+        mqtt::client_config(&TlsFiles::of(mqtt)).err().map(|why| format!("mqtt[{i}]: {why:#}"))
     })
 }

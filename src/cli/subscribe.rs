@@ -11,6 +11,7 @@ mod seen;
 use crate::config::{self, Broker};
 use crate::model::GatewayId;
 use crate::mqtt::{self, Options, TlsFiles, Topics, Version};
+use crate::stop;
 use anyhow::{Context, Result, bail};
 use consumer::{Consumer, Fresh, Taken};
 use feed::{Fed, Source};
@@ -113,12 +114,10 @@ fn parse_gateway(text: &str) -> Result<GatewayId, String> {
 }
 
 fn parse_prefix(text: &str) -> Result<String, String> {
-    let level_is_fine =
-        |level: &str| !level.is_empty() && !level.contains(|c: char| c.is_control() || "+#".contains(c));
-    if text.len() > 256 || text.starts_with('$') || !text.split('/').all(level_is_fine) {
-        return Err("expected topic levels such as site/tidegate".into());
+    match config::prefix_fault(text) {
+        Some(_) => Err("expected topic levels such as site/tidegate".into()),
+        None => Ok(text.into()),
     }
-    Ok(text.into())
 }
 
 fn parse_client_id(text: &str) -> Result<String, String> {
@@ -165,7 +164,7 @@ pub(super) async fn interrupted() -> Result<()> {
 pub async fn subscribe(
     args: &Args,
     streams: Streams,
-    stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
     mut ready: Option<oneshot::Sender<()>>,
 ) -> Result<bool> {
     let source = source(args)?;
@@ -179,7 +178,7 @@ pub async fn subscribe(
     let mut consumer = Consumer::new(args.count, GRACE);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut stopped = std::pin::pin!(until_true(stop));
+    let mut stopped = std::pin::pin!(stop::requested(&mut stop));
     let mut time_up = std::pin::pin!(time_up(args.timeout));
     let end = loop {
         if consumer.is_full() && !consumer.is_waiting() {
@@ -270,12 +269,6 @@ fn line(text: &mut String, fresh: &Fresh, json: bool) -> Result<()> {
         writeln!(text, "{fresh}")?;
     }
     Ok(())
-}
-
-async fn until_true(mut stop: watch::Receiver<bool>) {
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        std::future::pending::<()>().await; // nobody is left who could stop the run
-    }
 }
 
 async fn time_up(timeout: Option<Duration>) {

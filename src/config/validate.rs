@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub(super) use mqtt::check_files;
+pub use mqtt::prefix_fault;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);

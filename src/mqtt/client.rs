@@ -5,6 +5,8 @@
 
 use super::inflight::Inflight;
 use super::{v4, v5};
+use crate::backoff::Failure;
+use crate::config::MqttVersion as Version;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustls::ClientConfig;
@@ -12,13 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-
-/// The protocol version spoken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
-    V3_1_1,
-    V5,
-}
 
 /// How to connect.
 #[derive(Debug, Clone)]
@@ -61,15 +56,6 @@ pub struct Publish {
 pub struct Message {
     pub topic: String,
     pub payload: Bytes,
-}
-
-/// Why a connection could not be made, or ended.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}")]
-pub struct Failure {
-    pub what: String,
-    /// Trying again soon is useless: somebody has to change something.
-    pub permanent: bool,
 }
 
 /// What happens on a connection.

@@ -1,5 +1,6 @@
 //! TLS by rustls with ring: nothing of the system's but, if wanted, its roots.
 
+use crate::config;
 use anyhow::{Context, Result, bail};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -16,6 +17,13 @@ pub struct TlsFiles {
     pub cert: Option<PathBuf>,
     /// The client certificate's private key.
     pub key: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// The files that a sink is configured with.
+    pub fn of(sink: &config::Mqtt) -> TlsFiles {
+        TlsFiles { ca: sink.ca_file.clone(), cert: sink.cert_file.clone(), key: sink.key_file.clone() }
+    }
 }
 
 /// Loads the files into a configuration for clients.

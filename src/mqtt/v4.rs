@@ -1,6 +1,7 @@
 //! MQTT 3.1.1 by rumqttc.
 
-use super::client::{Allowance, EventLoop, Failure, Message, Options, Publish, Seen};
+use super::client::{Allowance, EventLoop, Message, Options, Publish, Seen};
+use crate::backoff::Failure;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, LastWill, MqttOptions, NetworkOptions, Outgoing, Packet,
     QoS, SubscribeReasonCode, TlsConfiguration, Transport,

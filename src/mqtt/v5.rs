@@ -1,7 +1,8 @@
 //! MQTT 5 by rumqttc.
 
-use super::client::{Allowance, EventLoop, Failure, Message, Options, Publish, Seen};
+use super::client::{Allowance, EventLoop, Message, Options, Publish, Seen};
 use super::v4::network;
+use crate::backoff::Failure;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnectReturnCode, LastWill, Packet, PubAckReason, PublishProperties, SubscribeReasonCode,

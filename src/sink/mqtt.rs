@@ -1,11 +1,12 @@
 //! Readings to an MQTT broker.
 
 use super::encode::{self, Entry, Fit, Replay, Writer};
-use super::{Budget, Destination, Encoded, Failure, Identity, Link, Outcome, Unencodable};
+use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
+use crate::backoff::Failure;
 use crate::clock::{Clock, Now};
-use crate::config::{self, Broker, Encoding, MqttVersion};
+use crate::config::{self, Broker, Encoding};
 use crate::model::{DeviceId, Numbered, Seq};
-use crate::mqtt::{self, Connection, Event, Options, Publish, TlsFiles, Topics, Version};
+use crate::mqtt::{self, Connection, Event, Options, Publish, TlsFiles, Topics};
 use crate::store::LogEvent;
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -70,10 +71,7 @@ impl MqttDestination {
                 host: String::new(),
                 port: 0,
                 tls: None,
-                version: match config.version {
-                    MqttVersion::V3_1_1 => Version::V3_1_1,
-                    MqttVersion::V5 => Version::V5,
-                },
+                version: config.version,
                 client_id: config.client_id.clone().unwrap_or_else(default_id),
                 credentials: None,
                 keep_alive: config.keep_alive,
@@ -85,11 +83,7 @@ impl MqttDestination {
             },
             username: config.username.clone(),
             password_file: config.password_file.clone(),
-            tls_files: TlsFiles {
-                ca: config.ca_file.clone(),
-                cert: config.cert_file.clone(),
-                key: config.key_file.clone(),
-            },
+            tls_files: TlsFiles::of(config),
             by_device: config.topics == config::Topics::Device,
             encoding: config.encoding,
             replay_after: config.replay_after,
@@ -117,14 +111,12 @@ impl MqttDestination {
         let options = self
             .options(broker)
             .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: true })?;
-        let failed = |why: mqtt::Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
+        let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
         let mut connection = Connection::open(&options).await.map_err(failed)?;
         connection.publish(STATUS, self.status.message("online", None)).map_err(failed)?;
         let confirmed = tokio::time::timeout(STATUS_WITHIN, status_confirmed(&mut connection)).await;
         confirmed
-            .unwrap_or_else(|_| {
-                Err(mqtt::Failure { what: "the status message was not confirmed".into(), permanent: false })
-            })
+            .unwrap_or_else(|_| Err(Failure { what: "the status message was not confirmed".into(), permanent: false }))
             .map_err(failed)?;
         tracing::info!(%broker, version = ?options.version, client_id = options.client_id, "connected to the broker");
         let max_packet = connection.max_packet().unwrap_or(u32::MAX).min(options.max_packet);
@@ -215,7 +207,7 @@ impl Status {
     }
 }
 
-async fn status_confirmed(connection: &mut Connection) -> Result<(), mqtt::Failure> {
+async fn status_confirmed(connection: &mut Connection) -> Result<(), Failure> {
     loop {
         match connection.event().await {
             Event::Acked(STATUS) => return Ok(()),
@@ -288,14 +280,14 @@ impl Link for MqttLink {
     }
 
     fn send(&mut self, token: u64, payload: Publish) -> Result<(), Failure> {
-        self.connection.publish(token, payload).map_err(lost)
+        self.connection.publish(token, payload)
     }
 
     async fn outcome(&mut self) -> Outcome {
         loop {
             match self.connection.event().await {
                 Event::Acked(token) => return Outcome::Confirmed(token),
-                Event::Refused(_, failure) | Event::Closed(failure) => return Outcome::Lost(lost(failure)),
+                Event::Refused(_, failure) | Event::Closed(failure) => return Outcome::Lost(failure),
                 Event::Subscribed(_) | Event::Message(_) => {}
             }
         }
@@ -314,8 +306,4 @@ impl Link for MqttLink {
         }
         self.connection.close(within).await;
     }
-}
-
-fn lost(failure: mqtt::Failure) -> Failure {
-    Failure { what: failure.what, permanent: failure.permanent }
 }

@@ -4,8 +4,8 @@
 use super::batching::hold;
 use super::flight::{Flight, Stretch};
 use super::sizing::Sizing;
-use super::{Destination, Failure, Link, Outcome, Pulse, Unencodable};
-use crate::backoff::Backoff;
+use super::{Destination, Link, Outcome, Pulse, Unencodable};
+use crate::backoff::{Backoff, Failure};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, SinkLabel};
 use crate::model::{Numbered, Seq};

@@ -1,7 +1,7 @@
 //! An MQTT broker: Mosquitto, or the embedded one where that is not installed.
 
 use super::process::Process;
-use super::{eventually, free_port, is_installed, real_services_are_required};
+use super::{eventually, free_port, installed, real_services_are_required};
 use std::process::Command;
 use tempfile::TempDir;
 use tokio::io::copy_bidirectional;
@@ -14,7 +14,7 @@ pub fn is_real() -> bool {
     if std::env::var("TIDEGATE_TEST_BROKER").is_ok_and(|broker| broker == "embedded") {
         return false;
     }
-    let installed = is_installed("mosquitto");
+    let installed = installed("mosquitto").is_some();
     assert!(installed || !real_services_are_required(), "mosquitto is not installed; apt-get install mosquitto");
     installed
 }
@@ -100,7 +100,7 @@ impl Broker {
         let directory = self.directory.path();
         let config = directory.join("mosquitto.conf");
         let command = if config.exists() {
-            let mut command = Command::new(if is_installed_in_path() { "mosquitto" } else { "/usr/sbin/mosquitto" });
+            let mut command = Command::new(installed("mosquitto").expect("mosquitto is installed"));
             command.arg("-c").arg(config);
             command
         } else {
@@ -118,11 +118,6 @@ impl Broker {
         .await;
         self.process = Some(process);
     }
-}
-
-fn is_installed_in_path() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join("mosquitto").is_file())
 }
 
 fn directory() -> TempDir {

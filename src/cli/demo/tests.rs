@@ -1,7 +1,6 @@
 use super::*;
+use crate::cli::printed::Printed;
 use clap::Parser;
-use parking_lot::Mutex;
-use std::sync::Arc;
 
 #[derive(Debug, clap::Parser)]
 struct Cli {
@@ -11,27 +10,6 @@ struct Cli {
 
 fn args(line: &str) -> Args {
     Cli::try_parse_from(["demo"].into_iter().chain(line.split_whitespace())).expect("valid arguments").args
-}
-
-/// What was printed.
-#[derive(Debug, Clone, Default)]
-struct Printed(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Printed {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Printed {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock()).into_owned()
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,9 +4,10 @@ use super::client::{Client, Step};
 use super::report::{Latencies, Outcome};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
+use crate::stop;
 use crate::wire::codec::decode_gateway;
 use crate::wire::frame::{Decoder, Event, Limits, MAX_BODY, Recovery};
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
@@ -31,12 +32,6 @@ impl Surroundings {
     /// How long it is until `time` on the monotonic clock.
     fn until(&self, time: Duration) -> Duration {
         time.saturating_sub(self.clock.now().monotonic)
-    }
-}
-
-async fn until_true(mut stop: watch::Receiver<bool>) {
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        pending::<()>().await; // nobody is left who could stop the run
     }
 }
 
@@ -71,7 +66,7 @@ pub async fn run(addresses: &[SocketAddr], mut client: Client, delay: Duration, 
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, STABLE, client.identity().session);
     let mut pause = delay;
     loop {
-        let stop = around.stop.clone();
+        let mut stop = around.stop.clone();
         let next = async {
             sleep(pause.min(around.until(client.gives_up_at()))).await;
             let now = around.clock.now().monotonic;
@@ -82,7 +77,7 @@ pub async fn run(addresses: &[SocketAddr], mut client: Client, delay: Duration, 
         };
         let next = tokio::select! {
             next = next => next,
-            () = until_true(stop) => None,
+            () = stop::requested(&mut stop) => None,
         };
         let Some((began, connected)) = next else { break };
         let end = match connected {
@@ -140,7 +135,8 @@ where
     let mut output = Vec::new();
     let mut written = 0;
     let mut alarm = pin!(Alarm::new());
-    let mut stopped = pin!(until_true(around.stop.clone()));
+    let mut stop = around.stop.clone();
+    let mut stopped = pin!(stop::requested(&mut stop));
     client.connected(around.clock.now(), &mut output);
     let mut due = true;
     loop {

@@ -1,8 +1,8 @@
 //! Messages from a broker, over as many connections as it takes.
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Failure};
 use crate::config::Broker;
-use crate::mqtt::{Connection, Event, Failure, Message, Options};
+use crate::mqtt::{Connection, Event, Message, Options};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;

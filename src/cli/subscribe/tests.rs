@@ -2,14 +2,13 @@
 
 use super::*;
 use crate::cli::demo::broker::Broker as Embedded;
+use crate::cli::printed::Printed;
 use crate::config::Encoding;
 use crate::model::{ChannelName, DeviceId, Epoch, Origin, Reading, Seq, Timestamp, Value};
 use crate::mqtt::{Connection, Event, Publish};
 use crate::sink::Identity;
 use crate::sink::encode::{self, Entry};
 use clap::Parser;
-use parking_lot::Mutex;
-use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -33,27 +32,6 @@ fn try_args(line: &str) -> Result<Args, clap::Error> {
 
 fn args(line: &str) -> Args {
     try_args(line).expect("valid arguments")
-}
-
-/// What was printed.
-#[derive(Debug, Clone, Default)]
-struct Printed(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Printed {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Printed {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock()).into_owned()
-    }
 }
 
 /// A publisher's connection.

@@ -62,18 +62,24 @@ fn check_client_id<'a>(mqtt: &Mqtt, mut before: impl Iterator<Item = &'a Mqtt>, 
 }
 
 fn check_prefix(prefix: &str, section: &mut Section) {
-    let what = if prefix.split('/').any(str::is_empty) {
-        "has an empty level"
+    if let Some(what) = prefix_fault(prefix) {
+        section.reject(&["prefix"], format!("{prefix:?} {what}"), "give topic levels such as site/tidegate");
+    }
+}
+
+/// Why `prefix` cannot be the first levels of a topic.
+pub fn prefix_fault(prefix: &str) -> Option<&'static str> {
+    if prefix.split('/').any(str::is_empty) {
+        Some("has an empty level")
     } else if prefix.starts_with('$') {
-        "starts with $, which is the broker's own"
+        Some("starts with $, which is the broker's own")
     } else if prefix.contains(['+', '#']) || prefix.chars().any(char::is_control) {
-        "contains +, # or a control character"
+        Some("contains +, # or a control character")
     } else if prefix.len() > MAX_PREFIX_BYTES {
-        "is longer than 256 bytes"
+        Some("is longer than 256 bytes")
     } else {
-        return;
-    };
-    section.reject(&["prefix"], format!("{prefix:?} {what}"), "give topic levels such as site/tidegate");
+        None
+    }
 }
 
 fn check_credentials(mqtt: &Mqtt, section: &mut Section) {
