@@ -210,7 +210,10 @@ impl Tail {
         if let Some(before) = previous {
             marks.insert(before.device().clone(), pending);
         }
-        let marks = marks.into_iter().map(|(device, (session, seq))| (device, session, seq)).collect();
+        let mut marks: Vec<_> = marks.into_iter().map(|(device, (session, seq))| (device, session, seq)).collect();
+        // In the table's order: fewer pages are touched twice, and the same commit
+        // writes the same pages each time.
+        marks.sort_unstable();
         Unsaved { batches, upto, marks }
     }
 
