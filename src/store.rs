@@ -41,3 +41,4 @@ pub use cursor::SinkCursor;
 pub use log::{Log, LogEvent, LogHealth, Opened, Saturated, Writer};
 pub use mark::Mark;
 pub use schema::{FILE_NAME, OpenError};
+pub use writer::{Stepped, Stepper};

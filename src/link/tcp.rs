@@ -12,7 +12,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -40,23 +40,7 @@ pub fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
 
 /// Serves devices until `stop` turns true and the last of them is gone.
 pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, mut stop: watch::Receiver<bool>) {
-    let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
-    let line = Arc::new(Line {
-        name: config.name.as_str().into(),
-        grants: Grants {
-            handshake_timeout: Some(config.handshake_timeout),
-            heartbeat_interval: shared.devices.heartbeat_interval,
-            idle_timeout: shared.devices.idle_timeout,
-            window: shared.devices.window,
-            max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
-            restart: false,
-        },
-        before_hello: Limits { max_body: BEFORE_HELLO, require_checksum: false },
-        limits: Limits { max_body, require_checksum: false },
-        recovery: Recovery::Fail,
-        frame_timeout: config.frame_timeout,
-        shared,
-    });
+    let line = Arc::new(line(&config, shared));
     line.up(true);
     let mut connections = JoinSet::new();
     let stop_one = stop.clone();
@@ -80,6 +64,38 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
     drop(listener);
     line.up(false);
     while connections.join_next().await.is_some() {}
+}
+
+/// Serves one device as [`serve`] does, over a stream that no listener gave, until
+/// either side ends it or `stop` turns true.
+pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    from: &str,
+    config: &config::Tcp,
+    shared: Shared,
+    stop: watch::Receiver<bool>,
+) {
+    connection::drive(stream, &line(config, shared), from, stop).await;
+}
+
+fn line(config: &config::Tcp, shared: Shared) -> Line {
+    let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
+    Line {
+        name: config.name.as_str().into(),
+        grants: Grants {
+            handshake_timeout: Some(config.handshake_timeout),
+            heartbeat_interval: shared.devices.heartbeat_interval,
+            idle_timeout: shared.devices.idle_timeout,
+            window: shared.devices.window,
+            max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
+            restart: false,
+        },
+        before_hello: Limits { max_body: BEFORE_HELLO, require_checksum: false },
+        limits: Limits { max_body, require_checksum: false },
+        recovery: Recovery::Fail,
+        frame_timeout: config.frame_timeout,
+        shared,
+    }
 }
 
 async fn serve_one(mut stream: TcpStream, from: SocketAddr, line: Arc<Line>, stop: watch::Receiver<bool>) {

@@ -143,6 +143,7 @@ impl<D: Destination> Pump<D> {
         let mut every = interval(FIGURES_EVERY);
         loop {
             tokio::select! {
+                biased;
                 () = stop::requested(stop) => return None,
                 link = &mut connecting => return Some(link),
                 _ = every.tick() => figures(cursor, clock.now().monotonic, metrics, pulse, label),

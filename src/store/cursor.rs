@@ -194,22 +194,26 @@ impl SinkCursor {
         }
     }
 
-    /// Runs `work` with the reading connection on a thread that may block.
+    /// Runs `work` with the reading connection, on a thread that may block if there are
+    /// threads.
     async fn on_disk<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (reader, path) = (self.reader.take(), self.shared.path.clone());
-        let (reader, result) = tokio::task::spawn_blocking(move || {
+        let read = move || {
             let reader = match reader {
                 Some(reader) => reader,
                 None => schema::open_reader(&path).with_context(|| format!("cannot read {}", path.display()))?,
             };
             let result = work(&reader);
             anyhow::Ok((reader, result))
-        })
-        .await
-        .context("reading the log was cut off")??;
+        };
+        let (reader, result) = if self.shared.stepped {
+            read()?
+        } else {
+            tokio::task::spawn_blocking(read).await.context("reading the log was cut off")??
+        };
         // A connection that failed is not used again.
         let value = result?;
         self.reader = Some(reader);

@@ -5,7 +5,7 @@ use super::disk::{Commit, Disk, Gap};
 use super::mark::Mark;
 use super::schema::{self, OpenError};
 use super::tail::{Policy, Tail};
-use super::writer;
+use super::writer::{self, Stepper};
 use crate::clock::Clock;
 use crate::config::{self, Deliver};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
@@ -67,6 +67,8 @@ pub(super) struct Shared {
     pub epoch: Epoch,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
+    /// No thread but the caller's reads or writes.
+    pub stepped: bool,
 }
 
 pub(super) struct State {
@@ -102,12 +104,12 @@ const PLACES_SLACK: u64 = 256;
 const MAX_MARKS: usize = 100_000;
 
 /// The log just opened, and what goes with it.
-pub struct Opened {
+pub struct Opened<W = Writer> {
     pub log: Log,
     /// One for each of the sinks that were named, in their order.
     pub cursors: Vec<SinkCursor>,
     /// Ends when the log is closed; see [`Log::close`].
-    pub writer: Writer,
+    pub writer: W,
 }
 
 /// The thread that owns the write connection.
@@ -137,68 +139,28 @@ impl Log {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened, OpenError> {
-        let directory = config.directory.as_path();
-        let lock = lock(directory)?;
-        let path = directory.join(schema::FILE_NAME);
-        let mut connection = schema::open(&path, config.durability)?;
-        let now = clock.now();
-        let failed = |why| OpenError::Database { path: path.clone(), why };
-        let found = schema::recover(&mut connection, sinks, now.wall, Epoch(fastrand::u32(1..))).map_err(failed)?;
-        for name in &found.forgotten {
-            tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
-        }
-        let policy = Policy {
-            commit_within: config.commit_within,
-            history_within: config.history_within,
-            after_commit: config.deliver == Deliver::AfterCommit,
-            max_pending: usize::try_from(config.max_pending.as_u64()).unwrap_or(usize::MAX),
-            segment_bytes: usize::try_from(config.segment_size.as_u64()).unwrap_or(usize::MAX),
-        };
-        let confirmed = found.sinks.iter().map(|(confirmed, _)| *confirmed).collect();
-        let tail = Tail::new(policy, found.next, found.reserved, confirmed);
-        let marks = found
-            .marks
-            .into_iter()
-            .map(|(device, session, seq)| (device.clone(), Mark::new(device, session, seq)))
-            .collect();
-        let disk = Disk::new(path.clone(), config.durability, config.max_size.as_u64(), found.written, connection)
-            .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
-        let shared = Arc::new(Shared {
-            visible: AtomicU64::new(tail.visible().0),
-            last_event: AtomicU64::new(found.last_event),
-            state: Mutex::new(State {
-                tail,
-                marks,
-                events: found.sinks.iter().map(|(_, event)| *event).collect(),
-                persisted: found.sinks,
-                written: found.written,
-                places_due: None,
-                holes: found.holes,
-                gaps: Vec::new(),
-                seen_event: found.last_event,
-                sleeping_until: Duration::ZERO,
-                flush: false,
-                close: false,
-                failure: None,
-                last_progress: now.monotonic,
-            }),
-            due: Condvar::new(),
-            room: Notify::new(),
-            committed: Notify::new(),
-            news: Notify::new(),
-            names: sinks.iter().map(|name| Arc::from(*name)).collect(),
-            path,
-            epoch: found.epoch,
-            clock,
-            metrics,
-        });
-        let cursors = (0..sinks.len()).map(|index| SinkCursor::new(shared.clone(), index)).collect();
+        let (shared, disk, lock) = prepare(config, sinks, clock, metrics, false)?;
         let for_writer = shared.clone();
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
             .spawn(move || writer::run(&for_writer, disk))
-            .map_err(|why| OpenError::Directory { path: directory.to_owned(), why })?;
-        Ok(Opened { log: Log { shared }, cursors, writer: Writer { thread, _lock: lock } })
+            .map_err(|why| OpenError::Directory { path: config.directory.clone(), why })?;
+        Ok(opened(shared, Writer { thread, _lock: lock }))
+    }
+
+    /// Opens the log as [`Log::open`] does, without any thread: the caller steps the
+    /// writer, and sinks read on the thread that asks. For simulations.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_stepped(
+        config: &config::Store,
+        sinks: &[&str],
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Result<Opened<Stepper>, OpenError> {
+        let (shared, disk, lock) = prepare(config, sinks, clock, metrics, true)?;
+        Ok(opened(shared.clone(), Stepper::new(shared, disk, lock)))
     }
 
     /// The mark of a device's session. A session that the log knows resumes where
@@ -309,6 +271,78 @@ impl Log {
         };
         LogHealth { failure: state.failure.clone(), overdue }
     }
+}
+
+/// Opens the database and reads from it what the last life left.
+fn prepare(
+    config: &config::Store,
+    sinks: &[&str],
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    stepped: bool,
+) -> Result<(Arc<Shared>, Disk, File), OpenError> {
+    let directory = config.directory.as_path();
+    let lock = lock(directory)?;
+    let path = directory.join(schema::FILE_NAME);
+    let mut connection = schema::open(&path, config.durability)?;
+    let now = clock.now();
+    let failed = |why| OpenError::Database { path: path.clone(), why };
+    let found = schema::recover(&mut connection, sinks, now.wall, Epoch(fastrand::u32(1..))).map_err(failed)?;
+    for name in &found.forgotten {
+        tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
+    }
+    let policy = Policy {
+        commit_within: config.commit_within,
+        history_within: config.history_within,
+        after_commit: config.deliver == Deliver::AfterCommit,
+        max_pending: usize::try_from(config.max_pending.as_u64()).unwrap_or(usize::MAX),
+        segment_bytes: usize::try_from(config.segment_size.as_u64()).unwrap_or(usize::MAX),
+    };
+    let confirmed = found.sinks.iter().map(|(confirmed, _)| *confirmed).collect();
+    let tail = Tail::new(policy, found.next, found.reserved, confirmed);
+    let marks = found
+        .marks
+        .into_iter()
+        .map(|(device, session, seq)| (device.clone(), Mark::new(device, session, seq)))
+        .collect();
+    let disk = Disk::new(path.clone(), config.durability, config.max_size.as_u64(), found.written, connection)
+        .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
+    let shared = Arc::new(Shared {
+        visible: AtomicU64::new(tail.visible().0),
+        last_event: AtomicU64::new(found.last_event),
+        state: Mutex::new(State {
+            tail,
+            marks,
+            events: found.sinks.iter().map(|(_, event)| *event).collect(),
+            persisted: found.sinks,
+            written: found.written,
+            places_due: None,
+            holes: found.holes,
+            gaps: Vec::new(),
+            seen_event: found.last_event,
+            sleeping_until: Duration::ZERO,
+            flush: false,
+            close: false,
+            failure: None,
+            last_progress: now.monotonic,
+        }),
+        due: Condvar::new(),
+        room: Notify::new(),
+        committed: Notify::new(),
+        news: Notify::new(),
+        names: sinks.iter().map(|name| Arc::from(*name)).collect(),
+        path,
+        epoch: found.epoch,
+        clock,
+        metrics,
+        stepped,
+    });
+    Ok((shared, disk, lock))
+}
+
+fn opened<W>(shared: Arc<Shared>, writer: W) -> Opened<W> {
+    let cursors = (0..shared.names.len()).map(|index| SinkCursor::new(shared.clone(), index)).collect();
+    Opened { log: Log { shared }, cursors, writer }
 }
 
 /// Takes the directory for this process alone.

@@ -10,7 +10,7 @@ use super::schema;
 use super::segment;
 use crate::model::{Batch, DeviceId, Seq};
 use rusqlite::{Connection, params};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// Readings that a fresh start decodes at most, or nearly so.
 const MAX_READINGS: u64 = 256 * 1024;
@@ -23,7 +23,9 @@ const MAX_MARKS: usize = 10_000;
 /// What the segments say about devices and the table of marks does not.
 #[derive(Debug)]
 pub(super) struct Unlisted {
-    marks: HashMap<DeviceId, (u64, u64)>,
+    /// In the table's order: fewer pages are touched twice, and the same commits
+    /// write the same pages each time.
+    marks: BTreeMap<DeviceId, (u64, u64)>,
     /// The table is true up to here.
     listed: Seq,
     /// The last seq on disk.
@@ -35,7 +37,7 @@ pub(super) struct Unlisted {
 impl Unlisted {
     /// Everything on disk, up to `last`, is in the table.
     pub fn new(last: Seq) -> Unlisted {
-        Unlisted { marks: HashMap::new(), listed: last, last, readings: 0, segments: 0 }
+        Unlisted { marks: BTreeMap::new(), listed: last, last, readings: 0, segments: 0 }
     }
 
     /// A segment with so many readings up to `last` is on disk.

@@ -1,9 +1,11 @@
-//! The thread that writes: it sleeps until a commit is due, then writes all
-//! that is pending in one transaction.
+//! Whoever writes: sleeps until a commit is due, then writes all that is pending
+//! in one transaction. A thread of its own, or a simulation step by step.
 
 use super::disk::{Disk, Gap, Outcome};
 use super::log::Shared;
 use crate::model::Seq;
+use std::fs::File;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Pause after a commit that failed.
@@ -11,46 +13,111 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often the bytes written are read from the operating system.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 
+/// What became of a commit.
+enum Attempt {
+    Done,
+    Failed,
+    /// It was the last.
+    Ended,
+}
+
 /// Runs until the log is closed and everything is written, or writing fails then.
 pub(super) fn run(shared: &Shared, mut disk: Disk) {
     let mut counted = Counted::default();
     loop {
         let closing = wait(shared);
-        let started = Instant::now();
-        let now = shared.clock.now();
-        let (mut commit, upto) = shared.state.lock().commit(&shared.names, now.wall);
-        let readings: usize = commit.batches.iter().map(|b| b.batch.readings.len()).sum();
-        let result = disk.commit(&mut commit);
-        shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
-        match result {
-            Ok(outcome) => {
-                shared.metrics.readings_stored.inc_by(readings as u64);
-                commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
-                let places = commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect();
-                settle(shared, upto, commit.reserve, places, outcome);
-                if closing {
-                    disk.close();
-                    return;
-                }
+        match attempt(shared, &mut disk, closing) {
+            Attempt::Done => {}
+            Attempt::Failed => {
+                shared.due.wait_for(&mut shared.state.lock(), RETRY);
             }
-            Err(why) => {
-                let text = format!("{why:#}");
-                let mut state = shared.state.lock();
-                if state.failure.as_ref() != Some(&text) {
-                    tracing::error!(error = %text, "the log cannot be written; devices are not acknowledged until it can");
-                }
-                state.failure = Some(text);
-                state.tail.not_saved(commit.marks);
-                let newer = std::mem::replace(&mut state.gaps, commit.gaps);
-                state.gaps.extend(newer);
-                shared.committed.notify_waiters();
-                if closing {
-                    return;
-                }
-                shared.due.wait_for(&mut state, RETRY);
-            }
+            Attempt::Ended => return,
         }
         counted.update(shared);
+    }
+}
+
+/// The writer of a log that has no threads: it works when it is told to, so that a
+/// simulation decides what happens when. See [`super::Log::open_stepped`].
+pub struct Stepper {
+    shared: Arc<Shared>,
+    disk: Disk,
+    paused_until: Duration,
+    _lock: File,
+}
+
+/// What a step of the writer came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stepped {
+    /// No commit is due before then on the monotonic clock, as things stand.
+    Idle(Option<Duration>),
+    /// A commit was tried; [`super::Log::health`] tells whether it failed.
+    Tried,
+    /// The log was closed.
+    Closed,
+}
+
+impl Stepper {
+    pub(super) fn new(shared: Arc<Shared>, disk: Disk, lock: File) -> Stepper {
+        Stepper { shared, disk, paused_until: Duration::ZERO, _lock: lock }
+    }
+
+    /// Commits if that is due.
+    pub fn step(&mut self) -> Stepped {
+        let now = self.shared.clock.now().monotonic;
+        let closing = {
+            let mut state = self.shared.state.lock();
+            state.last_progress = now;
+            let due = state.due().map(|due| due.max(self.paused_until));
+            if due.is_none_or(|due| due > now) && !state.close {
+                return Stepped::Idle(due);
+            }
+            state.close
+        };
+        match attempt(&self.shared, &mut self.disk, closing) {
+            Attempt::Done => Stepped::Tried,
+            Attempt::Failed => {
+                self.paused_until = now + RETRY;
+                Stepped::Tried
+            }
+            Attempt::Ended => Stepped::Closed,
+        }
+    }
+}
+
+/// Writes all that is pending.
+fn attempt(shared: &Shared, disk: &mut Disk, closing: bool) -> Attempt {
+    let started = Instant::now();
+    let now = shared.clock.now();
+    let (mut commit, upto) = shared.state.lock().commit(&shared.names, now.wall);
+    let readings: usize = commit.batches.iter().map(|b| b.batch.readings.len()).sum();
+    let result = disk.commit(&mut commit);
+    shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+    match result {
+        Ok(outcome) => {
+            shared.metrics.readings_stored.inc_by(readings as u64);
+            commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
+            let places = commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect();
+            settle(shared, upto, commit.reserve, places, outcome);
+            if closing {
+                disk.close();
+                return Attempt::Ended;
+            }
+            Attempt::Done
+        }
+        Err(why) => {
+            let text = format!("{why:#}");
+            let mut state = shared.state.lock();
+            if state.failure.as_ref() != Some(&text) {
+                tracing::error!(error = %text, "the log cannot be written; devices are not acknowledged until it can");
+            }
+            state.failure = Some(text);
+            state.tail.not_saved(commit.marks);
+            let newer = std::mem::replace(&mut state.gaps, commit.gaps);
+            state.gaps.extend(newer);
+            shared.committed.notify_waiters();
+            if closing { Attempt::Ended } else { Attempt::Failed }
+        }
     }
 }
 
