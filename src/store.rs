@@ -35,6 +35,7 @@ mod schema;
 pub mod segment;
 mod tail;
 mod unlisted;
+mod wal;
 mod writer;
 
 pub use cursor::SinkCursor;

@@ -13,4 +13,5 @@ mod service;
 mod support;
 mod tcp;
 mod uplink;
+mod wear;
 mod wire;

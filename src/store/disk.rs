@@ -6,6 +6,7 @@ use super::rows;
 use super::schema;
 use super::segment::Encoder;
 use super::unlisted::Unlisted;
+use super::wal::Wal;
 use crate::config::Durability;
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result};
@@ -93,6 +94,7 @@ pub(super) struct Disk {
     encoder: Encoder,
     unlisted: Unlisted,
     merging: Merging,
+    wal: Wal,
     /// The last gap event, while no sink has seen it and it may grow.
     open_gap: Option<(u64, Gap)>,
 }
@@ -112,6 +114,7 @@ impl Disk {
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
         Ok(Disk {
+            wal: Wal::new(&path),
             path,
             durability,
             max_size,
@@ -135,7 +138,8 @@ impl Disk {
         };
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if self.merging.is_due() {
-            merging::merge(&transaction, &mut self.encoder)?;
+            let before = commit.batches.first().map_or(Seq(i64::MAX as u64), |batch| batch.first);
+            merging::merge(&transaction, &mut self.encoder, before)?;
         }
         let segment = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
         let written = segment.as_ref().map(|(header, _)| (header.last(), u64::from(header.count)));
@@ -143,11 +147,12 @@ impl Disk {
         let result = write(&transaction, commit, segment, self.max_size, open_gap);
         let (mut outcome, open_gap) = result.with_context(|| format!("writing to {} failed", self.path.display()))?;
         let dropped = outcome.dropped.as_ref().map_or(Seq::ZERO, |plan| plan.last);
-        if commit.clean.is_some() {
-            // The last commit: nothing comes after it that could list what it says.
+        let last = commit.clean.is_some();
+        if last {
+            // Nothing comes after it that could list what it says.
             self.note(written, commit);
         }
-        let list = self.unlisted.is_due(dropped) || commit.clean.is_some();
+        let list = last || self.unlisted.is_due(dropped);
         if list {
             self.unlisted.list(&transaction)?;
         }
@@ -158,9 +163,12 @@ impl Disk {
         if self.merging.is_due() {
             self.merging.done();
         }
-        self.note(written, commit);
+        if !last {
+            self.note(written, commit);
+        }
         outcome.written = written.map(|(last, _)| last);
         self.open_gap = open_gap;
+        self.wal.committed(&connection)?;
         self.connection = Some(connection);
         Ok(outcome)
     }

@@ -2,6 +2,7 @@
 //! start reads from it.
 
 use super::unlisted;
+use super::wal;
 use crate::config::Durability;
 use crate::model::{DeviceId, Epoch, Seq, Timestamp};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -133,7 +134,8 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
         Durability::Normal => "NORMAL",
     };
     connection.pragma_update(None, "synchronous", synchronous)?;
-    connection.pragma_update_and_check(None, "wal_autocheckpoint", 4096, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", wal::CHECKPOINT_PAGES, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", wal::MAX_BYTES, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -512)?;
     connection.pragma_update(None, "temp_store", "MEMORY")
 }
