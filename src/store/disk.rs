@@ -110,10 +110,17 @@ impl Disk {
         };
         let segment = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
         let open_gap = self.open_gap.clone();
+        if commit.reserve.is_some() {
+            // No power cut may take a reservation back, whatever the durability.
+            schema::synchronise(&connection, Durability::Full)?;
+        }
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let written = write(&transaction, commit, segment, self.max_size, open_gap);
         let (outcome, open_gap) = written.with_context(|| format!("writing to {} failed", self.path.display()))?;
         transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))?;
+        if commit.reserve.is_some() {
+            schema::synchronise(&connection, self.durability)?;
+        }
         self.open_gap = open_gap;
         self.connection = Some(connection);
         Ok(outcome)

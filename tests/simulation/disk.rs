@@ -234,7 +234,8 @@ impl Disk {
         unsynced.sectors.clear();
         unsynced.length = file.metadata()?.len();
         unsynced.linked = true;
-        unsynced.ghost = None;
+        // A file system with a journal has earlier deletions on disk by now, too.
+        self.files.values_mut().for_each(|unsynced| unsynced.ghost = None);
         Ok(())
     }
 
@@ -304,13 +305,8 @@ impl Unsynced {
             lost += 1;
             let from = usize::try_from(*sector).expect("files are small") * SECTOR;
             let torn = if random.u8(..4) == 0 { random.usize(..SECTOR) } else { 0 };
-            let mut mixed = content.get(from..(from + SECTOR).min(content.len())).unwrap_or_default().to_vec();
-            let old = durable.get(from..(from + SECTOR).min(durable.len())).unwrap_or_default();
-            mixed.resize(mixed.len().max(old.len()), 0);
-            mixed[torn.min(old.len())..old.len()].copy_from_slice(&old[torn.min(old.len())..]);
-            if old.len() < mixed.len() {
-                mixed[old.len().max(torn)..].fill(0);
-            }
+            let mut mixed = sector_of(&content, from);
+            mixed[torn..].copy_from_slice(&sector_of(&durable, from)[torn..]);
             put(&mut content, *sector, &mixed);
         }
         for (sector, old) in &self.forgotten {
@@ -323,6 +319,14 @@ impl Unsynced {
         std::fs::write(path, content)?;
         Ok(lost)
     }
+}
+
+/// The sector of `content` at `from`, with zeros where it has ended.
+fn sector_of(content: &[u8], from: usize) -> [u8; SECTOR] {
+    let mut sector = [0; SECTOR];
+    let found = content.get(from..(from + SECTOR).min(content.len())).unwrap_or_default();
+    sector[..found.len()].copy_from_slice(found);
+    sector
 }
 
 /// Puts `data` in place of a sector of `content`.

@@ -43,7 +43,9 @@ pub struct Door {
 struct Listener {
     shared: link::Shared,
     tcp: Arc<config::Tcp>,
-    stop: watch::Sender<bool>,
+    /// One for each connection: those who wait for one signal wake in an order that
+    /// tokio draws at random.
+    stops: Vec<watch::Sender<bool>>,
     connections: JoinSet<()>,
 }
 
@@ -53,7 +55,7 @@ pub struct Gateway {
     pub log: Log,
     pub metrics: Metrics,
     pumps: JoinSet<()>,
-    stop_pumps: watch::Sender<bool>,
+    stop_pumps: Vec<watch::Sender<bool>>,
     writer: JoinSet<()>,
     max_pending: u64,
 }
@@ -66,13 +68,16 @@ impl Door {
     /// Connects a device, if somebody listens.
     pub fn enter(&self, device: &str, seed: u64) -> Option<(DuplexStream, Relay)> {
         let mut listener = self.listener.lock();
-        let Listener { shared, tcp, stop, connections } = listener.as_mut()?;
+        let Listener { shared, tcp, stops, connections } = listener.as_mut()?;
         while let Some(ended) = connections.try_join_next() {
             report_panic(&self.context, "a connection", ended);
         }
         let network::Connected { device: near, gateway: mut far, relay } = network::connect(self.latency, seed);
-        let (shared, tcp, stop, from) = (shared.clone(), tcp.clone(), stop.subscribe(), device.to_owned());
-        connections.spawn(async move { serve_stream(&mut far, &from, &tcp, shared, stop).await });
+        let stop = watch::Sender::new(false);
+        let (shared, tcp, stopped, from) = (shared.clone(), tcp.clone(), stop.subscribe(), device.to_owned());
+        stops.retain(|stop| !stop.is_closed());
+        stops.push(stop);
+        connections.spawn(async move { serve_stream(&mut far, &from, &tcp, shared, stopped).await });
         Some((near, relay))
     }
 }
@@ -101,7 +106,7 @@ impl Gateway {
         let Opened { log, cursors, writer } = Log::open_stepped(store, &names, clock.clone(), metrics.clone())?;
         let gateway = GatewayId::new("simulated").expect("a valid name");
         let identity = Identity { gateway, epoch: log.epoch() };
-        let stop_pumps = watch::Sender::new(false);
+        let mut stop_pumps = Vec::new();
         let mut pumps = JoinSet::new();
         for (sink, cursor) in sinks.iter().zip(cursors) {
             let destination = SimulatedDestination {
@@ -114,14 +119,16 @@ impl Gateway {
             let pulse = Pulse::new(clock.now().monotonic);
             let max_batch = [512, 4096, 16 * 1024][random.usize(..3)];
             let pump = Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), pulse);
-            pumps.spawn(pump.run(stop_pumps.subscribe(), Duration::from_secs(2)));
+            let stop = watch::Sender::new(false);
+            pumps.spawn(pump.run(stop.subscribe(), Duration::from_secs(2)));
+            stop_pumps.push(stop);
         }
         let registry = Registry::new(metrics.clone());
         let devices = config::Devices { window: [16, 200, 4096][random.usize(..3)], ..config::Devices::default() };
         let shared =
             link::Shared { log: log.clone(), registry, devices, clock: clock.clone(), metrics: metrics.clone() };
         let tcp = Arc::new(config::Tcp::default());
-        let listener = Listener { shared, tcp, stop: watch::Sender::new(false), connections: JoinSet::new() };
+        let listener = Listener { shared, tcp, stops: Vec::new(), connections: JoinSet::new() };
         *door.listener.lock() = Some(listener);
         let mut stepping = JoinSet::new();
         stepping.spawn(step(context.clone(), clock, vfs.clone(), writer));
@@ -147,14 +154,18 @@ impl Gateway {
         };
         let links = async {
             if let Some(mut listener) = listener {
-                listener.stop.send_replace(true);
+                for stop in &listener.stops {
+                    stop.send_replace(true);
+                }
                 while let Some(ended) = listener.connections.join_next().await {
                     report_panic(&self.context, "a connection", ended);
                 }
             }
         };
         let _ = timeout(Duration::from_secs(4), async { tokio::join!(links, flush) }).await;
-        self.stop_pumps.send_replace(true);
+        for stop in &self.stop_pumps {
+            stop.send_replace(true);
+        }
         let pumps = async {
             while let Some(ended) = self.pumps.join_next().await {
                 report_panic(&self.context, "a pump", ended);

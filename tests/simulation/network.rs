@@ -21,7 +21,9 @@ pub enum Line {
 
 /// The way between two streams. Dropping it cuts them.
 pub struct Relay {
-    state: watch::Sender<Line>,
+    /// One for each direction: tokio wakes those who wait for the same in an order
+    /// that it draws at random.
+    states: [watch::Sender<Line>; 2],
     _tasks: JoinSet<()>,
 }
 
@@ -40,17 +42,19 @@ pub fn connect(latency: Duration, seed: u64) -> Connected {
     let (gateway, far) = duplex(BUFFER);
     let (near_read, near_write) = split(near);
     let (far_read, far_write) = split(far);
-    let state = watch::Sender::new(Line::Up);
+    let states = [(); 2].map(|()| watch::Sender::new(Line::Up));
     let mut tasks = JoinSet::new();
-    tasks.spawn(carry(near_read, far_write, state.subscribe(), latency, Rng::with_seed(seed)));
-    tasks.spawn(carry(far_read, near_write, state.subscribe(), latency, Rng::with_seed(!seed)));
-    Connected { device, gateway, relay: Relay { state, _tasks: tasks } }
+    tasks.spawn(carry(near_read, far_write, states[0].subscribe(), latency, Rng::with_seed(seed)));
+    tasks.spawn(carry(far_read, near_write, states[1].subscribe(), latency, Rng::with_seed(!seed)));
+    Connected { device, gateway, relay: Relay { states, _tasks: tasks } }
 }
 
 impl Relay {
     pub fn set(&self, context: &Context, device: &str, line: Line) {
         context.trace(format_args!("line of {device}: {line:?}"));
-        self.state.send_replace(line);
+        for state in &self.states {
+            state.send_replace(line);
+        }
     }
 }
 
