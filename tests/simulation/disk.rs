@@ -5,7 +5,7 @@
 //! written since the last sync. A cut keeps, tears or takes back each of them.
 
 use fastrand::Rng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -46,6 +46,9 @@ pub struct Disk {
     dead: Option<Death>,
     /// Changes left until it goes.
     fuse: Option<(u64, Death)>,
+    /// Handles whose sync failed, and a file on which such a handle synced again.
+    tainted: BTreeSet<u64>,
+    pub retried: Option<String>,
     pub operations: u64,
     pub failures: u64,
 }
@@ -215,14 +218,18 @@ impl Disk {
         file.set_len(length)
     }
 
-    pub fn sync(&mut self, path: &str, file: &File) -> io::Result<()> {
+    pub fn sync(&mut self, handle: u64, path: &str, file: &File) -> io::Result<()> {
         self.change()?;
         if self.lying {
             return Ok(());
         }
+        if self.tainted.contains(&handle) {
+            self.retried.get_or_insert_with(|| path.to_owned());
+        }
         let fails = self.fails(self.faults.sync);
         let Some(unsynced) = self.files.get_mut(path) else { return Ok(()) };
         if fails {
+            self.tainted.insert(handle);
             // The kernel marks what it could not write as clean.
             for (sector, old) in std::mem::take(&mut unsynced.sectors) {
                 if self.random.0.bool() {

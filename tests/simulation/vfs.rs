@@ -178,7 +178,7 @@ impl Vfs for FaultyVfs {
 
     fn sync(&self, handle: &mut Handle) -> VfsResult<()> {
         let mut inner = self.0.lock();
-        let done = inner.disk.sync(&handle.path, &handle.file);
+        let done = inner.disk.sync(handle.id, &handle.path, &handle.file);
         done.map_err(failed(vars::SQLITE_IOERR_FSYNC))
     }
 

@@ -129,7 +129,7 @@ impl World {
     }
 
     fn pace(&mut self) -> Duration {
-        Duration::from_millis([2, 10, 50, 500, 5000][self.random.usize(..5)])
+        Duration::from_millis([5, 20, 100, 1000, 5000][self.random.usize(..5)])
     }
 
     fn weather(&mut self) -> Weather {
@@ -191,6 +191,7 @@ impl World {
             if let Some(gateway) = &mut self.gateway {
                 gateway.check();
             }
+            self.check_disk();
             let death = self.vfs.disk().death();
             if let Some(death) = death {
                 self.die(death).await;
@@ -222,9 +223,18 @@ impl World {
             Some(Death::PowerCut) => self.power_cuts += 1,
             _ => self.kills += 1,
         }
+        self.check_disk();
         match lost {
             Ok(lost) => self.context.trace(format_args!("{death:?}: {lost} sectors are not what they seemed")),
             Err(why) => self.context.oracle(|oracle| oracle.violated(format!("the simulated disk failed: {why}"))),
+        }
+    }
+
+    /// What the disk saw that no careful program does.
+    fn check_disk(&mut self) {
+        if let Some(path) = self.vfs.disk().retried.take() {
+            let text = path.replace(&*self.plan.store.directory.to_string_lossy(), "DIR");
+            self.context.oracle(|oracle| oracle.violated(format!("a failed sync was tried again on {text}")));
         }
     }
 
