@@ -7,8 +7,9 @@
 //! it, whichever is first. A commit is due `commit_within` after a reading's
 //! arrival unless every sink confirmed it by then; a confirmed reading is written
 //! within `history_within`, or never if that is off. One commit writes everything
-//! pending as one [`segment`], together with the devices' marks and the sinks'
-//! places, in one transaction.
+//! pending as one [`segment`], together with the sinks' places, in one transaction;
+//! the devices' marks follow from it and are written now and then. Small segments
+//! are merged.
 //!
 //! # Format
 //! One SQLite database, `log.db`, in WAL mode with 1 KiB pages, written by one
@@ -27,10 +28,13 @@ mod cursor;
 mod disk;
 mod log;
 mod mark;
+mod merging;
 mod retention;
+mod rows;
 mod schema;
 pub mod segment;
 mod tail;
+mod unlisted;
 mod writer;
 
 pub use cursor::SinkCursor;

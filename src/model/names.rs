@@ -79,6 +79,14 @@ impl DeviceId {
         Token::check(sub)?;
         Ok(DeviceId(format!("{}/{sub}", self.0).into()))
     }
+
+    /// The device that speaks for this one; itself unless it is a sub-device.
+    pub fn hub(&self) -> DeviceId {
+        match self.0.split_once('/') {
+            Some((hub, _)) => DeviceId(hub.into()),
+            None => self.clone(),
+        }
+    }
 }
 
 impl GatewayId {

@@ -3,6 +3,7 @@
 
 use super::disk::Gap;
 use super::log::{LogEvent, Shared};
+use super::rows;
 use super::schema;
 use super::segment::{self, Header};
 use crate::model::{Numbered, Seq, Timestamp};
@@ -222,42 +223,22 @@ impl SinkCursor {
 
 /// Segments that hold readings after `after`, and the headers of damaged ones.
 fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Numbered>, Vec<Header>)> {
-    let mut statement = reader.prepare_cached(
-        "SELECT first_seq, count, oldest, newest, raw_length, checksum, block FROM segment
-         WHERE first_seq >= coalesce((SELECT max(first_seq) FROM segment WHERE first_seq <= ?1), 0)
-         ORDER BY first_seq",
-    )?;
-    let mut rows = statement.query([after.next().0])?;
     let (mut batches, mut damaged) = (Vec::new(), Vec::new());
-    let (mut bytes, mut upto) = (0, after);
-    while bytes < max_bytes
-        && let Some(row) = rows.next()?
-    {
-        let header = Header {
-            first: Seq(row.get(0)?),
-            count: row.get(1)?,
-            oldest: Timestamp(row.get(2)?),
-            newest: Timestamp(row.get(3)?),
-            raw_length: row.get(4)?,
-            checksum: row.get(5)?,
-        };
-        if header.last() <= upto {
-            continue;
-        }
-        match segment::decode(&header, row.get_ref(6)?.as_blob()?) {
+    let mut bytes = 0;
+    rows::each(reader, after, &mut |header, block| {
+        match segment::decode(header, block) {
             Ok(decoded) => {
-                let wanted = decoded.into_iter().filter(|batch| batch.last() > upto);
                 let start = batches.len();
-                batches.extend(wanted);
-                bytes += batches[start..].iter().map(|b| b.batch.memory()).sum::<usize>(); // start was its length
-                upto = header.last();
+                batches.extend(decoded.into_iter().filter(|batch| batch.last() > after));
+                bytes += batches[start..].iter().map(|b: &Numbered| b.batch.memory()).sum::<usize>(); // start was its length
             }
             Err(why) => {
                 tracing::error!(first = header.first.0, %why, "a segment cannot be read");
-                damaged.push(header);
+                damaged.push(*header);
             }
         }
-    }
+        bytes < max_bytes
+    })?;
     Ok((batches, damaged))
 }
 

@@ -1,8 +1,11 @@
 //! Commits: everything that changes together is written together.
 
+use super::merging::{self, Merging};
 use super::retention::{self, Stored};
+use super::rows;
 use super::schema;
 use super::segment::Encoder;
+use super::unlisted::Unlisted;
 use crate::config::Durability;
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result};
@@ -13,8 +16,11 @@ use std::path::PathBuf;
 #[derive(Default)]
 pub(super) struct Commit {
     pub batches: Vec<Numbered>,
-    /// Device, session and the session's last settled seq.
+    /// Device, session and the session's last settled seq, of readings that were
+    /// never written.
     pub marks: Vec<(DeviceId, u64, u64)>,
+    /// The same of `batches`.
+    pub covered: Vec<(DeviceId, u64, u64)>,
     /// Name, confirmed seq and confirmed event of each sink.
     pub sinks: Vec<(std::sync::Arc<str>, Seq, u64)>,
     /// Reserve seqs up to here.
@@ -34,6 +40,8 @@ pub(super) struct Outcome {
     /// Dropped to stay within the size bound.
     pub dropped: Option<retention::Plan>,
     pub last_event: Option<u64>,
+    /// The last reading of the segment that was written, if there was one.
+    pub written: Option<Seq>,
     /// Size of the log's files in bytes.
     pub size: u64,
 }
@@ -83,6 +91,8 @@ pub(super) struct Disk {
     max_size: u64,
     connection: Option<Connection>,
     encoder: Encoder,
+    unlisted: Unlisted,
+    merging: Merging,
     /// The last gap event, while no sink has seen it and it may grow.
     open_gap: Option<(u64, Gap)>,
 }
@@ -93,9 +103,24 @@ const MAX_EVENTS: u64 = 10_000;
 const MAX_DROPPED_SEGMENTS: i64 = 4096;
 
 impl Disk {
-    pub fn new(path: PathBuf, durability: Durability, max_size: u64, connection: Connection) -> Result<Disk> {
+    pub fn new(
+        path: PathBuf,
+        durability: Durability,
+        max_size: u64,
+        written: Seq,
+        connection: Connection,
+    ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
-        Ok(Disk { path, durability, max_size, connection: Some(connection), encoder, open_gap: None })
+        Ok(Disk {
+            path,
+            durability,
+            max_size,
+            connection: Some(connection),
+            encoder,
+            unlisted: Unlisted::new(written),
+            merging: Merging::default(),
+            open_gap: None,
+        })
     }
 
     /// Writes `commit` durably, all or nothing.
@@ -103,27 +128,58 @@ impl Disk {
     /// # Errors
     /// Nothing of it may be counted as written then; the next call opens the
     /// database anew.
-    pub fn commit(&mut self, commit: &Commit) -> Result<Outcome> {
+    pub fn commit(&mut self, commit: &mut Commit) -> Result<Outcome> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => schema::open(&self.path, self.durability)?,
         };
-        let segment = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
-        let open_gap = self.open_gap.clone();
         if commit.reserve.is_some() {
             // No power cut may take a reservation back, whatever the durability.
             schema::synchronise(&connection, Durability::Full)?;
         }
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let written = write(&transaction, commit, segment, self.max_size, open_gap);
-        let (outcome, open_gap) = written.with_context(|| format!("writing to {} failed", self.path.display()))?;
-        transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))?;
-        if commit.reserve.is_some() {
-            schema::synchronise(&connection, self.durability)?;
+        if self.merging.is_due() {
+            merging::merge(&transaction, &mut self.encoder)?;
         }
+        let segment = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
+        let written = segment.as_ref().map(|(header, _)| (header.last(), u64::from(header.count)));
+        let open_gap = self.open_gap.clone();
+        let result = write(&transaction, commit, segment, self.max_size, open_gap);
+        let (mut outcome, open_gap) = result.with_context(|| format!("writing to {} failed", self.path.display()))?;
+        let dropped = outcome.dropped.as_ref().map_or(Seq::ZERO, |plan| plan.last);
+        if commit.clean.is_some() {
+            // The last commit: nothing comes after it that could list what it says.
+            self.note(written, commit);
+        }
+        let list = self.unlisted.is_due(dropped) || commit.clean.is_some();
+        if list {
+            self.unlisted.list(&transaction)?;
+        }
+        transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))?;
+        if list {
+            self.unlisted.listed();
+        }
+        if self.merging.is_due() {
+            self.merging.done();
+        }
+        self.note(written, commit);
+        outcome.written = written.map(|(last, _)| last);
         self.open_gap = open_gap;
-        self.connection = Some(connection);
+        // A connection that does not go back to the configured durability is opened anew.
+        let back = commit.reserve.is_none() || schema::synchronise(&connection, self.durability).is_ok();
+        self.connection = back.then_some(connection);
         Ok(outcome)
+    }
+
+    /// Remembers what a commit that wrote a segment up to a seq with so many
+    /// readings leaves to later ones.
+    fn note(&mut self, written: Option<(Seq, u64)>, commit: &mut Commit) {
+        if let Some((last, readings)) = written {
+            self.merging.added();
+            self.unlisted.segment(last, readings);
+        }
+        self.unlisted.add(std::mem::take(&mut commit.marks));
+        self.unlisted.add(std::mem::take(&mut commit.covered));
     }
 
     /// Closes the database, folding the write-ahead log into it.
@@ -161,27 +217,7 @@ fn write(
     if let Some((header, block)) = segment {
         // A commit whose failure was reported may be on disk all the same: the
         // one that repeats it starts at the same seq and replaces it.
-        db.prepare_cached(
-            "INSERT OR REPLACE INTO segment (first_seq, count, oldest, newest, raw_length, checksum, size, block)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        )?
-        .execute(params![
-            header.first.0,
-            header.count,
-            header.oldest.0,
-            header.newest.0,
-            header.raw_length,
-            header.checksum,
-            block.len() as u64,
-            block
-        ])?;
-    }
-    let mut mark = db.prepare_cached(
-        "INSERT INTO mark (device, session, seq) VALUES (?1, ?2, ?3)
-         ON CONFLICT (device) DO UPDATE SET session = excluded.session, seq = excluded.seq",
-    )?;
-    for (device, session, seq) in &commit.marks {
-        mark.execute(params![device.as_str(), *session as i64, seq])?; // SQLite's integers are signed: the same bits
+        rows::put(db, &header, &block)?;
     }
     let mut sink = db.prepare_cached(
         "UPDATE sink SET confirmed = ?2, event = ?3 WHERE name = ?1 AND (confirmed <> ?2 OR event <> ?3)",

@@ -78,6 +78,8 @@ pub(super) struct State {
     pub events: Vec<u64>,
     /// What the disk has of each sink's confirmed seq and event.
     pub persisted: Vec<(Seq, u64)>,
+    /// The last seq that lies on disk.
+    pub written: Seq,
     /// When places that moved on without a commit are written all the same.
     pub places_due: Option<Duration>,
     /// Ranges of seqs without readings, oldest first: last seq before, length.
@@ -304,7 +306,7 @@ fn prepare(
         .into_iter()
         .map(|(device, session, seq)| (device.clone(), Mark::new(device, session, seq)))
         .collect();
-    let disk = Disk::new(path.clone(), config.durability, config.max_size.as_u64(), connection)
+    let disk = Disk::new(path.clone(), config.durability, config.max_size.as_u64(), found.written, connection)
         .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
     let shared = Arc::new(Shared {
         visible: AtomicU64::new(tail.visible().0),
@@ -314,6 +316,7 @@ fn prepare(
             marks,
             events: found.sinks.iter().map(|(_, event)| *event).collect(),
             persisted: found.sinks,
+            written: found.written,
             places_due: None,
             holes: found.holes,
             gaps: Vec::new(),
@@ -405,6 +408,7 @@ impl State {
         let commit = Commit {
             batches: unsaved.batches,
             marks: unsaved.marks,
+            covered: unsaved.covered,
             sinks: sinks.collect(),
             reserve,
             gaps: std::mem::take(&mut self.gaps),
@@ -419,7 +423,7 @@ impl State {
 
     /// Notes that sink number `sink` moved on, and when that must be on disk.
     pub fn moved(&mut self, sink: usize, now: Duration) {
-        let on_disk = self.tail.confirmed(sink).min(self.tail.saved_upto());
+        let on_disk = self.tail.confirmed(sink).min(self.written);
         let (seq, event) = self.persisted[sink]; // one for each sink
         if on_disk.0 > seq.0 + PLACES_SLACK || self.events[sink] != event {
             self.places_due.get_or_insert(now + PLACES_WITHIN);

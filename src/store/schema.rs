@@ -1,6 +1,7 @@
 //! The database file: opening it, its schema and migrations, and what a fresh
 //! start reads from it.
 
+use super::unlisted;
 use crate::config::Durability;
 use crate::model::{DeviceId, Epoch, Seq, Timestamp};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -68,6 +69,8 @@ pub(super) struct Recovered {
     /// The next seq to give out; all up to `reserved` may be.
     pub next: Seq,
     pub reserved: Seq,
+    /// The last seq that lies on disk.
+    pub written: Seq,
     /// Name, confirmed seq and confirmed event of each wanted sink, in their order.
     pub sinks: Vec<(Seq, u64)>,
     /// Sinks that stand in the log but are not wanted any more.
@@ -205,6 +208,9 @@ pub(super) fn recover(
             })
         })
         .collect::<rusqlite::Result<Vec<_>>>()?;
+    // Before there was such an entry, each commit wrote its marks to their table.
+    let listed = meta(&transaction, "listed")?.unwrap_or(disk_end);
+    unlisted::replay(&transaction, Seq(listed), Seq(disk_end))?;
     let marks = read_marks(&transaction)?;
     let holes = read_holes(&transaction, Seq(next))?;
     let last_event = last_event(&transaction)?;
@@ -214,6 +220,7 @@ pub(super) fn recover(
         epoch,
         next: Seq(next),
         reserved: Seq(reserved),
+        written: Seq(disk_end),
         sinks: positions,
         forgotten,
         marks,

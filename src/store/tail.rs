@@ -70,8 +70,11 @@ pub(super) struct Unsaved {
     pub batches: Vec<Numbered>,
     /// The last of them; `saved` if there is none.
     pub upto: Seq,
-    /// Device, session, and the session's last seq that is settled with this commit.
+    /// Device, session, and the session's last seq, of readings that were settled
+    /// without ever being saved and that no later ones of `batches` speak for.
     pub marks: Vec<(DeviceId, u64, u64)>,
+    /// The same of the readings in `batches`.
+    pub covered: Vec<(DeviceId, u64, u64)>,
 }
 
 impl Tail {
@@ -192,7 +195,7 @@ impl Tail {
 
     /// Everything that is not on disk, and what is to be written with it.
     pub fn unsaved(&mut self) -> Unsaved {
-        let mut marks: HashMap<DeviceId, (u64, u64)> = std::mem::take(&mut self.unsaved_marks);
+        let mut covered: HashMap<DeviceId, (u64, u64)> = HashMap::new();
         let mut batches = Vec::with_capacity(self.entries.len() - self.saved_entries);
         let mut upto = self.saved;
         let mut previous: Option<&Arc<Mark>> = None;
@@ -202,19 +205,20 @@ impl Tail {
             upto = entry.numbered.last();
             let Some(mark) = &entry.mark else { continue };
             if let Some(before) = previous.filter(|before| !Arc::ptr_eq(before, mark)) {
-                marks.insert(before.device().clone(), pending);
+                covered.insert(before.device().clone(), pending);
             }
             previous = Some(mark);
             pending = (mark.session(), entry.last_origin);
         }
         if let Some(before) = previous {
-            marks.insert(before.device().clone(), pending);
+            covered.insert(before.device().clone(), pending);
         }
-        let mut marks: Vec<_> = marks.into_iter().map(|(device, (session, seq))| (device, session, seq)).collect();
-        // In the table's order: fewer pages are touched twice, and the same commit
-        // writes the same pages each time.
-        marks.sort_unstable();
-        Unsaved { batches, upto, marks }
+        let mut marks = std::mem::take(&mut self.unsaved_marks);
+        marks.retain(|device, _| !covered.contains_key(device));
+        let list = |marks: HashMap<DeviceId, (u64, u64)>| {
+            marks.into_iter().map(|(device, (session, seq))| (device, session, seq)).collect()
+        };
+        Unsaved { batches, upto, marks: list(marks), covered: list(covered) }
     }
 
     /// A commit that took `marks` along failed: they are still to be written.
@@ -342,7 +346,7 @@ mod tests {
         assert_eq!((mark.settled(), tail.due()), (0, Some(2 * SECOND)));
         let work = tail.unsaved();
         assert_eq!((seqs(&work.batches), work.upto), (vec![1, 2, 3], Seq(3)));
-        assert_eq!(work.marks, [(mark.device().clone(), 1, 3)]);
+        assert_eq!((work.marks, work.covered), (vec![], vec![(mark.device().clone(), 1, 3)]));
         assert_eq!(tail.saved(work.upto).len(), 1);
         assert_eq!((mark.settled(), tail.due(), tail.unsettled_bytes()), (3, None, 0));
     }

@@ -89,9 +89,9 @@ impl Stepper {
 fn attempt(shared: &Shared, disk: &mut Disk, closing: bool) -> Attempt {
     let started = Instant::now();
     let now = shared.clock.now();
-    let (commit, upto) = shared.state.lock().commit(&shared.names, now.wall);
+    let (mut commit, upto) = shared.state.lock().commit(&shared.names, now.wall);
     let readings: usize = commit.batches.iter().map(|b| b.batch.readings.len()).sum();
-    let result = disk.commit(&commit);
+    let result = disk.commit(&mut commit);
     shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
     match result {
         Ok(outcome) => {
@@ -154,6 +154,9 @@ fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Vec<(Seq, u6
             state.tail.reserve(reserved);
         }
         state.persisted = places;
+        if let Some(written) = outcome.written {
+            state.written = written;
+        }
         let mut advanced = state.tail.saved(upto);
         if let Some(plan) = &outcome.dropped {
             tracing::warn!(

@@ -42,19 +42,11 @@ impl Seen {
         match reading.origin {
             None => new_in_log,
             Some((session, seq)) => {
-                let session = Source::Session(gateway.clone(), speaker(&reading.device), session);
+                // A hub numbers the readings of all its sub-devices in one sequence.
+                let session = Source::Session(gateway.clone(), reading.device.hub(), session);
                 self.ranges.entry(session).insert(seq)
             }
         }
-    }
-}
-
-/// The device whose session it is: a hub numbers the readings of all its
-/// sub-devices in one sequence.
-fn speaker(device: &DeviceId) -> DeviceId {
-    match device.as_str().split_once('/') {
-        Some((hub, _)) => DeviceId::new(hub).unwrap_or_else(|_| device.clone()),
-        None => device.clone(),
     }
 }
 

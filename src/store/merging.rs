@@ -1,0 +1,142 @@
+//! Small neighbouring segments become one.
+//!
+//! While a sink is away, each commit leaves a segment of a few readings, which
+//! names its devices and channels anew: ten times the space of a large one. When
+//! [`MERGE`] of them stand in a row, the next commit writes them again as one. What
+//! is small is well below what a commit itself writes, so merging adds a small
+//! part to that, and what it made is soon no longer small.
+
+use super::rows;
+use super::segment::{self, Encoder};
+use crate::model::Seq;
+use rusqlite::Connection;
+
+/// How many small segments in a row are merged.
+const MERGE: usize = 64;
+/// Bytes of block up to which a segment is small.
+const SMALL: u64 = 1024;
+
+/// A segment as it lies on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Lying {
+    first: Seq,
+    count: u64,
+    bytes: u64,
+}
+
+/// The first seq of the segments to merge, which are the newest, if there are
+/// enough small ones in a row, each beginning where the one before it ends.
+fn plan(newest_first: impl Iterator<Item = Lying>) -> Option<Seq> {
+    let (mut run, mut first) = (0, None);
+    for segment in newest_first {
+        let neighbours = first.is_none_or(|next| segment.first.plus(segment.count) == next);
+        if segment.bytes > SMALL || !neighbours {
+            break;
+        }
+        run += 1;
+        first = Some(segment.first);
+        if run == MERGE {
+            return first;
+        }
+    }
+    None
+}
+
+/// Counts the segments that were added since they were last looked at.
+#[derive(Debug, Default)]
+pub(super) struct Merging {
+    added: usize,
+}
+
+impl Merging {
+    /// A commit added a segment.
+    pub fn added(&mut self) {
+        self.added += 1;
+    }
+
+    /// Whether there may be enough to merge.
+    pub fn is_due(&self) -> bool {
+        self.added >= MERGE
+    }
+
+    /// They were merged, or were not worth it.
+    pub fn done(&mut self) {
+        self.added = 0;
+    }
+}
+
+/// Merges the newest segments if they are small. To be called before the
+/// transaction adds its own: one that is repeated replaces that by its first seq.
+///
+/// # Errors
+/// If the database cannot be read or written.
+pub(super) fn merge(db: &Connection, encoder: &mut Encoder) -> rusqlite::Result<()> {
+    let newest = {
+        let mut newest =
+            db.prepare_cached("SELECT first_seq, count, size FROM segment ORDER BY first_seq DESC LIMIT ?1")?;
+        let row =
+            |row: &rusqlite::Row<'_>| Ok(Lying { first: Seq(row.get(0)?), count: row.get(1)?, bytes: row.get(2)? });
+        newest.query_map([MERGE as u64], row)?.collect::<rusqlite::Result<Vec<_>>>()?
+    };
+    let Some(first) = plan(newest.into_iter()) else { return Ok(()) };
+    let mut batches = Vec::new();
+    let mut damaged = false;
+    rows::each(db, first.prev(), &mut |header, block| match segment::decode(header, block) {
+        Ok(decoded) => {
+            batches.extend(decoded);
+            true
+        }
+        Err(_) => {
+            damaged = true;
+            false
+        }
+    })?;
+    // Whoever reads a damaged one reports it.
+    if damaged {
+        return Ok(());
+    }
+    match encoder.encode(&batches) {
+        Ok(Some((header, block))) => {
+            db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1")?.execute([first.0])?;
+            rows::put(db, &header, &block)
+        }
+        Ok(None) => Ok(()),
+        Err(why) => {
+            tracing::warn!(%why, "small segments cannot be merged and stay as they are");
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segments(lying: &[(u64, u64, u64)]) -> impl Iterator<Item = Lying> {
+        lying.iter().rev().map(|(first, count, bytes)| Lying { first: Seq(*first), count: *count, bytes: *bytes })
+    }
+
+    fn run(from: u64, length: u64, bytes: u64) -> Vec<(u64, u64, u64)> {
+        (0..length).map(|n| (from + 2 * n, 2, bytes)).collect()
+    }
+
+    #[test]
+    fn small_neighbours_are_merged_once_there_are_enough() {
+        let enough = MERGE as u64;
+        assert_eq!(plan(segments(&run(1, enough - 1, 100))), None);
+        assert_eq!(plan(segments(&run(1, enough, SMALL))), Some(Seq(1)));
+        assert_eq!(plan(segments(&run(1, enough + 5, 100))), Some(Seq(11)));
+    }
+
+    #[test]
+    fn a_large_segment_or_a_hole_ends_the_run() {
+        let enough = MERGE as u64;
+        assert_eq!(plan(segments(&run(1, enough, SMALL + 1))), None);
+        let mut with_large = run(1, enough, 100);
+        with_large[10].2 = SMALL + 1;
+        assert_eq!(plan(segments(&with_large)), None);
+        let mut with_hole = run(1, 10, 100);
+        with_hole.extend(run(50, enough - 1, 100));
+        assert_eq!(plan(segments(&with_hole)), None);
+    }
+}

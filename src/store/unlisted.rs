@@ -1,0 +1,114 @@
+//! Marks that need no row of their own yet.
+//!
+//! A commit's segment says how far each of its devices came, so their marks are
+//! written to their table only now and then: with many devices the rows would
+//! take several times the space of the readings themselves. A fresh start reads
+//! the segments that follow the last time, see [`replay`].
+
+use super::rows;
+use super::schema;
+use super::segment;
+use crate::model::{Batch, DeviceId, Seq};
+use rusqlite::{Connection, params};
+use std::collections::BTreeMap;
+
+/// Readings that a fresh start decodes at most, or nearly so.
+const MAX_READINGS: u64 = 256 * 1024;
+/// Segments that it reads at most.
+const MAX_SEGMENTS: u32 = 256;
+
+/// So many marks are written to their table in any case.
+const MAX_MARKS: usize = 10_000;
+
+/// What the segments say about devices and the table of marks does not.
+#[derive(Debug)]
+pub(super) struct Unlisted {
+    /// In the table's order: fewer pages are touched twice, and the same commits
+    /// write the same pages each time.
+    marks: BTreeMap<DeviceId, (u64, u64)>,
+    /// The table is true up to here.
+    listed: Seq,
+    /// The last seq on disk.
+    last: Seq,
+    readings: u64,
+    segments: u32,
+}
+
+impl Unlisted {
+    /// Everything on disk, up to `last`, is in the table.
+    pub fn new(last: Seq) -> Unlisted {
+        Unlisted { marks: BTreeMap::new(), listed: last, last, readings: 0, segments: 0 }
+    }
+
+    /// A segment with so many readings up to `last` is on disk.
+    pub fn segment(&mut self, last: Seq, readings: u64) {
+        self.last = last;
+        self.readings += readings;
+        self.segments += 1;
+    }
+
+    /// Device, session and the session's last seq: what a segment says, or of
+    /// readings that were settled without being written.
+    pub fn add(&mut self, marks: Vec<(DeviceId, u64, u64)>) {
+        self.marks.extend(marks.into_iter().map(|(device, session, seq)| (device, (session, seq))));
+    }
+
+    /// Whether the table must be brought up to date when the segments up to `dropped`
+    /// go: they would take with them what they say, or a fresh start would have to
+    /// read more than it should.
+    pub fn is_due(&self, dropped: Seq) -> bool {
+        dropped > self.listed
+            || self.readings >= MAX_READINGS
+            || self.segments >= MAX_SEGMENTS
+            || self.marks.len() >= MAX_MARKS
+    }
+
+    /// Writes to the table what is not there yet.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn list(&self, db: &Connection) -> rusqlite::Result<()> {
+        for (device, (session, seq)) in &self.marks {
+            put(db, device, *session, *seq)?;
+        }
+        schema::set_meta(db, "listed", self.last.0)
+    }
+
+    /// What was listed is on disk now.
+    pub fn listed(&mut self) {
+        *self = Unlisted::new(self.last);
+    }
+}
+
+fn put(db: &Connection, device: &DeviceId, session: u64, seq: u64) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "INSERT INTO mark (device, session, seq) VALUES (?1, ?2, ?3)
+         ON CONFLICT (device) DO UPDATE SET session = excluded.session, seq = excluded.seq",
+    )?
+    .execute(params![device.as_str(), session as i64, seq])?; // SQLite's integers are signed: the same bits
+    Ok(())
+}
+
+/// Brings the table up to date from the segments after `listed`, of which `last` is
+/// the last seq.
+///
+/// # Errors
+/// If the database cannot be read or written. A damaged segment speaks for nobody:
+/// its devices' repetitions are taken for news.
+pub(super) fn replay(db: &Connection, listed: Seq, last: Seq) -> rusqlite::Result<()> {
+    let mut unlisted = Unlisted::new(last);
+    rows::each(db, listed, &mut |header, block| {
+        match segment::decode(header, block) {
+            Ok(batches) => unlisted.add(batches.iter().filter_map(|numbered| says(&numbered.batch)).collect()),
+            Err(why) => {
+                tracing::warn!(first = header.first.0, %why, "a damaged segment says nothing about its devices")
+            }
+        }
+        true
+    })?;
+    unlisted.list(db)
+}
+
+fn says(batch: &Batch) -> Option<(DeviceId, u64, u64)> {
+    Some((batch.device.hub(), batch.session?, batch.readings.last()?.origin_seq))
+}
