@@ -136,6 +136,10 @@ impl Disk {
             Some(connection) => connection,
             None => schema::open(&self.path, self.durability)?,
         };
+        if commit.reserve.is_some() {
+            // No power cut may take a reservation back, whatever the durability.
+            schema::synchronise(&connection, Durability::Full)?;
+        }
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if self.merging.is_due() {
             let before = commit.batches.first().map_or(Seq(i64::MAX as u64), |batch| batch.first);
@@ -169,7 +173,9 @@ impl Disk {
         outcome.written = written.map(|(last, _)| last);
         self.open_gap = open_gap;
         self.wal.committed(&connection)?;
-        self.connection = Some(connection);
+        // A connection that does not go back to the configured durability is opened anew.
+        let back = commit.reserve.is_none() || schema::synchronise(&connection, self.durability).is_ok();
+        self.connection = back.then_some(connection);
         Ok(outcome)
     }
 

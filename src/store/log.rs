@@ -287,7 +287,8 @@ fn prepare(
     let mut connection = schema::open(&path, config.durability)?;
     let now = clock.now();
     let failed = |why| OpenError::Database { path: path.clone(), why };
-    let found = schema::recover(&mut connection, sinks, now.wall, Epoch(fastrand::u32(1..))).map_err(failed)?;
+    let found = schema::recover(&mut connection, sinks, now.wall, Epoch(fastrand::u32(1..)), config.durability)
+        .map_err(failed)?;
     for name in &found.forgotten {
         tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
     }

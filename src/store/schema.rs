@@ -129,15 +129,20 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
     // Small pages write least for small commits; takes effect on a new file only.
     connection.pragma_update(None, "page_size", 1024)?;
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
-    let synchronous = match durability {
-        Durability::Full => "FULL",
-        Durability::Normal => "NORMAL",
-    };
-    connection.pragma_update(None, "synchronous", synchronous)?;
+    synchronise(connection, durability)?;
     connection.pragma_update_and_check(None, "wal_autocheckpoint", wal::CHECKPOINT_PAGES, |_| Ok(()))?;
     connection.pragma_update_and_check(None, "journal_size_limit", wal::MAX_BYTES, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -512)?;
     connection.pragma_update(None, "temp_store", "MEMORY")
+}
+
+/// From the next transaction on, commits are as durable as this says.
+pub(super) fn synchronise(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
+    let synchronous = match durability {
+        Durability::Full => "FULL",
+        Durability::Normal => "NORMAL",
+    };
+    connection.pragma_update(None, "synchronous", synchronous)
 }
 
 fn migrate(connection: &mut Connection, from: i64, scripts: &[&str]) -> rusqlite::Result<()> {
@@ -161,13 +166,16 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// Reads what the last life left, reserves the seqs of this one, and records the
-/// hole that an unclean stop leaves.
+/// hole that an unclean stop leaves. What is reserved is synced, whatever the
+/// durability: a power cut may take readings back, but no seq is given out twice.
 pub(super) fn recover(
     connection: &mut Connection,
     sinks: &[&str],
     now: Timestamp,
     new_epoch: Epoch,
+    durability: Durability,
 ) -> rusqlite::Result<Recovered> {
+    synchronise(connection, Durability::Full)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let epoch = match meta(&transaction, "epoch")? {
         Some(epoch) => Epoch(epoch),
@@ -209,6 +217,7 @@ pub(super) fn recover(
     let holes = read_holes(&transaction, Seq(next))?;
     let last_event = last_event(&transaction)?;
     transaction.commit()?;
+    synchronise(connection, durability)?;
     Ok(Recovered {
         epoch,
         next: Seq(next),
@@ -317,7 +326,7 @@ mod tests {
 
     fn recover_at(path: &Path, sinks: &[&str]) -> Recovered {
         let mut connection = open(path, Durability::Full).expect("the database opens");
-        recover(&mut connection, sinks, NOW, Epoch(7)).expect("the database reads")
+        recover(&mut connection, sinks, NOW, Epoch(7), Durability::Full).expect("the database reads")
     }
 
     #[test]

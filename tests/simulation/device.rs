@@ -1,0 +1,314 @@
+//! Devices as `docs/protocol.md` wants them: a buffer in memory, a session, and
+//! everything kept and sent again until it is acknowledged.
+
+use super::context::Context;
+use super::gateway::Door;
+use super::network::{Line, Relay};
+use super::oracle::{CLOCKLESS, content};
+use fastrand::Rng;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate::model::{Timestamp, Value};
+use tidegate::wire::codec::{decode_gateway, encode_device};
+use tidegate::wire::frame::{BodyEncoding, Decoder, Event, Format, Limits, MAX_BODY, Recovery, Version};
+use tidegate::wire::message::{
+    ChannelDeclaration, ChannelRef, DeviceClock, DeviceMessage, GatewayMessage, Heartbeat, Hello, Readings, Sample,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Readings that a device keeps; it gives up the oldest for newer ones.
+const KEEPS: usize = 3000;
+/// Silence after which a device connects anew.
+const GIVES_UP: Duration = Duration::from_secs(20);
+
+/// What the operator may do to a device.
+#[derive(Clone)]
+pub struct Controls(Arc<Mutex<State>>);
+
+struct State {
+    /// The lines it has, the newest last; older ones the gateway may not know to be dead.
+    relays: Vec<Relay>,
+    reboot: bool,
+    /// The time between readings; none are taken while it is zero.
+    pace: Duration,
+    session: u64,
+}
+
+impl Controls {
+    pub fn reboot(&self) {
+        self.0.lock().reboot = true;
+    }
+
+    pub fn set_pace(&self, pace: Duration) {
+        self.0.lock().pace = pace;
+    }
+
+    pub fn set_line(&self, context: &Context, device: &str, line: Line) {
+        if let Some(relay) = self.0.lock().relays.last() {
+            relay.set(context, device, line);
+        }
+    }
+
+    /// The session that it is in.
+    pub fn session(&self) -> u64 {
+        self.0.lock().session
+    }
+
+    /// Lines that fell silent break at last.
+    pub fn clear_lines(&self) {
+        self.0.lock().relays.clear();
+    }
+}
+
+pub struct Device {
+    context: Context,
+    name: String,
+    door: Door,
+    controls: Controls,
+    random: Rng,
+    format: Format,
+    session: u64,
+    /// Taken and not acknowledged, with their seqs.
+    kept: VecDeque<(u64, i64, Vec<(String, Value)>)>,
+    next: u64,
+    /// Sent on this connection up to here.
+    sent: u64,
+    window: u64,
+    next_reading: Instant,
+    booted: Instant,
+}
+
+impl Device {
+    pub fn new(context: &Context, name: &str, door: Door, pace: Duration, mut random: Rng) -> (Device, Controls) {
+        let session = random.u64(1..);
+        let controls = Controls(Arc::new(Mutex::new(State { relays: Vec::new(), reboot: false, pace, session })));
+        let version = if random.bool() { Version::V1 } else { Version::V2 };
+        let encoding = if random.bool() { BodyEncoding::Json } else { BodyEncoding::Postcard };
+        let device = Device {
+            context: context.clone(),
+            name: name.to_owned(),
+            door,
+            controls: controls.clone(),
+            format: Format { version, encoding },
+            session,
+            random,
+            kept: VecDeque::new(),
+            next: 1,
+            sent: 0,
+            window: 0,
+            next_reading: Instant::now(),
+            booted: Instant::now(),
+        };
+        (device, controls)
+    }
+
+    /// Lives until it is dropped.
+    pub async fn run(mut self) {
+        loop {
+            self.take();
+            if let Some((stream, relay)) = self.door.enter(&self.name, self.random.u64(..)) {
+                {
+                    let mut state = self.controls.0.lock();
+                    state.relays.push(relay);
+                    // An old line is sometimes left to the gateway, as if it had not broken yet.
+                    let old = state.relays.len() - 1;
+                    if old > 0 && self.random.bool() {
+                        state.relays.drain(..old);
+                    }
+                }
+                let why = self.converse(stream).await;
+                self.context.trace(format_args!("{} disconnected: {why}", self.name));
+            }
+            let pause = Duration::from_millis(self.random.u64(20..2000));
+            sleep(pause).await;
+            self.reboots();
+        }
+    }
+
+    /// Takes the readings that are due.
+    fn take(&mut self) {
+        let pace = self.controls.0.lock().pace;
+        let now = Instant::now();
+        if pace.is_zero() {
+            self.next_reading = now;
+            return;
+        }
+        while self.next_reading <= now {
+            self.next_reading += pace;
+            let time = self.clock();
+            let taken = Timestamp(time);
+            let (session, seq) = (self.session, self.next);
+            self.next += 1;
+            self.kept.push_back((seq, time, content(&self.name, session, seq, taken)));
+            self.context.oracle(|oracle| oracle.taken(&self.name, session, seq));
+            if self.kept.len() > KEEPS {
+                if let Some((seq, ..)) = self.kept.pop_front() {
+                    self.context.oracle(|oracle| oracle.gave_up(&self.name, session, seq));
+                }
+            }
+        }
+    }
+
+    fn clock(&self) -> i64 {
+        match self.is_clockless() {
+            true => i64::try_from(self.booted.elapsed().as_millis()).unwrap_or(i64::MAX),
+            false => self.context.wall().0,
+        }
+    }
+
+    fn is_clockless(&self) -> bool {
+        self.name.starts_with(CLOCKLESS)
+    }
+
+    fn reboots(&mut self) -> bool {
+        if !std::mem::take(&mut self.controls.0.lock().reboot) {
+            return false;
+        }
+        self.context.trace(format_args!("{} reboots, {} kept are lost", self.name, self.kept.len()));
+        self.session = self.random.u64(1..);
+        self.controls.0.lock().session = self.session;
+        self.kept.clear();
+        self.next = 1;
+        self.booted = Instant::now();
+        true
+    }
+
+    async fn converse(&mut self, mut stream: DuplexStream) -> &'static str {
+        let limits = Limits { max_body: MAX_BODY, require_checksum: false };
+        let mut decoder = Decoder::new(limits, Recovery::Fail);
+        let hello = self.hello();
+        if !self.say(&mut stream, &hello).await {
+            return "Hello was not sent";
+        }
+        self.window = 0;
+        let mut heard = Instant::now();
+        let mut said = heard;
+        let mut buffer = vec![0; 2048];
+        loop {
+            if self.reboots() {
+                return "rebooted";
+            }
+            self.take();
+            if self.window > 0 {
+                if self.kept.front().is_some_and(|(seq, ..)| *seq > self.sent + 1) {
+                    return "gave up what was not sent yet";
+                }
+                if let Some(message) = self.readings() {
+                    if !self.say(&mut stream, &message).await {
+                        return "a write failed";
+                    }
+                    said = Instant::now();
+                } else if said.elapsed() > Duration::from_secs(5) {
+                    let heartbeat = DeviceMessage::Heartbeat(Heartbeat { time: self.clock() });
+                    if !self.say(&mut stream, &heartbeat).await {
+                        return "a heartbeat was not sent";
+                    }
+                    said = Instant::now();
+                }
+                if self.random.u32(..20_000) == 0 {
+                    let noise: Vec<u8> = std::iter::repeat_with(|| self.random.u8(..)).take(40).collect();
+                    let _ = timeout(GIVES_UP, stream.write_all(&noise)).await;
+                }
+            }
+            let patience = Duration::from_millis(self.random.u64(5..200));
+            match timeout(patience, stream.read(&mut buffer)).await {
+                Err(_) if heard.elapsed() > GIVES_UP => return "nothing heard",
+                Err(_) => continue,
+                Ok(Err(_) | Ok(0)) => return "closed",
+                Ok(Ok(read)) => {
+                    heard = Instant::now();
+                    let mut messages = Vec::new();
+                    let decoded = decoder.push(&buffer[..read], &mut |event| {
+                        if let Event::Frame(frame) = event {
+                            messages.push(decode_gateway(&frame));
+                        }
+                        ControlFlow::Continue(())
+                    });
+                    if decoded.is_err() {
+                        self.context.oracle(|oracle| oracle.violated("the gateway sent no frame".into()));
+                    }
+                    for message in messages {
+                        match message {
+                            Ok(GatewayMessage::Goodbye(_)) => return "Goodbye",
+                            Ok(message) => self.told(message),
+                            Err(why) => self.context.oracle(|oracle| oracle.violated(why.to_string())),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn hello(&self) -> DeviceMessage {
+        let clock = if self.is_clockless() { DeviceClock::SinceBoot } else { DeviceClock::Wall };
+        DeviceMessage::Hello(Hello {
+            device: self.name.clone(),
+            session: self.session,
+            clock,
+            time: self.clock(),
+            firmware: None,
+            channels: vec![ChannelDeclaration { index: 0, name: "n".into(), unit: None }],
+            first: self.kept.front().map_or(self.next, |(seq, ..)| *seq),
+        })
+    }
+
+    fn told(&mut self, message: GatewayMessage) {
+        let upto = match message {
+            GatewayMessage::Welcome(welcome) => {
+                self.window = u64::from(welcome.window);
+                self.sent = self.kept.front().map_or(self.next, |(seq, ..)| *seq) - 1;
+                self.sent = self.sent.max(welcome.settled);
+                self.context.trace(format_args!("{} welcomed at {}", self.name, welcome.settled));
+                welcome.settled
+            }
+            GatewayMessage::Ack(ack) => {
+                self.context.trace(format_args!("{} acked {}", self.name, ack.seq));
+                ack.seq
+            }
+            _ => return,
+        };
+        self.context.oracle(|oracle| oracle.acked(&self.name, self.session, upto));
+        while self.kept.front().is_some_and(|(seq, ..)| *seq <= upto) {
+            self.kept.pop_front();
+        }
+    }
+
+    /// The next Readings, if the window has room; sometimes one that was sent before.
+    fn readings(&mut self) -> Option<DeviceMessage> {
+        let oldest = self.kept.front().map(|(seq, ..)| *seq)?;
+        // What was given up meanwhile cannot be left out in the middle of a connection.
+        let outstanding = (self.sent + 1).saturating_sub(oldest);
+        let again = outstanding > 0 && self.random.u8(..40) == 0;
+        let from = if again { oldest + self.random.u64(..outstanding) } else { self.sent + 1 };
+        let room = self.window.saturating_sub(outstanding);
+        let count = self.random.u64(1..=50).min(if again { 50 } else { room });
+        let mut samples = Vec::new();
+        let mut next = from;
+        for (seq, time, values) in self.kept.iter().skip_while(|(seq, ..)| *seq < from) {
+            if *seq != next || samples.len() as u64 >= count {
+                break;
+            }
+            next += 1;
+            let values = values.iter().map(|(name, value)| {
+                let channel = if name == "n" { ChannelRef::Index(0) } else { ChannelRef::Name(name.clone()) };
+                (channel, value.clone())
+            });
+            samples.push(Sample { time: *time, values: values.collect() });
+        }
+        if samples.is_empty() {
+            return None;
+        }
+        self.sent = self.sent.max(next - 1);
+        Some(DeviceMessage::Readings(Readings { seq: from, sub: None, samples }))
+    }
+
+    async fn say(&mut self, stream: &mut DuplexStream, message: &DeviceMessage) -> bool {
+        let mut bytes = Vec::new();
+        encode_device(message, self.format, &mut bytes);
+        timeout(GIVES_UP, stream.write_all(&bytes)).await.is_ok_and(|written| written.is_ok())
+    }
+}

@@ -1,0 +1,241 @@
+//! The gateway as `src/gateway.rs` puts it together, from the same parts, on one
+//! thread: sessions over simulated lines, pumps to simulated brokers, and the
+//! writer stepped in virtual time.
+
+use super::broker::{Broker, SimulatedDestination};
+use super::context::Context;
+use super::network::{self, Relay};
+use super::vfs::FaultyVfs;
+use fastrand::Rng;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+use tidegate::backoff::Backoff;
+use tidegate::clock::Clock;
+use tidegate::config::{self, Encoding};
+use tidegate::device::Registry;
+use tidegate::link::{self, tcp::serve_stream};
+use tidegate::metrics::{Metrics, SinkLabel};
+use tidegate::model::GatewayId;
+use tidegate::sink::{Identity, Pulse, Pump};
+use tidegate::store::{Log, OpenError, Opened, Stepped, Stepper};
+use tokio::io::DuplexStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+/// A sink and where it sends to.
+#[derive(Clone)]
+pub struct SinkPlan {
+    pub name: String,
+    pub broker: Broker,
+    pub encoding: Encoding,
+}
+
+/// Where devices come in, whichever process listens.
+#[derive(Clone)]
+pub struct Door {
+    context: Context,
+    latency: Duration,
+    listener: Arc<Mutex<Option<Listener>>>,
+}
+
+struct Listener {
+    shared: link::Shared,
+    tcp: Arc<config::Tcp>,
+    /// One for each connection: those who wait for one signal wake in an order that
+    /// tokio draws at random.
+    stops: Vec<watch::Sender<bool>>,
+    connections: JoinSet<()>,
+}
+
+pub struct Gateway {
+    context: Context,
+    door: Door,
+    pub log: Log,
+    pub metrics: Metrics,
+    pumps: JoinSet<()>,
+    stop_pumps: Vec<watch::Sender<bool>>,
+    writer: JoinSet<()>,
+    max_pending: u64,
+}
+
+impl Door {
+    pub fn new(context: &Context, latency: Duration) -> Door {
+        Door { context: context.clone(), latency, listener: Arc::default() }
+    }
+
+    /// Connects a device, if somebody listens.
+    pub fn enter(&self, device: &str, seed: u64) -> Option<(DuplexStream, Relay)> {
+        let mut listener = self.listener.lock();
+        let Listener { shared, tcp, stops, connections } = listener.as_mut()?;
+        while let Some(ended) = connections.try_join_next() {
+            report_panic(&self.context, "a connection", ended);
+        }
+        let network::Connected { device: near, gateway: mut far, relay } = network::connect(self.latency, seed);
+        let stop = watch::Sender::new(false);
+        let (shared, tcp, stopped, from) = (shared.clone(), tcp.clone(), stop.subscribe(), device.to_owned());
+        stops.retain(|stop| !stop.is_closed());
+        stops.push(stop);
+        connections.spawn(async move { serve_stream(&mut far, &from, &tcp, shared, stopped).await });
+        Some((near, relay))
+    }
+}
+
+fn report_panic(context: &Context, what: &str, ended: Result<(), tokio::task::JoinError>) {
+    if ended.is_err_and(|error| error.is_panic()) {
+        context.oracle(|oracle| oracle.violated(format!("{what} panicked")));
+    }
+}
+
+impl Gateway {
+    /// Starts the gateway.
+    ///
+    /// # Errors
+    /// If the log does not open.
+    pub fn start(
+        context: &Context,
+        door: &Door,
+        vfs: &FaultyVfs,
+        store: &config::Store,
+        sinks: &[SinkPlan],
+        random: &mut Rng,
+    ) -> Result<Gateway, OpenError> {
+        let (clock, metrics) = (context.clock(), Metrics::new());
+        let names: Vec<_> = sinks.iter().map(|sink| sink.name.as_str()).collect();
+        let Opened { log, cursors, writer } = Log::open_stepped(store, &names, clock.clone(), metrics.clone())?;
+        let gateway = GatewayId::new("simulated").expect("a valid name");
+        let identity = Identity { gateway, epoch: log.epoch() };
+        let mut stop_pumps = Vec::new();
+        let mut pumps = JoinSet::new();
+        for (sink, cursor) in sinks.iter().zip(cursors) {
+            let destination = SimulatedDestination {
+                broker: sink.broker.clone(),
+                identity: identity.clone(),
+                encoding: sink.encoding,
+            };
+            let (min, max) = (Duration::from_millis(500), Duration::from_secs(20));
+            let backoff = Backoff::new(min, max, Duration::from_secs(30), random.u64(..));
+            let pulse = Pulse::new(clock.now().monotonic);
+            let max_batch = [512, 4096, 16 * 1024][random.usize(..3)];
+            let pump = Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), pulse);
+            let stop = watch::Sender::new(false);
+            pumps.spawn(pump.run(stop.subscribe(), Duration::from_secs(2)));
+            stop_pumps.push(stop);
+        }
+        let registry = Registry::new(metrics.clone());
+        let devices = config::Devices { window: [16, 200, 4096][random.usize(..3)], ..config::Devices::default() };
+        let shared =
+            link::Shared { log: log.clone(), registry, devices, clock: clock.clone(), metrics: metrics.clone() };
+        let tcp = Arc::new(config::Tcp::default());
+        let listener = Listener { shared, tcp, stops: Vec::new(), connections: JoinSet::new() };
+        *door.listener.lock() = Some(listener);
+        let mut stepping = JoinSet::new();
+        stepping.spawn(step(context.clone(), clock, vfs.clone(), writer));
+        Ok(Gateway {
+            context: context.clone(),
+            door: door.clone(),
+            log,
+            metrics,
+            pumps,
+            stop_pumps,
+            writer: stepping,
+            max_pending: store.max_pending.as_u64(),
+        })
+    }
+
+    /// Stops as `Gateway::stop` does.
+    pub async fn stop(mut self) {
+        let began = Instant::now();
+        let listener = self.door.listener.lock().take();
+        let flush = async {
+            let flushed = self.log.flush().await;
+            self.context.trace(format_args!("flushed: {}", flushed.is_ok()));
+        };
+        let links = async {
+            if let Some(mut listener) = listener {
+                for stop in &listener.stops {
+                    stop.send_replace(true);
+                }
+                while let Some(ended) = listener.connections.join_next().await {
+                    report_panic(&self.context, "a connection", ended);
+                }
+            }
+        };
+        let _ = timeout(Duration::from_secs(4), async { tokio::join!(links, flush) }).await;
+        for stop in &self.stop_pumps {
+            stop.send_replace(true);
+        }
+        let pumps = async {
+            while let Some(ended) = self.pumps.join_next().await {
+                report_panic(&self.context, "a pump", ended);
+            }
+        };
+        let _ = timeout(Duration::from_secs(4), pumps).await;
+        self.pumps.shutdown().await;
+        self.log.close();
+        let closed = timeout(Duration::from_secs(2), self.writer.join_next()).await;
+        self.context.trace(format_args!("stopped within {:?}, closed: {}", began.elapsed(), closed.is_ok()));
+        self.writer.shutdown().await;
+    }
+
+    /// Ends at once. What its memory held is gone.
+    pub async fn crash(mut self) {
+        let listener = self.door.listener.lock().take();
+        if let Some(mut listener) = listener {
+            listener.connections.shutdown().await;
+        }
+        self.pumps.shutdown().await;
+        self.writer.shutdown().await;
+    }
+
+    /// How many readings wait for the sink, as the metrics say.
+    pub fn pending(&self, sink: &str) -> i64 {
+        self.metrics.sink_pending.get_or_create(&SinkLabel { sink: sink.into() }).get()
+    }
+
+    /// Whether a part ended that should be running, and the bounds are kept.
+    pub fn check(&mut self) {
+        while let Some(ended) = self.pumps.try_join_next() {
+            report_panic(&self.context, "a pump", ended);
+            self.context.oracle(|oracle| oracle.violated("a pump ended by itself".into()));
+        }
+        while let Some(ended) = self.writer.try_join_next() {
+            report_panic(&self.context, "the writer", ended);
+        }
+        let pending = u64::try_from(self.metrics.store_pending_bytes.get()).unwrap_or(0);
+        if pending > self.max_pending + MAX_BATCH {
+            let max = self.max_pending;
+            self.context.oracle(|oracle| oracle.violated(format!("{pending} bytes are pending, {max} are allowed")));
+        }
+    }
+}
+
+/// One batch may go beyond the bound on what is pending.
+const MAX_BATCH: u64 = 64 * 1024;
+/// The writer looks this often for work that nobody announces.
+const LOOK: Duration = Duration::from_millis(10);
+
+async fn step(context: Context, clock: Arc<dyn Clock>, vfs: FaultyVfs, mut writer: Stepper) {
+    loop {
+        let operations = vfs.disk().operations;
+        let stepped = writer.step();
+        if vfs.disk().is_dead() {
+            // Whatever it was told, the process does not see it any more.
+            std::future::pending::<()>().await;
+        }
+        match stepped {
+            Stepped::Idle(due) => {
+                let now = clock.now().monotonic;
+                let wait = due.map_or(LOOK, |due| due.saturating_sub(now).min(LOOK)).max(Duration::from_millis(1));
+                sleep(wait).await;
+            }
+            Stepped::Tried => {
+                let changes = vfs.disk().operations - operations;
+                context.trace(format_args!("commit, {changes} changes"));
+                sleep(Duration::from_millis(1)).await;
+            }
+            Stepped::Closed => return,
+        }
+    }
+}

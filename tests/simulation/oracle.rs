@@ -1,0 +1,227 @@
+//! What must hold, whatever happens. Knows only what devices and consumers see.
+
+use std::collections::{BTreeMap, BTreeSet};
+use tidegate::model::{Timestamp, Value};
+use tidegate::sink::encode::Delivery;
+
+/// How the names of devices begin that know only the time since their boot.
+pub const CLOCKLESS: &str = "boot";
+
+/// A device's name, its session and its own seq in it.
+pub type Origin = (String, u64, u64);
+
+#[derive(Default)]
+pub struct Oracle {
+    /// The first promise seen broken.
+    violation: Option<String>,
+    epoch: Option<u32>,
+    /// The reading that each seq stands for, wherever it was seen.
+    names: BTreeMap<u64, Origin>,
+    /// By device and session.
+    sessions: BTreeMap<(String, u64), Told>,
+    sinks: BTreeMap<String, Sink>,
+    pub deliveries: u64,
+    pub duplicates: u64,
+}
+
+/// What a device was told about a session.
+#[derive(Default)]
+struct Told {
+    taken: u64,
+    acked: u64,
+    /// What the device had no room to keep, before it was acknowledged.
+    given_up: BTreeSet<u64>,
+}
+
+/// What a consumer has.
+#[derive(Default, Clone)]
+struct Sink {
+    /// Readings that each session had taken before the sink was configured.
+    before: BTreeMap<(String, u64), u64>,
+    received: BTreeSet<Origin>,
+    /// The last one that came for the first time, by session.
+    newest: BTreeMap<(String, u64), u64>,
+    /// Gaps by event id: reason and readings of this sink.
+    gaps: BTreeMap<u64, (String, u64)>,
+}
+
+/// The time and value of a reading follow from its name, so that any copy can be
+/// checked.
+pub fn content(device: &str, session: u64, seq: u64, taken: Timestamp) -> Vec<(String, Value)> {
+    // Of a device without a wall clock the gateway reckons the time.
+    let time = if device.starts_with(CLOCKLESS) { 0 } else { taken.0.unsigned_abs() };
+    let mut random = fastrand::Rng::with_seed(session ^ seq.rotate_left(32) ^ time);
+    let mut values = vec![("n".to_owned(), Value::Integer(seq as i64)), ("f".to_owned(), Value::Float(random.f64()))];
+    if random.bool() {
+        let length = random.usize(..40);
+        let text: String = std::iter::repeat_with(|| random.alphanumeric()).take(length).collect();
+        values.push(("text".to_owned(), Value::Text(text.into())));
+    }
+    values
+}
+
+impl Oracle {
+    pub fn violated(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    pub fn violation(&self) -> Option<&str> {
+        self.violation.as_deref()
+    }
+
+    /// A device took a reading.
+    pub fn taken(&mut self, device: &str, session: u64, seq: u64) {
+        self.sessions.entry((device.to_owned(), session)).or_default().taken = seq;
+    }
+
+    /// A device forgot a reading that was not acknowledged.
+    pub fn gave_up(&mut self, device: &str, session: u64, seq: u64) {
+        self.sessions.entry((device.to_owned(), session)).or_default().given_up.insert(seq);
+    }
+
+    /// A device was told that everything of the session up to `seq` is safe.
+    pub fn acked(&mut self, device: &str, session: u64, seq: u64) {
+        let told = self.sessions.entry((device.to_owned(), session)).or_default();
+        if seq > told.taken {
+            let taken = told.taken;
+            self.violated(format!("{device} was acknowledged {seq} of session {session}, but took only {taken}"));
+            return;
+        }
+        told.acked = told.acked.max(seq);
+    }
+
+    /// A sink is configured from now on.
+    pub fn add_sink(&mut self, name: &str) {
+        let before = self.sessions.iter().map(|(session, told)| (session.clone(), told.taken)).collect();
+        self.sinks.insert(name.to_owned(), Sink { before, ..Sink::default() });
+    }
+
+    /// A sink goes on under another name.
+    pub fn rename_sink(&mut self, from: &str, to: &str) {
+        if let Some(sink) = self.sinks.remove(from) {
+            self.sinks.insert(to.to_owned(), sink);
+        }
+    }
+
+    pub fn remove_sink(&mut self, name: &str) {
+        self.sinks.remove(name);
+    }
+
+    /// A payload reached a consumer; `last` is the seq that came before it on its
+    /// connection.
+    pub fn delivered(&mut self, sink: &str, delivery: &Delivery, last: &mut u64) {
+        let epoch = delivery.epoch.0;
+        if *self.epoch.get_or_insert(epoch) != epoch {
+            self.violated(format!("{sink} got readings of epoch {epoch}, but the log was never replaced"));
+        }
+        for reading in &delivery.readings {
+            self.deliveries += 1;
+            let seq = reading.seq.0;
+            if seq <= *last {
+                self.violated(format!("{sink} got seq {seq} after {last} on one connection"));
+            }
+            *last = seq;
+            let Some((session, origin)) = reading.origin else {
+                self.violated(format!("{sink} got seq {seq} without its origin"));
+                continue;
+            };
+            let device = reading.device.to_string();
+            let values = content(&device, session, origin, reading.time);
+            let same = reading.values.len() == values.len() && reading.values.iter().zip(&values).all(|(a, b)| a == b);
+            if !same {
+                self.violated(format!(
+                    "{sink} got seq {seq} = {device} {session}/{origin} with {:?} instead of {values:?}",
+                    reading.values
+                ));
+            }
+            let name = (device, session, origin);
+            let known = self.names.entry(seq).or_insert_with(|| name.clone());
+            if *known != name {
+                let known = known.clone();
+                self.violated(format!("seq {seq} stood for {known:?}, and now for {name:?}"));
+            }
+            self.first_arrival(sink, seq, name);
+        }
+    }
+
+    fn first_arrival(&mut self, sink: &str, seq: u64, name: Origin) {
+        let key = (name.0.clone(), name.1);
+        let taken = self.sessions.get(&key).map_or(0, |told| told.taken);
+        if name.2 > taken {
+            self.violated(format!("{sink} got {name:?}, which no device took"));
+        }
+        let Some(known) = self.sinks.get_mut(sink) else {
+            self.violated(format!("{sink} got readings, but is not configured"));
+            return;
+        };
+        let order = name.2;
+        if !known.received.insert(name) {
+            self.duplicates += 1;
+            return;
+        }
+        let newest = known.newest.entry(key.clone()).or_default();
+        if order < *newest {
+            let newest = *newest;
+            self.violated(format!("{sink} got {key:?} {order} as seq {seq} for the first time after {newest}"));
+        } else {
+            *newest = order;
+        }
+    }
+
+    /// An event reached a consumer.
+    pub fn event(&mut self, sink: &str, id: u64, body: &serde_json::Map<String, serde_json::Value>) {
+        if body.get("type").and_then(|kind| kind.as_str()) != Some("gap") {
+            return;
+        }
+        let reason = body.get("reason").and_then(|reason| reason.as_str()).unwrap_or_default().to_owned();
+        let number = |key: &str| body.get(key).and_then(serde_json::Value::as_u64);
+        let lost = body.get("undelivered").and_then(|all| all.get(sink)).and_then(serde_json::Value::as_u64);
+        let lost = lost.unwrap_or_default();
+        let room = number("last").zip(number("first")).map_or(0, |(last, first)| (last + 1).saturating_sub(first));
+        if lost > room {
+            self.violated(format!("{sink} was told of {lost} readings lost in a gap of {room}"));
+        }
+        if let Some(known) = self.sinks.get_mut(sink) {
+            let gap = (reason, lost);
+            let told = known.gaps.entry(id).or_insert_with(|| gap.clone());
+            if *told != gap {
+                let told = told.clone();
+                self.violated(format!("{sink} was told of event {id} as {told:?} and as {gap:?}"));
+            }
+        }
+    }
+
+    /// Everything has healed and drained: what was acknowledged is delivered, or
+    /// reported as lost where that is allowed.
+    pub fn settle(&mut self, sink: &str, losses_allowed: bool) {
+        let Some(known) = self.sinks.get(sink) else { return };
+        let mut missing = 0;
+        let mut example = None;
+        for (session, told) in &self.sessions {
+            let before = known.before.get(session).copied().unwrap_or_default();
+            for seq in before + 1..=told.acked {
+                let name = (session.0.clone(), session.1, seq);
+                if !known.received.contains(&name) && !told.given_up.contains(&seq) {
+                    missing += 1;
+                    example.get_or_insert(name);
+                }
+            }
+        }
+        let reported: u64 = known.gaps.values().map(|(_, lost)| lost).sum();
+        let reasons: BTreeSet<_> = known.gaps.values().map(|(reason, _)| reason.clone()).collect();
+        if missing > reported {
+            self.violated(format!(
+                "{sink} misses {missing} acknowledged readings, such as {example:?}, and was told of {reported} lost"
+            ));
+        } else if reported > 0 && !losses_allowed {
+            self.violated(format!("{sink} was told of {reported} readings lost ({reasons:?}); there was no reason"));
+        }
+    }
+
+    /// How many readings devices still have that are not acknowledged, as far as
+    /// these are their `sessions`.
+    pub fn unacked(&self, sessions: &[(String, u64)]) -> u64 {
+        let told = sessions.iter().filter_map(|session| self.sessions.get(session));
+        told.map(|told| told.taken - told.acked).sum()
+    }
+}
