@@ -22,12 +22,21 @@
 //! - Power cut: the same with `durability = "full"`; with `"normal"` also the
 //!   commits since the last checkpoint.
 //! - A log at `max_size`: its oldest readings, counted and reported as a gap.
+//! - A damaged file: the segments whose checksum does not hold. All others are taken
+//!   over into a new database; see [`salvage`] and `docs/recovery.md`.
 
 mod cursor;
 mod disk;
+mod heal;
 mod log;
 mod mark;
+mod quarantine;
+mod ranges;
+mod recover;
+mod restore;
 mod retention;
+mod row;
+mod salvage;
 mod schema;
 pub mod segment;
 mod tail;

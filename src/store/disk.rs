@@ -1,11 +1,13 @@
 //! Commits: everything that changes together is written together.
 
+use super::restore::Restored;
 use super::retention::{self, Stored};
 use super::schema;
-use super::segment::Encoder;
+use super::segment::{Encoder, Header};
 use crate::config::Durability;
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior, params};
 use std::path::PathBuf;
 
@@ -26,6 +28,8 @@ pub(super) struct Commit {
     pub now: Timestamp,
     /// The last event that a sink may have seen; later ones may still be changed.
     pub seen_event: u64,
+    /// What comes from a database in quarantine.
+    pub restored: Restored,
 }
 
 /// What a commit did beyond what it was told.
@@ -121,9 +125,9 @@ impl Disk {
 
     /// Closes the database, folding the write-ahead log into it.
     pub fn close(&mut self) {
-        if let Some(connection) = self.connection.take()
-            && let Err((_, why)) = connection.close()
-        {
+        let Some(connection) = self.connection.take() else { return };
+        let folded = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+        if let Err(why) = folded.and_then(|_| connection.close().map_err(|(_, why)| why)) {
             tracing::warn!(%why, "the log could not be closed; it is complete all the same");
         }
     }
@@ -134,7 +138,7 @@ type OpenGap = Option<(u64, Gap)>;
 fn write(
     db: &Connection,
     commit: &Commit,
-    segment: Option<(super::segment::Header, Vec<u8>)>,
+    segment: Option<(Header, Vec<u8>)>,
     max_size: u64,
     mut open_gap: OpenGap,
 ) -> rusqlite::Result<(Outcome, OpenGap)> {
@@ -151,42 +155,31 @@ fn write(
         });
         outcome.dropped = Some(plan);
     }
+    for (header, block) in &commit.restored.history {
+        insert_segment(db, "IGNORE", header, block)?;
+    }
     if let Some((header, block)) = segment {
         // A commit whose failure was reported may be on disk all the same: the
         // one that repeats it starts at the same seq and replaces it.
-        db.prepare_cached(
-            "INSERT OR REPLACE INTO segment (first_seq, count, oldest, newest, raw_length, checksum, size, block)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        )?
-        .execute(params![
-            header.first.0,
-            header.count,
-            header.oldest.0,
-            header.newest.0,
-            header.raw_length,
-            header.checksum,
-            block.len() as u64,
-            block
-        ])?;
+        insert_segment(db, "REPLACE", &header, &block)?;
     }
-    let mut mark = db.prepare_cached(
-        "INSERT INTO mark (device, session, seq) VALUES (?1, ?2, ?3)
-         ON CONFLICT (device) DO UPDATE SET session = excluded.session, seq = excluded.seq",
-    )?;
     for (device, session, seq) in &commit.marks {
-        mark.execute(params![device.as_str(), *session as i64, seq])?; // SQLite's integers are signed: the same bits
+        schema::put_mark(db, device.as_str(), *session, *seq)?;
     }
-    let mut sink = db.prepare_cached(
-        "UPDATE sink SET confirmed = ?2, event = ?3 WHERE name = ?1 AND (confirmed <> ?2 OR event <> ?3)",
-    )?;
     let dropped_upto = outcome.dropped.as_ref().map_or(Seq::ZERO, |plan| plan.last);
     for (name, confirmed, event) in &commit.sinks {
-        sink.execute(params![&**name, confirmed.max(&dropped_upto).0, event])?;
+        schema::put_sink(db, name, *confirmed.max(&dropped_upto), *event)?;
     }
     for gap in gaps.into_iter().filter(|gap| gap.undelivered.iter().any(|(_, count)| *count > 0)) {
         outcome.last_event = Some(record_gap(db, commit, &mut open_gap, gap)?);
     }
+    for body in &commit.restored.events {
+        outcome.last_event = Some(schema::insert_event(db, commit.now, body)?);
+    }
     prune_events(db, commit)?;
+    if let Some((key, progress)) = &commit.restored.progress {
+        schema::set_meta(db, key, *progress)?;
+    }
     if let Some(reserved) = commit.reserve {
         schema::set_meta(db, "reserved", reserved.0)?;
     }
@@ -195,6 +188,25 @@ fn write(
     }
     outcome.size = used_bytes(db)?;
     Ok((outcome, open_gap))
+}
+
+/// Adds a segment's row; `conflict` says what to do if its seq has one already.
+pub(super) fn insert_segment(db: &Connection, conflict: &str, header: &Header, block: &[u8]) -> rusqlite::Result<()> {
+    let sql = format!(
+        "INSERT OR {conflict} INTO segment (first_seq, count, oldest, newest, raw_length, checksum, size, block)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"
+    );
+    db.prepare_cached(&sql)?.execute(params![
+        header.first.0,
+        header.count,
+        header.oldest.0,
+        header.newest.0,
+        header.raw_length,
+        header.checksum,
+        block.len() as u64,
+        block
+    ])?;
+    Ok(())
 }
 
 /// What a segment's row takes beside its block.
@@ -240,11 +252,7 @@ fn record_gap(db: &Connection, commit: &Commit, open: &mut OpenGap, gap: Gap) ->
     if let Some((id, before)) = open.as_mut().filter(|(id, _)| *id > commit.seen_event)
         && before.extend(&gap)
     {
-        db.prepare_cached("UPDATE event SET body = ?2, time = ?3 WHERE id = ?1")?.execute(params![
-            *id,
-            before.body(),
-            commit.now.0
-        ])?;
+        schema::update_event(db, *id, commit.now, &before.body())?;
         return Ok(*id);
     }
     let id = schema::insert_event(db, commit.now, &gap.body())?;

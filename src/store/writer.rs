@@ -16,6 +16,9 @@ pub(super) fn run(shared: &Shared, mut disk: Disk) {
     let mut counted = Counted::default();
     loop {
         let closing = wait(shared);
+        if shared.state.lock().damaged {
+            return;
+        }
         let started = Instant::now();
         let now = shared.clock.now();
         let (commit, upto) = shared.state.lock().commit(&shared.names, now.wall);
@@ -34,8 +37,13 @@ pub(super) fn run(shared: &Shared, mut disk: Disk) {
                 }
             }
             Err(why) => {
+                if shared.examine(&why) {
+                    return;
+                }
                 let text = format!("{why:#}");
                 let mut state = shared.state.lock();
+                state.restored.put_back(commit.restored);
+                state.restoring = false;
                 if state.failure.as_ref() != Some(&text) {
                     tracing::error!(error = %text, "the log cannot be written; devices are not acknowledged until it can");
                 }
@@ -87,6 +95,7 @@ fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Vec<(Seq, u6
             state.tail.reserve(reserved);
         }
         state.persisted = places;
+        state.restoring = false;
         let mut advanced = state.tail.saved(upto);
         if let Some(plan) = &outcome.dropped {
             tracing::warn!(
