@@ -30,6 +30,7 @@ mod disk;
 mod heal;
 mod log;
 mod mark;
+mod offline;
 mod quarantine;
 mod ranges;
 mod recover;
@@ -43,6 +44,8 @@ mod tail;
 mod writer;
 
 pub use cursor::SinkCursor;
-pub use log::{Log, LogEvent, LogHealth, Opened, Saturated, Writer};
+pub use log::{Log, LogEvent, LogHealth, Opened, Saturated};
 pub use mark::Mark;
+pub use offline::{Before, Contents, Offline, Pending, Piece, Purged, Verdict, damaged, purge};
 pub use schema::{FILE_NAME, OpenError};
+pub use writer::Writer;

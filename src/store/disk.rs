@@ -54,7 +54,7 @@ pub(super) struct Gap {
 }
 
 impl Gap {
-    fn body(&self) -> String {
+    pub fn body(&self) -> String {
         let undelivered: serde_json::Map<_, _> =
             self.undelivered.iter().map(|(name, count)| (name.to_string(), (*count).into())).collect();
         serde_json::json!({

@@ -40,12 +40,7 @@ const FAR: u64 = 1 << 40;
 ///
 /// # Errors
 /// If the directory or the disk is at fault, or the log was written by a newer version.
-pub(super) fn open(
-    config: &config::Store,
-    sinks: &[&str],
-    now: Now,
-    metrics: &Metrics,
-) -> Result<Healed, OpenError> {
+pub(super) fn open(config: &config::Store, sinks: &[&str], now: Now, metrics: &Metrics) -> Result<Healed, OpenError> {
     let store = config.directory.as_path();
     let path = store.join(schema::FILE_NAME);
     let moving = |why| OpenError::Directory { path: store.join("quarantine"), why };
@@ -169,15 +164,22 @@ struct Look {
 
 fn examine(path: &Path) -> Result<Look, OpenError> {
     let damaged = |found: &str| OpenError::Damaged { path: path.to_owned(), found: found.to_owned() };
-    let unreadable = |why: io::Error| match why.kind() {
-        ErrorKind::PermissionDenied | ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::NotFound => true,
-        _ => matches!(why.raw_os_error(), Some(EIO | ELOOP)),
-    }
-    .then(|| OpenError::Unreadable { path: path.to_owned(), why: why.to_string() })
-    .unwrap_or(OpenError::Directory { path: path.to_owned(), why });
+    let unreadable = |why: io::Error| {
+        match why.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::NotFound => {
+                true
+            }
+            _ => matches!(why.raw_os_error(), Some(EIO | ELOOP)),
+        }
+        .then(|| OpenError::Unreadable { path: path.to_owned(), why: why.to_string() })
+        .unwrap_or(OpenError::Directory { path: path.to_owned(), why })
+    };
     let wal_length = std::fs::metadata(wal_path(path)).map_or(0, |meta| meta.len());
     match std::fs::symlink_metadata(path) {
-        Err(why) if why.kind() == ErrorKind::NotFound && wal_length == 0 => return Ok(Look::default()),
+        // A new log, which has nothing to miss.
+        Err(why) if why.kind() == ErrorKind::NotFound && wal_length == 0 => {
+            return Ok(Look { has_wal: true, orphans: Vec::new() });
+        }
         Err(why) if why.kind() == ErrorKind::NotFound => {
             return Err(damaged("it is missing, though its write-ahead log is there"));
         }

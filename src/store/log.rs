@@ -7,15 +7,14 @@ use super::mark::Mark;
 use super::restore::{self, Restored};
 use super::schema::{self, OpenError};
 use super::tail::{Policy, Tail};
-use super::writer;
+use super::writer::{self, Writer, lock};
 use crate::clock::Clock;
 use crate::config::{self, Deliver};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
 use crate::model::{Batch, DeviceId, Epoch, Seq, Timestamp};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -121,25 +120,6 @@ pub struct Opened {
     pub writer: Writer,
 }
 
-/// The thread that owns the write connection.
-pub struct Writer {
-    thread: std::thread::JoinHandle<()>,
-    salvage: Option<std::thread::JoinHandle<()>>,
-    _lock: File,
-}
-
-impl Writer {
-    /// Waits for the thread to end, which [`Log::close`] asks it to. Blocks.
-    pub fn join(self) {
-        if self.thread.join().is_err() {
-            tracing::error!("the log's writer ended with a panic");
-        }
-        if self.salvage.is_some_and(|salvage| salvage.join().is_err()) {
-            tracing::error!("taking over from a damaged log ended with a panic");
-        }
-    }
-}
-
 impl Log {
     /// Opens the log in the configured directory, creating both if need be, for
     /// the sinks named, and starts its writer. A damaged log is moved aside and what
@@ -222,7 +202,7 @@ impl Log {
             true => None,
             false => Some(restore::start(log.clone(), directory.to_owned(), jobs).map_err(failed)?),
         };
-        Ok(Opened { log, cursors, writer: Writer { thread, salvage, _lock: lock } })
+        Ok(Opened { log, cursors, writer: Writer::new(thread, salvage, lock) })
     }
 
     /// The mark of a device's session. A session that the log knows resumes where
@@ -346,18 +326,6 @@ impl Log {
         if !self.shared.state.lock().damaged {
             damaged.await;
         }
-    }
-}
-
-/// Takes the directory for this process alone.
-fn lock(directory: &Path) -> Result<File, OpenError> {
-    let failed = |why| OpenError::Directory { path: directory.to_owned(), why };
-    std::fs::create_dir_all(directory).map_err(failed)?;
-    let file = File::options().create(true).write(true).truncate(false).open(directory.join("lock")).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse { path: directory.to_owned() }),
-        Err(std::fs::TryLockError::Error(why)) => Err(failed(why)),
     }
 }
 

@@ -99,7 +99,7 @@ impl Entry {
     }
 
     fn text(&self) -> String {
-        let Report { state, reason, found, time, epoch, new_epoch, salvaged } = &self.report;
+        let Report { state, reason, found, time, new_epoch, salvaged, .. } = &self.report;
         let mut text = String::new();
         let epoch = |epoch: &Option<u32>| epoch.map_or("not known".to_owned(), |epoch| epoch.to_string());
         // Writing to a String cannot fail.

@@ -47,11 +47,6 @@ impl Ranges {
         missing
     }
 
-    /// The smallest seq in the set.
-    pub fn first(&self) -> Option<u64> {
-        self.0.first_key_value().map(|(&first, _)| first)
-    }
-
     /// The largest seq in the set, 0 if it is empty.
     pub fn end(&self) -> u64 {
         self.0.last_key_value().map_or(0, |(_, &last)| last)

@@ -128,20 +128,7 @@ fn adopt_sinks(
     names: Option<u64>,
     next: u64,
 ) -> rusqlite::Result<Vec<String>> {
-    let mut known: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    let mut lost = false;
-    let mut statement = transaction.prepare("SELECT name, confirmed, event, guard FROM sink")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        match (row.get::<_, String>(0), row.get::<_, i64>(1), row.get::<_, i64>(2), row.get::<_, i64>(3)) {
-            (Ok(name), Ok(confirmed), Ok(event), Ok(guard))
-                if guard == row::sink_guard(&name, confirmed, event) && confirmed.unsigned_abs() < next =>
-            {
-                known.insert(name, (confirmed.unsigned_abs(), event.unsigned_abs()));
-            }
-            _ => lost = true,
-        }
-    }
+    let (mut known, mut lost) = sound_sinks(transaction, next)?;
     let present = row::names_guard(known.keys().map(String::as_str));
     lost |= names.is_some_and(|names| i64::try_from(names) != Ok(present));
     if lost {
@@ -171,8 +158,11 @@ fn adopt_sinks(
     Ok(forgotten)
 }
 
-fn read_marks(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<(DeviceId, u64, u64)>> {
-    let mut statement = transaction.prepare("SELECT device, session, seq, guard FROM mark")?;
+type Marks = Vec<(DeviceId, u64, u64)>;
+
+/// The marks that are sound, and how many are not.
+fn sound_marks(connection: &Connection) -> rusqlite::Result<(Marks, u64)> {
+    let mut statement = connection.prepare("SELECT device, session, seq, guard FROM mark")?;
     let mut rows = statement.query([])?;
     let (mut marks, mut damaged) = (Vec::new(), 0u64);
     while let Some(row) = rows.next()? {
@@ -188,6 +178,11 @@ fn read_marks(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<(DeviceId, 
             None => damaged += 1,
         }
     }
+    Ok((marks, damaged))
+}
+
+fn read_marks(transaction: &Transaction<'_>) -> rusqlite::Result<Marks> {
+    let (marks, damaged) = sound_marks(transaction)?;
     if damaged > 0 {
         tracing::error!(devices = damaged, "damaged marks are forgotten: what those devices send again is kept twice");
         transaction.execute("DELETE FROM mark", [])?;
@@ -198,24 +193,29 @@ fn read_marks(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<(DeviceId, 
     Ok(marks)
 }
 
+type Events = Vec<(i64, i64, String, i64)>;
+
+/// The events that are sound (id, time, body and guard), and how many are not.
+fn sound_events(connection: &Connection) -> rusqlite::Result<(Events, u64)> {
+    let (mut sound, mut damaged) = (Vec::new(), 0);
+    let mut statement = connection.prepare("SELECT id, time, body, guard FROM event ORDER BY id")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        match (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, String>(2), row.get::<_, i64>(3)) {
+            (Ok(id), Ok(time), Ok(body), Ok(guard)) if guard == row::event_guard(id, time, &body) => {
+                sound.push((id, time, body, guard));
+            }
+            _ => damaged += 1,
+        }
+    }
+    Ok((sound, damaged))
+}
+
 /// Takes out events that are damaged, and says so by one that is not. Sees to it that
 /// no id is given out again that a sink has confirmed.
 fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64) -> rusqlite::Result<()> {
     const FAR: i64 = 1 << 40;
-    let mut sound: Vec<(i64, i64, String, i64)> = Vec::new();
-    let mut damaged = 0u64;
-    {
-        let mut statement = transaction.prepare("SELECT id, time, body, guard FROM event ORDER BY id")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            match (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, String>(2), row.get::<_, i64>(3)) {
-                (Ok(id), Ok(time), Ok(body), Ok(guard)) if guard == row::event_guard(id, time, &body) => {
-                    sound.push((id, time, body, guard));
-                }
-                _ => damaged += 1,
-            }
-        }
-    }
+    let (sound, damaged) = sound_events(transaction)?;
     let last: Option<i64> = transaction
         .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'event'", [], |row| Ok(row.get(0).unwrap_or(-1)))
         .optional()?;
@@ -277,6 +277,56 @@ fn read_meta(connection: &Connection) -> Result<BTreeMap<String, u64>, Fault> {
         }
     }
     Ok(meta)
+}
+
+/// Confirmed seq and event of each sink.
+///
+/// # Errors
+/// If one is not what was written.
+pub(super) fn places(connection: &Connection) -> Result<BTreeMap<String, (u64, u64)>, Fault> {
+    let (known, lost) = sound_sinks(connection, u64::MAX)?;
+    match lost {
+        true => Err(Fault::Damaged("the place of a sink is not what was written".into())),
+        false => Ok(known),
+    }
+}
+
+/// Each sink whose place is sound, and whether there are others.
+fn sound_sinks(connection: &Connection, next: u64) -> rusqlite::Result<(BTreeMap<String, (u64, u64)>, bool)> {
+    let (mut known, mut lost) = (BTreeMap::new(), false);
+    let mut statement = connection.prepare("SELECT name, confirmed, event, guard FROM sink")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        match (row.get::<_, String>(0), row.get::<_, i64>(1), row.get::<_, i64>(2), row.get::<_, i64>(3)) {
+            (Ok(name), Ok(confirmed), Ok(event), Ok(guard))
+                if guard == row::sink_guard(&name, confirmed, event) && confirmed.unsigned_abs() < next =>
+            {
+                known.insert(name, (confirmed.unsigned_abs(), event.unsigned_abs()));
+            }
+            _ => lost = true,
+        }
+    }
+    Ok((known, lost))
+}
+
+/// One line for each small table in which a row is not what was written.
+pub(super) fn unproven(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut found = Vec::new();
+    if let Err(Fault::Damaged(why)) = read_meta(connection) {
+        found.push(why);
+    }
+    if sound_sinks(connection, u64::MAX)?.1 {
+        found.push("table sink: a row is not what was written".to_owned());
+    }
+    let (_, marks) = sound_marks(connection)?;
+    if marks > 0 {
+        found.push(format!("table mark: {marks} rows are not what was written"));
+    }
+    let (_, events) = sound_events(connection)?;
+    if events > 0 {
+        found.push(format!("table event: {events} rows are not what was written"));
+    }
+    Ok(found)
 }
 
 /// A number that is kept across restarts, if it is there and right.

@@ -9,7 +9,7 @@
 
 use super::log::{Log, Shared};
 use super::quarantine::{self, Entry, MAX_RANGES};
-use super::salvage::{Found, Salvage, Walk, cut};
+use super::salvage::{Found, Salvage, Scan, Walk, cut};
 use super::segment::Header;
 use crate::metrics::ReasonLabel;
 use crate::model::{Numbered, Seq};
@@ -100,7 +100,7 @@ impl Restore<'_> {
         if !self.with_history {
             tracing::warn!(quarantine = self.job.entry.name(), "too little space on the disk to take history over");
         }
-        let walked = salvage.segments(true, &mut |found| match found {
+        let walked = salvage.segments(Scan::Always, &mut |found| match found {
             Found::Sound { header, block, batches } => self.take(header, block, &batches),
             Found::Damaged { header } => {
                 self.job.entry.report.salvaged.damaged_segments += 1;
@@ -134,7 +134,8 @@ impl Restore<'_> {
             self.job.entry.report.salvaged.sent_again += count;
             self.shared.metrics.store_salvaged_readings.inc_by(count);
         }
-        let whole = batches.iter().map(|batch| batch.batch.readings.len() as u64).sum::<u64>() == u64::from(header.count);
+        let whole =
+            batches.iter().map(|batch| batch.batch.readings.len() as u64).sum::<u64>() == u64::from(header.count);
         if header.first <= confirmed && whole && self.with_history {
             let kept = confirmed.min(header.last()).0 + 1 - header.first.0;
             self.job.entry.report.salvaged.history += kept;
@@ -176,11 +177,11 @@ impl Restore<'_> {
         loop {
             {
                 let mut state = self.shared.state.lock();
-                if state.is_over() {
-                    return ControlFlow::Break(());
-                }
                 if wanted(&state.restored) && !state.restoring {
                     return ControlFlow::Continue(());
+                }
+                if state.is_over() {
+                    return ControlFlow::Break(());
                 }
                 state.flush = true;
             }
@@ -235,13 +236,8 @@ impl Restore<'_> {
 
 /// Undelivered seqs that nothing sound holds, as far as anything tells of them.
 fn missing(walk: &Walk, confirmed: u64, end: u64) -> Vec<(u64, u64)> {
-    let told = walk.damaged.iter().filter(|(_, last)| *last <= end);
-    let upto = told.clone().map(|(_, last)| *last).max().unwrap_or(0).max(walk.given.end());
-    let from = match confirmed {
-        // Not known: what stood before the first that is known may have left long ago.
-        0 => told.map(|(first, _)| *first).chain(walk.given.first()).min().unwrap_or(1),
-        confirmed => confirmed + 1,
-    };
+    let told = walk.damaged.iter().map(|(_, last)| *last).filter(|last| *last <= end);
+    let (from, upto) = (confirmed + 1, told.max().unwrap_or(0).max(walk.given.end()));
     let mut missing = if from <= upto { walk.missing(from, upto) } else { Vec::new() };
     if let Some((_, last)) = missing.last().copied()
         && missing.len() > MAX_RANGES

@@ -49,6 +49,16 @@ pub(super) struct Facts {
     pub marks: BTreeMap<String, (u64, u64)>,
     /// Id, time and body.
     pub events: BTreeMap<u64, (i64, String)>,
+    /// Rows whose guard does not hold.
+    pub unproven: u64,
+}
+
+/// Whether to look also for segments to which the tree does not lead. Among them may
+/// be some that were deleted long ago.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scan {
+    Always,
+    IfDamaged,
 }
 
 /// What was found where a segment should be.
@@ -66,6 +76,7 @@ pub(super) struct Walk {
     pub given: Ranges,
     /// What damaged rows say that they held; not proven.
     pub damaged: Vec<(u64, u64)>,
+    pub damaged_segments: u64,
     /// Pages of the tree that could not be read as such.
     pub broken_pages: u64,
 }
@@ -103,27 +114,26 @@ impl Salvage {
         let mut facts = Facts::default();
         for table in ["meta", "sink", "mark", "event"] {
             let Some(root) = self.roots.get(table) else { continue };
-            self.rows(*root, &mut |rowid, fields| facts.take(table, rowid, fields));
+            self.rows(*root, &mut |rowid, fields| {
+                facts.unproven += u64::from(!facts.take(table, rowid, fields));
+            });
         }
         for image in self.pages.images().filter(|image| matches!(image, Image::Frame(_) | Image::Db(2..=8))) {
             let Some(page) = self.pages.read(image) else { continue };
             for cell in record::cells(&page, 0) {
                 let Some(fields) = (cell.overflow == 0).then(|| record::fields(cell.local)).flatten() else { continue };
                 for table in ["meta", "sink", "mark"] {
-                    facts.take(table, cell.rowid, &fields);
+                    // Rows of other tables are among them.
+                    let _ = facts.take(table, cell.rowid, &fields);
                 }
             }
         }
         facts
     }
 
-    /// Gives every segment that the tree leads to, and with `everywhere` also those
-    /// that it does not, each reading once.
-    pub fn segments(
-        &self,
-        everywhere: bool,
-        give: &mut dyn FnMut(Found) -> ControlFlow<()>,
-    ) -> ControlFlow<Walk, Walk> {
+    /// Gives every segment that the tree leads to, and those that `scan` asks for,
+    /// each reading once.
+    pub fn segments(&self, scan: Scan, give: &mut dyn FnMut(Found) -> ControlFlow<()>) -> ControlFlow<Walk, Walk> {
         let mut walk = Walk::default();
         let mut flow = ControlFlow::Continue(());
         let root = self.roots.get("segment").copied().unwrap_or(3);
@@ -137,8 +147,11 @@ impl Salvage {
                 Some((header, block, batches)) => walk.give(header, block, batches, give),
                 None => {
                     let known = self.record(cell, View::Committed);
-                    let header =
-                        known.as_deref().and_then(record::fields).and_then(|f| row::header(|column| number(column, &f)));
+                    let header = known
+                        .as_deref()
+                        .and_then(record::fields)
+                        .and_then(|f| row::header(|column| number(column, &f)));
+                    walk.damaged_segments += 1;
                     walk.damaged.extend(header.map(|header| (header.first.0, header.last().0)));
                     give(Found::Damaged { header })
                 }
@@ -146,13 +159,38 @@ impl Salvage {
             flow
         });
         walk.broken_pages = broken;
-        if flow.is_continue() && everywhere {
+        let wal = self.wal_state();
+        let damaged = broken + walk.damaged_segments + wal.orphaned_commits > 0 || wal.header_damaged;
+        if flow.is_continue() && (scan == Scan::Always || damaged) {
             flow = self.scan(self.pages.images(), &mut walk, give);
         }
         match flow {
             ControlFlow::Continue(()) => ControlFlow::Continue(walk),
             ControlFlow::Break(()) => ControlFlow::Break(walk),
         }
+    }
+
+    /// What is not as it was written, beside segments.
+    pub fn problems(&self) -> Vec<String> {
+        let wal = self.wal_state();
+        let mut problems = Vec::new();
+        for (table, root) in &self.roots {
+            let broken = self.cells(*root, &mut |_, _| ControlFlow::Continue(()));
+            if broken > 0 {
+                problems.push(format!("table {table}: {broken} pages are none of its tree"));
+            }
+        }
+        let unproven = self.facts().unproven;
+        if unproven > 0 {
+            problems.push(format!("{unproven} rows of small tables are not what was written"));
+        }
+        if wal.header_damaged {
+            problems.push("the header of the write-ahead log is not what was written".to_owned());
+        } else if wal.orphaned_commits > 0 {
+            let orphans = wal.orphaned_commits;
+            problems.push(format!("{orphans} commits stand behind a damaged one in the write-ahead log"));
+        }
+        problems
     }
 
     /// The sound segments in those frames of the write-ahead log that SQLite would not
@@ -326,10 +364,10 @@ pub(super) fn cut(batch: &Numbered, first: Seq, last: Seq) -> Numbered {
 }
 
 impl Facts {
-    /// Takes a row in if its guard holds; of several with one key, the one that is
-    /// furthest.
-    fn take(&mut self, table: &str, rowid: i64, fields: &[Field<'_>]) {
-        let _ = self.try_take(table, rowid, fields);
+    /// Takes a row in if its guard holds, and says whether it does; of several with one
+    /// key, the one that is furthest.
+    fn take(&mut self, table: &str, rowid: i64, fields: &[Field<'_>]) -> bool {
+        self.try_take(table, rowid, fields).is_some()
     }
 
     fn try_take(&mut self, table: &str, rowid: i64, fields: &[Field<'_>]) -> Option<()> {
@@ -339,34 +377,30 @@ impl Facts {
         match table {
             "meta" => {
                 let (key, value) = (text(0)?, number(1)?);
-                if number(2)? == row::meta_guard(key, value) {
-                    let known = self.meta.entry(key.to_owned()).or_default();
-                    *known = (*known).max(unsigned(1)?);
-                }
+                (number(2)? == row::meta_guard(key, value)).then_some(())?;
+                let known = self.meta.entry(key.to_owned()).or_default();
+                *known = (*known).max(unsigned(1)?);
             }
             "sink" => {
                 let (name, confirmed, event) = (text(0)?, number(1)?, number(2)?);
-                if number(3)? == row::sink_guard(name, confirmed, event) {
-                    let known = self.sinks.entry(name.to_owned()).or_default();
-                    *known = (*known).max((unsigned(1)?, unsigned(2)?));
-                }
+                (number(3)? == row::sink_guard(name, confirmed, event)).then_some(())?;
+                let known = self.sinks.entry(name.to_owned()).or_default();
+                *known = (*known).max((unsigned(1)?, unsigned(2)?));
             }
             "mark" => {
                 let (device, session, seq) = (text(0)?, number(1)?, number(2)?);
-                if number(3)? == row::mark_guard(device, session, seq) {
-                    let session = session as u64; // the same 64 bits as written
-                    let known = self.marks.entry(device.to_owned()).or_insert((session, 0));
-                    // Of two sessions, the one found first stands in the newer page.
-                    if known.0 == session {
-                        known.1 = known.1.max(unsigned(2)?);
-                    }
+                (number(3)? == row::mark_guard(device, session, seq)).then_some(())?;
+                let session = session as u64; // the same 64 bits as written
+                let known = self.marks.entry(device.to_owned()).or_insert((session, 0));
+                // Of two sessions, the one found first stands in the newer page.
+                if known.0 == session {
+                    known.1 = known.1.max(unsigned(2)?);
                 }
             }
             "event" => {
                 let (time, body) = (number(1)?, text(2)?);
-                if number(3)? == row::event_guard(rowid, time, body) {
-                    self.events.insert(u64::try_from(rowid).ok()?, (time, body.to_owned()));
-                }
+                (number(3)? == row::event_guard(rowid, time, body)).then_some(())?;
+                self.events.insert(u64::try_from(rowid).ok()?, (time, body.to_owned()));
             }
             _ => {}
         }
