@@ -1,15 +1,17 @@
 //! Commits: everything that changes together is written together.
 
 use super::merging::{self, Merging};
+use super::restore::Restored;
 use super::retention::{self, Stored};
-use super::rows;
+use super::row;
 use super::schema;
-use super::segment::Encoder;
+use super::segment::{Encoder, Header};
 use super::unlisted::Unlisted;
 use super::wal::Wal;
 use crate::config::Durability;
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior, params};
 use std::path::PathBuf;
 
@@ -33,6 +35,8 @@ pub(super) struct Commit {
     pub now: Timestamp,
     /// The last event that a sink may have seen; later ones may still be changed.
     pub seen_event: u64,
+    /// What comes from a database in quarantine.
+    pub restored: Restored,
 }
 
 /// What a commit did beyond what it was told.
@@ -59,7 +63,7 @@ pub(super) struct Gap {
 }
 
 impl Gap {
-    fn body(&self) -> String {
+    pub fn body(&self) -> String {
         let undelivered: serde_json::Map<_, _> =
             self.undelivered.iter().map(|(name, count)| (name.to_string(), (*count).into())).collect();
         serde_json::json!({
@@ -192,9 +196,9 @@ impl Disk {
 
     /// Closes the database, folding the write-ahead log into it.
     pub fn close(&mut self) {
-        if let Some(connection) = self.connection.take()
-            && let Err((_, why)) = connection.close()
-        {
+        let Some(connection) = self.connection.take() else { return };
+        let folded = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+        if let Err(why) = folded.and_then(|_| connection.close().map_err(|(_, why)| why)) {
             tracing::warn!(%why, "the log could not be closed; it is complete all the same");
         }
     }
@@ -205,7 +209,7 @@ type OpenGap = Option<(u64, Gap)>;
 fn write(
     db: &Connection,
     commit: &Commit,
-    segment: Option<(super::segment::Header, Vec<u8>)>,
+    segment: Option<(Header, Vec<u8>)>,
     max_size: u64,
     mut open_gap: OpenGap,
 ) -> rusqlite::Result<(Outcome, OpenGap)> {
@@ -222,22 +226,28 @@ fn write(
         });
         outcome.dropped = Some(plan);
     }
+    for (header, block) in &commit.restored.history {
+        row::put(db, "IGNORE", header, block)?;
+    }
     if let Some((header, block)) = segment {
         // A commit whose failure was reported may be on disk all the same: the
         // one that repeats it starts at the same seq and replaces it.
-        rows::put(db, &header, &block)?;
+        row::put(db, "REPLACE", &header, &block)?;
     }
-    let mut sink = db.prepare_cached(
-        "UPDATE sink SET confirmed = ?2, event = ?3 WHERE name = ?1 AND (confirmed <> ?2 OR event <> ?3)",
-    )?;
     let dropped_upto = outcome.dropped.as_ref().map_or(Seq::ZERO, |plan| plan.last);
     for (name, confirmed, event) in &commit.sinks {
-        sink.execute(params![&**name, confirmed.max(&dropped_upto).0, event])?;
+        schema::put_sink(db, name, *confirmed.max(&dropped_upto), *event)?;
     }
     for gap in gaps.into_iter().filter(|gap| gap.undelivered.iter().any(|(_, count)| *count > 0)) {
         outcome.last_event = Some(record_gap(db, commit, &mut open_gap, gap)?);
     }
+    for body in &commit.restored.events {
+        outcome.last_event = Some(schema::insert_event(db, commit.now, body)?);
+    }
     prune_events(db, commit)?;
+    if let Some((key, progress)) = &commit.restored.progress {
+        schema::set_meta(db, key, *progress)?;
+    }
     if let Some(reserved) = commit.reserve {
         schema::set_meta(db, "reserved", reserved.0)?;
     }
@@ -291,11 +301,7 @@ fn record_gap(db: &Connection, commit: &Commit, open: &mut OpenGap, gap: Gap) ->
     if let Some((id, before)) = open.as_mut().filter(|(id, _)| *id > commit.seen_event)
         && before.extend(&gap)
     {
-        db.prepare_cached("UPDATE event SET body = ?2, time = ?3 WHERE id = ?1")?.execute(params![
-            *id,
-            before.body(),
-            commit.now.0
-        ])?;
+        schema::update_event(db, *id, commit.now, &before.body())?;
         return Ok(*id);
     }
     let id = schema::insert_event(db, commit.now, &gap.body())?;

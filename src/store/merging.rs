@@ -6,7 +6,7 @@
 //! is small is well below what a commit itself writes, so merging adds a small
 //! part to that, and what it made is soon no longer small.
 
-use super::rows;
+use super::row;
 use super::segment::{self, Encoder};
 use crate::model::Seq;
 use rusqlite::Connection;
@@ -83,7 +83,7 @@ pub(super) fn merge(db: &Connection, encoder: &mut Encoder, before: Seq) -> rusq
     let Some(first) = plan(newest.into_iter()) else { return Ok(()) };
     let mut batches = Vec::new();
     let mut damaged = false;
-    rows::each(db, first.prev(), &mut |header, block| {
+    row::each(db, first.prev(), &mut |header, block| {
         if header.first >= before {
             return false;
         }
@@ -101,7 +101,7 @@ pub(super) fn merge(db: &Connection, encoder: &mut Encoder, before: Seq) -> rusq
         Ok(Some((header, block))) => {
             db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1 AND first_seq < ?2")?
                 .execute([first.0, before.0])?;
-            rows::put(db, &header, &block)
+            row::put(db, "REPLACE", &header, &block)
         }
         Ok(None) => Ok(()),
         Err(why) => {
