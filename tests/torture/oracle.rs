@@ -280,7 +280,9 @@ impl State {
         for (epoch, seqs) in &seen.seqs {
             let mut all = seqs.clone();
             if let Some(explained) = seen.explained.get(epoch) {
-                explained.iter().for_each(|(first, last)| drop(all.insert(first, last)));
+                for (first, last) in explained.iter() {
+                    all.insert(first, last);
+                }
             }
             for (first, last) in all.holes_upto(seqs.last()) {
                 missing.unexplained += last - first + 1;
