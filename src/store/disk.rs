@@ -110,10 +110,17 @@ impl Disk {
         };
         let segment = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
         let open_gap = self.open_gap.clone();
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let written = write(&transaction, commit, segment, self.max_size, open_gap);
-        let (outcome, open_gap) = written.with_context(|| format!("writing to {} failed", self.path.display()))?;
-        transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))?;
+        let write = |connection: &mut Connection| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let written = write(&transaction, commit, segment, self.max_size, open_gap);
+            let written = written.with_context(|| format!("writing to {} failed", self.path.display()))?;
+            transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))?;
+            anyhow::Ok(written)
+        };
+        let (outcome, open_gap) = match commit.reserve {
+            Some(_) => schema::flushed(&mut connection, self.durability, write)?,
+            None => write(&mut connection)?,
+        };
         self.open_gap = open_gap;
         self.connection = Some(connection);
         Ok(outcome)

@@ -141,7 +141,10 @@ impl Log {
         let mut connection = schema::open(&path, config.durability)?;
         let now = clock.now();
         let failed = |why| OpenError::Database { path: path.clone(), why };
-        let found = schema::recover(&mut connection, sinks, now.wall, Epoch(fastrand::u32(1..))).map_err(failed)?;
+        let found = schema::flushed(&mut connection, config.durability, |connection| {
+            schema::recover(connection, sinks, now.wall, Epoch(fastrand::u32(1..)))
+        })
+        .map_err(failed)?;
         for name in &found.forgotten {
             tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
         }

@@ -125,14 +125,32 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
     // Small pages write least for small commits; takes effect on a new file only.
     connection.pragma_update(None, "page_size", 1024)?;
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    synchronize(connection, durability)?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 4096, |_| Ok(()))?;
+    connection.pragma_update(None, "cache_size", -512)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")
+}
+
+/// From the next transaction on each commit is flushed to the medium, or not.
+fn synchronize(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
     let synchronous = match durability {
         Durability::Full => "FULL",
         Durability::Normal => "NORMAL",
     };
-    connection.pragma_update(None, "synchronous", synchronous)?;
-    connection.pragma_update_and_check(None, "wal_autocheckpoint", 4096, |_| Ok(()))?;
-    connection.pragma_update(None, "cache_size", -512)?;
-    connection.pragma_update(None, "temp_store", "MEMORY")
+    connection.pragma_update(None, "synchronous", synchronous)
+}
+
+/// Runs transactions that a power cut may not undo, whatever the durability: a seq that
+/// was given out and forgotten would be given out again, for another reading.
+pub(super) fn flushed<T, E: From<rusqlite::Error>>(
+    connection: &mut Connection,
+    durability: Durability,
+    write: impl FnOnce(&mut Connection) -> Result<T, E>,
+) -> Result<T, E> {
+    synchronize(connection, Durability::Full)?;
+    let written = write(connection)?;
+    synchronize(connection, durability)?;
+    Ok(written)
 }
 
 fn migrate(connection: &mut Connection, from: i64, scripts: &[&str]) -> rusqlite::Result<()> {

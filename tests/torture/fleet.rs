@@ -26,8 +26,10 @@ pub struct Pace {
     /// Readings in one message, and how often there is one.
     pub at_once: u64,
     pub every: Duration,
-    /// Silence after which a device connects anew.
-    pub patience: Duration,
+    /// After so long without a Welcome, or without an Ack that is owed, a device
+    /// connects anew.
+    pub welcome_within: Duration,
+    pub ack_within: Duration,
 }
 
 /// What a device was told so far.
@@ -192,11 +194,11 @@ impl Device {
                 }
                 _ = tick.tick() => {
                     let owed = window == 0 || next > lane.acked() + 1;
-                    if owed && heard.elapsed() > self.pace.patience {
-                        return;
-                    }
+                    let within = if window == 0 { self.pace.welcome_within } else { self.pace.ack_within };
                     if !owed {
                         heard = Instant::now();
+                    } else if heard.elapsed() > within {
+                        return;
                     }
                     let upto = (next + self.pace.at_once - 1).min(lane.acked() + window);
                     if window > 0 && upto >= next && !self.orders.borrow().paused {

@@ -2,8 +2,12 @@
 
 use crate::disk::{Disk, Fate};
 use crate::support::process::Process;
+use crate::support::{PATIENCE, eventually};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 pub struct Guest {
     kernel: PathBuf,
@@ -37,28 +41,67 @@ impl Guest {
         Guest { kernel, initramfs, directory: directory.to_owned(), tcp, disk, qemu: None }
     }
 
-    /// Switches it on.
+    /// Starts its kernel once, up to where the disk is not yet mounted, and freezes it
+    /// there: an emulated processor takes long to get so far.
+    pub async fn freeze(&mut self) {
+        self.configure("");
+        let monitor = self.directory.join("monitor.sock");
+        let arguments = ["-monitor".to_owned(), format!("unix:{},server,nowait", monitor.display())];
+        self.launch(&arguments);
+        eventually("the machine is up", async || {
+            assert!(self.is_on(), "{}", self.last_words());
+            self.last_words().contains("waiting")
+        })
+        .await;
+        let mut monitor = UnixStream::connect(&monitor).await.expect("a monitor");
+        prompt(&mut monitor).await;
+        monitor.write_all(format!("migrate \"exec:cat > {}\"\n", self.frozen().display()).as_bytes()).await.expect("it listens");
+        prompt(&mut monitor).await;
+        monitor.write_all(b"info migrate\n").await.expect("it listens");
+        let state = prompt(&mut monitor).await;
+        assert!(state.contains("completed"), "the machine cannot be frozen: {state}");
+        self.qemu.take().expect("it runs").kill();
+        self.disk.is_left().await;
+    }
+
+    /// Switches it on: its kernel is up, and its disk is mounted next.
     pub fn start(&mut self, config: &str) {
-        let path = self.directory.join("tidegate.toml");
+        let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is after 1970");
+        self.configure(&format!("#time {}\n{config}", time.as_secs()));
+        self.launch(&["-incoming".to_owned(), format!("exec:cat {}", self.frozen().display())]);
+    }
+
+    fn frozen(&self) -> PathBuf {
+        self.directory.join("frozen")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.directory.join("config.img")
+    }
+
+    fn configure(&self, config: &str) {
         let mut padded = config.as_bytes().to_vec();
         assert!(padded.len() <= CONFIG_BYTES, "a configuration that fits");
         padded.resize(CONFIG_BYTES, b'\n');
-        std::fs::write(&path, padded).expect("a configuration file");
+        std::fs::write(self.config(), padded).expect("a configuration file");
+    }
+
+    fn launch(&mut self, arguments: &[String]) {
         let mut command = Command::new("qemu-system-x86_64");
         // The medium's cache is the disk's; QEMU keeps nothing and hands on every flush.
         let drives = [
             format!("if=none,id=data,format=raw,cache=none,file=nbd:unix:{}", self.directory.join("disk.sock").display()),
-            format!("if=none,id=config,format=raw,readonly=on,file={}", path.display()),
+            format!("if=none,id=config,format=raw,readonly=on,file={}", self.config().display()),
         ];
         command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-machine", "pc"]);
-        command.args(["-cpu", "max", "-accel", "tcg", "-smp", "1", "-m", "256"]);
+        command.args(["-cpu", "max", "-accel", "tcg", "-smp", "1", "-m", "192"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
         command.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]);
         for (drive, id) in drives.iter().zip(["data", "config"]) {
             command.args(["-drive", drive, "-device", &format!("virtio-blk-pci,drive={id}")]);
         }
         let net = format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-{LISTENS}", self.tcp);
-        command.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net,romfile="]);
+        command.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net,romfile="]).args(arguments);
         self.qemu = Some(Process::start(command, &self.directory.join("console.log")));
     }
 
@@ -82,4 +125,17 @@ impl Guest {
         let lines: Vec<_> = text.lines().rev().take(15).collect();
         lines.into_iter().rev().map(|line| format!("  {line}\n")).collect()
     }
+}
+
+/// What the monitor says up to its prompt.
+async fn prompt(monitor: &mut UnixStream) -> String {
+    let mut said = Vec::new();
+    while !said.ends_with(b"(qemu) ") {
+        let mut bytes = [0; 4096];
+        let read = tokio::time::timeout(PATIENCE, monitor.read(&mut bytes)).await.expect("the monitor answers");
+        let read = read.expect("a monitor that is there");
+        assert!(read > 0, "the monitor is gone: {}", String::from_utf8_lossy(&said));
+        said.extend(&bytes[..read]);
+    }
+    String::from_utf8_lossy(&said).into_owned()
 }

@@ -36,7 +36,12 @@ pub struct Args {
 /// missing to come.
 const PATIENCE: Duration = Duration::from_secs(60);
 const SINKS: [&str; 2] = ["sink-0", "sink-1"];
-const PACE: Pace = Pace { at_once: 4, every: Duration::from_millis(20), patience: Duration::from_secs(3) };
+const PACE: Pace = Pace {
+    at_once: 4,
+    every: Duration::from_millis(20),
+    welcome_within: Duration::from_secs(3),
+    ack_within: Duration::from_secs(3),
+};
 
 /// Runs the cycles and reports; false if a promise was broken.
 pub async fn run(args: &Args) -> bool {
