@@ -3,12 +3,15 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 const SECTOR: usize = 512;
+/// A flush takes up to so long, as on a card, and the power may go meanwhile.
+const FLUSH_MS: u64 = 20;
 
 /// What becomes of unflushed sectors when the power goes. Sectors are written whole or
 /// not at all.
@@ -31,6 +34,8 @@ struct Medium {
     unflushed: Vec<(usize, [u8; SECTOR])>,
     /// Says that it flushed, and does not.
     lies: bool,
+    /// There is no power.
+    off: bool,
     flushes: u64,
 }
 
@@ -45,7 +50,7 @@ impl Disk {
     /// Serves an image's content at `socket`; the image itself stays as it is.
     pub fn start(image: &Path, socket: &Path, lies: bool) -> Disk {
         let current = std::fs::read(image).expect("an image");
-        let medium = Medium { durable: current.clone(), current, unflushed: Vec::new(), lies, flushes: 0 };
+        let medium = Medium { durable: current.clone(), current, unflushed: Vec::new(), lies, off: false, flushes: 0 };
         let medium = Arc::new(Mutex::new(medium));
         let listener = UnixListener::bind(socket).expect("a socket");
         let (count, users) = watch::channel(0);
@@ -66,12 +71,18 @@ impl Disk {
         Disk { medium, users, _task: task }
     }
 
+    /// From now on nothing is flushed, nor said to be.
+    pub fn switch_off(&self) {
+        self.medium().off = true;
+    }
+
     /// Waits until nobody is connected: everything on its way has arrived.
     pub async fn is_left(&mut self) {
         self.users.wait_for(|users| *users == 0).await.expect("the server runs");
     }
 
-    /// The power goes. Returns how many sectors were unflushed.
+    /// Decides what the medium has after [`Disk::switch_off`], and switches it on again.
+    /// Returns how many sectors were unflushed.
     pub fn cut(&self, fate: Fate, random: &mut fastrand::Rng) -> usize {
         let mut medium = self.medium();
         let unflushed = std::mem::take(&mut medium.unflushed);
@@ -87,6 +98,7 @@ impl Disk {
             }
         }
         medium.current = medium.durable.clone();
+        medium.off = false;
         count
     }
 
@@ -111,14 +123,18 @@ impl Medium {
         self.unflushed.extend(sectors.map(|(i, sector)| (at + i * SECTOR, *sector)));
     }
 
-    fn flush(&mut self) {
+    /// False if the power went before.
+    fn flush(&mut self) -> bool {
+        if self.off {
+            return false;
+        }
         self.flushes += 1;
-        if self.lies {
-            return;
+        if !self.lies {
+            for (at, sector) in std::mem::take(&mut self.unflushed) {
+                self.durable[at..at + SECTOR].copy_from_slice(&sector);
+            }
         }
-        for (at, sector) in std::mem::take(&mut self.unflushed) {
-            self.durable[at..at + SECTOR].copy_from_slice(&sector);
-        }
+        true
     }
 }
 
@@ -180,7 +196,12 @@ async fn serve(stream: UnixStream, medium: &Mutex<Medium>) -> std::io::Result<()
                 from.read_exact(&mut data).await?;
                 medium.lock().expect("no panic there").write(at, &data);
             }
-            FLUSH => medium.lock().expect("no panic there").flush(),
+            FLUSH => {
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(..=FLUSH_MS))).await;
+                if !medium.lock().expect("no panic there").flush() {
+                    return Ok(());
+                }
+            }
             _ => return Ok(()),
         }
         to.write_all(&reply).await?;

@@ -55,7 +55,10 @@ impl Guest {
         .await;
         let mut monitor = UnixStream::connect(&monitor).await.expect("a monitor");
         prompt(&mut monitor).await;
-        monitor.write_all(format!("migrate \"exec:cat > {}\"\n", self.frozen().display()).as_bytes()).await.expect("it listens");
+        monitor
+            .write_all(format!("migrate \"exec:cat > {}\"\n", self.frozen().display()).as_bytes())
+            .await
+            .expect("it listens");
         prompt(&mut monitor).await;
         monitor.write_all(b"info migrate\n").await.expect("it listens");
         let state = prompt(&mut monitor).await;
@@ -90,7 +93,10 @@ impl Guest {
         let mut command = Command::new("qemu-system-x86_64");
         // The medium's cache is the disk's; QEMU keeps nothing and hands on every flush.
         let drives = [
-            format!("if=none,id=data,format=raw,cache=none,file=nbd:unix:{}", self.directory.join("disk.sock").display()),
+            format!(
+                "if=none,id=data,format=raw,cache=none,file=nbd:unix:{}",
+                self.directory.join("disk.sock").display()
+            ),
             format!("if=none,id=config,format=raw,readonly=on,file={}", self.config().display()),
         ];
         command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-machine", "pc"]);
@@ -111,6 +117,7 @@ impl Guest {
 
     /// Takes its power away. Returns how many written sectors had not been flushed.
     pub async fn cut(&mut self, fate: Fate, random: &mut fastrand::Rng) -> usize {
+        self.disk.switch_off();
         if let Some(mut qemu) = self.qemu.take() {
             qemu.kill();
         }

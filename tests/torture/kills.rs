@@ -354,7 +354,15 @@ impl Torture {
         self.recoveries.sort_unstable();
         let mut text = String::new();
         let mut row = |name: &str, value: String| writeln!(text, "{name:28} {value}").expect("a String takes all");
-        row("SIGKILLs", format!("{} (gateway {}, brokers {})", self.gateway_kills + self.broker_kills, self.gateway_kills, self.broker_kills));
+        row(
+            "SIGKILLs",
+            format!(
+                "{} (gateway {}, brokers {})",
+                self.gateway_kills + self.broker_kills,
+                self.gateway_kills,
+                self.broker_kills
+            ),
+        );
         row("begun stops", self.stops.to_string());
         row("link faults", self.link_faults.to_string());
         row("devices", format!("{} disconnected, {} rebooted", self.disconnects, self.reboots));

@@ -192,7 +192,12 @@ impl Oracle {
             again_by_seq: sum(|sink| sink.again_by_seq),
             again_by_origin: sum(|sink| sink.again_by_origin),
             wrong: state.wrongs,
-            epochs: state.sinks.iter().flat_map(|sink| sink.seqs.keys()).collect::<std::collections::BTreeSet<_>>().len(),
+            epochs: state
+                .sinks
+                .iter()
+                .flat_map(|sink| sink.seqs.keys())
+                .collect::<std::collections::BTreeSet<_>>()
+                .len(),
         }
     }
 

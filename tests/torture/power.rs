@@ -73,7 +73,10 @@ pub async fn run(args: &Args) -> bool {
             }
             (_, true, _) => {
                 let seen = series.lost > 0 || outcome.is_err();
-                println!("{}", if seen { "seen to fail, as it must" } else { "FAILED: nothing was lost; the cuts cut nothing" });
+                println!(
+                    "{}",
+                    if seen { "seen to fail, as it must" } else { "FAILED: nothing was lost; the cuts cut nothing" }
+                );
                 seen
             }
             (Ok(()), false, "full") => series.lost == 0,
