@@ -346,6 +346,16 @@ mod tests {
     }
 
     #[test]
+    fn what_may_not_be_undone_is_flushed_whatever_the_durability() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut connection = open(&directory.path().join(FILE_NAME), Durability::Normal).expect("a new database");
+        let synchronous = |connection: &Connection| pragma::<i64>(connection, "synchronous");
+        assert_eq!(synchronous(&connection), Ok(1));
+        assert_eq!(flushed(&mut connection, Durability::Normal, |connection| synchronous(connection)), Ok(2));
+        assert_eq!(synchronous(&connection), Ok(1));
+    }
+
+    #[test]
     fn a_newer_schema_is_refused_with_both_versions() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join(FILE_NAME);

@@ -61,8 +61,8 @@ struct LaneSeen {
     lane: Arc<Lane>,
     /// For each sink.
     delivered: Vec<Ranges>,
-    /// The gateway's seq of each of the device's, 0 if none came.
-    last_seq: Vec<u64>,
+    /// The gateway's epoch and seq of each of the device's, 0 if none came.
+    last_seq: Vec<(u32, u64)>,
 }
 
 #[derive(Default)]
@@ -247,9 +247,9 @@ impl State {
         }
         let place = usize::try_from(origin - 1).expect("a count of readings");
         if seen.last_seq.len() <= place {
-            seen.last_seq.resize(place + 1, 0);
+            seen.last_seq.resize(place + 1, (0, 0));
         }
-        let before = std::mem::replace(&mut seen.last_seq[place], seq);
+        let before = std::mem::replace(&mut seen.last_seq[place], (epoch, seq));
         let sink = (&mut self.sinks[sink], &mut seen.delivered[sink]);
         if !sink.0.seqs.entry(epoch).or_default().insert(seq, seq) {
             sink.0.again_by_seq += 1;
@@ -258,8 +258,9 @@ impl State {
         } else {
             sink.0.readings += 1;
         }
-        if before != 0 && before != seq && (before - 1) / SEQ_BLOCK == (seq - 1) / SEQ_BLOCK {
-            return Err(format!("one life of the log took it twice, as {before} too"));
+        let life = |seq: u64| seq.saturating_sub(1) / SEQ_BLOCK;
+        if before.0 == epoch && before.1 != seq && life(before.1) == life(seq) {
+            return Err(format!("one life of the log took it twice, as {} too", before.1));
         }
         Ok(())
     }
