@@ -21,7 +21,7 @@
 //!   acknowledged and send them again. Readings that were confirmed but not yet
 //!   written are missing from the local history only.
 //! - Power cut: the same with `durability = "full"`; with `"normal"` also the
-//!   commits since the last checkpoint.
+//!   commits since the last checkpoint, but for the epoch and the reserved seqs.
 //! - A log at `max_size`: its oldest readings, counted and reported as a gap.
 //! - A damaged file: the segments whose checksum does not hold. All others are taken
 //!   over into a new database; see [`salvage`] and `docs/recovery.md`.

@@ -88,6 +88,13 @@ impl Broker {
         };
     }
 
+    /// SIGKILL to Mosquitto; what it had in memory is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
     /// Brings it back.
     pub async fn resume(&mut self) {
         match &self.proxy {

@@ -85,7 +85,7 @@ async fn serve(listener: TcpListener, manners: Manners, seen: Arc<Mutex<Seen>>) 
 }
 
 /// Reads one packet: its first byte and what follows the length. `None` at the end.
-async fn packet<S: AsyncRead + Unpin>(stream: &mut S) -> Option<(u8, Vec<u8>)> {
+pub async fn packet<S: AsyncRead + Unpin>(stream: &mut S) -> Option<(u8, Vec<u8>)> {
     let first = stream.read_u8().await.ok()?;
     let (mut length, mut shift) = (0usize, 0);
     loop {
@@ -102,7 +102,7 @@ async fn packet<S: AsyncRead + Unpin>(stream: &mut S) -> Option<(u8, Vec<u8>)> {
 }
 
 /// The string or bytes at `at`, and where they end.
-fn field(body: &[u8], at: usize) -> (&[u8], usize) {
+pub fn field(body: &[u8], at: usize) -> (&[u8], usize) {
     let length = usize::from(u16::from_be_bytes([body[at], body[at + 1]]));
     (&body[at + 2..at + 2 + length], at + 2 + length)
 }

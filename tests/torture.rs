@@ -1,0 +1,66 @@
+//! Torture: the real binary, real brokers, and power that goes at any moment, for as
+//! long as you like, with an oracle that knows every reading. Exits with 1 if one
+//! acknowledged reading was lost, or one value was wrong.
+//!
+//! ```sh
+//! cargo test --test torture -- kills --cycles 1000 --seed 7
+//! cargo test --test torture -- outage
+//! scripts/power-cut 200
+//! ```
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "torture/disk.rs"]
+mod disk;
+#[path = "torture/fleet.rs"]
+mod fleet;
+#[path = "torture/guest.rs"]
+mod guest;
+#[path = "torture/kills.rs"]
+mod kills;
+#[path = "torture/oracle.rs"]
+mod oracle;
+#[path = "torture/outage.rs"]
+mod outage;
+#[path = "torture/power.rs"]
+mod power;
+#[path = "torture/settings.rs"]
+mod settings;
+#[allow(dead_code, reason = "the suite uses the rest")]
+mod support;
+#[path = "torture/tap.rs"]
+mod tap;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(about = "Kills tidegate and its brokers, and counts what was lost.")]
+enum Torture {
+    /// SIGKILL gateway and brokers at random moments, under ever new settings.
+    Kills(kills::Args),
+    /// 2,000 readings/s; the broker stops after 5 s, the gateway is killed after 15, the
+    /// broker is back after 20.
+    Outage(outage::Args),
+    /// Cut the power of a QEMU guest at random moments; `scripts/power-cut` prepares it.
+    Power(power::Args),
+}
+
+fn main() -> ExitCode {
+    let torture = Torture::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let good = runtime.expect("threads can be started").block_on(async {
+        match torture {
+            Torture::Kills(args) => kills::run(&args).await,
+            Torture::Outage(args) => outage::run(&args).await,
+            Torture::Power(args) => power::run(&args).await,
+        }
+    });
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The value below which this share of them lies.
+fn quantile(sorted: &[std::time::Duration], share: f64) -> std::time::Duration {
+    let last = sorted.len().saturating_sub(1);
+    sorted.get((last as f64 * share).round() as usize).copied().unwrap_or_default()
+}
