@@ -1,6 +1,6 @@
 //! A damaged log: it is told, moved aside, and all that is sound in it is delivered.
 //!
-//! `TIDEGATE_DAMAGES=5000` damages a log so many times instead of 200, and
+//! `TIDEGATE_DAMAGES=5000` damages a log so many times instead of 100, and
 //! `TIDEGATE_DAMAGES_FROM=N` begins with seed N: a failure names its seed.
 
 use crate::support::broker::Broker;
@@ -315,7 +315,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 async fn no_damage_hangs_the_log_delivers_a_wrong_value_or_costs_what_is_sound() {
     let template = template().await;
     assert!(template.segments.iter().any(|segment| !segment.places[1].is_empty()), "some are in the WAL");
-    let (from, count) = (number("TIDEGATE_DAMAGES_FROM", 0), number("TIDEGATE_DAMAGES", 200));
+    let (from, count) = (number("TIDEGATE_DAMAGES_FROM", 0), number("TIDEGATE_DAMAGES", 100));
     let (mut quarantined, mut lost, mut with_loss, mut longest) = (0, 0, 0, Duration::ZERO);
     for seed in from..from + count {
         let healed = heal(&template, seed).await;
