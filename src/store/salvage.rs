@@ -234,7 +234,7 @@ impl Salvage {
         }
         let views: &[View] = match image {
             _ if cell.overflow == 0 => &[View::Committed],
-            Image::Frame(frame) => &[View::Near(frame), View::Committed, View::Base],
+            Image::Frame(frame) => &[View::Near(frame), View::NextNear(frame), View::Committed, View::Base],
             Image::Db(_) => &[View::Committed, View::Base],
         };
         views.iter().find_map(|view| {
