@@ -1,6 +1,6 @@
 //! A damaged log: it is told, moved aside, and all that is sound in it is delivered.
 //!
-//! `TIDEGATE_DAMAGES=5000` damages a log so many times instead of 200, and
+//! `TIDEGATE_DAMAGES=5000` damages a log so many times instead of 100, and
 //! `TIDEGATE_DAMAGES_FROM=N` begins with seed N: a failure names its seed.
 
 use crate::support::broker::Broker;
@@ -315,7 +315,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 async fn no_damage_hangs_the_log_delivers_a_wrong_value_or_costs_what_is_sound() {
     let template = template().await;
     assert!(template.segments.iter().any(|segment| !segment.places[1].is_empty()), "some are in the WAL");
-    let (from, count) = (number("TIDEGATE_DAMAGES_FROM", 0), number("TIDEGATE_DAMAGES", 200));
+    let (from, count) = (number("TIDEGATE_DAMAGES_FROM", 0), number("TIDEGATE_DAMAGES", 100));
     let (mut quarantined, mut lost, mut with_loss, mut longest) = (0, 0, 0, Duration::ZERO);
     for seed in from..from + count {
         let healed = heal(&template, seed).await;
@@ -545,16 +545,19 @@ async fn a_running_gateway_heals_without_being_started_again() {
     let mut broker = Broker::start().await.behind_a_proxy().await;
     let subscriber = Subscriber::start(&options(broker.port())).await;
     broker.stop().await;
-    let mut gateway = Gateway::with_broker(&broker.gateway_url(), "").started().await;
+    let mut gateway = Gateway::with_broker(&broker.gateway_url(), "[store]\ncommit_within = \"0s\"\n").started().await;
     let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 1).await;
-    talk.readings(1, 1, 500).await;
-    talk.acked(500).await;
+    // So many segments that the page overwritten below holds none of them.
+    for first in (1..=2000).step_by(20) {
+        talk.readings(1, first, 20).await;
+        talk.acked(first + 19).await;
+    }
     drop(talk);
     assert!(gateway.terminate().await.success());
     gateway.start().await;
     overwrite(&gateway.directory().join("log/log.db"), 2 * PAGE as u64, &[0xFF; PAGE]);
     broker.resume().await;
-    subscriber.heard(500).await;
-    assert!(gateway.process().is_running(), "{}", gateway.log());
     gateway.figure_becomes("tidegate_store_quarantines_total", |count| count == 1.0).await;
+    subscriber.heard(2000).await;
+    assert!(gateway.process().is_running(), "{}", gateway.log());
 }

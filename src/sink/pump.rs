@@ -212,7 +212,9 @@ impl<D: Destination> Pump<D> {
                 continue;
             }
             if self.cursor.has_event(transfer.next_event) {
-                self.queue_events(transfer).await;
+                if !self.queue_events(transfer).await {
+                    return Ok(Wait::Company(READ_PAUSE));
+                }
                 continue;
             }
             let waiting = self.cursor.waiting(transfer.next);
@@ -229,12 +231,15 @@ impl<D: Destination> Pump<D> {
                 return Ok(Wait::Company(patience));
             }
             transfer.waiting_since = None;
-            self.queue_readings(transfer, budget, now).await;
+            if !self.queue_readings(transfer, budget, now).await {
+                return Ok(Wait::Company(READ_PAUSE));
+            }
         }
         Ok(Wait::Room)
     }
 
-    async fn queue_events(&mut self, transfer: &mut Transfer<D::Payload>) {
+    /// False if the log cannot be read now.
+    async fn queue_events(&mut self, transfer: &mut Transfer<D::Payload>) -> bool {
         match self.cursor.events(transfer.next_event).await {
             Ok(events) => {
                 for event in events {
@@ -242,21 +247,23 @@ impl<D: Destination> Pump<D> {
                     transfer.queue.push_back((token, self.destination.event(&event)));
                     transfer.next_event = event.id;
                 }
+                true
             }
-            Err(why) => self.unreadable(&why).await,
+            Err(why) => self.unreadable(&why),
         }
     }
 
+    /// False if the log cannot be read now.
     async fn queue_readings(
         &mut self,
         transfer: &mut Transfer<D::Payload>,
         budget: super::Budget,
         now: crate::clock::Now,
-    ) {
+    ) -> bool {
         if transfer.chunk.last().is_none_or(|batch| batch.last() <= transfer.next) {
             match self.cursor.fetch(transfer.next, FETCH).await {
                 Ok(chunk) => transfer.chunk = chunk,
-                Err(why) => return self.unreadable(&why).await,
+                Err(why) => return self.unreadable(&why),
             }
         }
         let done = transfer.chunk.partition_point(|batch| batch.last() <= transfer.next);
@@ -280,11 +287,12 @@ impl<D: Destination> Pump<D> {
             }
             Err(Unencodable::Nothing) => transfer.chunk.clear(),
         }
+        true
     }
 
-    async fn unreadable(&mut self, why: &anyhow::Error) {
+    fn unreadable(&self, why: &anyhow::Error) -> bool {
         tracing::error!(sink = %self.label.sink, why = format!("{why:#}"), "cannot read the log; trying again");
-        sleep(READ_PAUSE).await;
+        false
     }
 
     fn confirmed(&mut self, transfer: &mut Transfer<D::Payload>, token: u64) {

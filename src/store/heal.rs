@@ -165,14 +165,13 @@ struct Look {
 fn examine(path: &Path) -> Result<Look, OpenError> {
     let damaged = |found: &str| OpenError::Damaged { path: path.to_owned(), found: found.to_owned() };
     let unreadable = |why: io::Error| {
-        match why.kind() {
-            ErrorKind::PermissionDenied | ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::NotFound => {
-                true
-            }
-            _ => matches!(why.raw_os_error(), Some(EIO | ELOOP)),
+        use ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
+        let lasts = matches!(why.kind(), PermissionDenied | IsADirectory | NotADirectory | NotFound)
+            || matches!(why.raw_os_error(), Some(EIO | ELOOP));
+        match lasts {
+            true => OpenError::Unreadable { path: path.to_owned(), why: why.to_string() },
+            false => OpenError::Directory { path: path.to_owned(), why },
         }
-        .then(|| OpenError::Unreadable { path: path.to_owned(), why: why.to_string() })
-        .unwrap_or(OpenError::Directory { path: path.to_owned(), why })
     };
     let wal_length = std::fs::metadata(wal_path(path)).map_or(0, |meta| meta.len());
     match std::fs::symlink_metadata(path) {

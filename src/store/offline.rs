@@ -177,6 +177,15 @@ impl Offline {
         Ok(())
     }
 
+    /// What is wrong with the log beside segments, as far as a file that is read without
+    /// SQLite tells; of what is missing because of it, nothing may be known.
+    pub fn warnings(&self) -> Vec<String> {
+        match &self.source {
+            Source::Sqlite(_) => Vec::new(),
+            Source::Bytes(salvage) => salvage.problems(),
+        }
+    }
+
     /// Counts what the log holds, and what each sink has yet to confirm of it.
     ///
     /// # Errors

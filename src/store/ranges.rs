@@ -47,6 +47,10 @@ impl Ranges {
         missing
     }
 
+    pub fn contains(&self, seq: u64) -> bool {
+        self.0.range(..=seq).next_back().is_some_and(|(_, &last)| seq <= last)
+    }
+
     /// The largest seq in the set, 0 if it is empty.
     pub fn end(&self) -> u64 {
         self.0.last_key_value().map_or(0, |(_, &last)| last)
@@ -75,6 +79,7 @@ mod tests {
             let missing: Vec<u64> = ranges.missing(first, last).into_iter().flat_map(|(a, b)| a..=b).collect();
             let expected: Vec<u64> = (first..=last).filter(|seq| !all.contains(seq)).collect();
             prop_assert_eq!(missing, expected);
+            prop_assert_eq!(ranges.contains(first), all.contains(&first));
             prop_assert_eq!(ranges.end(), all.last().copied().unwrap_or(0));
             let disjoint: Vec<_> = ranges.0.iter().collect();
             prop_assert!(disjoint.windows(2).all(|pair| *pair[0].1 + 1 < *pair[1].0));

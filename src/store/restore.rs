@@ -211,6 +211,7 @@ impl Restore<'_> {
             "type": "quarantine", "state": "finished", "quarantine": entry.name(), "reason": entry.report.reason,
             "of_epoch": entry.report.epoch, "salvaged": salvaged.sent_again, "history": salvaged.history,
             "damaged_segments": salvaged.damaged_segments, "missing_ranges": salvaged.missing.len(),
+            "last": walk.given.end(),
         });
         tracing::warn!(
             quarantine = entry.name(),

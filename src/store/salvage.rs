@@ -216,7 +216,7 @@ impl Salvage {
             let Some(page) = self.pages.read(image) else { continue };
             for at in 0..page.len() {
                 if let Some(cell) = record::table_cell(&page, at).filter(is_segment)
-                    && walk.given.missing(cell.rowid.unsigned_abs(), cell.rowid.unsigned_abs()) != []
+                    && !walk.given.contains(cell.rowid.unsigned_abs())
                     && let Some((header, block, batches)) = self.segment(&cell, image)
                 {
                     walk.give(header, block, batches, give)?;
@@ -234,7 +234,7 @@ impl Salvage {
         }
         let views: &[View] = match image {
             _ if cell.overflow == 0 => &[View::Committed],
-            Image::Frame(frame) => &[View::Near(frame), View::Committed, View::Base],
+            Image::Frame(frame) => &[View::Near(frame), View::NextNear(frame), View::Committed, View::Base],
             Image::Db(_) => &[View::Committed, View::Base],
         };
         views.iter().find_map(|view| {

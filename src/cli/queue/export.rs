@@ -76,7 +76,9 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
             Writer::Csv(Box::new(csv))
         }
     };
-    let mut fine = true;
+    let warnings = log.warnings();
+    warnings.iter().for_each(|warning| say(&format!("tidegate: {warning}; readings may be missing")));
+    let mut fine = warnings.is_empty();
     let mut written: Result<()> = Ok(());
     log.each(&mut |piece| {
         match piece {

@@ -27,6 +27,8 @@ pub(super) enum View {
     Committed,
     /// Nearest to this frame of the write-ahead log, else in the database.
     Near(u64),
+    /// Second nearest, where there are two: a damaged frame may claim to be the page.
+    NextNear(u64),
     /// In the database alone.
     Base,
 }
@@ -147,6 +149,11 @@ impl Pages {
             View::Near(frame) => {
                 self.versions.get(&page).and_then(|all| all.iter().copied().min_by_key(|other| other.abs_diff(frame)))
             }
+            View::NextNear(frame) => self.versions.get(&page).and_then(|all| {
+                let mut all = all.clone();
+                all.sort_by_key(|other| other.abs_diff(frame));
+                all.get(1).or(all.first()).copied()
+            }),
         };
         frame.map_or(Image::Db(page), Image::Frame)
     }
