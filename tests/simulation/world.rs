@@ -57,7 +57,7 @@ struct World {
 /// How long everything may take to drain once it has healed.
 const DRAIN_WITHIN: Duration = Duration::from_secs(1800);
 /// The disk is looked at this often.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs a seed. The same seed in the same mode gives the same trace.
 pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome {
