@@ -9,6 +9,7 @@ mod logging;
 #[cfg(test)]
 #[cfg(feature = "demo")]
 mod printed;
+pub mod queue;
 mod run;
 pub mod simulate;
 pub mod subscribe;
@@ -40,6 +41,7 @@ enum Verb {
     Check(File),
     #[cfg(feature = "demo")]
     Demo(demo::Args),
+    Queue(queue::Args),
     Simulate(simulate::Args),
     Subscribe(subscribe::Args),
 }
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
         Verb::Check(file) => check::check(&file.config),
         #[cfg(feature = "demo")]
         Verb::Demo(args) => tool(demo::run(args)),
+        Verb::Queue(args) => queue::run(args),
         Verb::Simulate(args) => tool(simulate::run(args)),
         Verb::Subscribe(args) => tool(subscribe::run(args)),
     }

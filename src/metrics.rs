@@ -70,6 +70,8 @@ pub struct Metrics {
     pub store_written_bytes: Counter,
     pub store_pending_bytes: Gauge,
     pub commit_seconds: Histogram,
+    pub store_quarantines: Counter,
+    pub store_salvaged_readings: Counter,
 }
 
 impl Metrics {
@@ -97,6 +99,8 @@ impl Metrics {
             store_written_bytes: Counter::default(),
             store_pending_bytes: Gauge::default(),
             commit_seconds: latency(),
+            store_quarantines: Counter::default(),
+            store_salvaged_readings: Counter::default(),
         };
         let m = metrics.clone();
         registry.register(
@@ -155,6 +159,12 @@ impl Metrics {
             m.store_pending_bytes,
         );
         registry.register_with_unit("commit", "Time that a commit to the log took", Unit::Seconds, m.commit_seconds);
+        registry.register("store_quarantines", "Damaged logs that were moved aside", m.store_quarantines);
+        registry.register(
+            "store_salvaged_readings",
+            "Readings taken over from damaged logs, to be sent or as history",
+            m.store_salvaged_readings,
+        );
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)]);
         registry.register("build", "What is running", build);
         Metrics { registry: Arc::new(registry), ..metrics }

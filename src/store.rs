@@ -23,22 +23,33 @@
 //! - Power cut: the same with `durability = "full"`; with `"normal"` also the
 //!   commits since the last checkpoint.
 //! - A log at `max_size`: its oldest readings, counted and reported as a gap.
+//! - A damaged file: the segments whose checksum does not hold. All others are taken
+//!   over into a new database; see [`salvage`] and `docs/recovery.md`.
 
 mod cursor;
 mod disk;
+mod heal;
 mod log;
 mod mark;
 mod merging;
+mod offline;
+mod quarantine;
+mod ranges;
+mod recover;
+mod restore;
 mod retention;
-mod rows;
+mod row;
+mod salvage;
 mod schema;
 pub mod segment;
 mod tail;
 mod unlisted;
+mod wal;
 mod writer;
 
 pub use cursor::SinkCursor;
-pub use log::{Log, LogEvent, LogHealth, Opened, Saturated, Writer};
+pub use log::{Log, LogEvent, LogHealth, Opened, Saturated};
 pub use mark::Mark;
+pub use offline::{Before, Contents, Offline, Pending, Piece, Purged, Verdict, damaged, purge};
 pub use schema::{FILE_NAME, OpenError};
-pub use writer::{Stepped, Stepper};
+pub use writer::{Stepped, Stepper, Writer};

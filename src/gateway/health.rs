@@ -59,9 +59,11 @@ impl Health for Overview {
         if self.stopping.load(Ordering::Relaxed) {
             condition.problems.push(problem("gateway", "stopping"));
         }
-        if let Some(failure) = self.log.health().failure {
+        let log = self.log.health();
+        if let Some(failure) = log.failure {
             condition.problems.push(problem("log", format!("the last commit failed: {failure}")));
         }
+        condition.notes.extend(log.notes.into_iter().map(|note| problem("log", note)));
         for (name, _) in &self.sinks {
             let label = SinkLabel { sink: name.clone() };
             if self.metrics.sink_connected.get_or_create(&label).get() == 0 {

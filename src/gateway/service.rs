@@ -12,31 +12,54 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const WATCH_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs the gateway until SIGTERM or SIGINT, and stops it gracefully; at once on a
-/// second signal.
+/// second signal. A log that turns out to be damaged is healed by starting over, in
+/// the same process.
 ///
 /// # Errors
 /// If it cannot be started.
 pub async fn run(config: Config) -> Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
-    let gateway = Gateway::start(config).await?;
-    tell(&[NotifyState::Ready]);
-    watch(&gateway, &mut signals).await;
-    tracing::info!("stopping; a second signal stops at once");
-    tell(&[NotifyState::Stopping]);
-    tokio::select! {
-        () = gateway.stop() => {}
-        () = signals.next() => tracing::warn!("stopped at once; what was not acknowledged will be sent again"),
+    loop {
+        let gateway = Gateway::start(config.clone()).await?;
+        tell(&[NotifyState::Ready]);
+        let why = watch(&gateway, &mut signals).await;
+        match why {
+            Why::Asked => {
+                tracing::info!("stopping; a second signal stops at once");
+                tell(&[NotifyState::Stopping]);
+            }
+            Why::Damaged => tracing::warn!("stopping, to start again at once with a log that is healed"),
+        }
+        tokio::select! {
+            () = gateway.stop() => {}
+            () = signals.next() => {
+                tracing::warn!("stopped at once; what was not acknowledged will be sent again");
+                return Ok(());
+            }
+        }
+        if why == Why::Asked {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
-/// Feeds the watchdog as long as there is progress, until a signal comes.
-async fn watch(gateway: &Gateway, signals: &mut Signals) {
+/// Why a gateway is to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// By a signal.
+    Asked,
+    /// Its log is damaged, and heals when it is opened again.
+    Damaged,
+}
+
+/// Feeds the watchdog as long as there is progress, until the gateway is to stop.
+async fn watch(gateway: &Gateway, signals: &mut Signals) -> Why {
     let every = sd_notify::watchdog_enabled().map_or(WATCH_EVERY, |limit| WATCH_EVERY.min(limit / 3));
     let mut tick = tokio::time::interval(every.max(Duration::from_millis(10)));
     loop {
         tokio::select! {
-            () = signals.next() => return,
+            () = signals.next() => return Why::Asked,
+            () = gateway.log.damaged() => return Why::Damaged,
             _ = tick.tick() => {
                 let problems = gateway.overview.live().problems;
                 match problems.first() {

@@ -3,12 +3,13 @@
 
 use super::disk::Gap;
 use super::log::{LogEvent, Shared};
-use super::rows;
+use super::row;
 use super::schema;
 use super::segment::{self, Header};
 use crate::model::{Numbered, Seq, Timestamp};
 use anyhow::{Context, Result};
 use rusqlite::Connection;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,6 +21,8 @@ pub struct SinkCursor {
     reader: Option<Connection>,
     /// No reading that the sink has not been given stands up to here.
     exhausted: Seq,
+    /// First seqs of damaged segments that were reported.
+    reported: HashSet<Seq>,
 }
 
 /// Events handed out at a time.
@@ -27,7 +30,7 @@ const MAX_EVENTS: u32 = 100;
 
 impl SinkCursor {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> SinkCursor {
-        SinkCursor { shared, index, reader: None, exhausted: Seq::ZERO }
+        SinkCursor { shared, index, reader: None, exhausted: Seq::ZERO, reported: HashSet::new() }
     }
 
     /// The sink's name.
@@ -88,8 +91,14 @@ impl SinkCursor {
             return Ok(batches);
         }
         let (batches, damaged) = self.on_disk(move |reader| read(reader, after, max_bytes)).await?;
-        for header in damaged {
+        for header in damaged.into_iter().filter(|header| header.last() > after) {
             let lost = u64::from(header.count);
+            if self.position().next() >= header.first {
+                self.advance(header.last());
+            }
+            if !self.reported.insert(header.first) {
+                continue;
+            }
             tracing::error!(first = header.first.0, readings = lost, "a segment of the log is damaged and was skipped");
             self.report(Gap {
                 reason: "corrupt",
@@ -215,7 +224,9 @@ impl SinkCursor {
             tokio::task::spawn_blocking(read).await.context("reading the log was cut off")??
         };
         // A connection that failed is not used again.
-        let value = result?;
+        let value = result.inspect_err(|why| {
+            self.shared.examine(why);
+        })?;
         self.reader = Some(reader);
         Ok(value)
     }
@@ -225,7 +236,7 @@ impl SinkCursor {
 fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Numbered>, Vec<Header>)> {
     let (mut batches, mut damaged) = (Vec::new(), Vec::new());
     let mut bytes = 0;
-    rows::each(reader, after, &mut |header, block| {
+    row::each(reader, after, &mut |header, block| {
         match segment::decode(header, block) {
             Ok(decoded) => {
                 let start = batches.len();
@@ -243,14 +254,25 @@ fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Number
 }
 
 fn read_events(reader: &Connection, after: u64) -> Result<Vec<LogEvent>> {
-    let mut statement = reader.prepare_cached("SELECT id, time, body FROM event WHERE id > ?1 ORDER BY id LIMIT ?2")?;
-    let rows = statement.query_map([after, u64::from(MAX_EVENTS)], |row| {
-        Ok((row.get::<_, u64>(0)?, Timestamp(row.get(1)?), row.get::<_, String>(2)?))
-    })?;
-    rows.map(|row| {
-        let (id, time, body) = row?;
-        let body = serde_json::from_str(&body).with_context(|| format!("event {id} is damaged"))?;
-        Ok(LogEvent { id, time, body })
-    })
-    .collect()
+    let mut statement =
+        reader.prepare_cached("SELECT id, time, body, guard FROM event WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+    let mut rows = statement.query([after, u64::from(MAX_EVENTS)])?;
+    let mut events = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id: i64 = row.get(0)?;
+        let (time, text, guard) = (row.get(1), row.get::<_, String>(2), row.get::<_, i64>(3));
+        let sound = match (time, text, guard) {
+            (Ok(time), Ok(text), Ok(guard)) if guard == row::event_guard(id, time, &text) => {
+                serde_json::from_str(&text).ok().map(|body| (Timestamp(time), body))
+            }
+            _ => None,
+        };
+        // One that is damaged is told of as such: what it said is not known.
+        let (time, body) = sound.unwrap_or_else(|| {
+            let lost = [("type", "events_lost".into()), ("reason", "corrupt".into()), ("count", 1.into())];
+            (Timestamp(0), lost.map(|(key, value)| (key.to_owned(), value)).into_iter().collect())
+        });
+        events.push(LogEvent { id: u64::try_from(id).unwrap_or(0), time, body });
+    }
+    Ok(events)
 }

@@ -1,14 +1,17 @@
 //! Commits: everything that changes together is written together.
 
 use super::merging::{self, Merging};
+use super::restore::Restored;
 use super::retention::{self, Stored};
-use super::rows;
+use super::row;
 use super::schema;
-use super::segment::Encoder;
+use super::segment::{Encoder, Header};
 use super::unlisted::Unlisted;
+use super::wal::Wal;
 use crate::config::Durability;
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior, params};
 use std::path::PathBuf;
 
@@ -32,6 +35,8 @@ pub(super) struct Commit {
     pub now: Timestamp,
     /// The last event that a sink may have seen; later ones may still be changed.
     pub seen_event: u64,
+    /// What comes from a database in quarantine.
+    pub restored: Restored,
 }
 
 /// What a commit did beyond what it was told.
@@ -58,7 +63,7 @@ pub(super) struct Gap {
 }
 
 impl Gap {
-    fn body(&self) -> String {
+    pub fn body(&self) -> String {
         let undelivered: serde_json::Map<_, _> =
             self.undelivered.iter().map(|(name, count)| (name.to_string(), (*count).into())).collect();
         serde_json::json!({
@@ -93,6 +98,7 @@ pub(super) struct Disk {
     encoder: Encoder,
     unlisted: Unlisted,
     merging: Merging,
+    wal: Wal,
     /// The last gap event, while no sink has seen it and it may grow.
     open_gap: Option<(u64, Gap)>,
 }
@@ -112,6 +118,7 @@ impl Disk {
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
         Ok(Disk {
+            wal: Wal::new(&path),
             path,
             durability,
             max_size,
@@ -139,7 +146,8 @@ impl Disk {
         }
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if self.merging.is_due() {
-            merging::merge(&transaction, &mut self.encoder)?;
+            let before = commit.batches.first().map_or(Seq(i64::MAX as u64), |batch| batch.first);
+            merging::merge(&transaction, &mut self.encoder, before)?;
         }
         let segment = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
         let written = segment.as_ref().map(|(header, _)| (header.last(), u64::from(header.count)));
@@ -147,11 +155,12 @@ impl Disk {
         let result = write(&transaction, commit, segment, self.max_size, open_gap);
         let (mut outcome, open_gap) = result.with_context(|| format!("writing to {} failed", self.path.display()))?;
         let dropped = outcome.dropped.as_ref().map_or(Seq::ZERO, |plan| plan.last);
-        if commit.clean.is_some() {
-            // The last commit: nothing comes after it that could list what it says.
+        let last = commit.clean.is_some();
+        if last {
+            // Nothing comes after it that could list what it says.
             self.note(written, commit);
         }
-        let list = self.unlisted.is_due(dropped) || commit.clean.is_some();
+        let list = last || self.unlisted.is_due(dropped);
         if list {
             self.unlisted.list(&transaction)?;
         }
@@ -162,9 +171,12 @@ impl Disk {
         if self.merging.is_due() {
             self.merging.done();
         }
-        self.note(written, commit);
+        if !last {
+            self.note(written, commit);
+        }
         outcome.written = written.map(|(last, _)| last);
         self.open_gap = open_gap;
+        self.wal.committed(&connection)?;
         // A connection that does not go back to the configured durability is opened anew.
         let back = commit.reserve.is_none() || schema::synchronise(&connection, self.durability).is_ok();
         self.connection = back.then_some(connection);
@@ -184,9 +196,9 @@ impl Disk {
 
     /// Closes the database, folding the write-ahead log into it.
     pub fn close(&mut self) {
-        if let Some(connection) = self.connection.take()
-            && let Err((_, why)) = connection.close()
-        {
+        let Some(connection) = self.connection.take() else { return };
+        let folded = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+        if let Err(why) = folded.and_then(|_| connection.close().map_err(|(_, why)| why)) {
             tracing::warn!(%why, "the log could not be closed; it is complete all the same");
         }
     }
@@ -197,7 +209,7 @@ type OpenGap = Option<(u64, Gap)>;
 fn write(
     db: &Connection,
     commit: &Commit,
-    segment: Option<(super::segment::Header, Vec<u8>)>,
+    segment: Option<(Header, Vec<u8>)>,
     max_size: u64,
     mut open_gap: OpenGap,
 ) -> rusqlite::Result<(Outcome, OpenGap)> {
@@ -214,22 +226,28 @@ fn write(
         });
         outcome.dropped = Some(plan);
     }
+    for (header, block) in &commit.restored.history {
+        row::put(db, "IGNORE", header, block)?;
+    }
     if let Some((header, block)) = segment {
         // A commit whose failure was reported may be on disk all the same: the
         // one that repeats it starts at the same seq and replaces it.
-        rows::put(db, &header, &block)?;
+        row::put(db, "REPLACE", &header, &block)?;
     }
-    let mut sink = db.prepare_cached(
-        "UPDATE sink SET confirmed = ?2, event = ?3 WHERE name = ?1 AND (confirmed <> ?2 OR event <> ?3)",
-    )?;
     let dropped_upto = outcome.dropped.as_ref().map_or(Seq::ZERO, |plan| plan.last);
     for (name, confirmed, event) in &commit.sinks {
-        sink.execute(params![&**name, confirmed.max(&dropped_upto).0, event])?;
+        schema::put_sink(db, name, *confirmed.max(&dropped_upto), *event)?;
     }
     for gap in gaps.into_iter().filter(|gap| gap.undelivered.iter().any(|(_, count)| *count > 0)) {
         outcome.last_event = Some(record_gap(db, commit, &mut open_gap, gap)?);
     }
+    for body in &commit.restored.events {
+        outcome.last_event = Some(schema::insert_event(db, commit.now, body)?);
+    }
     prune_events(db, commit)?;
+    if let Some((key, progress)) = &commit.restored.progress {
+        schema::set_meta(db, key, *progress)?;
+    }
     if let Some(reserved) = commit.reserve {
         schema::set_meta(db, "reserved", reserved.0)?;
     }
@@ -283,11 +301,7 @@ fn record_gap(db: &Connection, commit: &Commit, open: &mut OpenGap, gap: Gap) ->
     if let Some((id, before)) = open.as_mut().filter(|(id, _)| *id > commit.seen_event)
         && before.extend(&gap)
     {
-        db.prepare_cached("UPDATE event SET body = ?2, time = ?3 WHERE id = ?1")?.execute(params![
-            *id,
-            before.body(),
-            commit.now.0
-        ])?;
+        schema::update_event(db, *id, commit.now, &before.body())?;
         return Ok(*id);
     }
     let id = schema::insert_event(db, commit.now, &gap.body())?;

@@ -2,10 +2,12 @@
 
 use super::cursor::SinkCursor;
 use super::disk::{Commit, Disk, Gap};
+use super::heal::{self, Healed};
 use super::mark::Mark;
+use super::restore::{self, Job, Restored};
 use super::schema::{self, OpenError};
 use super::tail::{Policy, Tail};
-use super::writer::{self, Stepper};
+use super::writer::{self, Stepper, Writer, lock};
 use crate::clock::Clock;
 use crate::config::{self, Deliver};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
@@ -13,7 +15,7 @@ use crate::model::{Batch, DeviceId, Epoch, Seq, Timestamp};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -49,6 +51,8 @@ pub struct LogHealth {
     pub failure: Option<String>,
     /// For how long a commit has been due without being done.
     pub overdue: Duration,
+    /// What an operator should look at, though the log works.
+    pub notes: Vec<String>,
 }
 
 pub(super) struct Shared {
@@ -62,6 +66,10 @@ pub(super) struct Shared {
     pub news: Notify,
     pub visible: AtomicU64,
     pub last_event: AtomicU64,
+    /// The database turned out to be damaged.
+    pub damaged: Notify,
+    /// What an operator should look at.
+    pub notes: Vec<String>,
     pub names: Vec<Arc<str>>,
     pub path: PathBuf,
     pub epoch: Epoch,
@@ -93,6 +101,11 @@ pub(super) struct State {
     pub close: bool,
     pub failure: Option<String>,
     pub last_progress: Duration,
+    /// The database is damaged: nothing more is written to it.
+    pub damaged: bool,
+    /// From quarantined databases, to be written; and whether some is being written.
+    pub restored: Restored,
+    pub restoring: bool,
 }
 
 /// Sinks' places are written at the latest this long after they moved over
@@ -112,24 +125,10 @@ pub struct Opened<W = Writer> {
     pub writer: W,
 }
 
-/// The thread that owns the write connection.
-pub struct Writer {
-    thread: std::thread::JoinHandle<()>,
-    _lock: File,
-}
-
-impl Writer {
-    /// Waits for the thread to end, which [`Log::close`] asks it to. Blocks.
-    pub fn join(self) {
-        if self.thread.join().is_err() {
-            tracing::error!("the log's writer ended with a panic");
-        }
-    }
-}
-
 impl Log {
     /// Opens the log in the configured directory, creating both if need be, for
-    /// the sinks named, and starts its writer.
+    /// the sinks named, and starts its writer. A damaged log is moved aside and what
+    /// is sound in it taken over into a new one.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -139,17 +138,24 @@ impl Log {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened, OpenError> {
-        let (shared, disk, lock) = prepare(config, sinks, clock, metrics, false)?;
+        let Prepared { shared, disk, jobs, lock } = prepare(config, sinks, clock, metrics, false)?;
         let for_writer = shared.clone();
+        let failed = |why| OpenError::Directory { path: config.directory.clone(), why };
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
             .spawn(move || writer::run(&for_writer, disk))
-            .map_err(|why| OpenError::Directory { path: config.directory.clone(), why })?;
-        Ok(opened(shared, Writer { thread, _lock: lock }))
+            .map_err(failed)?;
+        let log = Log { shared: shared.clone() };
+        let salvage = match jobs.is_empty() {
+            true => None,
+            false => Some(restore::start(log, config.directory.clone(), jobs).map_err(failed)?),
+        };
+        Ok(opened(shared, Writer::new(thread, salvage, lock)))
     }
 
     /// Opens the log as [`Log::open`] does, without any thread: the caller steps the
-    /// writer, and sinks read on the thread that asks. For simulations.
+    /// writer, and sinks read on the thread that asks. Segments of a quarantined log
+    /// wait for an opening with threads. For simulations.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -159,7 +165,7 @@ impl Log {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened<Stepper>, OpenError> {
-        let (shared, disk, lock) = prepare(config, sinks, clock, metrics, true)?;
+        let Prepared { shared, disk, lock, .. } = prepare(config, sinks, clock, metrics, true)?;
         Ok(opened(shared.clone(), Stepper::new(shared, disk, lock)))
     }
 
@@ -191,6 +197,9 @@ impl Log {
         let shared = &*self.shared;
         let now = shared.clock.now().monotonic;
         let mut state = shared.state.lock();
+        if state.close {
+            return Err(Saturated(batch));
+        }
         if let Some(mark) = mark {
             let accepted = mark.accepted();
             let known = batch.readings.iter().take_while(|reading| reading.origin_seq <= accepted).count();
@@ -269,8 +278,27 @@ impl Log {
             Some(due) => now.saturating_sub(due.max(state.last_progress)),
             None => Duration::ZERO,
         };
-        LogHealth { failure: state.failure.clone(), overdue }
+        LogHealth { failure: state.failure.clone(), overdue, notes: self.shared.notes.clone() }
     }
+
+    /// Waits until the database turns out to be damaged. The log takes no more then,
+    /// and heals when it is opened again; what it did not settle, devices send again.
+    /// Cancel-safe.
+    pub async fn damaged(&self) {
+        let mut damaged = std::pin::pin!(self.shared.damaged.notified());
+        damaged.as_mut().enable();
+        if !self.shared.state.lock().damaged {
+            damaged.await;
+        }
+    }
+}
+
+/// A log without a writer.
+struct Prepared {
+    shared: Arc<Shared>,
+    disk: Disk,
+    jobs: Vec<Job>,
+    lock: File,
 }
 
 /// Opens the database and reads from it what the last life left.
@@ -280,15 +308,12 @@ fn prepare(
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     stepped: bool,
-) -> Result<(Arc<Shared>, Disk, File), OpenError> {
+) -> Result<Prepared, OpenError> {
     let directory = config.directory.as_path();
     let lock = lock(directory)?;
-    let path = directory.join(schema::FILE_NAME);
-    let mut connection = schema::open(&path, config.durability)?;
+    let path = heal::database(config);
     let now = clock.now();
-    let failed = |why| OpenError::Database { path: path.clone(), why };
-    let found = schema::recover(&mut connection, sinks, now.wall, Epoch(fastrand::u32(1..)), config.durability)
-        .map_err(failed)?;
+    let Healed { connection, found, jobs, notes } = heal::open(config, sinks, now, &metrics)?;
     for name in &found.forgotten {
         tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
     }
@@ -326,7 +351,12 @@ fn prepare(
             close: false,
             failure: None,
             last_progress: now.monotonic,
+            damaged: false,
+            restored: Restored::default(),
+            restoring: false,
         }),
+        damaged: Notify::new(),
+        notes,
         due: Condvar::new(),
         room: Notify::new(),
         committed: Notify::new(),
@@ -338,7 +368,7 @@ fn prepare(
         metrics,
         stepped,
     });
-    Ok((shared, disk, lock))
+    Ok(Prepared { shared, disk, jobs, lock })
 }
 
 fn opened<W>(shared: Arc<Shared>, writer: W) -> Opened<W> {
@@ -346,19 +376,26 @@ fn opened<W>(shared: Arc<Shared>, writer: W) -> Opened<W> {
     Opened { log: Log { shared }, cursors, writer }
 }
 
-/// Takes the directory for this process alone.
-fn lock(directory: &Path) -> Result<File, OpenError> {
-    let failed = |why| OpenError::Directory { path: directory.to_owned(), why };
-    std::fs::create_dir_all(directory).map_err(failed)?;
-    let file = File::options().create(true).write(true).truncate(false).open(directory.join("lock")).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse { path: directory.to_owned() }),
-        Err(std::fs::TryLockError::Error(why)) => Err(failed(why)),
-    }
-}
-
 impl Shared {
+    /// Stops writing if `why` says that the database is damaged, and sees to it that
+    /// it heals when it is opened again.
+    pub fn examine(&self, why: &anyhow::Error) -> bool {
+        if !heal::is_damage(why) {
+            return false;
+        }
+        let found = format!("{why:#}");
+        let first = !std::mem::replace(&mut self.state.lock().damaged, true);
+        if first {
+            tracing::error!(error = found, "the log is damaged; it is opened again to heal it");
+            heal::remember(&self.path, &found);
+            self.state.lock().failure = Some(found);
+            self.damaged.notify_waiters();
+            self.committed.notify_waiters();
+            self.due.notify_one();
+        }
+        true
+    }
+
     /// Tells waiting sinks how far they may read.
     pub fn show(&self, visible: Seq) {
         if self.visible.fetch_max(visible.0, Ordering::Release) < visible.0 {
@@ -395,7 +432,8 @@ impl State {
     /// When the writer has something to do next.
     pub fn due(&self) -> Option<Duration> {
         let reserve = (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then_some(Duration::ZERO);
-        let asked = (self.flush || self.close || !self.gaps.is_empty()).then_some(Duration::ZERO);
+        let asked = self.flush || self.close || self.damaged || !self.gaps.is_empty() || self.restored.is_due();
+        let asked = asked.then_some(Duration::ZERO);
         [reserve, asked, self.tail.due(), self.places_due].into_iter().flatten().min()
     }
 
@@ -415,10 +453,17 @@ impl State {
             clean: self.close.then(|| self.tail.next()),
             now,
             seen_event: self.seen_event,
+            restored: std::mem::take(&mut self.restored),
         };
+        self.restoring = !commit.restored.is_empty();
         self.places_due = None;
         self.flush = false;
         (commit, unsaved.upto)
+    }
+
+    /// Whether nothing more will be written.
+    pub fn is_over(&self) -> bool {
+        self.close || self.damaged
     }
 
     /// Notes that sink number `sink` moved on, and when that must be on disk.

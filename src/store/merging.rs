@@ -6,7 +6,7 @@
 //! is small is well below what a commit itself writes, so merging adds a small
 //! part to that, and what it made is soon no longer small.
 
-use super::rows;
+use super::row;
 use super::segment::{self, Encoder};
 use crate::model::Seq;
 use rusqlite::Connection;
@@ -65,31 +65,33 @@ impl Merging {
     }
 }
 
-/// Merges the newest segments if they are small. To be called before the
-/// transaction adds its own: one that is repeated replaces that by its first seq.
+/// Merges the newest segments before `before` if they are small. What the running
+/// transaction adds begins there: if it is repeated, it replaces that segment by its
+/// first seq.
 ///
 /// # Errors
 /// If the database cannot be read or written.
-pub(super) fn merge(db: &Connection, encoder: &mut Encoder) -> rusqlite::Result<()> {
+pub(super) fn merge(db: &Connection, encoder: &mut Encoder, before: Seq) -> rusqlite::Result<()> {
     let newest = {
-        let mut newest =
-            db.prepare_cached("SELECT first_seq, count, size FROM segment ORDER BY first_seq DESC LIMIT ?1")?;
+        let mut newest = db.prepare_cached(
+            "SELECT first_seq, count, size FROM segment WHERE first_seq < ?1 ORDER BY first_seq DESC LIMIT ?2",
+        )?;
         let row =
             |row: &rusqlite::Row<'_>| Ok(Lying { first: Seq(row.get(0)?), count: row.get(1)?, bytes: row.get(2)? });
-        newest.query_map([MERGE as u64], row)?.collect::<rusqlite::Result<Vec<_>>>()?
+        newest.query_map([before.0, MERGE as u64], row)?.collect::<rusqlite::Result<Vec<_>>>()?
     };
     let Some(first) = plan(newest.into_iter()) else { return Ok(()) };
     let mut batches = Vec::new();
     let mut damaged = false;
-    rows::each(db, first.prev(), &mut |header, block| match segment::decode(header, block) {
-        Ok(decoded) => {
-            batches.extend(decoded);
-            true
+    row::each(db, first.prev(), &mut |header, block| {
+        if header.first >= before {
+            return false;
         }
-        Err(_) => {
-            damaged = true;
-            false
+        match segment::decode(header, block) {
+            Ok(decoded) => batches.extend(decoded),
+            Err(_) => damaged = true,
         }
+        !damaged
     })?;
     // Whoever reads a damaged one reports it.
     if damaged {
@@ -97,8 +99,9 @@ pub(super) fn merge(db: &Connection, encoder: &mut Encoder) -> rusqlite::Result<
     }
     match encoder.encode(&batches) {
         Ok(Some((header, block))) => {
-            db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1")?.execute([first.0])?;
-            rows::put(db, &header, &block)
+            db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1 AND first_seq < ?2")?
+                .execute([first.0, before.0])?;
+            row::put(db, "REPLACE", &header, &block)
         }
         Ok(None) => Ok(()),
         Err(why) => {

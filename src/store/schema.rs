@@ -1,10 +1,12 @@
-//! The database file: opening it, its schema and migrations, and what a fresh
-//! start reads from it.
+//! The database file: opening it, its schema and migrations, and the rows that are
+//! written with a guard.
 
-use super::unlisted;
+use super::row;
+use super::wal;
 use crate::config::Durability;
-use crate::model::{DeviceId, Epoch, Seq, Timestamp};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use crate::model::{Seq, Timestamp};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +33,20 @@ const MIGRATIONS: &[&str] = &[
      CREATE TABLE mark (device TEXT PRIMARY KEY, session INTEGER NOT NULL, seq INTEGER NOT NULL) WITHOUT ROWID;",
     "CREATE TABLE event (id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, body TEXT NOT NULL);
      ALTER TABLE sink ADD COLUMN event INTEGER NOT NULL DEFAULT 0;",
+    ADD_GUARDS,
 ];
+
+/// Rows that no checksum covered get one; see [`row`]. What stands there is sealed as
+/// it is.
+const ADD_GUARDS: &str = "ALTER TABLE meta ADD COLUMN guard INTEGER NOT NULL DEFAULT -1;
+     ALTER TABLE sink ADD COLUMN guard INTEGER NOT NULL DEFAULT -1;
+     ALTER TABLE mark ADD COLUMN guard INTEGER NOT NULL DEFAULT -1;
+     ALTER TABLE event ADD COLUMN guard INTEGER NOT NULL DEFAULT -1;";
+
+/// Databases up to this size have their structure checked whole at each start, which
+/// takes a second or two on a slow card. Of larger ones that is left to
+/// `tidegate queue verify`.
+const CHECKED_WHOLE: u64 = 32 << 20;
 
 /// SQLite's WAL-reset bug can corrupt a database up to this version (3.51.2).
 const LAST_AFFECTED_SQLITE: i32 = 3_051_002;
@@ -49,36 +64,21 @@ pub enum OpenError {
         "the store {path} is in use by another process; stop that one first, or give this one its own [store] directory"
     )]
     InUse { path: PathBuf },
-    #[error("{path} is not a tidegate log ({found}); move it away, or point [store] directory elsewhere")]
+    #[error("{path} is not a tidegate log ({found})")]
     Foreign { path: PathBuf, found: &'static str },
     #[error(
         "{path} was written by a newer tidegate (schema {found}, this one knows up to {known}); install that version again, \
          or point [store] directory elsewhere"
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("{path} cannot be read: {why}")]
+    Unreadable { path: PathBuf, why: String },
+    #[error("{path} is damaged: {found}")]
+    Damaged { path: PathBuf, found: String },
     #[error("SQLite {0} can corrupt its log (the WAL-reset bug); build tidegate with its bundled SQLite")]
     Sqlite(&'static str),
     #[error("the store {path} cannot be opened: {why}")]
     Database { path: PathBuf, why: rusqlite::Error },
-}
-
-/// What the last life of the gateway left in the log.
-#[derive(Debug)]
-pub(super) struct Recovered {
-    pub epoch: Epoch,
-    /// The next seq to give out; all up to `reserved` may be.
-    pub next: Seq,
-    pub reserved: Seq,
-    /// The last seq that lies on disk.
-    pub written: Seq,
-    /// Name, confirmed seq and confirmed event of each wanted sink, in their order.
-    pub sinks: Vec<(Seq, u64)>,
-    /// Sinks that stand in the log but are not wanted any more.
-    pub forgotten: Vec<String>,
-    pub marks: Vec<(DeviceId, u64, u64)>,
-    /// Ranges of seqs that no reading has: last seq before the hole, and its length.
-    pub holes: Vec<(Seq, u64)>,
-    pub last_event: u64,
 }
 
 /// Opens or creates the database with the settings that its promises need.
@@ -92,6 +92,9 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, Op
         return Err(foreign("it is not an SQLite database"));
     }
     let mut connection = Connection::open(path).map_err(failed)?;
+    // What may be damaged is left as it lies; only a proper end folds it together.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
+    connection.pragma_update(None, "cell_size_check", true).map_err(failed)?;
     let objects: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
     let application: i32 = pragma(&connection, "application_id").map_err(failed)?;
@@ -129,7 +132,8 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
     connection.pragma_update(None, "page_size", 1024)?;
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     synchronise(connection, durability)?;
-    connection.pragma_update_and_check(None, "wal_autocheckpoint", 4096, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", wal::CHECKPOINT_PAGES, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", wal::MAX_BYTES, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -512)?;
     connection.pragma_update(None, "temp_store", "MEMORY")
 }
@@ -147,11 +151,56 @@ fn migrate(connection: &mut Connection, from: i64, scripts: &[&str]) -> rusqlite
     for (script, version) in scripts.iter().zip(1i64..).filter(|(_, version)| *version > from) {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(script)?;
+        if *script == ADD_GUARDS {
+            seal(&transaction)?;
+        }
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", version)?;
         transaction.commit()?;
     }
     Ok(())
+}
+
+/// Gives every row its guard.
+fn seal(db: &Connection) -> rusqlite::Result<()> {
+    type Integers = (String, i64, i64);
+    let rows = |sql: &str| -> rusqlite::Result<Vec<Integers>> {
+        let mut statement = db.prepare(sql)?;
+        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
+    };
+    for (key, value, _) in rows("SELECT key, value, 0 FROM meta")? {
+        let guard = row::meta_guard(&key, value);
+        db.execute("UPDATE meta SET guard = ?2 WHERE key = ?1", params![key, guard])?;
+    }
+    for (name, confirmed, event) in rows("SELECT name, confirmed, event FROM sink")? {
+        let guard = row::sink_guard(&name, confirmed, event);
+        db.execute("UPDATE sink SET guard = ?2 WHERE name = ?1", params![name, guard])?;
+    }
+    for (device, session, seq) in rows("SELECT device, session, seq FROM mark")? {
+        let guard = row::mark_guard(&device, session, seq);
+        db.execute("UPDATE mark SET guard = ?2 WHERE device = ?1", params![device, guard])?;
+    }
+    for (body, id, time) in rows("SELECT body, id, time FROM event")? {
+        db.execute("UPDATE event SET guard = ?2 WHERE id = ?1", params![id, row::event_guard(id, time, &body)])?;
+    }
+    Ok(())
+}
+
+/// Whether SQLite finds the structure of the database sound: what it reports first
+/// otherwise. Reads all of it.
+pub(super) fn structure_fault(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    Ok((found != "ok").then_some(found))
+}
+
+/// As [`structure_fault`] for a small database; a large one is not read.
+pub(super) fn small_structure_fault(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    let pages: u64 = pragma(connection, "page_count")?;
+    let size: u64 = pragma(connection, "page_size")?;
+    if pages.saturating_mul(size) > CHECKED_WHOLE {
+        return Ok(None);
+    }
+    structure_fault(connection)
 }
 
 /// A connection that only reads.
@@ -160,171 +209,76 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.pragma_update(None, "cache_size", -256)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
     Ok(connection)
-}
-
-/// Reads what the last life left, reserves the seqs of this one, and records the
-/// hole that an unclean stop leaves. What is reserved is synced, whatever the
-/// durability: a power cut may take readings back, but no seq is given out twice.
-pub(super) fn recover(
-    connection: &mut Connection,
-    sinks: &[&str],
-    now: Timestamp,
-    new_epoch: Epoch,
-    durability: Durability,
-) -> rusqlite::Result<Recovered> {
-    synchronise(connection, Durability::Full)?;
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let epoch = match meta(&transaction, "epoch")? {
-        Some(epoch) => Epoch(epoch),
-        None => {
-            set_meta(&transaction, "epoch", u64::from(new_epoch.0))?;
-            new_epoch
-        }
-    };
-    let disk_end: u64 = transaction
-        .query_row("SELECT first_seq + count - 1 FROM segment ORDER BY first_seq DESC LIMIT 1", [], |row| row.get(0))
-        .optional()?
-        .unwrap_or(0);
-    let reserved: u64 = meta(&transaction, "reserved")?.unwrap_or(0);
-    let next = match meta::<u64>(&transaction, "clean")? {
-        Some(clean) => clean.max(disk_end + 1),
-        None => reserved.max(disk_end) + 1,
-    };
-    if next > disk_end + 1 && meta::<u64>(&transaction, "clean")?.is_none() {
-        let body = serde_json::json!({"type": "gap", "reason": "restart", "first": disk_end + 1, "last": next - 1});
-        insert_event(&transaction, now, &body.to_string())?;
-    }
-    let reserved = next - 1 + SEQ_BLOCK;
-    set_meta(&transaction, "reserved", reserved)?;
-    transaction.execute("DELETE FROM meta WHERE key = 'clean'", [])?;
-
-    let forgotten = adopt_sinks(&transaction, sinks)?;
-    let positions = sinks
-        .iter()
-        .map(|name| {
-            transaction.query_row("SELECT confirmed, event FROM sink WHERE name = ?1", [name], |row| {
-                Ok((Seq(row.get(0)?), row.get(1)?))
-            })
-        })
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    // Before there was such an entry, each commit wrote its marks to their table.
-    let listed = meta(&transaction, "listed")?.unwrap_or(disk_end);
-    unlisted::replay(&transaction, Seq(listed), Seq(disk_end))?;
-    let marks = read_marks(&transaction)?;
-    let holes = read_holes(&transaction, Seq(next))?;
-    let last_event = last_event(&transaction)?;
-    transaction.commit()?;
-    synchronise(connection, durability)?;
-    Ok(Recovered {
-        epoch,
-        next: Seq(next),
-        reserved: Seq(reserved),
-        written: Seq(disk_end),
-        sinks: positions,
-        forgotten,
-        marks,
-        holes,
-        last_event,
-    })
-}
-
-/// Gives each new sink the place of the one that is furthest behind, so that a
-/// sink that was renamed misses nothing; removes those that are not wanted.
-fn adopt_sinks(transaction: &Transaction<'_>, wanted: &[&str]) -> rusqlite::Result<Vec<String>> {
-    let known: Vec<String> =
-        transaction.prepare("SELECT name FROM sink")?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    let (confirmed, event): (u64, u64) =
-        transaction.query_row("SELECT coalesce(min(confirmed), 0), coalesce(min(event), 0) FROM sink", [], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })?;
-    for name in wanted.iter().filter(|name| !known.iter().any(|k| k == *name)) {
-        transaction.execute(
-            "INSERT INTO sink (name, confirmed, event) VALUES (?1, ?2, ?3)",
-            params![name, confirmed, event],
-        )?;
-    }
-    let forgotten: Vec<String> = known.into_iter().filter(|name| !wanted.contains(&name.as_str())).collect();
-    // With no sink left, the old places are kept: they say what was never delivered.
-    if !wanted.is_empty() {
-        for name in &forgotten {
-            transaction.execute("DELETE FROM sink WHERE name = ?1", [name])?;
-        }
-    }
-    Ok(forgotten)
-}
-
-fn read_marks(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<(DeviceId, u64, u64)>> {
-    let mut statement = transaction.prepare("SELECT device, session, seq FROM mark")?;
-    let rows = statement.query_map([], |row| {
-        let session: i64 = row.get(1)?;
-        Ok((row.get::<_, String>(0)?, session as u64, row.get(2)?)) // the same 64 bits as written
-    })?;
-    let mut marks = Vec::new();
-    for row in rows {
-        let (device, session, seq) = row?;
-        if let Ok(device) = DeviceId::new(&device) {
-            marks.push((device, session, seq));
-        }
-    }
-    Ok(marks)
-}
-
-fn read_holes(transaction: &Transaction<'_>, next: Seq) -> rusqlite::Result<Vec<(Seq, u64)>> {
-    let mut statement = transaction.prepare("SELECT first_seq, count FROM segment ORDER BY first_seq")?;
-    let rows = statement.query_map([], |row| Ok((row.get::<_, u64>(0)?, row.get::<_, u64>(1)?)))?;
-    let mut holes = Vec::new();
-    let mut end = 0u64;
-    for row in rows {
-        let (first, count) = row?;
-        if first > end + 1 {
-            holes.push((Seq(end), first - end - 1));
-        }
-        end = end.max(first + count - 1);
-    }
-    if next.0 > end + 1 {
-        holes.push((Seq(end), next.0 - end - 1));
-    }
-    Ok(holes)
-}
-
-fn meta<T: rusqlite::types::FromSql>(connection: &Connection, key: &str) -> rusqlite::Result<Option<T>> {
-    connection.prepare_cached("SELECT value FROM meta WHERE key = ?1")?.query_row([key], |row| row.get(0)).optional()
 }
 
 /// Writes a number that is kept across restarts.
 pub(super) fn set_meta(connection: &Connection, key: &str, value: u64) -> rusqlite::Result<()> {
+    let stored = i64::try_from(value).unwrap_or(i64::MAX);
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO meta (key, value, guard) VALUES (?1, ?2, ?3)")?
+        .execute(params![key, stored, row::meta_guard(key, stored)])?;
+    Ok(())
+}
+
+/// Writes a device's mark.
+pub(super) fn put_mark(connection: &Connection, device: &str, session: u64, seq: u64) -> rusqlite::Result<()> {
+    // SQLite's integers are signed: the same bits.
+    let (session, seq) = (session as i64, i64::try_from(seq).unwrap_or(i64::MAX));
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO mark (device, session, seq, guard) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![device, session, seq, row::mark_guard(device, session, seq)])?;
+    Ok(())
+}
+
+/// Writes a sink's place, if it is another than what stands there.
+pub(super) fn put_sink(connection: &Connection, name: &str, confirmed: Seq, event: u64) -> rusqlite::Result<()> {
+    let (confirmed, event) = (i64::try_from(confirmed.0).unwrap_or(i64::MAX), i64::try_from(event).unwrap_or(i64::MAX));
     connection
         .prepare_cached(
-            "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            "INSERT INTO sink (name, confirmed, event, guard) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (name) DO UPDATE
+             SET confirmed = excluded.confirmed, event = excluded.event, guard = excluded.guard
+             WHERE confirmed <> excluded.confirmed OR event <> excluded.event OR guard <> excluded.guard",
         )?
-        .execute(params![key, value])?;
+        .execute(params![name, confirmed, event, row::sink_guard(name, confirmed, event)])?;
+    Ok(())
+}
+
+/// Puts another event in the place of one that nobody has seen.
+pub(super) fn update_event(connection: &Connection, id: u64, time: Timestamp, body: &str) -> rusqlite::Result<()> {
+    let stored = i64::try_from(id).unwrap_or(i64::MAX);
+    connection.prepare_cached("UPDATE event SET body = ?2, time = ?3, guard = ?4 WHERE id = ?1")?.execute(params![
+        stored,
+        body,
+        time.0,
+        row::event_guard(stored, time.0, body)
+    ])?;
     Ok(())
 }
 
 /// Adds an event and returns its id.
 pub(super) fn insert_event(connection: &Connection, time: Timestamp, body: &str) -> rusqlite::Result<u64> {
     connection.prepare_cached("INSERT INTO event (time, body) VALUES (?1, ?2)")?.execute(params![time.0, body])?;
-    Ok(u64::try_from(connection.last_insert_rowid()).unwrap_or(0))
-}
-
-/// The newest event's id, 0 if there never was one.
-fn last_event(connection: &Connection) -> rusqlite::Result<u64> {
-    let id = connection
-        .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'event'", [], |row| row.get(0))
-        .optional()?;
-    Ok(id.unwrap_or(0))
+    let id = connection.last_insert_rowid();
+    connection
+        .prepare_cached("UPDATE event SET guard = ?2 WHERE id = ?1")?
+        .execute(params![id, row::event_guard(id, time.0, body)])?;
+    Ok(u64::try_from(id).unwrap_or(0))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::recover::{Recovered, recover};
     use super::*;
+    use crate::model::Epoch;
 
     const NOW: Timestamp = Timestamp(0);
 
     fn recover_at(path: &Path, sinks: &[&str]) -> Recovered {
         let mut connection = open(path, Durability::Full).expect("the database opens");
-        recover(&mut connection, sinks, NOW, Epoch(7), Durability::Full).expect("the database reads")
+        recover(&mut connection, sinks, NOW, Epoch(7), Durability::Full, true).expect("the database reads")
     }
 
     #[test]
@@ -334,7 +288,8 @@ mod tests {
         let mut old = Connection::open(&path).expect("a new database");
         migrate(&mut old, 0, &MIGRATIONS[..1]).expect("the first version");
         old.execute("INSERT INTO sink VALUES ('cloud', 42)", []).expect("the first version's sink table");
-        set_meta(&old, "epoch", 3).expect("the first version's meta table");
+        old.execute("INSERT INTO meta VALUES ('epoch', 3)", []).expect("the first version's meta table");
+        old.execute("INSERT INTO meta VALUES ('reserved', 100)", []).expect("the first version's meta table");
         drop(old);
 
         let recovered = recover_at(&path, &["cloud"]);
@@ -384,7 +339,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join(FILE_NAME);
         recover_at(&path, &["old"]);
-        Connection::open(&path).and_then(|c| c.execute("UPDATE sink SET confirmed = 17", [])).expect("an update");
+        Connection::open(&path).and_then(|c| put_sink(&c, "old", Seq(17), 0)).expect("an update");
         let renamed = recover_at(&path, &["new"]);
         assert_eq!((renamed.sinks, renamed.forgotten), (vec![(Seq(17), 0)], vec!["old".to_owned()]));
     }

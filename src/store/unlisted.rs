@@ -5,11 +5,11 @@
 //! take several times the space of the readings themselves. A fresh start reads
 //! the segments that follow the last time, see [`replay`].
 
-use super::rows;
+use super::row;
 use super::schema;
 use super::segment;
 use crate::model::{Batch, DeviceId, Seq};
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 use std::collections::BTreeMap;
 
 /// Readings that a fresh start decodes at most, or nearly so.
@@ -69,7 +69,7 @@ impl Unlisted {
     /// If the database cannot be written.
     pub fn list(&self, db: &Connection) -> rusqlite::Result<()> {
         for (device, (session, seq)) in &self.marks {
-            put(db, device, *session, *seq)?;
+            schema::put_mark(db, device.as_str(), *session, *seq)?;
         }
         schema::set_meta(db, "listed", self.last.0)
     }
@@ -80,15 +80,6 @@ impl Unlisted {
     }
 }
 
-fn put(db: &Connection, device: &DeviceId, session: u64, seq: u64) -> rusqlite::Result<()> {
-    db.prepare_cached(
-        "INSERT INTO mark (device, session, seq) VALUES (?1, ?2, ?3)
-         ON CONFLICT (device) DO UPDATE SET session = excluded.session, seq = excluded.seq",
-    )?
-    .execute(params![device.as_str(), session as i64, seq])?; // SQLite's integers are signed: the same bits
-    Ok(())
-}
-
 /// Brings the table up to date from the segments after `listed`, of which `last` is
 /// the last seq.
 ///
@@ -97,7 +88,7 @@ fn put(db: &Connection, device: &DeviceId, session: u64, seq: u64) -> rusqlite::
 /// its devices' repetitions are taken for news.
 pub(super) fn replay(db: &Connection, listed: Seq, last: Seq) -> rusqlite::Result<()> {
     let mut unlisted = Unlisted::new(last);
-    rows::each(db, listed, &mut |header, block| {
+    row::each(db, listed, &mut |header, block| {
         match segment::decode(header, block) {
             Ok(batches) => unlisted.add(batches.iter().filter_map(|numbered| says(&numbered.batch)).collect()),
             Err(why) => {

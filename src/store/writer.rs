@@ -3,15 +3,53 @@
 
 use super::disk::{Disk, Gap, Outcome};
 use super::log::Shared;
+use super::schema::OpenError;
 use crate::model::Seq;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Pause after a commit that failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the bytes written are read from the operating system.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
+
+/// The thread that owns the write connection, and what goes with it.
+pub struct Writer {
+    thread: JoinHandle<()>,
+    salvage: Option<JoinHandle<()>>,
+    _lock: File,
+}
+
+impl Writer {
+    pub(super) fn new(thread: JoinHandle<()>, salvage: Option<JoinHandle<()>>, lock: File) -> Writer {
+        Writer { thread, salvage, _lock: lock }
+    }
+
+    /// Waits for the thread to end, which [`Log::close`] asks it to. Blocks.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!("the log's writer ended with a panic");
+        }
+        if self.salvage.is_some_and(|salvage| salvage.join().is_err()) {
+            tracing::error!("taking over from a damaged log ended with a panic");
+        }
+    }
+}
+
+/// Takes the directory for this process alone.
+pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
+    let failed = |why| OpenError::Directory { path: directory.to_owned(), why };
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    let file = File::options().create(true).write(true).truncate(false).open(directory.join("lock")).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse { path: directory.to_owned() }),
+        Err(std::fs::TryLockError::Error(why)) => Err(failed(why)),
+    }
+}
 
 /// What became of a commit.
 enum Attempt {
@@ -26,6 +64,9 @@ pub(super) fn run(shared: &Shared, mut disk: Disk) {
     let mut counted = Counted::default();
     loop {
         let closing = wait(shared);
+        if shared.state.lock().damaged {
+            return;
+        }
         match attempt(shared, &mut disk, closing) {
             Attempt::Done => {}
             Attempt::Failed => {
@@ -106,8 +147,13 @@ fn attempt(shared: &Shared, disk: &mut Disk, closing: bool) -> Attempt {
             Attempt::Done
         }
         Err(why) => {
+            if shared.examine(&why) {
+                return Attempt::Ended;
+            }
             let text = format!("{why:#}");
             let mut state = shared.state.lock();
+            state.restored.put_back(commit.restored);
+            state.restoring = false;
             if state.failure.as_ref() != Some(&text) {
                 tracing::error!(error = %text, "the log cannot be written; devices are not acknowledged until it can");
             }
@@ -157,6 +203,7 @@ fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Vec<(Seq, u6
         if let Some(written) = outcome.written {
             state.written = written;
         }
+        state.restoring = false;
         let mut advanced = state.tail.saved(upto);
         if let Some(plan) = &outcome.dropped {
             tracing::warn!(

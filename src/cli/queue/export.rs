@@ -1,0 +1,172 @@
+//! `tidegate queue export`: readings out of the log, as text.
+
+use super::{Bound, Failure, Which};
+use crate::cli::say;
+use crate::model::{Epoch, Numbered, Value};
+use crate::sink::encode::Delivered;
+use crate::store::{Piece, damaged};
+use anyhow::{Context, Result};
+use base64::Engine;
+use serde::Serialize;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+/// Writes readings out of the log
+///
+/// Also while the gateway runs. Damaged segments are named on standard error and left
+/// out; the exit code is 1 then.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    which: Which,
+    /// From this seq or time on, such as 1042 or 2026-11-23T01:02:03Z
+    #[arg(long, value_name = "SEQ|TIME")]
+    from: Option<Bound>,
+    /// Up to this seq or time, itself included
+    #[arg(long, value_name = "SEQ|TIME")]
+    to: Option<Bound>,
+    #[arg(long, value_enum, default_value_t = Format::Jsonl)]
+    format: Format,
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// One JSON object a reading
+    Jsonl,
+    /// One row a value
+    Csv,
+}
+
+#[derive(Serialize)]
+struct Line {
+    epoch: Option<Epoch>,
+    #[serde(flatten)]
+    reading: Delivered,
+}
+
+enum Writer<'a> {
+    Jsonl(&'a mut dyn Write),
+    Csv(Box<csv::Writer<&'a mut dyn Write>>),
+}
+
+pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
+    let log = args.which.open()?;
+    let epoch = log.epoch();
+    let mut file = match &args.output {
+        None => None,
+        Some(path) => {
+            let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+            Some(BufWriter::new(file))
+        }
+    };
+    let out: &mut dyn Write = match &mut file {
+        Some(file) => file,
+        None => out,
+    };
+    let mut writer = match args.format {
+        Format::Jsonl => Writer::Jsonl(out),
+        Format::Csv => {
+            let mut csv = csv::Writer::from_writer(out);
+            csv.write_record(["epoch", "seq", "device", "session", "device_seq", "time", "channel", "type", "value"])?;
+            Writer::Csv(Box::new(csv))
+        }
+    };
+    let mut fine = true;
+    let mut written: Result<()> = Ok(());
+    log.each(&mut |piece| {
+        match piece {
+            Piece::Damaged(claimed) => {
+                fine = false;
+                say(&format!("tidegate: {}; it is left out", damaged(claimed)));
+            }
+            Piece::Readings(batches) => {
+                written = batches.iter().try_for_each(|batch| writer.put(epoch, batch, args));
+            }
+        }
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    written?;
+    match writer {
+        Writer::Jsonl(out) => out.flush()?,
+        Writer::Csv(mut csv) => csv.flush()?,
+    }
+    Ok(fine)
+}
+
+impl Args {
+    fn wants(&self, reading: &Delivered) -> bool {
+        let from = self.from.is_none_or(|from| match from {
+            Bound::Seq(seq) => reading.seq >= seq,
+            Bound::Time(time) => reading.time >= time,
+        });
+        from && self.to.is_none_or(|to| match to {
+            Bound::Seq(seq) => reading.seq <= seq,
+            Bound::Time(time) => reading.time <= time,
+        })
+    }
+}
+
+impl Writer<'_> {
+    fn put(&mut self, epoch: Option<Epoch>, batch: &Numbered, args: &Args) -> Result<()> {
+        for (seq, origin, reading) in batch.after(batch.first.prev()) {
+            let reading = Delivered {
+                seq,
+                device: batch.batch.device.clone(),
+                origin: origin.map(|origin| (origin.session, origin.seq)),
+                time: reading.time,
+                replay: false,
+                values: reading.iter().map(|(channel, value)| (channel.to_string(), value.clone())).collect(),
+            };
+            if args.wants(&reading) {
+                self.line(Line { epoch, reading })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, line: Line) -> Result<()> {
+        match self {
+            Writer::Jsonl(out) => {
+                let text = serde_json::to_string(&line)?;
+                writeln!(out, "{text}")?;
+            }
+            Writer::Csv(csv) => {
+                let Line { epoch, reading } = line;
+                let epoch = epoch.map(|epoch| epoch.to_string()).unwrap_or_default();
+                let (session, seq) =
+                    reading.origin.map(|(session, seq)| (session.to_string(), seq.to_string())).unwrap_or_default();
+                for (channel, value) in &reading.values {
+                    let (kind, value) = spelled(value);
+                    csv.write_record([
+                        &epoch,
+                        &reading.seq.to_string(),
+                        reading.device.as_str(),
+                        &session,
+                        &seq,
+                        &reading.time.to_string(),
+                        channel,
+                        kind,
+                        &value,
+                    ])?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A value's type and its text, which reads back as it was.
+fn spelled(value: &Value) -> (&'static str, String) {
+    match value {
+        Value::Float(float) => ("float", float.to_string()),
+        Value::Integer(integer) => ("integer", integer.to_string()),
+        Value::Boolean(boolean) => ("boolean", boolean.to_string()),
+        Value::Text(text) => ("text", text.to_string()),
+        Value::Bytes(bytes) => ("base64", base64::engine::general_purpose::STANDARD.encode(bytes)),
+    }
+}

@@ -1,0 +1,125 @@
+//! `tidegate queue stats`: what waits for each sink.
+
+use super::{Failure, Which, json, load};
+use crate::clock::{Clock, SystemClock};
+use crate::store::Pending;
+use bytesize::ByteSize;
+use serde_json::json;
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// Shows what the log holds, and what waits for each sink
+///
+/// Counts what is on disk; a running gateway holds the latest few readings in memory
+/// and writes its sinks' places every few seconds. If it runs with [http], the rate at
+/// which each sink takes readings is looked at for a second, for an estimate.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    which: Which,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long deliveries are counted to estimate their rate.
+const LOOK: Duration = Duration::from_secs(1);
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
+    let contents = args.which.open()?.contents()?;
+    let rates = match &args.which.file {
+        Some(_) => HashMap::new(),
+        None => load(&args.which.config)
+            .ok()
+            .filter(|config| config.http.enabled && contents.sinks.iter().any(|sink| sink.readings > 0))
+            .map(|config| rates(config.http.listen))
+            .unwrap_or_default(),
+    };
+    let now = SystemClock::new().now().wall;
+    let age = |sink: &Pending| sink.oldest.map(|oldest| now.since(oldest));
+    let drained = |sink: &Pending| {
+        let rate = rates.get(&sink.sink).copied().filter(|rate| *rate > 0.0)?;
+        Duration::try_from_secs_f64((sink.readings as f64 / rate).ceil()).ok()
+    };
+    if args.json {
+        let sinks: Vec<_> = contents
+            .sinks
+            .iter()
+            .map(|sink| {
+                json!({
+                    "sink": sink.sink, "confirmed": sink.confirmed, "pending": sink.readings, "bytes": sink.bytes,
+                    "oldest_seconds": age(sink).map(|age| age.as_secs()),
+                    "drained_in_seconds": drained(sink).map(|time| time.as_secs()),
+                })
+            })
+            .collect();
+        json(
+            out,
+            &json!({
+                "epoch": contents.epoch, "segments": contents.segments, "readings": contents.readings,
+                "bytes": contents.bytes, "sinks": sinks,
+            }),
+        )?;
+        return Ok(true);
+    }
+    let epoch = contents.epoch.map_or("unknown".to_owned(), |epoch| epoch.to_string());
+    let bytes = ByteSize(contents.bytes);
+    writeln!(out, "epoch {epoch}: {} readings in {} segments, {bytes}", contents.readings, contents.segments)?;
+    writeln!(out, "{:<20} {:>12} {:>10} {:>14} {:>14}", "SINK", "PENDING", "BYTES", "OLDEST", "DRAINED IN")?;
+    let shown = |time: Option<Duration>| match time {
+        Some(time) => humantime::format_duration(Duration::from_secs(time.as_secs())).to_string(),
+        None => "-".to_owned(),
+    };
+    for sink in &contents.sinks {
+        let estimate = if sink.readings == 0 { None } else { drained(sink) };
+        let bytes = ByteSize(sink.bytes).to_string();
+        let (age, estimate) = (shown(age(sink)), shown(estimate));
+        writeln!(out, "{:<20} {:>12} {bytes:>10} {age:>14} {estimate:>14}", sink.sink, sink.readings)?;
+    }
+    Ok(true)
+}
+
+/// Readings that each sink takes in a second; nothing if no gateway answers.
+fn rates(address: SocketAddr) -> HashMap<String, f64> {
+    let Some(before) = delivered(address) else { return HashMap::new() };
+    std::thread::sleep(LOOK);
+    let after = delivered(address).unwrap_or_default();
+    let rate = |(sink, count): (String, f64)| {
+        let rate = (count - before.get(&sink).copied().unwrap_or(0.0)) / LOOK.as_secs_f64();
+        (sink, rate)
+    };
+    after.into_iter().map(rate).collect()
+}
+
+fn delivered(address: SocketAddr) -> Option<HashMap<String, f64>> {
+    const MOST: u64 = 8 << 20;
+    let mut stream = TcpStream::connect_timeout(&address, ANSWER_WITHIN).ok()?;
+    stream.set_read_timeout(Some(ANSWER_WITHIN)).ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.take(MOST).read_to_string(&mut answer).ok()?;
+    Some(counts(&answer))
+}
+
+/// Sinks and their counts in the text of metrics.
+fn counts(text: &str) -> HashMap<String, f64> {
+    let figure = |line: &str| {
+        let (sink, count) = line.strip_prefix("tidegate_sink_delivered_total{sink=\"")?.split_once("\"} ")?;
+        Some((sink.to_owned(), count.trim().parse().ok()?))
+    };
+    text.lines().filter_map(figure).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deliveries_are_read_from_metrics() {
+        let text = "x 1\ntidegate_sink_delivered_total{sink=\"cloud\"} 42\ntidegate_sink_pending{sink=\"cloud\"} 7\n";
+        assert_eq!(counts(text), HashMap::from([("cloud".to_owned(), 42.0)]));
+    }
+}

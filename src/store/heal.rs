@@ -1,0 +1,339 @@
+//! Opens the log whatever its files look like.
+//!
+//! A database that cannot be gone on with is moved into quarantine, and a new one with
+//! a new epoch takes its place at once. Small facts that are proven (places of sinks,
+//! marks of devices, events not yet told) are taken over before anything else happens;
+//! segments follow while the gateway runs, see [`super::restore`]. The new epoch's seqs
+//! begin behind all that the old one gave out.
+
+use super::quarantine::{self, Entry, State};
+use super::recover::{self, Fault, Recovered};
+use super::restore::{DONE, Job};
+use super::row;
+use super::salvage::{Facts, Salvage, wal_path};
+use super::schema::{self, OpenError};
+use super::segment::Header;
+use crate::clock::Now;
+use crate::config;
+use crate::metrics::Metrics;
+use crate::model::{DeviceId, Epoch, Seq};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+/// The log, open.
+pub(super) struct Healed {
+    pub connection: Connection,
+    pub found: Recovered,
+    /// Quarantined databases from which there is more to take.
+    pub jobs: Vec<Job>,
+    /// What the operator should know, for as long as it is so.
+    pub notes: Vec<String>,
+}
+
+/// Damage that a running gateway met with is noted here for the next opening.
+const MARKER: &str = "damaged.txt";
+/// Where seqs begin if it cannot be told how far they had come: a multiple of this.
+const FAR: u64 = 1 << 40;
+
+/// Opens the log in the configured directory, which is locked.
+///
+/// # Errors
+/// If the directory or the disk is at fault, or the log was written by a newer version.
+pub(super) fn open(config: &config::Store, sinks: &[&str], now: Now, metrics: &Metrics) -> Result<Healed, OpenError> {
+    let store = config.directory.as_path();
+    let path = store.join(schema::FILE_NAME);
+    let moving = |why| OpenError::Directory { path: store.join("quarantine"), why };
+    for mut entry in quarantine::list(store).into_iter().filter(|entry| entry.report.state == State::Moving) {
+        quarantine::complete(store, &mut entry).map_err(moving)?;
+    }
+    let quarantine = |reason: &str, found: &str| {
+        let entry = quarantine::take(store, reason, found, now.wall.to_string()).map_err(moving)?;
+        tracing::error!(
+            found,
+            moved_to = %entry.directory.display(),
+            "the log is damaged: it was moved aside, a new one is started, and what is sound is taken over"
+        );
+        metrics.store_quarantines.inc();
+        Ok::<_, OpenError>(())
+    };
+    let marker = store.join(MARKER);
+    if let Ok(found) = std::fs::read_to_string(&marker) {
+        if std::fs::symlink_metadata(&path).is_ok() {
+            quarantine("damaged", found.trim())?;
+        }
+        std::fs::remove_file(&marker).map_err(moving)?;
+    }
+    let opened = match attempt(config, &path, sinks, now) {
+        Err(why) => match damage(&why) {
+            Some(reason) => {
+                quarantine(reason, &why.to_string())?;
+                attempt(config, &path, sinks, now)?
+            }
+            None => return Err(why),
+        },
+        opened => opened?,
+    };
+    let (connection, found, jobs) = opened;
+    quarantine::prune(store);
+    let notes = quarantine::list(store)
+        .iter()
+        .map(|entry| {
+            let report = entry.directory.join("report.txt");
+            format!("a damaged log was moved aside ({}); read {}", entry.report.found, report.display())
+        })
+        .collect();
+    Ok(Healed { connection, found, jobs, notes })
+}
+
+/// Notes that the database is damaged, so that the next opening heals it.
+pub(super) fn remember(database: &Path, found: &str) {
+    if let Err(why) = std::fs::write(database.with_file_name(MARKER), found) {
+        tracing::error!(%why, "that the log is damaged cannot be noted beside it");
+    }
+}
+
+/// Whether an error says that the database is not what was written.
+pub(super) fn is_damage(why: &anyhow::Error) -> bool {
+    why.chain().any(|cause| {
+        cause.downcast_ref::<rusqlite::Error>().is_some_and(is_corrupt)
+            || cause.downcast_ref::<OpenError>().is_some_and(|why| damage(why).is_some())
+    })
+}
+
+/// The word for the kind of damage, if it is damage that keeps the log from opening.
+fn damage(why: &OpenError) -> Option<&'static str> {
+    match why {
+        OpenError::Foreign { .. } => Some("foreign"),
+        OpenError::Unreadable { .. } => Some("unreadable"),
+        OpenError::Damaged { .. } => Some("damaged"),
+        OpenError::Database { why, .. } => is_corrupt(why).then_some("damaged"),
+        OpenError::Directory { .. } | OpenError::InUse { .. } | OpenError::Newer { .. } | OpenError::Sqlite(_) => None,
+    }
+}
+
+fn is_corrupt(why: &rusqlite::Error) -> bool {
+    const READ: i32 = rusqlite::ffi::SQLITE_IOERR_READ;
+    const SHORT_READ: i32 = rusqlite::ffi::SQLITE_IOERR_SHORT_READ;
+    use rusqlite::Error::{
+        FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, QueryReturnedNoRows, SqlInputError,
+        SqliteFailure, Utf8Error,
+    };
+    match why {
+        SqliteFailure(failure, _) | SqlInputError { error: failure, .. } => match failure.code {
+            // `Unknown` is a table or column that is missing.
+            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::ConstraintViolation => true,
+            ErrorCode::Unknown => failure.extended_code == rusqlite::ffi::SQLITE_ERROR,
+            _ => matches!(failure.extended_code, READ | SHORT_READ),
+        },
+        FromSqlConversionFailure(..)
+        | IntegralValueOutOfRange(..)
+        | InvalidColumnType(..)
+        | QueryReturnedNoRows
+        | Utf8Error(..) => true,
+        _ => false,
+    }
+}
+
+type Opening = (Connection, Recovered, Vec<Job>);
+
+fn attempt(config: &config::Store, path: &Path, sinks: &[&str], now: Now) -> Result<Opening, OpenError> {
+    let look = examine(path)?;
+    let mut connection = schema::open(path, config.durability)?;
+    let mut opening = || {
+        let jobs = take_over(&mut connection, &config.directory, sinks, now)?;
+        put_back(&mut connection, &look.orphans)?;
+        let epoch = Epoch(fastrand::u32(1..));
+        let found = recover::recover(&mut connection, sinks, now.wall, epoch, config.durability, look.has_wal)?;
+        // From here on the database alone says that it was not closed: a write-ahead
+        // log that goes missing is noticed.
+        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        Ok((found, jobs))
+    };
+    let (found, jobs) = opening().map_err(|fault: Fault| fault.at(path))?;
+    Ok((connection, found, jobs))
+}
+
+/// What can be told before SQLite touches anything.
+#[derive(Default)]
+struct Look {
+    has_wal: bool,
+    /// Segments of a last commit that SQLite will not see.
+    orphans: Vec<(Header, Vec<u8>)>,
+}
+
+fn examine(path: &Path) -> Result<Look, OpenError> {
+    let damaged = |found: &str| OpenError::Damaged { path: path.to_owned(), found: found.to_owned() };
+    let unreadable = |why: io::Error| {
+        match why.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::NotFound => {
+                true
+            }
+            _ => matches!(why.raw_os_error(), Some(EIO | ELOOP)),
+        }
+        .then(|| OpenError::Unreadable { path: path.to_owned(), why: why.to_string() })
+        .unwrap_or(OpenError::Directory { path: path.to_owned(), why })
+    };
+    let wal_length = std::fs::metadata(wal_path(path)).map_or(0, |meta| meta.len());
+    match std::fs::symlink_metadata(path) {
+        // A new log, which has nothing to miss.
+        Err(why) if why.kind() == ErrorKind::NotFound && wal_length == 0 => {
+            return Ok(Look { has_wal: true, orphans: Vec::new() });
+        }
+        Err(why) if why.kind() == ErrorKind::NotFound => {
+            return Err(damaged("it is missing, though its write-ahead log is there"));
+        }
+        Err(why) => return Err(unreadable(why)),
+        Ok(_) => {}
+    }
+    let meta = std::fs::metadata(path).map_err(unreadable)?;
+    if !meta.is_file() {
+        let why = if meta.is_dir() { "it is a directory" } else { "it is no regular file" };
+        return Err(OpenError::Unreadable { path: path.to_owned(), why: why.to_owned() });
+    }
+    let mut head = Vec::new();
+    std::fs::File::open(path).and_then(|file| file.take(100).read_to_end(&mut head)).map_err(unreadable)?;
+    if head.is_empty() {
+        return Err(damaged("it is empty"));
+    }
+    if wal_length == 0 {
+        return Ok(Look::default());
+    }
+    let salvage = Salvage::open(path);
+    let wal = salvage.wal_state();
+    if wal.header_damaged {
+        return Err(damaged("the header of its write-ahead log is not what was written"));
+    }
+    match wal.orphaned_commits {
+        0 => Ok(Look { has_wal: true, orphans: Vec::new() }),
+        // The last commit may have been cut off by a power failure; what is sound of it
+        // can stay where it belongs.
+        1 => Ok(Look { has_wal: true, orphans: salvage.orphaned() }),
+        more => Err(damaged(&format!("{more} commits stand behind a damaged one in its write-ahead log"))),
+    }
+}
+
+/// `EIO` and `ELOOP`, for which the standard library has no stable kinds.
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+const ELOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
+
+/// Inserts segments of this database that a damaged frame of its write-ahead log hid.
+/// Their seqs were given out to nobody else.
+fn put_back(connection: &mut Connection, orphans: &[(Header, Vec<u8>)]) -> Result<(), Fault> {
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let reserved = recover::meta(&transaction, "reserved")?.unwrap_or(0);
+    for (header, block) in orphans.iter().filter(|(header, _)| header.last().0 <= reserved) {
+        tracing::warn!(first = header.first.0, readings = header.count, "a segment was found behind a damaged frame");
+        row::put(&transaction, "IGNORE", header, block)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Takes what small facts are proven over from quarantined databases that have not been
+/// looked at, and says what else there is to take.
+fn take_over(connection: &mut Connection, store: &Path, sinks: &[&str], now: Now) -> Result<Vec<Job>, Fault> {
+    let mut jobs = Vec::new();
+    for mut entry in quarantine::list(store).into_iter().filter(|entry| entry.report.state == State::Salvaging) {
+        let key = entry.progress_key();
+        let progress = recover::meta(connection, &key)?;
+        if progress == Some(DONE) {
+            entry.report.state = State::Finished;
+            note(&entry);
+            continue;
+        }
+        let facts = Salvage::open(&entry.database()).facts();
+        let place = |name: &str| facts.sinks.get(name).copied().unwrap_or_default();
+        let wanted = || sinks.iter().map(|name| place(name));
+        let behind = match sinks.is_empty() {
+            true => facts.sinks.values().copied().min().unwrap_or_default(),
+            false => (
+                wanted().map(|(confirmed, _)| confirmed).min().unwrap_or(0),
+                wanted().map(|(_, event)| event).min().unwrap_or(0),
+            ),
+        };
+        let highest = facts.sinks.values().map(|(confirmed, _)| *confirmed).max().unwrap_or(0);
+        let end = match facts.meta.get("reserved") {
+            Some(reserved) => (*reserved).max(highest),
+            None => (highest / FAR + 1) * FAR,
+        };
+        if progress.is_none() {
+            begin(connection, &mut entry, &facts, sinks, end, behind.1, now)?;
+            note(&entry);
+        }
+        jobs.push(Job { entry, confirmed: behind.0, end, done: progress.unwrap_or(0) });
+    }
+    Ok(jobs)
+}
+
+fn note(entry: &Entry) {
+    if let Err(why) = entry.write() {
+        tracing::warn!(%why, quarantine = entry.name(), "a report cannot be written");
+    }
+}
+
+/// Takes the facts into the new database, in one transaction.
+fn begin(
+    connection: &mut Connection,
+    entry: &mut Entry,
+    facts: &Facts,
+    sinks: &[&str],
+    end: u64,
+    told: u64,
+    now: Now,
+) -> Result<(), Fault> {
+    let old_epoch = facts.meta.get("epoch").and_then(|epoch| u32::try_from(*epoch).ok());
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let epoch = match recover::meta(&transaction, "epoch")? {
+        Some(epoch) => epoch,
+        None => {
+            let drawn = fastrand::u32(1..u32::MAX);
+            let epoch = u64::from(if Some(drawn) == old_epoch { drawn + 1 } else { drawn });
+            schema::set_meta(&transaction, "epoch", epoch)?;
+            schema::set_meta(&transaction, "reserved", end)?;
+            schema::set_meta(&transaction, "clean", end + 1)?;
+            let kept: Vec<&str> = match sinks.is_empty() {
+                true => facts.sinks.keys().map(String::as_str).collect(),
+                false => sinks.to_vec(),
+            };
+            for name in kept {
+                schema::put_sink(&transaction, name, Seq(end), 0)?;
+            }
+            epoch
+        }
+    };
+    let report = &mut entry.report;
+    report.epoch = old_epoch;
+    report.new_epoch = u32::try_from(epoch).ok();
+    report.salvaged.sinks = sinks.iter().filter(|name| facts.sinks.contains_key(**name)).count() as u64;
+    for (device, (session, seq)) in &facts.marks {
+        if DeviceId::new(device).is_ok() {
+            schema::put_mark(&transaction, device, *session, *seq)?;
+            report.salvaged.marks += 1;
+        }
+    }
+    let body = serde_json::json!({
+        "type": "quarantine", "state": "salvaging", "quarantine": entry.name(), "reason": entry.report.reason,
+        "found": entry.report.found, "of_epoch": old_epoch,
+    });
+    schema::insert_event(&transaction, now.wall, &body.to_string())?;
+    for (id, (time, body)) in facts.events.range(told + 1..) {
+        let Ok(mut body) = serde_json::from_str::<serde_json::Map<_, _>>(body) else { continue };
+        body.entry("of_epoch").or_insert_with(|| old_epoch.into());
+        body.entry("of_id").or_insert_with(|| (*id).into());
+        let body = serde_json::Value::Object(body).to_string();
+        schema::insert_event(&transaction, crate::model::Timestamp(*time), &body)?;
+        entry.report.salvaged.events += 1;
+    }
+    schema::set_meta(&transaction, &entry.progress_key(), 0)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Where the store's database is.
+pub(super) fn database(config: &config::Store) -> PathBuf {
+    config.directory.join(schema::FILE_NAME)
+}

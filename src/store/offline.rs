@@ -1,0 +1,356 @@
+//! Looking into a log from outside: that of a gateway, running or not, or any copy of
+//! its file, damaged or not.
+//!
+//! A gateway's log is read through SQLite, which keeps apart what is being written. A
+//! file given by name is read without SQLite, and so without changing anything beside
+//! it, including what stands in its write-ahead log. Only [`purge`] writes, and only
+//! while no gateway runs.
+
+use super::disk::Gap;
+use super::ranges::Ranges;
+use super::recover;
+use super::row::{self, HEADER_COLUMNS};
+use super::salvage::{Found, Salvage, Scan};
+use super::schema::{self, FILE_NAME};
+use super::segment;
+use crate::config::Durability;
+use crate::model::{Epoch, Numbered, Seq, Timestamp};
+use anyhow::{Context, Result, bail};
+use rusqlite::{Connection, TransactionBehavior};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A log that is only read.
+pub struct Offline {
+    source: Source,
+}
+
+enum Source {
+    Sqlite(Box<Connection>),
+    Bytes(Box<Salvage>),
+}
+
+/// What stands where a segment should.
+pub enum Piece {
+    Readings(Vec<Numbered>),
+    /// Its checksum does not hold; the seqs that it claims.
+    Damaged(Option<(Seq, Seq)>),
+}
+
+/// What a sink has yet to confirm of what is on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    pub sink: String,
+    pub confirmed: Seq,
+    pub readings: u64,
+    /// Bytes of the segments that hold them.
+    pub bytes: u64,
+    /// Time of the oldest reading among them, about.
+    pub oldest: Option<Timestamp>,
+}
+
+/// What the log holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contents {
+    pub epoch: Option<Epoch>,
+    pub segments: u64,
+    pub readings: u64,
+    pub bytes: u64,
+    pub sinks: Vec<Pending>,
+}
+
+/// What [`Offline::verify`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verdict {
+    pub segments: u64,
+    pub readings: u64,
+    /// One line each, at most 1000.
+    pub problems: Vec<String>,
+}
+
+/// Which readings to purge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    Seq(Seq),
+    Time(Timestamp),
+    Everything,
+}
+
+/// What a purge removes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purged {
+    /// The range of seqs that went, if any did.
+    pub range: Option<(Seq, Seq)>,
+    /// Readings in it.
+    pub readings: u64,
+    /// Sinks, and how many of these readings each had not confirmed.
+    pub undelivered: Vec<(String, u64)>,
+}
+
+const MAX_PROBLEMS: usize = 1000;
+
+impl Offline {
+    /// The log in a gateway's directory. It may be running.
+    ///
+    /// # Errors
+    /// If there is none that can be read.
+    pub fn of_gateway(directory: &Path) -> Result<Offline> {
+        let path = directory.join(FILE_NAME);
+        if !path.exists() {
+            bail!("there is no log in {}; see [store] directory", directory.display());
+        }
+        let open = || {
+            let connection = schema::open_reader(&path)?;
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+            Ok::<_, rusqlite::Error>(connection)
+        };
+        let connection = open().with_context(|| {
+            format!(
+                "{} cannot be read; a damaged one can be named by --file, and heals when the gateway starts",
+                path.display()
+            )
+        })?;
+        Ok(Offline { source: Source::Sqlite(Box::new(connection)) })
+    }
+
+    /// A database by name, such as a quarantined or copied one. No gateway may be
+    /// writing to it.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn of_file(path: &Path) -> Result<Offline> {
+        std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Offline { source: Source::Bytes(Box::new(Salvage::open(path))) })
+    }
+
+    /// The epoch of the readings, if it can be told.
+    pub fn epoch(&self) -> Option<Epoch> {
+        let epoch = match &self.source {
+            Source::Sqlite(db) => recover::meta(db, "epoch").ok()??,
+            Source::Bytes(salvage) => *salvage.facts().meta.get("epoch")?,
+        };
+        u32::try_from(epoch).ok().map(Epoch)
+    }
+
+    /// Gives what the log holds, as a rule in the order of seqs, until `give` breaks.
+    ///
+    /// # Errors
+    /// If reading fails as a whole.
+    pub fn each(&self, give: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> Result<()> {
+        match &self.source {
+            Source::Sqlite(db) => {
+                let mut statement =
+                    db.prepare(&format!("SELECT {HEADER_COLUMNS}, block FROM segment ORDER BY first_seq"))?;
+                let mut rows = statement.query([])?;
+                let mut given = Ranges::default();
+                while let Some(row) = rows.next()? {
+                    let header = row::header_of(row);
+                    let block = row.get_ref(row::BLOCK)?.as_blob().unwrap_or_default();
+                    let piece = match header.map(|header| segment::decode(&header, block)) {
+                        Some(Ok(batches)) => {
+                            // A commit that failed and was repeated may overlap the next.
+                            let fresh = |b: &Numbered| !given.missing(b.first.0, b.last().0).is_empty();
+                            let batches: Vec<_> = batches.into_iter().filter(fresh).collect();
+                            batches.iter().for_each(|b| given.insert(b.first.0, b.last().0));
+                            Piece::Readings(batches)
+                        }
+                        Some(Err(_)) | None => Piece::Damaged(header.map(|header| (header.first, header.last()))),
+                    };
+                    if give(piece).is_break() {
+                        break;
+                    }
+                }
+            }
+            Source::Bytes(salvage) => {
+                let mut tell = |found| match found {
+                    Found::Sound { batches, .. } => give(Piece::Readings(batches)),
+                    Found::Damaged { header } => {
+                        give(Piece::Damaged(header.map(|header| (header.first, header.last()))))
+                    }
+                };
+                // A break is the wish of whoever is given.
+                let _ = salvage.segments(Scan::IfDamaged, &mut tell);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what the log holds, and what each sink has yet to confirm of it.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn contents(&self) -> Result<Contents> {
+        let sinks: BTreeMap<String, u64> = match &self.source {
+            Source::Sqlite(db) => recover::places(db)?.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
+            Source::Bytes(salvage) => salvage.facts().sinks.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
+        };
+        let pending =
+            |(sink, confirmed)| Pending { sink, confirmed: Seq(confirmed), readings: 0, bytes: 0, oldest: None };
+        let mut contents = Contents {
+            epoch: self.epoch(),
+            segments: 0,
+            readings: 0,
+            bytes: 0,
+            sinks: sinks.into_iter().map(pending).collect(),
+        };
+        self.headers(&mut |header, bytes| {
+            contents.segments += 1;
+            contents.readings += u64::from(header.count);
+            contents.bytes += bytes;
+            for sink in contents.sinks.iter_mut().filter(|sink| sink.confirmed < header.last()) {
+                let before = (sink.confirmed.0 + 1).saturating_sub(header.first.0);
+                sink.readings += u64::from(header.count).saturating_sub(before);
+                sink.bytes += bytes;
+                sink.oldest = Some(sink.oldest.map_or(header.oldest, |oldest| oldest.min(header.oldest)));
+            }
+        })?;
+        Ok(contents)
+    }
+
+    /// The head of every segment's row, with its size in bytes.
+    fn headers(&self, take: &mut dyn FnMut(segment::Header, u64)) -> Result<()> {
+        match &self.source {
+            Source::Sqlite(db) => {
+                let mut statement =
+                    db.prepare(&format!("SELECT {HEADER_COLUMNS}, size FROM segment ORDER BY first_seq"))?;
+                let mut rows = statement.query([])?;
+                while let Some(row) = rows.next()? {
+                    if let Some(header) = row::header_of(row) {
+                        take(header, row.get(row::BLOCK).unwrap_or(0));
+                    }
+                }
+            }
+            Source::Bytes(salvage) => {
+                let _ = salvage.segments(Scan::IfDamaged, &mut |found| {
+                    if let Found::Sound { header, block, .. } = found {
+                        take(header, block.len() as u64);
+                    }
+                    ControlFlow::Continue(())
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks everything there is to check: every checksum, every guard, the structure.
+    ///
+    /// # Errors
+    /// If the log cannot be read as a whole.
+    pub fn verify(&self) -> Result<Verdict> {
+        let mut verdict = Verdict::default();
+        let mut add = |problem: String| {
+            if verdict.problems.len() < MAX_PROBLEMS {
+                verdict.problems.push(problem);
+            }
+        };
+        match &self.source {
+            Source::Sqlite(db) => {
+                let mut statement = db.prepare(&format!("PRAGMA integrity_check({MAX_PROBLEMS})"))?;
+                let mut rows = statement.query([])?;
+                while let Some(row) = rows.next()? {
+                    let found: String = row.get(0)?;
+                    if found != "ok" {
+                        add(format!("structure: {}", found.replace('\n', " ")));
+                    }
+                }
+                recover::unproven(db)?.into_iter().for_each(&mut add);
+            }
+            Source::Bytes(salvage) => salvage.problems().into_iter().for_each(&mut add),
+        }
+        self.each(&mut |piece| {
+            match piece {
+                Piece::Readings(batches) => {
+                    verdict.segments += 1;
+                    verdict.readings += batches.iter().map(|batch| batch.batch.readings.len() as u64).sum::<u64>();
+                }
+                Piece::Damaged(claimed) if verdict.problems.len() < MAX_PROBLEMS => {
+                    verdict.segments += 1;
+                    verdict.problems.push(damaged(claimed));
+                }
+                Piece::Damaged(_) => verdict.segments += 1,
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(verdict)
+    }
+}
+
+/// How a damaged segment is named.
+pub fn damaged(claimed: Option<(Seq, Seq)>) -> String {
+    match claimed {
+        Some((first, last)) => format!("segment of seqs {first} to {last}: its checksum does not hold"),
+        None => "a segment that does not even tell its seqs".to_owned(),
+    }
+}
+
+/// Removes readings that will not be delivered any more, of all sinks or of one, and
+/// leaves a gap event that says so. With `really` false it only counts them.
+///
+/// Without a sink, the readings leave the log, as far as whole segments do. With one,
+/// that sink's place moves over them, and others still get them.
+///
+/// # Errors
+/// If a gateway runs on this log, or it is damaged, or the sink is unknown.
+pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestamp, really: bool) -> Result<Purged> {
+    let _lock = super::writer::lock(directory).context("stop the gateway first")?;
+    let path = directory.join(FILE_NAME);
+    if !path.exists() {
+        bail!("there is no log in {}; see [store] directory", directory.display());
+    }
+    let mut db = schema::open(&path, Durability::Full).context("start the gateway once, so that its log heals")?;
+    // What goes is to be gone, also from pages that are free now.
+    db.pragma_update(None, "secure_delete", true)?;
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let places = recover::places(&transaction)?;
+    if let Some(name) = only.filter(|name| !places.contains_key(*name)) {
+        let known: Vec<_> = places.keys().map(String::as_str).collect();
+        bail!("there is no sink {name:?} in the log; it has {}", known.join(", "));
+    }
+    let mut purged = Purged { range: None, readings: 0, undelivered: Vec::new() };
+    let chosen = places.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
+    let mut lost: BTreeMap<&str, u64> = chosen.map(|(name, _)| (name.as_str(), 0)).collect();
+    let mut upto = Seq::ZERO;
+    {
+        let mut statement = transaction.prepare(&format!("SELECT {HEADER_COLUMNS} FROM segment ORDER BY first_seq"))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let Some(header) = row::header_of(row) else { continue };
+            let last = match before {
+                Before::Everything => header.last(),
+                Before::Seq(seq) => header.last().min(seq.prev()),
+                Before::Time(time) if header.newest < time => header.last(),
+                Before::Time(_) => break,
+            };
+            if last < header.first {
+                break;
+            }
+            upto = last;
+            purged.readings += last.0 + 1 - header.first.0;
+            purged.range = Some((purged.range.map_or(header.first, |(first, _)| first), last));
+            for (name, count) in &mut lost {
+                let confirmed = places.get(*name).map_or(0, |(confirmed, _)| *confirmed);
+                *count += last.0.saturating_sub(confirmed.max(header.first.prev().0));
+            }
+        }
+    }
+    purged.undelivered = lost.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+    let Some((first, last)) = purged.range.filter(|_| really) else { return Ok(purged) };
+    for name in lost.keys() {
+        let (confirmed, event) = places.get(*name).copied().unwrap_or_default();
+        schema::put_sink(&transaction, name, Seq(confirmed.max(upto.0)), event)?;
+    }
+    if only.is_none() {
+        transaction.execute("DELETE FROM segment WHERE first_seq + count - 1 <= ?1", [upto.0])?;
+    }
+    let undelivered: Vec<(Arc<str>, u64)> =
+        lost.iter().filter(|(_, count)| **count > 0).map(|(name, count)| (Arc::from(*name), *count)).collect();
+    if !undelivered.is_empty() {
+        let count = undelivered.iter().map(|(_, count)| *count).max().unwrap_or(0);
+        let gap = Gap { reason: "purged", first, last, count, undelivered };
+        schema::insert_event(&transaction, now, &gap.body())?;
+    }
+    transaction.commit()?;
+    Ok(purged)
+}

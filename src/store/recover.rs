@@ -1,0 +1,358 @@
+//! What a start reads from the database, and how it decides whether to believe it.
+//!
+//! A start reads the small tables and the head of every segment's row, and the whole
+//! structure of a small database. A sink whose place is damaged starts over, a damaged
+//! mark is forgotten, a damaged event is taken out; anything else that cannot be right
+//! is a [`Fault`], and the database goes into quarantine.
+
+use super::row::{self, HEADER_COLUMNS};
+use super::schema::{
+    OpenError, SEQ_BLOCK, insert_event, put_mark, put_sink, set_meta, small_structure_fault, synchronise,
+};
+use super::unlisted;
+use crate::config::Durability;
+use crate::model::{DeviceId, Epoch, Seq, Timestamp};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Why what is in the database cannot be gone on with.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// SQLite reads it, but it cannot be what was written.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl Fault {
+    pub fn at(self, path: &Path) -> OpenError {
+        match self {
+            Fault::Sqlite(why) => OpenError::Database { path: path.to_owned(), why },
+            Fault::Damaged(found) => OpenError::Damaged { path: path.to_owned(), found },
+        }
+    }
+}
+
+/// What the last life of the gateway left in the log.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub epoch: Epoch,
+    /// The next seq to give out; all up to `reserved` may be.
+    pub next: Seq,
+    pub reserved: Seq,
+    /// The last seq that lies on disk.
+    pub written: Seq,
+    /// Name, confirmed seq and confirmed event of each wanted sink, in their order.
+    pub sinks: Vec<(Seq, u64)>,
+    /// Sinks that stand in the log but are not wanted any more.
+    pub forgotten: Vec<String>,
+    pub marks: Vec<(DeviceId, u64, u64)>,
+    /// Ranges of seqs that no reading has: last seq before the hole, and its length.
+    pub holes: Vec<(Seq, u64)>,
+    pub last_event: u64,
+}
+
+/// Reads what the last life left, reserves the seqs of this one, and records the
+/// hole that an unclean stop leaves. What is reserved is synced, whatever the
+/// durability: a power cut may take readings back, but no seq is given out twice. With
+/// `has_wal` false there is no write-ahead log.
+pub(super) fn recover(
+    connection: &mut Connection,
+    sinks: &[&str],
+    now: Timestamp,
+    new_epoch: Epoch,
+    durability: Durability,
+    has_wal: bool,
+) -> Result<Recovered, Fault> {
+    synchronise(connection, Durability::Full)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    if let Some(found) = small_structure_fault(&transaction)? {
+        return Err(Fault::Damaged(format!("its structure is broken: {}", found.replace('\n', " "))));
+    }
+    let meta = read_meta(&transaction)?;
+    let (mut holes, disk_end) = read_holes(&transaction)?;
+    let epoch = match meta.get("epoch") {
+        Some(epoch) => Epoch(u32::try_from(*epoch).map_err(|_| Fault::Damaged("the epoch is impossible".into()))?),
+        None if disk_end > 0 || !meta.is_empty() => return Err(Fault::Damaged("the epoch is missing".into())),
+        None => {
+            set_meta(&transaction, "epoch", u64::from(new_epoch.0))?;
+            new_epoch
+        }
+    };
+    let reserved = meta.get("reserved").copied().unwrap_or(0);
+    let clean = meta.get("clean").copied();
+    if disk_end > reserved {
+        return Err(Fault::Damaged(format!("seq {disk_end} is stored, though only those to {reserved} were reserved")));
+    }
+    if clean.is_none() && !has_wal && reserved > 0 {
+        return Err(Fault::Damaged("the log was not closed, and its write-ahead log is missing".into()));
+    }
+    let next = match clean {
+        Some(clean) => clean.max(disk_end + 1),
+        None => reserved.max(disk_end) + 1,
+    };
+    if next > disk_end + 1 && clean.is_none() {
+        let body = serde_json::json!({"type": "gap", "reason": "restart", "first": disk_end + 1, "last": next - 1});
+        insert_event(&transaction, now, &body.to_string())?;
+    }
+    if next > disk_end + 1 {
+        holes.push((Seq(disk_end), next - disk_end - 1));
+    }
+    let reserved = next - 1 + SEQ_BLOCK;
+    set_meta(&transaction, "reserved", reserved)?;
+    transaction.execute("DELETE FROM meta WHERE key = 'clean'", [])?;
+
+    let forgotten = adopt_sinks(&transaction, sinks, meta.get("sinks").copied(), next)?;
+    let positions = sinks
+        .iter()
+        .map(|name| {
+            transaction.query_row("SELECT confirmed, event FROM sink WHERE name = ?1", [name], |row| {
+                Ok((Seq(row.get(0)?), row.get(1)?))
+            })
+        })
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    // Before there was such an entry, each commit wrote its marks to their table.
+    let listed = meta.get("listed").copied().unwrap_or(disk_end);
+    unlisted::replay(&transaction, Seq(listed), Seq(disk_end))?;
+    let marks = read_marks(&transaction)?;
+    scrub_events(&transaction, now, positions.iter().map(|(_, event)| *event).max().unwrap_or(0))?;
+    let last_event = last_event(&transaction)?;
+    transaction.commit()?;
+    synchronise(connection, durability)?;
+    Ok(Recovered {
+        epoch,
+        next: Seq(next),
+        reserved: Seq(reserved),
+        written: Seq(disk_end),
+        sinks: positions,
+        forgotten,
+        marks,
+        holes,
+        last_event,
+    })
+}
+
+/// Gives each new sink the place of the one that is furthest behind, so that a
+/// sink that was renamed misses nothing; removes those that are not wanted. A sink
+/// whose row is damaged or lost starts over: rather twice than not at all.
+fn adopt_sinks(
+    transaction: &Transaction<'_>,
+    wanted: &[&str],
+    names: Option<u64>,
+    next: u64,
+) -> rusqlite::Result<Vec<String>> {
+    let (mut known, mut lost) = sound_sinks(transaction, next)?;
+    let present = row::names_guard(known.keys().map(String::as_str));
+    lost |= names.is_some_and(|names| i64::try_from(names) != Ok(present));
+    if lost {
+        tracing::error!("the place of a sink in the log is damaged; what is kept is sent to it again");
+    }
+    let behind = |place: fn(&(u64, u64)) -> u64| known.values().map(place).min().unwrap_or(0);
+    let start = if lost { (0, 0) } else { (behind(|(confirmed, _)| *confirmed), behind(|(_, event)| *event)) };
+    let forgotten: Vec<String> = known.keys().filter(|name| !wanted.contains(&name.as_str())).cloned().collect();
+    let before = known.clone();
+    for name in wanted {
+        known.entry((*name).to_owned()).or_insert(start);
+    }
+    // With no sink left, the old places are kept: they say what was never delivered.
+    if !wanted.is_empty() {
+        known.retain(|name, _| wanted.contains(&name.as_str()));
+    }
+    if lost || known != before {
+        transaction.execute("DELETE FROM sink", [])?;
+        for (name, (confirmed, event)) in &known {
+            put_sink(transaction, name, Seq(*confirmed), *event)?;
+        }
+    }
+    let present = row::names_guard(known.keys().map(String::as_str)).unsigned_abs();
+    if names != Some(present) {
+        set_meta(transaction, "sinks", present)?;
+    }
+    Ok(forgotten)
+}
+
+type Marks = Vec<(DeviceId, u64, u64)>;
+
+/// The marks that are sound, and how many are not.
+fn sound_marks(connection: &Connection) -> rusqlite::Result<(Marks, u64)> {
+    let mut statement = connection.prepare("SELECT device, session, seq, guard FROM mark")?;
+    let mut rows = statement.query([])?;
+    let (mut marks, mut damaged) = (Vec::new(), 0u64);
+    while let Some(row) = rows.next()? {
+        let sound = match (row.get::<_, String>(0), row.get::<_, i64>(1), row.get::<_, i64>(2), row.get::<_, i64>(3)) {
+            (Ok(device), Ok(session), Ok(seq), Ok(guard)) if guard == row::mark_guard(&device, session, seq) => {
+                let session = session as u64; // the same 64 bits as written
+                DeviceId::new(&device).ok().zip(u64::try_from(seq).ok()).map(|(device, seq)| (device, session, seq))
+            }
+            _ => None,
+        };
+        match sound {
+            Some(mark) => marks.push(mark),
+            None => damaged += 1,
+        }
+    }
+    Ok((marks, damaged))
+}
+
+fn read_marks(transaction: &Transaction<'_>) -> rusqlite::Result<Marks> {
+    let (marks, damaged) = sound_marks(transaction)?;
+    if damaged > 0 {
+        tracing::error!(devices = damaged, "damaged marks are forgotten: what those devices send again is kept twice");
+        transaction.execute("DELETE FROM mark", [])?;
+        for (device, session, seq) in &marks {
+            put_mark(transaction, device.as_str(), *session, *seq)?;
+        }
+    }
+    Ok(marks)
+}
+
+type Events = Vec<(i64, i64, String, i64)>;
+
+/// The events that are sound (id, time, body and guard), and how many are not.
+fn sound_events(connection: &Connection) -> rusqlite::Result<(Events, u64)> {
+    let (mut sound, mut damaged) = (Vec::new(), 0);
+    let mut statement = connection.prepare("SELECT id, time, body, guard FROM event ORDER BY id")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        match (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, String>(2), row.get::<_, i64>(3)) {
+            (Ok(id), Ok(time), Ok(body), Ok(guard)) if guard == row::event_guard(id, time, &body) => {
+                sound.push((id, time, body, guard));
+            }
+            _ => damaged += 1,
+        }
+    }
+    Ok((sound, damaged))
+}
+
+/// Takes out events that are damaged, and says so by one that is not. Sees to it that
+/// no id is given out again that a sink has confirmed.
+fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64) -> rusqlite::Result<()> {
+    const FAR: i64 = 1 << 40;
+    let (sound, damaged) = sound_events(transaction)?;
+    let last: Option<i64> = transaction
+        .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'event'", [], |row| Ok(row.get(0).unwrap_or(-1)))
+        .optional()?;
+    let floor = sound.last().map_or(0, |(id, ..)| *id).max(i64::try_from(confirmed).unwrap_or(0));
+    if damaged > 0 {
+        tracing::error!(events = damaged, "damaged events were taken out of the log");
+        transaction.execute("DELETE FROM event", [])?;
+        for (id, time, body, guard) in sound {
+            transaction.execute(
+                "INSERT INTO event (id, time, body, guard) VALUES (?1, ?2, ?3, ?4)",
+                params![id, time, body, guard],
+            )?;
+        }
+    }
+    if last.is_some_and(|last| !(floor..floor.saturating_add(FAR)).contains(&last)) || (last.is_none() && floor > 0) {
+        transaction.execute("DELETE FROM sqlite_sequence WHERE name = 'event'", [])?;
+        transaction.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?1)", [floor])?;
+    }
+    if damaged > 0 {
+        let body = serde_json::json!({"type": "events_lost", "reason": "corrupt", "count": damaged});
+        insert_event(transaction, now, &body.to_string())?;
+    }
+    Ok(())
+}
+
+/// Ranges of seqs that no segment has, and the last seq that one has.
+fn read_holes(transaction: &Transaction<'_>) -> Result<(Vec<(Seq, u64)>, u64), Fault> {
+    let mut statement = transaction.prepare(&format!("SELECT {HEADER_COLUMNS} FROM segment ORDER BY first_seq"))?;
+    let mut rows = statement.query([])?;
+    let (mut holes, mut end, mut before) = (Vec::new(), 0u64, 0u64);
+    while let Some(row) = rows.next()? {
+        let header =
+            row::header_of(row).ok_or_else(|| Fault::Damaged(format!("the segment after seq {end} has no header")))?;
+        if header.first.0 <= before {
+            return Err(Fault::Damaged(format!("the segment of seq {} stands behind that of {before}", header.first)));
+        }
+        before = header.first.0;
+        if header.first.0 > end + 1 {
+            holes.push((Seq(end), header.first.0 - end - 1));
+        }
+        end = end.max(header.last().0);
+    }
+    Ok((holes, end))
+}
+
+fn read_meta(connection: &Connection) -> Result<BTreeMap<String, u64>, Fault> {
+    let mut meta = BTreeMap::new();
+    let mut statement = connection.prepare("SELECT key, value, guard FROM meta")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        match (row.get::<_, String>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)) {
+            (Ok(key), Ok(value), Ok(guard)) if guard == row::meta_guard(&key, value) && value >= 0 => {
+                meta.insert(key, value.unsigned_abs());
+            }
+            (key, ..) => {
+                let key = key.unwrap_or_default();
+                return Err(Fault::Damaged(format!("the entry {key:?} of its table `meta` is not what was written")));
+            }
+        }
+    }
+    Ok(meta)
+}
+
+/// Confirmed seq and event of each sink.
+///
+/// # Errors
+/// If one is not what was written.
+pub(super) fn places(connection: &Connection) -> Result<BTreeMap<String, (u64, u64)>, Fault> {
+    let (known, lost) = sound_sinks(connection, u64::MAX)?;
+    match lost {
+        true => Err(Fault::Damaged("the place of a sink is not what was written".into())),
+        false => Ok(known),
+    }
+}
+
+/// Each sink whose place is sound, and whether there are others.
+fn sound_sinks(connection: &Connection, next: u64) -> rusqlite::Result<(BTreeMap<String, (u64, u64)>, bool)> {
+    let (mut known, mut lost) = (BTreeMap::new(), false);
+    let mut statement = connection.prepare("SELECT name, confirmed, event, guard FROM sink")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        match (row.get::<_, String>(0), row.get::<_, i64>(1), row.get::<_, i64>(2), row.get::<_, i64>(3)) {
+            (Ok(name), Ok(confirmed), Ok(event), Ok(guard))
+                if guard == row::sink_guard(&name, confirmed, event) && confirmed.unsigned_abs() < next =>
+            {
+                known.insert(name, (confirmed.unsigned_abs(), event.unsigned_abs()));
+            }
+            _ => lost = true,
+        }
+    }
+    Ok((known, lost))
+}
+
+/// One line for each small table in which a row is not what was written.
+pub(super) fn unproven(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut found = Vec::new();
+    if let Err(Fault::Damaged(why)) = read_meta(connection) {
+        found.push(why);
+    }
+    if sound_sinks(connection, u64::MAX)?.1 {
+        found.push("table sink: a row is not what was written".to_owned());
+    }
+    let (_, marks) = sound_marks(connection)?;
+    if marks > 0 {
+        found.push(format!("table mark: {marks} rows are not what was written"));
+    }
+    let (_, events) = sound_events(connection)?;
+    if events > 0 {
+        found.push(format!("table event: {events} rows are not what was written"));
+    }
+    Ok(found)
+}
+
+/// A number that is kept across restarts, if it is there and right.
+pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<u64>, Fault> {
+    Ok(read_meta(connection)?.get(key).copied())
+}
+
+/// The newest event's id, 0 if there never was one.
+fn last_event(connection: &Connection) -> rusqlite::Result<u64> {
+    let id = connection
+        .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'event'", [], |row| row.get(0))
+        .optional()?;
+    Ok(id.unwrap_or(0))
+}

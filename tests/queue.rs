@@ -1,0 +1,180 @@
+//! `tidegate queue`: what an operator does with the log, through the real binary.
+
+use crate::support::broker::Broker;
+use crate::support::device::Talk;
+use crate::support::gateway::Gateway;
+use crate::support::subscriber::{Subscriber, options};
+use serde_json::Value as Json;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+fn queue(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tidegate")).arg("queue").args(arguments).output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn json(output: &Output) -> Json {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|why| panic!("{why}: {output:?}"))
+}
+
+/// A gateway whose broker is away, with 300 readings of a device in its log.
+async fn with_readings() -> (Gateway, Broker) {
+    let mut broker = Broker::start().await.behind_a_proxy().await;
+    broker.stop().await;
+    let gateway = Gateway::with_broker(&broker.gateway_url(), "").started().await;
+    let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 1).await;
+    for first in (1..=300).step_by(50) {
+        talk.readings(1, first, 50).await;
+        talk.acked(first + 49).await;
+    }
+    (gateway, broker)
+}
+
+fn lines(output: &Output) -> Vec<Json> {
+    text(&output.stdout).lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect()
+}
+
+/// A copy of the log as it lies there.
+fn copy(gateway: &Gateway) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for name in ["log.db-wal", "log.db"] {
+        let from = gateway.directory().join("log").join(name);
+        if from.exists() {
+            std::fs::copy(from, directory.path().join(name)).expect("a copy");
+        }
+    }
+    let database = directory.path().join("log.db");
+    (directory, database)
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+#[tokio::test]
+async fn stats_and_exports_show_what_waits_while_the_gateway_runs() {
+    let (gateway, _broker) = with_readings().await;
+    let config = gateway.config_file();
+    let stats = json(&queue(&["stats", "-c", path(&config), "--json"]));
+    assert_eq!((&stats["sinks"][0]["sink"], &stats["sinks"][0]["pending"]), (&"mqtt".into(), &300.into()));
+    assert!(stats["sinks"][0]["bytes"].as_u64().is_some_and(|bytes| bytes > 100), "{stats}");
+    let table = text(&queue(&["stats", "-c", path(&config)]).stdout);
+    assert!(table.contains("300 readings") && table.contains("mqtt"), "{table}");
+
+    let all = queue(&["export", "-c", path(&config)]);
+    assert_eq!((all.status.code(), lines(&all).len()), (Some(0), 300));
+    let some = lines(&queue(&["export", "-c", path(&config), "--from", "100", "--to", "149"]));
+    assert_eq!((some.len(), &some[0]["seq"], &some[0]["origin"]), (50, &100.into(), &serde_json::json!([1, 100])));
+    assert_eq!(some[0]["epoch"], stats["epoch"]);
+    let time = some[10]["time"].as_str().expect("a time");
+    let later = lines(&queue(&["export", "-c", path(&config), "--from", time]));
+    assert_eq!(later[0]["seq"], 110);
+
+    let file = gateway.directory().join("out.csv");
+    let output = queue(&["export", "-c", path(&config), "--format", "csv", "-o", path(&file), "--to", "2"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
+    let csv = std::fs::read_to_string(file).expect("the file");
+    let rows: Vec<&str> = csv.lines().collect();
+    assert_eq!(rows[0], "epoch,seq,device,session,device_seq,time,channel,type,value");
+    let values = some[0]["values"].as_object().expect("values").len();
+    assert_eq!(rows.len(), 1 + 2 * values);
+    assert!(rows[1].contains(",1,pump,1,1,"), "{}", rows[1]);
+
+    let verdict = queue(&["verify", "-c", path(&config), "--json"]);
+    assert_eq!((verdict.status.code(), &json(&verdict)["fine"]), (Some(0), &true.into()));
+}
+
+#[tokio::test]
+async fn a_copy_is_read_with_its_write_ahead_log_and_a_damaged_one_as_far_as_it_is_sound() {
+    let (gateway, _broker) = with_readings().await;
+    let (directory, database) = copy(&gateway);
+    let before: Vec<_> = std::fs::read_dir(directory.path()).expect("a directory").map(|e| e.unwrap().path()).collect();
+    assert_eq!(lines(&queue(&["export", "--file", path(&database)])).len(), 300);
+    let stats = json(&queue(&["stats", "--file", path(&database), "--json"]));
+    assert_eq!((&stats["readings"], &stats["sinks"][0]["pending"]), (&300.into(), &300.into()));
+    assert_eq!(queue(&["verify", "--file", path(&database)]).status.code(), Some(0));
+    let after: Vec<_> = std::fs::read_dir(directory.path()).expect("a directory").map(|e| e.unwrap().path()).collect();
+    assert_eq!(after.len(), before.len(), "nothing was written beside it");
+
+    // One bit of a segment's block, wherever its images are.
+    for name in ["log.db", "log.db-wal"] {
+        let file = directory.path().join(name);
+        let bytes = std::fs::read(&file).expect("a file");
+        let magic = [0x28, 0xB5, 0x2F, 0xFD]; // with which a compressed block begins
+        let first = memchr::memmem::find(&bytes, &magic).into_iter();
+        for at in first {
+            let block = bytes[at..at + 40].to_vec();
+            for image in memchr::memmem::find_iter(&bytes, &block) {
+                let open = std::fs::File::options().write(true).open(&file).expect("a file");
+                open.write_all_at(&[bytes[image + 20] ^ 1], image as u64 + 20).expect("a write");
+            }
+        }
+    }
+    let export = queue(&["export", "--file", path(&database)]);
+    assert_eq!((export.status.code(), lines(&export).len()), (Some(1), 250));
+    assert!(text(&export.stderr).contains("its checksum does not hold; it is left out"), "{}", text(&export.stderr));
+    let verdict = queue(&["verify", "--file", path(&database)]);
+    assert_eq!(verdict.status.code(), Some(1));
+    assert!(text(&verdict.stdout).contains("checksum does not hold"), "{}", text(&verdict.stdout));
+}
+
+#[tokio::test]
+async fn a_reader_that_has_had_enough_is_no_error() {
+    let (gateway, _broker) = with_readings().await;
+    let config = gateway.config_file();
+    for format in ["jsonl", "csv"] {
+        let mut export = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+            .args(["queue", "export", "-c", path(&config), "--format", format])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        drop(export.stdout.take());
+        let output = export.wait_with_output().expect("it ends");
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{format}");
+    }
+}
+
+#[tokio::test]
+async fn a_purge_needs_the_gateway_stopped_and_a_yes_and_is_reported_as_a_gap() {
+    let (mut gateway, mut broker) = with_readings().await;
+    let config = gateway.config_file();
+    let refused = queue(&["purge", "-c", path(&config), "--yes"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("in use by another process"), "{}", text(&refused.stderr));
+    assert!(gateway.terminate().await.success());
+
+    let asked = queue(&["purge", "-c", path(&config), "--before", "101"]);
+    assert_eq!(asked.status.code(), Some(1));
+    assert!(text(&asked.stdout).contains("would remove 100 readings, seqs 1 to 100"), "{}", text(&asked.stdout));
+    let unknown = queue(&["purge", "-c", path(&config), "--sink", "nobody", "--yes"]);
+    assert!(text(&unknown.stderr).contains("no sink \"nobody\" in the log; it has mqtt"), "{}", text(&unknown.stderr));
+    assert_eq!(lines(&queue(&["export", "-c", path(&config)])).len(), 300, "nothing was changed");
+
+    let done = queue(&["purge", "-c", path(&config), "--before", "101", "--yes", "--json"]);
+    assert_eq!((done.status.code(), &json(&done)["undelivered"]["mqtt"]), (Some(0), &100.into()));
+    assert_eq!(lines(&queue(&["export", "-c", path(&config)])).len(), 200);
+
+    let subscriber = Subscriber::start(&options(broker.port())).await;
+    broker.resume().await;
+    gateway.start().await;
+    subscriber.heard(200).await;
+    let origins = subscriber.origins();
+    assert!(origins.keys().all(|(_, seq)| *seq > 100), "{origins:?}");
+    let database = gateway.directory().join("log/log.db");
+    assert!(!gateway.directory().join("log/quarantine").exists(), "{}", database.display());
+}
+
+#[test]
+fn wrong_bounds_and_configurations_exit_with_2_and_missing_logs_with_1() {
+    assert_eq!(queue(&["export", "--from", "yesterday"]).status.code(), Some(2));
+    assert_eq!(queue(&["stats", "-c", "/no/such/file.toml"]).status.code(), Some(2));
+    let missing = queue(&["verify", "--file", "/no/such/log.db"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("/no/such/log.db"), "{}", text(&missing.stderr));
+}
