@@ -145,10 +145,10 @@ impl Device {
             self.next += 1;
             self.kept.push_back((seq, time, content(session, seq)));
             self.context.oracle(|oracle| oracle.taken(&self.name, session, seq, known));
-            if self.kept.len() > KEEPS {
-                if let Some((seq, ..)) = self.kept.pop_front() {
-                    self.context.oracle(|oracle| oracle.gave_up(&self.name, session, seq));
-                }
+            if self.kept.len() > KEEPS
+                && let Some((seq, ..)) = self.kept.pop_front()
+            {
+                self.context.oracle(|oracle| oracle.gave_up(&self.name, session, seq));
             }
         }
     }
