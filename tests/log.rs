@@ -159,6 +159,21 @@ async fn a_clean_stop_leaves_no_hole_and_an_unclean_one_is_reported() {
 }
 
 #[tokio::test]
+async fn a_reading_before_a_hole_is_offered_again_when_its_confirmation_was_lost() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let opened = open(&config(directory.path()), &["a"]);
+    opened.log.append(None, batch("d", None, 0..=0)).expect("there is room");
+    opened.log.flush().await.expect("it can be written");
+
+    let copy = crash(directory.path());
+    let mut again = open(&config(copy.path()), &["a"]);
+    assert_eq!(drain(&mut again, 0).await.len(), 1);
+    let cursor = &again.cursors[0];
+    assert_eq!(cursor.waiting(Seq(1)), 0, "nothing but a hole stands after it");
+    assert!(cursor.waiting(Seq::ZERO) > 0, "it was not confirmed");
+}
+
+#[tokio::test]
 async fn confirmed_readings_are_not_sent_again_after_a_clean_stop() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let opened = open(&config(directory.path()), &["a", "b"]);

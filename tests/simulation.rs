@@ -7,6 +7,8 @@
 //! cargo test --features simulation --test simulation -- --seed 42    # again, with its trace
 //! ```
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a simulation fails by panicking where it is itself wrong")]
+
 #[path = "simulation/broker.rs"]
 mod broker;
 #[path = "simulation/context.rs"]

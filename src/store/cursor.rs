@@ -19,8 +19,8 @@ pub struct SinkCursor {
     shared: Arc<Shared>,
     index: usize,
     reader: Option<Connection>,
-    /// No reading that the sink has not been given stands up to here.
-    exhausted: Seq,
+    /// No reading stands after the first of these up to the second.
+    exhausted: (Seq, Seq),
     /// First seqs of damaged segments that were reported.
     reported: HashSet<Seq>,
 }
@@ -30,7 +30,7 @@ const MAX_EVENTS: u32 = 100;
 
 impl SinkCursor {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> SinkCursor {
-        SinkCursor { shared, index, reader: None, exhausted: Seq::ZERO, reported: HashSet::new() }
+        SinkCursor { shared, index, reader: None, exhausted: (Seq::ZERO, Seq::ZERO), reported: HashSet::new() }
     }
 
     /// The sink's name.
@@ -56,7 +56,10 @@ impl SinkCursor {
     /// How many readings may stand after `after` for the sink to see; fewer if there
     /// are holes.
     pub fn waiting(&self, after: Seq) -> u64 {
-        self.shared.visible.load(Ordering::Acquire).saturating_sub(after.max(self.exhausted).0)
+        let (from, upto) = self.exhausted;
+        // A sink that lost its connection goes back before what was exhausted.
+        let after = if after >= from { after.max(upto) } else { after };
+        self.shared.visible.load(Ordering::Acquire).saturating_sub(after.0)
     }
 
     /// Whether there is an event after `after`.
@@ -113,7 +116,7 @@ impl SinkCursor {
             // be a hole, or a commit made meanwhile.
             let held = self.shared.state.lock().tail.read_held(after, max_bytes);
             if held.is_empty() {
-                self.exhausted = self.exhausted.max(Seq(visible));
+                self.exhausted = (after, Seq(visible));
             }
             return Ok(held);
         }

@@ -6,6 +6,7 @@ use fastrand::Rng;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tidegate::backoff::Failure;
 use tidegate::clock::Now;
@@ -31,17 +32,25 @@ pub struct Broker {
     context: Context,
     sink: String,
     state: Arc<Mutex<(Weather, Rng)>>,
+    /// The operator restarted it so many times.
+    restarts: Arc<AtomicU64>,
 }
 
 impl Broker {
     pub fn new(context: &Context, sink: &str, weather: Weather, seed: u64) -> Broker {
         let state = Arc::new(Mutex::new((weather, Rng::with_seed(seed))));
-        Broker { context: context.clone(), sink: sink.to_owned(), state }
+        Broker { context: context.clone(), sink: sink.to_owned(), state, restarts: Arc::default() }
     }
 
     pub fn set(&self, weather: Weather) {
         self.context.trace(format_args!("broker {}: {weather:?}", self.sink));
         self.state.lock().0 = weather;
+    }
+
+    /// Connections made before are lost.
+    pub fn restart(&self, weather: Weather) {
+        self.set(weather);
+        self.restarts.fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn renamed(&self, sink: &str) -> Broker {
@@ -67,6 +76,7 @@ pub enum Payload {
 pub struct SimulatedLink {
     broker: Broker,
     breaks: Instant,
+    restarts: u64,
     latency: Duration,
     window: usize,
     /// Messages on their way there, and confirmations on their way back.
@@ -94,6 +104,7 @@ impl Destination for SimulatedDestination {
         let breaks = Instant::now() + weather.lifetime.mul_f64(random.f64());
         self.broker.context.trace(format_args!("sink {} connected", self.broker.sink));
         Ok(SimulatedLink {
+            restarts: broker.restarts.load(Ordering::Relaxed),
             broker,
             breaks,
             latency,
@@ -184,7 +195,8 @@ impl Link for SimulatedLink {
             self.arrive();
             let now = Instant::now();
             // A broker that goes down takes its connections along.
-            if now >= self.breaks || !self.broker.is_up() {
+            let restarted = self.broker.restarts.load(Ordering::Relaxed) != self.restarts;
+            if now >= self.breaks || restarted || !self.broker.is_up() {
                 self.breaks = self.breaks.min(now);
                 return Outcome::Lost(lost("the connection broke"));
             }

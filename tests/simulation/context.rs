@@ -86,9 +86,9 @@ impl Context {
         with(&mut self.0.oracle.lock())
     }
 
-    /// The clock of a process that starts now.
+    /// The machine's clock; it counts from the beginning, whichever process asks.
     pub fn clock(&self) -> Arc<dyn Clock> {
-        Arc::new(ProcessClock { context: self.clone(), started: Instant::now() })
+        Arc::new(SimulatedClock(self.clone()))
     }
 
     /// The gateway's wall clock steps by this many microseconds.
@@ -106,18 +106,15 @@ impl Context {
     }
 }
 
-struct ProcessClock {
-    context: Context,
-    started: Instant,
-}
+struct SimulatedClock(Context);
 
-impl Clock for ProcessClock {
+impl Clock for SimulatedClock {
     fn now(&self) -> Now {
-        let Inner { wall_offset, trusted, .. } = &*self.context.0;
+        let Inner { wall_offset, trusted, .. } = &*self.0.0;
         Now {
-            wall: Timestamp(self.context.wall().0 + wall_offset.load(Ordering::Relaxed)),
+            wall: Timestamp(self.0.wall().0 + wall_offset.load(Ordering::Relaxed)),
             trusted: trusted.load(Ordering::Relaxed),
-            monotonic: self.started.elapsed(),
+            monotonic: self.0.elapsed(),
         }
     }
 }

@@ -140,15 +140,15 @@ impl Device {
         while self.next_reading <= now {
             self.next_reading += pace;
             let time = self.clock();
-            let taken = Timestamp(time);
+            let known = (!self.is_clockless()).then_some(Timestamp(time));
             let (session, seq) = (self.session, self.next);
             self.next += 1;
-            self.kept.push_back((seq, time, content(&self.name, session, seq, taken)));
-            self.context.oracle(|oracle| oracle.taken(&self.name, session, seq));
-            if self.kept.len() > KEEPS {
-                if let Some((seq, ..)) = self.kept.pop_front() {
-                    self.context.oracle(|oracle| oracle.gave_up(&self.name, session, seq));
-                }
+            self.kept.push_back((seq, time, content(session, seq)));
+            self.context.oracle(|oracle| oracle.taken(&self.name, session, seq, known));
+            if self.kept.len() > KEEPS
+                && let Some((seq, ..)) = self.kept.pop_front()
+            {
+                self.context.oracle(|oracle| oracle.gave_up(&self.name, session, seq));
             }
         }
     }

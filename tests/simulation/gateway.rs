@@ -214,7 +214,7 @@ impl Gateway {
 /// One batch may go beyond the bound on what is pending.
 const MAX_BATCH: u64 = 64 * 1024;
 /// The writer looks this often for work that nobody announces.
-const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(20);
 
 async fn step(context: Context, clock: Arc<dyn Clock>, vfs: FaultyVfs, mut writer: Stepper) {
     loop {

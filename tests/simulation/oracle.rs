@@ -28,6 +28,8 @@ pub struct Oracle {
 #[derive(Default)]
 struct Told {
     taken: u64,
+    /// The time of each reading, where the device knew it.
+    times: Vec<Option<Timestamp>>,
     acked: u64,
     /// What the device had no room to keep, before it was acknowledged.
     given_up: BTreeSet<u64>,
@@ -45,12 +47,9 @@ struct Sink {
     gaps: BTreeMap<u64, (String, u64)>,
 }
 
-/// The time and value of a reading follow from its name, so that any copy can be
-/// checked.
-pub fn content(device: &str, session: u64, seq: u64, taken: Timestamp) -> Vec<(String, Value)> {
-    // Of a device without a wall clock the gateway reckons the time.
-    let time = if device.starts_with(CLOCKLESS) { 0 } else { taken.0.unsigned_abs() };
-    let mut random = fastrand::Rng::with_seed(session ^ seq.rotate_left(32) ^ time);
+/// The values of a reading follow from its name, so that any copy can be checked.
+pub fn content(session: u64, seq: u64) -> Vec<(String, Value)> {
+    let mut random = fastrand::Rng::with_seed(session ^ seq.rotate_left(32));
     let mut values = vec![("n".to_owned(), Value::Integer(seq as i64)), ("f".to_owned(), Value::Float(random.f64()))];
     if random.bool() {
         let length = random.usize(..40);
@@ -70,8 +69,10 @@ impl Oracle {
     }
 
     /// A device took a reading.
-    pub fn taken(&mut self, device: &str, session: u64, seq: u64) {
-        self.sessions.entry((device.to_owned(), session)).or_default().taken = seq;
+    pub fn taken(&mut self, device: &str, session: u64, seq: u64, time: Option<Timestamp>) {
+        let told = self.sessions.entry((device.to_owned(), session)).or_default();
+        told.taken = seq;
+        told.times.push(time);
     }
 
     /// A device forgot a reading that was not acknowledged.
@@ -126,13 +127,18 @@ impl Oracle {
                 continue;
             };
             let device = reading.device.to_string();
-            let values = content(&device, session, origin, reading.time);
+            let values = content(session, origin);
             let same = reading.values.len() == values.len() && reading.values.iter().zip(&values).all(|(a, b)| a == b);
             if !same {
                 self.violated(format!(
                     "{sink} got seq {seq} = {device} {session}/{origin} with {:?} instead of {values:?}",
                     reading.values
                 ));
+            }
+            let time = self.time(&device, session, origin);
+            if time.is_some_and(|time| time != reading.time) {
+                let got = reading.time;
+                self.violated(format!("{sink} got {device} {session}/{origin} of {got} instead of {time:?}"));
             }
             let name = (device, session, origin);
             let known = self.names.entry(seq).or_insert_with(|| name.clone());
@@ -142,6 +148,12 @@ impl Oracle {
             }
             self.first_arrival(sink, seq, name);
         }
+    }
+
+    /// When the device took the reading, if it knew.
+    fn time(&self, device: &str, session: u64, seq: u64) -> Option<Timestamp> {
+        let told = self.sessions.get(&(device.to_owned(), session))?;
+        *told.times.get(usize::try_from(seq).ok()?.checked_sub(1)?)?
     }
 
     fn first_arrival(&mut self, sink: &str, seq: u64, name: Origin) {

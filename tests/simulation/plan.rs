@@ -61,6 +61,8 @@ impl Plan {
             0 => HistoryWithin::Off,
             within => HistoryWithin::Within(ms(within)),
         };
+        // Settings that come later keep their defaults.
+        #[allow(clippy::needless_update)]
         let store = Store {
             directory: directory.to_owned(),
             commit_within: ms(one_of(random, &[0, 20, 250, 2000])),

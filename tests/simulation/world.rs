@@ -57,7 +57,7 @@ struct World {
 /// How long everything may take to drain once it has healed.
 const DRAIN_WITHIN: Duration = Duration::from_secs(1800);
 /// The disk is looked at this often.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs a seed. The same seed in the same mode gives the same trace.
 pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome {
@@ -388,10 +388,10 @@ impl World {
         }
         for (number, sink) in self.sinks.iter().enumerate() {
             let dead = number == 0 && self.sinks.len() > 1;
-            sink.broker.set(Weather { up: !dead, ..fine.clone() });
+            sink.broker.restart(Weather { up: !dead, ..fine.clone() });
         }
         self.drain(1, "while one is dead").await;
-        self.sinks[0].broker.set(fine);
+        self.sinks[0].broker.restart(fine);
         self.drain(0, "when all works").await;
         // A restart must not take anything back.
         if let Some(gateway) = self.gateway.take() {
