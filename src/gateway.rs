@@ -117,7 +117,7 @@ impl Gateway {
         }
         let mut http = Part::new();
         if let Some(listener) = http_listener {
-            http.tasks.spawn(http::serve(listener, metrics, overview.clone(), http.stop.subscribe()));
+            http.tasks.spawn(http::serve(http::Door::new(listener), metrics, overview.clone(), http.stop.subscribe()));
         }
         for address in &tcp_addresses {
             tracing::info!(%address, "listening for devices");
