@@ -4,10 +4,13 @@
 
 mod architecture;
 mod config;
+mod corpus;
 mod end_to_end;
 mod examples;
 mod golden;
+mod hostile;
 mod log;
+mod memory;
 mod serial;
 mod service;
 mod support;
