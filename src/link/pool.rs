@@ -23,7 +23,11 @@ const GRAIN: usize = 4 * 1024;
 pub struct Pool(Arc<Inner>);
 
 struct Inner {
+    /// Beyond this no connection is let in.
     limit: usize,
+    /// Beyond this nothing but a connection's own charge is granted: claims of large
+    /// frames must not shut out a device that sends small ones.
+    for_frames: usize,
     used: AtomicUsize,
     /// Connections that are not read for want of memory.
     starved: AtomicUsize,
@@ -35,6 +39,7 @@ impl Pool {
     pub fn new(limit: usize, metrics: Metrics) -> Pool {
         Pool(Arc::new(Inner {
             limit,
+            for_frames: limit - limit / 8,
             used: AtomicUsize::new(0),
             starved: AtomicUsize::new(0),
             freed: Notify::new(),
@@ -42,9 +47,14 @@ impl Pool {
         }))
     }
 
-    /// Whether anything is left.
+    /// Whether anything is left for what connections hold.
     pub fn has_room(&self) -> bool {
-        self.0.used.load(Ordering::Relaxed) < self.0.limit
+        self.0.used.load(Ordering::Relaxed) < self.0.for_frames
+    }
+
+    /// Whether anything is left for another connection.
+    pub fn admits(&self) -> bool {
+        self.0.used.load(Ordering::Relaxed) + CONNECTION <= self.0.limit
     }
 
     /// Whether a connection waits for memory.
@@ -52,7 +62,7 @@ impl Pool {
         self.0.starved.load(Ordering::Relaxed) > 0
     }
 
-    /// A lease for a connection, whether or not there is room: see [`Pool::has_room`].
+    /// A lease for a connection, whether or not there is room: see [`Pool::admits`].
     pub fn lease(&self) -> Lease {
         self.add(CONNECTION);
         Lease { pool: self.clone(), charged: CONNECTION, starved: false }
@@ -77,14 +87,14 @@ impl Pool {
     fn give_back(&self, bytes: usize) {
         let used = self.0.used.fetch_sub(bytes, Ordering::Relaxed) - bytes;
         self.show(used);
-        if used < self.0.limit && self.is_wanted() {
+        if used < self.0.for_frames && self.is_wanted() {
             self.0.freed.notify_waiters();
         }
     }
 
     /// Takes `bytes` if there are so many.
     fn try_add(&self, bytes: usize) -> bool {
-        let fits = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.0.limit);
+        let fits = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.0.for_frames);
         match self.0.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
             Ok(before) => {
                 self.show(before + bytes);
@@ -178,7 +188,7 @@ mod tests {
 
     #[test]
     fn small_holdings_cost_nothing_and_large_ones_are_given_back() {
-        let pool = Pool::new(CONNECTION * 2 + 3 * GRAIN, Metrics::new());
+        let pool = Pool::new((CONNECTION * 2 + 3 * GRAIN) * 8 / 7, Metrics::new());
         let (mut one, mut two) = (pool.lease(), pool.lease());
         one.hold(ALLOWANCE);
         assert_eq!(used(&pool), 2 * CONNECTION);
@@ -193,9 +203,22 @@ mod tests {
         assert_eq!(used(&pool), 0);
     }
 
+    #[test]
+    fn large_frames_leave_room_for_connections() {
+        let pool = Pool::new(16 * CONNECTION, Metrics::new());
+        let mut large = pool.lease();
+        assert!(large.reserve(12 * CONNECTION) && !large.reserve(14 * CONNECTION));
+        large.hold(13 * CONNECTION);
+        assert!(!pool.has_room() && pool.admits());
+        let _small = pool.lease();
+        assert!(pool.admits());
+        large.hold(15 * CONNECTION);
+        assert!(!pool.admits());
+    }
+
     #[tokio::test]
     async fn who_waits_for_memory_is_woken_when_some_is_given_back() {
-        let pool = Pool::new(CONNECTION * 2 + GRAIN, Metrics::new());
+        let pool = Pool::new((CONNECTION * 2 + GRAIN) * 8 / 7, Metrics::new());
         let (mut one, mut two) = (pool.lease(), pool.lease());
         one.hold(GRAIN);
         assert!(!two.reserve(GRAIN));

@@ -24,6 +24,8 @@ const BEFORE_HELLO: usize = 256;
 const BACKLOG: u32 = 1024;
 /// How long to wait when the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections that may be there beyond all limits while they are told goodbye.
+pub const LEAVING: usize = 64;
 /// How long a closed connection is read on, so that its last words arrive: data
 /// left unread would reset it.
 const LINGER: Duration = Duration::from_millis(500);
@@ -61,7 +63,7 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
     line.up(true);
     let porch = Porch::new(config.max_connections);
     // Those that are told goodbye are still there for a while.
-    let most = config.max_connections + 2 * porch::beyond(config.max_connections);
+    let most = config.max_connections + 2 * porch::beyond(config.max_connections) + LEAVING;
     let mut told = false;
     let mut connections = JoinSet::new();
     let stop_one = stop.clone();
@@ -74,7 +76,7 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
                 Ok((stream, from)) => {
                     told = false;
                     let fits = connections.len() < most;
-                    if !line.shared.pool.has_room() && !porch.evict_one() {
+                    if !line.shared.pool.admits() && !porch.evict_one() {
                         line.shared.pool.refused("connection");
                         turn_away(&stream, from, &line, "memory");
                     } else if let Some(place) = fits.then(|| porch.arrive()).flatten() {

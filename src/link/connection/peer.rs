@@ -201,7 +201,10 @@ impl<'a> Peer<'a> {
 
     /// Memory is short, and the device held some for too long.
     pub fn short_of_memory(&mut self, now: Now) {
-        self.refuse(busy("the gateway is short of memory for large frames; send smaller ones, or try again later"), now);
+        self.refuse(
+            busy("the gateway is short of memory for large frames; send smaller ones, or try again later"),
+            now,
+        );
     }
 
     /// Waits until the place is needed for somebody else.
