@@ -205,14 +205,14 @@ mod tests {
 
     #[test]
     fn large_frames_leave_room_for_connections() {
-        let pool = Pool::new(16 * CONNECTION, Metrics::new());
+        let pool = Pool::new(32 * CONNECTION, Metrics::new());
         let mut large = pool.lease();
-        assert!(large.reserve(12 * CONNECTION) && !large.reserve(14 * CONNECTION));
-        large.hold(13 * CONNECTION);
+        assert!(large.reserve(24 * CONNECTION) && !large.reserve(28 * CONNECTION));
+        large.hold(27 * CONNECTION);
         assert!(!pool.has_room() && pool.admits());
         let _small = pool.lease();
         assert!(pool.admits());
-        large.hold(15 * CONNECTION);
+        large.hold(31 * CONNECTION);
         assert!(!pool.admits());
     }
 
