@@ -6,6 +6,7 @@
 
 mod broker;
 mod env;
+mod memory;
 mod password;
 mod problem;
 mod read;
@@ -14,6 +15,7 @@ mod shipped;
 mod validate;
 
 pub use broker::{Broker, InvalidBroker};
+pub use memory::{Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{

@@ -2,6 +2,7 @@
 //! them in the order that loses nothing.
 
 mod health;
+mod limits;
 mod service;
 
 pub use service::run;
@@ -68,13 +69,17 @@ impl Gateway {
     ///
     /// # Errors
     /// If the log cannot be opened or an address cannot be listened on.
-    pub async fn start(config: Config) -> Result<Gateway> {
+    pub async fn start(mut config: Config) -> Result<Gateway> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let metrics = Metrics::new();
+        let memory = limits::memory(&config);
+        limits::open_files(&mut config.tcp);
+        metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
         let names: Vec<_> = config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).collect();
         let Opened { log, cursors, writer } =
             Log::open(&config.store, &names, clock.clone(), metrics.clone()).context("cannot open the log")?;
+        log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
         tracing::info!(
             gateway = %identity.gateway,
@@ -105,6 +110,7 @@ impl Gateway {
             log: log.clone(),
             registry: Registry::new(metrics.clone()),
             devices: config.devices,
+            pool: link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone()),
             clock,
             metrics: metrics.clone(),
         };
@@ -117,7 +123,7 @@ impl Gateway {
         }
         let mut http = Part::new();
         if let Some(listener) = http_listener {
-            http.tasks.spawn(http::serve(listener, metrics, overview.clone(), http.stop.subscribe()));
+            http.tasks.spawn(http::serve(http::Door::new(listener), metrics, overview.clone(), http.stop.subscribe()));
         }
         for address in &tcp_addresses {
             tracing::info!(%address, "listening for devices");

@@ -6,6 +6,10 @@
 //! | `/health/live` | 200 while the process makes progress, else 503 and why |
 //! | `/health/ready` | 200 while readings are taken and kept, else 503 and why |
 
+mod door;
+
+pub use door::Door;
+
 use crate::metrics::Metrics;
 use crate::stop;
 use axum::Router;
@@ -13,9 +17,9 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::Listener;
 use serde::Serialize;
 use std::sync::Arc;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// Something that is not as it should be.
@@ -50,8 +54,12 @@ struct Shared {
     health: Arc<dyn Health>,
 }
 
-/// Answers requests until `stop` turns true.
-pub async fn serve(listener: TcpListener, metrics: Metrics, health: Arc<dyn Health>, mut stop: watch::Receiver<bool>) {
+/// Answers requests until `stop` turns true. Behind a [`Door`], unless the listener
+/// lets in a few at a time itself.
+pub async fn serve<L>(listener: L, metrics: Metrics, health: Arc<dyn Health>, mut stop: watch::Receiver<bool>)
+where
+    L: Listener<Addr: std::fmt::Debug>,
+{
     let routes = Router::new()
         .route("/metrics", get(figures))
         .route("/health/live", get(|State(shared): State<Shared>| async move { answer(&shared.health.live()) }))

@@ -3,7 +3,11 @@
 
 mod connection;
 mod line;
+mod pool;
+mod porch;
 pub mod serial;
 pub mod tcp;
 
 pub use line::Shared;
+pub use pool::Pool;
+pub use porch::beyond;

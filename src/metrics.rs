@@ -60,6 +60,9 @@ pub struct Metrics {
     pub link_up: Family<LinkLabel, Gauge>,
     pub connections_refused: Family<LinkReasonLabel, Counter>,
     pub devices_connected: Gauge,
+    pub memory_limit_bytes: Gauge,
+    pub memory_links_bytes: Gauge,
+    pub memory_refused: Family<ReasonLabel, Counter>,
     pub sink_delivered: Family<SinkLabel, Counter>,
     pub sink_dropped: Family<SinkReasonLabel, Counter>,
     pub sink_pending: Family<SinkLabel, Gauge>,
@@ -89,6 +92,9 @@ impl Metrics {
             link_up: Family::default(),
             connections_refused: Family::default(),
             devices_connected: Gauge::default(),
+            memory_limit_bytes: Gauge::default(),
+            memory_links_bytes: Gauge::default(),
+            memory_refused: Family::default(),
             sink_delivered: Family::default(),
             sink_dropped: Family::default(),
             sink_pending: Family::default(),
@@ -129,6 +135,23 @@ impl Metrics {
         registry.register("link_up", "1 while the listener or port is open", m.link_up);
         registry.register("connections_refused", "Connections turned away", m.connections_refused);
         registry.register("devices_connected", "Devices with a live session", m.devices_connected);
+        registry.register_with_unit(
+            "memory_limit",
+            "Memory that all queues and buffers may take together",
+            Unit::Bytes,
+            m.memory_limit_bytes,
+        );
+        registry.register_with_unit(
+            "memory_links",
+            "Memory that connections are charged for",
+            Unit::Bytes,
+            m.memory_links_bytes,
+        );
+        registry.register(
+            "memory_refused",
+            "Times that a connection had to wait or go for want of memory",
+            m.memory_refused,
+        );
         registry.register("sink_delivered", "Readings that the sink confirmed", m.sink_delivered);
         registry.register("sink_dropped", "Readings that left the log before the sink confirmed them", m.sink_dropped);
         registry.register("sink_pending", "Readings that the sink has yet to confirm", m.sink_pending);

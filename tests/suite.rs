@@ -4,11 +4,14 @@
 
 mod architecture;
 mod config;
+mod corpus;
 mod end_to_end;
 mod examples;
 mod golden;
 mod heal;
+mod hostile;
 mod log;
+mod memory;
 mod queue;
 mod serial;
 mod service;

@@ -31,6 +31,9 @@ pub struct Gateway {
     pub log_level: String,
     /// Threads for network work; the number of processors, at most 4, if not given.
     pub worker_threads: Option<usize>,
+    /// All queues and buffers together stay below this; derived from the machine if not
+    /// given.
+    pub memory_limit: Option<ByteSize>,
     /// How long a graceful stop may take before what is left is cut off.
     #[serde(with = "humantime_serde")]
     pub shutdown_timeout: Duration,
@@ -243,7 +246,13 @@ pub struct Mqtt {
 
 impl Default for Gateway {
     fn default() -> Gateway {
-        Gateway { id: None, log_level: "info".into(), worker_threads: None, shutdown_timeout: Duration::from_secs(10) }
+        Gateway {
+            id: None,
+            log_level: "info".into(),
+            worker_threads: None,
+            memory_limit: None,
+            shutdown_timeout: Duration::from_secs(10),
+        }
     }
 }
 

@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn every_key_is_shown_with_its_default() {
-        check::<Gateway>("gateway", &["id", "worker_threads"]);
+        check::<Gateway>("gateway", &["id", "worker_threads", "memory_limit"]);
         check::<Tcp>("tcp", &[]);
         check::<Serial>("serial", &["path"]);
         check::<Http>("http", &[]);

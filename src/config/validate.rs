@@ -22,6 +22,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Adds a problem for all in `config` that does not make sense.
 pub(super) fn check(config: &Config, report: &mut Report) {
     gateway(&config.gateway, Section::new(report, "gateway"));
+    memory(config, report);
     links::check(config, report);
     http(config, Section::new(report, "http"));
     devices(&config.devices, Section::new(report, "devices"));
@@ -35,6 +36,19 @@ fn gateway(gateway: &Gateway, mut section: Section) {
         section.number("worker_threads", threads, 1, 64);
     }
     section.duration("shutdown_timeout", gateway.shutdown_timeout, SECOND, 5 * MINUTE);
+}
+
+/// Of a limit that the machine gives, what the queues need is made part.
+fn memory(config: &Config, report: &mut Report) {
+    const KEY: &str = "gateway.memory_limit";
+    let least = super::memory::least(config);
+    let refused = ["store.max_pending", "mqtt"].iter().any(|key| report.is_refused(key));
+    if let Some(limit) = config.gateway.memory_limit.filter(|limit| limit.as_u64() < least && !refused) {
+        let sinks = config.mqtt.len();
+        let what = format!("{} is not enough for store.max_pending and {sinks} [[mqtt]]", size(limit));
+        let fix = format!("give {} or more, or lower store.max_pending", size(ByteSize(least)));
+        report.add(KEY, what, fix);
+    }
 }
 
 fn log_level(filter: &str, section: &mut Section) {

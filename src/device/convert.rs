@@ -4,6 +4,7 @@
 use crate::clock::Now;
 use crate::model::{Batch, ChannelName, Channels, DeviceId, InvalidName, Reading, Timestamp, Value};
 use crate::wire::message::{ChannelDeclaration, ChannelRef, DeviceClock, Readings};
+use std::collections::HashSet;
 
 /// Why Readings, or the channels declared for them, make no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,10 +32,15 @@ pub enum ConvertError {
 struct Shape {
     written: Box<[ChannelRef]>,
     channels: Channels,
+    /// What it takes in memory, near enough.
+    bytes: usize,
 }
 
 /// Shapes remembered; devices rarely have more than one or two.
 const MAX_SHAPES: usize = 8;
+/// Memory of all shapes remembered, in bytes. What does not fit is resolved anew for
+/// each sample.
+const MAX_SHAPE_BYTES: usize = 32 * 1024;
 
 /// What one Readings message came to.
 #[derive(Debug, PartialEq)]
@@ -83,6 +89,16 @@ impl Converter {
 
     pub fn device(&self) -> &DeviceId {
         &self.device
+    }
+
+    /// Memory that is held to convert faster, in bytes.
+    pub fn memory(&self) -> usize {
+        self.shapes.iter().map(|shape| shape.bytes).sum()
+    }
+
+    /// Gives that memory back.
+    pub fn forget(&mut self) {
+        self.shapes = Vec::new();
     }
 
     /// Everything up to `seen` is settled, or given up by the device: readings go on
@@ -149,15 +165,22 @@ impl Converter {
         }
         let mut channels: Vec<ChannelName> = Vec::with_capacity(values.len());
         for (channel, _) in values {
-            let channel = self.resolve(channel)?;
-            if channels.contains(&channel) {
-                return Err(ConvertError::Twice(channel));
-            }
-            channels.push(channel);
+            channels.push(self.resolve(channel)?);
+        }
+        if let Some(twice) = repeated(&channels) {
+            return Err(ConvertError::Twice(twice));
         }
         let channels: Channels = channels.into();
-        let shape =
-            Shape { written: values.iter().map(|(channel, _)| channel.clone()).collect(), channels: channels.clone() };
+        let bytes = channels.iter().map(|name| CHANNEL_BYTES + 2 * name.as_str().len()).sum();
+        if bytes > MAX_SHAPE_BYTES {
+            return Ok(channels);
+        }
+        if self.memory() + bytes > MAX_SHAPE_BYTES {
+            self.forget();
+        }
+        let written = values.iter().map(|(channel, _)| channel.clone()).collect();
+        let shape = Shape { written, channels: channels.clone(), bytes };
+        self.next_shape %= self.shapes.len().max(1);
         if self.shapes.len() < MAX_SHAPES {
             self.shapes.push(shape);
         } else {
@@ -180,6 +203,21 @@ impl Converter {
 
 fn name(text: &str) -> Result<ChannelName, ConvertError> {
     ChannelName::new(text).map_err(|why| ConvertError::Channel(text.to_owned(), why))
+}
+
+/// What a channel takes in a shape beside its name's bytes, once as it was written and
+/// once resolved.
+const CHANNEL_BYTES: usize = size_of::<ChannelRef>() + size_of::<ChannelName>() + 2 * 24;
+
+/// A channel that is there twice. A hostile list may be very long.
+fn repeated(channels: &[ChannelName]) -> Option<ChannelName> {
+    const FEW: usize = 16;
+    if channels.len() <= FEW {
+        let twice = channels.iter().enumerate().find(|(i, name)| channels[..*i].contains(name)); // i counts them
+        return twice.map(|(_, name)| name.clone());
+    }
+    let mut seen = HashSet::with_capacity(channels.len());
+    channels.iter().find(|name| !seen.insert(*name)).cloned()
 }
 
 #[cfg(test)]

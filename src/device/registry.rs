@@ -30,6 +30,11 @@ impl Registry {
         Registry(Arc::new(Inner { devices: Mutex::default(), metrics }))
     }
 
+    /// Whether the device has a connection.
+    pub fn is_connected(&self, device: &DeviceId) -> bool {
+        self.0.devices.lock().contains_key(device)
+    }
+
     /// The device connected. An older connection of the same device is told to go.
     pub fn connect(&self, device: &DeviceId) -> Connected {
         let replaced = Arc::new(Notify::new());

@@ -71,6 +71,18 @@ impl Session {
         self.device.as_ref().map(|device| device.device())
     }
 
+    /// Memory that the session holds to be fast, in bytes.
+    pub fn memory(&self) -> usize {
+        self.device.as_ref().map_or(0, |device| device.memory())
+    }
+
+    /// Gives that memory back.
+    pub fn forget(&mut self) {
+        if let Some(device) = &mut self.device {
+            device.forget();
+        }
+    }
+
     /// Forgets the device: the next message must be a Hello.
     pub fn reset(&mut self, now: Now) {
         self.device = None;

@@ -2,12 +2,15 @@
 //!
 //! Bytes are read into a buffer that lives only while they are decoded, so a
 //! connection that says nothing holds no memory for it. Reading pauses while the
-//! log has no room, while the device's window is used up, and while the device
-//! does not take what it is answered.
+//! log has no room, while the device's window is used up, while the device does not
+//! take what it is answered, and while the memory for all connections is used up and
+//! the frame under way is a large one.
 
 mod peer;
 
 use super::line::Line;
+use super::pool::{ALLOWANCE, Lease};
+use super::porch::Place;
 use crate::stop;
 use crate::wire::frame::Decoder;
 pub(super) use peer::FIRST_FORMAT;
@@ -26,6 +29,9 @@ use tokio::time::{Instant, sleep};
 const READ: usize = 16 * 1024;
 /// Answers that may wait for the device to take them, in bytes.
 const MAX_OUT: usize = 16 * 1024;
+/// How often a connection that waits for memory looks again, should it have missed that
+/// some was given back.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a stop waits for the device's readings to settle.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
 /// How long the last words may take to be sent.
@@ -42,6 +48,8 @@ pub(super) enum Closed {
     Gone,
     /// Reading or writing failed.
     Failed(io::Error),
+    /// Its place was needed for somebody else.
+    Evicted,
 }
 
 struct Connection<'a, S> {
@@ -50,23 +58,48 @@ struct Connection<'a, S> {
     decoder: Decoder,
     /// When the last byte came, if the decoder holds an incomplete frame.
     partial_since: Option<Duration>,
+    /// When the frame that is incomplete began, while another waits for its memory.
+    frame_since: Option<Duration>,
     peer: Peer<'a>,
+    lease: Lease,
+    /// Why it is not read, beside what the peer knows.
+    gate: Gate,
     /// Set when the gateway stops: nothing more is read.
     stop_at: Option<Duration>,
 }
 
+/// Whether a connection is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Open,
+    /// The log has no room.
+    Log,
+    /// There is no memory for a frame as large as the one under way.
+    Memory,
+}
+
 /// Serves the device at the far end of `io` until either side ends it or `stop`
-/// turns true. `from` says who it is in logs.
+/// turns true. `from` says who it is in logs; `place` is where it waits to be let in,
+/// if that is not for granted.
 pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut S,
     line: &Line,
     from: &str,
+    place: Option<Place>,
     mut stop: watch::Receiver<bool>,
 ) -> Closed {
     let clock = &line.shared.clock;
-    let decoder = Decoder::new(line.before_hello, line.recovery);
-    let peer = Peer::new(line, from, clock.now());
-    let mut connection = Connection { io, line, decoder, partial_since: None, peer, stop_at: None };
+    let mut connection = Connection {
+        io,
+        line,
+        decoder: Decoder::new(line.before_hello, line.recovery),
+        partial_since: None,
+        frame_since: None,
+        peer: Peer::new(line, from, place, clock.now()),
+        lease: line.shared.pool.lease(),
+        gate: Gate::Open,
+        stop_at: None,
+    };
     let mut timer = pin!(sleep(LONG));
     loop {
         let now = clock.now();
@@ -83,15 +116,23 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         }
         let settled = connection.peer.settled(now.monotonic);
         let replaced = connection.peer.replaced();
-        let stalled = connection.peer.is_stalled();
+        let evicted = connection.peer.evicted();
+        let stalled = connection.peer.is_stalled() || connection.gate == Gate::Log;
+        let starved = connection.gate == Gate::Memory;
+        let freed = line.shared.pool.freed();
         tokio::select! {
             biased;
             () = stop::requested(&mut stop), if connection.stop_at.is_none() => {
                 connection.stop_at = Some(clock.now().monotonic + SETTLE_WITHIN);
             }
             () = replaced => connection.peer.replace(),
+            () = evicted => {
+                connection.say_busy();
+                return Closed::Evicted;
+            }
             () = settled => {}
-            () = line.shared.log.room(), if stalled => {}
+            () = line.shared.log.room(), if stalled => connection.gate = Gate::Open,
+            () = freed, if starved => connection.gate = Gate::Open,
             io = poll_fn(|cx| connection.poll_io(cx)) => match io {
                 Ok(true) => {}
                 Ok(false) => {
@@ -118,12 +159,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             }
             return;
         }
-        if self.is_paused() {
+        if self.is_paused() || self.gate != Gate::Open {
             // The device is not to blame for a silence that it cannot break.
             self.peer.heard(now);
             self.partial_since = self.partial_since.map(|_| now.monotonic);
+            self.look_at_pressure(now);
             return;
         }
+        self.look_at_pressure(now);
         if self.partial_since.is_some_and(|since| now.monotonic >= since + self.line.frame_timeout) {
             let peer = &mut self.peer;
             if let Err(error) = self.decoder.give_up_partial(&mut |event| peer.take(event, now)) {
@@ -132,6 +175,55 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
         }
         self.peer.check_silence(now);
+    }
+
+    /// While others wait for memory, a large frame has to be complete in good time: its
+    /// sender must not hold on to the memory with a byte now and then.
+    fn look_at_pressure(&mut self, now: crate::clock::Now) {
+        let wanted = self.lease.pool().is_wanted() && self.decoder.memory() > ALLOWANCE;
+        if !wanted || self.peer.is_stalled() || self.line.grants.restart {
+            self.frame_since = None;
+        } else if now.monotonic >= *self.frame_since.get_or_insert(now.monotonic) + self.line.frame_timeout {
+            self.lease.pool().refused("frame");
+            self.peer.short_of_memory(now);
+        }
+    }
+
+    /// How many bytes may be read now; none if the gate is shut, which is noted.
+    fn readable(&mut self) -> usize {
+        if self.line.shared.log.is_saturated() {
+            self.gate = Gate::Log;
+            return 0;
+        }
+        let (partial, whole) = self.decoder.partial();
+        let roomy = self.lease.pool().has_room();
+        // A serial port cannot wait, and there are few.
+        let readable = if self.line.grants.restart || roomy && whole <= ALLOWANCE {
+            READ
+        } else if whole <= ALLOWANCE {
+            ALLOWANCE - partial // the whole is no less
+        } else if self.lease.reserve(whole + self.peer.memory()) {
+            if roomy { READ } else { (whole - partial).clamp(1, READ) }
+        } else {
+            0
+        };
+        self.gate = if readable == 0 { Gate::Memory } else { Gate::Open };
+        self.lease.starve(readable == 0);
+        readable
+    }
+
+    /// Accounts for what is held after a read.
+    fn settle_lease(&mut self) {
+        let (_, whole) = self.decoder.partial();
+        // The room for a large frame that was reserved is kept for it.
+        let frame = if whole > ALLOWANCE && !self.lease.is_starved() { whole } else { 0 };
+        if !self.lease.pool().has_room() {
+            self.peer.forget_luxuries();
+        }
+        let held = self.decoder.memory().max(1) + self.peer.memory();
+        let wanted = frame + self.peer.memory();
+        let granted = wanted > held && self.lease.reserve(wanted);
+        self.lease.hold(if granted { wanted } else { held });
     }
 
     /// Whether it is the gateway that does not read.
@@ -145,11 +237,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         if let Some(stop) = self.stop_at {
             return Some(ack.map_or(stop, |ack| ack.min(stop)));
         }
-        if self.is_paused() {
-            return ack;
+        let look = (self.gate == Gate::Memory || self.frame_since.is_some()).then_some(now + LOOK_AGAIN);
+        if self.is_paused() || self.gate != Gate::Open {
+            return [ack, look].into_iter().flatten().min();
         }
         let partial = self.partial_since.map(|since| since + self.line.frame_timeout);
-        [ack, partial, self.peer.silence_deadline()].into_iter().flatten().min()
+        [ack, look, partial, self.peer.silence_deadline()].into_iter().flatten().min()
     }
 
     /// Sends what is to be sent and reads once. Ready with false at the end of the
@@ -167,11 +260,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 }
             }
         }
-        if self.stop_at.is_some() || self.is_paused() || self.peer.out.len() > MAX_OUT {
+        let max_out = if self.lease.pool().has_room() { MAX_OUT } else { ALLOWANCE };
+        let shut = self.gate != Gate::Open;
+        if self.stop_at.is_some() || shut || self.is_paused() || self.peer.out.len() > max_out {
             return Poll::Pending;
         }
+        let readable = self.readable();
+        if readable == 0 {
+            return Poll::Ready(Ok(true)); // what to wait for is another thing now
+        }
         let mut storage = [const { MaybeUninit::<u8>::uninit() }; READ];
-        let mut buffer = ReadBuf::uninit(&mut storage);
+        let mut buffer = ReadBuf::uninit(&mut storage[..readable]); // READ at most
         ready!(Pin::new(&mut *self.io).poll_read(cx, &mut buffer))?;
         if buffer.filled().is_empty() {
             return Poll::Ready(Ok(false));
@@ -183,7 +282,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
         self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
         peer.store();
+        self.settle_lease();
         Poll::Ready(Ok(true))
+    }
+
+    /// Tells the device that its place is needed, as far as that goes without waiting.
+    fn say_busy(&mut self) {
+        self.peer.make_room();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        // It fits an empty send buffer; if not, the closed connection says enough.
+        let _ = Pin::new(&mut *self.io).poll_write(&mut cx, &self.peer.out);
     }
 
     async fn say_farewell(&mut self, end: End) {

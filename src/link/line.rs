@@ -1,5 +1,6 @@
 //! What the connections of one link have in common.
 
+use super::pool::Pool;
 use crate::clock::Clock;
 use crate::config;
 use crate::device::{Grants, Registry};
@@ -15,6 +16,8 @@ pub struct Shared {
     pub log: Log,
     pub registry: Registry,
     pub devices: config::Devices,
+    /// Memory for what connections hold.
+    pub pool: Pool,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
 }

@@ -40,10 +40,11 @@ pub async fn serve(config: config::Serial, shared: Shared, mut stop: watch::Rece
                 told = None;
                 line.up(true);
                 tracing::info!(link = %line.name, path, baud = config.baud, "serial port opened");
-                let closed = connection::drive(&mut port, &line, &path, stop.clone()).await;
+                let closed = connection::drive(&mut port, &line, &path, None, stop.clone()).await;
                 line.up(false);
                 match closed {
-                    Closed::Ended => tracing::debug!(link = %line.name, path, "session ended"),
+                    // A port has no porch to be sent away from.
+                    Closed::Ended | Closed::Evicted => tracing::debug!(link = %line.name, path, "session ended"),
                     Closed::Gone => tracing::warn!(link = %line.name, path, "serial port vanished; waiting for it"),
                     Closed::Failed(why) => {
                         tracing::warn!(link = %line.name, path, %why, "serial port failed; opening it again");

@@ -2,6 +2,7 @@
 
 use super::connection::{self, Closed, FIRST_FORMAT};
 use super::line::{Line, Shared};
+use super::porch::{self, Place, Porch};
 use crate::config;
 use crate::device::Grants;
 use crate::stop;
@@ -23,6 +24,8 @@ const BEFORE_HELLO: usize = 256;
 const BACKLOG: u32 = 1024;
 /// How long to wait when the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections that may be there beyond all limits while they are told goodbye.
+pub const LEAVING: usize = 64;
 /// How long a closed connection is read on, so that its last words arrive: data
 /// left unread would reset it.
 const LINGER: Duration = Duration::from_millis(500);
@@ -42,6 +45,10 @@ pub fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
 pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, mut stop: watch::Receiver<bool>) {
     let line = Arc::new(line(&config, shared));
     line.up(true);
+    let porch = Porch::new(config.max_connections);
+    // Those that are told goodbye are still there for a while.
+    let most = config.max_connections + 2 * porch::beyond(config.max_connections) + LEAVING;
+    let mut told = false;
     let mut connections = JoinSet::new();
     let stop_one = stop.clone();
     loop {
@@ -50,12 +57,24 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
             () = stop::requested(&mut stop) => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, from)) if connections.len() < config.max_connections => {
-                    connections.spawn(serve_one(stream, from, line.clone(), stop_one.clone()));
+                Ok((stream, from)) => {
+                    told = false;
+                    let fits = connections.len() < most;
+                    if !line.shared.pool.admits() && !porch.evict_one() {
+                        line.shared.pool.refused("connection");
+                        turn_away(&stream, from, &line, "memory");
+                    } else if let Some(place) = fits.then(|| porch.arrive()).flatten() {
+                        connections.spawn(serve_one(stream, from, place, line.clone(), stop_one.clone()));
+                    } else {
+                        turn_away(&stream, from, &line, "too_many");
+                    }
                 }
-                Ok((stream, from)) => turn_away(&stream, from, &line, config.max_connections),
                 Err(why) => {
-                    tracing::warn!(link = %line.name, %why, "cannot accept a connection");
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(link = %line.name, %why, "cannot accept connections; trying on");
+                    }
+                    // A file descriptor is what is missing most likely.
+                    porch.evict_one();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -75,7 +94,7 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    connection::drive(stream, &line(config, shared), from, stop).await;
+    connection::drive(stream, &line(config, shared), from, None, stop).await;
 }
 
 fn line(config: &config::Tcp, shared: Shared) -> Line {
@@ -98,11 +117,17 @@ fn line(config: &config::Tcp, shared: Shared) -> Line {
     }
 }
 
-async fn serve_one(mut stream: TcpStream, from: SocketAddr, line: Arc<Line>, stop: watch::Receiver<bool>) {
+async fn serve_one(
+    mut stream: TcpStream,
+    from: SocketAddr,
+    place: Place,
+    line: Arc<Line>,
+    stop: watch::Receiver<bool>,
+) {
     if let Err(why) = stream.set_nodelay(true) {
         tracing::debug!(%from, %why, "cannot disable Nagle's algorithm");
     }
-    let closed = connection::drive(&mut stream, &line, &from.to_string(), stop).await;
+    let closed = connection::drive(&mut stream, &line, &from.to_string(), Some(place), stop).await;
     if let Closed::Ended = closed {
         linger(stream).await;
     }
@@ -119,10 +144,10 @@ async fn linger(mut stream: TcpStream) {
 }
 
 /// Tells one connection too many so, as far as that goes without waiting.
-fn turn_away(stream: &TcpStream, from: SocketAddr, line: &Line, max: usize) {
-    line.turned_away("too_many");
-    tracing::debug!(link = %line.name, %from, max, "connection refused: max_connections are open");
-    let text = format!("{max} devices are connected, which is this gateway's limit; try again later");
+fn turn_away(stream: &TcpStream, from: SocketAddr, line: &Line, reason: &'static str) {
+    line.turned_away(reason);
+    tracing::debug!(link = %line.name, %from, reason, "connection refused");
+    let text = "as many devices are connected as this gateway has room for; try again later".into();
     let goodbye = GatewayMessage::Goodbye(Goodbye { reason: Reason::Busy, text });
     let mut bytes = Vec::new();
     encode_gateway(&goodbye, FIRST_FORMAT, &mut bytes);

@@ -77,6 +77,9 @@ impl Reading {
     }
 }
 
+/// What a channel's name takes in memory beside its bytes.
+const CHANNEL: usize = size_of::<ChannelName>() + 2 * size_of::<usize>();
+
 /// Readings of one device in the order in which it took them. All of them carry
 /// the device's `session` as their origin, or none does.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,7 +94,17 @@ pub struct Batch {
 impl Batch {
     /// What this batch takes in memory, in bytes, near enough to bound a queue.
     pub fn memory(&self) -> usize {
-        size_of::<Batch>() + self.readings.iter().map(Reading::memory).sum::<usize>()
+        let mut bytes = size_of::<Batch>();
+        let mut shared: Option<&Channels> = None;
+        for reading in &self.readings {
+            bytes += reading.memory();
+            if shared.is_none_or(|before| !Arc::ptr_eq(before, &reading.channels)) {
+                // A list of channels counts once for the readings that have it in common.
+                bytes += reading.channels.iter().map(|name| CHANNEL + name.as_str().len()).sum::<usize>();
+                shared = Some(&reading.channels);
+            }
+        }
+        bytes
     }
 }
 

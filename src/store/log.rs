@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -60,6 +60,8 @@ pub(super) struct Shared {
     /// Wakes the writer.
     pub due: Condvar,
     pub room: Notify,
+    /// An append was refused, and nothing was settled since.
+    pub saturated: AtomicBool,
     /// After each commit, successful or not.
     pub committed: Notify,
     /// A reading or an event that sinks have not seen.
@@ -82,6 +84,7 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub tail: Tail,
     pub marks: HashMap<DeviceId, Arc<Mark>>,
+    pub max_marks: usize,
     /// Confirmed event of each sink.
     pub events: Vec<u64>,
     /// What the disk has of each sink's confirmed seq and event.
@@ -176,7 +179,7 @@ impl Log {
         if let Some(mark) = state.marks.get(device).filter(|mark| mark.session() == session) {
             return mark.clone();
         }
-        if state.marks.len() >= MAX_MARKS && !state.marks.contains_key(device) {
+        if state.marks.len() >= state.max_marks && !state.marks.contains_key(device) {
             let idle = state.marks.iter().find(|(_, mark)| Arc::strong_count(mark) == 1).map(|(name, _)| name.clone());
             if let Some(idle) = idle {
                 state.marks.remove(&idle);
@@ -209,7 +212,10 @@ impl Log {
             }
         }
         let last = batch.readings.last().map(|reading| reading.origin_seq);
-        state.tail.append(batch, mark, now).map_err(Saturated)?;
+        if let Err(batch) = state.tail.append(batch, mark, now) {
+            shared.saturated.store(true, Ordering::Relaxed);
+            return Err(Saturated(batch));
+        }
         if let (Some(mark), Some(last)) = (mark, last) {
             mark.accept(last);
         }
@@ -222,18 +228,26 @@ impl Log {
         Ok(())
     }
 
+    /// Whether an append was refused and nothing has been settled since: what is read
+    /// from devices now would only have to wait. Cheap.
+    pub fn is_saturated(&self) -> bool {
+        self.shared.saturated.load(Ordering::Relaxed)
+    }
+
     /// Waits until something was settled or reserved, after which an append may
     /// succeed again. Cancel-safe.
     pub async fn room(&self) {
         let mut room = std::pin::pin!(self.shared.room.notified());
         room.as_mut().enable();
-        {
-            let state = self.shared.state.lock();
-            if state.tail.unsettled_bytes() < state.tail.policy().max_pending / 2 && state.tail.reserve_left() > 0 {
-                return;
-            }
+        if self.is_saturated() {
+            room.await;
         }
-        room.await;
+    }
+
+    /// Remembers the sessions of so many devices; of those not connected, some are
+    /// forgotten. What a forgotten device sends again is not known for a duplicate.
+    pub fn remember_devices(&self, most: usize) {
+        self.shared.state.lock().max_marks = most.clamp(1, MAX_MARKS);
     }
 
     /// Writes everything that is not on disk and waits until it is, or until the
@@ -339,6 +353,7 @@ fn prepare(
         state: Mutex::new(State {
             tail,
             marks,
+            max_marks: MAX_MARKS,
             events: found.sinks.iter().map(|(_, event)| *event).collect(),
             persisted: found.sinks,
             written: found.written,
@@ -359,6 +374,7 @@ fn prepare(
         notes,
         due: Condvar::new(),
         room: Notify::new(),
+        saturated: AtomicBool::new(false),
         committed: Notify::new(),
         news: Notify::new(),
         names: sinks.iter().map(|name| Arc::from(*name)).collect(),
@@ -407,6 +423,9 @@ impl Shared {
     pub fn announce(&self, advanced: &[Arc<Mark>]) {
         if !advanced.is_empty() {
             advanced.iter().for_each(|mark| mark.announce());
+        }
+        if self.saturated.load(Ordering::Relaxed) {
+            self.saturated.store(false, Ordering::Relaxed);
         }
         self.room.notify_waiters();
     }

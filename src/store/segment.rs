@@ -82,6 +82,8 @@ struct Group<'a> {
     channels: &'a Channels,
     /// Offset from the segment's first seq, and the reading.
     rows: Vec<(u64, &'a Reading)>,
+    /// The device's group that began before this one.
+    older: Option<usize>,
 }
 
 impl Encoder {
@@ -130,39 +132,36 @@ impl Encoder {
     }
 }
 
+/// Groups of a device that are looked at for one with the same channels. A device that
+/// invents new channels for each reading must not make a commit take for ever.
+const LOOK_BACK: usize = 32;
+
 fn group(first: Seq, batches: &[Numbered]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     let mut newest_of: HashMap<(&str, Option<u64>), usize> = HashMap::new();
     for Numbered { first: batch_first, batch } in batches {
         let key = (batch.device.as_str(), batch.session);
-        let mut current = newest_of.get(&key).copied();
+        let mut newest = newest_of.get(&key).copied();
+        let mut current = newest;
         for (offset, reading) in (batch_first.0.saturating_sub(first.0)..).zip(&batch.readings) {
             let channels = reading.channels();
             let fits = |i: &usize| Arc::ptr_eq(groups[*i].channels, channels) || groups[*i].channels == channels;
-            let index = match current.filter(fits) {
-                Some(index) => index,
-                None => {
-                    // A device that alternates between channel lists has one group for each.
-                    let same = |g: &Group<'_>| {
-                        g.device == &batch.device && g.session == batch.session && g.channels == channels
-                    };
-                    let existing = current.and_then(|newest| groups[..=newest].iter().rposition(same));
-                    existing.unwrap_or_else(|| {
-                        groups.push(Group {
-                            device: &batch.device,
-                            session: batch.session,
-                            channels,
-                            rows: Vec::new(),
-                        });
-                        groups.len() - 1
-                    })
-                }
-            };
+            let index = current.filter(fits).or_else(|| {
+                // A device that alternates between channel lists has one group for each.
+                let older = std::iter::successors(newest, |i| groups[*i].older);
+                older.take(LOOK_BACK).find(fits)
+            });
+            let index = index.unwrap_or_else(|| {
+                let (device, session) = (&batch.device, batch.session);
+                groups.push(Group { device, session, channels, rows: Vec::new(), older: newest });
+                newest = Some(groups.len() - 1);
+                groups.len() - 1
+            });
             groups[index].rows.push((offset, reading));
             current = Some(index);
         }
-        if let Some(index) = current {
-            newest_of.entry(key).and_modify(|newest| *newest = index.max(*newest)).or_insert(index);
+        if let Some(newest) = newest {
+            newest_of.insert(key, newest);
         }
     }
     groups

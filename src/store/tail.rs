@@ -29,7 +29,7 @@ pub(super) struct Policy {
     pub history_within: HistoryWithin,
     /// Sinks see a reading only once it is on disk.
     pub after_commit: bool,
-    /// Bytes of unsettled readings beyond which nothing is accepted.
+    /// Bytes of readings, unsettled or unsaved, beyond which nothing is accepted.
     pub max_pending: usize,
     /// Bytes of unsaved readings that make a commit due at once.
     pub segment_bytes: usize,
@@ -100,7 +100,10 @@ impl Tail {
     /// Takes over a batch and numbers it, or hands it back if there is no room.
     pub fn append(&mut self, batch: Batch, mark: Option<&Arc<Mark>>, arrived: Duration) -> Result<(), Batch> {
         let bytes = batch.memory();
-        let full = self.unsettled_bytes > 0 && self.unsettled_bytes + bytes > self.policy.max_pending;
+        // What is settled and not saved cannot leave either: with a disk that stands still
+        // and sinks that do not, it would grow without end.
+        let held = self.unsettled_bytes.max(self.unsaved_bytes);
+        let full = held > 0 && held + bytes > self.policy.max_pending;
         let count = batch.readings.len() as u64;
         if full || self.next.plus(count) > self.reserved.next() {
             return Err(batch);
@@ -113,6 +116,7 @@ impl Tail {
         self.unsaved_bytes += bytes;
         let numbered = Numbered { first, batch: Arc::new(batch) };
         self.entries.push_back(Entry { numbered, arrived, bytes, mark: mark.cloned(), last_origin });
+        self.trim();
         Ok(())
     }
 
@@ -164,7 +168,13 @@ impl Tail {
                 advanced.push(mark.clone());
             }
         }
-        let nobody_waits = everywhere.unwrap_or(self.saved);
+        self.trim();
+        advanced
+    }
+
+    /// Lets go of what nobody waits for, and, if memory is short, of all that is on disk.
+    fn trim(&mut self) {
+        let nobody_waits = self.confirmed.iter().copied().min().unwrap_or(self.saved);
         while self.saved_entries > 0
             && self.settled_entries > 0
             && let Some(entry) = self.entries.front()
@@ -175,7 +185,6 @@ impl Tail {
             self.settled_entries -= 1;
             self.entries.pop_front();
         }
-        advanced
     }
 
     /// The monotonic time at which a commit is due; `None` while none is.
@@ -375,6 +384,33 @@ mod tests {
         let work = tail.unsaved();
         assert!(work.batches.is_empty());
         assert_eq!(work.marks, [(mark.device().clone(), 1, 2)]);
+    }
+
+    #[test]
+    fn a_disk_that_stands_still_bounds_what_sinks_confirm_too() {
+        let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 1);
+        let mut appended = 0;
+        while tail.append(batch(1..=1), None, SECOND).is_ok() {
+            appended += 1;
+            assert!(appended < 100, "everything is confirmed and nothing is saved");
+            tail.confirm(0, Seq(appended));
+        }
+        assert_eq!(tail.unsettled_bytes(), 0);
+        let upto = tail.unsaved().upto;
+        tail.saved(upto);
+        assert!(tail.append(batch(1..=1), None, SECOND).is_ok());
+    }
+
+    #[test]
+    fn a_slow_sink_and_new_readings_together_stay_within_the_bound() {
+        let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 1);
+        for _ in 0..10 {
+            while tail.append(batch(1..=1), None, SECOND).is_ok() {
+                assert!(tail.total_bytes <= 1000 + batch(1..=1).memory(), "{}", tail.total_bytes);
+            }
+            let upto = tail.unsaved().upto;
+            tail.saved(upto);
+        }
     }
 
     #[test]

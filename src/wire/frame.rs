@@ -164,6 +164,18 @@ impl Decoder {
         !self.partial.is_empty()
     }
 
+    /// Bytes of the frame that has begun, and how many it is going to have as far as
+    /// that can be told.
+    pub fn partial(&self) -> (usize, usize) {
+        let len = self.partial.len();
+        (len, claimed(&self.partial).unwrap_or(0).max(len))
+    }
+
+    /// Memory that the decoder holds, in bytes.
+    pub fn memory(&self) -> usize {
+        self.partial.capacity()
+    }
+
     /// Takes the next bytes of the stream and reports what they complete.
     ///
     /// # Errors
@@ -175,11 +187,13 @@ impl Decoder {
             self.partial.extend_from_slice(&input[used..]); // scan used no more than there is
         } else {
             let mut joined = std::mem::take(&mut self.partial);
+            // All that the frame is going to take at once, and nothing beyond it.
+            let whole = claimed(&joined).unwrap_or(0).max(joined.len() + input.len());
+            joined.reserve_exact(whole - joined.len()); // it is no less
             joined.extend_from_slice(input);
-            let used = self.scan(&joined, on_event)?;
-            if used < joined.len() {
-                joined.drain(..used);
-                self.partial = joined;
+            match self.scan(&joined, on_event)? {
+                0 => self.partial = joined,
+                used => self.partial = joined[used..].to_vec(), // scan used no more than there is
             }
         }
         Ok(())
@@ -238,6 +252,14 @@ impl Decoder {
             }
         }
     }
+}
+
+/// How long the whole frame at the start of `bytes` says it is. Only of bytes that
+/// [`head`] took for the start of a frame.
+fn claimed(bytes: &[u8]) -> Option<usize> {
+    let [.., version, _, l0, l1, l2, l3] = *bytes.first_chunk::<HEADER>()?;
+    let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize; // at least 32 bits on every target
+    Some(HEADER + length.min(MAX_BODY) + if version == 2 { CHECKSUM } else { 0 })
 }
 
 /// How many bytes stand before the next magic, or before what may become one.

@@ -125,8 +125,14 @@ impl Gateway {
         }
         let registry = Registry::new(metrics.clone());
         let devices = config::Devices { window: [16, 200, 4096][random.usize(..3)], ..config::Devices::default() };
-        let shared =
-            link::Shared { log: log.clone(), registry, devices, clock: clock.clone(), metrics: metrics.clone() };
+        let shared = link::Shared {
+            log: log.clone(),
+            registry,
+            devices,
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            pool: link::Pool::new(64 << 20, metrics.clone()),
+        };
         let tcp = Arc::new(config::Tcp::default());
         let listener = Listener { shared, tcp, stops: Vec::new(), connections: JoinSet::new() };
         *door.listener.lock() = Some(listener);

@@ -14,6 +14,8 @@ pub struct Gateway {
     tcp: u16,
     http: u16,
     process: Option<Process>,
+    /// Files that it may have open.
+    open_files: Option<u32>,
 }
 
 impl Gateway {
@@ -33,7 +35,7 @@ impl Gateway {
         if !config.contains("directory = ") {
             config = config.replace("[store]", &format!("[store]\ndirectory = \"{path}/log\""));
         }
-        Gateway { directory, config, tcp, http, process: None }
+        Gateway { directory, config, tcp, http, process: None, open_files: None }
     }
 
     /// One uplink to `url`, quick to come back, and what `sections` adds. Keys of
@@ -43,6 +45,17 @@ impl Gateway {
             "[[mqtt]]\nbrokers = [\"{url}\"]\nbackoff_min = \"20ms\"\nbackoff_max = \"300ms\"\nkeep_alive = \"5s\"\n"
         );
         Gateway::new(&(mqtt + sections))
+    }
+
+    /// Adds keys to the section that begins with the line `header`.
+    pub fn keys(&mut self, header: &str, keys: &str) {
+        assert!(self.config.contains(header), "{header} in {}", self.config);
+        self.config = self.config.replacen(header, &format!("{header}\n{keys}"), 1);
+    }
+
+    /// Lets it have no more than so many files open.
+    pub fn open_files(&mut self, most: u32) {
+        self.open_files = Some(most);
     }
 
     pub async fn started(mut self) -> Gateway {
@@ -81,7 +94,15 @@ impl Gateway {
 
     /// Starts it with these environment variables.
     pub fn launch_with(&mut self, environment: &[(&str, &str)]) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        let binary = env!("CARGO_BIN_EXE_tidegate");
+        let mut command = match self.open_files {
+            None => Command::new(binary),
+            Some(most) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(format!("ulimit -n {most}; exec \"$0\" \"$@\"")).arg(binary);
+                shell
+            }
+        };
         command.arg("run").arg("-c").arg(self.config_file()).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
         command.envs(environment.iter().copied());
         self.process = Some(Process::start(command, &self.directory.path().join("gateway.log")));
@@ -106,6 +127,10 @@ impl Gateway {
 
     pub fn tcp_address(&self) -> String {
         format!("127.0.0.1:{}", self.tcp)
+    }
+
+    pub fn http_address(&self) -> String {
+        format!("127.0.0.1:{}", self.http)
     }
 
     /// Everything it logged.

@@ -2,6 +2,7 @@
 //! the registry and the answers.
 
 use super::super::line::Line;
+use super::super::porch::Place;
 use crate::clock::Now;
 use crate::device::{Acks, Connected, Converted, Refusal, Session, Step};
 use crate::model::{Batch, DeviceId};
@@ -42,10 +43,14 @@ pub struct Peer<'a> {
     from: &'a str,
     session: Session,
     format: Format,
+    /// Where it waits to be let in, or was.
+    place: Option<Place>,
     established: Option<Established>,
     /// Readings that the log has not taken yet.
     batches: VecDeque<Batch>,
     stalled: bool,
+    /// What they take in memory while they wait, in bytes.
+    stalled_bytes: usize,
     /// Bytes to send.
     pub out: Vec<u8>,
     end: Option<End>,
@@ -53,15 +58,17 @@ pub struct Peer<'a> {
 }
 
 impl<'a> Peer<'a> {
-    pub fn new(line: &'a Line, from: &'a str, now: Now) -> Peer<'a> {
+    pub fn new(line: &'a Line, from: &'a str, place: Option<Place>, now: Now) -> Peer<'a> {
         Peer {
             line,
             from,
             session: Session::new(line.grants, now),
             format: FIRST_FORMAT,
+            place,
             established: None,
             batches: VecDeque::new(),
             stalled: false,
+            stalled_bytes: 0,
             out: Vec::new(),
             end: None,
             refused_at: None,
@@ -115,6 +122,14 @@ impl<'a> Peer<'a> {
         self.store();
         self.established = None;
         let shared = &self.line.shared;
+        let takes_over = shared.registry.is_connected(device);
+        if let Some(place) = &mut self.place
+            && !place.enter(takes_over)
+        {
+            self.line.turned_away("too_many");
+            self.refuse(busy("as many devices are connected as this gateway allows; try again later"), now);
+            return;
+        }
         let mark = shared.log.mark(device, session);
         let settled = mark.settled();
         let acks = Acks::new(self.line.grants.window, settled);
@@ -152,10 +167,14 @@ impl<'a> Peer<'a> {
             if let Err(Saturated(batch)) = self.line.shared.log.append(Some(&established.mark), batch) {
                 self.batches.push_front(batch);
                 self.stalled = true;
+                if self.stalled_bytes == 0 {
+                    self.stalled_bytes = self.batches.iter().map(Batch::memory).sum();
+                }
                 return;
             }
         }
         self.batches = VecDeque::new();
+        self.stalled_bytes = 0;
     }
 
     /// Retries what the log had no room for, and acknowledges what has settled.
@@ -168,6 +187,42 @@ impl<'a> Peer<'a> {
         {
             encode_gateway(&GatewayMessage::Ack(Ack { seq }), self.format, &mut self.out);
         }
+    }
+
+    /// Memory that is held beside the frame under way, in bytes.
+    pub fn memory(&self) -> usize {
+        self.out.capacity() + self.stalled_bytes + self.session.memory()
+    }
+
+    /// Gives memory back that only makes things faster.
+    pub fn forget_luxuries(&mut self) {
+        self.session.forget();
+    }
+
+    /// Memory is short, and the device held some for too long.
+    pub fn short_of_memory(&mut self, now: Now) {
+        self.refuse(
+            busy("the gateway is short of memory for large frames; send smaller ones, or try again later"),
+            now,
+        );
+    }
+
+    /// Waits until the place is needed for somebody else.
+    pub fn evicted(&self) -> impl Future<Output = ()> + Send + use<> {
+        let evicted = self.place.as_ref().filter(|_| self.established.is_none()).map(Place::evicted);
+        async move {
+            match evicted {
+                Some(evicted) => evicted.await,
+                None => pending().await,
+            }
+        }
+    }
+
+    /// The place is needed for somebody else.
+    pub fn make_room(&mut self) {
+        self.line.turned_away("evicted");
+        self.log_end("many connections wait, and it said no Hello for longest");
+        self.goodbye(busy("too many connections wait for their Hello; try again later"));
     }
 
     /// Whether the log has no room for what was received.
@@ -274,7 +329,7 @@ impl<'a> Peer<'a> {
     fn forget(&mut self, now: Now) {
         self.store();
         self.batches = VecDeque::new();
-        self.stalled = false;
+        (self.stalled, self.stalled_bytes) = (false, 0);
         self.established = None;
         self.session.reset(now);
     }
@@ -318,4 +373,8 @@ impl<'a> Peer<'a> {
             None => tracing::debug!(%link, from, why, "connection ended before a device was known"),
         }
     }
+}
+
+fn busy(text: &str) -> Refusal {
+    Refusal { reason: Reason::Busy, text: text.to_owned() }
 }

@@ -1,0 +1,8 @@
+//! See `checks/http.rs`.
+
+#![no_main]
+
+#[path = "../checks/http.rs"]
+mod http;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| http::check(input));

@@ -1,0 +1,133 @@
+//! Who gets how much of the memory for queues and buffers. Pure.
+
+use super::{Config, Store};
+use bytesize::ByteSize;
+
+/// What a limit comes to, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shares {
+    pub limit: u64,
+    /// The log: readings not yet settled or saved, and what writing them takes.
+    pub log: u64,
+    /// All sinks: what each took from the log, encoded, and has in flight.
+    pub sinks: u64,
+    /// The HTTP server.
+    pub http: u64,
+    /// What is remembered of devices' sessions.
+    pub sessions: u64,
+    /// The rest, for connections.
+    pub links: u64,
+}
+
+const MIB: u64 = 1 << 20;
+/// SQLite's caches, the compressor and the commit's lists.
+const LOG_FIXED: u64 = 4 * MIB;
+/// A sink's reading connection, its task and its client.
+const SINK_FIXED: u64 = 2 * MIB;
+/// A few connections with the buffers that the HTTP library may fill.
+const HTTP: u64 = 8 * MIB;
+/// What a device's session takes in memory, near enough.
+const SESSION: u64 = 400;
+/// Connections get no less than this.
+pub const MIN_LINKS: u64 = 8 * MIB;
+/// Without a limit in the file: this share of the machine's memory, between these.
+const SHARE_OF_MACHINE: u64 = 4;
+const DEFAULT_MIN: u64 = 64 * MIB;
+const DEFAULT_MAX: u64 = 1024 * MIB;
+
+impl Shares {
+    /// Shares out `limit`, which connections get the rest of.
+    pub fn new(config: &Config, limit: u64) -> Shares {
+        let log = log(&config.store);
+        let sinks = sinks(config);
+        let http = if config.http.enabled { HTTP } else { 0 };
+        let sessions = limit / 16;
+        let links = limit.saturating_sub(log.saturating_add(sinks).saturating_add(http).saturating_add(sessions));
+        Shares { limit, log, sinks, http, sessions, links }
+    }
+
+    /// How many devices' sessions may be remembered.
+    pub fn devices(&self) -> usize {
+        usize::try_from(self.sessions / SESSION).unwrap_or(usize::MAX)
+    }
+}
+
+/// The least limit with which `config` works.
+pub fn least(config: &Config) -> u64 {
+    let fixed = Shares::new(config, 0);
+    let needed = [fixed.log, fixed.sinks, fixed.http, MIN_LINKS].into_iter().fold(0, u64::saturating_add);
+    // Sessions take a sixteenth of all; whole mebibytes read well.
+    (needed.saturating_add(needed / 15)).saturating_add(MIB) / MIB * MIB
+}
+
+/// The limit where the file names none: what suits a machine with so much memory, but
+/// no less than `config` needs.
+pub fn limit(config: &Config, machine: u64) -> u64 {
+    match config.gateway.memory_limit {
+        Some(ByteSize(limit)) => limit,
+        None => (machine / SHARE_OF_MACHINE).clamp(DEFAULT_MIN, DEFAULT_MAX).max(least(config)),
+    }
+}
+
+/// Readings take somewhat more than is counted for them; all that is pending may be
+/// written in one segment.
+fn log(store: &Store) -> u64 {
+    let pending = store.max_pending.as_u64();
+    pending.saturating_mul(5).div_euclid(2).saturating_add(LOG_FIXED)
+}
+
+/// A sink that lags reads whole segments, and the largest holds all that was pending.
+/// What it sends stands in the queue, in flight and in the client's buffer.
+fn sinks(config: &Config) -> u64 {
+    let segment = config.store.max_pending.as_u64().saturating_mul(3) / 2;
+    let sink = |mqtt: &super::Mqtt| {
+        let flight = mqtt.max_batch.as_u64().saturating_mul(u64::from(mqtt.window)).saturating_mul(3);
+        let packets = mqtt.max_packet.as_u64().saturating_mul(4);
+        segment.saturating_add(flight).saturating_add(packets).saturating_add(SINK_FIXED)
+    };
+    config.mqtt.iter().map(sink).fold(0, u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Mqtt;
+
+    fn config(sinks: usize) -> Config {
+        Config { mqtt: vec![Mqtt::default(); sinks], ..Config::default() }
+    }
+
+    #[test]
+    fn shares_add_up_to_the_limit_and_leave_room_for_connections() {
+        for sinks in 0..5 {
+            let config = config(sinks);
+            let shares = Shares::new(&config, least(&config));
+            assert_eq!(shares.log + shares.sinks + shares.http + shares.sessions + shares.links, shares.limit);
+            assert!((MIN_LINKS..MIN_LINKS + 2 * MIB).contains(&shares.links), "{shares:?}");
+        }
+    }
+
+    #[test]
+    fn the_default_suits_the_machine_and_the_configuration() {
+        let one = config(1);
+        assert_eq!(limit(&one, 1 << 20), least(&one).max(64 * MIB));
+        assert_eq!(limit(&one, 512 * MIB), 128 * MIB);
+        assert_eq!(limit(&one, 1 << 40), 1024 * MIB);
+        let many = config(10);
+        assert_eq!(limit(&many, 512 * MIB), least(&many));
+        let mut given = config(1);
+        given.gateway.memory_limit = Some(ByteSize::mib(100));
+        assert_eq!(limit(&given, 1 << 40), 100 * MIB);
+    }
+
+    #[test]
+    fn absurd_sizes_do_not_overflow() {
+        let mut config = config(3);
+        config.store.max_pending = ByteSize(u64::MAX);
+        for mqtt in &mut config.mqtt {
+            (mqtt.max_batch, mqtt.max_packet) = (ByteSize(u64::MAX), ByteSize(u64::MAX));
+        }
+        assert!(least(&config) > 1 << 60);
+        assert_eq!(Shares::new(&config, 1 << 30).links, 0);
+    }
+}
