@@ -4,6 +4,7 @@ use super::oracle::Oracle;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::fmt::Arguments;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -19,6 +20,8 @@ pub struct Context(Arc<Inner>);
 
 struct Inner {
     began: Instant,
+    /// Where the log lies; its name differs from run to run and is not told.
+    directory: String,
     trace: Mutex<Trace>,
     oracle: Mutex<Oracle>,
     wall_offset: AtomicI64,
@@ -38,10 +41,11 @@ const KEPT: usize = 60;
 
 impl Context {
     /// Call inside the runtime whose time is simulated.
-    pub fn new(aloud: bool) -> Context {
+    pub fn new(directory: &Path, aloud: bool) -> Context {
         let trace = Trace { lines: VecDeque::new(), digest: 0xcbf2_9ce4_8422_2325, count: 0, aloud };
         Context(Arc::new(Inner {
             began: Instant::now(),
+            directory: directory.to_string_lossy().into_owned(),
             trace: Mutex::new(trace),
             oracle: Mutex::default(),
             wall_offset: AtomicI64::new(0),
@@ -56,6 +60,7 @@ impl Context {
 
     pub fn trace(&self, what: Arguments<'_>) {
         let line = format!("{:>12.6} {what}", self.elapsed().as_secs_f64());
+        let line = line.replace(&self.0.directory, "DIR");
         let mut trace = self.0.trace.lock();
         if trace.aloud {
             println!("{line}");

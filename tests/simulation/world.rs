@@ -68,7 +68,7 @@ pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome 
     vfs.insert(disk);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
-        let context = Context::new(mode.aloud);
+        let context = Context::new(directory, mode.aloud);
         let mut world = World::new(&context, vfs, directory, seed);
         world.live().await;
         let World { tasks, gateway, power_cuts, kills, .. } = &mut world;
@@ -254,7 +254,7 @@ impl World {
                     self.revive();
                 }
                 Err(why) => {
-                    let text = why.to_string().replace(&*self.plan.store.directory.to_string_lossy(), "DIR");
+                    let text = why.to_string();
                     self.context.trace(format_args!("does not start: {text}"));
                     let faulty = self.vfs.disk().faults != Faults::default();
                     if self.vfs.disk().is_dead() {
