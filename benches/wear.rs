@@ -143,8 +143,9 @@ impl Sink {
     fn tick(&mut self, newest: Seq, now: Duration) {
         let Some(latency) = self.latency else { return };
         self.sent.push_back((now + latency, newest));
-        while let Some((_, upto)) = self.sent.pop_front_if(|(due, _)| *due <= now) {
+        while let Some((_, upto)) = self.sent.front().copied().filter(|(due, _)| *due <= now) {
             self.cursor.confirm(upto);
+            self.sent.pop_front();
         }
     }
 }

@@ -33,6 +33,7 @@ mod log;
 mod mark;
 mod merging;
 mod offline;
+mod opening;
 mod quarantine;
 mod ranges;
 mod recover;

@@ -10,15 +10,18 @@ use super::quarantine::{self, Entry, State};
 use super::recover::{self, Fault, Recovered};
 use super::restore::{DONE, Job};
 use super::row;
-use super::salvage::{Facts, Salvage, wal_path};
+use super::salvage::{Facts, Found, Salvage, Scan, wal_path};
 use super::schema::{self, OpenError};
 use super::segment::Header;
+use super::unlisted;
 use crate::clock::Now;
 use crate::config;
 use crate::metrics::Metrics;
 use crate::model::{DeviceId, Epoch, Seq};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// The log, open.
@@ -33,6 +36,9 @@ pub(super) struct Healed {
 
 /// Damage that a running gateway met with is noted here for the next opening.
 const MARKER: &str = "damaged.txt";
+/// A database up to so many bytes is read through for devices' marks before the gateway
+/// starts; of a larger one only those count that its table has.
+const LOOK_THROUGH: u64 = 128 << 20;
 /// Where seqs begin if it cannot be told how far they had come: a multiple of this.
 const FAR: u64 = 1 << 40;
 
@@ -244,7 +250,11 @@ fn take_over(connection: &mut Connection, store: &Path, sinks: &[&str], now: Now
             note(&entry);
             continue;
         }
-        let facts = Salvage::open(&entry.database()).facts();
+        let salvage = Salvage::open(&entry.database());
+        let mut facts = salvage.facts();
+        if salvage.length() <= LOOK_THROUGH {
+            hear_segments(&salvage, &mut facts);
+        }
         let place = |name: &str| facts.sinks.get(name).copied().unwrap_or_default();
         let wanted = || sinks.iter().map(|name| place(name));
         let behind = match sinks.is_empty() {
@@ -266,6 +276,24 @@ fn take_over(connection: &mut Connection, store: &Path, sinks: &[&str], now: Now
         jobs.push(Job { entry, confirmed: behind.0, end, done: progress.unwrap_or(0) });
     }
     Ok(jobs)
+}
+
+/// Adds the marks that only segments tell of.
+fn hear_segments(salvage: &Salvage, facts: &mut Facts) {
+    let listed = Seq(facts.meta.get("listed").copied().unwrap_or(0));
+    let mut said: BTreeMap<Seq, Vec<(DeviceId, u64, u64)>> = BTreeMap::new();
+    let _whole = salvage.segments(Scan::Always, &mut |found| {
+        if let Found::Sound { header, batches, .. } = found
+            && header.last() > listed
+        {
+            said.entry(header.first).or_insert_with(|| batches.iter().filter_map(unlisted::says).collect());
+        }
+        ControlFlow::Continue(())
+    });
+    for (device, session, seq) in said.into_values().flatten() {
+        let mark = facts.marks.entry(device.to_string()).or_insert((session, seq));
+        *mark = if mark.0 == session { (session, mark.1.max(seq)) } else { (session, seq) };
+    }
 }
 
 fn note(entry: &Entry) {

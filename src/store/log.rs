@@ -1,20 +1,20 @@
 //! The handle that links, sinks and the writer share.
 
 use super::cursor::SinkCursor;
-use super::disk::{Commit, Disk, Gap};
-use super::heal::{self, Healed};
+use super::disk::{Commit, Gap};
+use super::heal;
 use super::mark::Mark;
-use super::restore::{self, Job, Restored};
+use super::opening::{Prepared, opened, prepare};
+use super::restore::{self, Restored};
 use super::schema::{self, OpenError};
-use super::tail::{Policy, Tail};
-use super::writer::{self, Stepper, Writer, lock};
+use super::tail::Tail;
+use super::writer::{self, Stepper, Writer};
 use crate::clock::Clock;
-use crate::config::{self, Deliver};
+use crate::config;
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
 use crate::model::{Batch, DeviceId, Epoch, Seq, Timestamp};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -117,7 +117,7 @@ const PLACES_WITHIN: Duration = Duration::from_secs(5);
 /// So few redelivered readings are not worth a write.
 const PLACES_SLACK: u64 = 256;
 /// Devices whose marks are kept; the ones not connected go first.
-const MAX_MARKS: usize = 100_000;
+pub(super) const MAX_MARKS: usize = 100_000;
 
 /// The log just opened, and what goes with it.
 pub struct Opened<W = Writer> {
@@ -305,91 +305,6 @@ impl Log {
             damaged.await;
         }
     }
-}
-
-/// A log without a writer.
-struct Prepared {
-    shared: Arc<Shared>,
-    disk: Disk,
-    jobs: Vec<Job>,
-    lock: File,
-}
-
-/// Opens the database and reads from it what the last life left.
-fn prepare(
-    config: &config::Store,
-    sinks: &[&str],
-    clock: Arc<dyn Clock>,
-    metrics: Metrics,
-    stepped: bool,
-) -> Result<Prepared, OpenError> {
-    let directory = config.directory.as_path();
-    let lock = lock(directory)?;
-    let path = heal::database(config);
-    let now = clock.now();
-    let Healed { connection, found, jobs, notes } = heal::open(config, sinks, now, &metrics)?;
-    for name in &found.forgotten {
-        tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
-    }
-    let policy = Policy {
-        commit_within: config.commit_within,
-        history_within: config.history_within,
-        after_commit: config.deliver == Deliver::AfterCommit,
-        max_pending: usize::try_from(config.max_pending.as_u64()).unwrap_or(usize::MAX),
-        segment_bytes: usize::try_from(config.segment_size.as_u64()).unwrap_or(usize::MAX),
-    };
-    let confirmed = found.sinks.iter().map(|(confirmed, _)| *confirmed).collect();
-    let tail = Tail::new(policy, found.next, found.reserved, confirmed);
-    let marks = found
-        .marks
-        .into_iter()
-        .map(|(device, session, seq)| (device.clone(), Mark::new(device, session, seq)))
-        .collect();
-    let disk = Disk::new(path.clone(), config.durability, config.max_size.as_u64(), found.written, connection)
-        .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
-    let shared = Arc::new(Shared {
-        visible: AtomicU64::new(tail.visible().0),
-        last_event: AtomicU64::new(found.last_event),
-        state: Mutex::new(State {
-            tail,
-            marks,
-            max_marks: MAX_MARKS,
-            events: found.sinks.iter().map(|(_, event)| *event).collect(),
-            persisted: found.sinks,
-            written: found.written,
-            places_due: None,
-            holes: found.holes,
-            gaps: Vec::new(),
-            seen_event: found.last_event,
-            sleeping_until: Duration::ZERO,
-            flush: false,
-            close: false,
-            failure: None,
-            last_progress: now.monotonic,
-            damaged: false,
-            restored: Restored::default(),
-            restoring: false,
-        }),
-        damaged: Notify::new(),
-        notes,
-        due: Condvar::new(),
-        room: Notify::new(),
-        saturated: AtomicBool::new(false),
-        committed: Notify::new(),
-        news: Notify::new(),
-        names: sinks.iter().map(|name| Arc::from(*name)).collect(),
-        path,
-        epoch: found.epoch,
-        clock,
-        metrics,
-        stepped,
-    });
-    Ok(Prepared { shared, disk, jobs, lock })
-}
-
-fn opened<W>(shared: Arc<Shared>, writer: W) -> Opened<W> {
-    let cursors = (0..shared.names.len()).map(|index| SinkCursor::new(shared.clone(), index)).collect();
-    Opened { log: Log { shared }, cursors, writer }
 }
 
 impl Shared {

@@ -8,7 +8,7 @@
 use super::row;
 use super::schema;
 use super::segment;
-use crate::model::{Batch, DeviceId, Seq};
+use crate::model::{DeviceId, Numbered, Seq};
 use rusqlite::Connection;
 use std::collections::BTreeMap;
 
@@ -90,7 +90,7 @@ pub(super) fn replay(db: &Connection, listed: Seq, last: Seq) -> rusqlite::Resul
     let mut unlisted = Unlisted::new(last);
     row::each(db, listed, &mut |header, block| {
         match segment::decode(header, block) {
-            Ok(batches) => unlisted.add(batches.iter().filter_map(|numbered| says(&numbered.batch)).collect()),
+            Ok(batches) => unlisted.add(batches.iter().filter_map(says).collect()),
             Err(why) => {
                 tracing::warn!(first = header.first.0, %why, "a damaged segment says nothing about its devices")
             }
@@ -100,6 +100,8 @@ pub(super) fn replay(db: &Connection, listed: Seq, last: Seq) -> rusqlite::Resul
     unlisted.list(db)
 }
 
-fn says(batch: &Batch) -> Option<(DeviceId, u64, u64)> {
+/// Device, session and the session's last seq that a batch of a segment stands for.
+pub(super) fn says(numbered: &Numbered) -> Option<(DeviceId, u64, u64)> {
+    let batch = &numbered.batch;
     Some((batch.device.hub(), batch.session?, batch.readings.last()?.origin_seq))
 }

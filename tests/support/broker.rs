@@ -89,6 +89,7 @@ impl Broker {
     }
 
     /// SIGKILL to Mosquitto; what it had in memory is gone.
+    #[allow(dead_code, reason = "the torture alone kills brokers")]
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill();
