@@ -99,10 +99,10 @@ pub(super) fn remember(database: &Path, found: &str) {
     }
 }
 
-/// Whether an error says that the database is not what was written.
-pub(super) fn is_damage(why: &anyhow::Error) -> bool {
+/// Whether an error of the database at `path` says that it is not what was written.
+pub(super) fn is_damage(why: &anyhow::Error, path: &Path) -> bool {
     why.chain().any(|cause| {
-        cause.downcast_ref::<rusqlite::Error>().is_some_and(is_corrupt)
+        cause.downcast_ref::<rusqlite::Error>().is_some_and(|why| is_corrupt(why, path))
             || cause.downcast_ref::<OpenError>().is_some_and(|why| damage(why).is_some())
     })
 }
@@ -113,12 +113,12 @@ fn damage(why: &OpenError) -> Option<&'static str> {
         OpenError::Foreign { .. } => Some("foreign"),
         OpenError::Unreadable { .. } => Some("unreadable"),
         OpenError::Damaged { .. } => Some("damaged"),
-        OpenError::Database { why, .. } => is_corrupt(why).then_some("damaged"),
+        OpenError::Database { why, path } => is_corrupt(why, path).then_some("damaged"),
         OpenError::Directory { .. } | OpenError::InUse { .. } | OpenError::Newer { .. } | OpenError::Sqlite(_) => None,
     }
 }
 
-fn is_corrupt(why: &rusqlite::Error) -> bool {
+fn is_corrupt(why: &rusqlite::Error, path: &Path) -> bool {
     const READ: i32 = rusqlite::ffi::SQLITE_IOERR_READ;
     const SHORT_READ: i32 = rusqlite::ffi::SQLITE_IOERR_SHORT_READ;
     use rusqlite::Error::{
@@ -130,7 +130,8 @@ fn is_corrupt(why: &rusqlite::Error) -> bool {
             // `Unknown` is a table or column that is missing.
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::ConstraintViolation => true,
             ErrorCode::Unknown => failure.extended_code == rusqlite::ffi::SQLITE_ERROR,
-            _ => matches!(failure.extended_code, READ | SHORT_READ),
+            // A read may fail once, and the medium be sound.
+            _ => failure.extended_code == SHORT_READ || failure.extended_code == READ && !is_readable(path),
         },
         FromSqlConversionFailure(..)
         | IntegralValueOutOfRange(..)
@@ -139,6 +140,16 @@ fn is_corrupt(why: &rusqlite::Error) -> bool {
         | Utf8Error(..) => true,
         _ => false,
     }
+}
+
+/// Whether every byte of the database at `path` can be read.
+fn is_readable(path: &Path) -> bool {
+    let whole = |path: &Path| match std::fs::File::open(path).and_then(|mut file| io::copy(&mut file, &mut io::sink()))
+    {
+        Err(why) => why.kind() == ErrorKind::NotFound,
+        Ok(_) => true,
+    };
+    whole(path) && whole(&wal_path(path))
 }
 
 type Opening = (Connection, Recovered, Vec<Job>);

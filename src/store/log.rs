@@ -311,7 +311,7 @@ impl Shared {
     /// Stops writing if `why` says that the database is damaged, and sees to it that
     /// it heals when it is opened again.
     pub fn examine(&self, why: &anyhow::Error) -> bool {
-        if !heal::is_damage(why) {
+        if !heal::is_damage(why, &self.path) {
             return false;
         }
         let found = format!("{why:#}");
