@@ -200,20 +200,24 @@ impl Gateway {
         self.metrics.sink_pending.get_or_create(&SinkLabel { sink: sink.into() }).get()
     }
 
-    /// Whether a part ended that should be running, and the bounds are kept.
-    pub fn check(&mut self) {
+    /// Looks whether a part ended that should be running, and whether the bounds are
+    /// kept. True if the writer gave the log up as damaged: the gateway starts anew then.
+    pub fn check(&mut self) -> bool {
+        let mut gave_up = false;
         while let Some(ended) = self.pumps.try_join_next() {
             report_panic(&self.context, "a pump", ended);
             self.context.oracle(|oracle| oracle.violated("a pump ended by itself".into()));
         }
         while let Some(ended) = self.writer.try_join_next() {
             report_panic(&self.context, "the writer", ended);
+            gave_up = true;
         }
         let pending = u64::try_from(self.metrics.store_pending_bytes.get()).unwrap_or(0);
         if pending > self.max_pending + MAX_BATCH {
             let max = self.max_pending;
             self.context.oracle(|oracle| oracle.violated(format!("{pending} bytes are pending, {max} are allowed")));
         }
+        gave_up
     }
 }
 

@@ -188,8 +188,9 @@ impl World {
     async fn pass(&mut self, time: Duration) {
         let until = Instant::now() + time;
         loop {
-            if let Some(gateway) = &mut self.gateway {
-                gateway.check();
+            if self.gateway.as_mut().is_some_and(Gateway::check) {
+                self.context.trace(format_args!("the log is given up as damaged"));
+                self.vfs.disk().die(Death::Killed);
             }
             self.check_disk();
             let death = self.vfs.disk().death();
