@@ -15,7 +15,7 @@ use super::schema::{self, OpenError};
 use super::segment::Header;
 use super::unlisted;
 use crate::clock::Now;
-use crate::config::{self, Durability};
+use crate::config;
 use crate::metrics::Metrics;
 use crate::model::{DeviceId, Epoch, Seq};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
@@ -155,7 +155,7 @@ fn is_readable(path: &Path) -> bool {
 type Opening = (Connection, Recovered, Vec<Job>);
 
 fn attempt(config: &config::Store, path: &Path, sinks: &[&str], now: Now) -> Result<Opening, OpenError> {
-    let look = examine(path, config.durability)?;
+    let look = examine(path)?;
     let mut connection = schema::open(path, config.durability)?;
     let mut opening = || {
         let jobs = take_over(&mut connection, &config.directory, sinks, now)?;
@@ -179,7 +179,7 @@ struct Look {
     orphans: Vec<(Header, Vec<u8>)>,
 }
 
-fn examine(path: &Path, durability: Durability) -> Result<Look, OpenError> {
+fn examine(path: &Path) -> Result<Look, OpenError> {
     let damaged = |found: &str| OpenError::Damaged { path: path.to_owned(), found: found.to_owned() };
     let unreadable = |why: io::Error| {
         use ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
@@ -225,9 +225,6 @@ fn examine(path: &Path, durability: Durability) -> Result<Look, OpenError> {
         // The last commit may have been cut off by a power failure; what is sound of it
         // can stay where it belongs.
         1 => Ok(Look { has_wal: true, orphans: salvage.orphaned() }),
-        // Without a sync each, later ones may have reached the medium before earlier ones:
-        // a power cut took them back, as it may then.
-        _ if durability == Durability::Normal => Ok(Look { has_wal: true, orphans: Vec::new() }),
         more => Err(damaged(&format!("{more} commits stand behind a damaged one in its write-ahead log"))),
     }
 }
