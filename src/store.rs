@@ -21,12 +21,21 @@
 //!   written are missing from the local history only.
 //! - Power cut: the same with `durability = "full"`; with `"normal"` also the
 //!   commits since the last checkpoint.
-//! - A log at `max_size`: its oldest readings, counted and reported as a gap.
+//! - A log at one of its bounds: see [`retention`]. Counted and reported as a gap.
+//! - A full or failing disk: nothing; devices are not acknowledged, see [`headroom`].
 
 mod cursor;
 mod disk;
+mod evict;
+mod gap;
+mod headroom;
+mod keeper;
+mod lanes;
 mod log;
+mod logclock;
 mod mark;
+mod readers;
+mod reserve;
 mod retention;
 mod schema;
 pub mod segment;
@@ -34,6 +43,7 @@ mod tail;
 mod writer;
 
 pub use cursor::SinkCursor;
+pub use headroom::DiskState;
 pub use log::{Log, LogEvent, LogHealth, Opened, Saturated, Writer};
 pub use mark::Mark;
 pub use schema::{FILE_NAME, OpenError};

@@ -1,7 +1,7 @@
 //! A sink's place in the log, and reading from there: from memory while the sink
 //! keeps up, from disk when it fell behind.
 
-use super::disk::Gap;
+use super::gap::Gap;
 use super::log::{LogEvent, Shared};
 use super::schema;
 use super::segment::{self, Header};
@@ -16,7 +16,6 @@ use std::time::Duration;
 pub struct SinkCursor {
     shared: Arc<Shared>,
     index: usize,
-    reader: Option<Connection>,
     /// No reading that the sink has not been given stands up to here.
     exhausted: Seq,
 }
@@ -26,7 +25,7 @@ const MAX_EVENTS: u32 = 100;
 
 impl SinkCursor {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> SinkCursor {
-        SinkCursor { shared, index, reader: None, exhausted: Seq::ZERO }
+        SinkCursor { shared, index, exhausted: Seq::ZERO }
     }
 
     /// The sink's name.
@@ -93,7 +92,7 @@ impl SinkCursor {
             self.report(Gap {
                 reason: "corrupt",
                 first: header.first,
-                last: header.last(),
+                last: header.last().min(Seq(visible)),
                 count: lost,
                 undelivered: vec![(self.name().clone(), lost)],
             });
@@ -195,52 +194,42 @@ impl SinkCursor {
 
     /// Runs `work` with the reading connection on a thread that may block.
     async fn on_disk<T: Send + 'static>(
-        &mut self,
+        &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (reader, path) = (self.reader.take(), self.shared.path.clone());
-        let (reader, result) = tokio::task::spawn_blocking(move || {
-            let reader = match reader {
-                Some(reader) => reader,
-                None => schema::open_reader(&path).with_context(|| format!("cannot read {}", path.display()))?,
-            };
+        let (shared, index) = (self.shared.clone(), self.index);
+        tokio::task::spawn_blocking(move || {
+            let path = &shared.path;
+            let reader = shared.readers.take(index, path).with_context(|| format!("cannot read {}", path.display()))?;
             let result = work(&reader);
-            anyhow::Ok((reader, result))
+            // A connection that failed is not used again.
+            shared.readers.give_back(index, result.is_ok().then_some(reader));
+            result
         })
         .await
-        .context("reading the log was cut off")??;
-        // A connection that failed is not used again.
-        let value = result?;
-        self.reader = Some(reader);
-        Ok(value)
+        .context("reading the log was cut off")?
     }
 }
 
 /// Segments that hold readings after `after`, and the headers of damaged ones.
 fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Numbered>, Vec<Header>)> {
-    let mut statement = reader.prepare_cached(
-        "SELECT first_seq, count, oldest, newest, raw_length, checksum, block FROM segment
+    let mut statement = reader.prepare_cached(&format!(
+        "SELECT {} FROM segment
          WHERE first_seq >= coalesce((SELECT max(first_seq) FROM segment WHERE first_seq <= ?1), 0)
          ORDER BY first_seq",
-    )?;
+        schema::SEGMENT
+    ))?;
     let mut rows = statement.query([after.next().0])?;
     let (mut batches, mut damaged) = (Vec::new(), Vec::new());
     let (mut bytes, mut upto) = (0, after);
     while bytes < max_bytes
         && let Some(row) = rows.next()?
     {
-        let header = Header {
-            first: Seq(row.get(0)?),
-            count: row.get(1)?,
-            oldest: Timestamp(row.get(2)?),
-            newest: Timestamp(row.get(3)?),
-            raw_length: row.get(4)?,
-            checksum: row.get(5)?,
-        };
+        let (header, block) = schema::segment(row)?;
         if header.last() <= upto {
             continue;
         }
-        match segment::decode(&header, row.get_ref(6)?.as_blob()?) {
+        match segment::decode(&header, block) {
             Ok(decoded) => {
                 let wanted = decoded.into_iter().filter(|batch| batch.last() > upto);
                 let start = batches.len();

@@ -1,14 +1,21 @@
 //! The handle that links, sinks and the writer share.
 
 use super::cursor::SinkCursor;
-use super::disk::{Commit, Disk, Gap};
+use super::disk::{self, Commit, Disk};
+use super::evict::{Bounds, Evictor};
+use super::gap::{Gap, Hole};
+use super::headroom::{DiskState, Fault};
+use super::lanes::Lanes;
+use super::logclock::LogClock;
 use super::mark::Mark;
+use super::readers::Readers;
+use super::reserve::Reserve;
 use super::schema::{self, OpenError};
 use super::tail::{Policy, Tail};
 use super::writer;
-use crate::clock::Clock;
-use crate::config::{self, Deliver};
-use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
+use crate::clock::{Clock, Now};
+use crate::config::{self, Deliver, Route};
+use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel, StateLabel};
 use crate::model::{Batch, DeviceId, Epoch, Seq, Timestamp};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
@@ -49,6 +56,8 @@ pub struct LogHealth {
     pub failure: Option<String>,
     /// For how long a commit has been due without being done.
     pub overdue: Duration,
+    /// What room there is on the disk.
+    pub disk: DiskState,
 }
 
 pub(super) struct Shared {
@@ -63,6 +72,7 @@ pub(super) struct Shared {
     pub visible: AtomicU64,
     pub last_event: AtomicU64,
     pub names: Vec<Arc<str>>,
+    pub readers: Arc<Readers>,
     pub path: PathBuf,
     pub epoch: Epoch,
     pub clock: Arc<dyn Clock>,
@@ -78,9 +88,17 @@ pub(super) struct State {
     pub persisted: Vec<(Seq, u64)>,
     /// When places that moved on without a commit are written all the same.
     pub places_due: Option<Duration>,
-    /// Ranges of seqs without readings, oldest first: last seq before, length.
-    pub holes: Vec<(Seq, u64)>,
+    /// Seqs without readings, oldest first.
+    pub holes: Vec<Hole>,
     pub gaps: Vec<Gap>,
+    /// Other events that are to be written.
+    pub notices: Vec<String>,
+    pub disk: DiskState,
+    pub log_clock: LogClock,
+    /// When the disk and the age of readings are looked at next, also if nothing happens.
+    pub check_due: Duration,
+    /// When it was last logged that readings were dropped.
+    pub warned: Option<Duration>,
     /// The last event that was shown to a sink.
     pub seen_event: u64,
     /// Until when the writer sleeps; zero while it works.
@@ -94,6 +112,10 @@ pub(super) struct State {
 /// Sinks' places are written at the latest this long after they moved over
 /// readings that are on disk; a crash redelivers at most what they moved over since.
 const PLACES_WITHIN: Duration = Duration::from_secs(5);
+/// How often the disk and the age of readings are looked at, at the least.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
+/// Events other than gaps that wait for being written; the oldest go first.
+const MAX_NOTICES: usize = 16;
 /// So few redelivered readings are not worth a write.
 const PLACES_SLACK: u64 = 256;
 /// Devices whose marks are kept; the ones not connected go first.
@@ -124,8 +146,7 @@ impl Writer {
 }
 
 impl Log {
-    /// Opens the log in the configured directory, creating both if need be, for
-    /// the sinks named, and starts its writer.
+    /// [`Log::open_with`], without routes.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -135,13 +156,61 @@ impl Log {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened, OpenError> {
+        Log::open_with(config, &[], sinks, clock, metrics)
+    }
+
+    /// Opens the log in the configured directory, creating both if need be, for the
+    /// sinks named, and starts its writer. Readings that a route of high priority
+    /// matches outlive the others. If the disk is full, the reserve file is given up.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; some of them pass.
+    pub fn open_with(
+        config: &config::Store,
+        routes: &[Route],
+        sinks: &[&str],
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Result<Opened, OpenError> {
+        let mut opened = Log::try_open(config, routes, sinks, &clock, &metrics);
+        let mut reserve = Reserve::new(&config.directory, config.max_size.as_u64());
+        if let Err(why) = &opened
+            && disk::open_fault(why) == Fault::NoSpace
+            && reserve.is_there()
+            && reserve.release()
+        {
+            tracing::warn!(bytes = reserve.size(), "the disk is full; the reserve file was given up to make room");
+            opened = Log::try_open(config, routes, sinks, &clock, &metrics);
+        }
+        if let Err(why) = &opened {
+            let now = match disk::open_fault(why) {
+                Fault::NoSpace => DiskState::Full,
+                Fault::Other => DiskState::Failing,
+            };
+            for state in DiskState::ALL {
+                let label = StateLabel { state: state.name() };
+                metrics.store_state.get_or_create(&label).set(i64::from(state == now));
+            }
+        }
+        opened
+    }
+
+    fn try_open(
+        config: &config::Store,
+        routes: &[Route],
+        sinks: &[&str],
+        clock: &Arc<dyn Clock>,
+        metrics: &Metrics,
+    ) -> Result<Opened, OpenError> {
         let directory = config.directory.as_path();
         let lock = lock(directory)?;
         let path = directory.join(schema::FILE_NAME);
         let mut connection = schema::open(&path, config.durability)?;
         let now = clock.now();
+        let lanes = Lanes::new(routes);
         let failed = |why| OpenError::Database { path: path.clone(), why };
-        let found = schema::recover(&mut connection, sinks, now.wall, Epoch(fastrand::u32(1..))).map_err(failed)?;
+        let found = schema::recover(&mut connection, sinks, now.wall, Epoch(fastrand::u32(1..)), lanes.fingerprint())
+            .map_err(failed)?;
         for name in &found.forgotten {
             tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
         }
@@ -159,7 +228,14 @@ impl Log {
             .into_iter()
             .map(|(device, session, seq)| (device.clone(), Mark::new(device, session, seq)))
             .collect();
-        let disk = Disk::new(path.clone(), config.durability, config.max_size.as_u64(), connection)
+        let bounds = Bounds {
+            max_size: config.max_size.as_u64(),
+            max_age: config.max_age.map(|max_age| max_age.as_secs()),
+            thin: config.thin,
+        };
+        let evictor = Evictor::new(bounds, lanes, found.generation);
+        let readers = Arc::new(Readers::default());
+        let disk = Disk::new(path.clone(), config.durability, config.min_free, connection, readers.clone(), evictor)
             .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
         let shared = Arc::new(Shared {
             visible: AtomicU64::new(tail.visible().0),
@@ -172,6 +248,11 @@ impl Log {
                 places_due: None,
                 holes: found.holes,
                 gaps: Vec::new(),
+                notices: Vec::new(),
+                disk: DiskState::Normal,
+                log_clock: LogClock::new(found.clock.0, found.clock.1, now),
+                check_due: now.monotonic,
+                warned: None,
                 seen_event: found.last_event,
                 sleeping_until: Duration::ZERO,
                 flush: false,
@@ -184,16 +265,18 @@ impl Log {
             committed: Notify::new(),
             news: Notify::new(),
             names: sinks.iter().map(|name| Arc::from(*name)).collect(),
+            readers,
             path,
             epoch: found.epoch,
-            clock,
-            metrics,
+            clock: clock.clone(),
+            metrics: metrics.clone(),
         });
         let cursors = (0..sinks.len()).map(|index| SinkCursor::new(shared.clone(), index)).collect();
         let for_writer = shared.clone();
+        let reserve = Reserve::new(directory, config.max_size.as_u64());
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
-            .spawn(move || writer::run(&for_writer, disk))
+            .spawn(move || writer::run(&for_writer, disk, reserve))
             .map_err(|why| OpenError::Directory { path: directory.to_owned(), why })?;
         Ok(Opened { log: Log { shared }, cursors, writer: Writer { thread, _lock: lock } })
     }
@@ -304,7 +387,7 @@ impl Log {
             Some(due) => now.saturating_sub(due.max(state.last_progress)),
             None => Duration::ZERO,
         };
-        LogHealth { failure: state.failure.clone(), overdue }
+        LogHealth { failure: state.failure.clone(), overdue, disk: state.disk }
     }
 }
 
@@ -357,28 +440,52 @@ impl State {
     /// When the writer has something to do next.
     pub fn due(&self) -> Option<Duration> {
         let reserve = (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then_some(Duration::ZERO);
-        let asked = (self.flush || self.close || !self.gaps.is_empty()).then_some(Duration::ZERO);
-        [reserve, asked, self.tail.due(), self.places_due].into_iter().flatten().min()
+        let asked =
+            (self.flush || self.close || !self.gaps.is_empty() || !self.notices.is_empty()).then_some(Duration::ZERO);
+        [reserve, asked, self.tail.due(), self.places_due, Some(self.check_due)].into_iter().flatten().min()
+    }
+
+    /// Has an event written with the next commit.
+    pub fn notify(&mut self, body: String) {
+        self.notices.push(body);
+        let surplus = self.notices.len().saturating_sub(MAX_NOTICES);
+        self.notices.drain(..surplus);
+    }
+
+    /// A commit was not written: what it took along is to be written again.
+    pub fn take_back(&mut self, commit: Commit) {
+        self.tail.not_saved(commit.marks);
+        let newer = std::mem::replace(&mut self.gaps, commit.gaps);
+        self.gaps.extend(newer);
+        for newer in std::mem::replace(&mut self.notices, commit.notices) {
+            self.notify(newer);
+        }
     }
 
     /// Collects what the next commit writes.
-    pub fn commit(&mut self, names: &[Arc<str>], now: Timestamp) -> (Commit, Seq) {
+    pub fn commit(&mut self, names: &[Arc<str>], now: Now) -> (Commit, Seq) {
         let unsaved = self.tail.unsaved();
         let sinks = names.iter().enumerate().map(|(i, name)| (name.clone(), self.tail.confirmed(i), self.events[i]));
         let reserve =
             (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then(|| self.tail.next().plus(schema::SEQ_BLOCK));
+        let clean = self.close.then(|| self.tail.next());
+        let writes = !unsaved.batches.is_empty() || clean.is_some();
         let commit = Commit {
             batches: unsaved.batches,
             marks: unsaved.marks,
             sinks: sinks.collect(),
             reserve,
             gaps: std::mem::take(&mut self.gaps),
-            clean: self.close.then(|| self.tail.next()),
-            now,
+            notices: std::mem::take(&mut self.notices),
+            clean,
+            now: now.wall,
+            clock: self.log_clock.read(now),
+            keep_clock: if writes { self.log_clock.keep(now, clean.is_some()) } else { None },
             seen_event: self.seen_event,
         };
         self.places_due = None;
         self.flush = false;
+        self.check_due = now.monotonic + CHECK_EVERY;
         (commit, unsaved.upto)
     }
 
@@ -394,11 +501,7 @@ impl State {
     /// Readings between the sink's place and the newest that it may see.
     pub fn pending(&self, sink: usize) -> u64 {
         let (from, upto) = (self.tail.confirmed(sink).0, self.tail.visible().0);
-        let missing: u64 = self
-            .holes
-            .iter()
-            .map(|(before, length)| (before.0 + length).min(upto).saturating_sub(before.0.max(from)))
-            .sum();
+        let missing: u64 = self.holes.iter().map(|hole| hole.missing_between(Seq(from), Seq(upto))).sum();
         upto.saturating_sub(from).saturating_sub(missing)
     }
 }

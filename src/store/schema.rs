@@ -1,6 +1,9 @@
 //! The database file: opening it, its schema and migrations, and what a fresh
 //! start reads from it.
 
+use super::gap::{Hole, add_holes};
+use super::logclock::Kept;
+use super::segment::Header;
 use crate::config::Durability;
 use crate::model::{DeviceId, Epoch, Seq, Timestamp};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -30,7 +33,44 @@ const MIGRATIONS: &[&str] = &[
      CREATE TABLE mark (device TEXT PRIMARY KEY, session INTEGER NOT NULL, seq INTEGER NOT NULL) WITHOUT ROWID;",
     "CREATE TABLE event (id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, body TEXT NOT NULL);
      ALTER TABLE sink ADD COLUMN event INTEGER NOT NULL DEFAULT 0;",
+    // `data` takes the place of `block`, which new rows leave empty: a large value is
+    // best the last, since what stands behind it is far to reach. `committed` is by the
+    // log's clock; `high` counts the readings of the high lane by the routes that
+    // `lanes` stands for.
+    "ALTER TABLE segment ADD COLUMN last_seq INTEGER;
+     ALTER TABLE segment ADD COLUMN committed INTEGER;
+     ALTER TABLE segment ADD COLUMN lanes INTEGER;
+     ALTER TABLE segment ADD COLUMN high INTEGER;
+     ALTER TABLE segment ADD COLUMN thinned INTEGER;
+     ALTER TABLE segment ADD COLUMN data BLOB;",
 ];
+
+/// What [`segment`] reads of the table `segment`.
+pub(super) const SEGMENT: &str = "first_seq, coalesce(last_seq, first_seq + count - 1), count, oldest, newest, \
+     raw_length, checksum, coalesce(data, block)";
+
+/// A segment's header and block, from a row of [`SEGMENT`].
+pub(super) fn segment<'r>(row: &'r rusqlite::Row<'_>) -> rusqlite::Result<(Header, &'r [u8])> {
+    let header = Header {
+        first: Seq(row.get(0)?),
+        last: Seq(row.get(1)?),
+        count: row.get(2)?,
+        oldest: Timestamp(row.get(3)?),
+        newest: Timestamp(row.get(4)?),
+        raw_length: row.get(5)?,
+        checksum: row.get(6)?,
+    };
+    Ok((header, row.get_ref(7)?.as_blob().map_err(|_| rusqlite::Error::InvalidQuery)?))
+}
+
+/// Bytes that the database's content takes, and that its file has with the free pages
+/// among them, which new content takes first.
+pub(super) fn sizes(db: &Connection) -> rusqlite::Result<(u64, u64)> {
+    let get = |pragma: &str| db.prepare_cached(pragma)?.query_row([], |row| row.get::<_, u64>(0));
+    let (pages, free) = (get("PRAGMA page_count")?, get("PRAGMA freelist_count")?);
+    let size = get("PRAGMA page_size")?;
+    Ok((pages.saturating_sub(free) * size, pages * size))
+}
 
 /// SQLite's WAL-reset bug can corrupt a database up to this version (3.51.2).
 const LAST_AFFECTED_SQLITE: i32 = 3_051_002;
@@ -73,9 +113,13 @@ pub(super) struct Recovered {
     /// Sinks that stand in the log but are not wanted any more.
     pub forgotten: Vec<String>,
     pub marks: Vec<(DeviceId, u64, u64)>,
-    /// Ranges of seqs that no reading has: last seq before the hole, and its length.
-    pub holes: Vec<(Seq, u64)>,
+    /// Seqs that no reading has.
+    pub holes: Vec<Hole>,
     pub last_event: u64,
+    /// The log's clock as it was kept, and what the newest segment has of it.
+    pub clock: (Kept, u64),
+    /// Stands in segments for the lanes by which they are counted from now on.
+    pub generation: u64,
 }
 
 /// Opens or creates the database with the settings that its promises need.
@@ -130,7 +174,8 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
         Durability::Normal => "NORMAL",
     };
     connection.pragma_update(None, "synchronous", synchronous)?;
-    connection.pragma_update_and_check(None, "wal_autocheckpoint", 4096, |_| Ok(()))?;
+    // It would keep a failure to itself; see `Disk::checkpoint`.
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -512)?;
     connection.pragma_update(None, "temp_store", "MEMORY")
 }
@@ -162,6 +207,7 @@ pub(super) fn recover(
     sinks: &[&str],
     now: Timestamp,
     new_epoch: Epoch,
+    lanes: u64,
 ) -> rusqlite::Result<Recovered> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let epoch = match meta(&transaction, "epoch")? {
@@ -172,7 +218,11 @@ pub(super) fn recover(
         }
     };
     let disk_end: u64 = transaction
-        .query_row("SELECT first_seq + count - 1 FROM segment ORDER BY first_seq DESC LIMIT 1", [], |row| row.get(0))
+        .query_row(
+            "SELECT coalesce(last_seq, first_seq + count - 1) FROM segment ORDER BY first_seq DESC LIMIT 1",
+            [],
+            |row| row.get(0),
+        )
         .optional()?
         .unwrap_or(0);
     let reserved: u64 = meta(&transaction, "reserved")?.unwrap_or(0);
@@ -200,6 +250,14 @@ pub(super) fn recover(
     let marks = read_marks(&transaction)?;
     let holes = read_holes(&transaction, Seq(next))?;
     let last_event = last_event(&transaction)?;
+    let kept = Kept {
+        seconds: meta(&transaction, "log_clock")?.unwrap_or(0),
+        wall: Timestamp(meta(&transaction, "log_clock_wall")?.unwrap_or(0)),
+    };
+    let newest = transaction
+        .query_row("SELECT coalesce(committed, 0) FROM segment ORDER BY first_seq DESC LIMIT 1", [], |row| row.get(0))
+        .optional()?;
+    let generation = generation(&transaction, lanes)?;
     transaction.commit()?;
     Ok(Recovered {
         epoch,
@@ -210,7 +268,20 @@ pub(super) fn recover(
         marks,
         holes,
         last_event,
+        clock: (kept, newest.unwrap_or(0)),
+        generation,
     })
+}
+
+/// Counts how often the lanes changed: segments counted by others are looked into anew.
+fn generation(transaction: &Transaction<'_>, lanes: u64) -> rusqlite::Result<u64> {
+    let before: u64 = meta(transaction, "lanes_generation")?.unwrap_or(0);
+    if before > 0 && meta::<u64>(transaction, "lanes")? == Some(lanes) {
+        return Ok(before);
+    }
+    set_meta(transaction, "lanes", lanes)?;
+    set_meta(transaction, "lanes_generation", before + 1)?;
+    Ok(before + 1)
 }
 
 /// Gives each new sink the place of the one that is furthest behind, so that a
@@ -254,23 +325,35 @@ fn read_marks(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<(DeviceId, 
     Ok(marks)
 }
 
-fn read_holes(transaction: &Transaction<'_>, next: Seq) -> rusqlite::Result<Vec<(Seq, u64)>> {
-    let mut statement = transaction.prepare("SELECT first_seq, count FROM segment ORDER BY first_seq")?;
-    let rows = statement.query_map([], |row| Ok((row.get::<_, u64>(0)?, row.get::<_, u64>(1)?)))?;
-    let mut holes = Vec::new();
+fn read_holes(transaction: &Transaction<'_>, next: Seq) -> rusqlite::Result<Vec<Hole>> {
+    let mut statement = transaction.prepare(
+        "SELECT first_seq, coalesce(last_seq, first_seq + count - 1), count FROM segment ORDER BY first_seq",
+    )?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let mut holes: Vec<Hole> = Vec::new();
     let mut end = 0u64;
     for row in rows {
-        let (first, count) = row?;
+        let (first, last, count): (u64, u64, u64) = row?;
         if first > end + 1 {
-            holes.push((Seq(end), first - end - 1));
+            holes.push(Hole::whole(Seq(end + 1), Seq(first - 1)));
         }
-        end = end.max(first + count - 1);
+        let missing = last.saturating_sub(first).saturating_add(1).saturating_sub(count);
+        if missing > 0 {
+            holes.push(Hole { first: Seq(first), last: Seq(last), missing });
+        }
+        if holes.len() > 2 * MAX_READ {
+            add_holes(&mut holes, &[Hole { first: Seq(last), last: Seq(last), missing: 0 }]);
+        }
+        end = end.max(last);
     }
     if next.0 > end + 1 {
-        holes.push((Seq(end), next.0 - end - 1));
+        holes.push(Hole::whole(Seq(end + 1), next.prev()));
     }
     Ok(holes)
 }
+
+/// Holes that are collected before they are condensed.
+const MAX_READ: usize = 10_000;
 
 fn meta<T: rusqlite::types::FromSql>(connection: &Connection, key: &str) -> rusqlite::Result<Option<T>> {
     connection.prepare_cached("SELECT value FROM meta WHERE key = ?1")?.query_row([key], |row| row.get(0)).optional()
@@ -292,8 +375,14 @@ pub(super) fn insert_event(connection: &Connection, time: Timestamp, body: &str)
     Ok(u64::try_from(connection.last_insert_rowid()).unwrap_or(0))
 }
 
+/// Keeps the log's clock.
+pub(super) fn keep_clock(connection: &Connection, kept: Kept) -> rusqlite::Result<()> {
+    set_meta(connection, "log_clock", kept.seconds)?;
+    set_meta(connection, "log_clock_wall", u64::try_from(kept.wall.0).unwrap_or(0))
+}
+
 /// The newest event's id, 0 if there never was one.
-fn last_event(connection: &Connection) -> rusqlite::Result<u64> {
+pub(super) fn last_event(connection: &Connection) -> rusqlite::Result<u64> {
     let id = connection
         .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'event'", [], |row| row.get(0))
         .optional()?;
@@ -308,7 +397,7 @@ mod tests {
 
     fn recover_at(path: &Path, sinks: &[&str]) -> Recovered {
         let mut connection = open(path, Durability::Full).expect("the database opens");
-        recover(&mut connection, sinks, NOW, Epoch(7)).expect("the database reads")
+        recover(&mut connection, sinks, NOW, Epoch(7), 0).expect("the database reads")
     }
 
     #[test]
@@ -359,7 +448,7 @@ mod tests {
         assert_eq!((first.next, first.reserved, first.last_event), (Seq(1), Seq(SEQ_BLOCK), 0));
         let second = recover_at(&path, &["cloud"]);
         assert_eq!((second.next, second.last_event), (Seq(SEQ_BLOCK + 1), 1));
-        assert_eq!(second.holes, [(Seq(0), SEQ_BLOCK)]);
+        assert_eq!(second.holes, [Hole::whole(Seq(1), Seq(SEQ_BLOCK))]);
         assert_eq!(second.epoch, first.epoch);
     }
 

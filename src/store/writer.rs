@@ -1,57 +1,97 @@
 //! The thread that writes: it sleeps until a commit is due, then writes all
 //! that is pending in one transaction.
 
-use super::disk::{Disk, Gap, Outcome};
+use super::disk::{self, Commit, Disk, Outcome};
+use super::gap::add_holes;
+use super::keeper::Keeper;
 use super::log::Shared;
+use super::reserve::Reserve;
 use crate::model::Seq;
+use anyhow::Result;
 use std::time::{Duration, Instant};
 
-/// Pause after a commit that failed.
-const RETRY: Duration = Duration::from_secs(1);
 /// How often the bytes written are read from the operating system.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// How often it is logged that readings are dropped.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs until the log is closed and everything is written, or writing fails then.
-pub(super) fn run(shared: &Shared, mut disk: Disk) {
+pub(super) fn run(shared: &Shared, mut disk: Disk, reserve: Reserve) {
     let mut counted = Counted::default();
+    let mut keeper = Keeper::new(shared, reserve);
+    let mut failed = None;
     loop {
         let closing = wait(shared);
-        let started = Instant::now();
-        let now = shared.clock.now();
-        let (commit, upto) = shared.state.lock().commit(&shared.names, now.wall);
-        let readings: usize = commit.batches.iter().map(|b| b.batch.readings.len()).sum();
-        let result = disk.commit(&commit);
-        shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
-        match result {
-            Ok(outcome) => {
-                shared.metrics.readings_stored.inc_by(readings as u64);
-                commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
-                let places = commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect();
-                settle(shared, upto, commit.reserve, places, outcome);
+        match attempt(shared, &mut disk, &mut failed) {
+            Ok(()) => {
+                keeper.wrote(shared, &disk);
                 if closing {
                     disk.close();
                     return;
                 }
             }
             Err(why) => {
-                let text = format!("{why:#}");
+                let pause = keeper.failed(shared, &disk, &why);
                 let mut state = shared.state.lock();
-                if state.failure.as_ref() != Some(&text) {
-                    tracing::error!(error = %text, "the log cannot be written; devices are not acknowledged until it can");
-                }
-                state.failure = Some(text);
-                state.tail.not_saved(commit.marks);
-                let newer = std::mem::replace(&mut state.gaps, commit.gaps);
-                state.gaps.extend(newer);
+                state.failure = Some(format!("{why:#}"));
                 shared.committed.notify_waiters();
-                if closing {
-                    return;
+                if !pause.is_zero() {
+                    if closing {
+                        return;
+                    }
+                    shared.due.wait_for(&mut state, pause);
                 }
-                shared.due.wait_for(&mut state, RETRY);
             }
         }
         counted.update(shared);
     }
+}
+
+/// A commit that failed, but for its readings, which are still in memory.
+struct Failed {
+    commit: Commit,
+    upto: Seq,
+    readings: usize,
+}
+
+/// Commits everything that is pending. What failed before is written after all, or
+/// is pending again.
+fn attempt(shared: &Shared, disk: &mut Disk, failed: &mut Option<Failed>) -> Result<()> {
+    let started = Instant::now();
+    let landed = disk.reopen()?;
+    if let Some(before) = failed.take() {
+        match landed {
+            Some(outcome) => done(shared, &before.commit, before.upto, before.readings, outcome),
+            None => shared.state.lock().take_back(before.commit),
+        }
+    }
+    let now = shared.clock.now();
+    let (mut commit, upto) = shared.state.lock().commit(&shared.names, now);
+    let readings: usize = commit.batches.iter().map(|b| b.batch.readings.len()).sum();
+    let result = disk.commit(&commit);
+    shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+    commit.batches.clear();
+    match result {
+        Ok(outcome) => {
+            done(shared, &commit, upto, readings, outcome);
+            Ok(())
+        }
+        Err(why) => {
+            *failed = Some(Failed { commit, upto, readings });
+            Err(why)
+        }
+    }
+}
+
+/// Draws the conclusions from a commit that is on disk.
+fn done(shared: &Shared, commit: &Commit, upto: Seq, readings: usize, outcome: Outcome) {
+    shared.metrics.readings_stored.inc_by(readings as u64);
+    commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
+    for dropped in &outcome.evicted.dropped {
+        shared.count_gap(&disk::gap(dropped, &commit.sinks));
+    }
+    let places = commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect();
+    settle(shared, upto, commit.reserve, places, outcome);
 }
 
 /// Sleeps until a commit is due. True if it is the last.
@@ -88,31 +128,30 @@ fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Vec<(Seq, u6
         }
         state.persisted = places;
         let mut advanced = state.tail.saved(upto);
-        if let Some(plan) = &outcome.dropped {
-            tracing::warn!(
-                first = plan.first.0,
-                last = plan.last.0,
-                "the log is full: its oldest readings were dropped"
-            );
-            for sink in 0..shared.names.len() {
-                advanced.extend(state.tail.confirm(sink, plan.last));
+        let evicted = &outcome.evicted;
+        add_holes(&mut state.holes, &evicted.holes);
+        for sink in 0..shared.names.len() {
+            advanced.extend(state.tail.confirm(sink, evicted.upto));
+        }
+        let now = shared.clock.now().monotonic;
+        if !evicted.dropped.is_empty() && state.warned.is_none_or(|warned| now >= warned + WARN_EVERY) {
+            state.warned = Some(now);
+            for dropped in &evicted.dropped {
+                tracing::warn!(
+                    reason = dropped.reason.name(),
+                    first = dropped.first.0,
+                    last = dropped.last.0,
+                    readings = dropped.count,
+                    "the log is at its bound: readings that not every sink confirmed were dropped"
+                );
             }
         }
         if let Some(everywhere) = (0..shared.names.len()).map(|sink| state.tail.confirmed(sink)).min() {
-            state.holes.retain(|(before, length)| before.0 + length > everywhere.0);
+            state.holes.retain(|hole| hole.last > everywhere);
         }
         shared.metrics.store_pending_bytes.set(i64::try_from(state.tail.unsettled_bytes()).unwrap_or(i64::MAX));
         (advanced, state.tail.visible())
     };
-    if let Some(plan) = outcome.dropped {
-        shared.count_gap(&Gap {
-            reason: "max_size",
-            first: plan.first,
-            last: plan.last,
-            count: plan.undelivered.iter().copied().max().unwrap_or(0),
-            undelivered: shared.names.iter().cloned().zip(plan.undelivered).collect(),
-        });
-    }
     shared.metrics.store_bytes.set(i64::try_from(outcome.size).unwrap_or(i64::MAX));
     shared.announce(&advanced);
     if let Some(event) = outcome.last_event {
