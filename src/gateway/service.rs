@@ -7,9 +7,13 @@ use anyhow::{Context, Result};
 use sd_notify::NotifyState;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, interval_at};
 
 /// How often the watchdog is fed if systemd asks for it less often.
 const WATCH_EVERY: Duration = Duration::from_secs(10);
+
+/// How much longer than until now a start may take, in microseconds, as systemd is told.
+const EXTEND_USEC: u32 = 60_000_000;
 
 /// Runs the gateway until SIGTERM or SIGINT, and stops it gracefully; at once on a
 /// second signal.
@@ -18,7 +22,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(10);
 /// If it cannot be started.
 pub async fn run(config: Config) -> Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
-    let gateway = Gateway::start(config).await?;
+    let Some(gateway) = start(config, &mut signals).await? else { return Ok(()) };
     tell(&[NotifyState::Ready]);
     watch(&gateway, &mut signals).await;
     tracing::info!("stopping; a second signal stops at once");
@@ -28,6 +32,19 @@ pub async fn run(config: Config) -> Result<()> {
         () = signals.next() => tracing::warn!("stopped at once; what was not acknowledged will be sent again"),
     }
     Ok(())
+}
+
+/// Starts the gateway, however long the disk is full; `None` if a signal comes first.
+async fn start(config: Config, signals: &mut Signals) -> Result<Option<Gateway>> {
+    let mut starting = std::pin::pin!(Gateway::start(config));
+    let mut tick = interval_at(Instant::now() + WATCH_EVERY, WATCH_EVERY);
+    loop {
+        tokio::select! {
+            gateway = &mut starting => return gateway.map(Some),
+            () = signals.next() => return Ok(None),
+            _ = tick.tick() => tell(&[NotifyState::ExtendTimeoutUsec(EXTEND_USEC)]),
+        }
+    }
 }
 
 /// Feeds the watchdog as long as there is progress, until a signal comes.

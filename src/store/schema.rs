@@ -6,8 +6,8 @@ use super::logclock::Kept;
 use super::segment::Header;
 use crate::config::Durability;
 use crate::model::{DeviceId, Epoch, Seq, Timestamp};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
-use std::io::Read;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// Name of the database inside the store's directory.
@@ -101,6 +101,35 @@ pub enum OpenError {
     Database { path: PathBuf, why: rusqlite::Error },
 }
 
+impl OpenError {
+    /// Whether it may pass by itself: the disk is full or fails, or the system has no
+    /// resources left.
+    pub fn may_pass(&self) -> bool {
+        const EIO: i32 = 5;
+        const ENOMEM: i32 = 12;
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
+        match self {
+            OpenError::Directory { why, .. } => {
+                matches!(why.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+                    || matches!(why.raw_os_error(), Some(EIO | ENOMEM | ENFILE | EMFILE))
+            }
+            OpenError::Database { why, .. } => why.sqlite_error_code().is_some_and(|code| {
+                matches!(
+                    code,
+                    ErrorCode::DiskFull
+                        | ErrorCode::SystemIoFailure
+                        | ErrorCode::CannotOpen
+                        | ErrorCode::OutOfMemory
+                        | ErrorCode::DatabaseBusy
+                        | ErrorCode::DatabaseLocked
+                )
+            }),
+            _ => false,
+        }
+    }
+}
+
 /// What the last life of the gateway left in the log.
 #[derive(Debug)]
 pub(super) struct Recovered {
@@ -155,7 +184,7 @@ fn looks_like_sqlite(path: &Path) -> std::io::Result<bool> {
     let mut head = Vec::new();
     match std::fs::File::open(path) {
         Ok(file) => file.take(MAGIC.len() as u64).read_to_end(&mut head)?,
-        Err(why) if why.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(why) if why.kind() == ErrorKind::NotFound => 0,
         Err(why) => return Err(why),
     };
     Ok(head.is_empty() || head == MAGIC)

@@ -45,6 +45,15 @@ impl Gateway {
         Gateway::new(&(mqtt + sections))
     }
 
+    /// From the next start on, its uplink goes to `url`.
+    pub fn use_broker(&mut self, url: &str) {
+        let lines = self.config.lines().map(|line| match line.starts_with("brokers = ") {
+            true => format!("brokers = [\"{url}\"]\n"),
+            false => format!("{line}\n"),
+        });
+        self.config = lines.collect();
+    }
+
     pub async fn started(mut self) -> Gateway {
         self.start().await;
         self
@@ -81,7 +90,20 @@ impl Gateway {
 
     /// Starts it with these environment variables.
     pub fn launch_with(&mut self, environment: &[(&str, &str)]) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        self.launch_under(&[], environment);
+    }
+
+    /// Starts it by another program, which becomes it, with environment variables.
+    pub fn launch_under(&mut self, wrapper: &[String], environment: &[(&str, &str)]) {
+        let binary = env!("CARGO_BIN_EXE_tidegate");
+        let mut command = match wrapper {
+            [] => Command::new(binary),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(binary);
+                command
+            }
+        };
         command.arg("run").arg("-c").arg(self.config_file()).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
         command.envs(environment.iter().copied());
         self.process = Some(Process::start(command, &self.directory.path().join("gateway.log")));
