@@ -39,6 +39,7 @@ mod reserve;
 mod retention;
 mod schema;
 pub mod segment;
+mod state;
 mod tail;
 mod writer;
 

@@ -61,8 +61,8 @@ fn main() -> ExitCode {
         eprintln!("strace is not installed; apt-get install strace");
         return ExitCode::FAILURE;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let failed = runtime.expect("a runtime").block_on(run(points, workers, seed));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let failed = tokio::task::LocalSet::new().block_on(&runtime, run(points, workers, seed));
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -75,25 +75,38 @@ async fn run(points: usize, workers: usize, seed: u64) -> usize {
     let mut running = tokio::task::JoinSet::new();
     for _ in 0..workers {
         let (points, next, failed) = (points.clone(), next.clone(), failed.clone());
-        running.spawn(async move {
+        running.spawn_local(async move {
             let broker = Broker::start().await;
+            let mut reached = 0;
             while let Some(point) = points.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let outcome = tokio::time::timeout(Duration::from_secs(90), check(point, &broker)).await;
-                if let Err(why) = outcome.unwrap_or_else(|_| Err("hangs".into())) {
-                    failed.fetch_add(1, Ordering::Relaxed);
-                    println!("FAILED {point:?}: {why}");
+                match outcome.unwrap_or_else(|_| Err("hangs".into())) {
+                    Ok(injected) => reached += usize::from(injected),
+                    Err(why) => {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        println!("FAILED {point:?}: {why}");
+                    }
                 }
             }
+            reached
         });
     }
+    let mut reached = 0;
     while let Some(done) = running.join_next().await {
-        if let Err(why) = done {
-            failed.fetch_add(1, Ordering::Relaxed);
-            println!("FAILED: {why}");
+        match done {
+            Ok(some) => reached += some,
+            Err(why) => {
+                failed.fetch_add(1, Ordering::Relaxed);
+                println!("FAILED: {why}");
+            }
         }
     }
     let failed = failed.load(Ordering::Relaxed);
-    println!("{} points, {failed} failed, {:.0} s", points.len(), started.elapsed().as_secs_f64());
+    println!(
+        "{} points, {reached} of them reached, {failed} failed, {:.0} s",
+        points.len(),
+        started.elapsed().as_secs_f64()
+    );
     failed
 }
 
@@ -162,14 +175,15 @@ async fn count() -> BTreeMap<&'static str, u64> {
     CALLS.iter().map(count).filter(|(_, count)| *count > 0).collect()
 }
 
-async fn check(point: &Point, broker: &Broker) -> Result<(), String> {
+/// Whether the fault was injected at all; an error is what went wrong.
+async fn check(point: &Point, broker: &Broker) -> Result<bool, String> {
     let witness = Subscriber::start(&options(broker.port())).await;
     let number = fastrand::u64(1..1_000_000_000);
     let device = Arc::new(Device::new(number, READINGS));
     let config = |url: &str| Gateway::with_broker(url, &sections());
     // Where nothing listens.
     let dead = format!("mqtt://127.0.0.1:{}", support::free_port());
-    let mut gateway = config(if point.online { &broker.gateway_url() } else { &dead });
+    let mut gateway = config(&if point.online { broker.gateway_url() } else { dead });
     let when = format!("{}{}", point.n, if point.sticky { "+" } else { "" });
     let trace = format!("trace={}", point.call);
     let inject = format!("inject={}:{}:when={when}", point.call, point.fault);
@@ -177,7 +191,7 @@ async fn check(point: &Point, broker: &Broker) -> Result<(), String> {
     gateway.launch_under(&wrapper, &[]);
     let sending = {
         let (device, address) = (device.clone(), gateway.tcp_address());
-        tokio::spawn(async move { device.run_tcp(&address).await })
+        tokio::task::spawn_local(async move { device.run_tcp(&address).await })
     };
     let until = Instant::now() + TRIES_FOR;
     while Instant::now() < until && device.acked() < READINGS && gateway.process().is_running() {
@@ -220,7 +234,8 @@ async fn check(point: &Point, broker: &Broker) -> Result<(), String> {
     if dropped > 0 {
         return Err(format!("{dropped} gaps, but nothing had to go"));
     }
-    Ok(())
+    let traced = std::fs::read_to_string(gateway.directory().join("strace.out")).unwrap_or_default();
+    Ok(traced.contains("INJECTED") || traced.contains("killed by SIGKILL"))
 }
 
 fn seqs_are_unique(witness: &Subscriber) -> Result<(), String> {

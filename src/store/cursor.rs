@@ -185,7 +185,7 @@ impl SinkCursor {
         self.wake_writer(&mut state);
     }
 
-    fn wake_writer(&self, state: &mut super::log::State) {
+    fn wake_writer(&self, state: &mut super::state::State) {
         if state.due().is_some_and(|due| due < state.sleeping_until) {
             state.sleeping_until = Duration::ZERO;
             self.shared.due.notify_one();

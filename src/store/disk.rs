@@ -37,6 +37,8 @@ pub(super) struct Commit {
     /// The log's clock, and whether it is to be kept.
     pub clock: u64,
     pub keep_clock: Option<Kept>,
+    /// Nothing is to be written but what the log's bounds demand.
+    pub check_only: bool,
     /// The last event that a sink may have seen; later ones may still be changed.
     pub seen_event: u64,
 }
@@ -49,6 +51,13 @@ pub(super) struct Outcome {
     pub last_event: Option<u64>,
     /// Size of the log's content in bytes.
     pub size: u64,
+}
+
+impl Outcome {
+    /// Whether the sinks' places were not written.
+    pub fn leaves_places(&self, commit: &Commit) -> bool {
+        commit.check_only && self.evicted.holes.is_empty()
+    }
 }
 
 /// A commit that was reported as failed, but may be on disk all the same.
@@ -314,7 +323,8 @@ fn write(
     let mut sink = db.prepare_cached(
         "UPDATE sink SET confirmed = ?2, event = ?3 WHERE name = ?1 AND (confirmed <> ?2 OR event <> ?3)",
     )?;
-    for (name, confirmed, event) in &commit.sinks {
+    let places = commit.sinks.iter().filter(|_| !outcome.leaves_places(commit));
+    for (name, confirmed, event) in places {
         sink.execute(params![&**name, confirmed.max(&outcome.evicted.upto).0, event])?;
     }
     let evicted = outcome.evicted.dropped.iter().map(|dropped| gap(dropped, &commit.sinks));

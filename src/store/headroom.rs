@@ -128,7 +128,9 @@ mod tests {
         assert_eq!(headroom.failed(Fault::NoSpace), None);
         assert_eq!(headroom.pause(), RETRY_MIN * 2);
         assert_eq!(headroom.failed(Fault::Other), Some(DiskState::Full));
-        (0..50).for_each(|_| drop(headroom.failed(Fault::Other)));
+        for _ in 0..50 {
+            headroom.failed(Fault::Other);
+        }
         assert_eq!((headroom.state(), headroom.pause()), (DiskState::Failing, RETRY_MAX));
         assert!(!headroom.state().is_writable());
         assert_eq!(headroom.wrote(Some(MIB), 0), Some(DiskState::Failing));

@@ -497,7 +497,8 @@ mod tests {
             if let Some((header, mut block)) = encode(&left) {
                 let back = decode(&header, &block).expect("what was written reads back");
                 prop_assert_eq!(flat(&back), expected);
-                prop_assert!(decode(&Header { last: header.last.next(), ..header }, &block).is_err());
+                let wrong = Header { last: header.last.next(), ..header };
+                prop_assert!(decode(&wrong, &block).is_err());
                 let middle = block.len() / 2;
                 block[middle] ^= 1;
                 prop_assert!(decode(&header, &block).is_err());

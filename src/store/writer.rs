@@ -90,7 +90,8 @@ fn done(shared: &Shared, commit: &Commit, upto: Seq, readings: usize, outcome: O
     for dropped in &outcome.evicted.dropped {
         shared.count_gap(&disk::gap(dropped, &commit.sinks));
     }
-    let places = commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect();
+    let written = !outcome.leaves_places(commit);
+    let places = written.then(|| commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect());
     settle(shared, upto, commit.reserve, places, outcome);
 }
 
@@ -117,7 +118,7 @@ fn wait(shared: &Shared) -> bool {
     }
 }
 
-fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Vec<(Seq, u64)>, outcome: Outcome) {
+fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Option<Vec<(Seq, u64)>>, outcome: Outcome) {
     let (advanced, visible) = {
         let mut state = shared.state.lock();
         if state.failure.take().is_some() {
@@ -126,7 +127,9 @@ fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Vec<(Seq, u6
         if let Some(reserved) = reserve {
             state.tail.reserve(reserved);
         }
-        state.persisted = places;
+        if let Some(places) = places {
+            state.persisted = places;
+        }
         let mut advanced = state.tail.saved(upto);
         let evicted = &outcome.evicted;
         add_holes(&mut state.holes, &evicted.holes);
