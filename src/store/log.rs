@@ -19,7 +19,6 @@ use crate::config::{self, Deliver, Route};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel, StateLabel};
 use crate::model::{Batch, DeviceId, Epoch, Seq, Timestamp};
 use parking_lot::{Condvar, Mutex};
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
