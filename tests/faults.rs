@@ -1,7 +1,10 @@
 //! Fails the gateway's system calls one after the other and checks after each that
 //! nothing acknowledged is lost.
 //!
-//! `cargo test --test faults -- [--points N] [--workers N] [--seed N]`
+//! `cargo test --test faults -- [--points N] [--workers N] [--seed N] [--control 1]`
+//!
+//! With `--control 1` the log's files are deleted before the second start: the run
+//! passes if the loss is noticed.
 //!
 //! A point is one system call of one run on one of the store's files: the n-th write,
 //! say, fails with EIO, ENOSPC or EMFILE, only then or from then on, or the process is
@@ -25,9 +28,11 @@ use support::gateway::Gateway;
 use support::subscriber::{Subscriber, options};
 use tidegate::model::Epoch;
 
-const READINGS: u64 = 60;
-/// How long the device may try while calls fail.
-const TRIES_FOR: Duration = Duration::from_millis(1500);
+/// Enough for a checkpoint of the write-ahead log.
+const READINGS: u64 = 300;
+/// How long the device may try while calls fail, and the gateway to stop then.
+const TRIES_FOR: Duration = Duration::from_millis(2500);
+const STOPS_WITHIN: Duration = Duration::from_secs(3);
 const CALLS: [&str; 8] = ["openat", "pwrite64", "write", "fdatasync", "fsync", "ftruncate", "fallocate", "unlink"];
 
 #[derive(Debug, Clone)]
@@ -44,15 +49,16 @@ struct Point {
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    let (mut points, mut workers, mut seed) = (60usize, 2usize, 1u64);
+    let (mut points, mut workers, mut seed, mut control) = (60usize, 2usize, 1u64, false);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().and_then(|value| value.parse::<u64>().ok());
         match (argument.as_str(), value) {
             ("--points", Some(n)) => points = n as usize,
             ("--workers", Some(n)) => workers = n.max(1) as usize,
             ("--seed", Some(n)) => seed = n,
+            ("--control", Some(n)) => control = n > 0,
             _ => {
-                eprintln!("usage: [--points N] [--workers N] [--seed N], not {argument:?}");
+                eprintln!("usage: [--points N] [--workers N] [--seed N] [--control 1], not {argument:?}");
                 return ExitCode::from(2);
             }
         }
@@ -62,11 +68,11 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let failed = tokio::task::LocalSet::new().block_on(&runtime, run(points, workers, seed));
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let failed = tokio::task::LocalSet::new().block_on(&runtime, run(points, workers, seed, control));
+    if (failed == 0) != control { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn run(points: usize, workers: usize, seed: u64) -> usize {
+async fn run(points: usize, workers: usize, seed: u64, control: bool) -> usize {
     let started = Instant::now();
     let counts = count().await;
     println!("calls of a run without faults: {counts:?}");
@@ -79,7 +85,7 @@ async fn run(points: usize, workers: usize, seed: u64) -> usize {
             let broker = Broker::start().await;
             let mut reached = 0;
             while let Some(point) = points.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let outcome = tokio::time::timeout(Duration::from_secs(90), check(point, &broker)).await;
+                let outcome = tokio::time::timeout(Duration::from_secs(90), check(point, &broker, control)).await;
                 match outcome.unwrap_or_else(|_| Err("hangs".into())) {
                     Ok(injected) => reached += usize::from(injected),
                     Err(why) => {
@@ -176,7 +182,7 @@ async fn count() -> BTreeMap<&'static str, u64> {
 }
 
 /// Whether the fault was injected at all; an error is what went wrong.
-async fn check(point: &Point, broker: &Broker) -> Result<bool, String> {
+async fn check(point: &Point, broker: &Broker, control: bool) -> Result<bool, String> {
     let witness = Subscriber::start(&options(broker.port())).await;
     let number = fastrand::u64(1..1_000_000_000);
     let device = Arc::new(Device::new(number, READINGS));
@@ -208,10 +214,27 @@ async fn check(point: &Point, broker: &Broker) -> Result<bool, String> {
     if log.lines().count() > 200 {
         return Err(format!("{} lines of log", log.lines().count()));
     }
+    // It stops by itself if it can: closing the log makes calls of its own.
+    if !died {
+        gateway.process().signal("TERM");
+        let until = Instant::now() + STOPS_WITHIN;
+        while Instant::now() < until && gateway.process().is_running() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let killed = point.fault.starts_with("signal") && !gateway.log().contains("stopped");
+    let traced = std::fs::read_to_string(gateway.directory().join("strace.out")).unwrap_or_default();
+    let reached = traced.contains("INJECTED") || (killed && !gateway.process().is_running());
     gateway.kill();
+    if control {
+        for file in ["log.db", "log.db-wal", "log.db-shm"] {
+            // Not all of them need to be there.
+            let _ = std::fs::remove_file(gateway.directory().join("log").join(file));
+        }
+    }
     gateway.use_broker(&broker.gateway_url());
     gateway.launch();
-    let patience = Instant::now() + Duration::from_secs(45);
+    let patience = Instant::now() + Duration::from_secs(if control { 5 } else { 45 });
     let mut missing = Vec::new();
     while Instant::now() < patience {
         let heard = witness.origins();
@@ -234,8 +257,7 @@ async fn check(point: &Point, broker: &Broker) -> Result<bool, String> {
     if dropped > 0 {
         return Err(format!("{dropped} gaps, but nothing had to go"));
     }
-    let traced = std::fs::read_to_string(gateway.directory().join("strace.out")).unwrap_or_default();
-    Ok(traced.contains("INJECTED") || traced.contains("killed by SIGKILL"))
+    Ok(reached)
 }
 
 fn seqs_are_unique(witness: &Subscriber) -> Result<(), String> {
