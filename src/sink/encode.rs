@@ -174,7 +174,7 @@ pub fn writer(encoding: Encoding, identity: &Identity) -> Box<dyn Writer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Batch, ChannelName};
+    use crate::model::{Basis, Batch, ChannelName};
     use proptest::prelude::*;
     use std::sync::Arc;
 
@@ -208,7 +208,7 @@ mod tests {
                     })
                     .collect();
                 let device = DeviceId::new(&format!("hub/{device}")).expect("a valid name");
-                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, readings }) };
+                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, basis: Basis::Wall, readings }) };
                 next = numbered.last().next();
                 chunk.push(numbered);
             }
@@ -277,7 +277,7 @@ mod tests {
         let channels = [ChannelName::new("t").expect("a valid name")];
         let reading = Reading::new(1, Timestamp(0), channels.into(), Box::new([text])).expect("one each");
         let device = DeviceId::new("d").expect("a valid name");
-        let batch = Batch { device, session: None, readings: vec![reading] };
+        let batch = Batch { device, session: None, basis: Basis::Wall, readings: vec![reading] };
         let chunk = [Numbered { first: Seq(5), batch: Arc::new(batch) }];
         for encoding in [Encoding::Json, Encoding::Postcard] {
             let budget = Budget { batch: 400, limit: 400 };

@@ -6,11 +6,15 @@
 //! groups is kept as each reading's offset from the segment's first seq.
 //!
 //! ```text
-//! block  = 0x01 strings groups          format byte, then:
+//! block  = format strings groups
 //! strings= n (length utf8)*             device and channel names, each once
 //! groups = n group*
-//! group  = device session channels rows offsets origins times column*
+//! group  = device session [basis] channels rows offsets origins times [received] column*
 //! ```
+//!
+//! Format 1 is for readings with good times only. In format 2 each group has a basis:
+//! 0 for good times; 1 and a boot's 16 bytes for times that count from that boot; 2 for
+//! times by an absurd device clock, with a column of times of receipt.
 //!
 //! All numbers are LEB128. The block is compressed with zstd where that helps;
 //! the checksum is a CRC-32 over the header's numbers and the stored block, so
@@ -18,9 +22,9 @@
 
 mod column;
 
-use crate::model::{Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use crate::model::{Basis, Batch, BootId, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
 use column::{Input, paced, put_blob, put_paced, put_values, put_varint};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// What stands in a segment's row beside its block.
@@ -30,7 +34,8 @@ pub struct Header {
     pub first: Seq,
     /// Number of readings, whose seqs follow each other.
     pub count: u32,
-    /// Smallest and largest time among the readings.
+    /// Smallest and largest time among the readings: of receipt where a device's clock
+    /// is absurd, any time at all where the real one is not known.
     pub oldest: Timestamp,
     pub newest: Timestamp,
     /// Length of the block before compression; equal to the stored length if it is not compressed.
@@ -63,6 +68,8 @@ impl Header {
 pub struct Corrupt(pub(super) &'static str);
 
 const FORMAT: u8 = 1;
+/// Of a block in which not all times are good.
+const FORMAT_WITH_BASES: u8 = 2;
 /// Above what any commit holds; a larger claim is damage.
 const MAX_RAW_LENGTH: u32 = 256 << 20;
 const ZSTD_LEVEL: i32 = 1;
@@ -79,9 +86,31 @@ pub struct Encoder {
 struct Group<'a> {
     device: &'a DeviceId,
     session: Option<u64>,
+    basis: Kind,
     channels: &'a Channels,
     /// Offset from the segment's first seq, and the reading.
     rows: Vec<(u64, &'a Reading)>,
+    /// When each of them was received; of absurd device clocks only.
+    received: Vec<i64>,
+}
+
+/// A [`Basis`] as far as it is the same for a whole group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Wall,
+    Boot(BootId),
+    DeviceClock,
+}
+
+impl Kind {
+    fn of(basis: Basis) -> Kind {
+        match basis {
+            // What was converted is stored as it came, and converted when it is read.
+            Basis::Wall | Basis::Resynchronised => Kind::Wall,
+            Basis::Boot(boot) => Kind::Boot(boot),
+            Basis::DeviceClock { .. } => Kind::DeviceClock,
+        }
+    }
 }
 
 impl Encoder {
@@ -103,10 +132,10 @@ impl Encoder {
         let too_large = |_| std::io::Error::other("too many readings for one segment");
         let mut count = 0usize;
         let (mut oldest, mut newest) = (Timestamp(i64::MAX), Timestamp(i64::MIN));
-        for reading in batches.iter().flat_map(|b| &b.batch.readings) {
-            count += 1;
-            oldest = oldest.min(reading.time);
-            newest = newest.max(reading.time);
+        for Numbered { batch, .. } in batches.iter().filter(|b| !b.batch.readings.is_empty()) {
+            count += batch.readings.len();
+            let (from, to) = range(batch);
+            (oldest, newest) = (oldest.min(from), newest.max(to));
         }
         self.raw.clear();
         encode_groups(&mut self.raw, &group(first, batches));
@@ -130,11 +159,24 @@ impl Encoder {
     }
 }
 
+/// The smallest and largest time that the batch's readings may have.
+fn range(batch: &Batch) -> (Timestamp, Timestamp) {
+    match batch.basis {
+        Basis::Boot(_) => (Timestamp(i64::MIN), Timestamp(i64::MAX)),
+        Basis::DeviceClock { received } => (received, received),
+        Basis::Wall | Basis::Resynchronised => {
+            let times = || batch.readings.iter().map(|reading| reading.time);
+            (times().min().unwrap_or_default(), times().max().unwrap_or_default())
+        }
+    }
+}
+
 fn group(first: Seq, batches: &[Numbered]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
-    let mut newest_of: HashMap<(&str, Option<u64>), usize> = HashMap::new();
+    let mut newest_of: HashMap<(&str, Option<u64>, Kind), usize> = HashMap::new();
     for Numbered { first: batch_first, batch } in batches {
-        let key = (batch.device.as_str(), batch.session);
+        let basis = Kind::of(batch.basis);
+        let key = (batch.device.as_str(), batch.session, basis);
         let mut current = newest_of.get(&key).copied();
         for (offset, reading) in (batch_first.0.saturating_sub(first.0)..).zip(&batch.readings) {
             let channels = reading.channels();
@@ -144,21 +186,29 @@ fn group(first: Seq, batches: &[Numbered]) -> Vec<Group<'_>> {
                 None => {
                     // A device that alternates between channel lists has one group for each.
                     let same = |g: &Group<'_>| {
-                        g.device == &batch.device && g.session == batch.session && g.channels == channels
+                        g.device == &batch.device
+                            && g.session == batch.session
+                            && g.basis == basis
+                            && g.channels == channels
                     };
                     let existing = current.and_then(|newest| groups[..=newest].iter().rposition(same));
                     existing.unwrap_or_else(|| {
                         groups.push(Group {
                             device: &batch.device,
                             session: batch.session,
+                            basis,
                             channels,
                             rows: Vec::new(),
+                            received: Vec::new(),
                         });
                         groups.len() - 1
                     })
                 }
             };
             groups[index].rows.push((offset, reading));
+            if let Basis::DeviceClock { received } = batch.basis {
+                groups[index].received.push(received.0);
+            }
             current = Some(index);
         }
         if let Some(index) = current {
@@ -179,7 +229,8 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
             });
         }
     }
-    out.push(FORMAT);
+    let plain = groups.iter().all(|group| group.basis == Kind::Wall);
+    out.push(if plain { FORMAT } else { FORMAT_WITH_BASES });
     put_varint(out, strings.len() as u64);
     strings.iter().for_each(|name| put_blob(out, name.as_bytes()));
     put_varint(out, groups.len() as u64);
@@ -193,6 +244,15 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
                 put_varint(out, session);
             }
         }
+        match group.basis {
+            Kind::Wall if plain => {}
+            Kind::Wall => out.push(0),
+            Kind::Boot(boot) => {
+                out.push(1);
+                out.extend_from_slice(&boot.0);
+            }
+            Kind::DeviceClock => out.push(2),
+        }
         put_varint(out, group.channels.len() as u64);
         group.channels.iter().for_each(|channel| put_varint(out, index_of[channel.as_str()]));
         put_varint(out, group.rows.len() as u64);
@@ -204,6 +264,9 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
             integers.clear();
             integers.extend(group.rows.iter().map(field));
             put_paced(out, &integers);
+        }
+        if group.basis == Kind::DeviceClock {
+            put_paced(out, &group.received);
         }
         for channel in 0..group.channels.len() {
             put_values(out, group.rows.iter().map(|(_, reading)| &reading.values()[channel])); // one value a channel
@@ -233,13 +296,18 @@ pub fn decode(header: &Header, block: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
 struct GroupHead {
     device: DeviceId,
     session: Option<u64>,
+    basis: Kind,
+    /// When each reading was received, in their order; of absurd device clocks only.
+    received: VecDeque<i64>,
 }
 
 fn decode_raw(header: &Header, raw: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
     let mut input = Input::new(raw);
-    if input.byte()? != FORMAT {
-        return Err(Corrupt("its format is unknown"));
-    }
+    let has_bases = match input.byte()? {
+        FORMAT => false,
+        FORMAT_WITH_BASES => true,
+        _ => return Err(Corrupt("its format is unknown")),
+    };
     let strings = (0..input.count(1)?).map(|_| input.text()).collect::<Result<Vec<_>, _>>()?;
     let count = header.count as usize; // fits: the target has at least 32 bits
     if count > raw.len() {
@@ -250,7 +318,7 @@ fn decode_raw(header: &Header, raw: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
     let group_count = input.count(1)?;
     let mut heads = Vec::with_capacity(group_count);
     for group in 0..group_count {
-        heads.push(decode_group(&mut input, &strings, |offset, reading| {
+        heads.push(decode_group(&mut input, has_bases, &strings, |offset, reading| {
             let slot = usize::try_from(offset).ok().and_then(|offset| in_order.get_mut(offset));
             match slot {
                 Some(slot @ None) => {
@@ -264,13 +332,13 @@ fn decode_raw(header: &Header, raw: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
     if input.remaining() != 0 {
         return Err(Corrupt("it is longer than its content"));
     }
-    assemble(header.first, &heads, in_order)
+    assemble(header.first, heads, in_order)
 }
 
 /// Joins neighbours of the same group into batches.
 fn assemble(
     first: Seq,
-    heads: &[GroupHead],
+    mut heads: Vec<GroupHead>,
     in_order: Vec<Option<(usize, Reading)>>,
 ) -> Result<Vec<Numbered>, Corrupt> {
     let mut batches = Vec::new();
@@ -279,12 +347,22 @@ fn assemble(
     while let Some(slot) = rest.next() {
         let (group, reading) = slot.ok_or(Corrupt("a reading is missing"))?;
         let mut readings = vec![reading];
-        while let Some(Some((_, reading))) = rest.next_if(|slot| matches!(slot, Some((other, _)) if *other == group)) {
+        let head = &mut heads[group]; // groups were counted up to the number of heads
+        let received = head.received.pop_front();
+        let fits = |slot: &Option<(usize, Reading)>, head: &GroupHead| {
+            matches!(slot, Some((other, _)) if *other == group) && head.received.front().copied() == received
+        };
+        while let Some(Some((_, reading))) = rest.next_if(|slot| fits(slot, head)) {
+            head.received.pop_front();
             readings.push(reading);
         }
-        let head = &heads[group]; // groups were counted up to the number of heads
         let count = readings.len() as u64;
-        let batch = Batch { device: head.device.clone(), session: head.session, readings };
+        let basis = match head.basis {
+            Kind::Wall => Basis::Wall,
+            Kind::Boot(boot) => Basis::Boot(boot),
+            Kind::DeviceClock => Basis::DeviceClock { received: Timestamp(received.unwrap_or_default()) },
+        };
+        let batch = Batch { device: head.device.clone(), session: head.session, basis, readings };
         batches.push(Numbered { first: next, batch: Arc::new(batch) });
         next = next.plus(count);
     }
@@ -293,6 +371,7 @@ fn assemble(
 
 fn decode_group(
     input: &mut Input<'_>,
+    has_bases: bool,
     strings: &[&str],
     mut place: impl FnMut(u64, Reading) -> Result<(), Corrupt>,
 ) -> Result<GroupHead, Corrupt> {
@@ -306,6 +385,7 @@ fn decode_group(
         1 => Some(input.varint()?),
         _ => return Err(Corrupt("a session is neither there nor absent")),
     };
+    let basis = if has_bases { kind(input)? } else { Kind::Wall };
     let channels: Channels = (0..input.count(1)?)
         .map(|_| ChannelName::new(string(input)?).map_err(|_| Corrupt("a channel's name is invalid")))
         .collect::<Result<_, _>>()?;
@@ -313,6 +393,7 @@ fn decode_group(
     let offsets = paced(input, rows)?;
     let origins = paced(input, rows)?;
     let times = paced(input, rows)?;
+    let received = if basis == Kind::DeviceClock { paced(input, rows)?.into() } else { VecDeque::new() };
     let mut values: Vec<Vec<Value>> = Vec::new();
     values.resize_with(rows, || Vec::with_capacity(channels.len()));
     if rows > 0 {
@@ -327,7 +408,20 @@ fn decode_group(
         let offset = u64::try_from(offset).map_err(|_| Corrupt("a reading's place is impossible"))?;
         place(offset, reading)?;
     }
-    Ok(GroupHead { device, session })
+    Ok(GroupHead { device, session, basis, received })
+}
+
+fn kind(input: &mut Input<'_>) -> Result<Kind, Corrupt> {
+    match input.byte()? {
+        0 => Ok(Kind::Wall),
+        1 => {
+            let mut boot = [0; 16];
+            boot.copy_from_slice(input.take(16)?);
+            Ok(Kind::Boot(BootId(boot)))
+        }
+        2 => Ok(Kind::DeviceClock),
+        _ => Err(Corrupt("what its times mean is unknown")),
+    }
 }
 
 #[cfg(test)]
@@ -350,11 +444,16 @@ mod tests {
             ".{0,8}".prop_map(|text| Value::Text(text.into())),
         ];
         let reading = (any::<u64>(), any::<i64>(), 0usize..3, proptest::collection::vec(value, 2));
-        let batch = (0u8..4, proptest::option::of(0u64..2), proptest::collection::vec(reading, 0..6));
+        let basis = prop_oneof![
+            4 => Just(Basis::Wall),
+            1 => (0u8..2).prop_map(|boot| Basis::Boot(BootId([boot; 16]))),
+            1 => any::<i64>().prop_map(|received| Basis::DeviceClock { received: Timestamp(received) }),
+        ];
+        let batch = (0u8..4, proptest::option::of(0u64..2), basis, proptest::collection::vec(reading, 0..6));
         (1u64..u64::MAX / 2, proptest::collection::vec(batch, 0..20)).prop_map(|(first, batches)| {
             let lists = [channels(&[]), channels(&["a"]), channels(&["a", "b"])];
             let mut next = Seq(first);
-            let number = |(device, session, readings): (u8, Option<u64>, Vec<Drawn>)| {
+            let number = |(device, session, basis, readings): (u8, Option<u64>, Basis, Vec<Drawn>)| {
                 let readings: Vec<_> = readings
                     .into_iter()
                     .map(|(origin, time, list, mut values)| {
@@ -363,7 +462,7 @@ mod tests {
                     })
                     .collect();
                 let device = DeviceId::new(&format!("device-{device}")).expect("a valid name");
-                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, readings }) };
+                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, basis, readings }) };
                 next = next.plus(numbered.batch.readings.len() as u64);
                 numbered
             };
@@ -374,7 +473,7 @@ mod tests {
     /// One line a reading, floats by their bits, so that NaN equals itself.
     fn flat(batches: &[Numbered]) -> Vec<String> {
         let line = |n: &Numbered| {
-            let device = n.batch.device.clone();
+            let device = format!("{} {:?}", n.batch.device, n.batch.basis);
             n.after(Seq::ZERO)
                 .map(|(seq, origin, reading)| {
                     let values: Vec<_> = reading
@@ -431,7 +530,7 @@ mod tests {
     fn a_header_that_was_changed_is_noticed() {
         let device = DeviceId::new("d").expect("a valid name");
         let reading = Reading::new(1, Timestamp(5), channels(&["a"]), Box::new([Value::Integer(1)])).expect("it fits");
-        let batch = Arc::new(Batch { device, session: None, readings: vec![reading] });
+        let batch = Arc::new(Batch { device, session: None, basis: Basis::Wall, readings: vec![reading] });
         let (header, block) = encode(&[Numbered { first: Seq(7), batch }]).expect("one reading");
         for wrong in [
             Header { first: Seq(8), ..header },
@@ -460,7 +559,7 @@ mod tests {
                 ];
                 let time = Timestamp(1_763_859_723_000_000 + i64::from(i) * 10_000 + noise as i64);
                 let reading = Reading::new(u64::from(i / 20), time, list.clone(), values.into()).expect("it fits");
-                let batch = Batch { device, session: Some(u64::from(i % 20) << 40), readings: vec![reading] };
+                let batch = Batch { device, session: Some(u64::from(i % 20) << 40), basis: Basis::Wall, readings: vec![reading] };
                 Numbered { first: Seq(5000 + u64::from(i)), batch: Arc::new(batch) }
             })
             .collect();
