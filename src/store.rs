@@ -23,6 +23,7 @@
 //!   commits since the last checkpoint.
 //! - A log at `max_size`: its oldest readings, counted and reported as a gap.
 
+mod boots;
 mod cursor;
 mod disk;
 mod log;

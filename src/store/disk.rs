@@ -1,5 +1,6 @@
 //! Commits: everything that changes together is written together.
 
+use super::boots;
 use super::retention::{self, Stored};
 use super::schema;
 use super::segment::Encoder;
@@ -21,6 +22,8 @@ pub(super) struct Commit {
     pub reserve: Option<Seq>,
     /// Readings that left the log undelivered for another reason than its size.
     pub gaps: Vec<Gap>,
+    /// What is new about the machine's boot.
+    pub boot: Option<boots::News>,
     /// The gateway stops: the next seq that will be given out.
     pub clean: Option<Seq>,
     pub now: Timestamp,
@@ -185,6 +188,9 @@ fn write(
     }
     for gap in gaps.into_iter().filter(|gap| gap.undelivered.iter().any(|(_, count)| *count > 0)) {
         outcome.last_event = Some(record_gap(db, commit, &mut open_gap, gap)?);
+    }
+    if let Some(body) = commit.boot.map(|news| boots::write(db, news)).transpose()?.flatten() {
+        outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
     }
     prune_events(db, commit)?;
     if let Some(reserved) = commit.reserve {

@@ -1,12 +1,13 @@
 //! The handle that links, sinks and the writer share.
 
+use super::boots::{self, Boots};
 use super::cursor::SinkCursor;
 use super::disk::{Commit, Disk, Gap};
 use super::mark::Mark;
 use super::schema::{self, OpenError};
 use super::tail::{Policy, Tail};
 use super::writer;
-use crate::clock::Clock;
+use crate::clock::{Clock, Now};
 use crate::config::{self, Deliver};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
 use crate::model::{Batch, DeviceId, Epoch, Seq, Timestamp};
@@ -65,6 +66,8 @@ pub(super) struct Shared {
     pub names: Vec<Arc<str>>,
     pub path: PathBuf,
     pub epoch: Epoch,
+    /// On the monotonic clock.
+    pub opened: Duration,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
 }
@@ -81,6 +84,7 @@ pub(super) struct State {
     /// Ranges of seqs without readings, oldest first: last seq before, length.
     pub holes: Vec<(Seq, u64)>,
     pub gaps: Vec<Gap>,
+    pub boots: Boots,
     /// The last event that was shown to a sink.
     pub seen_event: u64,
     /// Until when the writer sleeps; zero while it works.
@@ -142,6 +146,7 @@ impl Log {
         let now = clock.now();
         let failed = |why| OpenError::Database { path: path.clone(), why };
         let found = schema::recover(&mut connection, sinks, now.wall, Epoch(fastrand::u32(1..))).map_err(failed)?;
+        let boots = boots::load(&connection, clock.boot(), found.next).map_err(failed)?;
         for name in &found.forgotten {
             tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
         }
@@ -172,6 +177,7 @@ impl Log {
                 places_due: None,
                 holes: found.holes,
                 gaps: Vec::new(),
+                boots,
                 seen_event: found.last_event,
                 sleeping_until: Duration::ZERO,
                 flush: false,
@@ -186,6 +192,7 @@ impl Log {
             names: sinks.iter().map(|name| Arc::from(*name)).collect(),
             path,
             epoch: found.epoch,
+            opened: now.monotonic,
             clock,
             metrics,
         });
@@ -235,6 +242,7 @@ impl Log {
             }
         }
         let last = batch.readings.last().map(|reading| reading.origin_seq);
+        state.boots.appended(batch.basis);
         state.tail.append(batch, mark, now).map_err(Saturated)?;
         if let (Some(mark), Some(last)) = (mark, last) {
             mark.accept(last);
@@ -246,6 +254,21 @@ impl Log {
         }
         shared.show(state.tail.visible());
         Ok(())
+    }
+
+    /// The clock can be believed, and showed `now`: readings that came before get their
+    /// times from it, once and for all of this boot.
+    pub fn synchronised(&self, now: Now) {
+        let mut state = self.shared.state.lock();
+        if state.boots.synchronised(now.start()) && !state.sleeping_until.is_zero() {
+            state.sleeping_until = Duration::ZERO;
+            self.shared.due.notify_one();
+        }
+    }
+
+    /// Whether that was so already in this boot of the machine, maybe before a restart.
+    pub fn is_synchronised(&self) -> bool {
+        self.shared.state.lock().boots.is_synchronised()
     }
 
     /// Waits until something was settled or reserved, after which an append may
@@ -357,7 +380,8 @@ impl State {
     /// When the writer has something to do next.
     pub fn due(&self) -> Option<Duration> {
         let reserve = (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then_some(Duration::ZERO);
-        let asked = (self.flush || self.close || !self.gaps.is_empty()).then_some(Duration::ZERO);
+        let news = !self.gaps.is_empty() || self.boots.is_due();
+        let asked = (self.flush || self.close || news).then_some(Duration::ZERO);
         [reserve, asked, self.tail.due(), self.places_due].into_iter().flatten().min()
     }
 
@@ -373,6 +397,7 @@ impl State {
             sinks: sinks.collect(),
             reserve,
             gaps: std::mem::take(&mut self.gaps),
+            boot: self.boots.news(),
             clean: self.close.then(|| self.tail.next()),
             now,
             seen_event: self.seen_event,

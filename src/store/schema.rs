@@ -30,6 +30,8 @@ const MIGRATIONS: &[&str] = &[
      CREATE TABLE mark (device TEXT PRIMARY KEY, session INTEGER NOT NULL, seq INTEGER NOT NULL) WITHOUT ROWID;",
     "CREATE TABLE event (id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, body TEXT NOT NULL);
      ALTER TABLE sink ADD COLUMN event INTEGER NOT NULL DEFAULT 0;",
+    // When each boot began, once that is known; the last seq that may count from it, once it is over.
+    "CREATE TABLE boot (id BLOB PRIMARY KEY, began INTEGER, untimed INTEGER NOT NULL, last INTEGER) WITHOUT ROWID;",
 ];
 
 /// SQLite's WAL-reset bug can corrupt a database up to this version (3.51.2).
