@@ -121,11 +121,7 @@ impl Metrics {
             "Readings that arrived before the gateway's clock could be believed, of devices without a clock",
             m.readings_unsynchronised,
         );
-        registry.register(
-            "readings_device_clock",
-            "Readings whose device's clock is absurd",
-            m.readings_device_clock,
-        );
+        registry.register("readings_device_clock", "Readings whose device's clock is absurd", m.readings_device_clock);
         registry.register("clock_trusted", "1 while the gateway's clock is believed", m.clock_trusted);
         registry.register(
             "readings_dropped",

@@ -213,7 +213,8 @@ mod tests {
         let declare = |index, name: &str| ChannelDeclaration { index, name: name.into(), unit: None };
         let device = DeviceId::new("hub").expect("a valid name");
         let rules = TimeRules::default();
-        Converter::new(device, 5, clock, rules, &[declare(3, "temperature"), declare(1, "level")]).expect("valid channels")
+        Converter::new(device, 5, clock, rules, &[declare(3, "temperature"), declare(1, "level")])
+            .expect("valid channels")
     }
 
     fn readings(seq: u64, count: i64, channels: &[ChannelRef]) -> Readings {
@@ -235,7 +236,8 @@ mod tests {
     #[test]
     fn what_cannot_be_named_is_refused() {
         let mut converter = converter(DeviceClock::Wall);
-        let mut failure = |channels: &[ChannelRef]| converter.convert(readings(1, 1, channels), NOW).expect_err("no sense");
+        let mut failure =
+            |channels: &[ChannelRef]| converter.convert(readings(1, 1, channels), NOW).expect_err("no sense");
         assert_eq!(failure(&[ChannelRef::Index(2)]), ConvertError::Undeclared(2));
         assert!(matches!(failure(&[ChannelRef::Name(String::new())]), ConvertError::Channel(..)));
         assert!(matches!(

@@ -62,6 +62,10 @@ impl Health for Overview {
         if let Some(failure) = self.log.health().failure {
             condition.problems.push(problem("log", format!("the last commit failed: {failure}")));
         }
+        if !self.clock.now().trusted {
+            let reason = "not known to be set; readings of devices without a clock get no time yet";
+            condition.notes.push(problem("clock", reason));
+        }
         for (name, _) in &self.sinks {
             let label = SinkLabel { sink: name.clone() };
             if self.metrics.sink_connected.get_or_create(&label).get() == 0 {

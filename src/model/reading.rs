@@ -132,7 +132,10 @@ mod tests {
             .map(|seq| Reading::new(seq, Timestamp(0), Arc::new([]), Box::new([])).expect("both lists are empty"))
             .collect();
         let device = DeviceId::new("d").expect("a valid name");
-        Numbered { first: Seq(first), batch: Arc::new(Batch { device, session: Some(9), basis: Basis::Wall, readings }) }
+        Numbered {
+            first: Seq(first),
+            batch: Arc::new(Batch { device, session: Some(9), basis: Basis::Wall, readings }),
+        }
     }
 
     #[test]

@@ -122,3 +122,89 @@ pub(super) fn write(db: &Connection, news: News) -> rusqlite::Result<Option<Stri
     let body = serde_json::json!({"type": "clock", "boot": news.boot, "began": began.to_string()});
     Ok(Some(body.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Durability;
+    use crate::store::schema;
+
+    const THIS: BootId = BootId([1; 16]);
+    const NEXT: BootId = BootId([2; 16]);
+    const BEGAN: Timestamp = Timestamp(1_795_395_723_000_000);
+
+    fn database() -> (tempfile::TempDir, Connection) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let db = schema::open(&directory.path().join("log.db"), Durability::Full).expect("a new database");
+        (directory, db)
+    }
+
+    fn load(db: &Connection, boot: BootId, next: u64) -> Boots {
+        super::load(db, boot, Seq(next)).expect("it reads")
+    }
+
+    fn segment(db: &Connection, first: u64) {
+        db.execute("INSERT INTO segment VALUES (?1, 1, 0, 0, 0, 0, 0, x'')", [first]).expect("a segment");
+    }
+
+    #[test]
+    fn a_boot_is_noted_with_its_first_readings_and_told_when_it_is_placed() {
+        let (_directory, db) = database();
+        let mut boots = load(&db, THIS, 1);
+        boots.appended(Basis::Wall);
+        assert_eq!(boots.news(), None, "nothing to place");
+        boots.appended(Basis::Boot(THIS));
+        let news = boots.news().expect("untimed readings");
+        assert_eq!(write(&db, news).expect("it writes"), None);
+        boots.saved(news);
+        assert_eq!((boots.news(), boots.is_due()), (None, false));
+
+        // The process starts again in the same boot, and the clock is set.
+        segment(&db, 1);
+        let mut boots = load(&db, THIS, 2);
+        assert!(!boots.is_synchronised());
+        assert!(boots.synchronised(BEGAN) && boots.is_due());
+        assert!(!boots.synchronised(Timestamp(5)), "only once");
+        let news = boots.news().expect("a beginning");
+        let event = write(&db, news).expect("it writes").expect("consumers have untimed readings");
+        assert!(event.contains(&THIS.to_string()) && event.contains("2026-11-23T01:02:03"), "{event}");
+        boots.saved(news);
+        assert_eq!(boots.news(), None);
+
+        let later = load(&db, NEXT, 3);
+        assert_eq!(later.began.get(&THIS), Some(&BEGAN));
+        assert!(!later.is_synchronised());
+    }
+
+    #[test]
+    fn a_boot_that_had_the_time_from_the_start_makes_no_event() {
+        let (_directory, db) = database();
+        let mut boots = load(&db, THIS, 1);
+        assert!(boots.synchronised(BEGAN));
+        assert_eq!(write(&db, boots.news().expect("a beginning")).expect("it writes"), None);
+        assert!(load(&db, THIS, 1).is_synchronised(), "a restart in the same boot believes the clock");
+    }
+
+    #[test]
+    fn boots_are_forgotten_with_the_last_segment_that_may_count_from_them() {
+        let (_directory, db) = database();
+        let count = || db.query_row("SELECT count(*) FROM boot", [], |row| row.get::<_, u32>(0)).expect("a count");
+        let mut boots = load(&db, THIS, 1);
+        boots.synchronised(BEGAN);
+        write(&db, boots.news().expect("a beginning")).expect("it writes");
+        segment(&db, 9);
+        assert!(load(&db, NEXT, 10).began.contains_key(&THIS));
+        db.execute("DELETE FROM segment", []).expect("retention");
+        segment(&db, 10);
+        assert!(!load(&db, NEXT, 11).began.contains_key(&THIS));
+        assert_eq!(count(), 0);
+        for boot in 0..MAX_BOOTS + 100 {
+            let mut id = [9; 16];
+            id[..4].copy_from_slice(&boot.to_be_bytes());
+            let news = News { boot: BootId(id), began: Some(BEGAN), untimed: false };
+            write(&db, news).expect("it writes");
+        }
+        load(&db, NEXT, 11);
+        assert_eq!(count(), MAX_BOOTS);
+    }
+}

@@ -559,11 +559,73 @@ mod tests {
                 ];
                 let time = Timestamp(1_763_859_723_000_000 + i64::from(i) * 10_000 + noise as i64);
                 let reading = Reading::new(u64::from(i / 20), time, list.clone(), values.into()).expect("it fits");
-                let batch = Batch { device, session: Some(u64::from(i % 20) << 40), basis: Basis::Wall, readings: vec![reading] };
+                let batch = Batch {
+                    device,
+                    session: Some(u64::from(i % 20) << 40),
+                    basis: Basis::Wall,
+                    readings: vec![reading],
+                };
                 Numbered { first: Seq(5000 + u64::from(i)), batch: Arc::new(batch) }
             })
             .collect();
         let (_, block) = encode(&batches).expect("there are readings");
         assert!(block.len() < 10_000, "{} bytes", block.len());
+    }
+
+    /// One reading of each kind; frozen, as old logs must be read for ever.
+    fn golden() -> Vec<Numbered> {
+        let bases = [
+            Basis::Wall,
+            Basis::Boot(BootId([0xb0; 16])),
+            Basis::DeviceClock { received: Timestamp(1_795_395_723_000_000) },
+        ];
+        let number = |(seq, basis): (u64, Basis)| {
+            let device = DeviceId::new("d").expect("a valid name");
+            let value = Box::new([Value::Integer(5)]);
+            let time = Timestamp(i64::try_from(seq).expect("small") * 1_000_000);
+            let reading = Reading::new(seq, time, channels(&["a"]), value).expect("it fits");
+            Numbered {
+                first: Seq(seq),
+                batch: Arc::new(Batch { device, session: Some(7), basis, readings: vec![reading] }),
+            }
+        };
+        (1..).zip(bases).map(number).collect()
+    }
+
+    fn block(batches: &[Numbered]) -> String {
+        let mut raw = Vec::new();
+        encode_groups(&mut raw, &group(batches[0].first, batches));
+        raw.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn blocks_are_laid_out_as_ever() {
+        let golden = golden();
+        assert_eq!(block(&golden[..1]), GOLDEN_1);
+        assert_eq!(block(&golden), GOLDEN_2);
+        let raw: Vec<u8> =
+            (0..GOLDEN_2.len()).step_by(2).map(|i| u8::from_str_radix(&GOLDEN_2[i..i + 2], 16).expect("hex")).collect();
+        let header = Header {
+            first: Seq(1),
+            count: 3,
+            oldest: Timestamp(0),
+            newest: Timestamp(0),
+            raw_length: raw.len() as u32,
+            checksum: 0,
+        };
+        let header = Header { checksum: header.expected_checksum(&raw), ..header };
+        assert_eq!(decode(&header, &raw).expect("frozen bytes"), golden);
+    }
+
+    const GOLDEN_1: &str = "";
+    const GOLDEN_2: &str = "";
+
+    #[test]
+    fn a_time_that_is_not_known_may_lie_anywhere() {
+        let golden = golden();
+        let range = |batches: &[Numbered]| encode(batches).map(|(header, _)| (header.oldest.0, header.newest.0));
+        assert_eq!(range(&golden[..1]), Some((1_000_000, 1_000_000)));
+        assert_eq!(range(&golden[1..]), Some((i64::MIN, i64::MAX)));
+        assert_eq!(range(&golden[2..]), Some((1_795_395_723_000_000, 1_795_395_723_000_000)));
     }
 }

@@ -24,7 +24,7 @@ impl Gateway {
         let path = directory.path().display().to_string();
         let (tcp, http) = (free_port(), free_port());
         let mut config = format!(
-            "[gateway]\nid = \"gw\"\n[http]\nlisten = \"127.0.0.1:{http}\"\n[[tcp]]\nlisten = \"127.0.0.1:{tcp}\"\n"
+            "[gateway]\nid = \"gw\"\nclock = \"trusted\"\n[http]\nlisten = \"127.0.0.1:{http}\"\n[[tcp]]\nlisten = \"127.0.0.1:{tcp}\"\n"
         );
         config += sections;
         if !config.contains("[store]") {
