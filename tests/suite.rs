@@ -12,5 +12,6 @@ mod serial;
 mod service;
 mod support;
 mod tcp;
+mod time;
 mod uplink;
 mod wire;

@@ -284,7 +284,7 @@ mod tests {
     fn readings_with_times_of_different_kinds_become_batches_of_one_kind_each() {
         let mut converter = converter(DeviceClock::Wall);
         let good = NOW.wall.0 - 1000;
-        let samples = [good, 0, 5, good].map(|time| Sample { time, values: Vec::new() });
+        let samples = [good, -1, -5, good].map(|time| Sample { time, values: Vec::new() });
         let readings = Readings { seq: 1, sub: None, samples: samples.to_vec() };
         let Converted { batch, more, last, repeated } = converter.convert(readings, NOW).expect("valid readings");
         let seqs: Vec<(Basis, Vec<u64>)> = std::iter::once(batch)

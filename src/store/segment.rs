@@ -617,8 +617,12 @@ mod tests {
         assert_eq!(decode(&header, &raw).expect("frozen bytes"), golden);
     }
 
-    const GOLDEN_1: &str = "";
-    const GOLDEN_2: &str = "";
+    const GOLDEN_1: &str = "01020164016101000107010101c0843d000102c0843d02030a";
+    const GOLDEN_2: &str = concat!(
+        "0202016401610300010700010101c0843d000102c0843d02030a00010701b0b0b0b0b0b0b0b0b0b0",
+        "b0b0b0b0b0b001010101020104c0843d04030a0001070201010101040106c0843d06c0843d96c29c",
+        "b00d030a",
+    );
 
     #[test]
     fn a_time_that_is_not_known_may_lie_anywhere() {

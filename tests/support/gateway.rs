@@ -45,6 +45,16 @@ impl Gateway {
         Gateway::new(&(mqtt + sections))
     }
 
+    /// Replaces what makes it believe its clock, which is nothing but a plausible time.
+    pub fn set_clock(&mut self, lines: &str) {
+        self.config = self.config.replace("clock = \"trusted\"", lines);
+    }
+
+    /// Adds a line to the `[[mqtt]]` section.
+    pub fn add_mqtt(&mut self, line: &str) {
+        self.config = self.config.replace("[[mqtt]]", &format!("[[mqtt]]\n{line}"));
+    }
+
     pub async fn started(mut self) -> Gateway {
         self.start().await;
         self

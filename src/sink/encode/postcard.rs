@@ -274,7 +274,7 @@ mod tests {
             Basis::Boot(BootId([0xb0; 16])),
             Basis::DeviceClock { received: Timestamp(2) },
         ];
-        assert_eq!(written(&bases[..1]).1, "0102677701010100000200000101 0a010164010161".replace(' ', ""));
+        assert_eq!(written(&bases[..1]).1, "01026777010101000002000001010a01016401010161");
         let (bytes, hex) = written(&bases);
         assert_eq!(hex, GOLDEN);
         let delivery = decode(&bytes).expect("what was just written");
@@ -287,5 +287,8 @@ mod tests {
         assert_eq!(first.readings.len(), 4);
     }
 
-    const GOLDEN: &str = "";
+    const GOLDEN: &str = concat!(
+        "01026777010401000002000001010a02000002000001010a03000002000001010a04000002000001",
+        "010a010164010101610301000201b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0030204",
+    );
 }
