@@ -66,7 +66,8 @@ fn of(readings: &[Delivered], seq: u64) -> &Delivered {
 
 #[tokio::test]
 async fn what_came_before_the_clock_was_set_gets_its_time_also_across_a_restart() {
-    let mut broker = Broker::start().await;
+    // Its outages leave the subscriber alone.
+    let mut broker = Broker::start().await.behind_a_proxy().await;
     let subscriber = Subscriber::start(&options(broker.port())).await;
     let (mut gateway, file) = waiting(&broker);
     // The network is away, as is the time.
