@@ -160,7 +160,9 @@ impl<'a> Peer<'a> {
         let count = batch.readings.len() as u64;
         match batch.basis {
             Basis::Wall | Basis::Resynchronised => {}
-            Basis::Boot(_) => drop(metrics.readings_unsynchronised.inc_by(count)),
+            Basis::Boot(_) => {
+                metrics.readings_unsynchronised.inc_by(count);
+            }
             Basis::DeviceClock { received } => {
                 metrics.readings_device_clock.inc_by(count);
                 if !std::mem::replace(&mut self.clock_told, true) {
