@@ -24,7 +24,7 @@
 //!   commits since the last checkpoint, but for the epoch and the reserved seqs.
 //! - A log at `max_size`: its oldest readings, counted and reported as a gap.
 //! - A damaged file: the segments whose checksum does not hold. All others are taken
-//!   over into a new database; see [`salvage`] and `docs/recovery.md`.
+//!   over into a new database; see `docs/recovery.md`.
 
 mod cursor;
 mod disk;

@@ -28,7 +28,7 @@ impl Writer {
         Writer { thread, salvage, _lock: lock }
     }
 
-    /// Waits for the thread to end, which [`Log::close`] asks it to. Blocks.
+    /// Waits for the thread to end, which [`super::Log::close`] asks it to. Blocks.
     pub fn join(self) {
         if self.thread.join().is_err() {
             tracing::error!("the log's writer ended with a panic");
