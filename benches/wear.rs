@@ -105,7 +105,7 @@ fn run(case: &Case, rate: u32, time: Duration) -> Outcome {
     };
     let clock = Arc::new(Virtual::default());
     let names = ["a", "b"].get(..case.sinks.len()).expect("two sinks at most");
-    let opened = Log::open_stepped(&config, names, clock.clone(), Metrics::new()).expect("the log opens");
+    let opened = Log::open_stepped(&config, &[], names, clock.clone(), Metrics::new()).expect("the log opens");
     let Opened { log, cursors, mut writer } = opened;
     let mut sinks: Vec<_> =
         cursors.into_iter().zip(case.sinks).map(|(cursor, latency)| Sink::new(cursor, *latency)).collect();
@@ -121,7 +121,7 @@ fn run(case: &Case, rate: u32, time: Duration) -> Outcome {
             log.append(Some(mark), batch).expect("memory is never short");
         }
         sinks.iter_mut().for_each(|sink| sink.tick(Seq(sent), now));
-        while writer.step() == Stepped::Tried {
+        while matches!(writer.step(), Stepped::Tried | Stepped::Looked) {
             assert_eq!(log.health().failure, None);
         }
     }

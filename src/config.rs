@@ -20,7 +20,7 @@ pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
     Config, Deliver, Devices, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt, MqttVersion,
-    Parity, Serial, Store, Tcp, Topics,
+    Parity, Priority, Route, Serial, Store, Tcp, Topics,
 };
 pub use validate::prefix_fault;
 

@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// A running gateway. Dropping it cuts it off as a crash would; [`Gateway::stop`]
 /// takes leave of everybody.
@@ -41,6 +41,11 @@ pub struct Gateway {
     http_address: Option<SocketAddr>,
     shutdown_timeout: Duration,
 }
+
+/// Pause after the first attempt to open the log that failed for a reason that may
+/// pass; it doubles with each further one.
+const OPEN_PAUSE: Duration = Duration::from_millis(500);
+const OPEN_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Tasks that stop together.
 struct Part {
@@ -65,10 +70,10 @@ impl Part {
 
 impl Gateway {
     /// Starts everything that `config` names. Needs no network: sinks connect by and
-    /// by.
+    /// by. While the disk is full it waits, and its health tells.
     ///
     /// # Errors
-    /// If the log cannot be opened or an address cannot be listened on.
+    /// If the log can never be opened or an address cannot be listened on.
     pub async fn start(mut config: Config) -> Result<Gateway> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let metrics = Metrics::new();
@@ -76,9 +81,18 @@ impl Gateway {
         limits::open_files(&mut config.tcp);
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
-        let names: Vec<_> = config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).collect();
-        let Opened { log, cursors, writer } =
-            Log::open(&config.store, &names, clock.clone(), metrics.clone()).context("cannot open the log")?;
+        let http_listener = match config.http.enabled {
+            true => Some(bind(config.http.listen, "[http]")?),
+            false => None,
+        };
+        let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let overview = Arc::new(Overview::new(metrics.clone(), clock.clone()));
+        let mut http = Part::new();
+        if let Some(listener) = http_listener {
+            let door = http::Door::new(listener);
+            http.tasks.spawn(http::serve(door, metrics.clone(), overview.clone(), http.stop.subscribe()));
+        }
+        let Opened { log, cursors, writer } = open_log(&config, &clock, &metrics, &overview).await?;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
         tracing::info!(
@@ -91,12 +105,6 @@ impl Gateway {
 
         let listeners = bind_all(&config.tcp)?;
         let tcp_addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
-        let http_listener = match config.http.enabled {
-            true => Some(bind(config.http.listen, "[http]")?),
-            false => None,
-        };
-        let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
-
         let mut sinks = Part::new();
         let mut pulses = Vec::new();
         for (mqtt, cursor) in config.mqtt.iter().zip(cursors) {
@@ -105,14 +113,14 @@ impl Gateway {
             sinks.tasks.spawn(pump.run(sinks.stop.subscribe(), config.gateway.shutdown_timeout / 5));
             pulses.push((mqtt.name.as_str().into(), pulse));
         }
-        let overview = Arc::new(Overview::new(log.clone(), pulses, metrics.clone(), clock.clone()));
+        overview.opened(log.clone(), pulses);
         let shared = link::Shared {
             log: log.clone(),
             registry: Registry::new(metrics.clone()),
             devices: config.devices,
             pool: link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone()),
             clock,
-            metrics: metrics.clone(),
+            metrics,
         };
         let mut links = Part::new();
         for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
@@ -120,10 +128,6 @@ impl Gateway {
         }
         for serial in config.serial {
             links.tasks.spawn(link::serial::serve(serial, shared.clone(), links.stop.subscribe()));
-        }
-        let mut http = Part::new();
-        if let Some(listener) = http_listener {
-            http.tasks.spawn(http::serve(http::Door::new(listener), metrics, overview.clone(), http.stop.subscribe()));
         }
         for address in &tcp_addresses {
             tracing::info!(%address, "listening for devices");
@@ -181,6 +185,25 @@ fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy();
     GatewayId::new(&host).with_context(|| format!("this host's name {host:?} is no gateway id; set [gateway] id"))
+}
+
+/// Opens the log, as soon as that can be done.
+async fn open_log(config: &Config, clock: &Arc<dyn Clock>, metrics: &Metrics, overview: &Overview) -> Result<Opened> {
+    let names: Vec<_> = config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).collect();
+    let mut pause = OPEN_PAUSE;
+    loop {
+        match Log::open_with(&config.store, &config.route, &names, clock.clone(), metrics.clone()) {
+            Ok(opened) => return Ok(opened),
+            Err(why) if why.may_pass() => {
+                if overview.waits(&why.to_string()) {
+                    tracing::error!(error = %why, "the log cannot be opened; devices are not served until it can");
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(OPEN_PAUSE_MAX);
+            }
+            Err(why) => return Err(why).context("cannot open the log"),
+        }
+    }
 }
 
 fn bind_all(links: &[config::Tcp]) -> Result<Vec<TcpListener>> {

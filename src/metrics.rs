@@ -45,6 +45,12 @@ pub struct SinkReasonLabel {
     pub reason: &'static str,
 }
 
+/// One of the store's states.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabel {
+    pub state: &'static str,
+}
+
 type Float = Gauge<f64, AtomicU64>;
 
 /// The gateway's figures. The field docs are the metrics' help texts.
@@ -69,6 +75,7 @@ pub struct Metrics {
     pub sink_oldest_pending_seconds: Family<SinkLabel, Float>,
     pub sink_connected: Family<SinkLabel, Gauge>,
     pub delivery_seconds: Family<SinkLabel, Histogram>,
+    pub store_state: Family<StateLabel, Gauge>,
     pub store_bytes: Gauge,
     pub store_written_bytes: Counter,
     pub store_pending_bytes: Gauge,
@@ -101,6 +108,7 @@ impl Metrics {
             sink_oldest_pending_seconds: Family::default(),
             sink_connected: Family::default(),
             delivery_seconds: Family::new_with_constructor(latency),
+            store_state: Family::default(),
             store_bytes: Gauge::default(),
             store_written_bytes: Counter::default(),
             store_pending_bytes: Gauge::default(),
@@ -168,7 +176,8 @@ impl Metrics {
             Unit::Seconds,
             m.delivery_seconds,
         );
-        registry.register_with_unit("store", "Size of the log's files", Unit::Bytes, m.store_bytes);
+        registry.register("store_state", "1 for the state that the log's disk is in", m.store_state);
+        registry.register_with_unit("store", "Size of the log's content", Unit::Bytes, m.store_bytes);
         registry.register_with_unit(
             "store_written",
             "Bytes that the log wrote to its files",

@@ -29,7 +29,7 @@ fn config(directory: &Path) -> Store {
         commit_within: Duration::ZERO,
         deliver: Deliver::AfterCommit,
         durability: Durability::Normal,
-        max_size: ByteSize::mib(64),
+        max_size: ByteSize::mib(128),
         ..Store::default()
     }
 }

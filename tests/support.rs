@@ -4,6 +4,7 @@
 pub mod broker;
 pub mod device;
 pub mod gateway;
+pub mod mount;
 pub mod process;
 pub mod pty;
 pub mod script;

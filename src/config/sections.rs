@@ -18,6 +18,7 @@ pub struct Config {
     pub http: Http,
     pub devices: Devices,
     pub store: Store,
+    pub route: Vec<Route>,
     pub mqtt: Vec<Mqtt>,
 }
 
@@ -168,10 +169,39 @@ pub struct Store {
     pub durability: Durability,
     /// The log's files stay below this; the oldest readings are dropped first.
     pub max_size: ByteSize,
+    /// Readings are dropped when they are older than this.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Option<Duration>,
+    /// Bytes to leave free on the filesystem; with less, the log does not grow.
+    pub min_free: ByteSize,
+    /// Keep one in so many of a device's oldest readings before they are dropped.
+    pub thin: Option<u32>,
     /// Memory for readings that are not settled; devices wait when it is used up.
     pub max_pending: ByteSize,
     /// Memory of readings not on disk that makes a commit due at once.
     pub segment_size: ByteSize,
+}
+
+/// Which readings outlive others in a log that reaches its bounds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Priority {
+    #[default]
+    Normal,
+    High,
+}
+
+/// `[[route]]`: what holds for some readings.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Route {
+    pub name: String,
+    /// Patterns of which one must match the device's name; none: every device.
+    pub devices: Vec<String>,
+    /// Patterns of which one must match one of the reading's channels; none: every
+    /// reading.
+    pub channels: Vec<String>,
+    pub priority: Priority,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -309,9 +339,18 @@ impl Default for Store {
             deliver: Deliver::AtOnce,
             durability: Durability::Full,
             max_size: ByteSize::gib(1),
+            max_age: None,
+            min_free: ByteSize::mib(64),
+            thin: None,
             max_pending: ByteSize::mib(16),
             segment_size: ByteSize::mib(4),
         }
+    }
+}
+
+impl Default for Route {
+    fn default() -> Route {
+        Route { name: "route".into(), devices: Vec::new(), channels: Vec::new(), priority: Priority::Normal }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod links;
 mod mqtt;
+mod routes;
 
 use super::problem::Report;
 use super::read::closest;
@@ -27,6 +28,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     http(config, Section::new(report, "http"));
     devices(&config.devices, Section::new(report, "devices"));
     store(&config.store, Section::new(report, "store"));
+    routes::check(&config.route, report);
     mqtt::check(&config.mqtt, report);
 }
 
@@ -108,6 +110,13 @@ fn store(store: &Store, mut section: Section) {
         }
     }
     section.size("max_size", store.max_size, ByteSize::mib(8), ByteSize::tib(64));
+    if let Some(max_age) = store.max_age {
+        section.duration("max_age", max_age, MINUTE, 3650 * DAY);
+    }
+    section.size("min_free", store.min_free, ByteSize(0), ByteSize::tib(64));
+    if let Some(thin) = store.thin {
+        section.number("thin", thin, 2, 1000);
+    }
     section.size("max_pending", store.max_pending, ByteSize::kib(64), ByteSize::gib(1));
     section.size("segment_size", store.segment_size, ByteSize::kib(4), ByteSize::gib(1));
     if store.segment_size > store.max_pending {

@@ -6,10 +6,11 @@
 //! segments follow while the gateway runs, see [`super::restore`]. The new epoch's seqs
 //! begin behind all that the old one gave out.
 
+use super::lanes::Lanes;
 use super::quarantine::{self, Entry, State};
 use super::recover::{self, Fault, Recovered};
 use super::restore::{DONE, Job};
-use super::row;
+use super::row::{self, Info};
 use super::salvage::{Facts, Found, Salvage, Scan, wal_path};
 use super::schema::{self, OpenError};
 use super::segment::Header;
@@ -46,7 +47,13 @@ const FAR: u64 = 1 << 40;
 ///
 /// # Errors
 /// If the directory or the disk is at fault, or the log was written by a newer version.
-pub(super) fn open(config: &config::Store, sinks: &[&str], now: Now, metrics: &Metrics) -> Result<Healed, OpenError> {
+pub(super) fn open(
+    config: &config::Store,
+    lanes: &Lanes,
+    sinks: &[&str],
+    now: Now,
+    metrics: &Metrics,
+) -> Result<Healed, OpenError> {
     let store = config.directory.as_path();
     let path = store.join(schema::FILE_NAME);
     let moving = |why| OpenError::Directory { path: store.join("quarantine"), why };
@@ -70,11 +77,11 @@ pub(super) fn open(config: &config::Store, sinks: &[&str], now: Now, metrics: &M
         }
         std::fs::remove_file(&marker).map_err(moving)?;
     }
-    let opened = match attempt(config, &path, sinks, now) {
+    let opened = match attempt(config, lanes, &path, sinks, now) {
         Err(why) => match damage(&why) {
             Some(reason) => {
                 quarantine(reason, &why.to_string())?;
-                attempt(config, &path, sinks, now)?
+                attempt(config, lanes, &path, sinks, now)?
             }
             None => return Err(why),
         },
@@ -154,14 +161,15 @@ fn is_readable(path: &Path) -> bool {
 
 type Opening = (Connection, Recovered, Vec<Job>);
 
-fn attempt(config: &config::Store, path: &Path, sinks: &[&str], now: Now) -> Result<Opening, OpenError> {
+fn attempt(config: &config::Store, lanes: &Lanes, path: &Path, sinks: &[&str], now: Now) -> Result<Opening, OpenError> {
     let look = examine(path)?;
     let mut connection = schema::open(path, config.durability)?;
     let mut opening = || {
         let jobs = take_over(&mut connection, &config.directory, sinks, now)?;
         put_back(&mut connection, &look.orphans)?;
         let epoch = Epoch(fastrand::u32(1..));
-        let found = recover::recover(&mut connection, sinks, now.wall, epoch, config.durability, look.has_wal)?;
+        let (durability, lanes) = (config.durability, lanes.fingerprint());
+        let found = recover::recover(&mut connection, sinks, now.wall, epoch, durability, look.has_wal, lanes)?;
         // From here on the database alone says that it was not closed: a write-ahead
         // log that goes missing is noticed.
         connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
@@ -241,9 +249,10 @@ fn put_back(connection: &mut Connection, orphans: &[(Header, Vec<u8>)]) -> Resul
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let reserved = recover::meta(&transaction, "reserved")?.unwrap_or(0);
+    let clock = recover::meta(&transaction, "log_clock")?.unwrap_or(0);
     for (header, block) in orphans.iter().filter(|(header, _)| header.last().0 <= reserved) {
         tracing::warn!(first = header.first.0, readings = header.count, "a segment was found behind a damaged frame");
-        row::put(&transaction, "IGNORE", header, block)?;
+        row::put(&transaction, "IGNORE", header, block, Info::uncounted(clock))?;
     }
     transaction.commit()?;
     Ok(())

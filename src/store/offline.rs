@@ -6,10 +6,10 @@
 //! it, including what stands in its write-ahead log. Only [`purge`] writes, and only
 //! while no gateway runs.
 
-use super::disk::Gap;
+use super::gap::Gap;
 use super::ranges::Ranges;
 use super::recover;
-use super::row::{self, HEADER_COLUMNS};
+use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS, LAST_SEQ};
 use super::salvage::{Found, Salvage, Scan};
 use super::schema::{self, FILE_NAME};
 use super::segment;
@@ -142,7 +142,7 @@ impl Offline {
         match &self.source {
             Source::Sqlite(db) => {
                 let mut statement =
-                    db.prepare(&format!("SELECT {HEADER_COLUMNS}, block FROM segment ORDER BY first_seq"))?;
+                    db.prepare(&format!("SELECT {HEADER_COLUMNS}, {BLOCK_COLUMN} FROM segment ORDER BY first_seq"))?;
                 let mut rows = statement.query([])?;
                 let mut given = Ranges::default();
                 while let Some(row) = rows.next()? {
@@ -209,8 +209,7 @@ impl Offline {
             contents.readings += u64::from(header.count);
             contents.bytes += bytes;
             for sink in contents.sinks.iter_mut().filter(|sink| sink.confirmed < header.last()) {
-                let before = (sink.confirmed.0 + 1).saturating_sub(header.first.0);
-                sink.readings += u64::from(header.count).saturating_sub(before);
+                sink.readings += header.within(sink.confirmed, header.last());
                 sink.bytes += bytes;
                 sink.oldest = Some(sink.oldest.map_or(header.oldest, |oldest| oldest.min(header.oldest)));
             }
@@ -336,11 +335,11 @@ pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestam
                 break;
             }
             upto = last;
-            purged.readings += last.0 + 1 - header.first.0;
+            purged.readings += header.within(Seq::ZERO, last);
             purged.range = Some((purged.range.map_or(header.first, |(first, _)| first), last));
             for (name, count) in &mut lost {
                 let confirmed = places.get(*name).map_or(0, |(confirmed, _)| *confirmed);
-                *count += last.0.saturating_sub(confirmed.max(header.first.prev().0));
+                *count += header.within(Seq(confirmed), last);
             }
         }
     }
@@ -351,7 +350,7 @@ pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestam
         schema::put_sink(&transaction, name, Seq(confirmed.max(upto.0)), event)?;
     }
     if only.is_none() {
-        transaction.execute("DELETE FROM segment WHERE first_seq + count - 1 <= ?1", [upto.0])?;
+        transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [upto.0])?;
     }
     let undelivered: Vec<(Arc<str>, u64)> =
         lost.iter().filter(|(_, count)| **count > 0).map(|(name, count)| (Arc::from(*name), *count)).collect();

@@ -5,7 +5,9 @@
 //! mark is forgotten, a damaged event is taken out; anything else that cannot be right
 //! is a [`Fault`], and the database goes into quarantine.
 
-use super::row::{self, HEADER_COLUMNS};
+use super::gap::{Hole, condense};
+use super::logclock::Kept;
+use super::row::{self, HEADER_COLUMNS, INFO_COLUMNS};
 use super::schema::{
     OpenError, SEQ_BLOCK, insert_event, put_mark, put_sink, set_meta, small_structure_fault, synchronise,
 };
@@ -49,9 +51,13 @@ pub(super) struct Recovered {
     /// Sinks that stand in the log but are not wanted any more.
     pub forgotten: Vec<String>,
     pub marks: Vec<(DeviceId, u64, u64)>,
-    /// Ranges of seqs that no reading has: last seq before the hole, and its length.
-    pub holes: Vec<(Seq, u64)>,
+    /// Seqs that no reading has.
+    pub holes: Vec<Hole>,
     pub last_event: u64,
+    /// The log's clock as it was kept, and what the newest segment has of it.
+    pub clock: (Kept, u64),
+    /// Stands in segments for the lanes by which they are counted from now on.
+    pub generation: u64,
 }
 
 /// Reads what the last life left, reserves the seqs of this one, and records the
@@ -65,6 +71,7 @@ pub(super) fn recover(
     new_epoch: Epoch,
     durability: Durability,
     has_wal: bool,
+    lanes: u64,
 ) -> Result<Recovered, Fault> {
     synchronise(connection, Durability::Full)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -72,7 +79,7 @@ pub(super) fn recover(
         return Err(Fault::Damaged(format!("its structure is broken: {}", found.replace('\n', " "))));
     }
     let meta = read_meta(&transaction)?;
-    let (mut holes, disk_end) = read_holes(&transaction)?;
+    let (mut holes, disk_end, newest) = read_holes(&transaction)?;
     let epoch = match meta.get("epoch") {
         Some(epoch) => Epoch(u32::try_from(*epoch).map_err(|_| Fault::Damaged("the epoch is impossible".into()))?),
         None if disk_end > 0 || !meta.is_empty() => return Err(Fault::Damaged("the epoch is missing".into())),
@@ -98,7 +105,7 @@ pub(super) fn recover(
         insert_event(&transaction, now, &body.to_string())?;
     }
     if next > disk_end + 1 {
-        holes.push((Seq(disk_end), next - disk_end - 1));
+        holes.push(Hole::whole(Seq(disk_end + 1), Seq(next - 1)));
     }
     let reserved = next - 1 + SEQ_BLOCK;
     set_meta(&transaction, "reserved", reserved)?;
@@ -119,6 +126,10 @@ pub(super) fn recover(
     let marks = read_marks(&transaction)?;
     scrub_events(&transaction, now, positions.iter().map(|(_, event)| *event).max().unwrap_or(0))?;
     let last_event = last_event(&transaction)?;
+    let kept = |key: &str| meta.get(key).copied().unwrap_or(0);
+    let wall = Timestamp(i64::try_from(kept("log_clock_wall")).unwrap_or(0));
+    let clock = (Kept { seconds: kept("log_clock"), wall }, newest);
+    let generation = generation(&transaction, &meta, lanes)?;
     transaction.commit()?;
     synchronise(connection, durability)?;
     Ok(Recovered {
@@ -131,7 +142,20 @@ pub(super) fn recover(
         marks,
         holes,
         last_event,
+        clock,
+        generation,
     })
+}
+
+/// Counts how often the lanes changed: segments counted by others are looked into anew.
+fn generation(transaction: &Transaction<'_>, meta: &BTreeMap<String, u64>, lanes: u64) -> rusqlite::Result<u64> {
+    let before = meta.get("lanes_generation").copied().unwrap_or(0);
+    if before > 0 && meta.get("lanes") == Some(&lanes) {
+        return Ok(before);
+    }
+    set_meta(transaction, "lanes", lanes)?;
+    set_meta(transaction, "lanes_generation", before + 1)?;
+    Ok(before + 1)
 }
 
 /// Gives each new sink the place of the one that is furthest behind, so that a
@@ -256,11 +280,13 @@ fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64) -
     Ok(())
 }
 
-/// Ranges of seqs that no segment has, and the last seq that one has.
-fn read_holes(transaction: &Transaction<'_>) -> Result<(Vec<(Seq, u64)>, u64), Fault> {
-    let mut statement = transaction.prepare(&format!("SELECT {HEADER_COLUMNS} FROM segment ORDER BY first_seq"))?;
+/// Seqs that no reading has, the last one that one has, and when the newest segment was
+/// written by the log's clock.
+fn read_holes(transaction: &Transaction<'_>) -> Result<(Vec<Hole>, u64, u64), Fault> {
+    let mut statement =
+        transaction.prepare(&format!("SELECT {HEADER_COLUMNS}, {INFO_COLUMNS} FROM segment ORDER BY first_seq"))?;
     let mut rows = statement.query([])?;
-    let (mut holes, mut end, mut before) = (Vec::new(), 0u64, 0u64);
+    let (mut holes, mut end, mut before, mut newest) = (Vec::new(), 0u64, 0u64, 0u64);
     while let Some(row) = rows.next()? {
         let header =
             row::header_of(row).ok_or_else(|| Fault::Damaged(format!("the segment after seq {end} has no header")))?;
@@ -269,12 +295,20 @@ fn read_holes(transaction: &Transaction<'_>) -> Result<(Vec<(Seq, u64)>, u64), F
         }
         before = header.first.0;
         if header.first.0 > end + 1 {
-            holes.push((Seq(end), header.first.0 - end - 1));
+            holes.push(Hole::whole(Seq(end + 1), header.first.prev()));
+        }
+        holes.extend(Hole::inside(&header));
+        if holes.len() > MAX_READ {
+            condense(&mut holes);
         }
         end = end.max(header.last().0);
+        newest = row::info(row, row::BLOCK).map_or(newest, |info| info.committed);
     }
-    Ok((holes, end))
+    Ok((holes, end, newest))
 }
+
+/// Holes that are collected before they are condensed.
+const MAX_READ: usize = 20_000;
 
 fn read_meta(connection: &Connection) -> Result<BTreeMap<String, u64>, Fault> {
     let mut meta = BTreeMap::new();
@@ -350,7 +384,7 @@ pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<u64>, Fa
 }
 
 /// The newest event's id, 0 if there never was one.
-fn last_event(connection: &Connection) -> rusqlite::Result<u64> {
+pub(super) fn last_event(connection: &Connection) -> rusqlite::Result<u64> {
     let id = connection
         .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'event'", [], |row| row.get(0))
         .optional()?;

@@ -106,7 +106,7 @@ impl Restore<'_> {
                 self.job.entry.report.salvaged.damaged_segments += 1;
                 if let Some(header) = header {
                     let reason = ReasonLabel { reason: "corrupt" };
-                    let lost = header.last().0.saturating_sub(self.job.confirmed.max(header.first.prev().0));
+                    let lost = header.within(Seq(self.job.confirmed), header.last());
                     self.shared.metrics.readings_dropped.get_or_create(&reason).inc_by(lost);
                 }
                 ControlFlow::Continue(())
@@ -126,10 +126,12 @@ impl Restore<'_> {
             return ControlFlow::Continue(());
         }
         let confirmed = Seq(self.job.confirmed);
+        let mut sent_again = 0;
         for batch in batches.iter().filter(|batch| batch.last() > confirmed) {
             let rest = if batch.first > confirmed { batch.clone() } else { cut(batch, confirmed.next(), batch.last()) };
             let count = rest.batch.readings.len() as u64;
             self.append(&rest)?;
+            sent_again += count;
             self.sent_again += count;
             self.job.entry.report.salvaged.sent_again += count;
             self.shared.metrics.store_salvaged_readings.inc_by(count);
@@ -137,7 +139,7 @@ impl Restore<'_> {
         let whole =
             batches.iter().map(|batch| batch.batch.readings.len() as u64).sum::<u64>() == u64::from(header.count);
         if header.first <= confirmed && whole && self.with_history {
-            let kept = confirmed.min(header.last()).0 + 1 - header.first.0;
+            let kept = batches.iter().map(|batch| batch.batch.readings.len() as u64).sum::<u64>() - sent_again;
             self.job.entry.report.salvaged.history += kept;
             self.shared.metrics.store_salvaged_readings.inc_by(kept);
             self.wait(|restored| {

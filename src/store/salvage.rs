@@ -29,9 +29,11 @@ const KNOWN_ROOTS: [(&str, u32); 5] = [("meta", 2), ("segment", 3), ("sink", 4),
 const MAX_DEPTH: usize = 20;
 /// No segment's row is longer.
 const MAX_ROW: u64 = 256 << 20;
-/// A segment's row has these columns: its key, six numbers and the block; there may be
-/// more behind them.
-const SEGMENT_BLOCK_COLUMN: usize = 7;
+/// A segment's row has these columns: its key, six numbers and the block; behind them,
+/// if the block is empty, the last seq, numbers, and the block itself.
+const BLOCK_COLUMN: usize = 7;
+const LAST_SEQ_COLUMN: usize = 8;
+const DATA_COLUMN: usize = 14;
 
 /// A database that is read without SQLite.
 pub(super) struct Salvage {
@@ -74,6 +76,9 @@ pub(super) enum Found {
 pub(super) struct Walk {
     /// Every seq that was given.
     pub given: Ranges,
+    /// Every seq between the first and the last of a sound segment: what such a one does
+    /// not have was taken out of it on purpose.
+    pub known: Ranges,
     /// What damaged rows say that they held; not proven.
     pub damaged: Vec<(u64, u64)>,
     pub damaged_segments: u64,
@@ -138,19 +143,12 @@ impl Salvage {
         let mut flow = ControlFlow::Continue(());
         let root = self.roots.get("segment").copied().unwrap_or(3);
         let broken = self.cells(root, &mut |image, cell| {
-            let number = |column: usize, fields: &[Field<'_>]| match column {
-                0 => Some(cell.rowid),
-                column => fields.get(column)?.integer(),
-            };
             let sound = self.segment(cell, image);
             flow = match sound {
                 Some((header, block, batches)) => walk.give(header, block, batches, give),
                 None => {
                     let known = self.record(cell, View::Committed);
-                    let header = known
-                        .as_deref()
-                        .and_then(record::fields)
-                        .and_then(|f| row::header(|column| number(column, &f)));
+                    let header = known.as_deref().and_then(record::fields).and_then(|fields| header(cell, &fields));
                     walk.damaged_segments += 1;
                     walk.damaged.extend(header.map(|header| (header.first.0, header.last().0)));
                     give(Found::Damaged { header })
@@ -240,11 +238,11 @@ impl Salvage {
         views.iter().find_map(|view| {
             let record = self.record(cell, *view)?;
             let fields = record::fields(&record)?;
-            let header = row::header(|column| match column {
-                0 => Some(cell.rowid),
-                column => fields.get(column)?.integer(),
-            })?;
-            let Some(Field::Blob(block)) = fields.get(SEGMENT_BLOCK_COLUMN) else { return None };
+            let header = header(cell, &fields)?;
+            let block = match (fields.get(BLOCK_COLUMN), fields.get(DATA_COLUMN)) {
+                (_, Some(Field::Blob(block))) | (Some(Field::Blob(block)), None) => block,
+                _ => return None,
+            };
             let batches = segment::decode(&header, block).ok()?;
             Some((header, block.to_vec(), batches))
         })
@@ -312,12 +310,21 @@ fn is_segment(cell: &Cell<'_>) -> bool {
         return false;
     }
     let Some((serials, _)) = record::shape(cell.local, cell.length) else { return false };
-    match serials.split_at_checked(SEGMENT_BLOCK_COLUMN) {
+    match serials.split_at_checked(BLOCK_COLUMN) {
         Some(([0, numbers @ ..], [block, ..])) => {
             numbers.iter().all(|serial| matches!(serial, 1..=6 | 8 | 9)) && *block >= 12 && block % 2 == 0
         }
         _ => false,
     }
+}
+
+/// What the row of a segment says of it, in the order of [`row::HEADER_COLUMNS`].
+fn header(cell: &Cell<'_>, fields: &[Field<'_>]) -> Option<Header> {
+    row::header(|column| match column {
+        0 => Some(cell.rowid),
+        1 => fields.get(LAST_SEQ_COLUMN)?.integer(),
+        column => fields.get(column - 1)?.integer(),
+    })
 }
 
 impl Walk {
@@ -328,6 +335,7 @@ impl Walk {
         batches: Vec<Numbered>,
         give: &mut dyn FnMut(Found) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
+        self.known.insert(header.first.0, header.last().0);
         let batches = self.fresh(batches);
         if batches.is_empty() {
             return ControlFlow::Continue(());
@@ -349,9 +357,9 @@ impl Walk {
         fresh
     }
 
-    /// What between `first` and `last` was not given.
+    /// What between `first` and `last` nothing sound tells of.
     pub fn missing(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
-        self.given.missing(first, last)
+        self.known.missing(first, last)
     }
 }
 

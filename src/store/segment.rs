@@ -1,9 +1,11 @@
 //! A segment: many readings in one compressed, checksummed, columnar block.
 //!
-//! A segment holds readings of consecutive seqs. Inside, readings of the same
-//! device, session and channels form a group, and each group is stored column by
+//! A segment holds readings in the order of their seqs: consecutive ones as it is
+//! first written, with holes once retention has taken some of them away. Inside,
+//! readings of the same device, session and channels form a group, and each group is stored column by
 //! column, which is where a block's small size comes from. The order across
-//! groups is kept as each reading's offset from the segment's first seq.
+//! groups is kept as each reading's offset from the segment's first seq, so a
+//! segment with holes ("sparse") has the same format.
 //!
 //! ```text
 //! block  = 0x01 strings groups          format byte, then:
@@ -28,21 +30,41 @@ use std::sync::Arc;
 pub struct Header {
     /// Seq of the first reading.
     pub first: Seq,
-    /// Number of readings, whose seqs follow each other.
+    /// Seq of the last reading.
+    pub last: Seq,
+    /// Number of readings; fewer than seqs from first to last if there are holes.
     pub count: u32,
     /// Smallest and largest time among the readings.
     pub oldest: Timestamp,
     pub newest: Timestamp,
     /// Length of the block before compression; equal to the stored length if it is not compressed.
     pub raw_length: u32,
-    /// CRC-32 (ISO-HDLC) over all of the above and the stored block.
+    /// CRC-32 (ISO-HDLC) over all of the above and the stored block; `last` takes part
+    /// only where `first` and `count` do not give it.
     pub checksum: u32,
 }
 
 impl Header {
     /// Seq of the last reading.
     pub fn last(&self) -> Seq {
-        self.first.plus(u64::from(self.count)).prev()
+        self.last
+    }
+
+    /// How many seqs there are from the first to the last reading.
+    fn span(&self) -> u64 {
+        (self.last.0.saturating_add(1)).saturating_sub(self.first.0)
+    }
+
+    /// How many readings it has after `after` and up to `upto`; about, if there are holes
+    /// and one of the two lies between the first and the last.
+    pub fn within(&self, after: Seq, upto: Seq) -> u64 {
+        let (first, last) = (self.first.max(after.next()), self.last.min(upto));
+        u64::from(self.count).min(last.next().0.saturating_sub(first.0))
+    }
+
+    /// Whether seqs between the first and the last have no reading.
+    pub fn is_sparse(&self) -> bool {
+        self.span() != u64::from(self.count)
     }
 
     fn expected_checksum(&self, block: &[u8]) -> u32 {
@@ -52,6 +74,9 @@ impl Header {
         hash.update(&self.oldest.0.to_le_bytes());
         hash.update(&self.newest.0.to_le_bytes());
         hash.update(&self.raw_length.to_le_bytes());
+        if self.is_sparse() {
+            hash.update(&self.last.0.to_le_bytes());
+        }
         hash.update(block);
         hash.finalize()
     }
@@ -93,15 +118,15 @@ impl Encoder {
         Ok(Encoder { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, raw: Vec::new() })
     }
 
-    /// Encodes `batches`, whose seqs must follow each other without a hole.
-    /// Returns `None` if there is no reading in them.
+    /// Encodes `batches`, which stand in the order of their seqs. Returns `None` if there
+    /// is no reading in them.
     ///
     /// # Errors
     /// If there is more than a segment can hold, or compression fails.
     pub fn encode(&mut self, batches: &[Numbered]) -> std::io::Result<Option<(Header, Vec<u8>)>> {
-        let Some(first) = batches.iter().find(|b| !b.batch.readings.is_empty()).map(|b| b.first) else {
-            return Ok(None);
-        };
+        let mut filled = batches.iter().filter(|b| !b.batch.readings.is_empty());
+        let Some(first) = filled.next() else { return Ok(None) };
+        let (first, last) = (first.first, filled.next_back().unwrap_or(first).last());
         let too_large = |_| std::io::Error::other("too many readings for one segment");
         let mut count = 0usize;
         let (mut oldest, mut newest) = (Timestamp(i64::MAX), Timestamp(i64::MIN));
@@ -121,6 +146,7 @@ impl Encoder {
         };
         let mut header = Header {
             first,
+            last,
             count: u32::try_from(count).map_err(too_large)?,
             oldest,
             newest,
@@ -244,48 +270,88 @@ fn decode_raw(header: &Header, raw: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
     if count > raw.len() {
         return Err(Corrupt("its count is impossible"));
     }
-    let mut in_order: Vec<Option<(usize, Reading)>> = Vec::new();
-    in_order.resize_with(count, || None);
+    let mut places = if header.is_sparse() { Places::sparse(header)? } else { Places::dense(count) };
     let group_count = input.count(1)?;
     let mut heads = Vec::with_capacity(group_count);
     for group in 0..group_count {
-        heads.push(decode_group(&mut input, &strings, |offset, reading| {
-            let slot = usize::try_from(offset).ok().and_then(|offset| in_order.get_mut(offset));
-            match slot {
-                Some(slot @ None) => {
-                    *slot = Some((group, reading));
-                    Ok(())
-                }
-                _ => Err(Corrupt("a reading's place is impossible")),
-            }
-        })?);
+        heads.push(decode_group(&mut input, &strings, |offset, reading| places.put(offset, group, reading))?);
     }
     if input.remaining() != 0 {
         return Err(Corrupt("it is longer than its content"));
     }
-    assemble(header.first, &heads, in_order)
+    match places {
+        Places::Dense(slots) => {
+            let filled = slots.into_iter().zip(0..).map(|(slot, offset)| slot.map(|(group, r)| (offset, group, r)));
+            assemble(header.first, &heads, filled)
+        }
+        Places::Sparse { mut readings, end } => {
+            readings.sort_unstable_by_key(|(offset, ..)| *offset);
+            let ascending = readings.windows(2).all(|pair| pair[0].0 < pair[1].0); // pairs
+            let bounds =
+                readings.first().map(|(o, ..)| *o) == Some(0) && readings.last().map(|(o, ..)| *o) == Some(end);
+            if readings.len() != count || !ascending || !bounds {
+                return Err(Corrupt("a reading's place is impossible"));
+            }
+            assemble(header.first, &heads, readings.into_iter().map(Some))
+        }
+    }
+}
+
+/// Readings with their groups, by their offsets from the first seq.
+enum Places {
+    /// One for each offset.
+    Dense(Vec<Option<(usize, Reading)>>),
+    /// Offset, group and reading, for offsets from 0 to `end` with holes.
+    Sparse { readings: Vec<(u64, usize, Reading)>, end: u64 },
+}
+
+impl Places {
+    fn dense(count: usize) -> Places {
+        let mut slots = Vec::new();
+        slots.resize_with(count, || None);
+        Places::Dense(slots)
+    }
+
+    fn sparse(header: &Header) -> Result<Places, Corrupt> {
+        if header.span() < u64::from(header.count) || header.count == 0 {
+            return Err(Corrupt("its count is impossible"));
+        }
+        Ok(Places::Sparse { readings: Vec::new(), end: header.span() - 1 })
+    }
+
+    fn put(&mut self, offset: u64, group: usize, reading: Reading) -> Result<(), Corrupt> {
+        match self {
+            Places::Dense(slots) => match usize::try_from(offset).ok().and_then(|offset| slots.get_mut(offset)) {
+                Some(slot @ None) => *slot = Some((group, reading)),
+                _ => return Err(Corrupt("a reading's place is impossible")),
+            },
+            Places::Sparse { readings, .. } => readings.push((offset, group, reading)),
+        }
+        Ok(())
+    }
 }
 
 /// Joins neighbours of the same group into batches.
 fn assemble(
     first: Seq,
     heads: &[GroupHead],
-    in_order: Vec<Option<(usize, Reading)>>,
+    in_order: impl Iterator<Item = Option<(u64, usize, Reading)>>,
 ) -> Result<Vec<Numbered>, Corrupt> {
     let mut batches = Vec::new();
-    let mut next = first;
-    let mut rest = in_order.into_iter().peekable();
+    let mut rest = in_order.peekable();
     while let Some(slot) = rest.next() {
-        let (group, reading) = slot.ok_or(Corrupt("a reading is missing"))?;
+        let (start, group, reading) = slot.ok_or(Corrupt("a reading is missing"))?;
         let mut readings = vec![reading];
-        while let Some(Some((_, reading))) = rest.next_if(|slot| matches!(slot, Some((other, _)) if *other == group)) {
+        let mut next = start + 1;
+        while let Some(Some((_, _, reading))) =
+            rest.next_if(|slot| matches!(slot, Some((offset, other, _)) if *other == group && *offset == next))
+        {
             readings.push(reading);
+            next += 1;
         }
         let head = &heads[group]; // groups were counted up to the number of heads
-        let count = readings.len() as u64;
         let batch = Batch { device: head.device.clone(), session: head.session, readings };
-        batches.push(Numbered { first: next, batch: Arc::new(batch) });
-        next = next.plus(count);
+        batches.push(Numbered { first: first.plus(start), batch: Arc::new(batch) });
     }
     Ok(batches)
 }
@@ -418,11 +484,32 @@ mod tests {
         }
 
         #[test]
-        fn garbage_with_a_right_checksum_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..300), count in 0u32..50, compressed in any::<bool>()) {
+        fn garbage_with_a_right_checksum_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..300), count in 0u32..50, holes in 0u32..3, compressed in any::<bool>()) {
             let raw_length = if compressed { 500 } else { garbage.len() as u32 };
-            let mut header = Header { first: Seq(1), count, oldest: Timestamp(0), newest: Timestamp(0), raw_length, checksum: 0 };
+            let last = Seq(u64::from(count) + u64::from(holes));
+            let mut header = Header { first: Seq(1), last, count, oldest: Timestamp(0), newest: Timestamp(0), raw_length, checksum: 0 };
             header.checksum = header.expected_checksum(&garbage);
             let _ = decode(&header, &garbage);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_readings_that_are_left_come_back_with_their_seqs(batches in any_batches(), keep in 1u64..5, from in 0u64..5) {
+            let left = super::super::evict::filtered(&batches, &mut |seq, _, _| seq.0 % keep == from);
+            let expected: Vec<_> = flat(&batches).into_iter().filter(|line| {
+                line.split(' ').next().and_then(|seq| seq.parse::<u64>().ok()).is_some_and(|seq| seq % keep == from)
+            }).collect();
+            prop_assert_eq!(&flat(&left), &expected);
+            if let Some((header, mut block)) = encode(&left) {
+                let back = decode(&header, &block).expect("what was written reads back");
+                prop_assert_eq!(flat(&back), expected);
+                let wrong = Header { last: header.last.next(), ..header };
+                prop_assert!(decode(&wrong, &block).is_err());
+                let middle = block.len() / 2;
+                block[middle] ^= 1;
+                prop_assert!(decode(&header, &block).is_err());
+            }
         }
     }
 
@@ -434,6 +521,8 @@ mod tests {
         let (header, block) = encode(&[Numbered { first: Seq(7), batch }]).expect("one reading");
         for wrong in [
             Header { first: Seq(8), ..header },
+            Header { last: Seq(8), ..header },
+            Header { last: Seq(6), ..header },
             Header { count: 2, ..header },
             Header { oldest: Timestamp(4), ..header },
             Header { newest: Timestamp(6), ..header },

@@ -103,7 +103,7 @@ impl Gateway {
     ) -> Result<Gateway, OpenError> {
         let (clock, metrics) = (context.clock(), Metrics::new());
         let names: Vec<_> = sinks.iter().map(|sink| sink.name.as_str()).collect();
-        let Opened { log, cursors, writer } = Log::open_stepped(store, &names, clock.clone(), metrics.clone())?;
+        let Opened { log, cursors, writer } = Log::open_stepped(store, &[], &names, clock.clone(), metrics.clone())?;
         let gateway = GatewayId::new("simulated").expect("a valid name");
         let identity = Identity { gateway, epoch: log.epoch() };
         let mut stop_pumps = Vec::new();
@@ -245,6 +245,7 @@ async fn step(context: Context, clock: Arc<dyn Clock>, vfs: FaultyVfs, mut write
                 context.trace(format_args!("commit, {changes} changes"));
                 sleep(Duration::from_millis(1)).await;
             }
+            Stepped::Looked => sleep(Duration::from_millis(1)).await,
             Stepped::Closed => return,
         }
     }
