@@ -135,7 +135,8 @@ async fn template() -> Template {
 
 fn segments(directory: &Path, files: &[Vec<u8>; 2]) -> Vec<Segment> {
     let database = rusqlite::Connection::open(directory.join("log.db")).expect("it opens");
-    let mut statement = database.prepare("SELECT first_seq, count, block FROM segment").expect("a segment table");
+    let mut statement =
+        database.prepare("SELECT first_seq, count, coalesce(data, block) FROM segment").expect("a segment table");
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, Vec<u8>>(2)?)));
     rows.expect("rows")
         .map(|row| {
