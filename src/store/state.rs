@@ -112,7 +112,7 @@ impl State {
         let sinks = names.iter().enumerate().map(|(i, name)| (name.clone(), self.tail.confirmed(i), self.events[i]));
         let reserve =
             (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then(|| self.tail.next().plus(schema::SEQ_BLOCK));
-        let clean = self.close.then(|| self.tail.next());
+        let clean = Some(self.tail.next()).filter(|next| self.close && unsaved.upto.next() == *next);
         let writes = !unsaved.batches.is_empty() || clean.is_some();
         let commit = Commit {
             batches: unsaved.batches,

@@ -202,14 +202,21 @@ impl Tail {
         [commit, history].into_iter().flatten().min()
     }
 
-    /// Everything that is not on disk, and what is to be written with it.
+    /// What is not on disk, up to a segment's worth and at least one batch, and what is
+    /// to be written with it. So no commit is larger than a log of its bound can take.
     pub fn unsaved(&mut self) -> Unsaved {
         let mut covered: HashMap<DeviceId, (u64, u64)> = HashMap::new();
-        let mut batches = Vec::with_capacity(self.entries.len() - self.saved_entries);
+        let mut batches = Vec::new();
         let mut upto = self.saved;
         let mut previous: Option<&Arc<Mark>> = None;
         let mut pending = (0, 0);
-        for entry in self.entries.iter().skip(self.saved_entries) {
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            let fits = bytes < self.policy.segment_bytes;
+            bytes += entry.bytes;
+            fits
+        };
+        for entry in self.entries.iter().skip(self.saved_entries).take_while(fits) {
             batches.push(entry.numbered.clone());
             upto = entry.numbered.last();
             let Some(mark) = &entry.mark else { continue };
@@ -358,6 +365,20 @@ mod tests {
         assert_eq!((work.marks, work.covered), (vec![], vec![(mark.device().clone(), 1, 3)]));
         assert_eq!(tail.saved(work.upto).len(), 1);
         assert_eq!((mark.settled(), tail.due(), tail.unsettled_bytes()), (3, None, 0));
+    }
+
+    #[test]
+    fn a_commit_takes_a_segments_worth_and_the_rest_is_due_at_once() {
+        let bytes = batch(1..=1).memory();
+        let mut tail = tail(Policy { segment_bytes: bytes + 1, ..policy() }, 1);
+        for origin in 1..=3 {
+            tail.append(batch(origin..=origin), None, SECOND).expect("there is room");
+        }
+        let work = tail.unsaved();
+        assert_eq!((seqs(&work.batches), work.upto), (vec![1, 2], Seq(2)));
+        tail.saved(work.upto);
+        assert_eq!(tail.due(), Some(2 * SECOND), "as soon as it was before");
+        assert_eq!(seqs(&tail.unsaved().batches), [3]);
     }
 
     #[test]

@@ -57,8 +57,12 @@ pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
 
 /// What became of a commit.
 enum Attempt {
-    /// Whether anything had to be written.
-    Done(bool),
+    Done {
+        /// Whether anything had to be written.
+        wrote: bool,
+        /// The log was closed before, and everything is written.
+        last: bool,
+    },
     /// How long to wait before the next one.
     Failed(Duration),
     /// The database is damaged.
@@ -75,13 +79,13 @@ pub(super) fn run(shared: &Shared, disk: Disk, reserve: Reserve) {
             return;
         }
         match work.attempt(shared) {
-            Attempt::Done(_) if closing => {
+            Attempt::Done { last: true, .. } => {
                 work.disk.close();
                 return;
             }
             Attempt::Failed(pause) if closing && !pause.is_zero() => return,
             Attempt::Failed(pause) => rest(shared, pause),
-            Attempt::Done(_) => {}
+            Attempt::Done { .. } => {}
             Attempt::Damaged => return,
         }
         counted.update(shared);
@@ -136,7 +140,7 @@ impl Stepper {
             state.close
         };
         match self.work.attempt(&self.shared) {
-            Attempt::Done(_) if closing => {
+            Attempt::Done { last: true, .. } => {
                 self.work.disk.close();
                 Stepped::Closed
             }
@@ -145,8 +149,8 @@ impl Stepper {
                 self.paused_until = now + pause;
                 Stepped::Tried
             }
-            Attempt::Done(true) => Stepped::Tried,
-            Attempt::Done(false) => Stepped::Looked,
+            Attempt::Done { wrote: true, .. } => Stepped::Tried,
+            Attempt::Done { wrote: false, .. } => Stepped::Looked,
             Attempt::Damaged => Stepped::Closed,
         }
     }
@@ -174,9 +178,9 @@ impl Work {
     /// Commits everything that is pending, and says what came of it.
     fn attempt(&mut self, shared: &Shared) -> Attempt {
         let why = match self.commit(shared) {
-            Ok(wrote) => {
+            Ok((wrote, last)) => {
                 self.keeper.wrote(shared, &self.disk);
-                return Attempt::Done(wrote);
+                return Attempt::Done { wrote, last };
             }
             Err(why) => why,
         };
@@ -190,8 +194,8 @@ impl Work {
     }
 
     /// What failed before is found written after all, or is pending again. Returns
-    /// whether anything was written now.
-    fn commit(&mut self, shared: &Shared) -> Result<bool> {
+    /// whether anything was written now, and whether that was the last.
+    fn commit(&mut self, shared: &Shared) -> Result<(bool, bool)> {
         let started = Instant::now();
         let landed = self.disk.reopen(self.failed.as_ref().map(|failed| &failed.commit))?;
         if let Some(before) = self.failed.take() {
@@ -212,7 +216,7 @@ impl Work {
         match result {
             Ok(outcome) => {
                 done(shared, &commit, upto, readings, outcome);
-                Ok(wrote)
+                Ok((wrote, commit.clean.is_some()))
             }
             Err(why) => {
                 self.failed = Some(Failed { commit, upto, readings });
