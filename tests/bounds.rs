@@ -241,6 +241,47 @@ async fn readings_that_are_too_old_go_and_a_step_of_the_clock_ages_nothing() {
     assert_eq!(origins(left(&mut opened).await), [3, 4]);
 }
 
+#[tokio::test]
+async fn a_damaged_age_or_lane_makes_no_reading_go_before_its_time() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let config = Store { max_age: Some(10 * HOUR), max_size: ByteSize::kib(512), ..config(directory.path()) };
+    let start = Now { wall: Timestamp(1_800_000_000_000_000), trusted: true, monotonic: Duration::ZERO };
+    let clock = Arc::new(Manual(Mutex::new(start)));
+    let metrics = Metrics::new();
+    let open =
+        || Log::open_with(&config, &[alarms()], &["dead"], clock.clone(), metrics.clone()).expect("the log opens");
+    let opened = open();
+    for (origin, hours) in [(1, 0), (2, 6), (3, 7)] {
+        clock.0.lock().monotonic = hours * HOUR;
+        append(&opened, "d", vec![noise(origin, &channels("alarm"), 10)]).await;
+        opened.log.flush().await.expect("it can be written");
+    }
+    opened.log.close();
+    opened.writer.join();
+
+    // When what retention goes by is damaged: the second reading seems as old as the
+    // first, and no alarm.
+    let database = rusqlite::Connection::open(directory.path().join("log.db")).expect("it opens");
+    let changed = database.execute("UPDATE segment SET committed = 0, high = 0 WHERE first_seq = 2", []);
+    assert_eq!(changed, Ok(1));
+    drop(database);
+
+    // Then at eleven hours only the first is too old, and when telemetry takes all the
+    // room the alarm stays.
+    *clock.0.lock() = Now { wall: Timestamp(start.wall.0 + 4 * 3_600_000_000), ..start };
+    let mut opened = open();
+    let telemetry = channels("temperature");
+    for first in (4..1004).step_by(20) {
+        append(&opened, "d", (first..first + 20).map(|origin| noise(origin, &telemetry, 1000)).collect()).await;
+    }
+    opened.log.flush().await.expect("it can be written");
+    assert!(counted(&metrics, "max_size") > 0, "the log is full");
+    let kept: Vec<u64> = left(&mut opened).await.values().map(|(_, origin, _)| *origin).collect();
+    assert_eq!(kept[..2], [2, 3]);
+    assert_eq!(gaps(&mut opened).await["max_age"], 1);
+}
+
 /// Bytes of all the log's files.
 fn on_disk(directory: &Path) -> u64 {
     let files = std::fs::read_dir(directory).expect("the directory");

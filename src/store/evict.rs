@@ -25,6 +25,8 @@ const MAX_LOOKS_HARD: usize = 64;
 /// Segments that are rewritten as one, and their bytes, but for one alone.
 const REWRITE_SEGMENTS: usize = 64;
 const REWRITE_BYTES: u64 = 512 << 10;
+/// No segment was written then.
+const UNKNOWN: u64 = u64::MAX;
 /// Devices whose samples are counted while thinning.
 const MAX_COUNTED: usize = 100_000;
 
@@ -250,12 +252,10 @@ impl Evictor {
         let mut read = |from: u64, before: u64| -> Result<u64> {
             let mut found = select.query(params![from, before, limit])?;
             let mut count = 0;
-            // One whose age is not known any more counts as young as its neighbour.
-            let mut neighbour = clock;
+            let start = rows.len();
             while let Some(row) = found.next()? {
                 let info = row::info(row, 4);
-                let committed = info.map_or(neighbour, |info| info.committed);
-                neighbour = committed;
+                let committed = info.map_or(UNKNOWN, |info| info.committed);
                 let readings: u32 = row.get(2)?;
                 let counted = info.filter(|info| info.generation == self.generation);
                 let high = counted.map(|info| u32::try_from(info.high).unwrap_or(readings).min(readings));
@@ -264,12 +264,19 @@ impl Evictor {
                     last: Seq(row.get(1)?),
                     count: readings,
                     bytes: row.get::<_, u64>(3)? + SEGMENT_OVERHEAD,
-                    age: clock.saturating_sub(committed),
+                    age: 0,
                     high: if self.lanes.is_single() { Some(0) } else { high },
                     thinned: info.is_some_and(|info| info.thinned),
                 };
                 rows.push(Row { stored, committed });
                 count += 1;
+            }
+            // One whose age is not known any more counts as young as the next one.
+            let mut next = clock;
+            for row in rows.iter_mut().skip(start).rev() {
+                row.committed = if row.committed == UNKNOWN { next } else { row.committed };
+                row.stored.age = clock.saturating_sub(row.committed);
+                next = row.committed;
             }
             Ok(count)
         };
