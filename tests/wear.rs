@@ -11,7 +11,7 @@ use tidegate::clock::{Clock, Now};
 use tidegate::config::{HistoryWithin, Store};
 use tidegate::metrics::Metrics;
 use tidegate::model::{Batch, ChannelName, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
-use tidegate::store::{Log, Mark, Opened, Stepped, Stepper};
+use tidegate::store::{Log, Mark, Opened, Space, Stepped, Stepper};
 
 const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -88,7 +88,7 @@ impl Bench {
 
 fn open(path: &Path, sinks: &[&str], history_within: HistoryWithin, clock: &Arc<Virtual>) -> Opened<Stepper> {
     let config = Store { directory: path.to_owned(), history_within, ..Store::default() };
-    Log::open_stepped(&config, &[], sinks, clock.clone(), Metrics::new()).expect("the log opens")
+    Log::open_stepped(&config, &[], sinks, clock.clone(), Metrics::new(), Space::gauge(path)).expect("the log opens")
 }
 
 /// Ten minutes at 10 readings a second, confirmed by each sink after its latency, or

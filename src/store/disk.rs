@@ -10,12 +10,12 @@ use super::restore::Restored;
 use super::row::{self, Info};
 use super::schema;
 use super::segment::{Encoder, Header};
+use super::space::{Gauge, Space};
 use super::unlisted::Unlisted;
 use super::wal::{self, Wal};
-use crate::config::Durability;
+use crate::config::{self, Durability};
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, bail};
-use bytesize::ByteSize;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::path::PathBuf;
@@ -89,6 +89,7 @@ pub(super) struct Disk {
     path: PathBuf,
     durability: Durability,
     min_free: u64,
+    gauge: Gauge,
     connection: Option<Connection>,
     readers: Arc<Readers>,
     encoder: Encoder,
@@ -106,11 +107,11 @@ const MAX_EVENTS: u64 = 10_000;
 const MIN_FREE_SHARE: u64 = 4;
 
 impl Disk {
-    /// A log whose last reading on disk is `written`.
+    /// The log at `path`, whose last reading there is `written`.
     pub fn new(
         path: PathBuf,
-        durability: Durability,
-        min_free: ByteSize,
+        config: &config::Store,
+        gauge: Gauge,
         written: Seq,
         connection: Connection,
         readers: Arc<Readers>,
@@ -118,10 +119,11 @@ impl Disk {
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
         Ok(Disk {
-            wal: Wal::new(&path, &connection, evictor.bounds().max_size),
+            wal: Wal::new(&path, &connection, config.max_size.as_u64()),
             path,
-            durability,
-            min_free: min_free.as_u64(),
+            durability: config.durability,
+            min_free: config.min_free.as_u64(),
+            gauge,
             connection: Some(connection),
             readers,
             encoder,
@@ -134,11 +136,9 @@ impl Disk {
     }
 
     /// Bytes that are free where the log lies, and that are to be left so; `None` if
-    /// the system does not tell.
+    /// that is not known.
     pub fn space(&self) -> Option<(u64, u64)> {
-        let found = rustix::fs::statvfs(self.path.parent()?).ok()?;
-        let total = found.f_blocks.saturating_mul(found.f_frsize);
-        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        let Space { free, total } = (self.gauge)()?;
         Some((free, self.min_free.min(total / MIN_FREE_SHARE)))
     }
 

@@ -163,10 +163,6 @@ impl Evictor {
         self.low_from = Seq::ZERO;
     }
 
-    pub fn bounds(&self) -> &Bounds {
-        &self.bounds
-    }
-
     pub fn lanes(&self) -> &Lanes {
         &self.lanes
     }

@@ -9,6 +9,7 @@ use super::opening::{Prepared, opened, prepare};
 use super::readers::Readers;
 use super::restore;
 use super::schema::OpenError;
+use super::space::Gauge;
 use super::state::State;
 use super::writer::{self, Stepper, Writer};
 use crate::clock::Clock;
@@ -125,7 +126,7 @@ impl Log {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened, OpenError> {
-        let Prepared { shared, disk, jobs, lock, reserve } = prepare(config, routes, sinks, clock, metrics, false)?;
+        let Prepared { shared, disk, jobs, lock, reserve } = prepare(config, routes, sinks, clock, metrics, None)?;
         let for_writer = shared.clone();
         let failed = |why| OpenError::Directory { path: config.directory.clone(), why };
         let thread = std::thread::Builder::new()
@@ -141,8 +142,8 @@ impl Log {
     }
 
     /// Opens the log as [`Log::open_with`] does, without any thread: the caller steps the
-    /// writer, and sinks read on the thread that asks. Segments of a quarantined log
-    /// wait for an opening with threads. For simulations.
+    /// writer, and sinks read on the thread that asks; `gauge` tells the disk's room.
+    /// Segments of a quarantined log wait for an opening with threads. For simulations.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -152,8 +153,9 @@ impl Log {
         sinks: &[&str],
         clock: Arc<dyn Clock>,
         metrics: Metrics,
+        gauge: Gauge,
     ) -> Result<Opened<Stepper>, OpenError> {
-        let Prepared { shared, disk, lock, reserve, .. } = prepare(config, routes, sinks, clock, metrics, true)?;
+        let Prepared { shared, disk, lock, reserve, .. } = prepare(config, routes, sinks, clock, metrics, Some(gauge))?;
         Ok(opened(shared.clone(), Stepper::new(shared, disk, reserve, lock)))
     }
 

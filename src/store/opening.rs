@@ -14,6 +14,7 @@ use super::readers::Readers;
 use super::reserve::Reserve;
 use super::restore::{Job, Restored};
 use super::schema::OpenError;
+use super::space::{Gauge, Space};
 use super::state::State;
 use super::tail::{Policy, Tail};
 use super::writer::lock;
@@ -37,14 +38,15 @@ pub(super) struct Prepared {
 }
 
 /// Opens the database and reads from it what the last life left. If the disk is full,
-/// the reserve file is given up.
+/// the reserve file is given up. With a `gauge` of the disk's room, nothing but the
+/// caller's thread is going to read or write.
 pub(super) fn prepare(
     config: &config::Store,
     routes: &[Route],
     sinks: &[&str],
     clock: Arc<dyn Clock>,
     metrics: Metrics,
-    stepped: bool,
+    gauge: Option<Gauge>,
 ) -> Result<Prepared, OpenError> {
     let directory = config.directory.as_path();
     let lock = lock(directory)?;
@@ -89,8 +91,9 @@ pub(super) fn prepare(
     let evictor = Evictor::new(bounds, lanes, found.generation);
     let readers = Arc::new(Readers::default());
     let path = heal::database(config);
-    let (durability, min_free) = (config.durability, config.min_free);
-    let disk = Disk::new(path.clone(), durability, min_free, found.written, connection, readers.clone(), evictor)
+    let stepped = gauge.is_some();
+    let gauge = gauge.unwrap_or_else(|| Space::gauge(directory));
+    let disk = Disk::new(path.clone(), config, gauge, found.written, connection, readers.clone(), evictor)
         .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
     let shared = Arc::new(Shared {
         visible: AtomicU64::new(tail.visible().0),

@@ -11,6 +11,7 @@ use super::log::{Log, Shared};
 use super::quarantine::{self, Entry, MAX_RANGES};
 use super::salvage::{Found, Salvage, Scan, Walk, cut};
 use super::segment::Header;
+use super::space::Space;
 use crate::metrics::ReasonLabel;
 use crate::model::{Numbered, Seq};
 use std::ops::ControlFlow;
@@ -96,7 +97,7 @@ struct Restore<'a> {
 impl Restore<'_> {
     fn all(&mut self, store: &Path) -> ControlFlow<()> {
         let salvage = Salvage::open(&self.job.entry.database());
-        self.with_history = free_space(store).is_none_or(|free| free >= salvage.length() + SPARE);
+        self.with_history = Space::of(store).is_none_or(|space| space.free >= salvage.length() + SPARE);
         if !self.with_history {
             tracing::warn!(quarantine = self.job.entry.name(), "too little space on the disk to take history over");
         }
@@ -249,11 +250,6 @@ fn missing(walk: &Walk, confirmed: u64, end: u64) -> Vec<(u64, u64)> {
         missing.iter_mut().rev().take(1).for_each(|range| range.1 = last);
     }
     missing
-}
-
-fn free_space(directory: &Path) -> Option<u64> {
-    let found = rustix::fs::statvfs(directory).ok()?;
-    Some(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// What the thread is given.

@@ -1,5 +1,6 @@
 //! What must hold, whatever happens. Knows only what devices and consumers see.
 
+use super::plan::ALARM;
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate::model::{Timestamp, Value};
 use tidegate::sink::encode::Delivery;
@@ -51,12 +52,20 @@ struct Sink {
 pub fn content(session: u64, seq: u64) -> Vec<(String, Value)> {
     let mut random = fastrand::Rng::with_seed(session ^ seq.rotate_left(32));
     let mut values = vec![("n".to_owned(), Value::Integer(seq as i64)), ("f".to_owned(), Value::Float(random.f64()))];
+    if is_alarm(seq) {
+        values.push((ALARM.to_owned(), Value::Boolean(true)));
+    }
     if random.bool() {
         let length = random.usize(..40);
         let text: String = std::iter::repeat_with(|| random.alphanumeric()).take(length).collect();
         values.push(("text".to_owned(), Value::Text(text.into())));
     }
     values
+}
+
+/// One reading in a hundred.
+fn is_alarm(seq: u64) -> bool {
+    seq.is_multiple_of(100)
 }
 
 impl Oracle {
@@ -204,10 +213,11 @@ impl Oracle {
     }
 
     /// Everything has healed and drained: what was acknowledged is delivered, or
-    /// reported as lost where that is allowed.
-    pub fn settle(&mut self, sink: &str, losses_allowed: bool) {
+    /// reported as lost where that is allowed; alarms may have to be delivered even so.
+    pub fn settle(&mut self, sink: &str, losses_allowed: bool, with_alarms: bool) {
         let Some(known) = self.sinks.get(sink) else { return };
         let mut missing = 0;
+        let mut alarm = None;
         let mut example = None;
         for (session, told) in &self.sessions {
             let before = known.before.get(session).copied().unwrap_or_default();
@@ -215,6 +225,9 @@ impl Oracle {
                 let name = (session.0.clone(), session.1, seq);
                 if !known.received.contains(&name) && !told.given_up.contains(&seq) {
                     missing += 1;
+                    if is_alarm(seq) {
+                        alarm.get_or_insert_with(|| name.clone());
+                    }
                     example.get_or_insert(name);
                 }
             }
@@ -225,6 +238,8 @@ impl Oracle {
             self.violated(format!(
                 "{sink} misses {missing} acknowledged readings, such as {example:?}, and was told of {reported} lost"
             ));
+        } else if let Some(alarm) = alarm.filter(|_| with_alarms) {
+            self.violated(format!("{sink} misses {alarm:?}, an alarm, though others could have gone ({reasons:?})"));
         } else if reported > 0 && !losses_allowed {
             self.violated(format!("{sink} was told of {reported} readings lost ({reasons:?}); there was no reason"));
         }
