@@ -201,6 +201,10 @@ impl Log {
         let last = batch.readings.last().map(|reading| reading.origin_seq);
         if let Err(batch) = state.tail.append(batch, mark, now) {
             shared.saturated.store(true, Ordering::Relaxed);
+            if !state.sleeping_until.is_zero() {
+                state.sleeping_until = Duration::ZERO;
+                shared.due.notify_one();
+            }
             return Err(Saturated(batch));
         }
         if let (Some(mark), Some(last)) = (mark, last) {

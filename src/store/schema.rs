@@ -210,7 +210,17 @@ fn seal(db: &Connection) -> rusqlite::Result<()> {
 /// otherwise. Reads all of it.
 pub(super) fn structure_fault(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if is_read_failure(&found) {
+        let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_READ);
+        return Err(rusqlite::Error::SqliteFailure(error, Some(found)));
+    }
     Ok((found != "ok").then_some(found))
+}
+
+/// Whether what `quick_check` found is that a page could not be read, of which nothing
+/// can be told: it says so in these words, and is done as if nothing had failed.
+fn is_read_failure(found: &str) -> bool {
+    found.contains("failed to get page") || found.contains("unable to get the page")
 }
 
 /// As [`structure_fault`] for a small database; a large one is not read.
@@ -323,6 +333,13 @@ mod tests {
         assert_eq!((recovered.epoch, recovered.sinks), (Epoch(3), vec![(Seq(42), 0)]));
         let version: i64 = pragma(&Connection::open(&path).expect("it opens"), "user_version").expect("a version");
         assert_eq!(version, MIGRATIONS.len() as i64);
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_read_says_nothing_about_the_structure() {
+        assert!(is_read_failure("*** in database main ***\nTree 3 page 43 cell 0: failed to get page 47"));
+        assert!(is_read_failure("*** in database main ***\nTree 6 page 6: unable to get the page. error code=266"));
+        assert!(!is_read_failure("*** in database main ***\nTree 3 page 3: btreeInitPage() returns error code 11"));
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub(super) struct Tail {
     total_bytes: usize,
     unsettled_bytes: usize,
     unsaved_bytes: usize,
+    /// A batch was handed back for want of room, and nothing was saved since.
+    refused: bool,
     confirmed: Vec<Seq>,
     /// Session and seq of devices whose readings were settled without ever being saved.
     unsaved_marks: HashMap<DeviceId, (u64, u64)>,
@@ -92,6 +94,7 @@ impl Tail {
             total_bytes: 0,
             unsettled_bytes: 0,
             unsaved_bytes: 0,
+            refused: false,
             confirmed,
             unsaved_marks: HashMap::new(),
         }
@@ -106,6 +109,7 @@ impl Tail {
         let full = held > 0 && held + bytes > self.policy.max_pending;
         let count = batch.readings.len() as u64;
         if full || self.next.plus(count) > self.reserved.next() {
+            self.refused |= full;
             return Err(batch);
         }
         let Some(last_origin) = batch.readings.last().map(|reading| reading.origin_seq) else { return Ok(()) };
@@ -137,6 +141,7 @@ impl Tail {
             self.saved_entries += 1;
         }
         self.saved = self.saved.max(upto);
+        self.refused = false;
         self.advance()
     }
 
@@ -190,7 +195,8 @@ impl Tail {
     /// The monotonic time at which a commit is due; `None` while none is.
     pub fn due(&self) -> Option<Duration> {
         let oldest = self.entries.get(self.saved_entries)?;
-        if self.unsaved_bytes >= self.policy.segment_bytes {
+        // What is confirmed and would wait for history must not keep devices waiting.
+        if self.refused || self.segment_is_full() {
             return Some(Duration::ZERO);
         }
         let unsettled = self.entries.get(self.saved_entries.max(self.settled_entries));
@@ -445,6 +451,21 @@ mod tests {
         let upto = tail.unsaved().upto;
         tail.saved(upto);
         assert!(tail.append(batch(1..=1), None, SECOND).is_ok());
+    }
+
+    #[test]
+    fn a_batch_that_is_handed_back_makes_a_commit_due_at_once() {
+        let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 1);
+        let mut next = 1;
+        while tail.append(batch(next..=next), None, SECOND).is_ok() {
+            tail.confirm(0, Seq(next));
+            next += 1;
+        }
+        assert_eq!(tail.due(), Some(Duration::ZERO), "what is confirmed does not wait for history");
+        let upto = tail.unsaved().upto;
+        tail.saved(upto);
+        assert!(tail.append(batch(next..=next), None, SECOND).is_ok());
+        assert_eq!(tail.due(), Some(2 * SECOND));
     }
 
     #[test]

@@ -251,6 +251,11 @@ impl World {
             match started {
                 Ok(gateway) if !self.vfs.disk().is_dead() => {
                     self.context.trace(format_args!("started"));
+                    // No trouble of these damages what a careful program has written.
+                    for note in gateway.log.health().notes {
+                        let note = note.replace(&*self.plan.store.directory.to_string_lossy(), "DIR");
+                        self.context.oracle(|oracle| oracle.violated(note));
+                    }
                     self.gateway = Some(gateway);
                     return;
                 }
@@ -260,7 +265,7 @@ impl World {
                 }
                 Err(why) => {
                     let text = why.to_string();
-                    self.context.trace(format_args!("does not start: {text}"));
+                    self.context.trace(format_args!("does not start: {text}; {why:?}"));
                     let faulty = self.vfs.disk().faults != Faults::default();
                     if self.vfs.disk().is_dead() {
                         self.revive();
