@@ -39,6 +39,8 @@ struct Told {
 /// What a consumer has.
 #[derive(Default, Clone)]
 struct Sink {
+    /// What it was called before; events may still name it so.
+    former: Vec<String>,
     /// Readings that each session had taken before the sink was configured.
     before: BTreeMap<(String, u64), u64>,
     received: BTreeSet<Origin>,
@@ -108,7 +110,8 @@ impl Oracle {
 
     /// A sink goes on under another name.
     pub fn rename_sink(&mut self, from: &str, to: &str) {
-        if let Some(sink) = self.sinks.remove(from) {
+        if let Some(mut sink) = self.sinks.remove(from) {
+            sink.former.push(from.to_owned());
             self.sinks.insert(to.to_owned(), sink);
         }
     }
@@ -196,8 +199,10 @@ impl Oracle {
         }
         let reason = body.get("reason").and_then(|reason| reason.as_str()).unwrap_or_default().to_owned();
         let number = |key: &str| body.get(key).and_then(serde_json::Value::as_u64);
-        let lost = body.get("undelivered").and_then(|all| all.get(sink)).and_then(serde_json::Value::as_u64);
-        let lost = lost.unwrap_or_default();
+        let former = self.sinks.get(sink).map_or(&[][..], |sink| &sink.former);
+        let names = former.iter().map(String::as_str).chain([sink]);
+        let of = |name| body.get("undelivered").and_then(|all| all.get(name)).and_then(serde_json::Value::as_u64);
+        let lost = names.filter_map(of).max().unwrap_or_default();
         let room = number("last").zip(number("first")).map_or(0, |(last, first)| (last + 1).saturating_sub(first));
         if lost > room {
             self.violated(format!("{sink} was told of {lost} readings lost in a gap of {room}"));
