@@ -27,6 +27,7 @@
 //!   over into a new database; see `docs/recovery.md`.
 
 mod cursor;
+mod cut;
 mod disk;
 mod heal;
 mod log;

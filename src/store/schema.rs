@@ -280,6 +280,7 @@ pub(super) fn insert_event(connection: &Connection, time: Timestamp, body: &str)
 
 #[cfg(test)]
 mod tests {
+    use super::super::cut::Left;
     use super::super::recover::{Recovered, recover};
     use super::*;
     use crate::model::Epoch;
@@ -288,7 +289,8 @@ mod tests {
 
     fn recover_at(path: &Path, sinks: &[&str]) -> Recovered {
         let mut connection = open(path, Durability::Full).expect("the database opens");
-        recover(&mut connection, sinks, NOW, Epoch(7), Durability::Full, true).expect("the database reads")
+        let left = Left { has_wal: true, ..Left::default() };
+        recover(&mut connection, sinks, NOW, Epoch(7), Durability::Full, &left).expect("the database reads")
     }
 
     #[test]
