@@ -28,6 +28,7 @@
 //!   over into a new database; see `docs/recovery.md`.
 
 mod cursor;
+mod cut;
 mod disk;
 mod evict;
 mod fault;

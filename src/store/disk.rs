@@ -340,7 +340,10 @@ fn write(
 
 fn prune_events(db: &Connection, commit: &Commit) -> rusqlite::Result<()> {
     let confirmed = commit.sinks.iter().map(|(_, _, event)| *event).min().unwrap_or(0);
-    db.prepare_cached("DELETE FROM event WHERE id <= ?1 OR id <= (SELECT max(id) FROM event) - ?2")?
-        .execute(params![confirmed, MAX_EVENTS])?;
+    // Ids have holes: a restart may pass over many.
+    db.prepare_cached(
+        "DELETE FROM event WHERE id <= ?1 OR id <= (SELECT id FROM event ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+    )?
+    .execute(params![confirmed, MAX_EVENTS])?;
     Ok(())
 }

@@ -87,6 +87,11 @@ impl Hole {
         Hole { first, last, missing: last.next().0.saturating_sub(first.0) }
     }
 
+    /// Whether there is no reading in it.
+    pub fn is_whole(&self) -> bool {
+        self.missing == self.last.next().0.saturating_sub(self.first.0)
+    }
+
     /// What is missing between the first and the last reading of a segment, if anything.
     pub fn inside(header: &Header) -> Option<Hole> {
         let (first, last) = (header.first, header.last());

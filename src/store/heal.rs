@@ -6,17 +6,16 @@
 //! segments follow while the gateway runs, see [`super::restore`]. The new epoch's seqs
 //! begin behind all that the old one gave out.
 
+use super::cut::{self, Left};
 use super::lanes::Lanes;
 use super::quarantine::{self, Entry, State};
 use super::recover::{self, Fault, Recovered};
 use super::restore::{DONE, Job};
-use super::row::{self, Info};
 use super::salvage::{Facts, Found, Salvage, Scan, wal_path};
 use super::schema::{self, OpenError};
-use super::segment::Header;
 use super::unlisted;
 use crate::clock::Now;
-use crate::config;
+use crate::config::{self, Durability};
 use crate::metrics::Metrics;
 use crate::model::{DeviceId, Epoch, Seq};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
@@ -162,14 +161,21 @@ fn is_readable(path: &Path) -> bool {
 type Opening = (Connection, Recovered, Vec<Job>);
 
 fn attempt(config: &config::Store, lanes: &Lanes, path: &Path, sinks: &[&str], now: Now) -> Result<Opening, OpenError> {
-    let look = examine(path)?;
+    let left = examine(path, config.durability)?;
+    if left.has_frames {
+        match cut::renew(path, &left) {
+            Err(why) if why.kind() == ErrorKind::StorageFull => {
+                tracing::warn!("the disk is too full to copy the write-ahead log; the log goes on without");
+            }
+            renewed => renewed.map_err(|why| OpenError::Directory { path: config.directory.clone(), why })?,
+        }
+    }
     let mut connection = schema::open(path, config.durability)?;
     let mut opening = || {
         let jobs = take_over(&mut connection, &config.directory, sinks, now)?;
-        put_back(&mut connection, &look.orphans)?;
         let epoch = Epoch(fastrand::u32(1..));
         let (durability, lanes) = (config.durability, lanes.fingerprint());
-        let found = recover::recover(&mut connection, sinks, now.wall, epoch, durability, look.has_wal, lanes)?;
+        let found = recover::recover(&mut connection, sinks, now.wall, epoch, durability, &left, lanes)?;
         // From here on the database alone says that it was not closed: a write-ahead
         // log that goes missing is noticed.
         connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
@@ -180,15 +186,8 @@ fn attempt(config: &config::Store, lanes: &Lanes, path: &Path, sinks: &[&str], n
 }
 
 /// What can be told before SQLite touches anything.
-#[derive(Default)]
-struct Look {
-    has_wal: bool,
-    /// Segments of a last commit that SQLite will not see.
-    orphans: Vec<(Header, Vec<u8>)>,
-}
-
-fn examine(path: &Path) -> Result<Look, OpenError> {
-    let damaged = |found: &str| OpenError::Damaged { path: path.to_owned(), found: found.to_owned() };
+fn examine(path: &Path, durability: Durability) -> Result<Left, OpenError> {
+    let damaged = |found: String| OpenError::Damaged { path: path.to_owned(), found };
     let unreadable = |why: io::Error| {
         use ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
         let lasts = matches!(why.kind(), PermissionDenied | IsADirectory | NotADirectory | NotFound)
@@ -202,10 +201,10 @@ fn examine(path: &Path) -> Result<Look, OpenError> {
     match std::fs::symlink_metadata(path) {
         // A new log, which has nothing to miss.
         Err(why) if why.kind() == ErrorKind::NotFound && wal_length == 0 => {
-            return Ok(Look { has_wal: true, orphans: Vec::new() });
+            return Ok(Left { has_wal: true, ..Left::default() });
         }
         Err(why) if why.kind() == ErrorKind::NotFound => {
-            return Err(damaged("it is missing, though its write-ahead log is there"));
+            return Err(damaged("it is missing, though its write-ahead log is there".to_owned()));
         }
         Err(why) => return Err(unreadable(why)),
         Ok(_) => {}
@@ -218,45 +217,17 @@ fn examine(path: &Path) -> Result<Look, OpenError> {
     let mut head = Vec::new();
     std::fs::File::open(path).and_then(|file| file.take(100).read_to_end(&mut head)).map_err(unreadable)?;
     if head.is_empty() {
-        return Err(damaged("it is empty"));
+        return Err(damaged("it is empty".to_owned()));
     }
     if wal_length == 0 {
-        return Ok(Look::default());
+        return Ok(Left::default());
     }
-    let salvage = Salvage::open(path);
-    let wal = salvage.wal_state();
-    if wal.header_damaged {
-        return Err(damaged("the header of its write-ahead log is not what was written"));
-    }
-    match wal.orphaned_commits {
-        0 => Ok(Look { has_wal: true, orphans: Vec::new() }),
-        // The last commit may have been cut off by a power failure; what is sound of it
-        // can stay where it belongs.
-        1 => Ok(Look { has_wal: true, orphans: salvage.orphaned() }),
-        more => Err(damaged(&format!("{more} commits stand behind a damaged one in its write-ahead log"))),
-    }
+    cut::look(path, durability == Durability::Normal).map_err(damaged)
 }
 
 /// `EIO` and `ELOOP`, for which the standard library has no stable kinds.
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 const ELOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
-
-/// Inserts segments of this database that a damaged frame of its write-ahead log hid.
-/// Their seqs were given out to nobody else.
-fn put_back(connection: &mut Connection, orphans: &[(Header, Vec<u8>)]) -> Result<(), Fault> {
-    if orphans.is_empty() {
-        return Ok(());
-    }
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let reserved = recover::meta(&transaction, "reserved")?.unwrap_or(0);
-    let clock = recover::meta(&transaction, "log_clock")?.unwrap_or(0);
-    for (header, block) in orphans.iter().filter(|(header, _)| header.last().0 <= reserved) {
-        tracing::warn!(first = header.first.0, readings = header.count, "a segment was found behind a damaged frame");
-        row::put(&transaction, "IGNORE", header, block, Info::uncounted(clock))?;
-    }
-    transaction.commit()?;
-    Ok(())
-}
 
 /// Takes what small facts are proven over from quarantined databases that have not been
 /// looked at, and says what else there is to take.

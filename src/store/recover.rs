@@ -5,8 +5,10 @@
 //! mark is forgotten, a damaged event is taken out; anything else that cannot be right
 //! is a [`Fault`], and the database goes into quarantine.
 
+use super::cut::{Left, UNSYNCED};
 use super::gap::{Hole, condense};
 use super::logclock::Kept;
+use super::quarantine::MAX_RANGES;
 use super::row::{self, HEADER_COLUMNS, INFO_COLUMNS};
 use super::schema::{
     OpenError, SEQ_BLOCK, insert_event, put_mark, put_sink, set_meta, small_structure_fault, synchronise,
@@ -26,6 +28,9 @@ pub(super) enum Fault {
     /// SQLite reads it, but it cannot be what was written.
     #[error("{0}")]
     Damaged(String),
+    /// What is to be put back cannot be written anew.
+    #[error(transparent)]
+    Encoding(#[from] std::io::Error),
 }
 
 impl Fault {
@@ -33,6 +38,7 @@ impl Fault {
         match self {
             Fault::Sqlite(why) => OpenError::Database { path: path.to_owned(), why },
             Fault::Damaged(found) => OpenError::Damaged { path: path.to_owned(), found },
+            Fault::Encoding(why) => OpenError::Directory { path: path.to_owned(), why },
         }
     }
 }
@@ -60,17 +66,16 @@ pub(super) struct Recovered {
     pub generation: u64,
 }
 
-/// Reads what the last life left, reserves the seqs of this one, and records the
-/// hole that an unclean stop leaves. What is reserved is synced, whatever the
-/// durability: a power cut may take readings back, but no seq is given out twice. With
-/// `has_wal` false there is no write-ahead log.
+/// Reads what the last life left, puts back what was cut off, reserves the seqs of this
+/// life, and records the holes that an unclean stop leaves. All of it is synced, whatever
+/// the durability: a power cut may take readings back, but no seq is given out twice.
 pub(super) fn recover(
     connection: &mut Connection,
     sinks: &[&str],
     now: Timestamp,
     new_epoch: Epoch,
     durability: Durability,
-    has_wal: bool,
+    left: &Left,
     lanes: u64,
 ) -> Result<Recovered, Fault> {
     synchronise(connection, Durability::Full)?;
@@ -79,7 +84,12 @@ pub(super) fn recover(
         return Err(Fault::Damaged(format!("its structure is broken: {}", found.replace('\n', " "))));
     }
     let meta = read_meta(&transaction)?;
-    let (mut holes, disk_end, newest) = read_holes(&transaction)?;
+    let (mut holes, seen_end, mut newest) = read_holes(&transaction)?;
+    let mut disk_end = seen_end;
+    if let Some(cut) = &left.cut {
+        cut.put_back(&transaction, Seq(seen_end), meta.get("log_clock").copied().unwrap_or(0))?;
+        (holes, disk_end, newest) = read_holes(&transaction)?;
+    }
     let epoch = match meta.get("epoch") {
         Some(epoch) => Epoch(u32::try_from(*epoch).map_err(|_| Fault::Damaged("the epoch is impossible".into()))?),
         None if disk_end > 0 || !meta.is_empty() => return Err(Fault::Damaged("the epoch is missing".into())),
@@ -88,28 +98,29 @@ pub(super) fn recover(
             new_epoch
         }
     };
-    let reserved = meta.get("reserved").copied().unwrap_or(0);
-    let clean = meta.get("clean").copied();
+    let reserved = meta.get("reserved").copied().unwrap_or(0).max(left.cut.as_ref().map_or(0, |cut| cut.reserved));
+    // What was cut off may have undone it.
+    let clean = meta.get("clean").copied().filter(|_| left.cut.is_none());
     if disk_end > reserved {
         return Err(Fault::Damaged(format!("seq {disk_end} is stored, though only those to {reserved} were reserved")));
     }
-    if clean.is_none() && !has_wal && reserved > 0 {
+    if clean.is_none() && !left.has_wal && reserved > 0 {
         return Err(Fault::Damaged("the log was not closed, and its write-ahead log is missing".into()));
     }
     let next = match clean {
         Some(clean) => clean.max(disk_end + 1),
         None => reserved.max(disk_end) + 1,
     };
-    if next > disk_end + 1 && clean.is_none() {
-        let body = serde_json::json!({"type": "gap", "reason": "restart", "first": disk_end + 1, "last": next - 1});
-        insert_event(&transaction, now, &body.to_string())?;
-    }
     if next > disk_end + 1 {
         holes.push(Hole::whole(Seq(disk_end + 1), Seq(next - 1)));
     }
     let reserved = next - 1 + SEQ_BLOCK;
     set_meta(&transaction, "reserved", reserved)?;
     transaction.execute("DELETE FROM meta WHERE key = 'clean'", [])?;
+    match durability {
+        Durability::Normal => set_meta(&transaction, UNSYNCED, 1)?,
+        Durability::Full => drop(transaction.execute("DELETE FROM meta WHERE key = ?1", [UNSYNCED])?),
+    }
 
     let forgotten = adopt_sinks(&transaction, sinks, meta.get("sinks").copied(), next)?;
     let positions = sinks
@@ -124,7 +135,15 @@ pub(super) fn recover(
     let listed = meta.get("listed").copied().unwrap_or(disk_end);
     unlisted::replay(&transaction, Seq(listed), Seq(disk_end))?;
     let marks = read_marks(&transaction)?;
-    scrub_events(&transaction, now, positions.iter().map(|(_, event)| *event).max().unwrap_or(0))?;
+    let told = holes.iter().filter(|hole| clean.is_none() && hole.first.0 > seen_end && hole.is_whole());
+    let told = gaps(told, meta.contains_key(UNSYNCED));
+    // Of events that sinks have seen, too, a power cut may have taken some back.
+    let skipped = if meta.contains_key(UNSYNCED) && !told.is_empty() { SEQ_BLOCK } else { 0 };
+    let confirmed = positions.iter().map(|(_, event)| *event).max().unwrap_or(0);
+    scrub_events(&transaction, now, confirmed, skipped)?;
+    for body in told {
+        insert_event(&transaction, now, &body)?;
+    }
     let last_event = last_event(&transaction)?;
     let kept = |key: &str| meta.get(key).copied().unwrap_or(0);
     let wall = Timestamp(i64::try_from(kept("log_clock_wall")).unwrap_or(0));
@@ -145,6 +164,24 @@ pub(super) fn recover(
         clock,
         generation,
     })
+}
+
+/// Events that tell of seqs of which nothing is on disk. With `unsynced`, readings among
+/// them may have been acknowledged and be lost.
+fn gaps<'h>(holes: impl Iterator<Item = &'h Hole>, unsynced: bool) -> Vec<String> {
+    let mut ranges: Vec<(u64, u64)> = holes.map(|hole| (hole.first.0, hole.last.0)).collect();
+    if let Some((_, end)) = ranges.get(MAX_RANGES..).and_then(|rest| rest.last().copied()) {
+        ranges.truncate(MAX_RANGES);
+        ranges.iter_mut().rev().take(1).for_each(|(_, last)| *last = end);
+    }
+    let body = |(first, last): (u64, u64)| {
+        let mut body = serde_json::json!({"type": "gap", "reason": "restart", "first": first, "last": last});
+        if unsynced && let Some(body) = body.as_object_mut() {
+            body.insert("durability".to_owned(), "normal".into());
+        }
+        body.to_string()
+    };
+    ranges.into_iter().map(body).collect()
 }
 
 /// Counts how often the lanes changed: segments counted by others are looked into anew.
@@ -251,8 +288,8 @@ fn sound_events(connection: &Connection) -> rusqlite::Result<(Events, u64)> {
 }
 
 /// Takes out events that are damaged, and says so by one that is not. Sees to it that
-/// no id is given out again that a sink has confirmed.
-fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64) -> rusqlite::Result<()> {
+/// no id is given out again that a sink has confirmed, and passes over `skipped` more.
+fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64, skipped: u64) -> rusqlite::Result<()> {
     const FAR: i64 = 1 << 40;
     let (sound, damaged) = sound_events(transaction)?;
     let last: Option<i64> = transaction
@@ -269,9 +306,11 @@ fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64) -
             )?;
         }
     }
-    if last.is_some_and(|last| !(floor..floor.saturating_add(FAR)).contains(&last)) || (last.is_none() && floor > 0) {
+    let given_out = last.filter(|last| (floor..floor.saturating_add(FAR)).contains(last)).unwrap_or(floor);
+    let wanted = given_out.saturating_add_unsigned(skipped);
+    if last.unwrap_or(0) != wanted {
         transaction.execute("DELETE FROM sqlite_sequence WHERE name = 'event'", [])?;
-        transaction.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?1)", [floor])?;
+        transaction.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?1)", [wanted])?;
     }
     if damaged > 0 {
         let body = serde_json::json!({"type": "events_lost", "reason": "corrupt", "count": damaged});

@@ -71,6 +71,15 @@ pub(super) enum Found {
     Damaged { header: Option<Header> },
 }
 
+/// A sound segment that SQLite does not see. Of readings that stand in several of them,
+/// one has each.
+#[derive(Debug)]
+pub(super) struct Orphan {
+    pub header: Header,
+    pub block: Vec<u8>,
+    pub batches: Vec<Numbered>,
+}
+
 /// What a walk came to.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Walk {
@@ -192,15 +201,16 @@ impl Salvage {
     }
 
     /// The sound segments in those frames of the write-ahead log that SQLite would not
-    /// look at.
-    pub fn orphaned(&self) -> Vec<(Header, Vec<u8>)> {
+    /// look at, in the order of their seqs.
+    pub fn orphaned(&self) -> Vec<Orphan> {
         let mut found = Vec::new();
         let _ = self.scan(self.pages.orphaned(), &mut Walk::default(), &mut |segment| {
-            if let Found::Sound { header, block, .. } = segment {
-                found.push((header, block));
+            if let Found::Sound { header, block, batches } = segment {
+                found.push(Orphan { header, block, batches });
             }
             ControlFlow::Continue(())
         });
+        found.sort_by_key(|orphan| orphan.header.first);
         found
     }
 

@@ -306,6 +306,7 @@ pub(super) fn keep_clock(connection: &Connection, kept: Kept) -> rusqlite::Resul
 
 #[cfg(test)]
 mod tests {
+    use super::super::cut::Left;
     use super::super::gap::Hole;
     use super::super::recover::{Recovered, recover};
     use super::*;
@@ -315,7 +316,8 @@ mod tests {
 
     fn recover_at(path: &Path, sinks: &[&str]) -> Recovered {
         let mut connection = open(path, Durability::Full).expect("the database opens");
-        recover(&mut connection, sinks, NOW, Epoch(7), Durability::Full, true, 0).expect("the database reads")
+        let left = Left { has_wal: true, ..Left::default() };
+        recover(&mut connection, sinks, NOW, Epoch(7), Durability::Full, &left, 0).expect("the database reads")
     }
 
     #[test]
