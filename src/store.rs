@@ -26,6 +26,7 @@
 //! - A damaged file: the segments whose checksum does not hold. All others are taken
 //!   over into a new database; see `docs/recovery.md`.
 
+mod boots;
 mod cursor;
 mod disk;
 mod heal;

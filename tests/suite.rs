@@ -17,6 +17,7 @@ mod serial;
 mod service;
 mod support;
 mod tcp;
+mod time;
 mod uplink;
 mod wear;
 mod wire;

@@ -64,6 +64,10 @@ impl Health for Overview {
             condition.problems.push(problem("log", format!("the last commit failed: {failure}")));
         }
         condition.notes.extend(log.notes.into_iter().map(|note| problem("log", note)));
+        if !self.clock.now().trusted {
+            let reason = "not known to be set; readings of devices without a clock get no time yet";
+            condition.notes.push(problem("clock", reason));
+        }
         for (name, _) in &self.sinks {
             let label = SinkLabel { sink: name.clone() };
             if self.metrics.sink_connected.get_or_create(&label).get() == 0 {

@@ -1,5 +1,6 @@
 //! Commits: everything that changes together is written together.
 
+use super::boots;
 use super::merging::{self, Merging};
 use super::restore::Restored;
 use super::retention::{self, Stored};
@@ -30,6 +31,8 @@ pub(super) struct Commit {
     pub reserve: Option<Seq>,
     /// Readings that left the log undelivered for another reason than its size.
     pub gaps: Vec<Gap>,
+    /// What is new about the machine's boot.
+    pub boot: Option<boots::News>,
     /// The gateway stops: the next seq that will be given out.
     pub clean: Option<Seq>,
     pub now: Timestamp,
@@ -243,6 +246,9 @@ fn write(
     }
     for body in &commit.restored.events {
         outcome.last_event = Some(schema::insert_event(db, commit.now, body)?);
+    }
+    if let Some(body) = commit.boot.map(|news| boots::write(db, news)).transpose()?.flatten() {
+        outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
     }
     prune_events(db, commit)?;
     if let Some((key, progress)) = &commit.restored.progress {

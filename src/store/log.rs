@@ -1,5 +1,6 @@
 //! The handle that links, sinks and the writer share.
 
+use super::boots::Boots;
 use super::cursor::SinkCursor;
 use super::disk::{Commit, Gap};
 use super::heal;
@@ -9,7 +10,7 @@ use super::restore::{self, Restored};
 use super::schema::{self, OpenError};
 use super::tail::Tail;
 use super::writer::{self, Stepper, Writer};
-use crate::clock::Clock;
+use crate::clock::{Clock, Now};
 use crate::config;
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
 use crate::model::{Batch, DeviceId, Epoch, Seq, Timestamp};
@@ -75,6 +76,8 @@ pub(super) struct Shared {
     pub names: Vec<Arc<str>>,
     pub path: PathBuf,
     pub epoch: Epoch,
+    /// On the monotonic clock.
+    pub opened: Duration,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
     /// No thread but the caller's reads or writes.
@@ -96,6 +99,7 @@ pub(super) struct State {
     /// Ranges of seqs without readings, oldest first: last seq before, length.
     pub holes: Vec<(Seq, u64)>,
     pub gaps: Vec<Gap>,
+    pub boots: Boots,
     /// The last event that was shown to a sink.
     pub seen_event: u64,
     /// Until when the writer sleeps; zero while it works.
@@ -212,10 +216,12 @@ impl Log {
             }
         }
         let last = batch.readings.last().map(|reading| reading.origin_seq);
+        let basis = batch.basis;
         if let Err(batch) = state.tail.append(batch, mark, now) {
             shared.saturated.store(true, Ordering::Relaxed);
             return Err(Saturated(batch));
         }
+        state.boots.appended(basis);
         if let (Some(mark), Some(last)) = (mark, last) {
             mark.accept(last);
         }
@@ -232,6 +238,21 @@ impl Log {
     /// from devices now would only have to wait. Cheap.
     pub fn is_saturated(&self) -> bool {
         self.shared.saturated.load(Ordering::Relaxed)
+    }
+
+    /// The clock can be believed, and showed `now`: readings that came before get their
+    /// times from it, once and for all of this boot.
+    pub fn synchronised(&self, now: Now) {
+        let mut state = self.shared.state.lock();
+        if state.boots.synchronised(now.start()) && !state.sleeping_until.is_zero() {
+            state.sleeping_until = Duration::ZERO;
+            self.shared.due.notify_one();
+        }
+    }
+
+    /// Whether that was so already in this boot of the machine, maybe before a restart.
+    pub fn is_synchronised(&self) -> bool {
+        self.shared.state.lock().boots.is_synchronised()
     }
 
     /// Waits until something was settled or reserved, after which an append may
@@ -366,8 +387,8 @@ impl State {
     /// When the writer has something to do next.
     pub fn due(&self) -> Option<Duration> {
         let reserve = (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then_some(Duration::ZERO);
-        let asked = self.flush || self.close || self.damaged || !self.gaps.is_empty() || self.restored.is_due();
-        let asked = asked.then_some(Duration::ZERO);
+        let news = !self.gaps.is_empty() || self.restored.is_due() || self.boots.is_due();
+        let asked = (self.flush || self.close || self.damaged || news).then_some(Duration::ZERO);
         [reserve, asked, self.tail.due(), self.places_due].into_iter().flatten().min()
     }
 
@@ -384,6 +405,7 @@ impl State {
             sinks: sinks.collect(),
             reserve,
             gaps: std::mem::take(&mut self.gaps),
+            boot: self.boots.news(),
             clean: self.close.then(|| self.tail.next()),
             now,
             seen_event: self.seen_event,

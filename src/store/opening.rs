@@ -39,7 +39,7 @@ pub(super) fn prepare(
     let lock = lock(directory)?;
     let path = heal::database(config);
     let now = clock.now();
-    let Healed { connection, found, jobs, notes } = heal::open(config, sinks, now, &metrics)?;
+    let Healed { connection, found, boots, jobs, notes } = heal::open(config, sinks, &*clock, &metrics)?;
     for name in &found.forgotten {
         tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
     }
@@ -72,6 +72,7 @@ pub(super) fn prepare(
             places_due: None,
             holes: found.holes,
             gaps: Vec::new(),
+            boots,
             seen_event: found.last_event,
             sleeping_until: Duration::ZERO,
             flush: false,
@@ -92,6 +93,7 @@ pub(super) fn prepare(
         names: sinks.iter().map(|name| Arc::from(*name)).collect(),
         path,
         epoch: found.epoch,
+        opened: now.monotonic,
         clock,
         metrics,
         stepped,

@@ -5,6 +5,7 @@
 //! mark is forgotten, a damaged event is taken out; anything else that cannot be right
 //! is a [`Fault`], and the database goes into quarantine.
 
+use super::boots;
 use super::row::{self, HEADER_COLUMNS};
 use super::schema::{
     OpenError, SEQ_BLOCK, insert_event, put_mark, put_sink, set_meta, small_structure_fault, synchronise,
@@ -340,6 +341,10 @@ pub(super) fn unproven(connection: &Connection) -> rusqlite::Result<Vec<String>>
     let (_, events) = sound_events(connection)?;
     if events > 0 {
         found.push(format!("table event: {events} rows are not what was written"));
+    }
+    let boots = boots::unproven(connection)?;
+    if boots > 0 {
+        found.push(format!("table boot: {boots} rows are not what was written"));
     }
     Ok(found)
 }

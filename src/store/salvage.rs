@@ -15,7 +15,7 @@ pub(super) use pages::{WalState, wal_path};
 use super::ranges::Ranges;
 use super::row;
 use super::segment::{self, Header};
-use crate::model::{Batch, Numbered, Seq};
+use crate::model::{Batch, BootId, Numbered, Seq, Timestamp};
 use pages::{Image, Pages, View};
 use record::{Cell, Field};
 use std::collections::{BTreeMap, HashSet};
@@ -49,6 +49,8 @@ pub(super) struct Facts {
     pub marks: BTreeMap<String, (u64, u64)>,
     /// Id, time and body.
     pub events: BTreeMap<u64, (i64, String)>,
+    /// When boots began, and whether consumers may wait for that.
+    pub boots: BTreeMap<BootId, (Option<Timestamp>, bool)>,
     /// Rows whose guard does not hold.
     pub unproven: u64,
 }
@@ -112,7 +114,7 @@ impl Salvage {
     /// again, and none is left out.
     pub fn facts(&self) -> Facts {
         let mut facts = Facts::default();
-        for table in ["meta", "sink", "mark", "event"] {
+        for table in ["meta", "sink", "mark", "event", "boot"] {
             let Some(root) = self.roots.get(table) else { continue };
             self.rows(*root, &mut |rowid, fields| {
                 facts.unproven += u64::from(!facts.take(table, rowid, fields));
@@ -122,7 +124,7 @@ impl Salvage {
             let Some(page) = self.pages.read(image) else { continue };
             for cell in record::cells(&page, 0) {
                 let Some(fields) = (cell.overflow == 0).then(|| record::fields(cell.local)).flatten() else { continue };
-                for table in ["meta", "sink", "mark"] {
+                for table in ["meta", "sink", "mark", "boot"] {
                     // Rows of other tables are among them.
                     let _ = facts.take(table, cell.rowid, &fields);
                 }
@@ -359,8 +361,8 @@ impl Walk {
 pub(super) fn cut(batch: &Numbered, first: Seq, last: Seq) -> Numbered {
     let first = first.max(batch.first);
     let readings = batch.after(first.prev()).take_while(|(seq, ..)| *seq <= last).map(|(_, _, r)| r.clone()).collect();
-    let Batch { device, session, .. } = &*batch.batch;
-    Numbered { first, batch: Arc::new(Batch { device: device.clone(), session: *session, readings }) }
+    let Batch { device, session, basis, .. } = &*batch.batch;
+    Numbered { first, batch: Arc::new(Batch { device: device.clone(), session: *session, basis: *basis, readings }) }
 }
 
 impl Facts {
@@ -401,6 +403,17 @@ impl Facts {
                 let (time, body) = (number(1)?, text(2)?);
                 (number(3)? == row::event_guard(rowid, time, body)).then_some(())?;
                 self.events.insert(u64::try_from(rowid).ok()?, (time, body.to_owned()));
+            }
+            "boot" => {
+                let optional = |column: usize| match fields.get(column)? {
+                    Field::Null => Some(None),
+                    field => field.integer().map(Some),
+                };
+                let id = BootId(fields.first()?.blob()?.try_into().ok()?);
+                let (began, untimed, last) = (optional(1)?, number(2)?, optional(3)?);
+                (number(4)? == row::boot_guard(id, began, untimed, last)).then_some(())?;
+                let known = self.boots.entry(id).or_default();
+                *known = (known.0.or(began.map(Timestamp)), known.1 || untimed != 0);
             }
             _ => {}
         }

@@ -6,21 +6,32 @@
 //! groups is kept as each reading's offset from the segment's first seq.
 //!
 //! ```text
-//! block  = 0x01 strings groups          format byte, then:
+//! block  = format strings groups
 //! strings= n (length utf8)*             device and channel names, each once
 //! groups = n group*
-//! group  = device session channels rows offsets origins times column*
+//! group  = device session [basis] channels rows offsets origins times [received] column*
 //! ```
+//!
+//! Format 1 is for readings with good times only. In format 2 each group has a basis:
+//!
+//! | basis | the times are |
+//! |---|---|
+//! | 0 | good |
+//! | 1, a boot's 16 bytes | counted from that boot |
+//! | 2 | by an absurd device clock; there is a column of times of receipt |
+//! | 3 | good, found once the clock could be believed |
 //!
 //! All numbers are LEB128. The block is compressed with zstd where that helps;
 //! the checksum is a CRC-32 over the header's numbers and the stored block, so
 //! a row moved, cut or flipped anywhere is noticed before it is decoded.
 
+mod basis;
 mod column;
 
 use crate::model::{Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use basis::Kind;
 use column::{Input, paced, put_blob, put_paced, put_values, put_varint};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// What stands in a segment's row beside its block.
@@ -30,7 +41,8 @@ pub struct Header {
     pub first: Seq,
     /// Number of readings, whose seqs follow each other.
     pub count: u32,
-    /// Smallest and largest time among the readings.
+    /// Smallest and largest time among the readings: of receipt where a device's clock
+    /// is absurd, `i64::MIN` and `MAX` where some real one is not known.
     pub oldest: Timestamp,
     pub newest: Timestamp,
     /// Length of the block before compression; equal to the stored length if it is not compressed.
@@ -43,6 +55,11 @@ impl Header {
     /// Seq of the last reading.
     pub fn last(&self) -> Seq {
         self.first.plus(u64::from(self.count)).prev()
+    }
+
+    /// Whether `oldest` and `newest` are times.
+    pub(super) fn has_known_times(&self) -> bool {
+        (self.oldest, self.newest) != (Timestamp(i64::MIN), Timestamp(i64::MAX))
     }
 
     fn expected_checksum(&self, block: &[u8]) -> u32 {
@@ -63,6 +80,8 @@ impl Header {
 pub struct Corrupt(pub(super) &'static str);
 
 const FORMAT: u8 = 1;
+/// Of a block in which not all times are good.
+const FORMAT_WITH_BASES: u8 = 2;
 /// Above what any commit holds; a larger claim is damage.
 const MAX_RAW_LENGTH: u32 = 256 << 20;
 const ZSTD_LEVEL: i32 = 1;
@@ -79,11 +98,14 @@ pub struct Encoder {
 struct Group<'a> {
     device: &'a DeviceId,
     session: Option<u64>,
+    basis: Kind,
     channels: &'a Channels,
     /// Offset from the segment's first seq, and the reading.
     rows: Vec<(u64, &'a Reading)>,
-    /// The device's group that began before this one.
+    /// The device's group of the same kind that began before this one.
     older: Option<usize>,
+    /// When each of them was received, where that is kept.
+    received: Vec<i64>,
 }
 
 impl Encoder {
@@ -105,10 +127,10 @@ impl Encoder {
         let too_large = |_| std::io::Error::other("too many readings for one segment");
         let mut count = 0usize;
         let (mut oldest, mut newest) = (Timestamp(i64::MAX), Timestamp(i64::MIN));
-        for reading in batches.iter().flat_map(|b| &b.batch.readings) {
-            count += 1;
-            oldest = oldest.min(reading.time);
-            newest = newest.max(reading.time);
+        for Numbered { batch, .. } in batches.iter().filter(|b| !b.batch.readings.is_empty()) {
+            count += batch.readings.len();
+            let (from, to) = basis::range(batch);
+            (oldest, newest) = (oldest.min(from), newest.max(to));
         }
         self.raw.clear();
         encode_groups(&mut self.raw, &group(first, batches));
@@ -138,9 +160,11 @@ const LOOK_BACK: usize = 32;
 
 fn group(first: Seq, batches: &[Numbered]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
-    let mut newest_of: HashMap<(&str, Option<u64>), usize> = HashMap::new();
+    let mut newest_of: HashMap<(&str, Option<u64>, Kind), usize> = HashMap::new();
     for Numbered { first: batch_first, batch } in batches {
-        let key = (batch.device.as_str(), batch.session);
+        let basis = Kind::of(batch.basis);
+        let receipt = basis::receipt(batch.basis);
+        let key = (batch.device.as_str(), batch.session, basis);
         let mut newest = newest_of.get(&key).copied();
         let mut current = newest;
         for (offset, reading) in (batch_first.0.saturating_sub(first.0)..).zip(&batch.readings) {
@@ -153,11 +177,13 @@ fn group(first: Seq, batches: &[Numbered]) -> Vec<Group<'_>> {
             });
             let index = index.unwrap_or_else(|| {
                 let (device, session) = (&batch.device, batch.session);
-                groups.push(Group { device, session, channels, rows: Vec::new(), older: newest });
+                let (rows, received) = (Vec::new(), Vec::new());
+                groups.push(Group { device, session, basis, channels, rows, older: newest, received });
                 newest = Some(groups.len() - 1);
                 groups.len() - 1
             });
             groups[index].rows.push((offset, reading));
+            groups[index].received.extend(receipt);
             current = Some(index);
         }
         if let Some(newest) = newest {
@@ -178,7 +204,8 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
             });
         }
     }
-    out.push(FORMAT);
+    let plain = groups.iter().all(|group| group.basis == Kind::Wall);
+    out.push(if plain { FORMAT } else { FORMAT_WITH_BASES });
     put_varint(out, strings.len() as u64);
     strings.iter().for_each(|name| put_blob(out, name.as_bytes()));
     put_varint(out, groups.len() as u64);
@@ -192,6 +219,9 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
                 put_varint(out, session);
             }
         }
+        if !plain {
+            group.basis.put(out);
+        }
         put_varint(out, group.channels.len() as u64);
         group.channels.iter().for_each(|channel| put_varint(out, index_of[channel.as_str()]));
         put_varint(out, group.rows.len() as u64);
@@ -203,6 +233,9 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
             integers.clear();
             integers.extend(group.rows.iter().map(field));
             put_paced(out, &integers);
+        }
+        if group.basis.has_receipts() {
+            put_paced(out, &group.received);
         }
         for channel in 0..group.channels.len() {
             put_values(out, group.rows.iter().map(|(_, reading)| &reading.values()[channel])); // one value a channel
@@ -232,13 +265,18 @@ pub fn decode(header: &Header, block: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
 struct GroupHead {
     device: DeviceId,
     session: Option<u64>,
+    basis: Kind,
+    /// When each reading was received, in their order, where that is kept.
+    received: VecDeque<i64>,
 }
 
 fn decode_raw(header: &Header, raw: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
     let mut input = Input::new(raw);
-    if input.byte()? != FORMAT {
-        return Err(Corrupt("its format is unknown"));
-    }
+    let has_bases = match input.byte()? {
+        FORMAT => false,
+        FORMAT_WITH_BASES => true,
+        _ => return Err(Corrupt("its format is unknown")),
+    };
     let strings = (0..input.count(1)?).map(|_| input.text()).collect::<Result<Vec<_>, _>>()?;
     let count = header.count as usize; // fits: the target has at least 32 bits
     if count > raw.len() {
@@ -249,7 +287,7 @@ fn decode_raw(header: &Header, raw: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
     let group_count = input.count(1)?;
     let mut heads = Vec::with_capacity(group_count);
     for group in 0..group_count {
-        heads.push(decode_group(&mut input, &strings, |offset, reading| {
+        heads.push(decode_group(&mut input, has_bases, &strings, |offset, reading| {
             let slot = usize::try_from(offset).ok().and_then(|offset| in_order.get_mut(offset));
             match slot {
                 Some(slot @ None) => {
@@ -263,13 +301,13 @@ fn decode_raw(header: &Header, raw: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
     if input.remaining() != 0 {
         return Err(Corrupt("it is longer than its content"));
     }
-    assemble(header.first, &heads, in_order)
+    assemble(header.first, heads, in_order)
 }
 
 /// Joins neighbours of the same group into batches.
 fn assemble(
     first: Seq,
-    heads: &[GroupHead],
+    mut heads: Vec<GroupHead>,
     in_order: Vec<Option<(usize, Reading)>>,
 ) -> Result<Vec<Numbered>, Corrupt> {
     let mut batches = Vec::new();
@@ -278,12 +316,18 @@ fn assemble(
     while let Some(slot) = rest.next() {
         let (group, reading) = slot.ok_or(Corrupt("a reading is missing"))?;
         let mut readings = vec![reading];
-        while let Some(Some((_, reading))) = rest.next_if(|slot| matches!(slot, Some((other, _)) if *other == group)) {
+        let head = &mut heads[group]; // groups were counted up to the number of heads
+        let received = head.received.pop_front();
+        let fits = |slot: &Option<(usize, Reading)>, head: &GroupHead| {
+            matches!(slot, Some((other, _)) if *other == group) && head.received.front().copied() == received
+        };
+        while let Some(Some((_, reading))) = rest.next_if(|slot| fits(slot, head)) {
+            head.received.pop_front();
             readings.push(reading);
         }
-        let head = &heads[group]; // groups were counted up to the number of heads
         let count = readings.len() as u64;
-        let batch = Batch { device: head.device.clone(), session: head.session, readings };
+        let basis = head.basis.basis(received.unwrap_or_default());
+        let batch = Batch { device: head.device.clone(), session: head.session, basis, readings };
         batches.push(Numbered { first: next, batch: Arc::new(batch) });
         next = next.plus(count);
     }
@@ -292,6 +336,7 @@ fn assemble(
 
 fn decode_group(
     input: &mut Input<'_>,
+    has_bases: bool,
     strings: &[&str],
     mut place: impl FnMut(u64, Reading) -> Result<(), Corrupt>,
 ) -> Result<GroupHead, Corrupt> {
@@ -305,6 +350,7 @@ fn decode_group(
         1 => Some(input.varint()?),
         _ => return Err(Corrupt("a session is neither there nor absent")),
     };
+    let basis = if has_bases { Kind::read(input)? } else { Kind::Wall };
     let channels: Channels = (0..input.count(1)?)
         .map(|_| ChannelName::new(string(input)?).map_err(|_| Corrupt("a channel's name is invalid")))
         .collect::<Result<_, _>>()?;
@@ -312,6 +358,7 @@ fn decode_group(
     let offsets = paced(input, rows)?;
     let origins = paced(input, rows)?;
     let times = paced(input, rows)?;
+    let received = if basis.has_receipts() { paced(input, rows)?.into() } else { VecDeque::new() };
     let mut values: Vec<Vec<Value>> = Vec::new();
     values.resize_with(rows, || Vec::with_capacity(channels.len()));
     if rows > 0 {
@@ -326,12 +373,13 @@ fn decode_group(
         let offset = u64::try_from(offset).map_err(|_| Corrupt("a reading's place is impossible"))?;
         place(offset, reading)?;
     }
-    Ok(GroupHead { device, session })
+    Ok(GroupHead { device, session, basis, received })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Basis, BootId};
     use proptest::prelude::*;
 
     fn channels(names: &[&str]) -> Channels {
@@ -349,11 +397,17 @@ mod tests {
             ".{0,8}".prop_map(|text| Value::Text(text.into())),
         ];
         let reading = (any::<u64>(), any::<i64>(), 0usize..3, proptest::collection::vec(value, 2));
-        let batch = (0u8..4, proptest::option::of(0u64..2), proptest::collection::vec(reading, 0..6));
+        let basis = prop_oneof![
+            4 => Just(Basis::Wall),
+            1 => (0u8..2).prop_map(|boot| Basis::Boot(BootId([boot; 16]))),
+            1 => any::<i64>().prop_map(|received| Basis::DeviceClock { received: Timestamp(received) }),
+            1 => Just(Basis::Resynchronised),
+        ];
+        let batch = (0u8..4, proptest::option::of(0u64..2), basis, proptest::collection::vec(reading, 0..6));
         (1u64..u64::MAX / 2, proptest::collection::vec(batch, 0..20)).prop_map(|(first, batches)| {
             let lists = [channels(&[]), channels(&["a"]), channels(&["a", "b"])];
             let mut next = Seq(first);
-            let number = |(device, session, readings): (u8, Option<u64>, Vec<Drawn>)| {
+            let number = |(device, session, basis, readings): (u8, Option<u64>, Basis, Vec<Drawn>)| {
                 let readings: Vec<_> = readings
                     .into_iter()
                     .map(|(origin, time, list, mut values)| {
@@ -362,7 +416,7 @@ mod tests {
                     })
                     .collect();
                 let device = DeviceId::new(&format!("device-{device}")).expect("a valid name");
-                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, readings }) };
+                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, basis, readings }) };
                 next = next.plus(numbered.batch.readings.len() as u64);
                 numbered
             };
@@ -373,7 +427,7 @@ mod tests {
     /// One line a reading, floats by their bits, so that NaN equals itself.
     fn flat(batches: &[Numbered]) -> Vec<String> {
         let line = |n: &Numbered| {
-            let device = n.batch.device.clone();
+            let device = format!("{} {:?}", n.batch.device, n.batch.basis);
             n.after(Seq::ZERO)
                 .map(|(seq, origin, reading)| {
                     let values: Vec<_> = reading
@@ -430,7 +484,7 @@ mod tests {
     fn a_header_that_was_changed_is_noticed() {
         let device = DeviceId::new("d").expect("a valid name");
         let reading = Reading::new(1, Timestamp(5), channels(&["a"]), Box::new([Value::Integer(1)])).expect("it fits");
-        let batch = Arc::new(Batch { device, session: None, readings: vec![reading] });
+        let batch = Arc::new(Batch { device, session: None, basis: Basis::Wall, readings: vec![reading] });
         let (header, block) = encode(&[Numbered { first: Seq(7), batch }]).expect("one reading");
         for wrong in [
             Header { first: Seq(8), ..header },
@@ -459,11 +513,77 @@ mod tests {
                 ];
                 let time = Timestamp(1_763_859_723_000_000 + i64::from(i) * 10_000 + noise as i64);
                 let reading = Reading::new(u64::from(i / 20), time, list.clone(), values.into()).expect("it fits");
-                let batch = Batch { device, session: Some(u64::from(i % 20) << 40), readings: vec![reading] };
+                let batch = Batch {
+                    device,
+                    session: Some(u64::from(i % 20) << 40),
+                    basis: Basis::Wall,
+                    readings: vec![reading],
+                };
                 Numbered { first: Seq(5000 + u64::from(i)), batch: Arc::new(batch) }
             })
             .collect();
         let (_, block) = encode(&batches).expect("there are readings");
         assert!(block.len() < 10_000, "{} bytes", block.len());
+    }
+
+    /// One reading of each kind; frozen, as old logs must be read for ever.
+    fn golden() -> Vec<Numbered> {
+        let bases = [
+            Basis::Wall,
+            Basis::Boot(BootId([0xb0; 16])),
+            Basis::DeviceClock { received: Timestamp(1_795_395_723_000_000) },
+        ];
+        let number = |(seq, basis): (u64, Basis)| {
+            let device = DeviceId::new("d").expect("a valid name");
+            let value = Box::new([Value::Integer(5)]);
+            let time = Timestamp(i64::try_from(seq).expect("small") * 1_000_000);
+            let reading = Reading::new(seq, time, channels(&["a"]), value).expect("it fits");
+            Numbered {
+                first: Seq(seq),
+                batch: Arc::new(Batch { device, session: Some(7), basis, readings: vec![reading] }),
+            }
+        };
+        (1..).zip(bases).map(number).collect()
+    }
+
+    fn block(batches: &[Numbered]) -> String {
+        let mut raw = Vec::new();
+        encode_groups(&mut raw, &group(batches[0].first, batches));
+        raw.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn blocks_are_laid_out_as_ever() {
+        let golden = golden();
+        assert_eq!(block(&golden[..1]), GOLDEN_1);
+        assert_eq!(block(&golden), GOLDEN_2);
+        let raw: Vec<u8> =
+            (0..GOLDEN_2.len()).step_by(2).map(|i| u8::from_str_radix(&GOLDEN_2[i..i + 2], 16).expect("hex")).collect();
+        let header = Header {
+            first: Seq(1),
+            count: 3,
+            oldest: Timestamp(0),
+            newest: Timestamp(0),
+            raw_length: raw.len() as u32,
+            checksum: 0,
+        };
+        let header = Header { checksum: header.expected_checksum(&raw), ..header };
+        assert_eq!(decode(&header, &raw).expect("frozen bytes"), golden);
+    }
+
+    const GOLDEN_1: &str = "01020164016101000107010101c0843d000102c0843d02030a";
+    const GOLDEN_2: &str = concat!(
+        "0202016401610300010700010101c0843d000102c0843d02030a00010701b0b0b0b0b0b0b0b0b0b0",
+        "b0b0b0b0b0b001010101020104c0843d04030a0001070201010101040106c0843d06c0843d96c29c",
+        "b00d030a",
+    );
+
+    #[test]
+    fn a_time_that_is_not_known_may_lie_anywhere() {
+        let golden = golden();
+        let range = |batches: &[Numbered]| encode(batches).map(|(header, _)| (header.oldest.0, header.newest.0));
+        assert_eq!(range(&golden[..1]), Some((1_000_000, 1_000_000)));
+        assert_eq!(range(&golden[1..]), Some((i64::MIN, i64::MAX)));
+        assert_eq!(range(&golden[2..]), Some((1_795_395_723_000_000, 1_795_395_723_000_000)));
     }
 }

@@ -138,6 +138,9 @@ fn attempt(shared: &Shared, disk: &mut Disk, closing: bool) -> Attempt {
         Ok(outcome) => {
             shared.metrics.readings_stored.inc_by(readings as u64);
             commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
+            if let Some(news) = commit.boot {
+                shared.state.lock().boots.saved(news);
+            }
             let places = commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect();
             settle(shared, upto, commit.reserve, places, outcome);
             if closing {

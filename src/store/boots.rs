@@ -1,0 +1,377 @@
+//! When the machine's boots began: what turns times that count from a boot into real
+//! ones.
+//!
+//! Readings that arrive before the gateway's clock can be believed are stored with the
+//! boot that their times count from. Once the clock is believed the log notes when that
+//! boot began, and from then on gives such readings their time as they are read, also
+//! after a restart; segments stay as they are. Readings of a boot whose beginning never
+//! became known keep their order and nothing else.
+
+use super::row;
+use crate::model::{Basis, BootId, Numbered, Reading, Seq, Timestamp};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Boots remembered at most, whatever else is in the log.
+const MAX_BOOTS: usize = 1000;
+
+/// When boots began, as far as that is known.
+pub(super) type Beginnings = HashMap<BootId, Timestamp>;
+
+/// The boots that readings in the log may count from.
+pub(super) struct Boots {
+    current: BootId,
+    began: Beginnings,
+    /// There are readings that count from the current boot.
+    untimed: bool,
+    /// The current boot stands on disk.
+    noted: bool,
+    /// When it began does not.
+    unsaved: bool,
+}
+
+/// What a commit writes about the current boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct News {
+    boot: BootId,
+    began: Option<Timestamp>,
+    /// Consumers may have readings that only this gives a time.
+    untimed: bool,
+}
+
+/// A boot's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Boot {
+    id: BootId,
+    began: Option<Timestamp>,
+    untimed: bool,
+    /// The last seq that may count from it, once it is over.
+    last: Option<i64>,
+}
+
+impl Boots {
+    /// Readings of this basis were taken over.
+    pub fn appended(&mut self, basis: Basis) {
+        self.untimed |= basis.boot() == Some(self.current);
+    }
+
+    /// The current boot began at `began`. False if that was known.
+    pub fn synchronised(&mut self, began: Timestamp) -> bool {
+        let new = !self.is_synchronised();
+        if new {
+            self.began.insert(self.current, began);
+            self.unsaved = true;
+        }
+        new
+    }
+
+    /// Whether it is known when the current boot began.
+    pub fn is_synchronised(&self) -> bool {
+        self.began.contains_key(&self.current)
+    }
+
+    /// Whether there is something that cannot wait.
+    pub fn is_due(&self) -> bool {
+        self.unsaved
+    }
+
+    /// What the next commit writes.
+    pub fn news(&self) -> Option<News> {
+        let wanted = self.unsaved || (self.untimed && !self.noted);
+        let began = self.began.get(&self.current).copied();
+        wanted.then_some(News { boot: self.current, began, untimed: self.untimed })
+    }
+
+    /// A commit wrote `news`.
+    pub fn saved(&mut self, news: News) {
+        self.noted = true;
+        self.unsaved &= news.began.is_none();
+    }
+
+    /// Gives the readings a time whose boot's beginning is known.
+    pub fn give_times(&self, batches: &mut [Numbered]) {
+        give_times(&self.began, batches);
+    }
+}
+
+/// Gives the readings a time whose boot's beginning is known.
+pub(super) fn give_times(began: &Beginnings, batches: &mut [Numbered]) {
+    for numbered in batches {
+        if let Some(boot) = numbered.batch.basis.boot()
+            && let Some(began) = began.get(&boot)
+        {
+            let mut batch = (*numbered.batch).clone();
+            batch.basis = Basis::Resynchronised;
+            batch.readings.iter_mut().for_each(|reading| shift(reading, *began));
+            numbered.batch = Arc::new(batch);
+        }
+    }
+}
+
+/// The smallest and largest time in these batches, of those that are known.
+pub(super) fn range(mut batches: Vec<Numbered>, began: &Beginnings) -> Option<(Timestamp, Timestamp)> {
+    give_times(began, &mut batches);
+    let times = |numbered: &Numbered| match numbered.batch.basis {
+        Basis::Boot(_) => Vec::new(),
+        Basis::DeviceClock { received } => vec![received],
+        Basis::Wall | Basis::Resynchronised => numbered.batch.readings.iter().map(|reading| reading.time).collect(),
+    };
+    let times: Vec<Timestamp> = batches.iter().flat_map(times).collect();
+    Some((*times.iter().min()?, *times.iter().max()?))
+}
+
+fn shift(reading: &mut Reading, began: Timestamp) {
+    reading.time = Timestamp(reading.time.0.saturating_add(began.0));
+}
+
+/// The rows that are what was written, and how many are not. A log of an earlier
+/// version has none.
+fn rows(db: &Connection) -> rusqlite::Result<(Vec<Boot>, u64)> {
+    let there = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'boot'";
+    if db.query_row(there, [], |_| Ok(())).optional()?.is_none() {
+        return Ok((Vec::new(), 0));
+    }
+    let mut statement = db.prepare(&format!("SELECT {COLUMNS} FROM boot"))?;
+    let mut found = statement.query([])?;
+    let (mut sound, mut damaged) = (Vec::new(), 0);
+    while let Some(row) = found.next()? {
+        match boot(row) {
+            Some(boot) => sound.push(boot),
+            None => damaged += 1,
+        }
+    }
+    Ok((sound, damaged))
+}
+
+const COLUMNS: &str = "id, began, untimed, last, guard";
+
+/// The row, if it is what was written.
+fn boot(row: &rusqlite::Row<'_>) -> Option<Boot> {
+    let id = BootId(row.get_ref(0).ok()?.as_blob().ok()?.try_into().ok()?);
+    let (began, untimed, last): (Option<i64>, i64, _) = (row.get(1).ok()?, row.get(2).ok()?, row.get(3).ok()?);
+    let guard: i64 = row.get(4).ok()?;
+    (guard == row::boot_guard(id, began, untimed, last)).then_some(Boot {
+        id,
+        began: began.map(Timestamp),
+        untimed: untimed != 0,
+        last,
+    })
+}
+
+fn find(db: &Connection, id: BootId) -> rusqlite::Result<Option<Boot>> {
+    let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM boot WHERE id = ?1"))?;
+    Ok(statement.query_row([id.0], |row| Ok(boot(row))).optional()?.flatten())
+}
+
+/// How many rows are not what was written.
+pub(super) fn unproven(db: &Connection) -> rusqlite::Result<u64> {
+    Ok(rows(db)?.1)
+}
+
+/// When boots began, as far as the log at hand knows.
+pub(super) fn beginnings(db: &Connection) -> rusqlite::Result<Beginnings> {
+    Ok(rows(db)?.0.into_iter().filter_map(|boot| Some((boot.id, boot.began?))).collect())
+}
+
+fn put(db: &Connection, boot: &Boot) -> rusqlite::Result<()> {
+    let (id, began, untimed) = (boot.id, boot.began.map(|began| began.0), i64::from(boot.untimed));
+    db.prepare_cached("INSERT OR REPLACE INTO boot (id, began, untimed, last, guard) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![id.0, began, untimed, boot.last, row::boot_guard(id, began, untimed, boot.last)])?;
+    Ok(())
+}
+
+/// Reads the boots that segments may count from; forgets the others. While readings
+/// that count from former boots are still taken over from elsewhere (`salvaging`), it is
+/// not known which are their last.
+pub(super) fn load(db: &mut Connection, current: BootId, next: Seq, salvaging: bool) -> rusqlite::Result<Boots> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let (before, damaged) = rows(&transaction)?;
+    if damaged > 0 {
+        tracing::error!(boots = damaged, "damaged notes on when the machine started are forgotten");
+    }
+    // What a former boot left was numbered before this start.
+    let last = i64::try_from(next.prev().0).ok().filter(|_| !salvaging);
+    let close = |boot: &Boot| match boot.id == current {
+        true => *boot,
+        false => Boot { last: boot.last.or(last), ..*boot },
+    };
+    let mut kept: Vec<Boot> = before.iter().map(close).collect();
+    let first: Option<i64> = transaction.query_row("SELECT min(first_seq) FROM segment", [], |row| row.get(0))?;
+    let first = first.unwrap_or(i64::MAX);
+    kept.retain(|boot| boot.id == current || boot.last.is_none_or(|last| last >= first));
+    kept.sort_by_key(|boot| (boot.id != current, std::cmp::Reverse(boot.last.unwrap_or(i64::MAX))));
+    kept.truncate(MAX_BOOTS);
+    for boot in before.iter().filter(|boot| !kept.iter().any(|kept| kept.id == boot.id)) {
+        transaction.execute("DELETE FROM boot WHERE id = ?1", [boot.id.0])?;
+    }
+    if damaged > 0 {
+        transaction.execute("DELETE FROM boot", [])?;
+    }
+    for boot in kept.iter().filter(|boot| damaged > 0 || !before.contains(boot)) {
+        put(&transaction, boot)?;
+    }
+    transaction.commit()?;
+    let this = kept.iter().find(|boot| boot.id == current);
+    Ok(Boots {
+        current,
+        began: kept.iter().filter_map(|boot| Some((boot.id, boot.began?))).collect(),
+        // If its row may be among the damaged ones, consumers may wait for its beginning.
+        untimed: this.map_or(damaged > 0, |boot| boot.untimed),
+        noted: this.is_some(),
+        unsaved: false,
+    })
+}
+
+/// Writes `news`; the body of the event that tells it upstream, if somebody may need it
+/// and it was not told before.
+pub(super) fn write(db: &Connection, news: News) -> rusqlite::Result<Option<String>> {
+    let before = find(db, news.boot)?;
+    let told = before.and_then(|boot| boot.began);
+    let untimed = news.untimed || before.is_some_and(|boot| boot.untimed);
+    put(db, &Boot { id: news.boot, began: told.or(news.began), untimed, last: None })?;
+    Ok(news.began.filter(|_| untimed && told.is_none()).map(|began| event(news.boot, began)))
+}
+
+/// The event that tells when a boot began.
+fn event(boot: BootId, began: Timestamp) -> String {
+    serde_json::json!({"type": "clock", "boot": boot, "began": began.to_string()}).to_string()
+}
+
+/// Takes over what another log says about a boot.
+pub(super) fn adopt(db: &Connection, id: BootId, began: Option<Timestamp>, untimed: bool) -> rusqlite::Result<()> {
+    let before = find(db, id)?;
+    let began = before.and_then(|boot| boot.began).or(began);
+    put(db, &Boot { id, began, untimed: untimed || before.is_some_and(|boot| boot.untimed), last: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Durability;
+    use crate::store::schema;
+
+    const THIS: BootId = BootId([1; 16]);
+    const NEXT: BootId = BootId([2; 16]);
+    const BEGAN: Timestamp = Timestamp(1_795_395_723_000_000);
+
+    fn database() -> (tempfile::TempDir, Connection) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let db = schema::open(&directory.path().join("log.db"), Durability::Full).expect("a new database");
+        (directory, db)
+    }
+
+    fn load(db: &mut Connection, boot: BootId, next: u64) -> Boots {
+        super::load(db, boot, Seq(next), false).expect("it reads")
+    }
+
+    fn segment(db: &Connection, first: u64) {
+        db.execute("INSERT INTO segment VALUES (?1, 1, 0, 0, 0, 0, 0, x'')", [first]).expect("a segment");
+    }
+
+    #[test]
+    fn a_boot_is_noted_with_its_first_readings_and_told_when_it_is_placed() {
+        let (_directory, mut db) = database();
+        let mut boots = load(&mut db, THIS, 1);
+        boots.appended(Basis::Wall);
+        assert_eq!(boots.news(), None, "nothing to place");
+        boots.appended(Basis::Boot(THIS));
+        let news = boots.news().expect("untimed readings");
+        assert_eq!(write(&db, news).expect("it writes"), None);
+        boots.saved(news);
+        assert_eq!((boots.news(), boots.is_due()), (None, false));
+
+        // The process starts again in the same boot, and the clock is set.
+        segment(&db, 1);
+        let mut boots = load(&mut db, THIS, 2);
+        assert!(!boots.is_synchronised());
+        assert!(boots.synchronised(BEGAN) && boots.is_due());
+        assert!(!boots.synchronised(Timestamp(5)), "only once");
+        let news = boots.news().expect("a beginning");
+        let event = write(&db, news).expect("it writes").expect("consumers have untimed readings");
+        assert!(event.contains(&THIS.to_string()) && event.contains("2026-11-23T01:02:03"), "{event}");
+        boots.saved(news);
+        assert_eq!(boots.news(), None);
+
+        let later = load(&mut db, NEXT, 3);
+        assert_eq!(later.began.get(&THIS), Some(&BEGAN));
+        assert!(!later.is_synchronised());
+    }
+
+    #[test]
+    fn a_boot_that_had_the_time_from_the_start_makes_no_event() {
+        let (_directory, mut db) = database();
+        let mut boots = load(&mut db, THIS, 1);
+        assert!(boots.synchronised(BEGAN));
+        assert_eq!(write(&db, boots.news().expect("a beginning")).expect("it writes"), None);
+        assert!(load(&mut db, THIS, 1).is_synchronised(), "a restart in the same boot believes the clock");
+    }
+
+    #[test]
+    fn boots_are_forgotten_with_the_last_segment_that_may_count_from_them() {
+        let (_directory, mut db) = database();
+        let mut boots = load(&mut db, THIS, 1);
+        boots.synchronised(BEGAN);
+        write(&db, boots.news().expect("a beginning")).expect("it writes");
+        segment(&db, 9);
+        assert!(load(&mut db, NEXT, 10).began.contains_key(&THIS));
+        db.execute("DELETE FROM segment", []).expect("retention");
+        segment(&db, 10);
+        assert!(!load(&mut db, NEXT, 11).began.contains_key(&THIS));
+        assert_eq!(rows(&db).expect("it reads").0, []);
+        for boot in 0..MAX_BOOTS + 100 {
+            let mut id = [9; 16];
+            id[..8].copy_from_slice(&boot.to_be_bytes());
+            let news = News { boot: BootId(id), began: Some(BEGAN), untimed: false };
+            write(&db, news).expect("it writes");
+        }
+        load(&mut db, NEXT, 11);
+        assert_eq!(rows(&db).expect("it reads").0.len(), MAX_BOOTS);
+    }
+
+    #[test]
+    fn while_readings_are_taken_over_from_elsewhere_no_boot_is_over() {
+        let (_directory, mut db) = database();
+        adopt(&db, THIS, Some(BEGAN), true).expect("it writes");
+        adopt(&db, THIS, None, false).expect("it writes");
+        segment(&db, 50);
+        assert!(super::load(&mut db, NEXT, Seq(10), true).expect("it reads").began.contains_key(&THIS));
+        // They were numbered up to 60 meanwhile.
+        assert!(load(&mut db, NEXT, 61).began.contains_key(&THIS));
+        db.execute("DELETE FROM segment", []).expect("retention");
+        segment(&db, 60);
+        assert!(load(&mut db, NEXT, 70).began.contains_key(&THIS));
+        db.execute("DELETE FROM segment", []).expect("retention");
+        assert!(!load(&mut db, NEXT, 70).began.contains_key(&THIS));
+    }
+
+    #[test]
+    fn a_beginning_that_was_written_by_a_commit_thought_to_have_failed_is_told_once() {
+        let (_directory, mut db) = database();
+        let mut boots = load(&mut db, THIS, 1);
+        boots.appended(Basis::Boot(THIS));
+        boots.synchronised(BEGAN);
+        let news = boots.news().expect("a beginning");
+        assert!(write(&db, news).expect("it writes").is_some());
+        assert_eq!(boots.news(), Some(news), "nobody said that it was saved");
+        assert_eq!(write(&db, news).expect("it writes"), None);
+    }
+
+    #[test]
+    fn a_damaged_row_is_forgotten_and_its_boot_placed_anew() {
+        let (_directory, mut db) = database();
+        let mut boots = load(&mut db, THIS, 1);
+        boots.appended(Basis::Boot(THIS));
+        boots.synchronised(BEGAN);
+        write(&db, boots.news().expect("a beginning")).expect("it writes");
+        adopt(&db, NEXT, Some(BEGAN), false).expect("it writes");
+        db.execute("UPDATE boot SET began = began + 1 WHERE id = ?1", [THIS.0]).expect("damage");
+        assert_eq!(unproven(&db).expect("it reads"), 1);
+        assert_eq!(beginnings(&db).expect("it reads"), [(NEXT, BEGAN)].into());
+        segment(&db, 1);
+        let mut boots = load(&mut db, THIS, 2);
+        assert_eq!(unproven(&db).expect("it reads"), 0);
+        assert!(!boots.is_synchronised() && boots.synchronised(BEGAN));
+        assert!(write(&db, boots.news().expect("a beginning")).expect("it writes").is_some(), "consumers may wait");
+    }
+}
