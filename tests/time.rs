@@ -1,5 +1,5 @@
-//! Time: a gateway that does not know it yet, devices that do not or are wrong about it,
-//! and clocks that step. No test sets the machine's clock.
+//! Time, through the gateway's doors: it does not know it yet, devices do not or are wrong
+//! about it. No test sets the machine's clock.
 
 use crate::support::broker::Broker;
 use crate::support::device::{POSTCARD, START, Talk};
@@ -7,15 +7,8 @@ use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::subscriber::{Subscriber, options};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::Duration;
-use tidegate::clock::{Clock, Now};
-use tidegate::config::Store;
-use tidegate::metrics::Metrics;
-use tidegate::model::{Basis, Batch, BootId, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::model::{BootId, Timestamp, Value};
 use tidegate::sink::encode::{Delivered, Quality};
-use tidegate::store::{Log, Opened};
 use tidegate::wire::message::{
     ChannelRef, DeviceClock, DeviceMessage, GatewayMessage, Heartbeat, Hello, Readings, Sample, Welcome,
 };
@@ -171,105 +164,25 @@ async fn an_absurd_device_clock_is_flagged_with_the_time_of_receipt_beside_it() 
     gateway.figure_becomes("tidegate_readings_device_clock_total", |count| count == 2.0).await;
 }
 
-/// A clock under the test's hand; the wall steps, monotonic time does not.
-struct Scripted {
-    wall: AtomicI64,
-    trusted: AtomicU64,
-    start: std::time::Instant,
-}
-
-const BOOT: BootId = BootId([5; 16]);
-const S: i64 = 1_000_000;
-
-impl Scripted {
-    fn new(wall: i64, trusted: bool) -> Arc<Scripted> {
-        let trusted = AtomicU64::new(u64::from(trusted));
-        Arc::new(Scripted { wall: AtomicI64::new(wall), trusted, start: std::time::Instant::now() })
-    }
-
-    fn step(&self, wall: i64) {
-        self.wall.store(wall, Ordering::Relaxed);
-    }
-}
-
-impl Clock for Scripted {
-    fn now(&self) -> Now {
-        let trusted = self.trusted.load(Ordering::Relaxed) == 1;
-        let wall = Timestamp(self.wall.load(Ordering::Relaxed));
-        Now { wall, trusted, monotonic: Duration::from_secs(1000) + self.start.elapsed() }
-    }
-
-    fn boot(&self) -> BootId {
-        BOOT
-    }
-}
-
-fn open(directory: &std::path::Path, clock: &Arc<Scripted>) -> Opened {
-    let config = Store { directory: directory.to_owned(), commit_within: Duration::ZERO, ..Store::default() };
-    Log::open(&config, &["a"], clock.clone(), Metrics::new()).expect("the log opens")
-}
-
-fn batch(time: i64, basis: Basis) -> Batch {
-    let reading = Reading::new(0, Timestamp(time), [].into(), Box::new([])).expect("none each");
-    Batch { device: DeviceId::new("d").expect("a valid name"), session: None, basis, readings: vec![reading] }
-}
-
-fn times(batches: &[Numbered]) -> Vec<(u64, i64, Basis)> {
-    let all = |n: &Numbered| n.after(Seq::ZERO).map(|(seq, _, r)| (seq.0, r.time.0, n.batch.basis)).collect::<Vec<_>>();
-    batches.iter().flat_map(all).collect()
-}
-
 #[tokio::test]
-async fn readings_of_a_boot_that_never_got_the_time_keep_their_order_and_their_mark() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let former = Basis::Boot(BootId([4; 16]));
-    let clock = Scripted::new(START, false);
-    let opened = open(directory.path(), &clock);
-    opened.log.append(None, batch(900 * S, former)).expect("there is room");
-    opened.log.append(None, batch(10 * S, Basis::Boot(BOOT))).expect("there is room");
-    opened.log.close();
-    opened.writer.join();
-
-    let mut opened = open(directory.path(), &clock);
-    opened.log.append(None, batch(11 * S, Basis::Boot(BOOT))).expect("there is room");
-    clock.trusted.store(1, Ordering::Relaxed);
-    let now = clock.now();
-    opened.log.synchronised(now);
-    let began = now.start().0;
-    opened.log.append(None, batch(START + S, Basis::Wall)).expect("there is room");
-    opened.log.flush().await.expect("it can be written");
-    let got = times(&opened.cursors[0].fetch(Seq::ZERO, 1 << 20).await.expect("the log reads"));
-    let expected = [
-        (1, 900 * S, former),
-        (2, began + 10 * S, Basis::Resynchronised),
-        (3, began + 11 * S, Basis::Resynchronised),
-        (4, START + S, Basis::Wall),
-    ];
-    assert_eq!(got, expected);
-}
-
-#[tokio::test]
-async fn steps_of_the_clock_and_a_restart_in_the_past_disturb_neither_order_nor_commits() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let day = 86_400 * S;
-    let clock = Scripted::new(START, true);
-    let mut opened = open(directory.path(), &clock);
-    let mut expected = Vec::new();
-    for (seq, wall) in (1..).zip([START, START + 3650 * day, START - day, 0, i64::MAX, i64::MIN, START]) {
-        clock.step(wall);
-        opened.log.append(None, batch(wall, Basis::Wall)).expect("there is room");
-        opened.log.flush().await.expect("the commit does not wait for the wall");
-        assert!(opened.cursors[0].oldest_pending(clock.now().monotonic) < Duration::from_secs(500));
-        expected.push((seq, wall, Basis::Wall));
-        if wall == START - day || wall == 0 {
-            opened.log.close();
-            opened.writer.join();
-            opened = open(directory.path(), &clock);
-        }
-    }
-    let got = times(&opened.cursors[0].fetch(Seq::ZERO, 1 << 20).await.expect("the log reads"));
-    assert_eq!(got, expected);
-    opened.cursors[0].confirm(Seq(7));
-    assert_eq!(opened.cursors[0].pending(), 0);
-    assert_eq!(opened.log.health().overdue, Duration::ZERO);
+async fn a_device_clock_in_the_distant_past_is_flagged_also_while_the_gateway_knows_no_better() {
+    let broker = Broker::start().await;
+    let subscriber = Subscriber::start(&options(broker.port())).await;
+    let (mut gateway, file) = waiting(&broker);
+    gateway.start().await;
+    gateway.connected().await;
+    let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), "wrong", 1).await;
+    talk.say(&reading(1, 5)).await;
+    talk.say(&reading(2, START)).await;
+    eventually("both are delivered", async || subscriber.readings().len() >= 2).await;
+    let readings = subscriber.readings();
+    let Quality::DeviceClockSince { boot, uptime } = of(&readings, 1).quality else { panic!("{readings:?}") };
+    assert_eq!((boot, of(&readings, 1).time), (boot_id(), Timestamp(5)), "what the device said is kept");
+    assert!(of(&readings, 2).quality.is_good(), "of this nobody can tell");
+    let received = wall();
+    std::fs::write(&file, "").expect("a file");
+    eventually("the event comes", async || subscriber.look(|heard| !heard.events.is_empty())).await;
+    let began = subscriber.look(|heard| heard.events[0]["began"].as_str().map(str::to_owned)).expect("a beginning");
+    let off = began.parse::<Timestamp>().expect("a time").0 + uptime.0 - received;
+    assert!(off.abs() < 5_000_000, "off by {off} us");
 }

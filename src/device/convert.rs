@@ -329,6 +329,17 @@ mod tests {
     }
 
     #[test]
+    fn kinds_that_alternate_take_no_more_memory_than_their_readings() {
+        let mut converter = converter(DeviceClock::Wall);
+        let times = [NOW.wall.0 - 1000, -1].into_iter().cycle().take(4096);
+        let samples = times.map(|time| Sample { time, values: Vec::new() }).collect();
+        let converted = converter.convert(Readings { seq: 1, sub: None, samples }, NOW).expect("valid readings");
+        assert_eq!(converted.batches().count(), 4096);
+        let room: usize = converted.batches().map(|batch| batch.readings.capacity()).sum();
+        assert!(room <= 2 * 4096, "room for {room}");
+    }
+
+    #[test]
     fn readings_with_times_of_different_kinds_become_batches_of_one_kind_each() {
         let mut converter = converter(DeviceClock::Wall);
         let good = NOW.wall.0 - 1000;

@@ -78,13 +78,16 @@ pub enum Basis {
     Resynchronised,
     /// What the device says and cannot be; the gateway got the readings at `received`.
     DeviceClock { received: Timestamp },
+    /// The same while the gateway's clock could not be believed: it got the readings at
+    /// `received`, counted from this boot as above.
+    DeviceClockSince { boot: BootId, received: Timestamp },
 }
 
 impl Basis {
     /// The boot whose beginning must be known before anything can be said on the wall.
     pub fn boot(self) -> Option<BootId> {
         match self {
-            Basis::Boot(boot) => Some(boot),
+            Basis::Boot(boot) | Basis::DeviceClockSince { boot, .. } => Some(boot),
             Basis::Wall | Basis::Resynchronised | Basis::DeviceClock { .. } => None,
         }
     }

@@ -70,6 +70,7 @@ impl Replay {
             Basis::DeviceClock { received } => by_wall(received),
             // What an earlier boot left is late by all that lies between.
             Basis::Boot(boot) => boot != self.boot || reading.time.0 < self.before_uptime,
+            Basis::DeviceClockSince { boot, received } => boot != self.boot || received.0 < self.before_uptime,
         }
     }
 }
@@ -224,6 +225,10 @@ mod tests {
             1 => Just(Basis::Resynchronised),
             1 => any::<u8>().prop_map(|boot| Basis::Boot(BootId([boot; 16]))),
             1 => any::<i64>().prop_map(|received| Basis::DeviceClock { received: Timestamp(received) }),
+            // Uptimes stand as seconds in JSON, exact for as long as machines run.
+            1 => (any::<u8>(), 0i64..1 << 50).prop_map(|(boot, received)| {
+                Basis::DeviceClockSince { boot: BootId([boot; 16]), received: Timestamp(received) }
+            }),
         ];
         let batch = (0..3u8, proptest::option::of(any::<u64>()), basis, proptest::collection::vec(reading, 1..5));
         proptest::collection::vec(batch, 0..6).prop_map(|batches| {
@@ -336,6 +341,9 @@ mod tests {
         for trusted in [true, false] {
             assert!(late(trusted, Basis::Boot(boot), 2_999_999) && !late(trusted, Basis::Boot(boot), 3_000_000));
             assert!(late(trusted, Basis::Boot(BootId([2; 16])), 4_000_000), "of an earlier boot");
+            let since = |boot, received| Basis::DeviceClockSince { boot, received: Timestamp(received) };
+            assert!(late(trusted, since(boot, 2_999_999), i64::MAX) && !late(trusted, since(boot, 3_000_000), 0));
+            assert!(late(trusted, since(BootId([2; 16]), 4_000_000), 0), "of an earlier boot");
         }
     }
 }

@@ -8,7 +8,7 @@
 //! became known keep their order and nothing else.
 
 use super::row;
-use crate::model::{Basis, BootId, Numbered, Reading, Seq, Timestamp};
+use crate::model::{Basis, BootId, Numbered, Seq, Timestamp};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -101,9 +101,15 @@ pub(super) fn give_times(began: &Beginnings, batches: &mut [Numbered]) {
         if let Some(boot) = numbered.batch.basis.boot()
             && let Some(began) = began.get(&boot)
         {
+            let since = |uptime: Timestamp| Timestamp(uptime.0.saturating_add(began.0));
             let mut batch = (*numbered.batch).clone();
-            batch.basis = Basis::Resynchronised;
-            batch.readings.iter_mut().for_each(|reading| shift(reading, *began));
+            batch.basis = match batch.basis {
+                Basis::DeviceClockSince { received, .. } => Basis::DeviceClock { received: since(received) },
+                _ => {
+                    batch.readings.iter_mut().for_each(|reading| reading.time = since(reading.time));
+                    Basis::Resynchronised
+                }
+            };
             numbered.batch = Arc::new(batch);
         }
     }
@@ -113,16 +119,12 @@ pub(super) fn give_times(began: &Beginnings, batches: &mut [Numbered]) {
 pub(super) fn range(mut batches: Vec<Numbered>, began: &Beginnings) -> Option<(Timestamp, Timestamp)> {
     give_times(began, &mut batches);
     let times = |numbered: &Numbered| match numbered.batch.basis {
-        Basis::Boot(_) => Vec::new(),
+        Basis::Boot(_) | Basis::DeviceClockSince { .. } => Vec::new(),
         Basis::DeviceClock { received } => vec![received],
         Basis::Wall | Basis::Resynchronised => numbered.batch.readings.iter().map(|reading| reading.time).collect(),
     };
     let times: Vec<Timestamp> = batches.iter().flat_map(times).collect();
     Some((*times.iter().min()?, *times.iter().max()?))
-}
-
-fn shift(reading: &mut Reading, began: Timestamp) {
-    reading.time = Timestamp(reading.time.0.saturating_add(began.0));
 }
 
 /// The rows that are what was written, and how many are not. A log of an earlier

@@ -20,6 +20,7 @@
 //! | 1, a boot's 16 bytes | counted from that boot |
 //! | 2 | by an absurd device clock; there is a column of times of receipt |
 //! | 3 | good, found once the clock could be believed |
+//! | 4, a boot's 16 bytes | as 2, the times of receipt counted from that boot |
 //!
 //! All numbers are LEB128. The block is compressed with zstd where that helps;
 //! the checksum is a CRC-32 over the header's numbers and the stored block, so
@@ -402,6 +403,9 @@ mod tests {
             1 => (0u8..2).prop_map(|boot| Basis::Boot(BootId([boot; 16]))),
             1 => any::<i64>().prop_map(|received| Basis::DeviceClock { received: Timestamp(received) }),
             1 => Just(Basis::Resynchronised),
+            1 => (0u8..2, any::<i64>()).prop_map(|(boot, received)| {
+                Basis::DeviceClockSince { boot: BootId([boot; 16]), received: Timestamp(received) }
+            }),
         ];
         let batch = (0u8..4, proptest::option::of(0u64..2), basis, proptest::collection::vec(reading, 0..6));
         (1u64..u64::MAX / 2, proptest::collection::vec(batch, 0..20)).prop_map(|(first, batches)| {
@@ -526,13 +530,15 @@ mod tests {
         assert!(block.len() < 10_000, "{} bytes", block.len());
     }
 
-    /// One reading of each kind; frozen, as old logs must be read for ever.
+    const BOOT: BootId = BootId([0xb0; 16]);
+
+    /// One reading of each of some kinds; frozen, as old logs must be read for ever.
     fn golden() -> Vec<Numbered> {
-        let bases = [
-            Basis::Wall,
-            Basis::Boot(BootId([0xb0; 16])),
-            Basis::DeviceClock { received: Timestamp(1_795_395_723_000_000) },
-        ];
+        let received = Timestamp(1_795_395_723_000_000);
+        one_of_each(&[Basis::Wall, Basis::Boot(BOOT), Basis::DeviceClock { received }])
+    }
+
+    fn one_of_each(bases: &[Basis]) -> Vec<Numbered> {
         let number = |(seq, basis): (u64, Basis)| {
             let device = DeviceId::new("d").expect("a valid name");
             let value = Box::new([Value::Integer(5)]);
@@ -543,7 +549,7 @@ mod tests {
                 batch: Arc::new(Batch { device, session: Some(7), basis, readings: vec![reading] }),
             }
         };
-        (1..).zip(bases).map(number).collect()
+        (1..).zip(bases.iter().copied()).map(number).collect()
     }
 
     fn block(batches: &[Numbered]) -> String {
@@ -557,18 +563,24 @@ mod tests {
         let golden = golden();
         assert_eq!(block(&golden[..1]), GOLDEN_1);
         assert_eq!(block(&golden), GOLDEN_2);
-        let raw: Vec<u8> =
-            (0..GOLDEN_2.len()).step_by(2).map(|i| u8::from_str_radix(&GOLDEN_2[i..i + 2], 16).expect("hex")).collect();
-        let header = Header {
-            first: Seq(1),
-            count: 3,
-            oldest: Timestamp(0),
-            newest: Timestamp(0),
-            raw_length: raw.len() as u32,
-            checksum: 0,
-        };
+        assert_eq!(decoded(GOLDEN_2, 3), golden);
+    }
+
+    #[test]
+    fn blocks_with_later_kinds_are_laid_out_as_ever() {
+        let since = Basis::DeviceClockSince { boot: BOOT, received: Timestamp(100) };
+        let later = one_of_each(&[Basis::Resynchronised, since]);
+        assert_eq!(block(&later), GOLDEN_3);
+        assert_eq!(decoded(GOLDEN_3, 2), later);
+    }
+
+    fn decoded(block: &str, count: u32) -> Vec<Numbered> {
+        let byte = |at| u8::from_str_radix(&block[at..at + 2], 16).expect("hex");
+        let raw: Vec<u8> = (0..block.len()).step_by(2).map(byte).collect();
+        let (time, raw_length) = (Timestamp(0), raw.len() as u32);
+        let header = Header { first: Seq(1), count, oldest: time, newest: time, raw_length, checksum: 0 };
         let header = Header { checksum: header.expected_checksum(&raw), ..header };
-        assert_eq!(decode(&header, &raw).expect("frozen bytes"), golden);
+        decode(&header, &raw).expect("frozen bytes")
     }
 
     const GOLDEN_1: &str = "01020164016101000107010101c0843d000102c0843d02030a";
@@ -576,6 +588,11 @@ mod tests {
         "0202016401610300010700010101c0843d000102c0843d02030a00010701b0b0b0b0b0b0b0b0b0b0",
         "b0b0b0b0b0b001010101020104c0843d04030a0001070201010101040106c0843d06c0843d96c29c",
         "b00d030a",
+    );
+
+    const GOLDEN_3: &str = concat!(
+        "0202016401610200010703010101c0843d000102c0843d02030a00010704b0b0b0b0b0b0b0b0b0b0",
+        "b0b0b0b0b0b001010101020104c0843d0401c801030a",
     );
 
     #[test]

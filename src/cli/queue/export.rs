@@ -132,7 +132,7 @@ fn when(reading: &Delivered) -> Option<Timestamp> {
     match reading.quality {
         Quality::Good | Quality::Resynchronised => Some(reading.time),
         Quality::DeviceClock { received } => Some(received),
-        Quality::Unsynchronised { .. } => None,
+        Quality::Unsynchronised { .. } | Quality::DeviceClockSince { .. } => None,
     }
 }
 
@@ -170,6 +170,7 @@ impl Writer<'_> {
                     Quality::Good | Quality::Resynchronised => (String::new(), String::new()),
                     Quality::Unsynchronised { boot, .. } => (boot.to_string(), String::new()),
                     Quality::DeviceClock { received } => (String::new(), received.to_string()),
+                    Quality::DeviceClockSince { boot, uptime } => (boot.to_string(), uptime.to_string()),
                 };
                 for (channel, value) in &reading.values {
                     let (kind, value) = spelled(value);

@@ -81,19 +81,29 @@ impl Times {
             DeviceClock::SinceBoot => {
                 let boot = self.tie.map_or(micros(now.monotonic), |tie| tie.boot);
                 let uptime = Timestamp(time.saturating_mul(1000).saturating_add(boot));
+                let received = Timestamp(micros(now.monotonic));
                 match now.trusted {
                     true => self.judge(Timestamp(uptime.0.saturating_add(now.start().0)), now),
+                    false if uptime > received.plus(self.rules.max_ahead) => (uptime, self.absurd(now)),
                     false => (uptime, Basis::Boot(self.rules.boot)),
                 }
             }
         }
     }
 
-    /// Flags a time that cannot be; a gateway without the time judges nobody.
+    /// Flags a time that cannot be. A gateway that does not know the time itself can
+    /// tell only of the distant past that it is over.
     fn judge(&self, time: Timestamp, now: Now) -> (Timestamp, Basis) {
-        let absurd = time < self.rules.earliest || time > now.wall.plus(self.rules.max_ahead);
-        let basis = if now.trusted && absurd { Basis::DeviceClock { received: now.wall } } else { Basis::Wall };
-        (time, basis)
+        let ahead = now.trusted && time > now.wall.plus(self.rules.max_ahead);
+        let absurd = ahead || time < self.rules.earliest;
+        (time, if absurd { self.absurd(now) } else { Basis::Wall })
+    }
+
+    fn absurd(&self, now: Now) -> Basis {
+        match now.trusted {
+            true => Basis::DeviceClock { received: now.wall },
+            false => Basis::DeviceClockSince { boot: self.rules.boot, received: Timestamp(micros(now.monotonic)) },
+        }
     }
 }
 
@@ -185,21 +195,31 @@ mod tests {
     }
 
     #[test]
-    fn a_device_clock_that_cannot_be_is_flagged_unless_the_gateway_has_no_time_itself() {
+    fn a_device_clock_that_cannot_be_is_flagged_as_far_as_the_gateway_can_tell() {
         let times = times(DeviceClock::Wall);
         let now = at(100, WALL, true);
         let absurd = Basis::DeviceClock { received: now.wall };
-        for (time, basis) in [
-            (WALL, Basis::Wall),
-            (WALL + 600 * S, Basis::Wall),
-            (WALL + 601 * S, absurd),
-            (WALL - 5 * 365 * 86_400 * S, Basis::Wall),
-            (0, absurd),
-            (i64::MIN, absurd),
-            (i64::MAX, absurd),
+        let since = Basis::DeviceClockSince { boot: BOOT, received: Timestamp(100 * S) };
+        for (time, basis, without_time) in [
+            (WALL, Basis::Wall, Basis::Wall),
+            (WALL + 600 * S, Basis::Wall, Basis::Wall),
+            (WALL + 601 * S, absurd, Basis::Wall),
+            (WALL - 5 * 365 * 86_400 * S, Basis::Wall, Basis::Wall),
+            (0, absurd, since),
+            (i64::MIN, absurd, since),
+            (i64::MAX, absurd, Basis::Wall),
         ] {
             assert_eq!(times.place(time, now), (Timestamp(time), basis), "{time}");
-            assert_eq!(times.place(time, at(100, WALL, false)), (Timestamp(time), Basis::Wall), "{time}");
+            assert_eq!(times.place(time, at(100, WALL, false)), (Timestamp(time), without_time), "{time}");
         }
+    }
+
+    #[test]
+    fn an_uptime_that_is_not_over_yet_is_flagged_also_without_the_time() {
+        let mut times = times(DeviceClock::SinceBoot);
+        times.synchronise(1_000, at(100, 5, false));
+        assert_eq!(times.place(601_000, at(100, 5, false)), (Timestamp(700 * S), Basis::Boot(BOOT)));
+        let since = Basis::DeviceClockSince { boot: BOOT, received: Timestamp(100 * S) };
+        assert_eq!(times.place(602_000, at(100, 5, false)), (Timestamp(701 * S), since));
     }
 }

@@ -178,7 +178,7 @@ impl<'a> Peer<'a> {
             Basis::Boot(_) => {
                 metrics.readings_unsynchronised.inc_by(count);
             }
-            Basis::DeviceClock { received } => {
+            Basis::DeviceClock { received } | Basis::DeviceClockSince { received, .. } => {
                 metrics.readings_device_clock.inc_by(count);
                 if !std::mem::replace(&mut self.clock_told, true) {
                     let time = batch.readings.first().map(|reading| reading.time);

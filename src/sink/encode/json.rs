@@ -164,6 +164,8 @@ struct PayloadReading {
     #[serde(default)]
     boot: Option<BootId>,
     #[serde(default)]
+    uptime: Option<f64>,
+    #[serde(default)]
     received: Option<String>,
     #[serde(default)]
     replay: bool,
@@ -201,11 +203,12 @@ pub fn decode(payload: &[u8]) -> Result<Delivery, DecodeError> {
     let readings = readings
         .into_iter()
         .map(|reading| {
-            let PayloadReading { seq, device, origin, time, quality, boot, received, replay, values } = reading;
+            let PayloadReading { seq, device, origin, time, quality, boot, uptime, received, replay, values } = reading;
             let parse = |time: String| time.parse().map_err(|why: InvalidTime| failed(&why));
             let time = parse(time)?;
             let received = received.map(parse).transpose()?;
-            let quality = Quality::read(quality.as_deref(), time, boot, received).map_err(|why| failed(&why))?;
+            let quality =
+                Quality::read(quality.as_deref(), time, boot, uptime, received).map_err(|why| failed(&why))?;
             Ok(Delivered { seq, device, origin, time, quality, replay, values })
         })
         .collect::<Result<_, _>>()?;
@@ -285,6 +288,10 @@ mod tests {
         assert_eq!(
             written(Basis::DeviceClock { received: Timestamp(time) }, 0),
             r#""time":"1970-01-01T00:00:00.000000Z","quality":"device-clock","received":"2026-11-23T01:02:03.456000Z""#
+        );
+        assert_eq!(
+            written(Basis::DeviceClockSince { boot: BootId([0xb0; 16]), received: Timestamp(754_123_456) }, 0),
+            r#""time":"1970-01-01T00:00:00.000000Z","quality":"device-clock","boot":"b0b0b0b0-b0b0-b0b0-b0b0-b0b0b0b0b0b0","uptime":754.123456"#
         );
     }
 }

@@ -166,6 +166,7 @@ enum Special {
     Resynchronised,
     Unsynchronised([u8; 16]),
     DeviceClock(i64),
+    DeviceClockSince([u8; 16], i64),
 }
 
 impl Special {
@@ -175,6 +176,7 @@ impl Special {
             Basis::Resynchronised => Some(Special::Resynchronised),
             Basis::Boot(boot) => Some(Special::Unsynchronised(boot.0)),
             Basis::DeviceClock { received } => Some(Special::DeviceClock(received.0)),
+            Basis::DeviceClockSince { boot, received } => Some(Special::DeviceClockSince(boot.0, received.0)),
         }
     }
 
@@ -183,6 +185,9 @@ impl Special {
             Special::Resynchronised => Basis::Resynchronised,
             Special::Unsynchronised(boot) => Basis::Boot(BootId(boot)),
             Special::DeviceClock(received) => Basis::DeviceClock { received: Timestamp(received) },
+            Special::DeviceClockSince(boot, received) => {
+                Basis::DeviceClockSince { boot: BootId(boot), received: Timestamp(received) }
+            }
         }
     }
 }
@@ -287,6 +292,17 @@ mod tests {
         assert_eq!(first.readings.len(), 4);
     }
 
+    #[test]
+    fn a_receipt_that_counts_from_a_boot_stands_there_as_ever() {
+        let basis = Basis::DeviceClockSince { boot: BootId([0xb0; 16]), received: Timestamp(2) };
+        let (bytes, hex) = written(&[basis]);
+        assert_eq!(hex, GOLDEN_SINCE);
+        let delivery = decode(&bytes).expect("what was just written");
+        assert_eq!(delivery.readings[0].quality, Quality::of(basis, Timestamp(1)));
+    }
+
+    const GOLDEN_SINCE: &str =
+        concat!("01026777010101000002000001010a01016401010161", "010003b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b004",);
     const GOLDEN: &str = concat!(
         "01026777010401000002000001010a02000002000001010a03000002000001010a04000002000001",
         "010a010164010101610301000201b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0030204",

@@ -24,6 +24,13 @@ pub enum Quality {
         #[serde(serialize_with = "super::json::time")]
         received: Timestamp,
     },
+    /// The same; the gateway got it `uptime` after this boot of its own.
+    #[serde(rename = "device-clock")]
+    DeviceClockSince {
+        boot: BootId,
+        #[serde(serialize_with = "seconds")]
+        uptime: Timestamp,
+    },
 }
 
 impl Quality {
@@ -33,6 +40,7 @@ impl Quality {
             Basis::Resynchronised => Quality::Resynchronised,
             Basis::Boot(boot) => Quality::Unsynchronised { boot, uptime: time },
             Basis::DeviceClock { received } => Quality::DeviceClock { received },
+            Basis::DeviceClockSince { boot, received } => Quality::DeviceClockSince { boot, uptime: received },
         }
     }
 
@@ -42,7 +50,7 @@ impl Quality {
             Quality::Good => "",
             Quality::Resynchronised => "resynchronised",
             Quality::Unsynchronised { .. } => "unsynchronised",
-            Quality::DeviceClock { .. } => "device-clock",
+            Quality::DeviceClock { .. } | Quality::DeviceClockSince { .. } => "device-clock",
         }
     }
 
@@ -55,14 +63,19 @@ impl Quality {
         name: Option<&str>,
         time: Timestamp,
         boot: Option<BootId>,
+        uptime: Option<f64>,
         received: Option<Timestamp>,
     ) -> Result<Quality, String> {
-        match (name, boot, received) {
+        match (name, boot, uptime, received) {
             (None, ..) => Ok(Quality::Good),
             (Some("resynchronised"), ..) => Ok(Quality::Resynchronised),
-            (Some("unsynchronised"), Some(boot), _) => Ok(Quality::Unsynchronised { boot, uptime: time }),
-            (Some("device-clock"), _, Some(received)) => Ok(Quality::DeviceClock { received }),
-            (Some(name), ..) => Err(format!("quality {name:?} is unknown or lacks its `boot` or `received`")),
+            (Some("unsynchronised"), Some(boot), ..) => Ok(Quality::Unsynchronised { boot, uptime: time }),
+            (Some("device-clock"), .., Some(received)) => Ok(Quality::DeviceClock { received }),
+            (Some("device-clock"), Some(boot), Some(uptime), None) => {
+                let uptime = Timestamp((uptime * 1e6).round() as i64); // saturates
+                Ok(Quality::DeviceClockSince { boot, uptime })
+            }
+            (Some(name), ..) => Err(format!("quality {name:?} is unknown or lacks what goes with it")),
         }
     }
 }
@@ -80,6 +93,9 @@ impl fmt::Display for Quality {
             Quality::Resynchronised => f.write_str(" (resynchronised)"),
             Quality::Unsynchronised { boot, .. } => write!(f, " (since boot {boot})"),
             Quality::DeviceClock { received } => write!(f, " (device's clock; received {received})"),
+            Quality::DeviceClockSince { boot, uptime } => {
+                write!(f, " (device's clock; received {:.3} s after boot {boot})", uptime.0 as f64 / 1e6)
+            }
         }
     }
 }

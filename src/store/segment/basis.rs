@@ -12,6 +12,7 @@ pub(super) enum Kind {
     Boot(BootId),
     DeviceClock,
     Resynchronised,
+    DeviceClockSince(BootId),
 }
 
 impl Kind {
@@ -21,6 +22,7 @@ impl Kind {
             Basis::Boot(boot) => Kind::Boot(boot),
             Basis::Resynchronised => Kind::Resynchronised,
             Basis::DeviceClock { .. } => Kind::DeviceClock,
+            Basis::DeviceClockSince { boot, .. } => Kind::DeviceClockSince(boot),
         }
     }
 
@@ -32,12 +34,13 @@ impl Kind {
             Kind::Boot(boot) => Basis::Boot(boot),
             Kind::Resynchronised => Basis::Resynchronised,
             Kind::DeviceClock => Basis::DeviceClock { received },
+            Kind::DeviceClockSince(boot) => Basis::DeviceClockSince { boot, received },
         }
     }
 
     /// Whether the group has a column of times of receipt.
     pub fn has_receipts(self) -> bool {
-        self == Kind::DeviceClock
+        matches!(self, Kind::DeviceClock | Kind::DeviceClockSince(_))
     }
 
     pub fn put(self, out: &mut Vec<u8>) {
@@ -46,6 +49,7 @@ impl Kind {
             Kind::Boot(boot) => (1, Some(boot)),
             Kind::DeviceClock => (2, None),
             Kind::Resynchronised => (3, None),
+            Kind::DeviceClockSince(boot) => (4, Some(boot)),
         };
         out.push(number);
         out.extend(boot.into_iter().flat_map(|boot| boot.0));
@@ -57,6 +61,7 @@ impl Kind {
             1 => Ok(Kind::Boot(boot(input)?)),
             2 => Ok(Kind::DeviceClock),
             3 => Ok(Kind::Resynchronised),
+            4 => Ok(Kind::DeviceClockSince(boot(input)?)),
             _ => Err(Corrupt("what its times mean is unknown")),
         }
     }
@@ -71,7 +76,7 @@ fn boot(input: &mut Input<'_>) -> Result<BootId, Corrupt> {
 /// When a batch's readings were received, where that is kept.
 pub(super) fn receipt(basis: Basis) -> Option<i64> {
     match basis {
-        Basis::DeviceClock { received } => Some(received.0),
+        Basis::DeviceClock { received } | Basis::DeviceClockSince { received, .. } => Some(received.0),
         Basis::Wall | Basis::Boot(_) | Basis::Resynchronised => None,
     }
 }
@@ -79,7 +84,7 @@ pub(super) fn receipt(basis: Basis) -> Option<i64> {
 /// The smallest and largest time that the batch's readings may have.
 pub(super) fn range(batch: &Batch) -> (Timestamp, Timestamp) {
     match batch.basis {
-        Basis::Boot(_) => (Timestamp(i64::MIN), Timestamp(i64::MAX)),
+        Basis::Boot(_) | Basis::DeviceClockSince { .. } => (Timestamp(i64::MIN), Timestamp(i64::MAX)),
         Basis::DeviceClock { received } => (received, received),
         Basis::Wall | Basis::Resynchronised => {
             let times = || batch.readings.iter().map(|reading| reading.time);
