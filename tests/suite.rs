@@ -18,6 +18,7 @@ mod service;
 mod support;
 mod tcp;
 mod time;
+mod untimed;
 mod uplink;
 mod wear;
 mod wire;

@@ -120,7 +120,7 @@ impl Salvage {
                 facts.unproven += u64::from(!facts.take(table, rowid, fields));
             });
         }
-        for image in self.pages.images().filter(|image| matches!(image, Image::Frame(_) | Image::Db(2..=8))) {
+        for image in self.pages.images().filter(|image| matches!(image, Image::Frame(_) | Image::Db(2..=16))) {
             let Some(page) = self.pages.read(image) else { continue };
             for cell in record::cells(&page, 0) {
                 let Some(fields) = (cell.overflow == 0).then(|| record::fields(cell.local)).flatten() else { continue };
