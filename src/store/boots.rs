@@ -6,6 +6,10 @@
 //! boot began, and from then on gives such readings their time as they are read, also
 //! after a restart; segments stay as they are. Readings of a boot whose beginning never
 //! became known keep their order and nothing else.
+//!
+//! Consumers that got such readings before are told by an event. That a run has begun is
+//! written before it takes a reading, so that a later run in the same boot knows that
+//! there may be such consumers.
 
 use super::row;
 use crate::model::{Basis, BootId, Numbered, Seq, Timestamp};
@@ -23,11 +27,9 @@ pub(super) type Beginnings = HashMap<BootId, Timestamp>;
 pub(super) struct Boots {
     current: BootId,
     began: Beginnings,
-    /// There are readings that count from the current boot.
+    /// Consumers may have readings that count from the current boot.
     untimed: bool,
-    /// The current boot stands on disk.
-    noted: bool,
-    /// When it began does not.
+    /// It is not on disk yet when that began.
     unsaved: bool,
 }
 
@@ -35,7 +37,7 @@ pub(super) struct Boots {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct News {
     boot: BootId,
-    began: Option<Timestamp>,
+    began: Timestamp,
     /// Consumers may have readings that only this gives a time.
     untimed: bool,
 }
@@ -45,7 +47,6 @@ pub(super) struct News {
 struct Boot {
     id: BootId,
     began: Option<Timestamp>,
-    untimed: bool,
     /// The last seq that may count from it, once it is over.
     last: Option<i64>,
 }
@@ -78,15 +79,13 @@ impl Boots {
 
     /// What the next commit writes.
     pub fn news(&self) -> Option<News> {
-        let wanted = self.unsaved || (self.untimed && !self.noted);
-        let began = self.began.get(&self.current).copied();
-        wanted.then_some(News { boot: self.current, began, untimed: self.untimed })
+        let began = self.began.get(&self.current).copied().filter(|_| self.unsaved)?;
+        Some(News { boot: self.current, began, untimed: self.untimed })
     }
 
-    /// A commit wrote `news`.
-    pub fn saved(&mut self, news: News) {
-        self.noted = true;
-        self.unsaved &= news.began.is_none();
+    /// A commit wrote what was new.
+    pub fn saved(&mut self) {
+        self.unsaved = false;
     }
 
     /// Gives the readings a time whose boot's beginning is known.
@@ -146,19 +145,13 @@ fn rows(db: &Connection) -> rusqlite::Result<(Vec<Boot>, u64)> {
     Ok((sound, damaged))
 }
 
-const COLUMNS: &str = "id, began, untimed, last, guard";
+const COLUMNS: &str = "id, began, last, guard";
 
 /// The row, if it is what was written.
 fn boot(row: &rusqlite::Row<'_>) -> Option<Boot> {
     let id = BootId(row.get_ref(0).ok()?.as_blob().ok()?.try_into().ok()?);
-    let (began, untimed, last): (Option<i64>, i64, _) = (row.get(1).ok()?, row.get(2).ok()?, row.get(3).ok()?);
-    let guard: i64 = row.get(4).ok()?;
-    (guard == row::boot_guard(id, began, untimed, last)).then_some(Boot {
-        id,
-        began: began.map(Timestamp),
-        untimed: untimed != 0,
-        last,
-    })
+    let (began, last, guard): (Option<i64>, _, i64) = (row.get(1).ok()?, row.get(2).ok()?, row.get(3).ok()?);
+    (guard == row::boot_guard(id, began, last)).then_some(Boot { id, began: began.map(Timestamp), last })
 }
 
 fn find(db: &Connection, id: BootId) -> rusqlite::Result<Option<Boot>> {
@@ -177,14 +170,15 @@ pub(super) fn beginnings(db: &Connection) -> rusqlite::Result<Beginnings> {
 }
 
 fn put(db: &Connection, boot: &Boot) -> rusqlite::Result<()> {
-    let (id, began, untimed) = (boot.id, boot.began.map(|began| began.0), i64::from(boot.untimed));
-    db.prepare_cached("INSERT OR REPLACE INTO boot (id, began, untimed, last, guard) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![id.0, began, untimed, boot.last, row::boot_guard(id, began, untimed, boot.last)])?;
+    let Boot { id, last, .. } = *boot;
+    let began = boot.began.map(|began| began.0);
+    db.prepare_cached("INSERT OR REPLACE INTO boot (id, began, last, guard) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![id.0, began, last, row::boot_guard(id, began, last)])?;
     Ok(())
 }
 
-/// Reads the boots that segments may count from; forgets the others. While readings
-/// that count from former boots are still taken over from elsewhere (`salvaging`), it is
+/// Reads the boots that segments may count from; forgets the others, and notes that a
+/// run begins in the current one. While readings that count from former boots are still taken over from elsewhere (`salvaging`), it is
 /// not known which are their last.
 pub(super) fn load(db: &mut Connection, current: BootId, next: Seq, salvaging: bool) -> rusqlite::Result<Boots> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -210,41 +204,35 @@ pub(super) fn load(db: &mut Connection, current: BootId, next: Seq, salvaging: b
     if damaged > 0 {
         transaction.execute("DELETE FROM boot", [])?;
     }
+    // An earlier run in this boot, whose row may be among the damaged ones.
+    let untimed = damaged > 0 || kept.iter().any(|boot| boot.id == current);
+    if kept.iter().all(|boot| boot.id != current) {
+        kept.push(Boot { id: current, began: None, last: None });
+    }
     for boot in kept.iter().filter(|boot| damaged > 0 || !before.contains(boot)) {
         put(&transaction, boot)?;
     }
     transaction.commit()?;
-    let this = kept.iter().find(|boot| boot.id == current);
-    Ok(Boots {
-        current,
-        began: kept.iter().filter_map(|boot| Some((boot.id, boot.began?))).collect(),
-        // If its row may be among the damaged ones, consumers may wait for its beginning.
-        untimed: this.map_or(damaged > 0, |boot| boot.untimed),
-        noted: this.is_some(),
-        unsaved: false,
-    })
+    let began = kept.iter().filter_map(|boot| Some((boot.id, boot.began?))).collect();
+    Ok(Boots { current, began, untimed, unsaved: false })
 }
 
 /// Writes `news`; the body of the event that tells it upstream, if somebody may need it
 /// and it was not told before.
 pub(super) fn write(db: &Connection, news: News) -> rusqlite::Result<Option<String>> {
-    let before = find(db, news.boot)?;
-    let told = before.and_then(|boot| boot.began);
-    let untimed = news.untimed || before.is_some_and(|boot| boot.untimed);
-    put(db, &Boot { id: news.boot, began: told.or(news.began), untimed, last: None })?;
-    Ok(news.began.filter(|_| untimed && told.is_none()).map(|began| event(news.boot, began)))
-}
-
-/// The event that tells when a boot began.
-fn event(boot: BootId, began: Timestamp) -> String {
-    serde_json::json!({"type": "clock", "boot": boot, "began": began.to_string()}).to_string()
+    let News { boot, began, untimed } = news;
+    if find(db, boot)?.is_some_and(|boot| boot.began.is_some()) {
+        return Ok(None);
+    }
+    put(db, &Boot { id: boot, began: Some(began), last: None })?;
+    let body = serde_json::json!({"type": "clock", "boot": boot, "began": began.to_string()});
+    Ok(untimed.then(|| body.to_string()))
 }
 
 /// Takes over what another log says about a boot.
-pub(super) fn adopt(db: &Connection, id: BootId, began: Option<Timestamp>, untimed: bool) -> rusqlite::Result<()> {
-    let before = find(db, id)?;
-    let began = before.and_then(|boot| boot.began).or(began);
-    put(db, &Boot { id, began, untimed: untimed || before.is_some_and(|boot| boot.untimed), last: None })
+pub(super) fn adopt(db: &Connection, id: BootId, began: Option<Timestamp>) -> rusqlite::Result<()> {
+    let began = find(db, id)?.and_then(|boot| boot.began).or(began);
+    put(db, &Boot { id, began, last: None })
 }
 
 #[cfg(test)]
@@ -272,38 +260,41 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_is_noted_with_its_first_readings_and_told_when_it_is_placed() {
+    fn consumers_of_readings_without_a_time_are_told_when_their_boot_is_placed() {
         let (_directory, mut db) = database();
         let mut boots = load(&mut db, THIS, 1);
-        boots.appended(Basis::Wall);
-        assert_eq!(boots.news(), None, "nothing to place");
-        boots.appended(Basis::Boot(THIS));
-        let news = boots.news().expect("untimed readings");
-        assert_eq!(write(&db, news).expect("it writes"), None);
-        boots.saved(news);
         assert_eq!((boots.news(), boots.is_due()), (None, false));
-
-        // The process starts again in the same boot, and the clock is set.
-        segment(&db, 1);
-        let mut boots = load(&mut db, THIS, 2);
+        boots.appended(Basis::Boot(NEXT));
+        boots.appended(Basis::Boot(THIS));
         assert!(!boots.is_synchronised());
         assert!(boots.synchronised(BEGAN) && boots.is_due());
         assert!(!boots.synchronised(Timestamp(5)), "only once");
         let news = boots.news().expect("a beginning");
         let event = write(&db, news).expect("it writes").expect("consumers have untimed readings");
         assert!(event.contains(&THIS.to_string()) && event.contains("2026-11-23T01:02:03"), "{event}");
-        boots.saved(news);
+        boots.saved();
         assert_eq!(boots.news(), None);
-
+        segment(&db, 1);
         let later = load(&mut db, NEXT, 3);
         assert_eq!(later.began.get(&THIS), Some(&BEGAN));
         assert!(!later.is_synchronised());
     }
 
     #[test]
+    fn a_run_that_ended_before_the_clock_was_set_may_have_left_such_consumers() {
+        let (_directory, mut db) = database();
+        // It delivered readings from memory, and was killed before it wrote any.
+        load(&mut db, THIS, 1).appended(Basis::Boot(THIS));
+        let mut boots = load(&mut db, THIS, 1);
+        boots.synchronised(BEGAN);
+        assert!(write(&db, boots.news().expect("a beginning")).expect("it writes").is_some());
+    }
+
+    #[test]
     fn a_boot_that_had_the_time_from_the_start_makes_no_event() {
         let (_directory, mut db) = database();
         let mut boots = load(&mut db, THIS, 1);
+        boots.appended(Basis::Boot(NEXT));
         assert!(boots.synchronised(BEGAN));
         assert_eq!(write(&db, boots.news().expect("a beginning")).expect("it writes"), None);
         assert!(load(&mut db, THIS, 1).is_synchronised(), "a restart in the same boot believes the clock");
@@ -320,11 +311,12 @@ mod tests {
         db.execute("DELETE FROM segment", []).expect("retention");
         segment(&db, 10);
         assert!(!load(&mut db, NEXT, 11).began.contains_key(&THIS));
-        assert_eq!(rows(&db).expect("it reads").0, []);
+        let left: Vec<_> = rows(&db).expect("it reads").0.iter().map(|boot| boot.id).collect();
+        assert_eq!(left, [NEXT]);
         for boot in 0..MAX_BOOTS + 100 {
             let mut id = [9; 16];
             id[..8].copy_from_slice(&boot.to_be_bytes());
-            let news = News { boot: BootId(id), began: Some(BEGAN), untimed: false };
+            let news = News { boot: BootId(id), began: BEGAN, untimed: false };
             write(&db, news).expect("it writes");
         }
         load(&mut db, NEXT, 11);
@@ -334,8 +326,8 @@ mod tests {
     #[test]
     fn while_readings_are_taken_over_from_elsewhere_no_boot_is_over() {
         let (_directory, mut db) = database();
-        adopt(&db, THIS, Some(BEGAN), true).expect("it writes");
-        adopt(&db, THIS, None, false).expect("it writes");
+        adopt(&db, THIS, Some(BEGAN)).expect("it writes");
+        adopt(&db, THIS, None).expect("it writes");
         segment(&db, 50);
         assert!(super::load(&mut db, NEXT, Seq(10), true).expect("it reads").began.contains_key(&THIS));
         // They were numbered up to 60 meanwhile.
@@ -366,7 +358,7 @@ mod tests {
         boots.appended(Basis::Boot(THIS));
         boots.synchronised(BEGAN);
         write(&db, boots.news().expect("a beginning")).expect("it writes");
-        adopt(&db, NEXT, Some(BEGAN), false).expect("it writes");
+        adopt(&db, NEXT, Some(BEGAN)).expect("it writes");
         db.execute("UPDATE boot SET began = began + 1 WHERE id = ?1", [THIS.0]).expect("damage");
         assert_eq!(unproven(&db).expect("it reads"), 1);
         assert_eq!(beginnings(&db).expect("it reads"), [(NEXT, BEGAN)].into());

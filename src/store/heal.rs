@@ -362,8 +362,8 @@ fn begin(
             report.salvaged.marks += 1;
         }
     }
-    for (boot, (began, untimed)) in &facts.boots {
-        boots::adopt(&transaction, *boot, *began, *untimed)?;
+    for (boot, began) in &facts.boots {
+        boots::adopt(&transaction, *boot, *began)?;
     }
     let body = serde_json::json!({
         "type": "quarantine", "state": "salvaging", "quarantine": entry.name(), "reason": entry.report.reason,

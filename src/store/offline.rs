@@ -141,7 +141,7 @@ impl Offline {
             Source::Sqlite(db) => boots::beginnings(db)?,
             Source::Bytes(salvage) => {
                 let boots = salvage.facts().boots.into_iter();
-                boots.filter_map(|(boot, (began, _))| Some((boot, began?))).collect()
+                boots.filter_map(|(boot, began)| Some((boot, began?))).collect()
             }
         })
     }

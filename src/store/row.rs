@@ -100,8 +100,8 @@ pub(super) fn event_guard(id: i64, time: i64, body: &str) -> i64 {
 }
 
 /// The guard of a row of `boot`.
-pub(super) fn boot_guard(id: BootId, began: Option<i64>, untimed: i64, last: Option<i64>) -> i64 {
-    Guard::of("boot").bytes(&id.0).optional(began).number(untimed).optional(last).finish()
+pub(super) fn boot_guard(id: BootId, began: Option<i64>, last: Option<i64>) -> i64 {
+    Guard::of("boot").bytes(&id.0).optional(began).optional(last).finish()
 }
 
 /// Stands for the set of sinks that have a row: tells when one was lost.

@@ -49,8 +49,8 @@ pub(super) struct Facts {
     pub marks: BTreeMap<String, (u64, u64)>,
     /// Id, time and body.
     pub events: BTreeMap<u64, (i64, String)>,
-    /// When boots began, and whether consumers may wait for that.
-    pub boots: BTreeMap<BootId, (Option<Timestamp>, bool)>,
+    /// When boots began, where that became known.
+    pub boots: BTreeMap<BootId, Option<Timestamp>>,
     /// Rows whose guard does not hold.
     pub unproven: u64,
 }
@@ -410,10 +410,10 @@ impl Facts {
                     field => field.integer().map(Some),
                 };
                 let id = BootId(fields.first()?.blob()?.try_into().ok()?);
-                let (began, untimed, last) = (optional(1)?, number(2)?, optional(3)?);
-                (number(4)? == row::boot_guard(id, began, untimed, last)).then_some(())?;
+                let (began, last) = (optional(1)?, optional(2)?);
+                (number(3)? == row::boot_guard(id, began, last)).then_some(())?;
                 let known = self.boots.entry(id).or_default();
-                *known = (known.0.or(began.map(Timestamp)), known.1 || untimed != 0);
+                *known = known.or(began.map(Timestamp));
             }
             _ => {}
         }

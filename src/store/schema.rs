@@ -35,8 +35,7 @@ const MIGRATIONS: &[&str] = &[
      ALTER TABLE sink ADD COLUMN event INTEGER NOT NULL DEFAULT 0;",
     ADD_GUARDS,
     // When each boot began, once that is known; the last seq that may count from it, once it is over.
-    "CREATE TABLE boot (id BLOB PRIMARY KEY, began INTEGER, untimed INTEGER NOT NULL, last INTEGER,
-         guard INTEGER NOT NULL) WITHOUT ROWID;",
+    "CREATE TABLE boot (id BLOB PRIMARY KEY, began INTEGER, last INTEGER, guard INTEGER NOT NULL) WITHOUT ROWID;",
 ];
 
 /// Rows that no checksum covered get one; see [`row`]. What stands there is sealed as

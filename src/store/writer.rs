@@ -138,8 +138,8 @@ fn attempt(shared: &Shared, disk: &mut Disk, closing: bool) -> Attempt {
         Ok(outcome) => {
             shared.metrics.readings_stored.inc_by(readings as u64);
             commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
-            if let Some(news) = commit.boot {
-                shared.state.lock().boots.saved(news);
+            if commit.boot.is_some() {
+                shared.state.lock().boots.saved();
             }
             let places = commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect();
             settle(shared, upto, commit.reserve, places, outcome);
