@@ -20,7 +20,7 @@ use std::time::Duration;
 use tidegate::clock::{Clock, Now};
 use tidegate::config::{Durability, HistoryWithin, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Batch, ChannelName, Channels, DeviceId, Reading, Seq, Timestamp, Value};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Reading, Seq, Timestamp, Value};
 use tidegate::store::{FILE_NAME, Log, Mark, Opened, SinkCursor, Space, Stepped};
 
 const MS: Duration = Duration::from_millis(1);
@@ -193,7 +193,15 @@ impl Devices {
         ];
         let time = Timestamp(1_767_225_600_000_000).plus(now.saturating_sub(3 * MS));
         let reading = Reading::new(origin, time, self.channels.clone(), values.into()).expect("four of each");
-        (mark, Batch { device: mark.device().clone(), session: Some(mark.session()), readings: vec![reading] })
+        (
+            mark,
+            Batch {
+                device: mark.device().clone(),
+                session: Some(mark.session()),
+                basis: Basis::Wall,
+                readings: vec![reading],
+            },
+        )
     }
 }
 

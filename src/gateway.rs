@@ -4,6 +4,7 @@
 mod health;
 mod limits;
 mod service;
+mod timekeeper;
 
 pub use service::run;
 
@@ -23,6 +24,7 @@ use health::Overview;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use timekeeper::Witnesses;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -34,6 +36,7 @@ pub struct Gateway {
     links: Part,
     sinks: Part,
     http: Part,
+    time: Part,
     log: Log,
     writer: Writer,
     overview: Arc<Overview>,
@@ -75,7 +78,8 @@ impl Gateway {
     /// # Errors
     /// If the log can never be opened or an address cannot be listened on.
     pub async fn start(mut config: Config) -> Result<Gateway> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let system_clock = Arc::new(SystemClock::since_boot());
+        let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Metrics::new();
         let memory = limits::memory(&config);
         limits::open_files(&mut config.tcp);
@@ -95,6 +99,7 @@ impl Gateway {
         let Opened { log, cursors, writer } = open_log(&config, &clock, &metrics, &overview).await?;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
+        let time = keep_time(&config.gateway, system_clock, &log, &metrics);
         tracing::info!(
             gateway = %identity.gateway,
             epoch = %identity.epoch,
@@ -136,6 +141,7 @@ impl Gateway {
             links,
             sinks,
             http,
+            time,
             log,
             writer,
             overview,
@@ -168,6 +174,7 @@ impl Gateway {
         };
         let _ = timeout(total * 2 / 5, async { tokio::join!(self.links.stop(total, "links"), flush) }).await;
         self.sinks.stop(total * 2 / 5, "sinks").await;
+        self.time.stop(total / 10, "timekeeper").await;
         self.log.close();
         let closed = tokio::task::spawn_blocking(move || self.writer.join());
         if timeout(total / 5, closed).await.is_err() {
@@ -176,6 +183,19 @@ impl Gateway {
         self.http.stop(total / 10, "http").await;
         tracing::info!("stopped");
     }
+}
+
+/// Has the clock watched; believes it now if somebody who answers at once vouches for it.
+fn keep_time(config: &config::Gateway, clock: Arc<SystemClock>, log: &Log, metrics: &Metrics) -> Part {
+    let witnesses = Witnesses::new(config);
+    let earlier = log.is_synchronised().then_some("an earlier run in this boot");
+    if let Some(witness) = earlier.or_else(|| witnesses.at_once()).or_else(|| witnesses.battery(clock.now().wall)) {
+        clock.believe();
+        tracing::debug!(witness, "the clock is set");
+    }
+    let mut part = Part::new();
+    part.tasks.spawn(timekeeper::keep(clock, witnesses, log.clone(), metrics.clone(), part.stop.subscribe()));
+    part
 }
 
 fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {

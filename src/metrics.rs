@@ -60,6 +60,9 @@ pub struct Metrics {
     pub readings_received: Counter,
     pub readings_stored: Counter,
     pub readings_duplicate: Counter,
+    pub readings_unsynchronised: Counter,
+    pub readings_device_clock: Counter,
+    pub clock_trusted: Gauge,
     pub readings_dropped: Family<ReasonLabel, Counter>,
     pub frames_invalid: Family<LinkReasonLabel, Counter>,
     pub link_skipped_bytes: Family<LinkLabel, Counter>,
@@ -93,6 +96,9 @@ impl Metrics {
             readings_received: Counter::default(),
             readings_stored: Counter::default(),
             readings_duplicate: Counter::default(),
+            readings_unsynchronised: Counter::default(),
+            readings_device_clock: Counter::default(),
+            clock_trusted: Gauge::default(),
             readings_dropped: Family::default(),
             frames_invalid: Family::default(),
             link_skipped_bytes: Family::default(),
@@ -128,6 +134,13 @@ impl Metrics {
             "Readings that a device sent again and that were dropped before the log",
             m.readings_duplicate,
         );
+        registry.register(
+            "readings_unsynchronised",
+            "Readings that arrived before the gateway's clock could be believed, of devices without a clock",
+            m.readings_unsynchronised,
+        );
+        registry.register("readings_device_clock", "Readings whose device's clock is absurd", m.readings_device_clock);
+        registry.register("clock_trusted", "1 while the gateway's clock is believed", m.clock_trusted);
         registry.register(
             "readings_dropped",
             "Readings that left the log undelivered to some sink",

@@ -27,6 +27,7 @@
 //! - A damaged file: the segments whose checksum does not hold. All others are taken
 //!   over into a new database; see `docs/recovery.md`.
 
+mod boots;
 mod cursor;
 mod cut;
 mod disk;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tidegate::clock::{Clock, Now, SystemClock};
 use tidegate::config::{Deliver, Priority, Route, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Batch, ChannelName, Channels, DeviceId, Reading, Seq, Timestamp, Value};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Reading, Seq, Timestamp, Value};
 use tidegate::store::{Log, Opened};
 
 fn config(directory: &Path) -> Store {
@@ -47,7 +47,7 @@ fn noise(origin: u64, channel: &Channels, bytes: usize) -> Reading {
 
 async fn append(opened: &Opened, device: &str, readings: Vec<Reading>) {
     let device = DeviceId::new(device).expect("a valid name");
-    let mut wanted = Batch { device, session: Some(1), readings };
+    let mut wanted = Batch { device, session: Some(1), basis: Basis::Wall, readings };
     while let Err(saturated) = opened.log.append(None, wanted) {
         wanted = saturated.0;
         opened.log.room().await;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, Durability, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Batch, ChannelName, Channels, DeviceId, Epoch, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Epoch, Numbered, Reading, Seq, Timestamp, Value};
 use tidegate::store::{Log, Opened, Space, Stepped, Stepper};
 
 const PAGE: usize = 1024;
@@ -61,7 +61,7 @@ fn reading(origin: u64) -> Reading {
 }
 
 fn batch(origins: std::ops::RangeInclusive<u64>) -> Batch {
-    Batch { device: pump(), session: Some(7), readings: origins.map(reading).collect() }
+    Batch { device: pump(), session: Some(7), basis: Basis::Wall, readings: origins.map(reading).collect() }
 }
 
 /// Seq and origin of each reading that the sink has yet to get, having checked that

@@ -19,6 +19,8 @@ mod serial;
 mod service;
 mod support;
 mod tcp;
+mod time;
+mod untimed;
 mod uplink;
 mod wear;
 mod wire;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tidegate::clock::{Clock, Now};
 use tidegate::config::{HistoryWithin, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Batch, ChannelName, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::model::{Basis, Batch, ChannelName, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
 use tidegate::store::{Log, Mark, Opened, Space, Stepped, Stepper};
 
 const MS: Duration = Duration::from_millis(1);
@@ -52,7 +52,8 @@ impl Bench {
         let channels = [ChannelName::new("x").expect("a valid name")].into();
         let time = Timestamp(i64::try_from(self.sent).expect("few"));
         let reading = Reading::new(self.sent, time, channels, [value].into()).expect("one of each");
-        let batch = Batch { device: self.mark.device().clone(), session: Some(7), readings: vec![reading] };
+        let batch =
+            Batch { device: self.mark.device().clone(), session: Some(7), basis: Basis::Wall, readings: vec![reading] };
         self.opened.log.append(Some(&self.mark), batch).expect("there is room");
     }
 

@@ -1,7 +1,7 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
-use crate::model::GatewayId;
+use crate::model::{GatewayId, Timestamp};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -38,6 +38,23 @@ pub struct Gateway {
     /// How long a graceful stop may take before what is left is cut off.
     #[serde(with = "humantime_serde")]
     pub shutdown_timeout: Duration,
+    pub clock: ClockTrust,
+    /// Its existence says that the system's clock is set.
+    pub clock_file: PathBuf,
+}
+
+/// What makes the gateway believe the system's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClockTrust {
+    /// As `Synchronised`, or a battery-backed clock that says the same.
+    Auto,
+    /// The kernel's flag, or the file.
+    Synchronised,
+    /// The file alone.
+    File,
+    /// Nothing more than that it is plausible.
+    Trusted,
 }
 
 /// `[[tcp]]`: a listener for devices.
@@ -117,6 +134,12 @@ pub struct Devices {
     pub idle_timeout: Duration,
     /// Readings that a device may have outstanding without an Ack.
     pub window: u32,
+    /// A device whose clock is further ahead of the gateway's than this is not believed.
+    #[serde(with = "humantime_serde")]
+    pub max_clock_ahead: Duration,
+    /// Nor is one that says that it took a reading before this.
+    #[serde(with = "timestamp")]
+    pub earliest_time: Timestamp,
 }
 
 /// `[http]`: metrics and health.
@@ -282,6 +305,8 @@ impl Default for Gateway {
             worker_threads: None,
             memory_limit: None,
             shutdown_timeout: Duration::from_secs(10),
+            clock: ClockTrust::Auto,
+            clock_file: "/run/systemd/timesync/synchronized".into(),
         }
     }
 }
@@ -320,7 +345,13 @@ impl Default for Serial {
 
 impl Default for Devices {
     fn default() -> Devices {
-        Devices { heartbeat_interval: Duration::from_secs(30), idle_timeout: Duration::from_secs(90), window: 4096 }
+        Devices {
+            heartbeat_interval: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(90),
+            window: 4096,
+            max_clock_ahead: Duration::from_secs(600),
+            earliest_time: Timestamp(1_577_836_800_000_000), // 2020-01-01
+        }
     }
 }
 
@@ -379,6 +410,20 @@ impl Default for Mqtt {
             stable_after: Duration::from_secs(30),
             replay_after: Duration::from_secs(60),
         }
+    }
+}
+
+/// A time as text, as it is everywhere else.
+mod timestamp {
+    use crate::model::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(time)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Timestamp, D::Error> {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
     }
 }
 

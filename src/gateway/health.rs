@@ -98,6 +98,10 @@ impl Health for Overview {
             condition.notes.push(problem("log", reason));
         }
         condition.notes.extend(health.notes.into_iter().map(|note| problem("log", note)));
+        if !self.clock.now().trusted {
+            let reason = "not known to be set; readings of devices without a clock get no time yet";
+            condition.notes.push(problem("clock", reason));
+        }
         for (name, _) in sinks {
             let label = SinkLabel { sink: name.clone() };
             if self.metrics.sink_connected.get_or_create(&label).get() == 0 {

@@ -73,10 +73,10 @@ impl SinkCursor {
 
     /// How long ago, at `now` on the monotonic clock, the oldest reading arrived that
     /// the sink may see and has not confirmed; if that is not known any more, how
-    /// long ago the gateway started.
+    /// long ago the log was opened.
     pub fn oldest_pending(&self, now: Duration) -> Duration {
         let arrival = self.arrival(self.position().next());
-        now.saturating_sub(arrival.unwrap_or_default())
+        now.saturating_sub(arrival.unwrap_or(self.shared.opened))
     }
 
     /// Readings after `after`, oldest first, as far as the sink may see them now:
@@ -86,6 +86,23 @@ impl SinkCursor {
     /// # Errors
     /// If the log cannot be read; worth another try later.
     pub async fn fetch(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<Numbered>> {
+        let mut batches = self.fetch_as_stored(after, max_bytes).await?;
+        self.give_times(&mut batches);
+        Ok(batches)
+    }
+
+    /// Gives times to readings that came before the clock was believed, if it is by now.
+    /// True if some still have none.
+    pub fn give_times(&self, batches: &mut [Numbered]) -> bool {
+        let untimed = |numbered: &Numbered| numbered.batch.basis.boot().is_some();
+        if !batches.iter().any(untimed) {
+            return false;
+        }
+        self.shared.state.lock().boots.give_times(batches);
+        batches.iter().any(untimed)
+    }
+
+    async fn fetch_as_stored(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<Numbered>> {
         let visible = self.shared.visible.load(Ordering::Acquire);
         let in_memory = self.shared.state.lock().tail.read(after, max_bytes);
         if let Some(batches) = in_memory {

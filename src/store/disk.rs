@@ -1,5 +1,6 @@
 //! Commits: everything that changes together is written together.
 
+use super::boots;
 use super::evict::{self, Evicted, Evictor};
 use super::gap::{Gap, OpenGaps};
 use super::logclock::Kept;
@@ -38,6 +39,8 @@ pub(super) struct Commit {
     pub gaps: Vec<Gap>,
     /// Other events, as JSON objects.
     pub notices: Vec<String>,
+    /// What is new about the machine's boot.
+    pub boot: Option<boots::News>,
     /// The gateway stops: the next seq that will be given out.
     pub clean: Option<Seq>,
     pub now: Timestamp,
@@ -320,6 +323,9 @@ fn write(
     }
     for body in commit.notices.iter().chain(&commit.restored.events) {
         outcome.last_event = Some(schema::insert_event(db, commit.now, body)?);
+    }
+    if let Some(body) = commit.boot.map(|news| boots::write(db, news)).transpose()?.flatten() {
+        outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
     }
     prune_events(db, commit)?;
     if let Some((key, progress)) = &commit.restored.progress {

@@ -437,7 +437,7 @@ fn finish(left: &mut Vec<Numbered>, run: &mut Vec<Reading>, next: Seq, batch: &B
     if !run.is_empty() {
         let first = Seq(next.0 - run.len() as u64); // so many came before it
         let readings = std::mem::take(run);
-        let batch = Batch { device: batch.device.clone(), session: batch.session, readings };
+        let batch = Batch { device: batch.device.clone(), session: batch.session, basis: batch.basis, readings };
         left.push(Numbered { first, batch: Arc::new(batch) });
     }
 }

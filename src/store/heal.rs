@@ -6,6 +6,7 @@
 //! segments follow while the gateway runs, see [`super::restore`]. The new epoch's seqs
 //! begin behind all that the old one gave out.
 
+use super::boots::{self, Boots};
 use super::cut::{self, Left};
 use super::lanes::Lanes;
 use super::quarantine::{self, Entry, State};
@@ -14,10 +15,10 @@ use super::restore::{DONE, Job};
 use super::salvage::{Facts, Found, Salvage, Scan, wal_path};
 use super::schema::{self, OpenError};
 use super::unlisted;
-use crate::clock::Now;
+use crate::clock::{Clock, Now};
 use crate::config::{self, Durability};
 use crate::metrics::Metrics;
-use crate::model::{DeviceId, Epoch, Seq};
+use crate::model::{BootId, DeviceId, Epoch, Seq};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read};
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 pub(super) struct Healed {
     pub connection: Connection,
     pub found: Recovered,
+    pub boots: Boots,
     /// Quarantined databases from which there is more to take.
     pub jobs: Vec<Job>,
     /// What the operator should know, for as long as it is so.
@@ -50,9 +52,10 @@ pub(super) fn open(
     config: &config::Store,
     lanes: &Lanes,
     sinks: &[&str],
-    now: Now,
+    clock: &dyn Clock,
     metrics: &Metrics,
 ) -> Result<Healed, OpenError> {
+    let (now, boot) = (clock.now(), clock.boot());
     let store = config.directory.as_path();
     let path = store.join(schema::FILE_NAME);
     let moving = |why| OpenError::Directory { path: store.join("quarantine"), why };
@@ -76,17 +79,17 @@ pub(super) fn open(
         }
         std::fs::remove_file(&marker).map_err(moving)?;
     }
-    let opened = match attempt(config, lanes, &path, sinks, now) {
+    let opened = match attempt(config, lanes, &path, sinks, now, boot) {
         Err(why) => match damage(&why) {
             Some(reason) => {
                 quarantine(reason, &why.to_string())?;
-                attempt(config, lanes, &path, sinks, now)?
+                attempt(config, lanes, &path, sinks, now, boot)?
             }
             None => return Err(why),
         },
         opened => opened?,
     };
-    let (connection, found, jobs) = opened;
+    let (connection, found, boots, jobs) = opened;
     quarantine::prune(store);
     let notes = quarantine::list(store)
         .iter()
@@ -95,7 +98,7 @@ pub(super) fn open(
             format!("a damaged log was moved aside ({}); read {}", entry.report.found, report.display())
         })
         .collect();
-    Ok(Healed { connection, found, jobs, notes })
+    Ok(Healed { connection, found, boots, jobs, notes })
 }
 
 /// Notes that the database is damaged, so that the next opening heals it.
@@ -158,9 +161,16 @@ fn is_readable(path: &Path) -> bool {
     whole(path) && whole(&wal_path(path))
 }
 
-type Opening = (Connection, Recovered, Vec<Job>);
+type Opening = (Connection, Recovered, Boots, Vec<Job>);
 
-fn attempt(config: &config::Store, lanes: &Lanes, path: &Path, sinks: &[&str], now: Now) -> Result<Opening, OpenError> {
+fn attempt(
+    config: &config::Store,
+    lanes: &Lanes,
+    path: &Path,
+    sinks: &[&str],
+    now: Now,
+    boot: BootId,
+) -> Result<Opening, OpenError> {
     let left = examine(path, config.durability)?;
     if left.has_frames {
         match cut::renew(path, &left) {
@@ -176,13 +186,14 @@ fn attempt(config: &config::Store, lanes: &Lanes, path: &Path, sinks: &[&str], n
         let epoch = Epoch(fastrand::u32(1..));
         let (durability, lanes) = (config.durability, lanes.fingerprint());
         let found = recover::recover(&mut connection, sinks, now.wall, epoch, durability, &left, lanes)?;
+        let boots = boots::load(&mut connection, boot, found.next, !jobs.is_empty())?;
         // From here on the database alone says that it was not closed: a write-ahead
         // log that goes missing is noticed.
         connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
-        Ok((found, jobs))
+        Ok((found, boots, jobs))
     };
-    let (found, jobs) = opening().map_err(|fault: Fault| fault.at(path))?;
-    Ok((connection, found, jobs))
+    let (found, boots, jobs) = opening().map_err(|fault: Fault| fault.at(path))?;
+    Ok((connection, found, boots, jobs))
 }
 
 /// What can be told before SQLite touches anything.
@@ -332,6 +343,9 @@ fn begin(
             schema::put_mark(&transaction, device, *session, *seq)?;
             report.salvaged.marks += 1;
         }
+    }
+    for (boot, began) in &facts.boots {
+        boots::adopt(&transaction, *boot, *began)?;
     }
     let body = serde_json::json!({
         "type": "quarantine", "state": "salvaging", "quarantine": entry.name(), "reason": entry.report.reason,

@@ -101,7 +101,7 @@ fn glob(pattern: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Batch, ChannelName, Seq, Timestamp, Value};
+    use crate::model::{Basis, Batch, ChannelName, Seq, Timestamp, Value};
     use std::sync::Arc;
 
     #[test]
@@ -144,7 +144,12 @@ mod tests {
             let values: Vec<Value> = names.iter().map(|_| Value::Boolean(true)).collect();
             let reading = Reading::new(1, Timestamp(0), channels, values.into()).expect("it fits");
             let device = DeviceId::new(device).expect("a valid name");
-            let batch = Arc::new(Batch { device: device.clone(), session: None, readings: vec![reading.clone()] });
+            let batch = Arc::new(Batch {
+                device: device.clone(),
+                session: None,
+                basis: Basis::Wall,
+                readings: vec![reading.clone()],
+            });
             let counted = lanes.count_high(&[Numbered { first: Seq(1), batch }]);
             assert_eq!(counted == 1, lanes.is_high(&device, &reading));
             counted == 1

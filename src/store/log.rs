@@ -12,7 +12,7 @@ use super::schema::OpenError;
 use super::space::Gauge;
 use super::state::State;
 use super::writer::{self, Stepper, Writer};
-use crate::clock::Clock;
+use crate::clock::{Clock, Now};
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
 use crate::model::{Batch, DeviceId, Epoch, Seq, Timestamp};
@@ -80,6 +80,8 @@ pub(super) struct Shared {
     pub readers: Arc<Readers>,
     pub path: PathBuf,
     pub epoch: Epoch,
+    /// On the monotonic clock.
+    pub opened: Duration,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
     /// No thread but the caller's reads or writes.
@@ -199,6 +201,7 @@ impl Log {
             }
         }
         let last = batch.readings.last().map(|reading| reading.origin_seq);
+        let basis = batch.basis;
         if let Err(batch) = state.tail.append(batch, mark, now) {
             shared.saturated.store(true, Ordering::Relaxed);
             if !state.sleeping_until.is_zero() {
@@ -207,6 +210,7 @@ impl Log {
             }
             return Err(Saturated(batch));
         }
+        state.boots.appended(basis);
         if let (Some(mark), Some(last)) = (mark, last) {
             mark.accept(last);
         }
@@ -223,6 +227,21 @@ impl Log {
     /// from devices now would only have to wait. Cheap.
     pub fn is_saturated(&self) -> bool {
         self.shared.saturated.load(Ordering::Relaxed)
+    }
+
+    /// The clock can be believed, and showed `now`: readings that came before get their
+    /// times from it, once and for all of this boot.
+    pub fn synchronised(&self, now: Now) {
+        let mut state = self.shared.state.lock();
+        if state.boots.synchronised(now.start()) && !state.sleeping_until.is_zero() {
+            state.sleeping_until = Duration::ZERO;
+            self.shared.due.notify_one();
+        }
+    }
+
+    /// Whether that was so already in this boot of the machine, maybe before a restart.
+    pub fn is_synchronised(&self) -> bool {
+        self.shared.state.lock().boots.is_synchronised()
     }
 
     /// Waits until something was settled or reserved, after which an append may

@@ -53,16 +53,16 @@ pub(super) fn prepare(
     let mut reserve = Reserve::new(directory, config.max_size.as_u64());
     let lanes = Lanes::new(routes);
     let now = clock.now();
-    let mut healed = heal::open(config, &lanes, sinks, now, &metrics);
+    let mut healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
     if let Err(why) = &healed
         && Fault::of_opening(why) == Fault::NoSpace
         && reserve.is_there()
         && reserve.release()
     {
         tracing::warn!(bytes = reserve.size(), "the disk is full; the reserve file was given up to make room");
-        healed = heal::open(config, &lanes, sinks, now, &metrics);
+        healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
     }
-    let Healed { connection, found, jobs, notes } = healed.inspect_err(|why| match Fault::of_opening(why) {
+    let Healed { connection, found, boots, jobs, notes } = healed.inspect_err(|why| match Fault::of_opening(why) {
         Fault::NoSpace => DiskState::Full.show(&metrics),
         Fault::Other => DiskState::Failing.show(&metrics),
     })?;
@@ -108,6 +108,7 @@ pub(super) fn prepare(
             places_due: None,
             holes: found.holes,
             gaps: Vec::new(),
+            boots,
             notices: Vec::new(),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, now),
@@ -134,6 +135,7 @@ pub(super) fn prepare(
         readers,
         path,
         epoch: found.epoch,
+        opened: now.monotonic,
         clock,
         metrics,
         stepped,

@@ -5,6 +5,7 @@
 //! mark is forgotten, a damaged event is taken out; anything else that cannot be right
 //! is a [`Fault`], and the database goes into quarantine.
 
+use super::boots;
 use super::cut::{Left, UNSYNCED};
 use super::gap::{Hole, condense};
 use super::logclock::Kept;
@@ -413,6 +414,10 @@ pub(super) fn unproven(connection: &Connection) -> rusqlite::Result<Vec<String>>
     let (_, events) = sound_events(connection)?;
     if events > 0 {
         found.push(format!("table event: {events} rows are not what was written"));
+    }
+    let boots = boots::unproven(connection)?;
+    if boots > 0 {
+        found.push(format!("table boot: {boots} rows are not what was written"));
     }
     Ok(found)
 }

@@ -6,7 +6,7 @@
 //! readings, and one in a device's mark would acknowledge what never came.
 
 use super::segment::Header;
-use crate::model::{Seq, Timestamp};
+use crate::model::{BootId, Seq, Timestamp};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 
@@ -165,6 +165,11 @@ pub(super) fn event_guard(id: i64, time: i64, body: &str) -> i64 {
     Guard::of("event").number(id).number(time).text(body).finish()
 }
 
+/// The guard of a row of `boot`.
+pub(super) fn boot_guard(id: BootId, began: Option<i64>, last: Option<i64>) -> i64 {
+    Guard::of("boot").bytes(&id.0).optional(began).optional(last).finish()
+}
+
 /// Stands for the set of sinks that have a row: tells when one was lost.
 pub(super) fn names_guard<'a>(names: impl Iterator<Item = &'a str>) -> i64 {
     let mut names: Vec<&str> = names.collect();
@@ -179,15 +184,23 @@ impl Guard {
         Guard(crc32fast::Hasher::new()).text(table)
     }
 
-    fn text(mut self, text: &str) -> Guard {
-        self.0.update(&(text.len() as u64).to_le_bytes());
-        self.0.update(text.as_bytes());
+    fn text(self, text: &str) -> Guard {
+        self.bytes(text.as_bytes())
+    }
+
+    fn bytes(mut self, bytes: &[u8]) -> Guard {
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
         self
     }
 
     fn number(mut self, number: i64) -> Guard {
         self.0.update(&number.to_le_bytes());
         self
+    }
+
+    fn optional(self, number: Option<i64>) -> Guard {
+        self.number(i64::from(number.is_some())).number(number.unwrap_or(0))
     }
 
     fn finish(self) -> i64 {

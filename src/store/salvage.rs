@@ -15,7 +15,7 @@ pub(super) use pages::{WalState, wal_path};
 use super::ranges::Ranges;
 use super::row;
 use super::segment::{self, Header};
-use crate::model::{Batch, Numbered, Seq};
+use crate::model::{Batch, BootId, Numbered, Seq, Timestamp};
 use pages::{Image, Pages, View};
 use record::{Cell, Field};
 use std::collections::{BTreeMap, HashSet};
@@ -51,6 +51,8 @@ pub(super) struct Facts {
     pub marks: BTreeMap<String, (u64, u64)>,
     /// Id, time and body.
     pub events: BTreeMap<u64, (i64, String)>,
+    /// When boots began, where that became known.
+    pub boots: BTreeMap<BootId, Option<Timestamp>>,
     /// Rows whose guard does not hold.
     pub unproven: u64,
 }
@@ -126,17 +128,17 @@ impl Salvage {
     /// again, and none is left out.
     pub fn facts(&self) -> Facts {
         let mut facts = Facts::default();
-        for table in ["meta", "sink", "mark", "event"] {
+        for table in ["meta", "sink", "mark", "event", "boot"] {
             let Some(root) = self.roots.get(table) else { continue };
             self.rows(*root, &mut |rowid, fields| {
                 facts.unproven += u64::from(!facts.take(table, rowid, fields));
             });
         }
-        for image in self.pages.images().filter(|image| matches!(image, Image::Frame(_) | Image::Db(2..=8))) {
+        for image in self.pages.images().filter(|image| matches!(image, Image::Frame(_) | Image::Db(2..=16))) {
             let Some(page) = self.pages.read(image) else { continue };
             for cell in record::cells(&page, 0) {
                 let Some(fields) = (cell.overflow == 0).then(|| record::fields(cell.local)).flatten() else { continue };
-                for table in ["meta", "sink", "mark"] {
+                for table in ["meta", "sink", "mark", "boot"] {
                     // Rows of other tables are among them.
                     let _ = facts.take(table, cell.rowid, &fields);
                 }
@@ -377,8 +379,8 @@ impl Walk {
 pub(super) fn cut(batch: &Numbered, first: Seq, last: Seq) -> Numbered {
     let first = first.max(batch.first);
     let readings = batch.after(first.prev()).take_while(|(seq, ..)| *seq <= last).map(|(_, _, r)| r.clone()).collect();
-    let Batch { device, session, .. } = &*batch.batch;
-    Numbered { first, batch: Arc::new(Batch { device: device.clone(), session: *session, readings }) }
+    let Batch { device, session, basis, .. } = &*batch.batch;
+    Numbered { first, batch: Arc::new(Batch { device: device.clone(), session: *session, basis: *basis, readings }) }
 }
 
 impl Facts {
@@ -419,6 +421,17 @@ impl Facts {
                 let (time, body) = (number(1)?, text(2)?);
                 (number(3)? == row::event_guard(rowid, time, body)).then_some(())?;
                 self.events.insert(u64::try_from(rowid).ok()?, (time, body.to_owned()));
+            }
+            "boot" => {
+                let optional = |column: usize| match fields.get(column)? {
+                    Field::Null => Some(None),
+                    field => field.integer().map(Some),
+                };
+                let id = BootId(fields.first()?.blob()?.try_into().ok()?);
+                let (began, last) = (optional(1)?, optional(2)?);
+                (number(3)? == row::boot_guard(id, began, last)).then_some(())?;
+                let known = self.boots.entry(id).or_default();
+                *known = known.or(began.map(Timestamp));
             }
             _ => {}
         }

@@ -44,6 +44,8 @@ const MIGRATIONS: &[&str] = &[
      ALTER TABLE segment ADD COLUMN thinned INTEGER;
      ALTER TABLE segment ADD COLUMN guard INTEGER;
      ALTER TABLE segment ADD COLUMN data BLOB;",
+    // When each boot began, once that is known; the last seq that may count from it, once it is over.
+    "CREATE TABLE boot (id BLOB PRIMARY KEY, began INTEGER, last INTEGER, guard INTEGER NOT NULL) WITHOUT ROWID;",
 ];
 
 /// Rows that no checksum covered get one; see [`row`]. What stands there is sealed as

@@ -1,5 +1,6 @@
 //! What the log's parts share under its lock, and what the next commit takes of it.
 
+use super::boots::Boots;
 use super::disk::Commit;
 use super::gap::{Gap, Hole};
 use super::headroom::DiskState;
@@ -29,6 +30,7 @@ pub(super) struct State {
     /// Seqs without readings, oldest first.
     pub holes: Vec<Hole>,
     pub gaps: Vec<Gap>,
+    pub boots: Boots,
     /// Other events that are to be written.
     pub notices: Vec<String>,
     pub disk: DiskState,
@@ -73,7 +75,7 @@ impl State {
     /// Whether somebody waits for a commit.
     fn is_asked(&self) -> bool {
         let events = !self.gaps.is_empty() || !self.notices.is_empty();
-        self.flush || self.close || events || self.restored.is_due()
+        self.flush || self.close || events || self.restored.is_due() || self.boots.is_due()
     }
 
     /// Whether nothing more will be written.
@@ -122,6 +124,7 @@ impl State {
             reserve,
             gaps: std::mem::take(&mut self.gaps),
             notices: std::mem::take(&mut self.notices),
+            boot: self.boots.news(),
             clean,
             now: now.wall,
             clock: self.log_clock.read(now),

@@ -328,7 +328,7 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Reading, Timestamp};
+    use crate::model::{Basis, Reading, Timestamp};
     use proptest::prelude::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -350,7 +350,7 @@ mod tests {
     fn batch(origins: std::ops::RangeInclusive<u64>) -> Batch {
         let reading = |seq| Reading::new(seq, Timestamp(0), Arc::new([]), Box::new([])).expect("both lists are empty");
         let device = DeviceId::new("d").expect("a valid name");
-        Batch { device, session: Some(1), readings: origins.map(reading).collect() }
+        Batch { device, session: Some(1), basis: Basis::Wall, readings: origins.map(reading).collect() }
     }
 
     fn mark() -> Arc<Mark> {

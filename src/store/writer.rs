@@ -229,6 +229,9 @@ impl Work {
 /// Draws the conclusions from a commit that is on disk.
 fn done(shared: &Shared, commit: &Commit, upto: Seq, readings: usize, outcome: Outcome) {
     shared.metrics.readings_stored.inc_by(readings as u64);
+    if commit.boot.is_some() {
+        shared.state.lock().boots.saved();
+    }
     commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
     for dropped in &outcome.evicted.dropped {
         shared.count_gap(&dropped.gap(&commit.sinks));

@@ -115,6 +115,7 @@ impl Gateway {
         for (sink, cursor) in sinks.iter().zip(cursors) {
             let destination = SimulatedDestination {
                 broker: sink.broker.clone(),
+                boot: clock.boot(),
                 identity: identity.clone(),
                 encoding: sink.encoding,
             };

@@ -26,7 +26,7 @@ impl Gateway {
         let path = directory.path().display().to_string();
         let (tcp, http) = (free_port(), free_port());
         let mut config = format!(
-            "[gateway]\nid = \"gw\"\n[http]\nlisten = \"127.0.0.1:{http}\"\n[[tcp]]\nlisten = \"127.0.0.1:{tcp}\"\n"
+            "[gateway]\nid = \"gw\"\nclock = \"trusted\"\n[http]\nlisten = \"127.0.0.1:{http}\"\n[[tcp]]\nlisten = \"127.0.0.1:{tcp}\"\n"
         );
         config += sections;
         if !config.contains("[store]") {
@@ -51,6 +51,11 @@ impl Gateway {
     pub fn keys(&mut self, header: &str, keys: &str) {
         assert!(self.config.contains(header), "{header} in {}", self.config);
         self.config = self.config.replacen(header, &format!("{header}\n{keys}"), 1);
+    }
+
+    /// Replaces what makes it believe its clock, which is nothing but a plausible time.
+    pub fn set_clock(&mut self, lines: &str) {
+        self.config = self.config.replace("clock = \"trusted\"", lines);
     }
 
     /// Lets it have no more than so many files open.
