@@ -256,7 +256,9 @@ mod tests {
     }
 
     fn segment(db: &Connection, first: u64) {
-        db.execute("INSERT INTO segment VALUES (?1, 1, 0, 0, 0, 0, 0, x'')", [first]).expect("a segment");
+        let sql = "INSERT INTO segment (first_seq, count, oldest, newest, raw_length, checksum, size, block)
+                   VALUES (?1, 1, 0, 0, 0, 0, 0, x'')";
+        db.execute(sql, [first]).expect("a segment");
     }
 
     #[test]

@@ -2,21 +2,23 @@
 
 use super::boots;
 use super::evict::{self, Evicted, Evictor};
+use super::fault;
 use super::gap::{Gap, OpenGaps};
+use super::heal;
 use super::logclock::Kept;
 use super::merging::{self, Merging};
 use super::readers::Readers;
 use super::recover;
 use super::restore::Restored;
 use super::row::{self, Info};
-use super::schema;
+use super::schema::{self, OpenError};
 use super::segment::{Encoder, Header};
 use super::space::{Gauge, Space};
 use super::unlisted::Unlisted;
-use super::wal::{self, Wal};
+use super::wal::Wal;
 use crate::config::{self, Durability};
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::path::PathBuf;
@@ -102,6 +104,8 @@ pub(super) struct Disk {
     wal: Wal,
     open_gaps: OpenGaps,
     doubtful: Option<Work>,
+    /// An fsync failed, and what it was to write was not written anew since.
+    unsynced: bool,
 }
 
 /// Events kept for sinks that do not take them; the oldest go first.
@@ -135,6 +139,7 @@ impl Disk {
             merging: Merging::default(),
             open_gaps: OpenGaps::default(),
             doubtful: None,
+            unsynced: false,
         })
     }
 
@@ -157,16 +162,19 @@ impl Disk {
         if !self.readers.close() {
             bail!("waiting for {} to be read to the end", self.path.display());
         }
+        // What an fsync that failed left in memory only is written anew: a commit that is
+        // found there after all must be as safe as any other.
+        heal::settle(&self.path, self.durability, self.unsynced).map_err(|why| match why {
+            // A read may fail once; opening the log anew tells more.
+            OpenError::Unreadable { .. } => anyhow!("{why}"),
+            why => why.into(),
+        })?;
+        self.unsynced = false;
         let connection = schema::open(&self.path, self.durability)?;
         let landed = match &self.doubtful {
             Some(doubtful) => landed(&connection, doubtful)?,
             None => false,
         };
-        if landed {
-            // It was found in the write-ahead log, whose pages an fsync that failed may
-            // have left in memory only. In the database they are written anew.
-            wal::checkpoint(&connection, "FULL")?;
-        }
         self.readers.open();
         self.connection = Some(connection);
         let work = self.doubtful.take().filter(|_| landed);
@@ -184,7 +192,7 @@ impl Disk {
         let Some(mut connection) = self.connection.take() else { bail!("the log is not open") };
         let mut work = Work::default();
         if let Err(why) = self.try_commit(&mut connection, commit, &mut work) {
-            self.leave(connection);
+            self.leave(connection, &why);
             self.doubtful = Some(work);
             return Err(why);
         }
@@ -198,7 +206,7 @@ impl Disk {
             // What was committed stays so; the rest is as after any failure.
             Err(why) => {
                 tracing::error!(error = format!("{why:#}"), "the log's checkpoint failed; it is opened again");
-                self.leave(connection);
+                self.leave(connection, &why);
             }
         }
         Ok(outcome)
@@ -255,7 +263,8 @@ impl Disk {
     }
 
     /// Parts with a connection that failed, and with those that share its state.
-    fn leave(&mut self, connection: Connection) {
+    fn leave(&mut self, connection: Connection, why: &anyhow::Error) {
+        self.unsynced |= fault::is_sync(why);
         // It is not folded together on the handle that failed; see `schema::open`.
         drop(connection);
         self.readers.close();

@@ -59,6 +59,14 @@ impl OpenError {
     }
 }
 
+/// Whether a sync is what failed: the system may hold what it was to write in memory
+/// only, and say next time that it is written.
+pub(super) fn is_sync(why: &anyhow::Error) -> bool {
+    const SYNCS: [i32; 2] = [rusqlite::ffi::SQLITE_IOERR_FSYNC, rusqlite::ffi::SQLITE_IOERR_DIR_FSYNC];
+    let failed = |why: &rusqlite::Error| why.sqlite_error().is_some_and(|error| SYNCS.contains(&error.extended_code));
+    why.chain().any(|cause| cause.downcast_ref().is_some_and(failed))
+}
+
 fn is_full_disk(why: &std::io::Error) -> bool {
     matches!(why.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }

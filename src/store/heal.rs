@@ -171,15 +171,7 @@ fn attempt(
     now: Now,
     boot: BootId,
 ) -> Result<Opening, OpenError> {
-    let left = examine(path, config.durability)?;
-    if left.has_frames {
-        match cut::renew(path, &left) {
-            Err(why) if why.kind() == ErrorKind::StorageFull => {
-                tracing::warn!("the disk is too full to copy the write-ahead log; the log goes on without");
-            }
-            renewed => renewed.map_err(|why| OpenError::Directory { path: config.directory.clone(), why })?,
-        }
-    }
+    let left = settle(path, config.durability, false)?;
     let mut connection = schema::open(path, config.durability)?;
     let mut opening = || {
         let jobs = take_over(&mut connection, &config.directory, sinks, now)?;
@@ -194,6 +186,25 @@ fn attempt(
     };
     let (found, boots, jobs) = opening().map_err(|fault: Fault| fault.at(path))?;
     Ok((connection, found, boots, jobs))
+}
+
+/// Looks at the files before SQLite touches anything, and puts on the medium what may
+/// stand in the system's cache alone; see [`cut::renew`]. On a full disk that is left out
+/// unless it `must` be.
+///
+/// # Errors
+/// If the files are damaged, or cannot be read or written.
+pub(super) fn settle(path: &Path, durability: Durability, must: bool) -> Result<Left, OpenError> {
+    let left = examine(path, durability)?;
+    if left.has_frames {
+        match cut::renew(path, &left) {
+            Err(why) if why.kind() == ErrorKind::StorageFull && !must => {
+                tracing::warn!("the disk is too full to copy the write-ahead log; the log goes on without");
+            }
+            renewed => renewed.map_err(|why| OpenError::Directory { path: path.to_owned(), why })?,
+        }
+    }
+    Ok(left)
 }
 
 /// What can be told before SQLite touches anything.

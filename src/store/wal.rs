@@ -79,7 +79,7 @@ impl Wal {
 
 /// Folds the write-ahead log into the database as `mode` says. Tells whether a reader
 /// held it up, and how many pages it has.
-pub(super) fn checkpoint(connection: &Connection, mode: &str) -> Result<(bool, u64)> {
+fn checkpoint(connection: &Connection, mode: &str) -> Result<(bool, u64)> {
     connection
         .prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))
         .and_then(|mut fold| fold.query_row([], |row| Ok((row.get::<_, i64>(0)? != 0, row.get::<_, i64>(1)?))))
