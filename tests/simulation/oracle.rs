@@ -39,15 +39,26 @@ struct Told {
 /// What a consumer has.
 #[derive(Default, Clone)]
 struct Sink {
-    /// What it was called before; events may still name it so.
-    former: Vec<String>,
+    /// What it was called; a gap from before it was renamed has the name of that time.
+    names: BTreeSet<String>,
     /// Readings that each session had taken before the sink was configured.
     before: BTreeMap<(String, u64), u64>,
     received: BTreeSet<Origin>,
     /// The last one that came for the first time, by session.
     newest: BTreeMap<(String, u64), u64>,
-    /// Gaps by event id: reason and readings of this sink.
-    gaps: BTreeMap<u64, (String, u64)>,
+    /// Gaps by event id.
+    gaps: BTreeMap<u64, Gap>,
+    /// Seqs that came or of which a gap told: first and last of ranges, in no order.
+    accounted: Vec<(u64, u64)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Gap {
+    reason: String,
+    first: u64,
+    last: u64,
+    /// Readings of this sink.
+    lost: u64,
 }
 
 /// The values of a reading follow from its name, so that any copy can be checked.
@@ -105,13 +116,14 @@ impl Oracle {
     /// A sink is configured from now on.
     pub fn add_sink(&mut self, name: &str) {
         let before = self.sessions.iter().map(|(session, told)| (session.clone(), told.taken)).collect();
-        self.sinks.insert(name.to_owned(), Sink { before, ..Sink::default() });
+        let names = BTreeSet::from([name.to_owned()]);
+        self.sinks.insert(name.to_owned(), Sink { names, before, ..Sink::default() });
     }
 
     /// A sink goes on under another name.
     pub fn rename_sink(&mut self, from: &str, to: &str) {
         if let Some(mut sink) = self.sinks.remove(from) {
-            sink.former.push(from.to_owned());
+            sink.names.insert(to.to_owned());
             self.sinks.insert(to.to_owned(), sink);
         }
     }
@@ -159,6 +171,12 @@ impl Oracle {
                 self.violated(format!("seq {seq} stood for {known:?}, and now for {name:?}"));
             }
             self.first_arrival(sink, seq, name);
+            if let Some(known) = self.sinks.get_mut(sink) {
+                match known.accounted.last_mut() {
+                    Some((_, last)) if *last + 1 == seq => *last = seq,
+                    _ => known.accounted.push((seq, seq)),
+                }
+            }
         }
     }
 
@@ -198,22 +216,18 @@ impl Oracle {
             return;
         }
         let reason = body.get("reason").and_then(|reason| reason.as_str()).unwrap_or_default().to_owned();
-        let number = |key: &str| body.get(key).and_then(serde_json::Value::as_u64);
-        let former = self.sinks.get(sink).map_or(&[][..], |sink| &sink.former);
-        let names = former.iter().map(String::as_str).chain([sink]);
-        let of = |name| body.get("undelivered").and_then(|all| all.get(name)).and_then(serde_json::Value::as_u64);
-        let lost = names.filter_map(of).max().unwrap_or_default();
-        let room = number("last").zip(number("first")).map_or(0, |(last, first)| (last + 1).saturating_sub(first));
-        if lost > room {
-            self.violated(format!("{sink} was told of {lost} readings lost in a gap of {room}"));
-        }
-        if let Some(known) = self.sinks.get_mut(sink) {
-            let gap = (reason, lost);
-            let told = known.gaps.entry(id).or_insert_with(|| gap.clone());
-            if *told != gap {
-                let told = told.clone();
-                self.violated(format!("{sink} was told of event {id} as {told:?} and as {gap:?}"));
-            }
+        let number = |key: &str| body.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
+        let Some(known) = self.sinks.get_mut(sink) else { return };
+        let undelivered = body.get("undelivered").and_then(|all| all.as_object());
+        let named = undelivered.into_iter().flatten().filter(|(name, _)| known.names.contains(*name));
+        let lost = named.filter_map(|(_, lost)| lost.as_u64()).sum();
+        let gap = Gap { reason, first: number("first"), last: number("last"), lost };
+        known.accounted.push((gap.first, gap.last));
+        let told = known.gaps.entry(id).or_insert_with(|| gap.clone()).clone();
+        if gap.first == 0 || gap.lost > (gap.last + 1).saturating_sub(gap.first) {
+            self.violated(format!("{sink} was told of an impossible gap: {gap:?}"));
+        } else if told != gap {
+            self.violated(format!("{sink} was told of event {id} as {told:?} and as {gap:?}"));
         }
     }
 
@@ -237,8 +251,8 @@ impl Oracle {
                 }
             }
         }
-        let reported: u64 = known.gaps.values().map(|(_, lost)| lost).sum();
-        let reasons: BTreeSet<_> = known.gaps.values().map(|(reason, _)| reason.clone()).collect();
+        let reported: u64 = known.gaps.values().map(|gap| gap.lost).sum();
+        let reasons: BTreeSet<_> = known.gaps.values().map(|gap| gap.reason.clone()).collect();
         if missing > reported {
             self.violated(format!(
                 "{sink} misses {missing} acknowledged readings, such as {example:?}, and was told of {reported} lost"
@@ -247,6 +261,21 @@ impl Oracle {
             self.violated(format!("{sink} misses {alarm:?}, an alarm, though others could have gone ({reasons:?})"));
         } else if reported > 0 && !losses_allowed {
             self.violated(format!("{sink} was told of {reported} readings lost ({reasons:?}); there was no reason"));
+        }
+    }
+
+    /// Everything has drained: each seq before the last one came, or a gap told of it.
+    pub fn account(&mut self, sink: &str) {
+        let Some(known) = self.sinks.get(sink).filter(|known| known.before.is_empty()) else { return };
+        let mut ranges = known.accounted.clone();
+        ranges.sort_unstable();
+        let mut end = 0;
+        for (first, last) in ranges {
+            if first > end + 1 {
+                self.violated(format!("{sink} got no seq from {} to {}, and was told of no gap", end + 1, first - 1));
+                return;
+            }
+            end = end.max(last);
         }
     }
 

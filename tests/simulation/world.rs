@@ -418,6 +418,7 @@ impl World {
         self.drain(0, "after a restart").await;
         let lossy = self.plan.store.durability == Durability::Normal && self.power_cuts > 0;
         for sink in &self.sinks {
+            self.context.oracle(|oracle| oracle.account(&sink.name));
             if !lossy {
                 self.context.oracle(|oracle| oracle.settle(&sink.name, self.plan.may_drop(), self.plan.keeps_alarms()));
             }
