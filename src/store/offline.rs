@@ -316,7 +316,7 @@ fn known_range(
         return Ok(Some((header.oldest, header.newest)));
     }
     let block = db
-        .prepare_cached("SELECT block FROM segment WHERE first_seq = ?1")?
+        .prepare_cached(&format!("SELECT {BLOCK_COLUMN} FROM segment WHERE first_seq = ?1"))?
         .query_row([header.first.0], |row| row.get::<_, Vec<u8>>(0))?;
     Ok(segment::decode(header, &block).ok().and_then(|batches| boots::range(batches, began)))
 }
