@@ -99,7 +99,8 @@ impl Plan {
     /// Whether the log may drop readings that were not delivered: for want of room, or
     /// for their age.
     pub fn may_drop(&self) -> bool {
-        self.is_small() || self.store.max_age.is_some() || self.troubles.contains(&Trouble::DiskLow)
+        let short = [Trouble::DiskFull, Trouble::DiskLow].iter().any(|trouble| self.troubles.contains(trouble));
+        self.is_small() || self.store.max_age.is_some() || short
     }
 
     /// Whether readings of high priority are never dropped: there are few of them.
