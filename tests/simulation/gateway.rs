@@ -57,6 +57,7 @@ pub struct Gateway {
     pumps: JoinSet<()>,
     stop_pumps: Vec<watch::Sender<bool>>,
     writer: JoinSet<()>,
+    time: JoinSet<()>,
     max_pending: u64,
 }
 
@@ -104,6 +105,7 @@ impl Gateway {
         let (clock, metrics) = (context.clock(), Metrics::new());
         let names: Vec<_> = sinks.iter().map(|sink| sink.name.as_str()).collect();
         let Opened { log, cursors, writer } = Log::open_stepped(store, &names, clock.clone(), metrics.clone())?;
+        clock.begin(&log);
         let gateway = GatewayId::new("simulated").expect("a valid name");
         let identity = Identity { gateway, epoch: log.epoch() };
         let mut stop_pumps = Vec::new();
@@ -138,7 +140,10 @@ impl Gateway {
         let listener = Listener { shared, tcp, stops: Vec::new(), connections: JoinSet::new() };
         *door.listener.lock() = Some(listener);
         let mut stepping = JoinSet::new();
-        stepping.spawn(step(context.clone(), clock, vfs.clone(), writer));
+        stepping.spawn(step(context.clone(), clock.clone(), vfs.clone(), writer));
+        let mut time = JoinSet::new();
+        let (known, disk) = (log.clone(), vfs.clone());
+        time.spawn(async move { clock.keep(&known, &disk).await });
         Ok(Gateway {
             context: context.clone(),
             door: door.clone(),
@@ -147,6 +152,7 @@ impl Gateway {
             pumps,
             stop_pumps,
             writer: stepping,
+            time,
             max_pending: store.max_pending.as_u64(),
         })
     }
@@ -180,6 +186,7 @@ impl Gateway {
         };
         let _ = timeout(Duration::from_secs(4), pumps).await;
         self.pumps.shutdown().await;
+        self.time.shutdown().await;
         self.log.close();
         let closed = timeout(Duration::from_secs(2), self.writer.join_next()).await;
         self.context.trace(format_args!("stopped within {:?}, closed: {}", began.elapsed(), closed.is_ok()));
@@ -193,6 +200,7 @@ impl Gateway {
             listener.connections.shutdown().await;
         }
         self.pumps.shutdown().await;
+        self.time.shutdown().await;
         self.writer.shutdown().await;
     }
 
