@@ -11,6 +11,8 @@
 
 #[path = "simulation/broker.rs"]
 mod broker;
+#[path = "simulation/clock.rs"]
+mod clock;
 #[path = "simulation/context.rs"]
 mod context;
 #[path = "simulation/device.rs"]
@@ -120,7 +122,7 @@ fn a_seed_replays_exactly(vfs: &FaultyVfs) -> bool {
 fn seeds(vfs: &FaultyVfs, arguments: &Arguments, mode: Mode) -> bool {
     let began = Instant::now();
     let (mut broken, mut done) = (0, 0u64);
-    let mut total = [0u64; 6];
+    let mut total = [0u64; 9];
     let mut virtual_seconds = 0.0;
     for seed in arguments.from..arguments.from + arguments.seeds {
         let outcome = run(vfs, seed, mode);
@@ -133,6 +135,9 @@ fn seeds(vfs: &FaultyVfs, arguments: &Arguments, mode: Mode) -> bool {
             outcome.power_cuts,
             outcome.kills,
             outcome.disk_failures,
+            outcome.qualities[0],
+            outcome.qualities[1],
+            outcome.qualities[2],
         ];
         total.iter_mut().zip(of_seed).for_each(|(sum, more)| *sum += more);
         if let Some(what) = &outcome.violation {
@@ -148,10 +153,11 @@ fn seeds(vfs: &FaultyVfs, arguments: &Arguments, mode: Mode) -> bool {
         }
     }
     let seconds = began.elapsed().as_secs_f64();
-    let [steps, deliveries, duplicates, power_cuts, kills, failures] = total;
+    let [steps, deliveries, duplicates, power_cuts, kills, failures, placed, untimed, flagged] = total;
     println!(
         "{done} seeds, {broken} broken, in {seconds:.1} s: {:.1} seeds/s, {:.0} steps/s, {:.0} s of virtual time each;\n\
-         {deliveries} deliveries, {duplicates} of them again, {power_cuts} power cuts, {kills} kills, {failures} disk errors",
+         {deliveries} deliveries, {duplicates} of them again, {power_cuts} power cuts, {kills} kills, {failures} disk errors;\n\
+         times: {placed} found after the fact, {untimed} not known, {flagged} by a wrong clock of the device",
         done as f64 / seconds,
         steps as f64 / seconds,
         virtual_seconds / done as f64,

@@ -162,13 +162,13 @@ impl SimulatedLink {
                     if let Some((first, last)) = range {
                         context.trace(format_args!("{sink} gets {}..{}", first.seq, last.seq));
                     }
-                    context.oracle(|oracle| oracle.delivered(sink, &delivery, &mut self.last));
+                    context.delivered(sink, &delivery, &mut self.last);
                 }
                 Err(why) => context.oracle(|oracle| oracle.violated(format!("{sink} cannot decode: {why}"))),
             },
             Payload::Event(event) => {
                 context.trace(format_args!("{sink} gets event {} {:?}", event.id, event.body));
-                context.oracle(|oracle| oracle.event(sink, event.id, &event.body));
+                context.event(sink, event.id, &event.body);
             }
         }
     }

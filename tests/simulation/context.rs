@@ -1,15 +1,15 @@
 //! What every part of the simulation shares: virtual time, the trace, the oracle.
 
+use super::clock::{Machine, SimulatedClock};
 use super::oracle::Oracle;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::fmt::Arguments;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
-use tidegate::clock::{Clock, Now};
 use tidegate::model::Timestamp;
+use tidegate::sink::encode::Delivery;
 use tokio::time::Instant;
 
 /// 2026-06-01T00:00:00Z.
@@ -24,8 +24,7 @@ struct Inner {
     directory: String,
     trace: Mutex<Trace>,
     oracle: Mutex<Oracle>,
-    wall_offset: AtomicI64,
-    trusted: AtomicBool,
+    machine: Arc<Mutex<Machine>>,
 }
 
 /// What happened, line by line. All of it goes into the digest; the end is kept.
@@ -48,8 +47,7 @@ impl Context {
             directory: directory.to_string_lossy().into_owned(),
             trace: Mutex::new(trace),
             oracle: Mutex::default(),
-            wall_offset: AtomicI64::new(0),
-            trusted: AtomicBool::new(true),
+            machine: Arc::default(),
         }))
     }
 
@@ -91,35 +89,46 @@ impl Context {
         with(&mut self.0.oracle.lock())
     }
 
-    /// The machine's clock; it counts from the beginning, whichever process asks.
-    pub fn clock(&self) -> Arc<dyn Clock> {
-        Arc::new(SimulatedClock(self.clone()))
+    /// A payload reached a consumer; `last` is the seq that came before it on its
+    /// connection.
+    pub fn delivered(&self, sink: &str, delivery: &Delivery, last: &mut u64) {
+        let (machine, begin, elapsed) = (self.0.machine.lock(), self.begin(), self.elapsed());
+        self.oracle(|oracle| {
+            oracle.delivered(sink, delivery, last, &|taken, reading, slack| {
+                machine.judge(taken, reading, slack, begin, elapsed)
+            });
+        });
     }
 
-    /// The gateway's wall clock steps by this many microseconds.
-    pub fn step_clock(&self, micros: i64) {
-        self.0.wall_offset.fetch_add(micros, Ordering::Relaxed);
+    /// An event reached a consumer.
+    pub fn event(&self, sink: &str, id: u64, body: &serde_json::Map<String, serde_json::Value>) {
+        let machine = self.0.machine.lock();
+        self.oracle(|oracle| oracle.event(sink, id, body, &|boot, began| machine.began(boot, began)));
     }
 
-    pub fn trust_clock(&self, trusted: bool) {
-        self.0.trusted.store(trusted, Ordering::Relaxed);
+    /// Everything has drained: a consumer waits for no time that is known.
+    pub fn settle_boots(&self, sink: &str) {
+        let machine = self.0.machine.lock();
+        self.oracle(|oracle| oracle.settle_boots(sink, &|boot| machine.must_be_told(boot)));
+    }
+
+    /// What the gateway's machine is like as far as time goes.
+    pub fn machine<T>(&self, with: impl FnOnce(&mut Machine) -> T) -> T {
+        with(&mut self.0.machine.lock())
+    }
+
+    /// The machine's clock, for a run of the gateway.
+    pub fn clock(&self) -> Arc<SimulatedClock> {
+        Arc::new(SimulatedClock::new(self, &self.0.machine))
+    }
+
+    /// The true time when the simulation began.
+    pub fn begin(&self) -> Timestamp {
+        Timestamp(BEGIN)
     }
 
     /// The true time, as devices know it.
     pub fn wall(&self) -> Timestamp {
-        Timestamp(BEGIN).plus(self.elapsed())
-    }
-}
-
-struct SimulatedClock(Context);
-
-impl Clock for SimulatedClock {
-    fn now(&self) -> Now {
-        let Inner { wall_offset, trusted, .. } = &*self.0.0;
-        Now {
-            wall: Timestamp(self.0.wall().0 + wall_offset.load(Ordering::Relaxed)),
-            trusted: trusted.load(Ordering::Relaxed),
-            monotonic: self.0.elapsed(),
-        }
+        self.begin().plus(self.elapsed())
     }
 }

@@ -1,6 +1,7 @@
 //! Devices as `docs/protocol.md` wants them: a buffer in memory, a session, and
 //! everything kept and sent again until it is acknowledged.
 
+use super::clock::Taken;
 use super::context::Context;
 use super::gateway::Door;
 use super::network::{Line, Relay};
@@ -80,10 +81,20 @@ pub struct Device {
     window: u64,
     next_reading: Instant,
     booted: Instant,
+    /// How far its clock is off, in microseconds.
+    off: i64,
+    said_hello: Instant,
 }
 
 impl Device {
-    pub fn new(context: &Context, name: &str, door: Door, pace: Duration, mut random: Rng) -> (Device, Controls) {
+    pub fn new(
+        context: &Context,
+        name: &str,
+        door: Door,
+        pace: Duration,
+        off: i64,
+        mut random: Rng,
+    ) -> (Device, Controls) {
         let session = random.u64(1..);
         let controls = Controls(Arc::new(Mutex::new(State { relays: Vec::new(), reboot: false, pace, session })));
         let version = if random.bool() { Version::V1 } else { Version::V2 };
@@ -102,6 +113,8 @@ impl Device {
             window: 0,
             next_reading: Instant::now(),
             booted: Instant::now(),
+            off,
+            said_hello: Instant::now(),
         };
         (device, controls)
     }
@@ -140,11 +153,12 @@ impl Device {
         while self.next_reading <= now {
             self.next_reading += pace;
             let time = self.clock();
-            let known = (!self.is_clockless()).then_some(Timestamp(time));
+            let said = (!self.is_clockless()).then_some(Timestamp(time));
+            let taken = Taken { at: self.context.wall(), said };
             let (session, seq) = (self.session, self.next);
             self.next += 1;
             self.kept.push_back((seq, time, content(session, seq)));
-            self.context.oracle(|oracle| oracle.taken(&self.name, session, seq, known));
+            self.context.oracle(|oracle| oracle.taken(&self.name, session, seq, taken));
             if self.kept.len() > KEEPS
                 && let Some((seq, ..)) = self.kept.pop_front()
             {
@@ -156,7 +170,7 @@ impl Device {
     fn clock(&self) -> i64 {
         match self.is_clockless() {
             true => i64::try_from(self.booted.elapsed().as_millis()).unwrap_or(i64::MAX),
-            false => self.context.wall().0,
+            false => self.context.wall().0 + self.off,
         }
     }
 
@@ -180,6 +194,7 @@ impl Device {
     async fn converse(&mut self, mut stream: DuplexStream) -> &'static str {
         let limits = Limits { max_body: MAX_BODY, require_checksum: false };
         let mut decoder = Decoder::new(limits, Recovery::Fail);
+        self.said_hello = Instant::now();
         let hello = self.hello();
         if !self.say(&mut stream, &hello).await {
             return "Hello was not sent";
@@ -263,6 +278,8 @@ impl Device {
                 self.sent = self.kept.front().map_or(self.next, |(seq, ..)| *seq) - 1;
                 self.sent = self.sent.max(welcome.settled);
                 self.context.trace(format_args!("{} welcomed at {}", self.name, welcome.settled));
+                let after = self.said_hello.elapsed();
+                self.context.oracle(|oracle| oracle.welcomed(&self.name, self.session, after));
                 welcome.settled
             }
             GatewayMessage::Ack(ack) => {

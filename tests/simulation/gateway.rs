@@ -58,6 +58,7 @@ pub struct Gateway {
     pumps: JoinSet<()>,
     stop_pumps: Vec<watch::Sender<bool>>,
     writer: JoinSet<()>,
+    time: JoinSet<()>,
     max_pending: u64,
 }
 
@@ -108,6 +109,7 @@ impl Gateway {
         let gauge = Arc::new(move || Some(disk.disk().space()));
         let Opened { log, cursors, writer } =
             Log::open_stepped(&plan.store, &plan.routes, &names, clock.clone(), metrics.clone(), gauge)?;
+        clock.begin(&log);
         let gateway = GatewayId::new("simulated").expect("a valid name");
         let identity = Identity { gateway, epoch: log.epoch() };
         let mut stop_pumps = Vec::new();
@@ -142,7 +144,10 @@ impl Gateway {
         let listener = Listener { shared, tcp, stops: Vec::new(), connections: JoinSet::new() };
         *door.listener.lock() = Some(listener);
         let mut stepping = JoinSet::new();
-        stepping.spawn(step(context.clone(), clock, vfs.clone(), writer));
+        stepping.spawn(step(context.clone(), clock.clone(), vfs.clone(), writer));
+        let mut time = JoinSet::new();
+        let (known, disk) = (log.clone(), vfs.clone());
+        time.spawn(async move { clock.keep(&known, &disk).await });
         Ok(Gateway {
             context: context.clone(),
             door: door.clone(),
@@ -151,6 +156,7 @@ impl Gateway {
             pumps,
             stop_pumps,
             writer: stepping,
+            time,
             max_pending: plan.store.max_pending.as_u64(),
         })
     }
@@ -184,6 +190,7 @@ impl Gateway {
         };
         let _ = timeout(Duration::from_secs(4), pumps).await;
         self.pumps.shutdown().await;
+        self.time.shutdown().await;
         self.log.close();
         let closed = timeout(Duration::from_secs(2), self.writer.join_next()).await;
         self.context.trace(format_args!("stopped within {:?}, closed: {}", began.elapsed(), closed.is_ok()));
@@ -197,6 +204,7 @@ impl Gateway {
             listener.connections.shutdown().await;
         }
         self.pumps.shutdown().await;
+        self.time.shutdown().await;
         self.writer.shutdown().await;
     }
 

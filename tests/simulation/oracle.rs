@@ -1,12 +1,18 @@
 //! What must hold, whatever happens. Knows only what devices and consumers see.
 
+use super::clock::Taken;
 use super::plan::ALARM;
 use std::collections::{BTreeMap, BTreeSet};
-use tidegate::model::{Timestamp, Value};
-use tidegate::sink::encode::Delivery;
+use std::time::Duration;
+use tidegate::model::{BootId, Timestamp, Value};
+use tidegate::sink::encode::{Delivered, Delivery, Quality};
 
 /// How the names of devices begin that know only the time since their boot.
 pub const CLOCKLESS: &str = "boot";
+
+/// Whether a reading has the time it should have: what its device knows, the reading as
+/// it came, and how late the gateway may have learnt of the device's clock.
+pub type Judge<'a> = &'a dyn Fn(Taken, &Delivered, Duration) -> Result<(), String>;
 
 /// A device's name, its session and its own seq in it.
 pub type Origin = (String, u64, u64);
@@ -23,14 +29,19 @@ pub struct Oracle {
     sinks: BTreeMap<String, Sink>,
     pub deliveries: u64,
     pub duplicates: u64,
+    /// Deliveries whose times were found after the fact, are not known, or are by a
+    /// wrong clock of the device.
+    pub qualities: [u64; 3],
 }
 
 /// What a device was told about a session.
 #[derive(Default)]
 struct Told {
     taken: u64,
-    /// The time of each reading, where the device knew it.
-    times: Vec<Option<Timestamp>>,
+    /// When each reading was taken.
+    times: Vec<Taken>,
+    /// How long the gateway took at most to answer a Hello.
+    slack: Duration,
     acked: u64,
     /// What the device had no room to keep, before it was acknowledged.
     given_up: BTreeSet<u64>,
@@ -50,6 +61,10 @@ struct Sink {
     gaps: BTreeMap<u64, Gap>,
     /// Seqs that came or of which a gap told: first and last of ranges, in no order.
     accounted: Vec<(u64, u64)>,
+    /// Boots from which readings count that came without a time, and those of which it
+    /// is known by now when they began.
+    untimed: BTreeSet<BootId>,
+    placed: BTreeSet<BootId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,10 +106,16 @@ impl Oracle {
     }
 
     /// A device took a reading.
-    pub fn taken(&mut self, device: &str, session: u64, seq: u64, time: Option<Timestamp>) {
+    pub fn taken(&mut self, device: &str, session: u64, seq: u64, time: Taken) {
         let told = self.sessions.entry((device.to_owned(), session)).or_default();
         told.taken = seq;
         told.times.push(time);
+    }
+
+    /// A device was welcomed so long after its Hello.
+    pub fn welcomed(&mut self, device: &str, session: u64, after: Duration) {
+        let told = self.sessions.entry((device.to_owned(), session)).or_default();
+        told.slack = told.slack.max(after);
     }
 
     /// A device forgot a reading that was not acknowledged.
@@ -134,7 +155,7 @@ impl Oracle {
 
     /// A payload reached a consumer; `last` is the seq that came before it on its
     /// connection.
-    pub fn delivered(&mut self, sink: &str, delivery: &Delivery, last: &mut u64) {
+    pub fn delivered(&mut self, sink: &str, delivery: &Delivery, last: &mut u64, judge: Judge<'_>) {
         let epoch = delivery.epoch.0;
         if *self.epoch.get_or_insert(epoch) != epoch {
             self.violated(format!("{sink} got readings of epoch {epoch}, but the log was never replaced"));
@@ -159,10 +180,25 @@ impl Oracle {
                     reading.values
                 ));
             }
-            let time = self.time(&device, session, origin);
-            if time.is_some_and(|time| time != reading.time) {
-                let got = reading.time;
-                self.violated(format!("{sink} got {device} {session}/{origin} of {got} instead of {time:?}"));
+            if let Some((taken, slack)) = self.time(&device, session, origin)
+                && let Err(why) = judge(taken, reading, slack)
+            {
+                let Delivered { time, quality, .. } = reading;
+                self.violated(format!(
+                    "{sink} got {device} {session}/{origin} of {time} ({quality:?}) that was taken at {}: {why}",
+                    taken.at
+                ));
+            }
+            match reading.quality {
+                Quality::Good => {}
+                Quality::Resynchronised => self.qualities[0] += 1,
+                Quality::Unsynchronised { .. } => self.qualities[1] += 1,
+                Quality::DeviceClock { .. } | Quality::DeviceClockSince { .. } => self.qualities[2] += 1,
+            }
+            if let Quality::Unsynchronised { boot, .. } | Quality::DeviceClockSince { boot, .. } = reading.quality
+                && let Some(known) = self.sinks.get_mut(sink)
+            {
+                known.untimed.insert(boot);
             }
             let name = (device, session, origin);
             let known = self.names.entry(seq).or_insert_with(|| name.clone());
@@ -180,10 +216,11 @@ impl Oracle {
         }
     }
 
-    /// When the device took the reading, if it knew.
-    fn time(&self, device: &str, session: u64, seq: u64) -> Option<Timestamp> {
+    /// When the device took the reading, and how late the gateway learns of its clock.
+    fn time(&self, device: &str, session: u64, seq: u64) -> Option<(Taken, Duration)> {
         let told = self.sessions.get(&(device.to_owned(), session))?;
-        *told.times.get(usize::try_from(seq).ok()?.checked_sub(1)?)?
+        let taken = told.times.get(usize::try_from(seq).ok()?.checked_sub(1)?)?;
+        Some((*taken, told.slack))
     }
 
     fn first_arrival(&mut self, sink: &str, seq: u64, name: Origin) {
@@ -211,9 +248,18 @@ impl Oracle {
     }
 
     /// An event reached a consumer.
-    pub fn event(&mut self, sink: &str, id: u64, body: &serde_json::Map<String, serde_json::Value>) {
-        if body.get("type").and_then(|kind| kind.as_str()) != Some("gap") {
-            return;
+    pub fn event(
+        &mut self,
+        sink: &str,
+        id: u64,
+        body: &serde_json::Map<String, serde_json::Value>,
+        began: &dyn Fn(BootId, Timestamp) -> bool,
+    ) {
+        let text = |key: &str| body.get(key).and_then(|text| text.as_str());
+        match text("type") {
+            Some("gap") => {}
+            Some("clock") => return self.boot_began(sink, text("boot"), text("began"), began),
+            _ => return,
         }
         let reason = body.get("reason").and_then(|reason| reason.as_str()).unwrap_or_default().to_owned();
         let number = |key: &str| body.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
@@ -228,6 +274,34 @@ impl Oracle {
             self.violated(format!("{sink} was told of an impossible gap: {gap:?}"));
         } else if told != gap {
             self.violated(format!("{sink} was told of event {id} as {told:?} and as {gap:?}"));
+        }
+    }
+
+    fn boot_began(
+        &mut self,
+        sink: &str,
+        boot: Option<&str>,
+        at: Option<&str>,
+        began: &dyn Fn(BootId, Timestamp) -> bool,
+    ) {
+        let told = boot.and_then(|boot| boot.parse().ok()).zip(at.and_then(|at| at.parse().ok()));
+        match told.filter(|(boot, at)| began(*boot, *at)) {
+            Some((boot, _)) => {
+                if let Some(known) = self.sinks.get_mut(sink) {
+                    known.placed.insert(boot);
+                }
+            }
+            None => self.violated(format!("{sink} was told that boot {boot:?} began at {at:?}, which no log was told")),
+        }
+    }
+
+    /// Everything has healed and drained: consumers can place all readings of boots of
+    /// which the log knows when they began.
+    pub fn settle_boots(&mut self, sink: &str, known: &dyn Fn(BootId) -> bool) {
+        let Some(told) = self.sinks.get(sink) else { return };
+        let waits = told.untimed.iter().find(|boot| !told.placed.contains(*boot) && known(**boot)).copied();
+        if let Some(boot) = waits {
+            self.violated(format!("{sink} has readings of boot {boot}, and was never told when that began"));
         }
     }
 

@@ -15,6 +15,8 @@ pub struct Plan {
     pub steps: usize,
     pub latency: Duration,
     pub troubles: Vec<Trouble>,
+    /// The machine has a battery-backed clock.
+    pub battery: bool,
 }
 
 /// Something that the operator, or fate, does.
@@ -61,7 +63,8 @@ fn one_of<T: Copy>(random: &mut Rng, choices: &[T]) -> T {
 }
 
 impl Plan {
-    pub fn draw(directory: &Path, random: &mut Rng) -> Plan {
+    /// What has to do with time is drawn from `times`, all else from `random`.
+    pub fn draw(directory: &Path, random: &mut Rng, times: &mut Rng) -> Plan {
         let ms = Duration::from_millis;
         let history = [0, 1000, 30_000, 300_000];
         let history_within = match one_of(random, &history) {
@@ -93,7 +96,27 @@ impl Plan {
             steps: random.usize(5..40),
             latency: ms(one_of(random, &[1, 20, 300])),
             troubles,
+            battery: times.bool(),
         }
+    }
+
+    /// How far the clock is off after a boot, in microseconds: at the time of the last
+    /// stop as a rule, or where clocks begin.
+    pub fn clock_after_boot(&self, times: &mut Rng) -> i64 {
+        const HOUR: i64 = 3_600_000_000;
+        if self.battery { 0 } else { one_of(times, &[-HOUR / 60, -HOUR, -24 * HOUR, -56 * 365 * 24 * HOUR]) }
+    }
+
+    /// How long after a boot somebody gives the machine the time, if ever.
+    pub fn clock_is_set_after(&self, times: &mut Rng) -> Option<Duration> {
+        let after = one_of(times, &[Some(300), Some(3000), Some(20_000), Some(120_000), None]);
+        after.filter(|_| !self.battery).map(|after| Duration::from_millis(times.u64(..after)))
+    }
+
+    /// How far the clock of a device is off that has one.
+    pub fn device_clock(times: &mut Rng) -> i64 {
+        const HOUR: i64 = 3_600_000_000;
+        one_of(times, &[0, 0, 0, 0, 0, HOUR / 12, 2 * HOUR, 30 * 365 * 24 * HOUR, -50 * 365 * 24 * HOUR, -HOUR])
     }
 
     /// Whether the log may drop readings that were not delivered: for want of room, or

@@ -1,17 +1,20 @@
 //! One seed from beginning to end: troubles, then healing, then the reckoning.
 
 use super::broker::{Broker, Weather};
+use super::clock::Machine;
 use super::context::Context;
 use super::device::{Controls, Device};
 use super::disk::{Death, Disk, Faults};
 use super::gateway::{Door, Gateway, SinkPlan};
 use super::network::Line;
+use super::oracle::CLOCKLESS;
 use super::plan::{Plan, Trouble};
 use super::vfs::FaultyVfs;
 use fastrand::Rng;
 use std::path::Path;
 use std::time::Duration;
 use tidegate::config::{Durability, Encoding};
+use tidegate::model::BootId;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -25,6 +28,7 @@ pub struct Outcome {
     pub steps: u64,
     pub deliveries: u64,
     pub duplicates: u64,
+    pub qualities: [u64; 3],
     pub power_cuts: u64,
     pub kills: u64,
     pub disk_failures: u64,
@@ -43,6 +47,10 @@ struct World {
     context: Context,
     vfs: FaultyVfs,
     random: Rng,
+    /// What has to do with time is drawn from here.
+    times: Rng,
+    /// When somebody gives the machine the time.
+    clock_due: Option<Instant>,
     plan: Plan,
     door: Door,
     devices: Vec<(String, Controls)>,
@@ -78,8 +86,9 @@ pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome 
         }
         tasks.shutdown().await;
         let (power_cuts, kills) = (*power_cuts, *kills);
-        let (deliveries, duplicates, violation) =
-            context.oracle(|oracle| (oracle.deliveries, oracle.duplicates, oracle.violation().map(str::to_owned)));
+        let (deliveries, duplicates, qualities) =
+            context.oracle(|oracle| (oracle.deliveries, oracle.duplicates, oracle.qualities));
+        let violation = context.oracle(|oracle| oracle.violation().map(str::to_owned));
         Outcome {
             violation,
             tail: context.tail(),
@@ -88,6 +97,7 @@ pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome 
             steps: context.digest().0,
             deliveries,
             duplicates,
+            qualities,
             power_cuts,
             kills,
             disk_failures: vfs.disk().failures,
@@ -97,13 +107,15 @@ pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome 
 
 impl World {
     fn new(context: &Context, vfs: &FaultyVfs, directory: &Path, seed: u64) -> World {
-        let mut random = Rng::with_seed(seed);
-        let plan = Plan::draw(directory, &mut random);
+        let (mut random, mut times) = (Rng::with_seed(seed), Rng::with_seed(!seed));
+        let plan = Plan::draw(directory, &mut random, &mut times);
         let door = Door::new(context, plan.latency);
         let mut world = World {
             context: context.clone(),
             vfs: vfs.clone(),
             random,
+            times,
+            clock_due: None,
             plan,
             door,
             devices: Vec::new(),
@@ -114,18 +126,43 @@ impl World {
             power_cuts: 0,
             kills: 0,
         };
+        world.boot();
         for _ in 0..world.plan.sinks {
             world.add_sink();
         }
         for number in 0..world.plan.devices {
-            let name = format!("{}-{number}", if world.random.bool() { "boot" } else { "wall" });
+            let off = Plan::device_clock(&mut world.times);
+            let kind = match world.random.bool() {
+                true => CLOCKLESS,
+                false if off == 0 => "wall",
+                false => "wrong",
+            };
+            let name = format!("{kind}-{number}");
             let pace = world.pace();
             let random = world.random.fork();
-            let (device, controls) = Device::new(context, &name, world.door.clone(), pace, random);
+            let (device, controls) = Device::new(context, &name, world.door.clone(), pace, off, random);
             world.devices.push((name, controls));
             world.tasks.spawn(device.run());
         }
         world
+    }
+
+    /// The machine boots.
+    fn boot(&mut self) {
+        let boot = BootId(self.times.u128(..).to_be_bytes());
+        let offset = self.plan.clock_after_boot(&mut self.times);
+        self.clock_due = self.plan.clock_is_set_after(&mut self.times).map(|after| Instant::now() + after);
+        let (at, battery) = (self.context.elapsed(), self.plan.battery);
+        self.context.trace(format_args!("boot {boot}, its clock off by {offset} us, battery: {battery}"));
+        self.context.machine(|machine| machine.boot(boot, at, offset, battery));
+    }
+
+    /// Somebody gives the machine the time, if that is due.
+    fn set_clock(&mut self) {
+        if self.clock_due.take_if(|due| *due <= Instant::now()).is_some() {
+            self.context.trace(format_args!("the clock is set"));
+            self.context.machine(Machine::set);
+        }
     }
 
     fn pace(&mut self) -> Duration {
@@ -197,6 +234,7 @@ impl World {
                 self.vfs.disk().die(Death::Killed);
             }
             self.check_disk();
+            self.set_clock();
             let death = self.vfs.disk().death();
             if let Some(death) = death {
                 self.die(death).await;
@@ -225,7 +263,13 @@ impl World {
         self.vfs.forget();
         let lost = self.vfs.disk().revive();
         match death {
-            Some(Death::PowerCut) => self.power_cuts += 1,
+            Some(Death::PowerCut) => {
+                self.power_cuts += 1;
+                if self.plan.store.durability == Durability::Normal {
+                    self.context.machine(Machine::forget);
+                }
+                self.boot();
+            }
             _ => self.kills += 1,
         }
         self.check_disk();
@@ -347,10 +391,13 @@ impl World {
                 self.devices[self.random.usize(..self.devices.len())].1.set_pace(pace);
             }
             Trouble::Clock => {
-                self.context.trust_clock(self.random.bool());
+                let trusted = self.random.bool();
                 let years = self.random.i64(-60..60);
                 let step = [0, 1_000_000, 3_600_000_000, 31_557_600_000_000][self.random.usize(..4)];
-                self.context.step_clock(years * step);
+                self.context.machine(|machine| {
+                    machine.doubt(!trusted);
+                    machine.step(years * step);
+                });
             }
             Trouble::Sinks => self.change_sinks().await,
         }
@@ -395,7 +442,13 @@ impl World {
     async fn heal(&mut self) {
         self.context.trace(format_args!("all heals"));
         self.vfs.disk().faults = Faults::default();
-        self.context.trust_clock(true);
+        self.clock_due = None;
+        self.context.machine(|machine| {
+            machine.doubt(false);
+            if !machine.is_set() {
+                machine.set();
+            }
+        });
         let fine =
             Weather { up: true, latency: Duration::from_millis(5), lifetime: Duration::from_secs(1 << 30), window: 32 };
         for (_, controls) in &self.devices {
@@ -421,6 +474,7 @@ impl World {
             self.context.oracle(|oracle| oracle.account(&sink.name));
             if !lossy {
                 self.context.oracle(|oracle| oracle.settle(&sink.name, self.plan.may_drop(), self.plan.keeps_alarms()));
+                self.context.settle_boots(&sink.name);
             }
         }
     }

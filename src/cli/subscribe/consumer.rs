@@ -3,7 +3,7 @@
 
 use super::gaps::{self, Gaps, Line, Totals};
 use super::seen::Seen;
-use crate::model::{Epoch, GatewayId};
+use crate::model::{BootId, Epoch, GatewayId, InvalidTime, Timestamp};
 use crate::sink::encode::{self, Delivered};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -36,7 +36,16 @@ pub struct Fresh {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
     Gap(gaps::Notice),
-    Undecodable { topic: String, why: String },
+    /// Readings that count from this boot of the gateway have a time now.
+    Boot {
+        gateway: GatewayId,
+        boot: BootId,
+        began: Timestamp,
+    },
+    Undecodable {
+        topic: String,
+        why: String,
+    },
 }
 
 /// What came of a message.
@@ -128,8 +137,17 @@ impl Consumer {
 
     fn take_event(&mut self, payload: &[u8], now: Duration, taken: &mut Taken) -> Result<(), String> {
         let event: Event = serde_json::from_slice(payload).map_err(|why| format!("no valid event: {why}"))?;
-        if event.kind != "gap" {
-            return Ok(());
+        match event.kind.as_str() {
+            "gap" => {}
+            "clock" => {
+                let no_clock = |why: String| format!("no valid clock event: {why}");
+                let ClockEvent { gateway, boot, began } =
+                    serde_json::from_slice(payload).map_err(|why| no_clock(why.to_string()))?;
+                let began = began.parse().map_err(|why: InvalidTime| no_clock(why.to_string()))?;
+                taken.notices.push(Notice::Boot { gateway, boot, began });
+                return Ok(());
+            }
+            _ => return Ok(()),
         }
         let gap: GapEvent = serde_json::from_slice(payload).map_err(|why| format!("no valid gap event: {why}"))?;
         if gap.first > gap.last {
@@ -147,6 +165,13 @@ impl Consumer {
 struct Event {
     #[serde(rename = "type")]
     kind: String,
+}
+
+#[derive(Deserialize)]
+struct ClockEvent {
+    gateway: GatewayId,
+    boot: BootId,
+    began: String,
 }
 
 #[derive(Deserialize)]
@@ -180,6 +205,7 @@ impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Notice::Gap(gap) => gap.fmt(f),
+            Notice::Boot { gateway, boot, began } => write!(f, "{gateway}: boot {boot} began at {began}"),
             Notice::Undecodable { topic, why } => write!(f, "warning: message on {topic:?} is left out: {why}"),
         }
     }

@@ -143,6 +143,19 @@ fn a_summary_tells_only_of_messages_left_out_if_there_were() {
     assert!(text.ends_with("unexplained 0 (0 seqs)\nmessages left out   2"), "{text}");
 }
 
+#[test]
+fn it_is_told_when_a_boot_began() {
+    let boot = "1057ad3f-6b73-4ba0-b931-e0fffe44996e";
+    let event = |began: &str| {
+        let body = serde_json::json!({"type": "clock", "gateway": "gw", "boot": boot, "began": began, "id": 3});
+        Consumer::new(None, GRACE).take(EVENTS, body.to_string().as_bytes(), Duration::ZERO).notices
+    };
+    let notices = event("2026-11-23T01:02:03.456000Z");
+    let told: Vec<_> = notices.iter().map(Notice::to_string).collect();
+    assert_eq!(told, [format!("gw: boot {boot} began at 2026-11-23T01:02:03.456000Z")]);
+    assert!(matches!(&*event("tomorrow"), [Notice::Undecodable { .. }]));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
