@@ -27,8 +27,8 @@ fn with_checksum(header: Header, block: &[u8]) -> Header {
 /// Every reading in its order, as text, in which NaN equals itself.
 fn flat(batches: &[Numbered]) -> Vec<String> {
     let lines = |numbered: &Numbered| {
-        let device = numbered.batch.device.clone();
-        let line = |(seq, origin, reading)| format!("{device} {seq} {origin:?} {reading:?}");
+        let (device, basis) = (&numbered.batch.device, numbered.batch.basis);
+        let line = |(seq, origin, reading)| format!("{device} {basis:?} {seq} {origin:?} {reading:?}");
         numbered.after(Seq::ZERO).map(line).collect::<Vec<_>>()
     };
     batches.iter().flat_map(lines).collect()
