@@ -180,11 +180,20 @@ impl SinkCursor {
         }
         let newest = self.shared.last_event.load(Ordering::Acquire);
         {
-            // From here on these events stay as they are.
-            let mut state = self.shared.state.lock();
-            state.seen_event = state.seen_event.max(newest);
+            let mut committed = std::pin::pin!(self.shared.committed.notified());
+            committed.as_mut().enable();
+            // From the next commit on these events stay as they are. One that is being
+            // written may still make the last of them longer.
+            let under_way = {
+                let mut state = self.shared.state.lock();
+                state.seen_event = state.seen_event.max(newest);
+                state.committing
+            };
+            if under_way {
+                committed.await;
+            }
         }
-        self.on_disk(move |reader| read_events(reader, after)).await
+        self.on_disk(move |reader| read_events(reader, after, newest)).await
     }
 
     /// The destination confirmed every event up to `upto`.
@@ -274,10 +283,10 @@ fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Number
     Ok((batches, damaged))
 }
 
-fn read_events(reader: &Connection, after: u64) -> Result<Vec<LogEvent>> {
-    let mut statement =
-        reader.prepare_cached("SELECT id, time, body, guard FROM event WHERE id > ?1 ORDER BY id LIMIT ?2")?;
-    let mut rows = statement.query([after, u64::from(MAX_EVENTS)])?;
+fn read_events(reader: &Connection, after: u64, newest: u64) -> Result<Vec<LogEvent>> {
+    let mut statement = reader
+        .prepare_cached("SELECT id, time, body, guard FROM event WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3")?;
+    let mut rows = statement.query([after, newest, u64::from(MAX_EVENTS)])?;
     let mut events = Vec::new();
     while let Some(row) = rows.next()? {
         let id: i64 = row.get(0)?;
@@ -296,4 +305,43 @@ fn read_events(reader: &Connection, after: u64) -> Result<Vec<LogEvent>> {
         events.push(LogEvent { id: u64::try_from(id).unwrap_or(0), time, body });
     }
     Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Log, Opened};
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::config::Store;
+    use crate::metrics::Metrics;
+    use std::future::Future;
+    use std::task::{Context, Poll, Waker};
+
+    #[tokio::test]
+    async fn events_are_not_shown_while_a_commit_may_make_them_longer() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let config = Store { directory: directory.path().to_owned(), ..Store::default() };
+        let (clock, gauge) = (Arc::new(SystemClock::new()), Arc::new(|| None));
+        let opened = Log::open_stepped(&config, &[], &["cloud"], clock, Metrics::new(), gauge);
+        let Opened { mut cursors, mut writer, .. } = opened.expect("a new log");
+        let mut cursor = cursors.remove(0);
+        cursor.refuse(Seq(1), "too_large");
+        writer.step();
+
+        let shared = cursor.shared.clone();
+        shared.state.lock().committing = true;
+        {
+            let mut events = std::pin::pin!(cursor.events(0));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(events.as_mut().poll(&mut context).is_pending(), "it may still change");
+            shared.state.lock().committing = false;
+            shared.committed.notify_waiters();
+            let Poll::Ready(Ok(events)) = events.as_mut().poll(&mut context) else { panic!("they are there") };
+            assert_eq!(events.len(), 1);
+        }
+        // Another gap in a row becomes an event of its own: the first one was shown.
+        cursor.refuse(Seq(2), "too_large");
+        writer.step();
+        assert_eq!(cursor.events(1).await.expect("it reads").len(), 1);
+    }
 }

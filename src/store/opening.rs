@@ -115,6 +115,7 @@ pub(super) fn prepare(
             check_due: now.monotonic,
             warned: None,
             seen_event: found.last_event,
+            committing: false,
             sleeping_until: Duration::ZERO,
             flush: false,
             close: false,

@@ -41,6 +41,8 @@ pub(super) struct State {
     pub warned: Option<Duration>,
     /// The last event that was shown to a sink.
     pub seen_event: u64,
+    /// A commit is being written: it may change events that were not shown before it began.
+    pub committing: bool,
     /// Until when the writer sleeps; zero while it works.
     pub sleeping_until: Duration,
     pub flush: bool,
@@ -133,6 +135,7 @@ impl State {
             seen_event: self.seen_event,
             restored: if check_only { Restored::default() } else { std::mem::take(&mut self.restored) },
         };
+        self.committing = true;
         self.restoring = !commit.restored.is_empty();
         if !check_only {
             self.places_due = None;

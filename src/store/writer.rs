@@ -185,6 +185,7 @@ impl Work {
             Err(why) => why,
         };
         if shared.examine(&why) {
+            shared.committed.notify_waiters();
             return Attempt::Damaged;
         }
         let pause = self.keeper.failed(shared, &self.disk, &why);
@@ -219,6 +220,7 @@ impl Work {
                 Ok((wrote, commit.clean.is_some()))
             }
             Err(why) => {
+                shared.state.lock().committing = false;
                 self.failed = Some(Failed { commit, upto, readings });
                 Err(why)
             }
@@ -280,6 +282,7 @@ fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Option<Vec<(
             state.written = written;
         }
         state.restoring = false;
+        state.committing = false;
         let mut advanced = state.tail.saved(upto);
         let evicted = &outcome.evicted;
         add_holes(&mut state.holes, &evicted.holes);
