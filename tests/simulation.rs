@@ -53,6 +53,9 @@ struct Arguments {
     /// Syncs do nothing: promises must be seen to break.
     #[arg(long)]
     lying_disk: bool,
+    /// With --seed: leave the log's directory for inspection.
+    #[arg(long, requires = "seed")]
+    keep: bool,
     /// Go on after a seed that breaks a promise.
     #[arg(long)]
     keep_going: bool,
@@ -63,7 +66,12 @@ fn main() -> ExitCode {
     let vfs = FaultyVfs::register();
     let mode = Mode { lying: arguments.lying_disk, aloud: false };
     if let Some(seed) = arguments.seed {
-        let outcome = run(&vfs, seed, Mode { aloud: true, ..mode });
+        let mut directory = directory();
+        let outcome = world::run(&vfs, directory.path(), seed, Mode { aloud: true, ..mode });
+        if arguments.keep {
+            println!("the log is left in {}", directory.path().display());
+            directory.disable_cleanup(true);
+        }
         return verdict(seed, &outcome);
     }
     let passed = arguments.lying_disk || (a_lying_disk_is_found_out(&vfs) && a_seed_replays_exactly(&vfs));
@@ -71,10 +79,15 @@ fn main() -> ExitCode {
 }
 
 fn run(vfs: &FaultyVfs, seed: u64, mode: Mode) -> Outcome {
+    world::run(vfs, directory().path(), seed, mode)
+}
+
+/// In memory, where that is possible.
+fn directory() -> tempfile::TempDir {
     let memory = std::path::Path::new("/dev/shm");
     let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
     let directory = tempfile::Builder::new().prefix("tidegate-simulation-").tempdir_in(place);
-    world::run(vfs, directory.expect("a temporary directory").path(), seed, mode)
+    directory.expect("a temporary directory")
 }
 
 fn verdict(seed: u64, outcome: &Outcome) -> ExitCode {

@@ -317,7 +317,7 @@ mod tests {
         assert_eq!(left, [NEXT]);
         for boot in 0..MAX_BOOTS + 100 {
             let mut id = [9; 16];
-            id[..8].copy_from_slice(&boot.to_be_bytes());
+            id[..8].copy_from_slice(&(boot as u64).to_be_bytes());
             let news = News { boot: BootId(id), began: BEGAN, untimed: false };
             write(&db, news).expect("it writes");
         }

@@ -306,8 +306,8 @@ impl Oracle {
     }
 
     /// Everything has healed and drained: what was acknowledged is delivered, or
-    /// reported as lost where that is allowed; alarms may have to be delivered even so.
-    pub fn settle(&mut self, sink: &str, losses_allowed: bool, with_alarms: bool) {
+    /// reported as lost for a reason that is allowed; alarms may have to be delivered even so.
+    pub fn settle(&mut self, sink: &str, allowed: &[&str], with_alarms: bool) {
         let Some(known) = self.sinks.get(sink) else { return };
         let mut missing = 0;
         let mut alarm = None;
@@ -326,14 +326,15 @@ impl Oracle {
             }
         }
         let reported: u64 = known.gaps.values().map(|gap| gap.lost).sum();
-        let reasons: BTreeSet<_> = known.gaps.values().map(|gap| gap.reason.clone()).collect();
+        let losses = known.gaps.values().filter(|gap| gap.lost > 0);
+        let reasons: BTreeSet<_> = losses.map(|gap| gap.reason.clone()).collect();
         if missing > reported {
             self.violated(format!(
                 "{sink} misses {missing} acknowledged readings, such as {example:?}, and was told of {reported} lost"
             ));
         } else if let Some(alarm) = alarm.filter(|_| with_alarms) {
             self.violated(format!("{sink} misses {alarm:?}, an alarm, though others could have gone ({reasons:?})"));
-        } else if reported > 0 && !losses_allowed {
+        } else if reasons.iter().any(|reason| !allowed.contains(&reason.as_str())) {
             self.violated(format!("{sink} was told of {reported} readings lost ({reasons:?}); there was no reason"));
         }
     }

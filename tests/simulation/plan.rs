@@ -119,16 +119,21 @@ impl Plan {
         one_of(times, &[0, 0, 0, 0, 0, HOUR / 12, 2 * HOUR, 30 * 365 * 24 * HOUR, -50 * 365 * 24 * HOUR, -HOUR])
     }
 
-    /// Whether the log may drop readings that were not delivered: for want of room, or
-    /// for their age.
-    pub fn may_drop(&self) -> bool {
-        let short = [Trouble::DiskFull, Trouble::DiskLow].iter().any(|trouble| self.troubles.contains(trouble));
-        self.is_small() || self.store.max_age.is_some() || short
+    /// Why the log may drop readings that were not delivered, as gaps say it.
+    pub fn may_drop(&self) -> Vec<&'static str> {
+        let short = self.troubles.iter().any(|trouble| matches!(trouble, Trouble::DiskLow | Trouble::DiskFull));
+        let reasons = [
+            (self.is_small(), "max_size"),
+            (short, "min_free"),
+            (self.store.max_age.is_some(), "max_age"),
+            (self.store.thin.is_some(), "thinned"),
+        ];
+        reasons.into_iter().filter(|(may, _)| *may).map(|(_, reason)| reason).collect()
     }
 
     /// Whether readings of high priority are never dropped: there are few of them.
     pub fn keeps_alarms(&self) -> bool {
-        !self.may_drop() || !self.routes.is_empty() && self.store.max_age.is_none()
+        !self.routes.is_empty() && self.store.max_age.is_none()
     }
 
     fn is_small(&self) -> bool {

@@ -473,7 +473,8 @@ impl World {
         for sink in &self.sinks {
             self.context.oracle(|oracle| oracle.account(&sink.name));
             if !lossy {
-                self.context.oracle(|oracle| oracle.settle(&sink.name, self.plan.may_drop(), self.plan.keeps_alarms()));
+                self.context
+                    .oracle(|oracle| oracle.settle(&sink.name, &self.plan.may_drop(), self.plan.keeps_alarms()));
                 self.context.settle_boots(&sink.name);
             }
         }

@@ -258,16 +258,15 @@ impl Pages {
     }
 
     /// Whether the database has a page as it stands in an orphaned frame, where SQLite would
-    /// take an older one from the frames that it sees. A frame that was cut off may have
-    /// the page of an older generation behind its head: only those whose checksum holds
-    /// count.
+    /// take an older one from the frames that it sees. A frame whose checksum does not hold
+    /// proves nothing: of one that was cut off the page may be that of an older generation.
     fn is_overtaken(&self, frames: &[Frame]) -> bool {
         self.orphans.iter().any(|orphan| {
             let frame = usize::try_from(*orphan).ok().and_then(|orphan| frames.get(orphan));
-            let Some(page) = frame.filter(|frame| frame.linked).map(|frame| frame.page) else { return false };
-            let Some(seen) = self.committed.get(&page) else { return false };
+            let Some(frame) = frame.filter(|frame| frame.linked) else { return false };
+            let Some(seen) = self.committed.get(&frame.page) else { return false };
             let image = self.read(Image::Frame(*orphan));
-            image == self.read(Image::Db(page)) && image != self.read(Image::Frame(*seen))
+            image == self.read(Image::Db(frame.page)) && image != self.read(Image::Frame(*seen))
         })
     }
 
