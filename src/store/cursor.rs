@@ -110,13 +110,13 @@ impl SinkCursor {
         }
         let (batches, damaged) = self.on_disk(move |reader| read(reader, after, max_bytes)).await?;
         let written = self.shared.state.lock().written;
-        for header in damaged.into_iter().filter(|header| header.last() > after) {
-            let (first, last) = (header.first, header.last().min(written).max(header.first));
+        for (first, header) in damaged.into_iter().filter(|(_, header)| header.last() > after) {
+            let last = header.last().min(written).max(first);
             let lost = u64::from(header.count).min(last.next().0 - first.0);
             if self.position().next() >= first {
                 self.advance(last);
             }
-            if !self.reported.insert(first) {
+            if !self.reported.insert(header.first) {
                 continue;
             }
             tracing::error!(first = first.0, readings = lost, "a segment of the log is damaged and was skipped");
@@ -253,15 +253,19 @@ impl SinkCursor {
     }
 }
 
-/// Segments that hold readings after `after`, and the headers of damaged ones. Those end
-/// where the next one begins: what they say themselves of their end may be part of the
-/// damage.
-fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Numbered>, Vec<Header>)> {
+/// Segments that hold readings after `after`, and the headers of damaged ones with where
+/// those begin. They reach from the one before to the next one: what they say themselves
+/// of their place may be part of the damage.
+fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Numbered>, Vec<(Seq, Header)>)> {
     let (mut batches, mut damaged) = (Vec::new(), Vec::new());
     let (mut bytes, mut upto) = (0, after);
-    let mut open: Option<Header> = None;
+    let mut open: Option<(Seq, Header)> = None;
     row::each(reader, after, &mut |header, block| {
-        damaged.extend(open.take().map(|before| Header { last: header.first.prev(), ..before }));
+        if let Some((first, before)) = open.take() {
+            let last = header.first.prev();
+            damaged.push((first, Header { last, ..before }));
+            upto = upto.max(last);
+        }
         if bytes >= max_bytes {
             return false;
         }
@@ -274,12 +278,12 @@ fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Number
             }
             Err(why) => {
                 tracing::error!(first = header.first.0, %why, "a segment cannot be read");
-                open = Some(*header);
+                open = Some((header.first.min(upto.next()), *header));
             }
         }
         bytes < max_bytes || open.is_some()
     })?;
-    damaged.extend(open.map(|before| Header { last: Seq(u64::MAX), ..before }));
+    damaged.extend(open.map(|(first, before)| (first, Header { last: Seq(u64::MAX), ..before })));
     Ok((batches, damaged))
 }
 
