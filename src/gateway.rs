@@ -30,6 +30,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+/// Requests for metrics that may wait to be accepted.
+const HTTP_BACKLOG: usize = 128;
+
 /// A running gateway. Dropping it cuts it off as a crash would; [`Gateway::stop`]
 /// takes leave of everybody.
 pub struct Gateway {
@@ -86,7 +89,7 @@ impl Gateway {
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
         let http_listener = match config.http.enabled {
-            true => Some(bind(config.http.listen, "[http]")?),
+            true => Some(bind(config.http.listen, HTTP_BACKLOG, "[http]")?),
             false => None,
         };
         let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
@@ -227,11 +230,12 @@ async fn open_log(config: &Config, clock: &Arc<dyn Clock>, metrics: &Metrics, ov
 }
 
 fn bind_all(links: &[config::Tcp]) -> Result<Vec<TcpListener>> {
-    links.iter().map(|tcp| bind(tcp.listen, &format!("[[tcp]] {:?}", tcp.name))).collect()
+    let bind_one = |tcp: &config::Tcp| bind(tcp.listen, tcp.max_connections, &format!("[[tcp]] {:?}", tcp.name));
+    links.iter().map(bind_one).collect()
 }
 
-fn bind(address: SocketAddr, what: &str) -> Result<TcpListener> {
-    link::tcp::bind(address).with_context(|| {
+fn bind(address: SocketAddr, connections: usize, what: &str) -> Result<TcpListener> {
+    link::tcp::bind(address, connections).with_context(|| {
         format!("{what} cannot listen on {address}; see whether another program does (ss -ltnp), or change `listen`")
     })
 }

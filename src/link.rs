@@ -10,4 +10,4 @@ pub mod tcp;
 
 pub use line::Shared;
 pub use pool::Pool;
-pub use porch::beyond;
+pub use porch::{LEAVING, beyond};

@@ -67,6 +67,7 @@ pub struct Metrics {
     pub frames_invalid: Family<LinkReasonLabel, Counter>,
     pub link_skipped_bytes: Family<LinkLabel, Counter>,
     pub link_up: Family<LinkLabel, Gauge>,
+    pub connections_waiting: Family<LinkLabel, Gauge>,
     pub connections_refused: Family<LinkReasonLabel, Counter>,
     pub devices_connected: Gauge,
     pub memory_limit_bytes: Gauge,
@@ -103,6 +104,7 @@ impl Metrics {
             frames_invalid: Family::default(),
             link_skipped_bytes: Family::default(),
             link_up: Family::default(),
+            connections_waiting: Family::default(),
             connections_refused: Family::default(),
             devices_connected: Gauge::default(),
             memory_limit_bytes: Gauge::default(),
@@ -154,6 +156,7 @@ impl Metrics {
             m.link_skipped_bytes,
         );
         registry.register("link_up", "1 while the listener or port is open", m.link_up);
+        registry.register("connections_waiting", "Connections whose device is not welcomed yet", m.connections_waiting);
         registry.register("connections_refused", "Connections turned away", m.connections_refused);
         registry.register("devices_connected", "Devices with a live session", m.devices_connected);
         registry.register_with_unit(

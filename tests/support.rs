@@ -2,6 +2,7 @@
 //! binary, and devices whose readings are known beforehand.
 
 pub mod broker;
+pub mod crowd;
 pub mod device;
 pub mod gateway;
 pub mod mount;
@@ -10,6 +11,7 @@ pub mod pty;
 pub mod script;
 pub mod subscriber;
 pub mod tls;
+pub mod watch;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

@@ -1,11 +1,14 @@
-//! Torture: the real binary, real brokers, and power that goes at any moment, for as
-//! long as you like, with an oracle that knows every reading. Exits with 1 if one
-//! acknowledged reading was lost, or one value was wrong.
+//! Torture: the real binary, real brokers, power that goes at any moment, and devices
+//! that come by the thousand, for as long as you like, with an oracle that knows every
+//! reading. Exits with 1 if one acknowledged reading was lost, one value was wrong, or one
+//! device was lost.
 //!
 //! ```sh
 //! cargo test --test torture -- kills --cycles 1000 --seed 7
 //! cargo test --test torture -- outage
 //! scripts/power-cut 200
+//! cargo test --test torture -- storm
+//! cargo test --test torture -- flood
 //! ```
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -18,6 +21,8 @@ mod fleet;
 mod guest;
 #[path = "torture/kills.rs"]
 mod kills;
+#[path = "torture/load.rs"]
+mod load;
 #[path = "torture/oracle.rs"]
 mod oracle;
 #[path = "torture/outage.rs"]
@@ -26,6 +31,8 @@ mod outage;
 mod power;
 #[path = "torture/settings.rs"]
 mod settings;
+#[path = "torture/storm.rs"]
+mod storm;
 #[allow(dead_code, reason = "the suite uses the rest")]
 mod support;
 #[path = "torture/tap.rs"]
@@ -35,7 +42,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(about = "Kills tidegate and its brokers, and counts what was lost.")]
+#[command(about = "Kills tidegate and its brokers, or floods it, and counts what was lost.")]
 enum Torture {
     /// SIGKILL gateway and brokers at random moments, under ever new settings.
     Kills(kills::Args),
@@ -44,6 +51,13 @@ enum Torture {
     Outage(outage::Args),
     /// Cut the power of a QEMU guest at random moments; `scripts/power-cut` prepares it.
     Power(power::Args),
+    /// All devices lose their connections and come back at once, while others go on.
+    Storm(storm::Args),
+    /// Thousands of connections mean no good, while others go on.
+    Flood(storm::FloodArgs),
+    /// What these two start as processes of their own.
+    #[command(subcommand, hide = true)]
+    Load(load::Role),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +68,9 @@ fn main() -> ExitCode {
             Torture::Kills(args) => kills::run(&args).await,
             Torture::Outage(args) => outage::run(&args).await,
             Torture::Power(args) => power::run(&args).await,
+            Torture::Storm(args) => storm::run(&args).await,
+            Torture::Flood(args) => storm::flood(&args).await,
+            Torture::Load(role) => load::run(role).await,
         }
     });
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }

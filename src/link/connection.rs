@@ -27,6 +27,8 @@ use tokio::time::{Instant, sleep};
 
 /// Bytes read at a time.
 const READ: usize = 16 * 1024;
+/// Bytes read at a time while a connection gives way to others.
+const EARLY: usize = ALLOWANCE;
 /// Answers that may wait for the device to take them, in bytes.
 const MAX_OUT: usize = 16 * 1024;
 /// How often a connection that waits for memory looks again, should it have missed that
@@ -64,6 +66,8 @@ struct Connection<'a, S> {
     lease: Lease,
     /// Why it is not read, beside what the peer knows.
     gate: Gate,
+    /// What was read and is heard when its turn comes.
+    early: Vec<u8>,
     /// Set when the gateway stops: nothing more is read.
     stop_at: Option<Duration>,
 }
@@ -79,13 +83,12 @@ enum Gate {
 }
 
 /// Serves the device at the far end of `io` until either side ends it or `stop`
-/// turns true. `from` says who it is in logs; `place` is where it waits to be let in,
-/// if that is not for granted.
+/// turns true. `from` says who it is in logs; `place` is where it waits to be let in.
 pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut S,
     line: &Line,
     from: &str,
-    place: Option<Place>,
+    place: Place,
     mut stop: watch::Receiver<bool>,
 ) -> Closed {
     let clock = &line.shared.clock;
@@ -98,6 +101,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         peer: Peer::new(line, from, place, clock.now()),
         lease: line.shared.pool.lease(),
         gate: Gate::Open,
+        early: Vec::new(),
         stop_at: None,
     };
     let mut timer = pin!(sleep(LONG));
@@ -105,6 +109,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         let now = clock.now();
         connection.advance(now);
         if let Some(end) = connection.peer.ended() {
+            connection.peer.place.turn().await;
             connection.say_farewell(end).await;
             return Closed::Ended;
         }
@@ -116,7 +121,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         }
         let settled = connection.peer.settled(now.monotonic);
         let replaced = connection.peer.replaced();
-        let evicted = connection.peer.evicted();
+        let evicted = connection.peer.place.evicted();
         let stalled = connection.peer.is_stalled() || connection.gate == Gate::Log;
         let starved = connection.gate == Gate::Memory;
         let freed = line.shared.pool.freed();
@@ -130,16 +135,26 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                 connection.say_busy();
                 return Closed::Evicted;
             }
-            () = settled => {}
+            () = settled => {
+                if connection.peer.place.gives_way() {
+                    connection.peer.place.turn().await;
+                }
+            }
             () = line.shared.log.room(), if stalled => connection.gate = Gate::Open,
             () = freed, if starved => connection.gate = Gate::Open,
             io = poll_fn(|cx| connection.poll_io(cx)) => match io {
+                Ok(true) if !connection.early.is_empty() => {
+                    connection.peer.place.turn().await;
+                    connection.hear();
+                }
                 Ok(true) => {}
                 Ok(false) => {
+                    connection.peer.leaves().await;
                     connection.peer.gone("the far end closed the connection");
                     return Closed::Gone;
                 }
                 Err(error) => {
+                    connection.peer.leaves().await;
                     connection.peer.gone(&error.to_string());
                     return Closed::Failed(error);
                 }
@@ -191,7 +206,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// How many bytes may be read now; none if the gate is shut, which is noted.
     fn readable(&mut self) -> usize {
-        if self.line.shared.log.is_saturated() {
+        // A Hello needs no room in the log.
+        if self.line.shared.log.is_saturated() && self.peer.place.is_inside() {
             self.gate = Gate::Log;
             return 0;
         }
@@ -270,20 +286,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             return Poll::Ready(Ok(true)); // what to wait for is another thing now
         }
         let mut storage = [const { MaybeUninit::<u8>::uninit() }; READ];
-        let mut buffer = ReadBuf::uninit(&mut storage[..readable]); // READ at most
+        let gives_way = self.peer.place.gives_way();
+        let most = if gives_way { readable.min(EARLY) } else { readable };
+        let mut buffer = ReadBuf::uninit(&mut storage[..most]); // READ at most
         ready!(Pin::new(&mut *self.io).poll_read(cx, &mut buffer))?;
         if buffer.filled().is_empty() {
             return Poll::Ready(Ok(false));
         }
+        if gives_way {
+            self.early = buffer.filled().to_vec();
+            self.peer.place.line_up();
+        } else {
+            self.take(buffer.filled());
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Takes in what came.
+    fn take(&mut self, bytes: &[u8]) {
         let now = self.line.shared.clock.now();
         let peer = &mut self.peer;
-        if let Err(error) = self.decoder.push(buffer.filled(), &mut |event| peer.take(event, now)) {
+        if let Err(error) = self.decoder.push(bytes, &mut |event| peer.take(event, now)) {
             peer.broken(error, now);
         }
         self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
         peer.store();
         self.settle_lease();
-        Poll::Ready(Ok(true))
+    }
+
+    /// It is its turn: what was read is heard.
+    fn hear(&mut self) {
+        let early = std::mem::take(&mut self.early);
+        self.take(&early);
+        self.peer.place.step_back();
     }
 
     /// Tells the device that its place is needed, as far as that goes without waiting.

@@ -7,6 +7,7 @@ use crate::device::{Grants, Registry, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
 use crate::store::Log;
 use crate::wire::frame::{FrameError, Limits, Recovery};
+use prometheus_client::metrics::gauge::Gauge;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +71,12 @@ impl Line {
     pub fn up(&self, up: bool) {
         let label = LinkLabel { link: self.name.clone() };
         self.shared.metrics.link_up.get_or_create(&label).set(i64::from(up));
+    }
+
+    /// Shows how many connections wait for their device to be welcomed.
+    pub fn waiting(&self) -> Gauge {
+        let label = LinkLabel { link: self.name.clone() };
+        self.shared.metrics.connections_waiting.get_or_create(&label).clone()
     }
 
     /// Counts a connection that was turned away.

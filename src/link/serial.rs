@@ -3,6 +3,7 @@
 
 use super::connection::{self, Closed};
 use super::line::{Line, Shared};
+use super::porch::Place;
 use crate::config::{self, FlowControl, Parity};
 use crate::device::Grants;
 use crate::stop;
@@ -41,10 +42,10 @@ pub async fn serve(config: config::Serial, shared: Shared, mut stop: watch::Rece
                 told = None;
                 line.up(true);
                 tracing::info!(link = %line.name, path, baud = config.baud, "serial port opened");
-                let closed = connection::drive(&mut port, &line, &path, None, stop.clone()).await;
+                let closed = connection::drive(&mut port, &line, &path, Place::granted(), stop.clone()).await;
                 line.up(false);
                 match closed {
-                    // A port has no porch to be sent away from.
+                    // Nobody is sent away from a place that was granted.
                     Closed::Ended | Closed::Evicted => tracing::debug!(link = %line.name, path, "session ended"),
                     Closed::Gone => tracing::warn!(link = %line.name, path, "serial port vanished; waiting for it"),
                     Closed::Failed(why) => {

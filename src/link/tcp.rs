@@ -2,7 +2,7 @@
 
 use super::connection::{self, Closed, FIRST_FORMAT};
 use super::line::{Line, Shared};
-use super::porch::{self, Place, Porch};
+use super::porch::{self, LEAVING, Place, Porch};
 use crate::config;
 use crate::device::Grants;
 use crate::stop;
@@ -20,33 +20,33 @@ use tokio::task::JoinSet;
 
 /// Largest frame body before a device is welcomed, in bytes.
 const BEFORE_HELLO: usize = 256;
-/// Connections that the system may hold before they are accepted.
-const BACKLOG: u32 = 1024;
+/// Connections that the system may hold before they are accepted: as many as may come at
+/// once, but no more than can be seen to in a few seconds if all are silent.
+const BACKLOG: std::ops::RangeInclusive<usize> = 128..=4096;
 /// How long to wait when the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections that may be there beyond all limits while they are told goodbye.
-pub const LEAVING: usize = 64;
 /// How long a closed connection is read on, so that its last words arrive: data
 /// left unread would reset it.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// Binds a listener.
+/// Binds a listener for so many devices.
 ///
 /// # Errors
 /// As the operating system gives them: the address is in use, or not ours.
-pub fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
+pub fn bind(listen: SocketAddr, max_connections: usize) -> io::Result<TcpListener> {
     let socket = if listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(listen)?;
-    socket.listen(BACKLOG)
+    let backlog = max_connections.clamp(*BACKLOG.start(), *BACKLOG.end());
+    socket.listen(u32::try_from(backlog).unwrap_or(u32::MAX))
 }
 
 /// Serves devices until `stop` turns true and the last of them is gone.
 pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, mut stop: watch::Receiver<bool>) {
     let line = Arc::new(line(&config, shared));
     line.up(true);
-    let porch = Porch::new(config.max_connections);
-    // Those that are told goodbye are still there for a while.
+    let porch = Porch::new(config.max_connections, line.waiting());
+    // Those that go are still there for a while.
     let most = config.max_connections + 2 * porch::beyond(config.max_connections) + LEAVING;
     let mut told = false;
     let mut connections = JoinSet::new();
@@ -56,14 +56,13 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
             biased;
             () = stop::requested(&mut stop) => break,
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
+            accepted = accept(&listener, &porch, &line), if connections.len() < most => match accepted {
                 Ok((stream, from)) => {
                     told = false;
-                    let fits = connections.len() < most;
                     if !line.shared.pool.admits() && !porch.evict_one() {
                         line.shared.pool.refused("connection");
                         turn_away(&stream, from, &line, "memory");
-                    } else if let Some(place) = fits.then(|| porch.arrive()).flatten() {
+                    } else if let Some(place) = porch.arrive(line.shared.clock.now().monotonic) {
                         connections.spawn(serve_one(stream, from, place, line.clone(), stop_one.clone()));
                     } else {
                         turn_away(&stream, from, &line, "too_many");
@@ -85,6 +84,15 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
     while connections.join_next().await.is_some() {}
 }
 
+/// Takes the next connection as soon as somebody may come. Cancel-safe.
+async fn accept(listener: &TcpListener, porch: &Porch, line: &Line) -> io::Result<(TcpStream, SocketAddr)> {
+    let full_for = || porch.full_for(line.shared.clock.now().monotonic, !line.shared.pool.admits());
+    while let Some(patience) = full_for() {
+        let _ = tokio::time::timeout(patience, porch.left()).await;
+    }
+    listener.accept().await
+}
+
 /// Serves one device as [`serve`] does, over a stream that no listener gave, until
 /// either side ends it or `stop` turns true.
 pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
@@ -94,7 +102,7 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    connection::drive(stream, &line(config, shared), from, None, stop).await;
+    connection::drive(stream, &line(config, shared), from, Place::granted(), stop).await;
 }
 
 fn line(config: &config::Tcp, shared: Shared) -> Line {
@@ -128,8 +136,9 @@ async fn serve_one(
     if let Err(why) = stream.set_nodelay(true) {
         tracing::debug!(%from, %why, "cannot disable Nagle's algorithm");
     }
-    let closed = connection::drive(&mut stream, &line, &from.to_string(), Some(place), stop).await;
-    if let Closed::Ended = closed {
+    let porch = place.porch().clone();
+    let closed = connection::drive(&mut stream, &line, &from.to_string(), place, stop).await;
+    if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;
     }
 }

@@ -63,6 +63,23 @@ impl Talk<TcpStream> {
         let welcome = talk.welcome().await;
         (talk, welcome)
     }
+
+    /// Connects until it is welcomed, as a device should: with a random pause that grows.
+    /// Each failed attempt is counted.
+    pub async fn persistent(address: &str, device: &str, first: u64, failed: &AtomicU64) -> Talk<TcpStream> {
+        for attempt in 0u32.. {
+            if let Ok(stream) = TcpStream::connect(address).await {
+                let mut talk = Talk::over(stream, POSTCARD);
+                talk.say(&hello(device, 1, first)).await;
+                if let Some(GatewayMessage::Welcome(_)) = talk.hear().await {
+                    return talk;
+                }
+            }
+            failed.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..50 << attempt.min(6)))).await;
+        }
+        unreachable!("it tries for ever")
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {

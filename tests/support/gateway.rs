@@ -164,21 +164,13 @@ impl Gateway {
 
     /// Status code and body of a path; `None` while nothing answers.
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.http)).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+        get(&self.http_address(), path).await
     }
 
     /// The figure with this name and labels, as in `tidegate_sink_connected{sink="mqtt"}`;
     /// 0 if there is none.
     pub async fn figure(&self, name: &str) -> f64 {
-        let Some((_, text)) = self.get("/metrics").await else { return 0.0 };
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.map_or(0.0, |value| value.parse().expect("a number"))
+        figure(&self.http_address(), name).await
     }
 
     /// Waits until a figure is as wanted.
@@ -191,4 +183,21 @@ impl Gateway {
     pub async fn connected(&self) {
         self.figure_becomes("tidegate_sink_connected{sink=\"mqtt\"}", |connected| connected == 1.0).await;
     }
+}
+
+async fn get(address: &str, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+/// A figure of the gateway whose metrics are at `address`; 0 if there is none.
+pub async fn figure(address: &str, name: &str) -> f64 {
+    let Some((_, text)) = get(address, "/metrics").await else { return 0.0 };
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(0.0, |value| value.parse().expect("a number"))
 }

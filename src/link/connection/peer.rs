@@ -43,8 +43,8 @@ pub struct Peer<'a> {
     from: &'a str,
     session: Session,
     format: Format,
-    /// Where it waits to be let in, or was.
-    place: Option<Place>,
+    /// Where it waits to be let in, or is.
+    pub place: Place,
     established: Option<Established>,
     /// Readings that the log has not taken yet.
     batches: VecDeque<Batch>,
@@ -60,7 +60,7 @@ pub struct Peer<'a> {
 }
 
 impl<'a> Peer<'a> {
-    pub fn new(line: &'a Line, from: &'a str, place: Option<Place>, now: Now) -> Peer<'a> {
+    pub fn new(line: &'a Line, from: &'a str, place: Place, now: Now) -> Peer<'a> {
         Peer {
             line,
             from,
@@ -126,9 +126,7 @@ impl<'a> Peer<'a> {
         self.established = None;
         let shared = &self.line.shared;
         let takes_over = shared.registry.is_connected(device);
-        if let Some(place) = &mut self.place
-            && !place.enter(takes_over)
-        {
+        if !self.place.enter(takes_over) {
             self.line.turned_away("too_many");
             self.refuse(busy("as many devices are connected as this gateway allows; try again later"), now);
             return;
@@ -238,15 +236,10 @@ impl<'a> Peer<'a> {
         );
     }
 
-    /// Waits until the place is needed for somebody else.
-    pub fn evicted(&self) -> impl Future<Output = ()> + Send + use<> {
-        let evicted = self.place.as_ref().filter(|_| self.established.is_none()).map(Place::evicted);
-        async move {
-            match evicted {
-                Some(evicted) => evicted.await,
-                None => pending().await,
-            }
-        }
+    /// The connection is over: gives its place up, and waits for its turn to be seen off.
+    pub async fn leaves(&mut self) {
+        self.place.leave();
+        self.place.turn().await;
     }
 
     /// The place is needed for somebody else.
@@ -309,6 +302,7 @@ impl<'a> Peer<'a> {
 
     /// The device connected elsewhere.
     pub fn replace(&mut self) {
+        self.place.leave();
         let text = "the same device connected again";
         self.end(End::Refused(Refusal { reason: Reason::TakenOver, text: text.into() }));
     }
