@@ -259,7 +259,9 @@ async fn heal(template: &Template, seed: u64) -> Healed {
         let finished = events.values().any(|body| body["type"] == "quarantine" && body["state"] == "finished");
         let idle = more.is_empty() && (finished || !quarantined);
         delivered.extend(more);
-        if idle && drain(&mut opened, 1).await.is_empty() {
+        if idle {
+            // What came before it was told that salvage is finished, and after the look above.
+            delivered.extend(drain(&mut opened, 1).await);
             break;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
