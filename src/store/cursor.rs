@@ -253,15 +253,19 @@ impl SinkCursor {
     }
 }
 
-/// Segments that hold readings after `after`, and the headers of damaged ones. Those end
-/// where the next one begins: what they say themselves of their end may be part of the
-/// damage.
+/// Segments that hold readings after `after`, and the headers of damaged ones. Those reach
+/// from neighbour to neighbour: what they say themselves of where they begin and end may
+/// be part of the damage.
 fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Numbered>, Vec<Header>)> {
     let (mut batches, mut damaged) = (Vec::new(), Vec::new());
     let (mut bytes, mut upto) = (0, after);
     let mut open: Option<Header> = None;
     row::each(reader, after, &mut |header, block| {
-        damaged.extend(open.take().map(|before| Header { last: header.first.prev(), ..before }));
+        if let Some(before) = open.take() {
+            let last = header.first.prev();
+            damaged.push(Header { last, ..before });
+            upto = upto.max(last);
+        }
         if bytes >= max_bytes {
             return false;
         }
@@ -274,7 +278,7 @@ fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Number
             }
             Err(why) => {
                 tracing::error!(first = header.first.0, %why, "a segment cannot be read");
-                open = Some(*header);
+                open = Some(Header { first: header.first.min(upto.next()), ..*header });
             }
         }
         bytes < max_bytes || open.is_some()
