@@ -505,6 +505,34 @@ async fn damaged_small_rows_redeliver_or_forget_and_never_skip_or_acknowledge() 
 }
 
 #[tokio::test]
+async fn a_damaged_head_hides_no_seq_between_its_neighbours() {
+    for damage in ["first_seq = first_seq + 2", "count = -count", "count = count | 4096", "oldest = 'x'"] {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let opened = open(directory.path());
+        for first in (1..=30).step_by(10) {
+            opened.log.append(None, batch(first..=first + 9)).expect("there is room");
+            opened.log.flush().await.expect("it can be written");
+        }
+        close(opened);
+        let mut opened = open(directory.path());
+        // While the log is open: a start would look at all heads.
+        let database = rusqlite::Connection::open(directory.path().join("log.db")).expect("it opens");
+        let no_checkpoint = rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        database.set_db_config(no_checkpoint, true).expect("a setting");
+        database.execute(&format!("UPDATE segment SET {damage} WHERE first_seq = 11"), []).expect("a row");
+        drop(database);
+        let seqs: Vec<u64> = drain(&mut opened, 0).await.into_iter().map(|(seq, _)| seq).collect();
+        assert_eq!(seqs, (1..=10).chain(21..=30).collect::<Vec<_>>(), "{damage}");
+        opened.log.flush().await.expect("it can be written");
+        opened.log.append(None, batch(100..=100)).expect("there is room");
+        opened.log.flush().await.expect("it can be written");
+        let gaps = gaps(&mut opened).await;
+        assert!(gaps.iter().any(|(first, last)| *first <= 11 && 20 <= *last), "{damage}: {gaps:?}");
+        close(opened);
+    }
+}
+
+#[tokio::test]
 async fn damage_to_an_open_log_is_noticed_and_healed_by_opening_it_again() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let opened = open(directory.path());

@@ -121,8 +121,9 @@ pub(super) fn put(db: &Connection, conflict: &str, header: &Header, block: &[u8]
     Ok(())
 }
 
-/// Calls `each` with the segments that hold readings after `after`, oldest first,
-/// until it returns false. A row whose head cannot be is passed over.
+/// Calls `each` with the segments that may hold readings after `after`, oldest first,
+/// until it returns false: the first one may end before it. Of a row whose head cannot be
+/// there is what its key says; its checksum does not hold.
 ///
 /// # Errors
 /// If the database cannot be read.
@@ -134,11 +135,12 @@ pub(super) fn each(db: &Connection, after: Seq, each: &mut dyn FnMut(&Header, &[
     ))?;
     let mut rows = statement.query([after.next().0])?;
     while let Some(row) = rows.next()? {
-        let Some(header) = header_of(row) else {
-            tracing::error!("the head of a segment cannot be read");
+        let key = || row.get(0).ok().and_then(|key: i64| u64::try_from(key).ok()).filter(|key| *key > 0).map(Seq);
+        let Some(header) = header_of(row).or_else(|| key().map(Header::unknown)) else {
+            tracing::error!("the key of a segment cannot be");
             continue;
         };
-        if header.last() > after && !each(&header, row.get_ref(BLOCK)?.as_blob().unwrap_or_default()) {
+        if !each(&header, row.get_ref(BLOCK)?.as_blob().unwrap_or_default()) {
             return Ok(());
         }
     }

@@ -58,6 +58,12 @@ pub struct Header {
 }
 
 impl Header {
+    /// Of a segment of which only that is known. No block is proven by it.
+    pub(super) fn unknown(first: Seq) -> Header {
+        let (oldest, newest) = (Timestamp(i64::MIN), Timestamp(i64::MAX));
+        Header { first, last: first, count: 1, oldest, newest, raw_length: 0, checksum: 0 }
+    }
+
     /// Seq of the last reading.
     pub fn last(&self) -> Seq {
         self.last

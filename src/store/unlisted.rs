@@ -101,6 +101,9 @@ impl Unlisted {
 pub(super) fn replay(db: &Connection, listed: Seq, last: Seq) -> rusqlite::Result<()> {
     let mut unlisted = Unlisted::new(last);
     row::each(db, listed, &mut |header, block| {
+        if header.last() <= listed {
+            return true;
+        }
         match segment::decode(header, block) {
             Ok(batches) => unlisted.add(&batches.iter().filter_map(says).collect::<Vec<_>>()),
             Err(why) => {
