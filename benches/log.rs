@@ -12,7 +12,7 @@ use std::time::Duration;
 use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
 use tidegate::store::segment::{Encoder, decode};
 use tidegate::store::{Log, Opened};
 
@@ -32,7 +32,7 @@ fn batch(n: u32, channels: &Channels, devices: &[DeviceId]) -> Batch {
     let time = Timestamp(1_763_859_723_000_000 + i64::from(n) * 10_000);
     let reading = Reading::new(u64::from(n / 100), time, channels.clone(), values.into()).expect("four of each");
     let device = devices[n as usize % devices.len()].clone();
-    Batch { device, session: Some(7), readings: vec![reading] }
+    Batch { device, session: Some(7), basis: Basis::Wall, readings: vec![reading] }
 }
 
 fn devices() -> Vec<DeviceId> {

@@ -12,6 +12,7 @@
 #![allow(clippy::expect_used, reason = "a bench fails by panicking")]
 
 use parking_lot::Mutex;
+use rusqlite::Connection;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,8 +20,8 @@ use std::time::Duration;
 use tidegate::clock::{Clock, Now};
 use tidegate::config::{Durability, HistoryWithin, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Batch, ChannelName, Channels, DeviceId, Reading, Seq, Timestamp, Value};
-use tidegate::store::{Log, Mark, Opened, SinkCursor, Stepped};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Reading, Seq, Timestamp, Value};
+use tidegate::store::{FILE_NAME, Log, Mark, Opened, SinkCursor, Space, Stepped};
 
 const MS: Duration = Duration::from_millis(1);
 /// How finely time passes.
@@ -45,11 +46,13 @@ struct Case {
     history: HistoryWithin,
     commit_within: Duration,
     durability: Durability,
+    /// Instead of the log's own choice.
+    page_size: Option<u32>,
 }
 
 const HISTORY: HistoryWithin = HistoryWithin::Within(Duration::from_secs(300));
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 12] = [
     case("online", &[Some(Duration::from_millis(50))], HISTORY),
     case("online, no history", &[Some(Duration::from_millis(50))], HistoryWithin::Off),
     case("slow sink (400 ms)", &[Some(Duration::from_millis(400))], HISTORY),
@@ -59,10 +62,14 @@ const CASES: [Case; 9] = [
     Case { commit_within: Duration::from_secs(1), ..case("offline, commit_within 1 s", &[None], HISTORY) },
     Case { commit_within: Duration::from_secs(5), ..case("offline, commit_within 5 s", &[None], HISTORY) },
     Case { durability: Durability::Normal, ..case("offline, durability normal", &[None], HISTORY) },
+    Case { page_size: Some(4096), ..case("online, pages of 4096", &[Some(Duration::from_millis(50))], HISTORY) },
+    Case { page_size: Some(512), ..case("offline, pages of 512", &[None], HISTORY) },
+    Case { page_size: Some(4096), ..case("offline, pages of 4096", &[None], HISTORY) },
 ];
 
 const fn case(name: &'static str, sinks: &'static [Latency], history: HistoryWithin) -> Case {
-    Case { name, sinks, history, commit_within: Duration::from_millis(250), durability: Durability::Full }
+    let commit_within = Duration::from_millis(250);
+    Case { name, sinks, history, commit_within, durability: Durability::Full, page_size: None }
 }
 
 fn main() {
@@ -103,9 +110,16 @@ fn run(case: &Case, rate: u32, time: Duration) -> Outcome {
         durability: case.durability,
         ..Store::default()
     };
+    if let Some(size) = case.page_size {
+        // A database keeps the size that it was made with.
+        let database = Connection::open(directory.path().join(FILE_NAME)).expect("a new database");
+        let made = database.execute_batch(&format!("PRAGMA page_size = {size}; PRAGMA journal_mode = WAL; VACUUM"));
+        made.expect("an empty database");
+    }
     let clock = Arc::new(Virtual::default());
     let names = ["a", "b"].get(..case.sinks.len()).expect("two sinks at most");
-    let opened = Log::open_stepped(&config, names, clock.clone(), Metrics::new()).expect("the log opens");
+    let (metrics, gauge) = (Metrics::new(), Space::gauge(directory.path()));
+    let opened = Log::open_stepped(&config, &[], names, clock.clone(), metrics, gauge).expect("the log opens");
     let Opened { log, cursors, mut writer } = opened;
     let mut sinks: Vec<_> =
         cursors.into_iter().zip(case.sinks).map(|(cursor, latency)| Sink::new(cursor, *latency)).collect();
@@ -121,7 +135,7 @@ fn run(case: &Case, rate: u32, time: Duration) -> Outcome {
             log.append(Some(mark), batch).expect("memory is never short");
         }
         sinks.iter_mut().for_each(|sink| sink.tick(Seq(sent), now));
-        while writer.step() == Stepped::Tried {
+        while matches!(writer.step(), Stepped::Tried | Stepped::Looked) {
             assert_eq!(log.health().failure, None);
         }
     }
@@ -179,7 +193,15 @@ impl Devices {
         ];
         let time = Timestamp(1_767_225_600_000_000).plus(now.saturating_sub(3 * MS));
         let reading = Reading::new(origin, time, self.channels.clone(), values.into()).expect("four of each");
-        (mark, Batch { device: mark.device().clone(), session: Some(mark.session()), readings: vec![reading] })
+        (
+            mark,
+            Batch {
+                device: mark.device().clone(),
+                session: Some(mark.session()),
+                basis: Basis::Wall,
+                readings: vec![reading],
+            },
+        )
     }
 }
 
@@ -192,5 +214,9 @@ fn written() -> f64 {
 
 fn size(directory: &Path) -> f64 {
     let files = std::fs::read_dir(directory).expect("the log's directory");
-    files.map(|file| file.and_then(|file| file.metadata()).expect("a file").len() as f64).sum()
+    files
+        .map(|file| file.expect("a file"))
+        .filter(|file| file.file_name().to_string_lossy().starts_with(FILE_NAME))
+        .map(|file| file.metadata().expect("a file").len() as f64)
+        .sum()
 }

@@ -1,38 +1,103 @@
 //! Wall and monotonic time, with a flag that says whether the wall clock can be
-//! believed. Boxes without a battery-backed clock boot in the past.
+//! believed. Boxes without a battery-backed clock boot in the past: often in 1970,
+//! more often at the time of their last stop, which looks fine and is wrong.
+//!
+//! Who believes the wall clock and why is decided elsewhere ([`SystemClock::believe`]);
+//! everything that waits, times out or is ordered goes by monotonic time only.
 
-use crate::model::Timestamp;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use crate::model::{BootId, Timestamp};
+use rustix::time::{ClockId, clock_gettime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// One look at the clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
     /// UTC; may step in both directions.
     pub wall: Timestamp,
-    /// Whether `wall` is plausible. False on a box that has not got the time yet.
+    /// Whether `wall` can be believed. False on a box that has not got the time yet.
     pub trusted: bool,
-    /// Since an arbitrary start; never steps back.
+    /// Since the machine's boot, or another start; never steps back.
     pub monotonic: Duration,
+}
+
+impl Now {
+    /// The wall time at which `monotonic` was zero.
+    pub fn start(self) -> Timestamp {
+        let monotonic = i64::try_from(self.monotonic.as_micros()).unwrap_or(i64::MAX);
+        Timestamp(self.wall.0.saturating_sub(monotonic))
+    }
 }
 
 /// Where time comes from; passed in, so that tests and simulations bring their own.
 pub trait Clock: Send + Sync {
     fn now(&self) -> Now;
+
+    /// What `monotonic` is counted in: two clocks with the same boot count from the
+    /// same instant, also in different processes.
+    fn boot(&self) -> BootId {
+        BootId::default()
+    }
 }
 
 /// The operating system's clocks.
 #[derive(Debug)]
 pub struct SystemClock {
-    start: Instant,
+    boot: BootId,
+    /// What the machine's uptime was when `monotonic` was zero.
+    zero: Duration,
+    believed: AtomicBool,
 }
 
 /// 2026-01-01T00:00:00Z: no box can run this program before it was written.
 const EARLIEST_PLAUSIBLE: Timestamp = Timestamp(1_767_225_600_000_000);
 
+/// Where the kernel names the boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Names the boot where that file is hidden from a service; see the systemd unit.
+const BOOT_ID_VARIABLE: &str = "TIDEGATE_BOOT_ID";
+
 impl SystemClock {
+    /// A clock that counts from now on and is believed whenever it is plausible.
     pub fn new() -> SystemClock {
-        SystemClock { start: Instant::now() }
+        SystemClock { boot: random(), zero: uptime(), believed: AtomicBool::new(true) }
     }
+
+    /// A clock that counts from the machine's boot and is not believed until
+    /// [`SystemClock::believe`].
+    pub fn since_boot() -> SystemClock {
+        let told = std::fs::read_to_string(BOOT_ID).or_else(|_| std::env::var(BOOT_ID_VARIABLE));
+        let boot = told.ok().and_then(|text| text.trim().parse().ok());
+        if boot.is_none() {
+            tracing::warn!(
+                "the system does not name its boot ({BOOT_ID}, or {BOOT_ID_VARIABLE}): what arrives before the clock is \
+                 set gets no time if the gateway restarts before that"
+            );
+        }
+        SystemClock { boot: boot.unwrap_or_else(random), zero: Duration::ZERO, believed: AtomicBool::new(false) }
+    }
+
+    /// From now on the wall clock is believed whenever it is plausible. It stays so
+    /// when the source of time is lost again: a clock that was set drifts by seconds,
+    /// one that never was is wrong by months.
+    pub fn believe(&self) {
+        self.believed.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_believed(&self) -> bool {
+        self.believed.load(Ordering::Relaxed)
+    }
+}
+
+fn random() -> BootId {
+    BootId(fastrand::u128(..).to_be_bytes())
+}
+
+/// How long the machine is up, time asleep included.
+fn uptime() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    // The kernel gives neither negative times nor more nanoseconds than a second has.
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 impl Default for SystemClock {
@@ -45,7 +110,12 @@ impl Clock for SystemClock {
     fn now(&self) -> Now {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let wall = Timestamp(0).plus(since_1970);
-        Now { wall, trusted: wall >= EARLIEST_PLAUSIBLE, monotonic: self.start.elapsed() }
+        let trusted = wall >= EARLIEST_PLAUSIBLE && self.is_believed();
+        Now { wall, trusted, monotonic: uptime().saturating_sub(self.zero) }
+    }
+
+    fn boot(&self) -> BootId {
+        self.boot
     }
 }
 
@@ -58,5 +128,32 @@ mod tests {
         let now = SystemClock::new().now();
         assert_eq!(now.trusted, now.wall >= EARLIEST_PLAUSIBLE);
         assert_eq!(EARLIEST_PLAUSIBLE.to_string(), "2026-01-01T00:00:00.000000Z");
+    }
+
+    #[test]
+    fn a_plausible_time_alone_is_not_believed() {
+        let clock = SystemClock::since_boot();
+        assert!(!clock.now().trusted);
+        clock.believe();
+        let now = clock.now();
+        assert_eq!(now.trusted, now.wall >= EARLIEST_PLAUSIBLE);
+    }
+
+    #[test]
+    fn uptime_and_boot_are_the_same_for_every_clock_of_one_boot() {
+        let (first, second) = (SystemClock::since_boot(), SystemClock::since_boot());
+        let before = first.now().monotonic;
+        assert!(second.now().monotonic >= before && before > Duration::ZERO);
+        if std::path::Path::new(BOOT_ID).exists() {
+            assert_eq!(first.boot(), second.boot());
+        }
+        let one = SystemClock::new();
+        assert!(one.now().monotonic < before, "it counts from its own start");
+    }
+
+    #[test]
+    fn the_start_of_monotonic_time_is_told_on_the_wall() {
+        let now = Now { wall: Timestamp(10_000_000), trusted: true, monotonic: Duration::from_secs(4) };
+        assert_eq!(now.start(), Timestamp(6_000_000));
     }
 }

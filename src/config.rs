@@ -19,8 +19,8 @@ pub use memory::{Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
-    Config, Deliver, Devices, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt, MqttVersion,
-    Parity, Serial, Store, Tcp, Topics,
+    ClockTrust, Config, Deliver, Devices, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt,
+    MqttVersion, Parity, Priority, Route, Serial, Store, Tcp, Topics,
 };
 pub use validate::prefix_fault;
 

@@ -9,6 +9,6 @@ mod registry;
 mod session;
 
 pub use acks::Acks;
-pub use convert::{ConvertError, Converted, Converter};
+pub use convert::{ConvertError, Converted, Converter, TimeRules};
 pub use registry::{Connected, Registry};
 pub use session::{Grants, Refusal, Session, Step};

@@ -4,6 +4,7 @@
 mod health;
 mod limits;
 mod service;
+mod timekeeper;
 
 pub use service::run;
 
@@ -23,10 +24,11 @@ use health::Overview;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use timekeeper::Witnesses;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Requests for metrics that may wait to be accepted.
 const HTTP_BACKLOG: usize = 128;
@@ -37,6 +39,7 @@ pub struct Gateway {
     links: Part,
     sinks: Part,
     http: Part,
+    time: Part,
     log: Log,
     writer: Writer,
     overview: Arc<Overview>,
@@ -44,6 +47,11 @@ pub struct Gateway {
     http_address: Option<SocketAddr>,
     shutdown_timeout: Duration,
 }
+
+/// Pause after the first attempt to open the log that failed for a reason that may
+/// pass; it doubles with each further one.
+const OPEN_PAUSE: Duration = Duration::from_millis(500);
+const OPEN_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Tasks that stop together.
 struct Part {
@@ -68,22 +76,33 @@ impl Part {
 
 impl Gateway {
     /// Starts everything that `config` names. Needs no network: sinks connect by and
-    /// by.
+    /// by. While the disk is full it waits, and its health tells.
     ///
     /// # Errors
-    /// If the log cannot be opened or an address cannot be listened on.
+    /// If the log can never be opened or an address cannot be listened on.
     pub async fn start(mut config: Config) -> Result<Gateway> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let system_clock = Arc::new(SystemClock::since_boot());
+        let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Metrics::new();
         let memory = limits::memory(&config);
         limits::open_files(&mut config.tcp);
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
-        let names: Vec<_> = config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).collect();
-        let Opened { log, cursors, writer } =
-            Log::open(&config.store, &names, clock.clone(), metrics.clone()).context("cannot open the log")?;
+        let http_listener = match config.http.enabled {
+            true => Some(bind(config.http.listen, HTTP_BACKLOG, "[http]")?),
+            false => None,
+        };
+        let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let overview = Arc::new(Overview::new(metrics.clone(), clock.clone()));
+        let mut http = Part::new();
+        if let Some(listener) = http_listener {
+            let door = http::Door::new(listener);
+            http.tasks.spawn(http::serve(door, metrics.clone(), overview.clone(), http.stop.subscribe()));
+        }
+        let Opened { log, cursors, writer } = open_log(&config, &clock, &metrics, &overview).await?;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
+        let time = keep_time(&config.gateway, system_clock, &log, &metrics);
         tracing::info!(
             gateway = %identity.gateway,
             epoch = %identity.epoch,
@@ -94,12 +113,6 @@ impl Gateway {
 
         let listeners = bind_all(&config.tcp)?;
         let tcp_addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
-        let http_listener = match config.http.enabled {
-            true => Some(bind(config.http.listen, HTTP_BACKLOG, "[http]")?),
-            false => None,
-        };
-        let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
-
         let mut sinks = Part::new();
         let mut pulses = Vec::new();
         for (mqtt, cursor) in config.mqtt.iter().zip(cursors) {
@@ -108,14 +121,14 @@ impl Gateway {
             sinks.tasks.spawn(pump.run(sinks.stop.subscribe(), config.gateway.shutdown_timeout / 5));
             pulses.push((mqtt.name.as_str().into(), pulse));
         }
-        let overview = Arc::new(Overview::new(log.clone(), pulses, metrics.clone(), clock.clone()));
+        overview.opened(log.clone(), pulses);
         let shared = link::Shared {
             log: log.clone(),
             registry: Registry::new(metrics.clone()),
             devices: config.devices,
             pool: link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone()),
             clock,
-            metrics: metrics.clone(),
+            metrics,
         };
         let mut links = Part::new();
         for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
@@ -124,10 +137,6 @@ impl Gateway {
         for serial in config.serial {
             links.tasks.spawn(link::serial::serve(serial, shared.clone(), links.stop.subscribe()));
         }
-        let mut http = Part::new();
-        if let Some(listener) = http_listener {
-            http.tasks.spawn(http::serve(http::Door::new(listener), metrics, overview.clone(), http.stop.subscribe()));
-        }
         for address in &tcp_addresses {
             tracing::info!(%address, "listening for devices");
         }
@@ -135,6 +144,7 @@ impl Gateway {
             links,
             sinks,
             http,
+            time,
             log,
             writer,
             overview,
@@ -167,6 +177,7 @@ impl Gateway {
         };
         let _ = timeout(total * 2 / 5, async { tokio::join!(self.links.stop(total, "links"), flush) }).await;
         self.sinks.stop(total * 2 / 5, "sinks").await;
+        self.time.stop(total / 10, "timekeeper").await;
         self.log.close();
         let closed = tokio::task::spawn_blocking(move || self.writer.join());
         if timeout(total / 5, closed).await.is_err() {
@@ -177,6 +188,19 @@ impl Gateway {
     }
 }
 
+/// Has the clock watched; believes it now if somebody who answers at once vouches for it.
+fn keep_time(config: &config::Gateway, clock: Arc<SystemClock>, log: &Log, metrics: &Metrics) -> Part {
+    let witnesses = Witnesses::new(config);
+    let earlier = log.is_synchronised().then_some("an earlier run in this boot");
+    if let Some(witness) = earlier.or_else(|| witnesses.at_once()).or_else(|| witnesses.battery(clock.now().wall)) {
+        clock.believe();
+        tracing::debug!(witness, "the clock is set");
+    }
+    let mut part = Part::new();
+    part.tasks.spawn(timekeeper::keep(clock, witnesses, log.clone(), metrics.clone(), part.stop.subscribe()));
+    part
+}
+
 fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
     if let Some(id) = &config.id {
         return Ok(id.clone());
@@ -184,6 +208,25 @@ fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy();
     GatewayId::new(&host).with_context(|| format!("this host's name {host:?} is no gateway id; set [gateway] id"))
+}
+
+/// Opens the log, as soon as that can be done.
+async fn open_log(config: &Config, clock: &Arc<dyn Clock>, metrics: &Metrics, overview: &Overview) -> Result<Opened> {
+    let names: Vec<_> = config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).collect();
+    let mut pause = OPEN_PAUSE;
+    loop {
+        match Log::open_with(&config.store, &config.route, &names, clock.clone(), metrics.clone()) {
+            Ok(opened) => return Ok(opened),
+            Err(why) if why.may_pass() => {
+                if overview.waits(&why.to_string()) {
+                    tracing::error!(error = %why, "the log cannot be opened; devices are not served until it can");
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(OPEN_PAUSE_MAX);
+            }
+            Err(why) => return Err(why).context("cannot open the log"),
+        }
+    }
 }
 
 fn bind_all(links: &[config::Tcp]) -> Result<Vec<TcpListener>> {

@@ -45,6 +45,12 @@ pub struct SinkReasonLabel {
     pub reason: &'static str,
 }
 
+/// One of the store's states.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabel {
+    pub state: &'static str,
+}
+
 type Float = Gauge<f64, AtomicU64>;
 
 /// The gateway's figures. The field docs are the metrics' help texts.
@@ -54,6 +60,9 @@ pub struct Metrics {
     pub readings_received: Counter,
     pub readings_stored: Counter,
     pub readings_duplicate: Counter,
+    pub readings_unsynchronised: Counter,
+    pub readings_device_clock: Counter,
+    pub clock_trusted: Gauge,
     pub readings_dropped: Family<ReasonLabel, Counter>,
     pub frames_invalid: Family<LinkReasonLabel, Counter>,
     pub link_skipped_bytes: Family<LinkLabel, Counter>,
@@ -70,6 +79,7 @@ pub struct Metrics {
     pub sink_oldest_pending_seconds: Family<SinkLabel, Float>,
     pub sink_connected: Family<SinkLabel, Gauge>,
     pub delivery_seconds: Family<SinkLabel, Histogram>,
+    pub store_state: Family<StateLabel, Gauge>,
     pub store_bytes: Gauge,
     pub store_written_bytes: Counter,
     pub store_pending_bytes: Gauge,
@@ -87,6 +97,9 @@ impl Metrics {
             readings_received: Counter::default(),
             readings_stored: Counter::default(),
             readings_duplicate: Counter::default(),
+            readings_unsynchronised: Counter::default(),
+            readings_device_clock: Counter::default(),
+            clock_trusted: Gauge::default(),
             readings_dropped: Family::default(),
             frames_invalid: Family::default(),
             link_skipped_bytes: Family::default(),
@@ -103,6 +116,7 @@ impl Metrics {
             sink_oldest_pending_seconds: Family::default(),
             sink_connected: Family::default(),
             delivery_seconds: Family::new_with_constructor(latency),
+            store_state: Family::default(),
             store_bytes: Gauge::default(),
             store_written_bytes: Counter::default(),
             store_pending_bytes: Gauge::default(),
@@ -122,6 +136,13 @@ impl Metrics {
             "Readings that a device sent again and that were dropped before the log",
             m.readings_duplicate,
         );
+        registry.register(
+            "readings_unsynchronised",
+            "Readings that arrived before the gateway's clock could be believed, of devices without a clock",
+            m.readings_unsynchronised,
+        );
+        registry.register("readings_device_clock", "Readings whose device's clock is absurd", m.readings_device_clock);
+        registry.register("clock_trusted", "1 while the gateway's clock is believed", m.clock_trusted);
         registry.register(
             "readings_dropped",
             "Readings that left the log undelivered to some sink",
@@ -171,7 +192,8 @@ impl Metrics {
             Unit::Seconds,
             m.delivery_seconds,
         );
-        registry.register_with_unit("store", "Size of the log's files", Unit::Bytes, m.store_bytes);
+        registry.register("store_state", "1 for the state that the log's disk is in", m.store_state);
+        registry.register_with_unit("store", "Size of the log's content", Unit::Bytes, m.store_bytes);
         registry.register_with_unit(
             "store_written",
             "Bytes that the log wrote to its files",

@@ -4,11 +4,13 @@
 //! [`Seq`], unique for ever within its [`Epoch`]. Nothing here knows a clock, a
 //! socket or a database.
 
+mod boot;
 mod names;
 mod reading;
 mod timestamp;
 mod value_serde;
 
+pub use boot::{Basis, BootId, InvalidBootId};
 pub use names::{ChannelName, DeviceId, GatewayId, InvalidName, Token};
 pub use reading::{Batch, Channels, Numbered, Reading, ShapeMismatch, Value};
 pub use timestamp::{InvalidTime, Timestamp};

@@ -22,35 +22,51 @@
 //!   written are missing from the local history only.
 //! - Power cut: the same with `durability = "full"`; with `"normal"` also the
 //!   commits since the last checkpoint, but for the epoch and the reserved seqs.
-//! - A log at `max_size`: its oldest readings, counted and reported as a gap.
+//! - A log at one of its bounds: see `retention`. Counted and reported as a gap.
+//! - A full or failing disk: nothing; devices are not acknowledged, see [`DiskState`].
 //! - A damaged file: the segments whose checksum does not hold. All others are taken
 //!   over into a new database; see `docs/recovery.md`.
 
+mod boots;
 mod cursor;
+mod cut;
 mod disk;
+mod evict;
+mod fault;
+mod gap;
+mod headroom;
 mod heal;
+mod keeper;
+mod lanes;
 mod log;
+mod logclock;
 mod mark;
 mod merging;
 mod offline;
 mod opening;
 mod quarantine;
 mod ranges;
+mod readers;
 mod recover;
+mod reserve;
 mod restore;
 mod retention;
 mod row;
 mod salvage;
 mod schema;
 pub mod segment;
+mod space;
+mod state;
 mod tail;
 mod unlisted;
 mod wal;
 mod writer;
 
 pub use cursor::SinkCursor;
+pub use headroom::DiskState;
 pub use log::{Log, LogEvent, LogHealth, Opened, Saturated};
 pub use mark::Mark;
 pub use offline::{Before, Contents, Offline, Pending, Piece, Purged, Verdict, damaged, purge};
 pub use schema::{FILE_NAME, OpenError};
+pub use space::{Gauge, Space};
 pub use writer::{Stepped, Stepper, Writer};

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, Durability, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
-use tidegate::store::{Log, Opened};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Epoch, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::store::{Log, Opened, Space, Stepped, Stepper};
 
 const PAGE: usize = 1024;
 /// No step on a damaged log may take longer.
@@ -29,7 +29,7 @@ fn config(directory: &Path) -> Store {
         commit_within: Duration::ZERO,
         deliver: Deliver::AfterCommit,
         durability: Durability::Normal,
-        max_size: ByteSize::mib(64),
+        max_size: ByteSize::mib(128),
         ..Store::default()
     }
 }
@@ -61,7 +61,7 @@ fn reading(origin: u64) -> Reading {
 }
 
 fn batch(origins: std::ops::RangeInclusive<u64>) -> Batch {
-    Batch { device: pump(), session: Some(7), readings: origins.map(reading).collect() }
+    Batch { device: pump(), session: Some(7), basis: Basis::Wall, readings: origins.map(reading).collect() }
 }
 
 /// Seq and origin of each reading that the sink has yet to get, having checked that
@@ -103,39 +103,46 @@ struct Template {
 
 const FILES: [&str; 2] = ["log.db", "log.db-wal"];
 
-async fn template() -> Template {
+/// The same one each time.
+fn template() -> Template {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut random = fastrand::Rng::with_seed(1);
+    fastrand::seed(1);
+    let open = || {
+        let clock = Arc::new(SystemClock::new());
+        let gauge = Space::gauge(directory.path());
+        let config = config(directory.path());
+        Log::open_stepped(&config, &[], &["a", "b"], clock, Metrics::new(), gauge).expect("it opens")
+    };
     let mut next = 1;
-    for commits in [40, 25] {
-        let opened = open(directory.path());
+    let write = |opened: &mut Opened<Stepper>, commits: usize, next: &mut u64, random: &mut fastrand::Rng| {
         let mark = opened.log.mark(&pump(), 7);
         for _ in 0..commits {
             let count = *[1, 3, 10, 40, 120].get(random.usize(..5)).expect("one of five");
-            opened.log.append(Some(&mark), batch(next..=next + count - 1)).expect("there is room");
-            opened.log.flush().await.expect("it can be written");
-            next += count;
+            opened.log.append(Some(&mark), batch(*next..=*next + count - 1)).expect("there is room");
+            assert_eq!(opened.writer.step(), Stepped::Tried);
+            *next += count;
         }
-        if commits == 40 {
-            opened.cursors[0].confirm(Seq(next / 2));
-            close(opened);
-        } else {
-            let files = FILES.map(|file| std::fs::read(directory.path().join(file)).expect("a file"));
-            let copy = tempfile::tempdir().expect("a temporary directory");
-            files
-                .iter()
-                .zip(FILES)
-                .for_each(|(bytes, file)| std::fs::write(copy.path().join(file), bytes).expect("a copy"));
-            let segments = segments(copy.path(), &files);
-            return Template { files, segments, confirmed: 0, total: next - 1 };
-        }
-    }
-    unreachable!("the second life returns")
+    };
+    let mut opened = open();
+    write(&mut opened, 40, &mut next, &mut random);
+    opened.cursors[0].confirm(Seq(next / 2));
+    opened.log.close();
+    while opened.writer.step() != Stepped::Closed {}
+    drop(opened);
+    let mut opened = open();
+    write(&mut opened, 25, &mut next, &mut random);
+    let files = FILES.map(|file| std::fs::read(directory.path().join(file)).expect("a file"));
+    let copy = tempfile::tempdir().expect("a temporary directory");
+    files.iter().zip(FILES).for_each(|(bytes, file)| std::fs::write(copy.path().join(file), bytes).expect("a copy"));
+    let segments = segments(copy.path(), &files);
+    Template { files, segments, confirmed: 0, total: next - 1 }
 }
 
 fn segments(directory: &Path, files: &[Vec<u8>; 2]) -> Vec<Segment> {
     let database = rusqlite::Connection::open(directory.join("log.db")).expect("it opens");
-    let mut statement = database.prepare("SELECT first_seq, count, block FROM segment").expect("a segment table");
+    let mut statement =
+        database.prepare("SELECT first_seq, count, coalesce(data, block) FROM segment").expect("a segment table");
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, Vec<u8>>(2)?)));
     rows.expect("rows")
         .map(|row| {
@@ -313,7 +320,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn no_damage_hangs_the_log_delivers_a_wrong_value_or_costs_what_is_sound() {
-    let template = template().await;
+    let template = template();
     assert!(template.segments.iter().any(|segment| !segment.places[1].is_empty()), "some are in the WAL");
     let (from, count) = (number("TIDEGATE_DAMAGES_FROM", 0), number("TIDEGATE_DAMAGES", 100));
     let (mut quarantined, mut lost, mut with_loss, mut longest) = (0, 0, 0, Duration::ZERO);
@@ -372,7 +379,7 @@ async fn finished(opened: &mut Opened) {
     let until = Instant::now() + PATIENCE;
     loop {
         let events = opened.cursors[0].events(0).await.expect("events");
-        if events.iter().any(|event| event.body["state"] == "finished") {
+        if events.iter().any(|event| event.body.get("state").is_some_and(|state| state == "finished")) {
             return;
         }
         assert!(Instant::now() < until, "salvage does not end: {events:?}");
@@ -514,6 +521,111 @@ async fn salvage_that_was_cut_off_goes_on_after_the_next_start() {
     let origins: BTreeSet<u64> = sent.iter().map(|(_, origin)| *origin).collect();
     assert_eq!(origins, (1..=20_000).collect());
     assert_eq!(quarantines(directory.path()).len(), 1);
+}
+
+/// What a power cut leaves of a log that was opened and then written to in commits of a
+/// hundred readings, each of which takes several pages: a copy of its files while it is open, with the epoch.
+async fn cut_off(durability: Durability, commits: u64) -> (tempfile::TempDir, Epoch) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let config = Store { durability, ..config(directory.path()) };
+    let opened = Log::open(&config, &["a", "b"], Arc::new(SystemClock::new()), Metrics::new()).expect("it opens");
+    let mark = opened.log.mark(&pump(), 7);
+    for first in (1..=commits * 100).step_by(100) {
+        opened.log.append(Some(&mark), batch(first..=first + 99)).expect("there is room");
+        opened.log.flush().await.expect("it can be written");
+    }
+    let copy = tempfile::tempdir().expect("a temporary directory");
+    for file in FILES {
+        std::fs::copy(directory.path().join(file), copy.path().join(file)).expect("a file");
+    }
+    let epoch = opened.log.epoch();
+    close(opened);
+    (copy, epoch)
+}
+
+/// Overwrites a part of the segment in the write-ahead log that holds this reading.
+fn tear(directory: &Path, origin: u64) {
+    let wal = directory.join("log.db-wal");
+    let Value::Bytes(noise) = reading(origin).values()[0].clone() else { unreachable!("it is made of bytes") };
+    let at = memchr::memmem::rfind(&std::fs::read(&wal).expect("a file"), &noise).expect("it is there");
+    overwrite(&wal, at as u64, &[0; 16]);
+}
+
+fn reopen(directory: &Path, durability: Durability) -> Opened {
+    let config = Store { durability, ..config(directory) };
+    Log::open(&config, &["a", "b"], Arc::new(SystemClock::new()), Metrics::new()).expect("it opens")
+}
+
+/// Ranges of seqs that events call missing.
+async fn gaps(opened: &mut Opened) -> Vec<(u64, u64)> {
+    let events = opened.cursors[0].events(0).await.expect("events");
+    let number = |body: &serde_json::Map<_, _>, key| body.get(key).and_then(serde_json::Value::as_u64);
+    events.iter().filter_map(|event| number(&event.body, "first").zip(number(&event.body, "last"))).collect()
+}
+
+#[tokio::test]
+async fn commits_that_survive_a_power_cut_out_of_order_are_put_back_and_the_others_told_of() {
+    let (directory, epoch) = cut_off(Durability::Normal, 8).await;
+    tear(directory.path(), 350);
+    let mut opened = reopen(directory.path(), Durability::Normal);
+    assert!(quarantines(directory.path()).is_empty(), "{:?}", opened.log.health());
+    assert_eq!(opened.log.epoch(), epoch);
+    let sent = drain(&mut opened, 0).await;
+    let expected: Vec<u64> = (1..=300).chain(401..=800).collect();
+    assert_eq!(sent, expected.iter().map(|seq| (*seq, *seq)).collect::<Vec<_>>(), "each under the seq it had");
+    let gaps = gaps(&mut opened).await;
+    assert_eq!(gaps[0], (301, 400));
+    assert_eq!((gaps.len(), gaps[1].0), (2, 801));
+    assert_eq!(opened.log.mark(&pump(), 7).settled(), 800);
+    opened.log.append(None, batch(5000..=5000)).expect("there is room");
+    opened.log.flush().await.expect("it can be written");
+    assert_eq!(drain(&mut opened, 0).await, [(gaps[1].1 + 1, 5000)]);
+}
+
+#[tokio::test]
+async fn under_full_durability_the_last_commit_alone_can_be_cut_off() {
+    let (directory, epoch) = cut_off(Durability::Full, 8).await;
+    tear(directory.path(), 750);
+    let mut opened = reopen(directory.path(), Durability::Full);
+    assert!(quarantines(directory.path()).is_empty(), "{:?}", opened.log.health());
+    assert_eq!(opened.log.epoch(), epoch);
+    assert_eq!(drain(&mut opened, 0).await.len(), 700);
+    close(opened);
+
+    let (directory, epoch) = cut_off(Durability::Full, 8).await;
+    tear(directory.path(), 350);
+    let mut opened = reopen(directory.path(), Durability::Full);
+    assert_eq!(quarantines(directory.path()), ["0001-damaged"], "what is synced does not go");
+    assert_ne!(opened.log.epoch(), epoch);
+    finished(&mut opened).await;
+    let origins: BTreeSet<u64> = drain(&mut opened, 0).await.into_iter().map(|(_, origin)| origin).collect();
+    assert_eq!(origins, (1..=300).chain(401..=800).collect());
+}
+
+#[tokio::test]
+async fn a_header_cut_off_while_the_write_ahead_log_began_anew_hides_nothing() {
+    let (directory, epoch) = cut_off(Durability::Full, 8).await;
+    let header = directory.path().join("log.db-wal");
+    // Everything is in the database, and the next commit would begin the file anew.
+    let database = rusqlite::Connection::open(directory.path().join("log.db")).expect("it opens");
+    let no_checkpoint = rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+    database.set_db_config(no_checkpoint, true).expect("a setting");
+    database.query_row("PRAGMA wal_checkpoint", [], |_| Ok(())).expect("a checkpoint");
+    drop(database);
+    overwrite(&header, 12, &[0, 0, 0, 9]);
+    let mut opened = reopen(directory.path(), Durability::Full);
+    assert!(quarantines(directory.path()).is_empty(), "{:?}", opened.log.health());
+    assert_eq!(opened.log.epoch(), epoch);
+    assert_eq!(drain(&mut opened, 0).await.len(), 800);
+    close(opened);
+
+    let (directory, epoch) = cut_off(Durability::Full, 8).await;
+    overwrite(&directory.path().join("log.db-wal"), 12, &[0, 0, 0, 9]);
+    let mut opened = reopen(directory.path(), Durability::Full);
+    assert_eq!(quarantines(directory.path()), ["0001-damaged"], "the database lacks what it has");
+    assert_ne!(opened.log.epoch(), epoch);
+    finished(&mut opened).await;
+    assert_eq!(drain(&mut opened, 0).await.len(), 800);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, HistoryWithin, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
 use tidegate::store::{Log, OpenError, Opened};
 
 fn config(directory: &Path) -> Store {
@@ -62,7 +62,7 @@ fn batch(name: &str, session: Option<u64>, origins: std::ops::RangeInclusive<u64
         let values = [Value::Float(origin as f64 / 100.0), Value::Text(format!("{name} {origin}").into())];
         Reading::new(origin, Timestamp(origin as i64 * 1000), channels.clone(), values.into()).expect("it fits")
     };
-    Batch { device: device(name), session, readings: origins.map(reading).collect() }
+    Batch { device: device(name), session, basis: Basis::Wall, readings: origins.map(reading).collect() }
 }
 
 /// Seq, device and origin of each reading, having checked its content.

@@ -80,10 +80,10 @@ async fn stats_and_exports_show_what_waits_while_the_gateway_runs() {
     assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
     let csv = std::fs::read_to_string(file).expect("the file");
     let rows: Vec<&str> = csv.lines().collect();
-    assert_eq!(rows[0], "epoch,seq,device,session,device_seq,time,channel,type,value");
+    assert_eq!(rows[0], "epoch,seq,device,session,device_seq,time,channel,type,value,quality,boot,received");
     let values = some[0]["values"].as_object().expect("values").len();
     assert_eq!(rows.len(), 1 + 2 * values);
-    assert!(rows[1].contains(",1,pump,1,1,"), "{}", rows[1]);
+    assert!(rows[1].contains(",1,pump,1,1,") && rows[1].ends_with(",,,"), "{}", rows[1]);
 
     let verdict = queue(&["verify", "-c", path(&config), "--json"]);
     assert_eq!((verdict.status.code(), &json(&verdict)["fine"]), (Some(0), &true.into()));

@@ -3,8 +3,10 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod architecture;
+mod bounds;
 mod config;
 mod corpus;
+mod disk;
 mod end_to_end;
 mod examples;
 mod golden;
@@ -17,6 +19,8 @@ mod serial;
 mod service;
 mod support;
 mod tcp;
+mod time;
+mod untimed;
 mod uplink;
 mod wear;
 mod wire;

@@ -10,8 +10,8 @@ use tempfile::TempDir;
 use tidegate::clock::{Clock, Now};
 use tidegate::config::{HistoryWithin, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Batch, ChannelName, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
-use tidegate::store::{Log, Mark, Opened, Stepped, Stepper};
+use tidegate::model::{Basis, Batch, ChannelName, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::store::{Log, Mark, Opened, Space, Stepped, Stepper};
 
 const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -52,7 +52,8 @@ impl Bench {
         let channels = [ChannelName::new("x").expect("a valid name")].into();
         let time = Timestamp(i64::try_from(self.sent).expect("few"));
         let reading = Reading::new(self.sent, time, channels, [value].into()).expect("one of each");
-        let batch = Batch { device: self.mark.device().clone(), session: Some(7), readings: vec![reading] };
+        let batch =
+            Batch { device: self.mark.device().clone(), session: Some(7), basis: Basis::Wall, readings: vec![reading] };
         self.opened.log.append(Some(&self.mark), batch).expect("there is room");
     }
 
@@ -62,9 +63,13 @@ impl Bench {
     }
 
     fn step(&mut self) {
-        while self.opened.writer.step() == Stepped::Tried {
+        loop {
+            match self.opened.writer.step() {
+                Stepped::Tried => self.commits += 1,
+                Stepped::Looked => {}
+                Stepped::Idle(_) | Stepped::Closed => return,
+            }
             assert_eq!(self.opened.log.health().failure, None);
-            self.commits += 1;
         }
     }
 
@@ -84,7 +89,7 @@ impl Bench {
 
 fn open(path: &Path, sinks: &[&str], history_within: HistoryWithin, clock: &Arc<Virtual>) -> Opened<Stepper> {
     let config = Store { directory: path.to_owned(), history_within, ..Store::default() };
-    Log::open_stepped(&config, sinks, clock.clone(), Metrics::new()).expect("the log opens")
+    Log::open_stepped(&config, &[], sinks, clock.clone(), Metrics::new(), Space::gauge(path)).expect("the log opens")
 }
 
 /// Ten minutes at 10 readings a second, confirmed by each sink after its latency, or

@@ -17,6 +17,9 @@ fn with_checksum(header: Header, block: &[u8]) -> Header {
     hash.update(&header.oldest.0.to_le_bytes());
     hash.update(&header.newest.0.to_le_bytes());
     hash.update(&header.raw_length.to_le_bytes());
+    if header.is_sparse() {
+        hash.update(&header.last.0.to_le_bytes());
+    }
     hash.update(block);
     Header { checksum: hash.finalize(), ..header }
 }
@@ -35,13 +38,17 @@ pub fn check(input: &[u8]) {
     let Some((first, rest)) = input.split_first_chunk() else { return };
     let Some((count, rest)) = rest.split_first_chunk() else { return };
     let Some((raw_length, block)) = rest.split_first_chunk() else { return };
+    // Seqs begin with 1, and never come near their end.
+    let first = Seq(u64::from_le_bytes(*first) >> 1 | 1);
+    let (count, raw_length) = (u32::from_le_bytes(*count), u32::from_le_bytes(*raw_length));
+    let holes = raw_length / MAX_RAW_LENGTH % 4;
     let header = Header {
-        // Seqs begin with 1, and never come near their end.
-        first: Seq(u64::from_le_bytes(*first) >> 1 | 1),
-        count: u32::from_le_bytes(*count),
+        first,
+        last: first.plus(u64::from(count) + u64::from(holes)).prev(),
+        count,
         oldest: Timestamp(0),
         newest: Timestamp(0),
-        raw_length: u32::from_le_bytes(*raw_length) % MAX_RAW_LENGTH,
+        raw_length: raw_length % MAX_RAW_LENGTH,
         checksum: 0,
     };
     let Ok(batches) = decode(&with_checksum(header, block), block) else { return };

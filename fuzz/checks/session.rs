@@ -6,8 +6,8 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 use tidegate::clock::Now;
-use tidegate::device::{Grants, Session, Step};
-use tidegate::model::Timestamp;
+use tidegate::device::{Grants, Session, Step, TimeRules};
+use tidegate::model::{BootId, Timestamp};
 use tidegate::wire::codec::{decode_device, encode_gateway};
 use tidegate::wire::frame::{BodyEncoding, Decoder, Event, Format, Limits, Recovery, Version};
 
@@ -19,12 +19,15 @@ const GRANTS: Grants = Grants {
     window: 4096,
     max_frame: 64 * 1024,
     restart: true,
+    times: TimeRules { boot: BootId([7; 16]), max_ahead: Duration::from_secs(600), earliest: Timestamp(0) },
 };
 const ANSWER: Format = Format { version: Version::V2, encoding: BodyEncoding::Json };
 
 pub fn check(input: &[u8]) {
     let Some((size, stream)) = input.split_first() else { return };
-    let now = Now { wall: Timestamp(1_767_225_600_000_000), trusted: true, monotonic: Duration::from_secs(1) };
+    // Whether the gateway knows the time changes what readings are, not which.
+    let trusted = size & 1 == 0;
+    let now = Now { wall: Timestamp(1_767_225_600_000_000), trusted, monotonic: Duration::from_secs(1) };
     let mut decoder = Decoder::new(LIMITS, Recovery::Resync);
     let mut session = Session::new(GRANTS, now);
     let mut last = 0;
@@ -39,7 +42,7 @@ pub fn check(input: &[u8]) {
                     last = first.saturating_sub(1);
                 }
                 Ok(Step::Store(converted)) => {
-                    for reading in &converted.batch.readings {
+                    for reading in converted.batches().flat_map(|batch| &batch.readings) {
                         assert_eq!(reading.origin_seq, last + 1, "readings are stored without a gap");
                         assert_eq!(reading.channels().len(), reading.values().len());
                         last += 1;

@@ -5,7 +5,7 @@ pub mod broker;
 
 use super::simulate::{self, Rate};
 use super::subscribe::{self, Streams, interrupted};
-use crate::config::{Config, Http, Mqtt, Store, Tcp};
+use crate::config::{ClockTrust, Config, Http, Mqtt, Store, Tcp};
 use crate::gateway::Gateway;
 use crate::model::GatewayId;
 use anyhow::{Context, Result, bail};
@@ -141,6 +141,8 @@ async fn start_gateway(directory: &Path, broker: &Broker) -> Result<Gateway> {
         ..Config::default()
     };
     config.gateway.id = Some(GatewayId::new(GATEWAY)?);
+    // A demonstration does not wait for a time server.
+    config.gateway.clock = ClockTrust::Trusted;
     Gateway::start(config).await
 }
 

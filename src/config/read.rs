@@ -32,6 +32,7 @@ pub(super) fn read(text: &str, env: &dyn Fn(&str) -> Option<String>, report: &mu
         http: reader.one("http"),
         devices: reader.one("devices"),
         store: reader.one("store"),
+        route: reader.many("route"),
         mqtt: reader.many("mqtt"),
     })
 }

@@ -1,7 +1,7 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
-use crate::model::GatewayId;
+use crate::model::{GatewayId, Timestamp};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -18,6 +18,7 @@ pub struct Config {
     pub http: Http,
     pub devices: Devices,
     pub store: Store,
+    pub route: Vec<Route>,
     pub mqtt: Vec<Mqtt>,
 }
 
@@ -37,6 +38,23 @@ pub struct Gateway {
     /// How long a graceful stop may take before what is left is cut off.
     #[serde(with = "humantime_serde")]
     pub shutdown_timeout: Duration,
+    pub clock: ClockTrust,
+    /// Its existence says that the system's clock is set.
+    pub clock_file: PathBuf,
+}
+
+/// What makes the gateway believe the system's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClockTrust {
+    /// As `Synchronised`, or a battery-backed clock that says the same.
+    Auto,
+    /// The kernel's flag, or the file.
+    Synchronised,
+    /// The file alone.
+    File,
+    /// Nothing more than that it is plausible.
+    Trusted,
 }
 
 /// `[[tcp]]`: a listener for devices.
@@ -116,6 +134,12 @@ pub struct Devices {
     pub idle_timeout: Duration,
     /// Readings that a device may have outstanding without an Ack.
     pub window: u32,
+    /// A device whose clock is further ahead of the gateway's than this is not believed.
+    #[serde(with = "humantime_serde")]
+    pub max_clock_ahead: Duration,
+    /// Nor is one that says that it took a reading before this.
+    #[serde(with = "timestamp")]
+    pub earliest_time: Timestamp,
 }
 
 /// `[http]`: metrics and health.
@@ -168,10 +192,39 @@ pub struct Store {
     pub durability: Durability,
     /// The log's files stay below this; the oldest readings are dropped first.
     pub max_size: ByteSize,
+    /// Readings are dropped when they are older than this.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Option<Duration>,
+    /// Bytes to leave free on the filesystem; with less, the log does not grow.
+    pub min_free: ByteSize,
+    /// Keep one in so many of a device's oldest readings before they are dropped.
+    pub thin: Option<u32>,
     /// Memory for readings that are not settled; devices wait when it is used up.
     pub max_pending: ByteSize,
     /// Memory of readings not on disk that makes a commit due at once.
     pub segment_size: ByteSize,
+}
+
+/// Which readings outlive others in a log that reaches its bounds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Priority {
+    #[default]
+    Normal,
+    High,
+}
+
+/// `[[route]]`: what holds for some readings.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Route {
+    pub name: String,
+    /// Patterns of which one must match the device's name; none: every device.
+    pub devices: Vec<String>,
+    /// Patterns of which one must match one of the reading's channels; none: every
+    /// reading.
+    pub channels: Vec<String>,
+    pub priority: Priority,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -252,6 +305,8 @@ impl Default for Gateway {
             worker_threads: None,
             memory_limit: None,
             shutdown_timeout: Duration::from_secs(10),
+            clock: ClockTrust::Auto,
+            clock_file: "/run/systemd/timesync/synchronized".into(),
         }
     }
 }
@@ -290,7 +345,13 @@ impl Default for Serial {
 
 impl Default for Devices {
     fn default() -> Devices {
-        Devices { heartbeat_interval: Duration::from_secs(30), idle_timeout: Duration::from_secs(90), window: 4096 }
+        Devices {
+            heartbeat_interval: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(90),
+            window: 4096,
+            max_clock_ahead: Duration::from_secs(600),
+            earliest_time: Timestamp(1_577_836_800_000_000), // 2020-01-01
+        }
     }
 }
 
@@ -309,9 +370,18 @@ impl Default for Store {
             deliver: Deliver::AtOnce,
             durability: Durability::Full,
             max_size: ByteSize::gib(1),
+            max_age: None,
+            min_free: ByteSize::mib(64),
+            thin: None,
             max_pending: ByteSize::mib(16),
             segment_size: ByteSize::mib(4),
         }
+    }
+}
+
+impl Default for Route {
+    fn default() -> Route {
+        Route { name: "route".into(), devices: Vec::new(), channels: Vec::new(), priority: Priority::Normal }
     }
 }
 
@@ -340,6 +410,20 @@ impl Default for Mqtt {
             stable_after: Duration::from_secs(30),
             replay_after: Duration::from_secs(60),
         }
+    }
+}
+
+/// A time as text, as it is everywhere else.
+mod timestamp {
+    use crate::model::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(time)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Timestamp, D::Error> {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) fn example(name: &str, key: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::config::read::keys_of;
-    use crate::config::{Config, Devices, Gateway, Http, Mqtt, Serial, Store, Tcp, parse};
+    use crate::config::{Config, Devices, Gateway, Http, Mqtt, Route, Serial, Store, Tcp, parse};
     use serde::Serialize;
     use serde::de::DeserializeOwned;
     use std::collections::BTreeSet;
@@ -68,7 +68,8 @@ mod tests {
         check::<Serial>("serial", &["path"]);
         check::<Http>("http", &[]);
         check::<Devices>("devices", &[]);
-        check::<Store>("store", &[]);
+        check::<Store>("store", &["max_age", "thin"]);
+        check::<Route>("route", &["devices", "channels"]);
         let without_default = ["client_id", "username", "password_file", "ca_file", "cert_file", "key_file"];
         check::<Mqtt>("mqtt", &[&without_default[..], &["brokers"]].concat());
         let sections: BTreeSet<String> = all_keys().keys().cloned().collect();

@@ -2,10 +2,12 @@
 
 mod links;
 mod mqtt;
+mod routes;
 
 use super::problem::Report;
 use super::read::closest;
 use super::{Config, Devices, Gateway, HistoryWithin, Http, Store};
+use crate::model::Timestamp;
 use bytesize::ByteSize;
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -17,6 +19,8 @@ pub use mqtt::prefix_fault;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
+/// 2100-01-01: no device takes readings after that only.
+const LATEST_EARLIEST: Timestamp = Timestamp(4_102_444_800_000_000);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Adds a problem for all in `config` that does not make sense.
@@ -27,6 +31,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     http(config, Section::new(report, "http"));
     devices(&config.devices, Section::new(report, "devices"));
     store(&config.store, Section::new(report, "store"));
+    routes::check(&config.route, report);
     mqtt::check(&config.mqtt, report);
 }
 
@@ -36,6 +41,10 @@ fn gateway(gateway: &Gateway, mut section: Section) {
         section.number("worker_threads", threads, 1, 64);
     }
     section.duration("shutdown_timeout", gateway.shutdown_timeout, SECOND, 5 * MINUTE);
+    if !gateway.clock_file.is_absolute() {
+        let what = format!("{} is no absolute path", gateway.clock_file.display());
+        section.reject(&["clock_file"], what, "give the path of the file, from / on");
+    }
 }
 
 /// Of a limit that the machine gives, what the queues need is made part.
@@ -92,6 +101,12 @@ fn devices(devices: &Devices, mut section: Section) {
         section.reject(&["idle_timeout", "heartbeat_interval"], what, fix);
     }
     section.number("window", devices.window, 1, 1_000_000);
+    section.duration("max_clock_ahead", devices.max_clock_ahead, SECOND, 365 * DAY);
+    let earliest = devices.earliest_time;
+    if !(Timestamp(0)..=LATEST_EARLIEST).contains(&earliest) {
+        let fix = format!("give a time from {} to {LATEST_EARLIEST}", Timestamp(0));
+        section.reject(&["earliest_time"], format!("{earliest} is out of range"), fix);
+    }
 }
 
 fn store(store: &Store, mut section: Section) {
@@ -108,6 +123,13 @@ fn store(store: &Store, mut section: Section) {
         }
     }
     section.size("max_size", store.max_size, ByteSize::mib(8), ByteSize::tib(64));
+    if let Some(max_age) = store.max_age {
+        section.duration("max_age", max_age, MINUTE, 3650 * DAY);
+    }
+    section.size("min_free", store.min_free, ByteSize(0), ByteSize::tib(64));
+    if let Some(thin) = store.thin {
+        section.number("thin", thin, 2, 1000);
+    }
     section.size("max_pending", store.max_pending, ByteSize::kib(64), ByteSize::gib(1));
     section.size("segment_size", store.segment_size, ByteSize::kib(4), ByteSize::gib(1));
     if store.segment_size > store.max_pending {

@@ -1,10 +1,15 @@
-//! From a device's Readings to a batch for the log: channel indexes become names,
+//! From a device's Readings to batches for the log: channel indexes become names,
 //! the device's times become the gateway's.
 
+mod times;
+
+pub use times::TimeRules;
+
 use crate::clock::Now;
-use crate::model::{Batch, ChannelName, Channels, DeviceId, InvalidName, Reading, Timestamp, Value};
+use crate::model::{Basis, Batch, ChannelName, Channels, DeviceId, InvalidName, Reading, Value};
 use crate::wire::message::{ChannelDeclaration, ChannelRef, DeviceClock, Readings};
 use std::collections::HashSet;
+use times::Times;
 
 /// Why Readings, or the channels declared for them, make no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,10 +51,19 @@ const MAX_SHAPE_BYTES: usize = 32 * 1024;
 #[derive(Debug, PartialEq)]
 pub struct Converted {
     pub batch: Batch,
+    /// What follows it with times of another kind.
+    pub more: Vec<Batch>,
     /// The seq of the message's last sample.
     pub last: u64,
     /// Samples that were left out because they had come before.
     pub repeated: u64,
+}
+
+impl Converted {
+    /// All batches, in the order of their readings; the first may be empty.
+    pub fn batches(&self) -> impl Iterator<Item = &Batch> {
+        std::iter::once(&self.batch).chain(&self.more)
+    }
 }
 
 /// Converts the readings of one session.
@@ -57,9 +71,7 @@ pub struct Converted {
 pub struct Converter {
     device: DeviceId,
     session: u64,
-    clock: DeviceClock,
-    /// What to add to the device's clock, in microseconds, to get the gateway's.
-    offset: i64,
+    times: Times,
     declared: Vec<(u16, ChannelName)>,
     shapes: Vec<Shape>,
     next_shape: usize,
@@ -74,6 +86,7 @@ impl Converter {
         device: DeviceId,
         session: u64,
         clock: DeviceClock,
+        rules: TimeRules,
         channels: &[ChannelDeclaration],
     ) -> Result<Converter, ConvertError> {
         let mut declared: Vec<(u16, ChannelName)> = Vec::with_capacity(channels.len());
@@ -84,7 +97,8 @@ impl Converter {
                 Err(at) => declared.insert(at, (channel.index, name)),
             }
         }
-        Ok(Converter { device, session, clock, offset: 0, declared, shapes: Vec::new(), next_shape: 0, seen: 0 })
+        let times = Times::new(clock, rules);
+        Ok(Converter { device, session, times, declared, shapes: Vec::new(), next_shape: 0, seen: 0 })
     }
 
     pub fn device(&self) -> &DeviceId {
@@ -109,18 +123,16 @@ impl Converter {
 
     /// The device's clock showed `time` just now.
     pub fn synchronise(&mut self, time: i64, now: Now) {
-        if self.clock == DeviceClock::SinceBoot {
-            self.offset = now.wall.0.saturating_sub(time.saturating_mul(1000));
-        }
+        self.times.synchronise(time, now);
     }
 
-    /// The batch that `readings` hold. Samples that came on this connection before
-    /// are left out.
+    /// The batches that `readings` hold, which came at `now`. Samples that came on this
+    /// connection before are left out.
     ///
     /// # Errors
     /// If a channel or the sub-device cannot be named, if seqs are out of range, or
     /// if some are missing: an Ack is cumulative and must not cover them.
-    pub fn convert(&mut self, readings: Readings) -> Result<Converted, ConvertError> {
+    pub fn convert(&mut self, readings: Readings, now: Now) -> Result<Converted, ConvertError> {
         let Readings { seq: first, sub, samples } = readings;
         if first == 0 {
             return Err(ConvertError::SeqZero);
@@ -135,7 +147,11 @@ impl Converter {
             None => self.device.clone(),
             Some(sub) => self.device.sub_device(&sub).map_err(|why| ConvertError::SubDevice(sub, why))?,
         };
-        let mut converted = Vec::with_capacity(samples.len());
+        let session = Some(self.session);
+        let begin = |basis, room| Batch { device: device.clone(), session, basis, readings: Vec::with_capacity(room) };
+        let mut batch: Option<Batch> = None;
+        let mut before: Vec<Batch> = Vec::new();
+        let mut fresh = 0;
         for (seq, sample) in (first..end).zip(samples) {
             let channels = self.channels(&sample.values)?;
             if seq <= self.seen {
@@ -143,19 +159,31 @@ impl Converter {
             }
             let values: Box<[Value]> = sample.values.into_iter().map(|(_, value)| value).collect();
             // The channels were made from these very values.
-            converted.extend(Reading::new(seq, self.time(sample.time), channels, values));
+            let (time, basis) = self.times.place(sample.time, now);
+            let Ok(reading) = Reading::new(seq, time, channels, values) else { continue };
+            fresh += 1;
+            let room = usize::try_from(end - seq).unwrap_or(0);
+            let open = batch.get_or_insert_with(|| begin(basis, room));
+            if open.basis != basis {
+                // A hostile device may change at each sample: no room is made in advance.
+                let mut done = std::mem::replace(open, begin(basis, 0));
+                done.readings.shrink_to_fit();
+                before.push(done);
+            }
+            open.readings.push(reading);
         }
         self.seen = self.seen.max(end - 1);
-        let repeated = count - converted.len() as u64;
-        let batch = Batch { device, session: Some(self.session), readings: converted };
-        Ok(Converted { batch, last: end - 1, repeated })
-    }
-
-    fn time(&self, time: i64) -> Timestamp {
-        match self.clock {
-            DeviceClock::Wall => Timestamp(time),
-            DeviceClock::SinceBoot => Timestamp(time.saturating_mul(1000).saturating_add(self.offset)),
-        }
+        let last = batch.unwrap_or_else(|| begin(Basis::Wall, 0));
+        // Nearly always there is one batch, and this moves nothing.
+        let (batch, more) = match before.is_empty() {
+            true => (last, before),
+            false => {
+                let first = before.remove(0);
+                before.push(last);
+                (first, before)
+            }
+        };
+        Ok(Converted { batch, more, last: end - 1, repeated: count - fresh })
     }
 
     fn channels(&mut self, values: &[(ChannelRef, Value)]) -> Result<Channels, ConvertError> {
@@ -223,13 +251,18 @@ fn repeated(channels: &[ChannelName]) -> Option<ChannelName> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Timestamp;
     use crate::wire::message::Sample;
     use std::time::Duration;
+
+    const NOW: Now = Now { wall: Timestamp(1_800_000_000_000_000), trusted: true, monotonic: Duration::ZERO };
 
     fn converter(clock: DeviceClock) -> Converter {
         let declare = |index, name: &str| ChannelDeclaration { index, name: name.into(), unit: None };
         let device = DeviceId::new("hub").expect("a valid name");
-        Converter::new(device, 5, clock, &[declare(3, "temperature"), declare(1, "level")]).expect("valid channels")
+        let rules = TimeRules::default();
+        Converter::new(device, 5, clock, rules, &[declare(3, "temperature"), declare(1, "level")])
+            .expect("valid channels")
     }
 
     fn readings(seq: u64, count: i64, channels: &[ChannelRef]) -> Readings {
@@ -241,7 +274,7 @@ mod tests {
     fn indexes_and_names_become_channels_that_readings_share() {
         let mut converter = converter(DeviceClock::Wall);
         let written = [ChannelRef::Index(3), ChannelRef::Name("x".into())];
-        let Converted { batch, last, .. } = converter.convert(readings(1, 2, &written)).expect("valid readings");
+        let Converted { batch, last, .. } = converter.convert(readings(1, 2, &written), NOW).expect("valid readings");
         assert_eq!((last, batch.session), (2, Some(5)));
         let names: Vec<_> = batch.readings[0].channels().iter().map(|c| c.to_string()).collect();
         assert_eq!(names, ["temperature", "x"]);
@@ -251,7 +284,8 @@ mod tests {
     #[test]
     fn what_cannot_be_named_is_refused() {
         let mut converter = converter(DeviceClock::Wall);
-        let mut failure = |channels: &[ChannelRef]| converter.convert(readings(1, 1, channels)).expect_err("no sense");
+        let mut failure =
+            |channels: &[ChannelRef]| converter.convert(readings(1, 1, channels), NOW).expect_err("no sense");
         assert_eq!(failure(&[ChannelRef::Index(2)]), ConvertError::Undeclared(2));
         assert!(matches!(failure(&[ChannelRef::Name(String::new())]), ConvertError::Channel(..)));
         assert!(matches!(
@@ -259,16 +293,16 @@ mod tests {
             ConvertError::Twice(name) if name.as_str() == "level"
         ));
         let sub = Readings { sub: Some("a b".into()), ..readings(1, 1, &[]) };
-        assert!(matches!(converter.convert(sub), Err(ConvertError::SubDevice(..))));
-        assert_eq!(converter.convert(readings(0, 1, &[])), Err(ConvertError::SeqZero));
+        assert!(matches!(converter.convert(sub, NOW), Err(ConvertError::SubDevice(..))));
+        assert_eq!(converter.convert(readings(0, 1, &[]), NOW), Err(ConvertError::SeqZero));
         converter.go_on_after(u64::MAX - 1);
-        assert_eq!(converter.convert(readings(u64::MAX, 2, &[])), Err(ConvertError::SeqOverflow(u64::MAX)));
+        assert_eq!(converter.convert(readings(u64::MAX, 2, &[]), NOW), Err(ConvertError::SeqOverflow(u64::MAX)));
     }
 
     #[test]
     fn a_sub_device_stands_under_its_hub() {
         let readings = Readings { sub: Some("door".into()), ..readings(1, 1, &[]) };
-        let Converted { batch, .. } = converter(DeviceClock::Wall).convert(readings).expect("valid readings");
+        let Converted { batch, .. } = converter(DeviceClock::Wall).convert(readings, NOW).expect("valid readings");
         assert_eq!(batch.device.as_str(), "hub/door");
     }
 
@@ -280,27 +314,45 @@ mod tests {
             (seqs, converted.last, converted.repeated)
         };
         converter.go_on_after(4);
-        assert_eq!(converter.convert(readings(5, 3, &[])).map(seqs), Ok((vec![5, 6, 7], 7, 0)));
-        assert_eq!(converter.convert(readings(6, 3, &[])).map(seqs), Ok((vec![8], 8, 2)));
-        assert_eq!(converter.convert(readings(1, 2, &[])).map(seqs), Ok((vec![], 2, 2)));
+        assert_eq!(converter.convert(readings(5, 3, &[]), NOW).map(seqs), Ok((vec![5, 6, 7], 7, 0)));
+        assert_eq!(converter.convert(readings(6, 3, &[]), NOW).map(seqs), Ok((vec![8], 8, 2)));
+        assert_eq!(converter.convert(readings(1, 2, &[]), NOW).map(seqs), Ok((vec![], 2, 2)));
     }
 
     /// An Ack of 7 would make the device forget 6 as well.
     #[test]
     fn readings_behind_lost_ones_are_refused() {
         let mut converter = converter(DeviceClock::Wall);
-        assert!(converter.convert(readings(1, 5, &[])).is_ok());
-        assert_eq!(converter.convert(readings(7, 1, &[])), Err(ConvertError::Gap { expected: 6, got: 7 }));
-        assert!(converter.convert(readings(6, 2, &[])).is_ok());
+        assert!(converter.convert(readings(1, 5, &[]), NOW).is_ok());
+        assert_eq!(converter.convert(readings(7, 1, &[]), NOW), Err(ConvertError::Gap { expected: 6, got: 7 }));
+        assert!(converter.convert(readings(6, 2, &[]), NOW).is_ok());
     }
 
     #[test]
-    fn a_boot_clock_is_placed_on_the_gateways() {
-        let mut converter = converter(DeviceClock::SinceBoot);
-        let now = Now { wall: Timestamp(1_000_000_000), trusted: true, monotonic: Duration::ZERO };
-        converter.synchronise(2_000, now);
-        assert_eq!(converter.time(1_500), Timestamp(1_000_000_000 - 500_000));
-        assert_eq!(converter.time(i64::MAX), Timestamp(i64::MAX));
+    fn kinds_that_alternate_take_no_more_memory_than_their_readings() {
+        let mut converter = converter(DeviceClock::Wall);
+        let times = [NOW.wall.0 - 1000, -1].into_iter().cycle().take(4096);
+        let samples = times.map(|time| Sample { time, values: Vec::new() }).collect();
+        let converted = converter.convert(Readings { seq: 1, sub: None, samples }, NOW).expect("valid readings");
+        assert_eq!(converted.batches().count(), 4096);
+        let room: usize = converted.batches().map(|batch| batch.readings.capacity()).sum();
+        assert!(room <= 2 * 4096, "room for {room}");
+    }
+
+    #[test]
+    fn readings_with_times_of_different_kinds_become_batches_of_one_kind_each() {
+        let mut converter = converter(DeviceClock::Wall);
+        let good = NOW.wall.0 - 1000;
+        let samples = [good, -1, -5, good].map(|time| Sample { time, values: Vec::new() });
+        let readings = Readings { seq: 1, sub: None, samples: samples.to_vec() };
+        let Converted { batch, more, last, repeated } = converter.convert(readings, NOW).expect("valid readings");
+        let seqs: Vec<(Basis, Vec<u64>)> = std::iter::once(batch)
+            .chain(more)
+            .map(|batch| (batch.basis, batch.readings.iter().map(|r| r.origin_seq).collect()))
+            .collect();
+        let absurd = Basis::DeviceClock { received: NOW.wall };
+        assert_eq!(seqs, [(Basis::Wall, vec![1]), (absurd, vec![2, 3]), (Basis::Wall, vec![4])]);
+        assert_eq!((last, repeated), (4, 0));
     }
 
     #[test]
@@ -308,7 +360,7 @@ mod tests {
         let mut converter = converter(DeviceClock::Wall);
         for seq in 1..=40 {
             let channel = ChannelRef::Name(format!("c{}", seq % 20));
-            let Converted { batch, .. } = converter.convert(readings(seq, 1, &[channel])).expect("valid readings");
+            let Converted { batch, .. } = converter.convert(readings(seq, 1, &[channel]), NOW).expect("valid readings");
             assert_eq!(batch.readings[0].channels()[0].as_str(), format!("c{}", seq % 20));
         }
     }

@@ -3,7 +3,7 @@
 //! connecting --Hello--> established --Goodbye, silence or a mistake--> closed.
 //! See `docs/protocol.md`, "Sessions".
 
-use super::convert::{ConvertError, Converted, Converter};
+use super::convert::{ConvertError, Converted, Converter, TimeRules};
 use crate::clock::Now;
 use crate::model::DeviceId;
 use crate::wire::message::{DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Readings, Reason, Welcome};
@@ -24,6 +24,8 @@ pub struct Grants {
     /// Whether a Hello may begin a new session on the same line: a device on a
     /// serial line restarts without its line noticing.
     pub restart: bool,
+    /// How devices' times are taken.
+    pub times: TimeRules,
 }
 
 /// Why a session ends, in the words of the Goodbye that says so.
@@ -131,7 +133,7 @@ impl Session {
                 Err(protocol(&format!("{} samples in one message are more than the window of {window}", samples.len())))
             }
             (DeviceMessage::Readings(readings), Some(device)) => {
-                device.convert(readings).map(Step::Store).map_err(senseless)
+                device.convert(readings, now).map(Step::Store).map_err(senseless)
             }
             (DeviceMessage::Heartbeat(heartbeat), Some(device)) => {
                 device.synchronise(heartbeat.time, now);
@@ -149,7 +151,8 @@ impl Session {
             Err(why) => return Err(protocol(&format!("device id {:?} {why}", hello.device))),
         };
         let mut converter =
-            Converter::new(device.clone(), hello.session, hello.clock, &hello.channels).map_err(senseless)?;
+            Converter::new(device.clone(), hello.session, hello.clock, self.grants.times, &hello.channels)
+                .map_err(senseless)?;
         converter.synchronise(hello.time, now);
         self.device = Some(Box::new(converter));
         self.heard = now.monotonic;
@@ -189,7 +192,7 @@ fn senseless(why: ConvertError) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Timestamp;
+    use crate::model::{BootId, Timestamp};
     use crate::wire::message::{Authenticate, DeviceClock, Goodbye, Heartbeat, Sample};
 
     const GRANTS: Grants = Grants {
@@ -199,6 +202,7 @@ mod tests {
         window: 100,
         max_frame: 1000,
         restart: false,
+        times: TimeRules { boot: BootId([0; 16]), max_ahead: Duration::from_secs(600), earliest: Timestamp(0) },
     };
 
     fn at(seconds: u64) -> Now {

@@ -4,9 +4,10 @@ use crate::clock::Clock;
 use crate::http::{Condition, Health, Problem};
 use crate::metrics::{Metrics, SinkLabel};
 use crate::sink::Pulse;
-use crate::store::Log;
-use std::sync::Arc;
+use crate::store::{DiskState, Log};
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// A part that shows no progress for so long hangs.
@@ -14,17 +15,38 @@ const HANGS_AFTER: Duration = Duration::from_secs(60);
 
 /// An eye on all parts.
 pub struct Overview {
-    log: Log,
-    /// Each sink's name and pulse.
-    sinks: Vec<(Arc<str>, Pulse)>,
+    parts: OnceLock<Parts>,
+    /// Why the log could not be opened yet.
+    waiting: Mutex<Option<String>>,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
     stopping: AtomicBool,
 }
 
+/// What there is once the log is open.
+struct Parts {
+    log: Log,
+    /// Each sink's name and pulse.
+    sinks: Vec<(Arc<str>, Pulse)>,
+}
+
 impl Overview {
-    pub fn new(log: Log, sinks: Vec<(Arc<str>, Pulse)>, metrics: Metrics, clock: Arc<dyn Clock>) -> Overview {
-        Overview { log, sinks, metrics, clock, stopping: AtomicBool::new(false) }
+    /// Before the log is open.
+    pub fn new(metrics: Metrics, clock: Arc<dyn Clock>) -> Overview {
+        let (parts, waiting) = (OnceLock::new(), Mutex::new(None));
+        Overview { parts, waiting, metrics, clock, stopping: AtomicBool::new(false) }
+    }
+
+    /// The log cannot be opened at present. True if that is news.
+    pub fn waits(&self, why: &str) -> bool {
+        let before = self.waiting.lock().replace(why.to_owned());
+        before.as_deref() != Some(why)
+    }
+
+    /// The log is open, and these sinks read it.
+    pub fn opened(&self, log: Log, sinks: Vec<(Arc<str>, Pulse)>) {
+        // It is opened once.
+        let _ = self.parts.set(Parts { log, sinks });
     }
 
     /// From now on the gateway is not ready.
@@ -40,12 +62,14 @@ fn problem(part: &str, reason: impl Into<String>) -> Problem {
 impl Health for Overview {
     fn live(&self) -> Condition {
         let mut condition = Condition::default();
-        let overdue = self.log.health().overdue;
+        // Waiting for room is no lack of progress.
+        let Some(Parts { log, sinks }) = self.parts.get() else { return condition };
+        let overdue = log.health().overdue;
         if overdue >= HANGS_AFTER {
             condition.problems.push(problem("log", format!("a commit is overdue by {} s", overdue.as_secs())));
         }
         let now = self.clock.now().monotonic;
-        for (name, pulse) in &self.sinks {
+        for (name, pulse) in sinks {
             let age = pulse.age(now);
             if age >= HANGS_AFTER {
                 condition.problems.push(problem(name, format!("no progress for {} s", age.as_secs())));
@@ -59,12 +83,26 @@ impl Health for Overview {
         if self.stopping.load(Ordering::Relaxed) {
             condition.problems.push(problem("gateway", "stopping"));
         }
-        let log = self.log.health();
-        if let Some(failure) = log.failure {
-            condition.problems.push(problem("log", format!("the last commit failed: {failure}")));
+        let Some(Parts { log, sinks }) = self.parts.get() else {
+            let why = self.waiting.lock().clone().unwrap_or_else(|| "it is being opened".to_owned());
+            condition.problems.push(problem("log", why));
+            return condition;
+        };
+        let health = log.health();
+        let state = health.disk.name();
+        if let Some(failure) = health.failure {
+            condition.problems.push(problem("log", format!("the disk is {state}; the last commit failed: {failure}")));
         }
-        condition.notes.extend(log.notes.into_iter().map(|note| problem("log", note)));
-        for (name, _) in &self.sinks {
+        if health.disk == DiskState::Low {
+            let reason = "the disk is low: less than min_free is left, old readings make room for new ones";
+            condition.notes.push(problem("log", reason));
+        }
+        condition.notes.extend(health.notes.into_iter().map(|note| problem("log", note)));
+        if !self.clock.now().trusted {
+            let reason = "not known to be set; readings of devices without a clock get no time yet";
+            condition.notes.push(problem("clock", reason));
+        }
+        for (name, _) in sinks {
             let label = SinkLabel { sink: name.clone() };
             if self.metrics.sink_connected.get_or_create(&label).get() == 0 {
                 let pending = self.metrics.sink_pending.get_or_create(&label).get();

@@ -7,9 +7,13 @@ use anyhow::{Context, Result};
 use sd_notify::NotifyState;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, interval_at};
 
 /// How often the watchdog is fed if systemd asks for it less often.
 const WATCH_EVERY: Duration = Duration::from_secs(10);
+
+/// How much longer than until now a start may take, in microseconds, as systemd is told.
+const EXTEND_USEC: u32 = 60_000_000;
 
 /// Runs the gateway until SIGTERM or SIGINT, and stops it gracefully; at once on a
 /// second signal. A log that turns out to be damaged is healed by starting over, in
@@ -20,7 +24,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(10);
 pub async fn run(config: Config) -> Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     loop {
-        let gateway = Gateway::start(config.clone()).await?;
+        let Some(gateway) = start(config.clone(), &mut signals).await? else { return Ok(()) };
         tell(&[NotifyState::Ready]);
         let why = watch(&gateway, &mut signals).await;
         match why {
@@ -52,10 +56,24 @@ enum Why {
     Damaged,
 }
 
+/// Starts the gateway, however long the disk is full; `None` if a signal comes first.
+async fn start(config: Config, signals: &mut Signals) -> Result<Option<Gateway>> {
+    let mut starting = std::pin::pin!(Gateway::start(config));
+    let every = watch_every();
+    let mut tick = interval_at(Instant::now() + every, every);
+    loop {
+        tokio::select! {
+            gateway = &mut starting => return gateway.map(Some),
+            () = signals.next() => return Ok(None),
+            // The watchdog waits already if this is not the first start.
+            _ = tick.tick() => tell(&[NotifyState::ExtendTimeoutUsec(EXTEND_USEC), NotifyState::Watchdog]),
+        }
+    }
+}
+
 /// Feeds the watchdog as long as there is progress, until the gateway is to stop.
 async fn watch(gateway: &Gateway, signals: &mut Signals) -> Why {
-    let every = sd_notify::watchdog_enabled().map_or(WATCH_EVERY, |limit| WATCH_EVERY.min(limit / 3));
-    let mut tick = tokio::time::interval(every.max(Duration::from_millis(10)));
+    let mut tick = tokio::time::interval(watch_every());
     loop {
         tokio::select! {
             () = signals.next() => return Why::Asked,
@@ -69,6 +87,12 @@ async fn watch(gateway: &Gateway, signals: &mut Signals) -> Why {
             }
         }
     }
+}
+
+/// How often the watchdog is fed.
+fn watch_every() -> Duration {
+    let every = sd_notify::watchdog_enabled().map_or(WATCH_EVERY, |limit| WATCH_EVERY.min(limit / 3));
+    every.max(Duration::from_millis(10))
 }
 
 /// Tells systemd, if it listens.

@@ -3,7 +3,7 @@
 use super::pool::Pool;
 use crate::clock::Clock;
 use crate::config;
-use crate::device::{Grants, Registry};
+use crate::device::{Grants, Registry, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
 use crate::store::Log;
 use crate::wire::frame::{FrameError, Limits, Recovery};
@@ -21,6 +21,17 @@ pub struct Shared {
     pub pool: Pool,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
+}
+
+impl Shared {
+    /// How devices' times are taken, by the configuration and this machine's boot.
+    pub(super) fn time_rules(&self) -> TimeRules {
+        TimeRules {
+            boot: self.clock.boot(),
+            max_ahead: self.devices.max_clock_ahead,
+            earliest: self.devices.earliest_time,
+        }
+    }
 }
 
 /// One configured link.

@@ -25,6 +25,7 @@ pub async fn serve(config: config::Serial, shared: Shared, mut stop: watch::Rece
             window: shared.devices.window,
             max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
             restart: true,
+            times: shared.time_rules(),
         },
         before_hello: limits,
         limits,

@@ -116,6 +116,7 @@ fn line(config: &config::Tcp, shared: Shared) -> Line {
             window: shared.devices.window,
             max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
             restart: false,
+            times: shared.time_rules(),
         },
         before_hello: Limits { max_body: BEFORE_HELLO, require_checksum: false },
         limits: Limits { max_body, require_checksum: false },

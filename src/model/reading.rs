@@ -1,6 +1,6 @@
 //! Readings and the batches in which they travel.
 
-use super::{ChannelName, DeviceId, Origin, Seq, Timestamp};
+use super::{Basis, ChannelName, DeviceId, Origin, Seq, Timestamp};
 use std::sync::Arc;
 
 /// One measured value.
@@ -88,6 +88,8 @@ pub struct Batch {
     /// The device's session, whose seqs are the readings' `origin_seq`; `None`
     /// if the device numbers nothing, and `origin_seq` is then 0.
     pub session: Option<u64>,
+    /// What the readings' times are.
+    pub basis: Basis,
     pub readings: Vec<Reading>,
 }
 
@@ -143,7 +145,10 @@ mod tests {
             .map(|seq| Reading::new(seq, Timestamp(0), Arc::new([]), Box::new([])).expect("both lists are empty"))
             .collect();
         let device = DeviceId::new("d").expect("a valid name");
-        Numbered { first: Seq(first), batch: Arc::new(Batch { device, session: Some(9), readings }) }
+        Numbered {
+            first: Seq(first),
+            batch: Arc::new(Batch { device, session: Some(9), basis: Basis::Wall, readings }),
+        }
     }
 
     #[test]

@@ -3,11 +3,14 @@
 
 pub mod json;
 pub mod postcard;
+mod quality;
+
+pub use quality::Quality;
 
 use super::{Budget, Identity};
 use crate::clock::Now;
 use crate::config::Encoding;
-use crate::model::{DeviceId, Epoch, GatewayId, Numbered, Origin, Reading, Seq, Timestamp, Value};
+use crate::model::{Basis, BootId, DeviceId, Epoch, GatewayId, Numbered, Origin, Reading, Seq, Timestamp, Value};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -34,24 +37,41 @@ pub struct Entry<'a> {
     pub origin: Option<Origin>,
     /// It is sent late.
     pub replay: bool,
+    /// What its time is.
+    pub basis: Basis,
     pub reading: &'a Reading,
 }
 
 /// Says which readings are sent late: those taken more than `after` ago, by a clock
-/// that can be believed.
+/// that can be believed or by the machine's uptime.
 #[derive(Debug, Clone, Copy)]
 pub struct Replay {
     before: Option<Timestamp>,
+    boot: BootId,
+    /// In microseconds since that boot.
+    before_uptime: i64,
 }
 
 impl Replay {
-    pub fn new(after: Duration, now: Now) -> Replay {
-        let micros = i64::try_from(after.as_micros()).unwrap_or(i64::MAX);
-        Replay { before: now.trusted.then(|| Timestamp(now.wall.0.saturating_sub(micros))) }
+    /// As it is `now` in this boot of the machine.
+    pub fn new(after: Duration, now: Now, boot: BootId) -> Replay {
+        let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        Replay {
+            before: now.trusted.then(|| Timestamp(now.wall.0.saturating_sub(micros(after)))),
+            boot,
+            before_uptime: micros(now.monotonic).saturating_sub(micros(after)),
+        }
     }
 
-    fn is_late(self, reading: &Reading) -> bool {
-        self.before.is_some_and(|before| reading.time < before)
+    fn is_late(self, basis: Basis, reading: &Reading) -> bool {
+        let by_wall = |time: Timestamp| self.before.is_some_and(|before| time < before);
+        match basis {
+            Basis::Wall | Basis::Resynchronised => by_wall(reading.time),
+            Basis::DeviceClock { received } => by_wall(received),
+            // What an earlier boot left is late by all that lies between.
+            Basis::Boot(boot) => boot != self.boot || reading.time.0 < self.before_uptime,
+            Basis::DeviceClockSince { boot, received } => boot != self.boot || received.0 < self.before_uptime,
+        }
     }
 }
 
@@ -59,11 +79,13 @@ impl Replay {
 pub fn entries(chunk: &[Numbered], after: Seq, replay: Replay) -> impl Iterator<Item = Entry<'_>> {
     chunk.iter().flat_map(move |numbered| {
         let device = &numbered.batch.device;
+        let basis = numbered.batch.basis;
         numbered.after(after).map(move |(seq, origin, reading)| Entry {
             seq,
             device,
             origin,
-            replay: replay.is_late(reading),
+            replay: replay.is_late(basis, reading),
+            basis,
             reading,
         })
     })
@@ -108,6 +130,8 @@ pub struct Delivered {
     pub origin: Option<(u64, u64)>,
     #[serde(serialize_with = "json::time")]
     pub time: Timestamp,
+    #[serde(flatten, skip_serializing_if = "Quality::is_good")]
+    pub quality: Quality,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub replay: bool,
     #[serde(serialize_with = "json::values")]
@@ -174,9 +198,11 @@ pub fn writer(encoding: Encoding, identity: &Identity) -> Box<dyn Writer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Batch, ChannelName};
+    use crate::model::{Basis, Batch, ChannelName};
     use proptest::prelude::*;
     use std::sync::Arc;
+
+    const NOBODY_KNOWS: Now = Now { wall: Timestamp(0), trusted: false, monotonic: Duration::ZERO };
 
     fn identity() -> Identity {
         Identity { gateway: GatewayId::new("gw-01").expect("a valid name"), epoch: Epoch(9) }
@@ -194,12 +220,22 @@ mod tests {
 
     fn any_chunk() -> impl Strategy<Value = Vec<Numbered>> {
         let reading = (any::<u64>(), any::<i64>(), proptest::collection::vec(any_value(), 0..4));
-        let batch = (0..3u8, proptest::option::of(any::<u64>()), proptest::collection::vec(reading, 1..5));
+        let basis = prop_oneof![
+            4 => Just(Basis::Wall),
+            1 => Just(Basis::Resynchronised),
+            1 => any::<u8>().prop_map(|boot| Basis::Boot(BootId([boot; 16]))),
+            1 => any::<i64>().prop_map(|received| Basis::DeviceClock { received: Timestamp(received) }),
+            // Uptimes stand as seconds in JSON, exact for as long as machines run.
+            1 => (any::<u8>(), 0i64..1 << 50).prop_map(|(boot, received)| {
+                Basis::DeviceClockSince { boot: BootId([boot; 16]), received: Timestamp(received) }
+            }),
+        ];
+        let batch = (0..3u8, proptest::option::of(any::<u64>()), basis, proptest::collection::vec(reading, 1..5));
         proptest::collection::vec(batch, 0..6).prop_map(|batches| {
             let mut next = Seq(1);
             let names = ["a", "temp \"é\"", "c", "d"].map(|name| ChannelName::new(name).expect("a valid name"));
             let mut chunk = Vec::new();
-            for (device, session, readings) in batches {
+            for (device, session, basis, readings) in batches {
                 let readings: Vec<_> = readings
                     .into_iter()
                     .map(|(origin, time, values)| {
@@ -208,7 +244,7 @@ mod tests {
                     })
                     .collect();
                 let device = DeviceId::new(&format!("hub/{device}")).expect("a valid name");
-                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, readings }) };
+                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, basis, readings }) };
                 next = numbered.last().next();
                 chunk.push(numbered);
             }
@@ -231,13 +267,14 @@ mod tests {
             chunk in any_chunk(), batch in 64..2000usize, json: bool
         ) {
             let encoding = if json { Encoding::Json } else { Encoding::Postcard };
-            let replay = Replay { before: Some(Timestamp(0)) };
+            let replay = Replay { before: Some(Timestamp(0)), boot: BootId([0; 16]), before_uptime: 0 };
             let expected: Vec<Delivered> = entries(&chunk, Seq::ZERO, replay).map(|entry| Delivered {
                 seq: entry.seq,
                 device: entry.device.clone(),
                 origin: entry.origin.map(|origin| (origin.session, origin.seq)),
                 time: entry.reading.time,
-                replay: entry.reading.time < Timestamp(0),
+                quality: Quality::of(entry.basis, entry.reading.time),
+                replay: entry.replay,
                 values: entry.reading.iter().map(|(name, value)| (name.to_string(), value.clone())).collect(),
             }).collect();
             let budget = Budget { batch, limit: 10_000 };
@@ -277,11 +314,11 @@ mod tests {
         let channels = [ChannelName::new("t").expect("a valid name")];
         let reading = Reading::new(1, Timestamp(0), channels.into(), Box::new([text])).expect("one each");
         let device = DeviceId::new("d").expect("a valid name");
-        let batch = Batch { device, session: None, readings: vec![reading] };
+        let batch = Batch { device, session: None, basis: Basis::Wall, readings: vec![reading] };
         let chunk = [Numbered { first: Seq(5), batch: Arc::new(batch) }];
         for encoding in [Encoding::Json, Encoding::Postcard] {
             let budget = Budget { batch: 400, limit: 400 };
-            let entries = entries(&chunk, Seq::ZERO, Replay { before: None });
+            let entries = entries(&chunk, Seq::ZERO, Replay::new(Duration::ZERO, NOBODY_KNOWS, BootId::default()));
             let outcome = payload(&mut *writer(encoding, &identity()), entries, budget);
             assert_eq!(outcome, Err((Fit::TooLarge, Seq(5))));
         }
@@ -289,11 +326,24 @@ mod tests {
 
     #[test]
     fn nothing_is_late_by_a_clock_that_cannot_be_believed() {
-        let now = |trusted| Now { wall: Timestamp(10_000_000), trusted, monotonic: Duration::ZERO };
+        let now = |trusted| Now { wall: Timestamp(10_000_000), trusted, monotonic: Duration::from_secs(5) };
+        let boot = BootId([1; 16]);
         let reading =
             |time| Reading::new(1, Timestamp(time), Arc::new([]), Box::new([])).expect("both lists are empty");
-        let replay = Replay::new(Duration::from_secs(2), now(true));
-        assert!(replay.is_late(&reading(7_999_999)) && !replay.is_late(&reading(8_000_000)));
-        assert!(!Replay::new(Duration::from_secs(2), now(false)).is_late(&reading(0)));
+        let replay = |trusted| Replay::new(Duration::from_secs(2), now(trusted), boot);
+        let late = |trusted, basis, time| replay(trusted).is_late(basis, &reading(time));
+        for basis in [Basis::Wall, Basis::Resynchronised] {
+            assert!(late(true, basis, 7_999_999) && !late(true, basis, 8_000_000));
+            assert!(!late(false, basis, 0));
+        }
+        let received = |received| Basis::DeviceClock { received: Timestamp(received) };
+        assert!(late(true, received(7_999_999), i64::MAX) && !late(true, received(8_000_000), 0));
+        for trusted in [true, false] {
+            assert!(late(trusted, Basis::Boot(boot), 2_999_999) && !late(trusted, Basis::Boot(boot), 3_000_000));
+            assert!(late(trusted, Basis::Boot(BootId([2; 16])), 4_000_000), "of an earlier boot");
+            let since = |boot, received| Basis::DeviceClockSince { boot, received: Timestamp(received) };
+            assert!(late(trusted, since(boot, 2_999_999), i64::MAX) && !late(trusted, since(boot, 3_000_000), 0));
+            assert!(late(trusted, since(BootId([2; 16]), 4_000_000), 0), "of an earlier boot");
+        }
     }
 }

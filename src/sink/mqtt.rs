@@ -254,7 +254,7 @@ impl Destination for MqttDestination {
         budget: Budget,
         now: Now,
     ) -> Result<Encoded<Publish>, Unencodable> {
-        let entries = encode::entries(chunk, after, Replay::new(self.replay_after, now));
+        let entries = encode::entries(chunk, after, Replay::new(self.replay_after, now, self.status.clock.boot()));
         if self.by_device { self.each_device(entries, budget) } else { self.all(entries, budget) }
     }
 

@@ -55,6 +55,8 @@ struct Transfer<P> {
     next_event: u64,
     /// Taken from the log.
     chunk: Vec<Numbered>,
+    /// Some of it may have no time yet.
+    untimed: bool,
     /// Since when readings wait for company.
     waiting_since: Option<Duration>,
     progress: bool,
@@ -167,6 +169,7 @@ impl<D: Destination> Pump<D> {
             next: self.cursor.position(),
             next_event: self.cursor.event_position(),
             chunk: Vec::new(),
+            untimed: false,
             waiting_since: None,
             progress: false,
         };
@@ -262,9 +265,12 @@ impl<D: Destination> Pump<D> {
     ) -> bool {
         if transfer.chunk.last().is_none_or(|batch| batch.last() <= transfer.next) {
             match self.cursor.fetch(transfer.next, FETCH).await {
-                Ok(chunk) => transfer.chunk = chunk,
+                Ok(chunk) => (transfer.chunk, transfer.untimed) = (chunk, true),
                 Err(why) => return self.unreadable(&why),
             }
+        }
+        if transfer.untimed {
+            transfer.untimed = self.cursor.give_times(&mut transfer.chunk);
         }
         let done = transfer.chunk.partition_point(|batch| batch.last() <= transfer.next);
         let encoded = self.destination.encode(&transfer.chunk[done..], transfer.next, budget, now); // at most its length

@@ -1,10 +1,9 @@
 //! A sink's place in the log, and reading from there: from memory while the sink
 //! keeps up, from disk when it fell behind.
 
-use super::disk::Gap;
+use super::gap::Gap;
 use super::log::{LogEvent, Shared};
 use super::row;
-use super::schema;
 use super::segment::{self, Header};
 use crate::model::{Numbered, Seq, Timestamp};
 use anyhow::{Context, Result};
@@ -18,7 +17,6 @@ use std::time::Duration;
 pub struct SinkCursor {
     shared: Arc<Shared>,
     index: usize,
-    reader: Option<Connection>,
     /// No reading stands after the first of these up to the second.
     exhausted: (Seq, Seq),
     /// First seqs of damaged segments that were reported.
@@ -30,7 +28,7 @@ const MAX_EVENTS: u32 = 100;
 
 impl SinkCursor {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> SinkCursor {
-        SinkCursor { shared, index, reader: None, exhausted: (Seq::ZERO, Seq::ZERO), reported: HashSet::new() }
+        SinkCursor { shared, index, exhausted: (Seq::ZERO, Seq::ZERO), reported: HashSet::new() }
     }
 
     /// The sink's name.
@@ -75,10 +73,10 @@ impl SinkCursor {
 
     /// How long ago, at `now` on the monotonic clock, the oldest reading arrived that
     /// the sink may see and has not confirmed; if that is not known any more, how
-    /// long ago the gateway started.
+    /// long ago the log was opened.
     pub fn oldest_pending(&self, now: Duration) -> Duration {
         let arrival = self.arrival(self.position().next());
-        now.saturating_sub(arrival.unwrap_or_default())
+        now.saturating_sub(arrival.unwrap_or(self.shared.opened))
     }
 
     /// Readings after `after`, oldest first, as far as the sink may see them now:
@@ -88,28 +86,42 @@ impl SinkCursor {
     /// # Errors
     /// If the log cannot be read; worth another try later.
     pub async fn fetch(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<Numbered>> {
+        let mut batches = self.fetch_as_stored(after, max_bytes).await?;
+        self.give_times(&mut batches);
+        Ok(batches)
+    }
+
+    /// Gives times to readings that came before the clock was believed, if it is by now.
+    /// True if some still have none.
+    pub fn give_times(&self, batches: &mut [Numbered]) -> bool {
+        let untimed = |numbered: &Numbered| numbered.batch.basis.boot().is_some();
+        if !batches.iter().any(untimed) {
+            return false;
+        }
+        self.shared.state.lock().boots.give_times(batches);
+        batches.iter().any(untimed)
+    }
+
+    async fn fetch_as_stored(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<Numbered>> {
         let visible = self.shared.visible.load(Ordering::Acquire);
         let in_memory = self.shared.state.lock().tail.read(after, max_bytes);
         if let Some(batches) = in_memory {
             return Ok(batches);
         }
         let (batches, damaged) = self.on_disk(move |reader| read(reader, after, max_bytes)).await?;
+        let written = self.shared.state.lock().written;
         for header in damaged.into_iter().filter(|header| header.last() > after) {
-            let lost = u64::from(header.count);
-            if self.position().next() >= header.first {
-                self.advance(header.last());
+            let (first, last) = (header.first, header.last().min(written).max(header.first));
+            let lost = u64::from(header.count).min(last.next().0 - first.0);
+            if self.position().next() >= first {
+                self.advance(last);
             }
-            if !self.reported.insert(header.first) {
+            if !self.reported.insert(first) {
                 continue;
             }
-            tracing::error!(first = header.first.0, readings = lost, "a segment of the log is damaged and was skipped");
-            self.report(Gap {
-                reason: "corrupt",
-                first: header.first,
-                last: header.last(),
-                count: lost,
-                undelivered: vec![(self.name().clone(), lost)],
-            });
+            tracing::error!(first = first.0, readings = lost, "a segment of the log is damaged and was skipped");
+            let undelivered = vec![(self.name().clone(), lost)];
+            self.report(Gap { reason: "corrupt", first, last, count: lost, undelivered });
         }
         if batches.is_empty() {
             // Between the last segment and the first reading in memory there may
@@ -199,7 +211,7 @@ impl SinkCursor {
         self.wake_writer(&mut state);
     }
 
-    fn wake_writer(&self, state: &mut super::log::State) {
+    fn wake_writer(&self, state: &mut super::state::State) {
         if state.due().is_some_and(|due| due < state.sleeping_until) {
             state.sleeping_until = Duration::ZERO;
             self.shared.due.notify_one();
@@ -209,50 +221,56 @@ impl SinkCursor {
     /// Runs `work` with the reading connection, on a thread that may block if there are
     /// threads.
     async fn on_disk<T: Send + 'static>(
-        &mut self,
+        &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (reader, path) = (self.reader.take(), self.shared.path.clone());
+        let (shared, index) = (self.shared.clone(), self.index);
         let read = move || {
-            let reader = match reader {
-                Some(reader) => reader,
-                None => schema::open_reader(&path).with_context(|| format!("cannot read {}", path.display()))?,
-            };
+            let path = &shared.path;
+            let reader = shared.readers.take(index, path).with_context(|| format!("cannot read {}", path.display()))?;
             let result = work(&reader);
-            anyhow::Ok((reader, result))
+            // A connection that failed is not used again.
+            shared.readers.give_back(index, result.is_ok().then_some(reader));
+            result
         };
-        let (reader, result) = if self.shared.stepped {
-            read()?
+        let result = if self.shared.stepped {
+            read()
         } else {
-            tokio::task::spawn_blocking(read).await.context("reading the log was cut off")??
+            tokio::task::spawn_blocking(read).await.context("reading the log was cut off")?
         };
-        // A connection that failed is not used again.
-        let value = result.inspect_err(|why| {
+        result.inspect_err(|why| {
             self.shared.examine(why);
-        })?;
-        self.reader = Some(reader);
-        Ok(value)
+        })
     }
 }
 
-/// Segments that hold readings after `after`, and the headers of damaged ones.
+/// Segments that hold readings after `after`, and the headers of damaged ones. Those end
+/// where the next one begins: what they say themselves of their end may be part of the
+/// damage.
 fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Numbered>, Vec<Header>)> {
     let (mut batches, mut damaged) = (Vec::new(), Vec::new());
-    let mut bytes = 0;
+    let (mut bytes, mut upto) = (0, after);
+    let mut open: Option<Header> = None;
     row::each(reader, after, &mut |header, block| {
+        damaged.extend(open.take().map(|before| Header { last: header.first.prev(), ..before }));
+        if bytes >= max_bytes {
+            return false;
+        }
         match segment::decode(header, block) {
             Ok(decoded) => {
                 let start = batches.len();
-                batches.extend(decoded.into_iter().filter(|batch| batch.last() > after));
+                batches.extend(decoded.into_iter().filter(|batch| batch.last() > upto));
                 bytes += batches[start..].iter().map(|b: &Numbered| b.batch.memory()).sum::<usize>(); // start was its length
+                upto = upto.max(header.last());
             }
             Err(why) => {
                 tracing::error!(first = header.first.0, %why, "a segment cannot be read");
-                damaged.push(*header);
+                open = Some(*header);
             }
         }
-        bytes < max_bytes
+        bytes < max_bytes || open.is_some()
     })?;
+    damaged.extend(open.map(|before| Header { last: Seq(u64::MAX), ..before }));
     Ok((batches, damaged))
 }
 

@@ -1,19 +1,28 @@
 //! Commits: everything that changes together is written together.
 
+use super::boots;
+use super::evict::{self, Evicted, Evictor};
+use super::fault;
+use super::gap::{Gap, OpenGaps};
+use super::heal;
+use super::logclock::Kept;
 use super::merging::{self, Merging};
+use super::readers::Readers;
+use super::recover;
 use super::restore::Restored;
-use super::retention::{self, Stored};
-use super::row;
-use super::schema;
+use super::row::{self, Info};
+use super::schema::{self, OpenError};
 use super::segment::{Encoder, Header};
+use super::space::{Gauge, Space};
 use super::unlisted::Unlisted;
 use super::wal::Wal;
-use crate::config::Durability;
+use crate::config::{self, Durability};
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What one commit writes.
 #[derive(Default)]
@@ -25,14 +34,23 @@ pub(super) struct Commit {
     /// The same of `batches`.
     pub covered: Vec<(DeviceId, u64, u64)>,
     /// Name, confirmed seq and confirmed event of each sink.
-    pub sinks: Vec<(std::sync::Arc<str>, Seq, u64)>,
+    pub sinks: Vec<(Arc<str>, Seq, u64)>,
     /// Reserve seqs up to here.
     pub reserve: Option<Seq>,
-    /// Readings that left the log undelivered for another reason than its size.
+    /// Readings that left the log undelivered for another reason than its bounds.
     pub gaps: Vec<Gap>,
+    /// Other events, as JSON objects.
+    pub notices: Vec<String>,
+    /// What is new about the machine's boot.
+    pub boot: Option<boots::News>,
     /// The gateway stops: the next seq that will be given out.
     pub clean: Option<Seq>,
     pub now: Timestamp,
+    /// The log's clock, and whether it is to be kept.
+    pub clock: u64,
+    pub keep_clock: Option<Kept>,
+    /// Nothing is to be written but what the log's bounds demand.
+    pub check_only: bool,
     /// The last event that a sink may have seen; later ones may still be changed.
     pub seen_event: u64,
     /// What comes from a database in quarantine.
@@ -40,52 +58,34 @@ pub(super) struct Commit {
 }
 
 /// What a commit did beyond what it was told.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Outcome {
-    /// Dropped to stay within the size bound.
-    pub dropped: Option<retention::Plan>,
+    /// Dropped to stay within the bounds.
+    pub evicted: Evicted,
     pub last_event: Option<u64>,
     /// The last reading of the segment that was written, if there was one.
     pub written: Option<Seq>,
-    /// Size of the log's files in bytes.
+    /// Size of the log's content in bytes.
     pub size: u64,
 }
 
-/// A range of readings that some sinks will never get.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Gap {
-    pub reason: &'static str,
-    pub first: Seq,
-    pub last: Seq,
-    pub count: u64,
-    /// Sinks that had not confirmed them, and how many each.
-    pub undelivered: Vec<(std::sync::Arc<str>, u64)>,
+impl Outcome {
+    /// Whether the sinks' places were not written.
+    pub fn leaves_places(&self, commit: &Commit) -> bool {
+        commit.check_only && self.evicted.holes.is_empty()
+    }
 }
 
-impl Gap {
-    pub fn body(&self) -> String {
-        let undelivered: serde_json::Map<_, _> =
-            self.undelivered.iter().map(|(name, count)| (name.to_string(), (*count).into())).collect();
-        serde_json::json!({
-            "type": "gap", "reason": self.reason, "first": self.first, "last": self.last, "count": self.count,
-            "undelivered": undelivered,
-        })
-        .to_string()
-    }
-
-    /// Takes in a gap that goes on where this one ends; false if it does not.
-    fn extend(&mut self, next: &Gap) -> bool {
-        let same_sinks = self.undelivered.iter().map(|(n, _)| n).eq(next.undelivered.iter().map(|(n, _)| n));
-        if self.reason != next.reason || self.last >= next.first || !same_sinks {
-            return false;
-        }
-        self.last = next.last;
-        self.count += next.count;
-        for ((_, total), (_, more)) in self.undelivered.iter_mut().zip(&next.undelivered) {
-            *total += more;
-        }
-        true
-    }
+/// What a transaction wrote, before it is known to be on disk. After a failure it may
+/// be so all the same.
+#[derive(Default)]
+struct Work {
+    segment: Option<Header>,
+    outcome: Outcome,
+    open_gaps: OpenGaps,
+    /// The table of marks was brought up to date.
+    listed: bool,
+    merged: bool,
 }
 
 /// The write connection, opened again after each failure: what a failed fsync
@@ -93,109 +93,187 @@ impl Gap {
 pub(super) struct Disk {
     path: PathBuf,
     durability: Durability,
-    max_size: u64,
+    min_free: u64,
+    gauge: Gauge,
     connection: Option<Connection>,
+    readers: Arc<Readers>,
     encoder: Encoder,
+    evictor: Evictor,
     unlisted: Unlisted,
     merging: Merging,
     wal: Wal,
-    /// The last gap event, while no sink has seen it and it may grow.
-    open_gap: Option<(u64, Gap)>,
+    open_gaps: OpenGaps,
+    doubtful: Option<Work>,
+    /// An fsync failed, and what it was to write was not written anew since.
+    unsynced: bool,
 }
 
 /// Events kept for sinks that do not take them; the oldest go first.
 const MAX_EVENTS: u64 = 10_000;
-/// Segments that one commit may drop.
-const MAX_DROPPED_SEGMENTS: i64 = 4096;
+/// Of the filesystem, at most this share is left free, whatever `min_free` says.
+const MIN_FREE_SHARE: u64 = 4;
 
 impl Disk {
+    /// The log at `path`, whose last reading there is `written`.
     pub fn new(
         path: PathBuf,
-        durability: Durability,
-        max_size: u64,
+        config: &config::Store,
+        gauge: Gauge,
         written: Seq,
         connection: Connection,
+        readers: Arc<Readers>,
+        evictor: Evictor,
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
         Ok(Disk {
-            wal: Wal::new(&path),
+            wal: Wal::new(&path, &connection, config.max_size.as_u64()),
             path,
-            durability,
-            max_size,
+            durability: config.durability,
+            min_free: config.min_free.as_u64(),
+            gauge,
             connection: Some(connection),
+            readers,
             encoder,
+            evictor,
             unlisted: Unlisted::new(written),
             merging: Merging::default(),
-            open_gap: None,
+            open_gaps: OpenGaps::default(),
+            doubtful: None,
+            unsynced: false,
         })
     }
 
-    /// Writes `commit` durably, all or nothing.
+    /// Bytes that are free where the log lies, and that are to be left so; `None` if
+    /// that is not known.
+    pub fn space(&self) -> Option<(u64, u64)> {
+        let Space { free, total } = (self.gauge)()?;
+        Some((free, self.min_free.min(total / MIN_FREE_SHARE)))
+    }
+
+    /// Opens the database again after a failure, on handles that have not seen it.
+    /// Gives the outcome of the commit that failed if that is on disk after all.
     ///
     /// # Errors
-    /// Nothing of it may be counted as written then; the next call opens the
-    /// database anew.
-    pub fn commit(&mut self, commit: &mut Commit) -> Result<Outcome> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => schema::open(&self.path, self.durability)?,
+    /// If it cannot be opened yet; nothing may be written then.
+    pub fn reopen(&mut self, failed: Option<&Commit>) -> Result<Option<Outcome>> {
+        if self.connection.is_some() {
+            return Ok(None);
+        }
+        if !self.readers.close() {
+            bail!("waiting for {} to be read to the end", self.path.display());
+        }
+        // What an fsync that failed left in memory only is written anew: a commit that is
+        // found there after all must be as safe as any other.
+        heal::settle(&self.path, self.durability, self.unsynced).map_err(|why| match why {
+            // A read may fail once; opening the log anew tells more.
+            OpenError::Unreadable { .. } => anyhow!("{why}"),
+            why => why.into(),
+        })?;
+        self.unsynced = false;
+        let connection = schema::open(&self.path, self.durability)?;
+        let landed = match &self.doubtful {
+            Some(doubtful) => landed(&connection, doubtful)?,
+            None => false,
         };
-        if commit.reserve.is_some() {
-            // No power cut may take a reservation back, whatever the durability.
-            schema::synchronise(&connection, Durability::Full)?;
-        }
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        if self.merging.is_due() {
-            let before = commit.batches.first().map_or(Seq(i64::MAX as u64), |batch| batch.first);
-            merging::merge(&transaction, &mut self.encoder, before)?;
-        }
-        let segment = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
-        let written = segment.as_ref().map(|(header, _)| (header.last(), u64::from(header.count)));
-        let open_gap = self.open_gap.clone();
-        let result = write(&transaction, commit, segment, self.max_size, open_gap);
-        let (mut outcome, open_gap) = result.with_context(|| format!("writing to {} failed", self.path.display()))?;
-        let dropped = outcome.dropped.as_ref().map_or(Seq::ZERO, |plan| plan.last);
-        let last = commit.clean.is_some();
-        if last {
-            // Nothing comes after it that could list what it says.
-            self.note(written, commit);
-        }
-        let list = last || self.unlisted.is_due(dropped);
-        if list {
-            self.unlisted.list(&transaction)?;
-        }
-        transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))?;
-        if list {
-            self.unlisted.listed();
-        }
-        if self.merging.is_due() {
-            self.merging.done();
-        }
-        if !last {
-            self.note(written, commit);
-        }
-        outcome.written = written.map(|(last, _)| last);
-        self.open_gap = open_gap;
-        self.wal.committed(&connection)?;
-        // A connection that does not go back to the configured durability is opened anew.
-        let back = commit.reserve.is_none() || schema::synchronise(&connection, self.durability).is_ok();
-        self.connection = back.then_some(connection);
+        self.readers.open();
+        self.connection = Some(connection);
+        let work = self.doubtful.take().filter(|_| landed);
+        let outcome = work.zip(failed).map(|(work, commit)| self.done(work, commit));
+        // Events that were written without its being known cannot be made longer.
+        self.open_gaps = OpenGaps::default();
         Ok(outcome)
     }
 
-    /// Remembers what a commit that wrote a segment up to a seq with so many
-    /// readings leaves to later ones.
-    fn note(&mut self, written: Option<(Seq, u64)>, commit: &mut Commit) {
-        if let Some((last, readings)) = written {
-            self.merging.added();
-            self.unlisted.segment(last, readings);
+    /// Writes `commit` durably, all or nothing. [`Disk::reopen`] goes before it.
+    ///
+    /// # Errors
+    /// Nothing of it may be counted as written then.
+    pub fn commit(&mut self, commit: &Commit) -> Result<Outcome> {
+        let Some(mut connection) = self.connection.take() else { bail!("the log is not open") };
+        let mut work = Work::default();
+        if let Err(why) = self.try_commit(&mut connection, commit, &mut work) {
+            self.leave(connection, &why);
+            self.doubtful = Some(work);
+            return Err(why);
         }
-        self.unlisted.add(std::mem::take(&mut commit.marks));
-        self.unlisted.add(std::mem::take(&mut commit.covered));
+        let outcome = self.done(work, commit);
+        let back = || match commit.reserve {
+            Some(_) => schema::synchronise(&connection, self.durability).context("a setting was refused"),
+            None => Ok(()),
+        };
+        match back().and_then(|()| self.wal.committed(&connection)) {
+            Ok(()) => self.connection = Some(connection),
+            // What was committed stays so; the rest is as after any failure.
+            Err(why) => {
+                tracing::error!(error = format!("{why:#}"), "the log's checkpoint failed; it is opened again");
+                self.leave(connection, &why);
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn try_commit(&mut self, connection: &mut Connection, commit: &Commit, work: &mut Work) -> Result<()> {
+        if commit.reserve.is_some() {
+            // No power cut may take a reservation back, whatever the durability.
+            schema::synchronise(connection, Durability::Full)?;
+        }
+        let failed = || format!("writing to {} failed", self.path.display());
+        let room = self.space().map(|(free, min_free)| free.saturating_sub(min_free));
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        if self.merging.is_due() && !commit.check_only {
+            let before = commit.batches.first().map_or(Seq(i64::MAX as u64), |batch| batch.first);
+            let (lanes, generation) = (self.evictor.lanes(), self.evictor.generation());
+            merging::merge(&transaction, &mut self.encoder, before, lanes, generation).with_context(failed)?;
+            work.merged = true;
+        }
+        let segment = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
+        work.segment = segment.as_ref().map(|(header, _)| *header);
+        work.open_gaps = self.open_gaps.clone();
+        let (encoder, evictor) = (&mut self.encoder, &mut self.evictor);
+        work.outcome =
+            write(&transaction, commit, segment, room, encoder, evictor, &mut work.open_gaps).with_context(failed)?;
+        work.outcome.written = work.segment.map(|header| header.last());
+        if commit.clean.is_some() {
+            // Nothing comes after it that could list what it says.
+            let last = work.outcome.written.unwrap_or_default();
+            self.unlisted.list_all(&transaction, [&commit.marks, &commit.covered], last)?;
+        } else if !work.outcome.leaves_places(commit) && self.unlisted.is_due(work.outcome.evicted.last()) {
+            self.unlisted.list(&transaction)?;
+            work.listed = true;
+        }
+        transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))
+    }
+
+    /// Remembers what a commit that is on disk leaves to later ones.
+    fn done(&mut self, work: Work, commit: &Commit) -> Outcome {
+        if work.listed {
+            self.unlisted.listed();
+        }
+        if work.merged {
+            self.merging.done();
+        }
+        if let Some(header) = work.segment {
+            self.merging.added();
+            self.unlisted.segment(header.last(), u64::from(header.count));
+        }
+        self.unlisted.add(&commit.marks);
+        self.unlisted.add(&commit.covered);
+        self.open_gaps = work.open_gaps;
+        work.outcome
+    }
+
+    /// Parts with a connection that failed, and with those that share its state.
+    fn leave(&mut self, connection: Connection, why: &anyhow::Error) {
+        self.unsynced |= fault::is_sync(why);
+        // It is not folded together on the handle that failed; see `schema::open`.
+        drop(connection);
+        self.readers.close();
+        self.evictor.forget();
     }
 
     /// Closes the database, folding the write-ahead log into it.
     pub fn close(&mut self) {
+        self.readers.close();
         let Some(connection) = self.connection.take() else { return };
         let folded = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
         if let Err(why) = folded.and_then(|_| connection.close().map_err(|(_, why)| why)) {
@@ -204,45 +282,59 @@ impl Disk {
     }
 }
 
-type OpenGap = Option<(u64, Gap)>;
+/// Whether a commit that was reported as failed is on disk.
+fn landed(connection: &Connection, work: &Work) -> Result<bool> {
+    if let Some(header) = &work.segment {
+        let found: Option<u32> = connection
+            .query_row("SELECT checksum FROM segment WHERE first_seq = ?1", [header.first.0], |row| row.get(0))
+            .optional()?;
+        return Ok(found == Some(header.checksum));
+    }
+    match work.outcome.last_event {
+        // Ids are never used twice.
+        Some(event) => Ok(recover::last_event(connection)? >= event),
+        None => Ok(false),
+    }
+}
 
 fn write(
     db: &Connection,
     commit: &Commit,
     segment: Option<(Header, Vec<u8>)>,
-    max_size: u64,
-    mut open_gap: OpenGap,
-) -> rusqlite::Result<(Outcome, OpenGap)> {
+    room: Option<u64>,
+    encoder: &mut Encoder,
+    evictor: &mut Evictor,
+    open_gaps: &mut OpenGaps,
+) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    let mut gaps = commit.gaps.clone();
-    let incoming = segment.as_ref().map_or(0, |(_, block)| block.len() as u64 + SEGMENT_OVERHEAD);
-    if let Some(plan) = make_room(db, incoming, max_size, commit)? {
-        gaps.push(Gap {
-            reason: "max_size",
-            first: plan.first,
-            last: plan.last,
-            count: plan.readings,
-            undelivered: commit.sinks.iter().map(|(name, ..)| name.clone()).zip(plan.undelivered.clone()).collect(),
-        });
-        outcome.dropped = Some(plan);
+    if let Some((header, _)) = &segment {
+        // A commit that failed may be on disk all the same, and this one repeat it.
+        db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1")?.execute([header.first.0])?;
     }
+    let confirmed: Vec<Seq> = commit.sinks.iter().map(|(_, confirmed, _)| *confirmed).collect();
+    let blocks = segment.iter().chain(&commit.restored.history).map(|(_, block)| block.len() as u64);
+    let incoming = blocks.map(|bytes| bytes + evict::SEGMENT_OVERHEAD).sum();
+    outcome.evicted = evictor.make_room(db, encoder, incoming, room, commit.clock, &confirmed)?;
     for (header, block) in &commit.restored.history {
-        row::put(db, "IGNORE", header, block)?;
+        row::put(db, "IGNORE", header, block, Info::uncounted(commit.clock))?;
     }
     if let Some((header, block)) = segment {
-        // A commit whose failure was reported may be on disk all the same: the
-        // one that repeats it starts at the same seq and replaces it.
-        row::put(db, "REPLACE", &header, &block)?;
+        let high = evictor.lanes().count_high(&commit.batches);
+        let info = Info { committed: commit.clock, generation: evictor.generation(), high, thinned: false };
+        row::put(db, "REPLACE", &header, &block, info)?;
     }
-    let dropped_upto = outcome.dropped.as_ref().map_or(Seq::ZERO, |plan| plan.last);
-    for (name, confirmed, event) in &commit.sinks {
-        schema::put_sink(db, name, *confirmed.max(&dropped_upto), *event)?;
+    for (name, confirmed, event) in commit.sinks.iter().filter(|_| !outcome.leaves_places(commit)) {
+        schema::put_sink(db, name, *confirmed.max(&outcome.evicted.upto), *event)?;
     }
-    for gap in gaps.into_iter().filter(|gap| gap.undelivered.iter().any(|(_, count)| *count > 0)) {
-        outcome.last_event = Some(record_gap(db, commit, &mut open_gap, gap)?);
+    let evicted = outcome.evicted.dropped.iter().map(|dropped| dropped.gap(&commit.sinks));
+    for gap in commit.gaps.iter().cloned().chain(evicted).filter(Gap::matters) {
+        outcome.last_event = Some(open_gaps.record(db, gap, commit.now, commit.seen_event)?);
     }
-    for body in &commit.restored.events {
+    for body in commit.notices.iter().chain(&commit.restored.events) {
         outcome.last_event = Some(schema::insert_event(db, commit.now, body)?);
+    }
+    if let Some(body) = commit.boot.map(|news| boots::write(db, news)).transpose()?.flatten() {
+        outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
     }
     prune_events(db, commit)?;
     if let Some((key, progress)) = &commit.restored.progress {
@@ -254,91 +346,19 @@ fn write(
     if let Some(next) = commit.clean {
         schema::set_meta(db, "clean", next.0)?;
     }
-    outcome.size = used_bytes(db)?;
-    Ok((outcome, open_gap))
-}
-
-/// What a segment's row takes beside its block.
-const SEGMENT_OVERHEAD: u64 = 64;
-
-/// Bytes that the log's content takes in the file.
-fn used_bytes(db: &Connection) -> rusqlite::Result<u64> {
-    let get = |pragma: &str| db.prepare_cached(pragma)?.query_row([], |row| row.get::<_, u64>(0));
-    let pages = get("PRAGMA page_count")?.saturating_sub(get("PRAGMA freelist_count")?);
-    Ok(pages * get("PRAGMA page_size")?)
-}
-
-/// Share of the bound that is kept for the write-ahead log and for pages half full.
-const RESERVE: u64 = 8;
-
-fn make_room(
-    db: &Connection,
-    incoming: u64,
-    max_size: u64,
-    commit: &Commit,
-) -> rusqlite::Result<Option<retention::Plan>> {
-    let wanted = used_bytes(db)? + incoming;
-    let allowed = max_size - max_size / RESERVE;
-    if wanted <= allowed {
-        return Ok(None);
+    if let Some(kept) = commit.keep_clock {
+        schema::keep_clock(db, kept)?;
     }
-    let confirmed: Vec<Seq> = commit.sinks.iter().map(|(_, confirmed, _)| *confirmed).collect();
-    let mut oldest = db.prepare_cached("SELECT first_seq, count, size FROM segment ORDER BY first_seq LIMIT ?1")?;
-    let segments = oldest
-        .query_map([MAX_DROPPED_SEGMENTS], |row| {
-            let bytes = row.get::<_, u64>(2)? + SEGMENT_OVERHEAD;
-            Ok(Stored { first: Seq(row.get(0)?), count: row.get(1)?, bytes })
-        })?
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    let plan = retention::plan(segments.into_iter(), wanted - allowed, &confirmed);
-    if let Some(plan) = &plan {
-        db.prepare_cached("DELETE FROM segment WHERE first_seq <= ?1")?.execute([plan.last.0])?;
-    }
-    Ok(plan)
-}
-
-fn record_gap(db: &Connection, commit: &Commit, open: &mut OpenGap, gap: Gap) -> rusqlite::Result<u64> {
-    if let Some((id, before)) = open.as_mut().filter(|(id, _)| *id > commit.seen_event)
-        && before.extend(&gap)
-    {
-        schema::update_event(db, *id, commit.now, &before.body())?;
-        return Ok(*id);
-    }
-    let id = schema::insert_event(db, commit.now, &gap.body())?;
-    *open = Some((id, gap));
-    Ok(id)
+    outcome.size = schema::sizes(db)?.0;
+    Ok(outcome)
 }
 
 fn prune_events(db: &Connection, commit: &Commit) -> rusqlite::Result<()> {
     let confirmed = commit.sinks.iter().map(|(_, _, event)| *event).min().unwrap_or(0);
-    db.prepare_cached("DELETE FROM event WHERE id <= ?1 OR id <= (SELECT max(id) FROM event) - ?2")?
-        .execute(params![confirmed, MAX_EVENTS])?;
+    // Ids have holes: a restart may pass over many.
+    db.prepare_cached(
+        "DELETE FROM event WHERE id <= ?1 OR id <= (SELECT id FROM event ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+    )?
+    .execute(params![confirmed, MAX_EVENTS])?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn gap(first: u64, last: u64) -> Gap {
-        let count = last - first + 1;
-        Gap {
-            reason: "max_size",
-            first: Seq(first),
-            last: Seq(last),
-            count,
-            undelivered: vec![("cloud".into(), count)],
-        }
-    }
-
-    #[test]
-    fn gaps_that_follow_each_other_become_one() {
-        let mut all = gap(1, 10);
-        assert!(all.extend(&gap(11, 20)));
-        assert!(all.extend(&gap(31, 40)));
-        assert_eq!((all.first, all.last, all.count), (Seq(1), Seq(40), 30));
-        assert_eq!(all.undelivered, [("cloud".into(), 30)]);
-        assert!(!all.extend(&gap(5, 6)));
-        assert!(!all.extend(&Gap { reason: "too_large", ..gap(41, 41) }));
-    }
 }

@@ -6,18 +6,19 @@
 //! segments follow while the gateway runs, see [`super::restore`]. The new epoch's seqs
 //! begin behind all that the old one gave out.
 
+use super::boots::{self, Boots};
+use super::cut::{self, Left};
+use super::lanes::Lanes;
 use super::quarantine::{self, Entry, State};
 use super::recover::{self, Fault, Recovered};
 use super::restore::{DONE, Job};
-use super::row;
 use super::salvage::{Facts, Found, Salvage, Scan, wal_path};
 use super::schema::{self, OpenError};
-use super::segment::Header;
 use super::unlisted;
-use crate::clock::Now;
-use crate::config;
+use crate::clock::{Clock, Now};
+use crate::config::{self, Durability};
 use crate::metrics::Metrics;
-use crate::model::{DeviceId, Epoch, Seq};
+use crate::model::{BootId, DeviceId, Epoch, Seq};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read};
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 pub(super) struct Healed {
     pub connection: Connection,
     pub found: Recovered,
+    pub boots: Boots,
     /// Quarantined databases from which there is more to take.
     pub jobs: Vec<Job>,
     /// What the operator should know, for as long as it is so.
@@ -46,7 +48,14 @@ const FAR: u64 = 1 << 40;
 ///
 /// # Errors
 /// If the directory or the disk is at fault, or the log was written by a newer version.
-pub(super) fn open(config: &config::Store, sinks: &[&str], now: Now, metrics: &Metrics) -> Result<Healed, OpenError> {
+pub(super) fn open(
+    config: &config::Store,
+    lanes: &Lanes,
+    sinks: &[&str],
+    clock: &dyn Clock,
+    metrics: &Metrics,
+) -> Result<Healed, OpenError> {
+    let (now, boot) = (clock.now(), clock.boot());
     let store = config.directory.as_path();
     let path = store.join(schema::FILE_NAME);
     let moving = |why| OpenError::Directory { path: store.join("quarantine"), why };
@@ -70,17 +79,17 @@ pub(super) fn open(config: &config::Store, sinks: &[&str], now: Now, metrics: &M
         }
         std::fs::remove_file(&marker).map_err(moving)?;
     }
-    let opened = match attempt(config, &path, sinks, now) {
+    let opened = match attempt(config, lanes, &path, sinks, now, boot) {
         Err(why) => match damage(&why) {
             Some(reason) => {
                 quarantine(reason, &why.to_string())?;
-                attempt(config, &path, sinks, now)?
+                attempt(config, lanes, &path, sinks, now, boot)?
             }
             None => return Err(why),
         },
         opened => opened?,
     };
-    let (connection, found, jobs) = opened;
+    let (connection, found, boots, jobs) = opened;
     quarantine::prune(store);
     let notes = quarantine::list(store)
         .iter()
@@ -89,7 +98,7 @@ pub(super) fn open(config: &config::Store, sinks: &[&str], now: Now, metrics: &M
             format!("a damaged log was moved aside ({}); read {}", entry.report.found, report.display())
         })
         .collect();
-    Ok(Healed { connection, found, jobs, notes })
+    Ok(Healed { connection, found, boots, jobs, notes })
 }
 
 /// Notes that the database is damaged, so that the next opening heals it.
@@ -152,35 +161,55 @@ fn is_readable(path: &Path) -> bool {
     whole(path) && whole(&wal_path(path))
 }
 
-type Opening = (Connection, Recovered, Vec<Job>);
+type Opening = (Connection, Recovered, Boots, Vec<Job>);
 
-fn attempt(config: &config::Store, path: &Path, sinks: &[&str], now: Now) -> Result<Opening, OpenError> {
-    let look = examine(path)?;
+fn attempt(
+    config: &config::Store,
+    lanes: &Lanes,
+    path: &Path,
+    sinks: &[&str],
+    now: Now,
+    boot: BootId,
+) -> Result<Opening, OpenError> {
+    let left = settle(path, config.durability, false)?;
     let mut connection = schema::open(path, config.durability)?;
     let mut opening = || {
         let jobs = take_over(&mut connection, &config.directory, sinks, now)?;
-        put_back(&mut connection, &look.orphans)?;
         let epoch = Epoch(fastrand::u32(1..));
-        let found = recover::recover(&mut connection, sinks, now.wall, epoch, config.durability, look.has_wal)?;
+        let (durability, lanes) = (config.durability, lanes.fingerprint());
+        let found = recover::recover(&mut connection, sinks, now.wall, epoch, durability, &left, lanes)?;
+        let boots = boots::load(&mut connection, boot, found.next, !jobs.is_empty())?;
         // From here on the database alone says that it was not closed: a write-ahead
         // log that goes missing is noticed.
         connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
-        Ok((found, jobs))
+        Ok((found, boots, jobs))
     };
-    let (found, jobs) = opening().map_err(|fault: Fault| fault.at(path))?;
-    Ok((connection, found, jobs))
+    let (found, boots, jobs) = opening().map_err(|fault: Fault| fault.at(path))?;
+    Ok((connection, found, boots, jobs))
+}
+
+/// Looks at the files before SQLite touches anything, and puts on the medium what may
+/// stand in the system's cache alone; see [`cut::renew`]. On a full disk that is left out
+/// unless it `must` be.
+///
+/// # Errors
+/// If the files are damaged, or cannot be read or written.
+pub(super) fn settle(path: &Path, durability: Durability, must: bool) -> Result<Left, OpenError> {
+    let left = examine(path, durability)?;
+    if left.has_frames {
+        match cut::renew(path, &left) {
+            Err(why) if why.kind() == ErrorKind::StorageFull && !must => {
+                tracing::warn!("the disk is too full to copy the write-ahead log; the log goes on without");
+            }
+            renewed => renewed.map_err(|why| OpenError::Directory { path: path.to_owned(), why })?,
+        }
+    }
+    Ok(left)
 }
 
 /// What can be told before SQLite touches anything.
-#[derive(Default)]
-struct Look {
-    has_wal: bool,
-    /// Segments of a last commit that SQLite will not see.
-    orphans: Vec<(Header, Vec<u8>)>,
-}
-
-fn examine(path: &Path) -> Result<Look, OpenError> {
-    let damaged = |found: &str| OpenError::Damaged { path: path.to_owned(), found: found.to_owned() };
+fn examine(path: &Path, durability: Durability) -> Result<Left, OpenError> {
+    let damaged = |found: String| OpenError::Damaged { path: path.to_owned(), found };
     let unreadable = |why: io::Error| {
         use ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
         let lasts = matches!(why.kind(), PermissionDenied | IsADirectory | NotADirectory | NotFound)
@@ -194,10 +223,10 @@ fn examine(path: &Path) -> Result<Look, OpenError> {
     match std::fs::symlink_metadata(path) {
         // A new log, which has nothing to miss.
         Err(why) if why.kind() == ErrorKind::NotFound && wal_length == 0 => {
-            return Ok(Look { has_wal: true, orphans: Vec::new() });
+            return Ok(Left { has_wal: true, ..Left::default() });
         }
         Err(why) if why.kind() == ErrorKind::NotFound => {
-            return Err(damaged("it is missing, though its write-ahead log is there"));
+            return Err(damaged("it is missing, though its write-ahead log is there".to_owned()));
         }
         Err(why) => return Err(unreadable(why)),
         Ok(_) => {}
@@ -210,44 +239,17 @@ fn examine(path: &Path) -> Result<Look, OpenError> {
     let mut head = Vec::new();
     std::fs::File::open(path).and_then(|file| file.take(100).read_to_end(&mut head)).map_err(unreadable)?;
     if head.is_empty() {
-        return Err(damaged("it is empty"));
+        return Err(damaged("it is empty".to_owned()));
     }
     if wal_length == 0 {
-        return Ok(Look::default());
+        return Ok(Left::default());
     }
-    let salvage = Salvage::open(path);
-    let wal = salvage.wal_state();
-    if wal.header_damaged {
-        return Err(damaged("the header of its write-ahead log is not what was written"));
-    }
-    match wal.orphaned_commits {
-        0 => Ok(Look { has_wal: true, orphans: Vec::new() }),
-        // The last commit may have been cut off by a power failure; what is sound of it
-        // can stay where it belongs.
-        1 => Ok(Look { has_wal: true, orphans: salvage.orphaned() }),
-        more => Err(damaged(&format!("{more} commits stand behind a damaged one in its write-ahead log"))),
-    }
+    cut::look(path, durability == Durability::Normal).map_err(damaged)
 }
 
 /// `EIO` and `ELOOP`, for which the standard library has no stable kinds.
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 const ELOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
-
-/// Inserts segments of this database that a damaged frame of its write-ahead log hid.
-/// Their seqs were given out to nobody else.
-fn put_back(connection: &mut Connection, orphans: &[(Header, Vec<u8>)]) -> Result<(), Fault> {
-    if orphans.is_empty() {
-        return Ok(());
-    }
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let reserved = recover::meta(&transaction, "reserved")?.unwrap_or(0);
-    for (header, block) in orphans.iter().filter(|(header, _)| header.last().0 <= reserved) {
-        tracing::warn!(first = header.first.0, readings = header.count, "a segment was found behind a damaged frame");
-        row::put(&transaction, "IGNORE", header, block)?;
-    }
-    transaction.commit()?;
-    Ok(())
-}
 
 /// Takes what small facts are proven over from quarantined databases that have not been
 /// looked at, and says what else there is to take.
@@ -352,6 +354,9 @@ fn begin(
             schema::put_mark(&transaction, device, *session, *seq)?;
             report.salvaged.marks += 1;
         }
+    }
+    for (boot, began) in &facts.boots {
+        boots::adopt(&transaction, *boot, *began)?;
     }
     let body = serde_json::json!({
         "type": "quarantine", "state": "salvaging", "quarantine": entry.name(), "reason": entry.report.reason,

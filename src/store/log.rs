@@ -1,20 +1,22 @@
 //! The handle that links, sinks and the writer share.
 
 use super::cursor::SinkCursor;
-use super::disk::{Commit, Gap};
+use super::gap::Gap;
+use super::headroom::DiskState;
 use super::heal;
 use super::mark::Mark;
 use super::opening::{Prepared, opened, prepare};
-use super::restore::{self, Restored};
-use super::schema::{self, OpenError};
-use super::tail::Tail;
+use super::readers::Readers;
+use super::restore;
+use super::schema::OpenError;
+use super::space::Gauge;
+use super::state::State;
 use super::writer::{self, Stepper, Writer};
-use crate::clock::Clock;
-use crate::config;
+use crate::clock::{Clock, Now};
+use crate::config::{self, Route};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
 use crate::model::{Batch, DeviceId, Epoch, Seq, Timestamp};
 use parking_lot::{Condvar, Mutex};
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -51,6 +53,8 @@ pub struct LogHealth {
     pub failure: Option<String>,
     /// For how long a commit has been due without being done.
     pub overdue: Duration,
+    /// What room there is on the disk.
+    pub disk: DiskState,
     /// What an operator should look at, though the log works.
     pub notes: Vec<String>,
 }
@@ -73,49 +77,17 @@ pub(super) struct Shared {
     /// What an operator should look at.
     pub notes: Vec<String>,
     pub names: Vec<Arc<str>>,
+    pub readers: Arc<Readers>,
     pub path: PathBuf,
     pub epoch: Epoch,
+    /// On the monotonic clock.
+    pub opened: Duration,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
     /// No thread but the caller's reads or writes.
     pub stepped: bool,
 }
 
-pub(super) struct State {
-    pub tail: Tail,
-    pub marks: HashMap<DeviceId, Arc<Mark>>,
-    pub max_marks: usize,
-    /// Confirmed event of each sink.
-    pub events: Vec<u64>,
-    /// What the disk has of each sink's confirmed seq and event.
-    pub persisted: Vec<(Seq, u64)>,
-    /// The last seq that lies on disk.
-    pub written: Seq,
-    /// When places that moved on without a commit are written all the same.
-    pub places_due: Option<Duration>,
-    /// Ranges of seqs without readings, oldest first: last seq before, length.
-    pub holes: Vec<(Seq, u64)>,
-    pub gaps: Vec<Gap>,
-    /// The last event that was shown to a sink.
-    pub seen_event: u64,
-    /// Until when the writer sleeps; zero while it works.
-    pub sleeping_until: Duration,
-    pub flush: bool,
-    pub close: bool,
-    pub failure: Option<String>,
-    pub last_progress: Duration,
-    /// The database is damaged: nothing more is written to it.
-    pub damaged: bool,
-    /// From quarantined databases, to be written; and whether some is being written.
-    pub restored: Restored,
-    pub restoring: bool,
-}
-
-/// Sinks' places are written at the latest this long after they moved over
-/// readings that are on disk; a crash redelivers at most what they moved over since.
-const PLACES_WITHIN: Duration = Duration::from_secs(5);
-/// So few redelivered readings are not worth a write.
-const PLACES_SLACK: u64 = 256;
 /// Devices whose marks are kept; the ones not connected go first.
 pub(super) const MAX_MARKS: usize = 100_000;
 
@@ -129,9 +101,7 @@ pub struct Opened<W = Writer> {
 }
 
 impl Log {
-    /// Opens the log in the configured directory, creating both if need be, for
-    /// the sinks named, and starts its writer. A damaged log is moved aside and what
-    /// is sound in it taken over into a new one.
+    /// [`Log::open_with`], without routes.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -141,12 +111,29 @@ impl Log {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened, OpenError> {
-        let Prepared { shared, disk, jobs, lock } = prepare(config, sinks, clock, metrics, false)?;
+        Log::open_with(config, &[], sinks, clock, metrics)
+    }
+
+    /// Opens the log in the configured directory, creating both if need be, for
+    /// the sinks named, and starts its writer. A damaged log is moved aside and what
+    /// is sound in it taken over into a new one. Readings that a route of high priority
+    /// matches outlive the others. If the disk is full, the reserve file is given up.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; some of them pass, see [`OpenError::may_pass`].
+    pub fn open_with(
+        config: &config::Store,
+        routes: &[Route],
+        sinks: &[&str],
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Result<Opened, OpenError> {
+        let Prepared { shared, disk, jobs, lock, reserve } = prepare(config, routes, sinks, clock, metrics, None)?;
         let for_writer = shared.clone();
         let failed = |why| OpenError::Directory { path: config.directory.clone(), why };
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
-            .spawn(move || writer::run(&for_writer, disk))
+            .spawn(move || writer::run(&for_writer, disk, reserve))
             .map_err(failed)?;
         let log = Log { shared: shared.clone() };
         let salvage = match jobs.is_empty() {
@@ -156,20 +143,22 @@ impl Log {
         Ok(opened(shared, Writer::new(thread, salvage, lock)))
     }
 
-    /// Opens the log as [`Log::open`] does, without any thread: the caller steps the
-    /// writer, and sinks read on the thread that asks. Segments of a quarantined log
-    /// wait for an opening with threads. For simulations.
+    /// Opens the log as [`Log::open_with`] does, without any thread: the caller steps the
+    /// writer, and sinks read on the thread that asks; `gauge` tells the disk's room.
+    /// Segments of a quarantined log wait for an opening with threads. For simulations.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub fn open_stepped(
         config: &config::Store,
+        routes: &[Route],
         sinks: &[&str],
         clock: Arc<dyn Clock>,
         metrics: Metrics,
+        gauge: Gauge,
     ) -> Result<Opened<Stepper>, OpenError> {
-        let Prepared { shared, disk, lock, .. } = prepare(config, sinks, clock, metrics, true)?;
-        Ok(opened(shared.clone(), Stepper::new(shared, disk, lock)))
+        let Prepared { shared, disk, lock, reserve, .. } = prepare(config, routes, sinks, clock, metrics, Some(gauge))?;
+        Ok(opened(shared.clone(), Stepper::new(shared, disk, reserve, lock)))
     }
 
     /// The mark of a device's session. A session that the log knows resumes where
@@ -212,10 +201,16 @@ impl Log {
             }
         }
         let last = batch.readings.last().map(|reading| reading.origin_seq);
+        let basis = batch.basis;
         if let Err(batch) = state.tail.append(batch, mark, now) {
             shared.saturated.store(true, Ordering::Relaxed);
+            if !state.sleeping_until.is_zero() {
+                state.sleeping_until = Duration::ZERO;
+                shared.due.notify_one();
+            }
             return Err(Saturated(batch));
         }
+        state.boots.appended(basis);
         if let (Some(mark), Some(last)) = (mark, last) {
             mark.accept(last);
         }
@@ -232,6 +227,21 @@ impl Log {
     /// from devices now would only have to wait. Cheap.
     pub fn is_saturated(&self) -> bool {
         self.shared.saturated.load(Ordering::Relaxed)
+    }
+
+    /// The clock can be believed, and showed `now`: readings that came before get their
+    /// times from it, once and for all of this boot.
+    pub fn synchronised(&self, now: Now) {
+        let mut state = self.shared.state.lock();
+        if state.boots.synchronised(now.start()) && !state.sleeping_until.is_zero() {
+            state.sleeping_until = Duration::ZERO;
+            self.shared.due.notify_one();
+        }
+    }
+
+    /// Whether that was so already in this boot of the machine, maybe before a restart.
+    pub fn is_synchronised(&self) -> bool {
+        self.shared.state.lock().boots.is_synchronised()
     }
 
     /// Waits until something was settled or reserved, after which an append may
@@ -292,7 +302,8 @@ impl Log {
             Some(due) => now.saturating_sub(due.max(state.last_progress)),
             None => Duration::ZERO,
         };
-        LogHealth { failure: state.failure.clone(), overdue, notes: self.shared.notes.clone() }
+        let notes = self.shared.notes.clone();
+        LogHealth { failure: state.failure.clone(), overdue, disk: state.disk, notes }
     }
 
     /// Waits until the database turns out to be damaged. The log takes no more then,
@@ -359,64 +370,5 @@ impl Shared {
             let label = SinkReasonLabel { sink: sink.clone(), reason: gap.reason };
             self.metrics.sink_dropped.get_or_create(&label).inc_by(*count);
         }
-    }
-}
-
-impl State {
-    /// When the writer has something to do next.
-    pub fn due(&self) -> Option<Duration> {
-        let reserve = (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then_some(Duration::ZERO);
-        let asked = self.flush || self.close || self.damaged || !self.gaps.is_empty() || self.restored.is_due();
-        let asked = asked.then_some(Duration::ZERO);
-        [reserve, asked, self.tail.due(), self.places_due].into_iter().flatten().min()
-    }
-
-    /// Collects what the next commit writes.
-    pub fn commit(&mut self, names: &[Arc<str>], now: Timestamp) -> (Commit, Seq) {
-        let unsaved = self.tail.unsaved();
-        let sinks = names.iter().enumerate().map(|(i, name)| (name.clone(), self.tail.confirmed(i), self.events[i]));
-        let reserve =
-            (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then(|| self.tail.next().plus(schema::SEQ_BLOCK));
-        let commit = Commit {
-            batches: unsaved.batches,
-            marks: unsaved.marks,
-            covered: unsaved.covered,
-            sinks: sinks.collect(),
-            reserve,
-            gaps: std::mem::take(&mut self.gaps),
-            clean: self.close.then(|| self.tail.next()),
-            now,
-            seen_event: self.seen_event,
-            restored: std::mem::take(&mut self.restored),
-        };
-        self.restoring = !commit.restored.is_empty();
-        self.places_due = None;
-        self.flush = false;
-        (commit, unsaved.upto)
-    }
-
-    /// Whether nothing more will be written.
-    pub fn is_over(&self) -> bool {
-        self.close || self.damaged
-    }
-
-    /// Notes that sink number `sink` moved on, and when that must be on disk.
-    pub fn moved(&mut self, sink: usize, now: Duration) {
-        let on_disk = self.tail.confirmed(sink).min(self.written);
-        let (seq, event) = self.persisted[sink]; // one for each sink
-        if on_disk.0 > seq.0 + PLACES_SLACK || self.events[sink] != event {
-            self.places_due.get_or_insert(now + PLACES_WITHIN);
-        }
-    }
-
-    /// Readings between the sink's place and the newest that it may see.
-    pub fn pending(&self, sink: usize) -> u64 {
-        let (from, upto) = (self.tail.confirmed(sink).0, self.tail.visible().0);
-        let missing: u64 = self
-            .holes
-            .iter()
-            .map(|(before, length)| (before.0 + length).min(upto).saturating_sub(before.0.max(from)))
-            .sum();
-        upto.saturating_sub(from).saturating_sub(missing)
     }
 }

@@ -6,7 +6,8 @@
 //! is small is well below what a commit itself writes, so merging adds a small
 //! part to that, and what it made is soon no longer small.
 
-use super::row;
+use super::lanes::Lanes;
+use super::row::{self, INFO_COLUMNS, Info, LAST_SEQ};
 use super::segment::{self, Encoder};
 use crate::model::Seq;
 use rusqlite::Connection;
@@ -15,22 +16,31 @@ use rusqlite::Connection;
 const MERGE: usize = 64;
 /// Bytes of block up to which a segment is small.
 const SMALL: u64 = 1024;
+/// Segments written further apart than this, in seconds, are not joined: the age of the
+/// whole is that of the youngest.
+pub(super) const JOIN_WITHIN: u64 = 3600;
 
 /// A segment as it lies on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Lying {
     first: Seq,
-    count: u64,
+    last: Seq,
     bytes: u64,
+    /// `None` if it is not known: such a one is left alone.
+    info: Option<Info>,
 }
 
 /// The first seq of the segments to merge, which are the newest, if there are
 /// enough small ones in a row, each beginning where the one before it ends.
 fn plan(newest_first: impl Iterator<Item = Lying>) -> Option<Seq> {
     let (mut run, mut first) = (0, None);
+    let mut youngest: Option<Info> = None;
     for segment in newest_first {
-        let neighbours = first.is_none_or(|next| segment.first.plus(segment.count) == next);
-        if segment.bytes > SMALL || !neighbours {
+        let neighbours = first.is_none_or(|next| segment.last.next() == next);
+        let info = segment.info?;
+        let youngest = youngest.get_or_insert(info);
+        let alike = info.thinned == youngest.thinned && youngest.committed.abs_diff(info.committed) <= JOIN_WITHIN;
+        if segment.bytes > SMALL || !neighbours || !alike {
             break;
         }
         run += 1;
@@ -71,16 +81,24 @@ impl Merging {
 ///
 /// # Errors
 /// If the database cannot be read or written.
-pub(super) fn merge(db: &Connection, encoder: &mut Encoder, before: Seq) -> rusqlite::Result<()> {
+pub(super) fn merge(
+    db: &Connection,
+    encoder: &mut Encoder,
+    before: Seq,
+    lanes: &Lanes,
+    generation: u64,
+) -> rusqlite::Result<()> {
     let newest = {
-        let mut newest = db.prepare_cached(
-            "SELECT first_seq, count, size FROM segment WHERE first_seq < ?1 ORDER BY first_seq DESC LIMIT ?2",
-        )?;
-        let row =
-            |row: &rusqlite::Row<'_>| Ok(Lying { first: Seq(row.get(0)?), count: row.get(1)?, bytes: row.get(2)? });
-        newest.query_map([before.0, MERGE as u64], row)?.collect::<rusqlite::Result<Vec<_>>>()?
+        let mut newest = db.prepare_cached(&format!(
+            "SELECT first_seq, {LAST_SEQ}, size, {INFO_COLUMNS} FROM segment
+             WHERE first_seq < ?1 ORDER BY first_seq DESC LIMIT ?2"
+        ))?;
+        let lying = |row: &rusqlite::Row<'_>| {
+            Ok(Lying { first: Seq(row.get(0)?), last: Seq(row.get(1)?), bytes: row.get(2)?, info: row::info(row, 3) })
+        };
+        newest.query_map([before.0, MERGE as u64], lying)?.collect::<rusqlite::Result<Vec<_>>>()?
     };
-    let Some(first) = plan(newest.into_iter()) else { return Ok(()) };
+    let Some(first) = plan(newest.iter().copied()) else { return Ok(()) };
     let mut batches = Vec::new();
     let mut damaged = false;
     row::each(db, first.prev(), &mut |header, block| {
@@ -101,7 +119,11 @@ pub(super) fn merge(db: &Connection, encoder: &mut Encoder, before: Seq) -> rusq
         Ok(Some((header, block))) => {
             db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1 AND first_seq < ?2")?
                 .execute([first.0, before.0])?;
-            row::put(db, "REPLACE", &header, &block)
+            let infos = newest.iter().filter_map(|lying| lying.info);
+            let committed = infos.clone().map(|info| info.committed).max().unwrap_or(0);
+            let thinned = infos.clone().any(|info| info.thinned);
+            let info = Info { committed, generation, high: lanes.count_high(&batches), thinned };
+            row::put(db, "REPLACE", &header, &block, info)
         }
         Ok(None) => Ok(()),
         Err(why) => {
@@ -116,7 +138,12 @@ mod tests {
     use super::*;
 
     fn segments(lying: &[(u64, u64, u64)]) -> impl Iterator<Item = Lying> {
-        lying.iter().rev().map(|(first, count, bytes)| Lying { first: Seq(*first), count: *count, bytes: *bytes })
+        lying.iter().rev().map(|(first, count, bytes)| Lying {
+            first: Seq(*first),
+            last: Seq(first + count - 1),
+            bytes: *bytes,
+            info: Some(Info::uncounted(1000)),
+        })
     }
 
     fn run(from: u64, length: u64, bytes: u64) -> Vec<(u64, u64, u64)> {
@@ -141,5 +168,18 @@ mod tests {
         let mut with_hole = run(1, 10, 100);
         with_hole.extend(run(50, enough - 1, 100));
         assert_eq!(plan(segments(&with_hole)), None);
+    }
+
+    #[test]
+    fn segments_of_another_hour_or_thinned_or_of_unknown_age_are_not_joined() {
+        let all: Vec<Lying> = segments(&run(1, MERGE as u64, 100)).collect();
+        assert_eq!(plan(all.iter().copied()), Some(Seq(1)));
+        for other in
+            [Some(Info::uncounted(1001 + JOIN_WITHIN)), Some(Info { thinned: true, ..Info::uncounted(1000) }), None]
+        {
+            let mut all = all.clone();
+            all[10].info = other;
+            assert_eq!(plan(all.into_iter()), None);
+        }
     }
 }

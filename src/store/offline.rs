@@ -6,10 +6,11 @@
 //! it, including what stands in its write-ahead log. Only [`purge`] writes, and only
 //! while no gateway runs.
 
-use super::disk::Gap;
+use super::boots::{self, Beginnings};
+use super::gap::Gap;
 use super::ranges::Ranges;
 use super::recover;
-use super::row::{self, HEADER_COLUMNS};
+use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS, LAST_SEQ};
 use super::salvage::{Found, Salvage, Scan};
 use super::schema::{self, FILE_NAME};
 use super::segment;
@@ -47,7 +48,7 @@ pub struct Pending {
     pub readings: u64,
     /// Bytes of the segments that hold them.
     pub bytes: u64,
-    /// Time of the oldest reading among them, about.
+    /// Time of the oldest reading among them, about, of those whose time is known.
     pub oldest: Option<Timestamp>,
 }
 
@@ -134,15 +135,28 @@ impl Offline {
         u32::try_from(epoch).ok().map(Epoch)
     }
 
+    /// When the machine's boots began, as far as the log knows.
+    fn beginnings(&self) -> Result<Beginnings> {
+        Ok(match &self.source {
+            Source::Sqlite(db) => boots::beginnings(db)?,
+            Source::Bytes(salvage) => {
+                let boots = salvage.facts().boots.into_iter();
+                boots.filter_map(|(boot, began)| Some((boot, began?))).collect()
+            }
+        })
+    }
+
     /// Gives what the log holds, as a rule in the order of seqs, until `give` breaks.
+    /// Readings that counted from a boot have their times if these are known by now.
     ///
     /// # Errors
     /// If reading fails as a whole.
     pub fn each(&self, give: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> Result<()> {
+        let began = self.beginnings()?;
         match &self.source {
             Source::Sqlite(db) => {
                 let mut statement =
-                    db.prepare(&format!("SELECT {HEADER_COLUMNS}, block FROM segment ORDER BY first_seq"))?;
+                    db.prepare(&format!("SELECT {HEADER_COLUMNS}, {BLOCK_COLUMN} FROM segment ORDER BY first_seq"))?;
                 let mut rows = statement.query([])?;
                 let mut given = Ranges::default();
                 while let Some(row) = rows.next()? {
@@ -152,7 +166,8 @@ impl Offline {
                         Some(Ok(batches)) => {
                             // A commit that failed and was repeated may overlap the next.
                             let fresh = |b: &Numbered| !given.missing(b.first.0, b.last().0).is_empty();
-                            let batches: Vec<_> = batches.into_iter().filter(fresh).collect();
+                            let mut batches: Vec<_> = batches.into_iter().filter(fresh).collect();
+                            boots::give_times(&began, &mut batches);
                             batches.iter().for_each(|b| given.insert(b.first.0, b.last().0));
                             Piece::Readings(batches)
                         }
@@ -165,7 +180,10 @@ impl Offline {
             }
             Source::Bytes(salvage) => {
                 let mut tell = |found| match found {
-                    Found::Sound { batches, .. } => give(Piece::Readings(batches)),
+                    Found::Sound { mut batches, .. } => {
+                        boots::give_times(&began, &mut batches);
+                        give(Piece::Readings(batches))
+                    }
                     Found::Damaged { header } => {
                         give(Piece::Damaged(header.map(|header| (header.first, header.last()))))
                     }
@@ -204,22 +222,23 @@ impl Offline {
             bytes: 0,
             sinks: sinks.into_iter().map(pending).collect(),
         };
-        self.headers(&mut |header, bytes| {
+        self.headers(&mut |header, bytes, oldest| {
             contents.segments += 1;
             contents.readings += u64::from(header.count);
             contents.bytes += bytes;
             for sink in contents.sinks.iter_mut().filter(|sink| sink.confirmed < header.last()) {
-                let before = (sink.confirmed.0 + 1).saturating_sub(header.first.0);
-                sink.readings += u64::from(header.count).saturating_sub(before);
+                sink.readings += header.within(sink.confirmed, header.last());
                 sink.bytes += bytes;
-                sink.oldest = Some(sink.oldest.map_or(header.oldest, |oldest| oldest.min(header.oldest)));
+                sink.oldest = sink.oldest.into_iter().chain(oldest).min();
             }
         })?;
         Ok(contents)
     }
 
-    /// The head of every segment's row, with its size in bytes.
-    fn headers(&self, take: &mut dyn FnMut(segment::Header, u64)) -> Result<()> {
+    /// The head of every segment's row, with its size in bytes and the oldest time in it
+    /// that is known.
+    fn headers(&self, take: &mut dyn FnMut(segment::Header, u64, Option<Timestamp>)) -> Result<()> {
+        let began = self.beginnings()?;
         match &self.source {
             Source::Sqlite(db) => {
                 let mut statement =
@@ -227,14 +246,15 @@ impl Offline {
                 let mut rows = statement.query([])?;
                 while let Some(row) = rows.next()? {
                     if let Some(header) = row::header_of(row) {
-                        take(header, row.get(row::BLOCK).unwrap_or(0));
+                        let range = known_range(db, &header, &began)?;
+                        take(header, row.get(row::BLOCK).unwrap_or(0), range.map(|(oldest, _)| oldest));
                     }
                 }
             }
             Source::Bytes(salvage) => {
                 let _ = salvage.segments(Scan::IfDamaged, &mut |found| {
-                    if let Found::Sound { header, block, .. } = found {
-                        take(header, block.len() as u64);
+                    if let Found::Sound { header, block, batches } = found {
+                        take(header, block.len() as u64, boots::range(batches, &began).map(|(oldest, _)| oldest));
                     }
                     ControlFlow::Continue(())
                 });
@@ -286,6 +306,21 @@ impl Offline {
     }
 }
 
+/// The smallest and largest time in a segment, of those that are known.
+fn known_range(
+    db: &Connection,
+    header: &segment::Header,
+    began: &Beginnings,
+) -> rusqlite::Result<Option<(Timestamp, Timestamp)>> {
+    if header.has_known_times() {
+        return Ok(Some((header.oldest, header.newest)));
+    }
+    let block = db
+        .prepare_cached(&format!("SELECT {BLOCK_COLUMN} FROM segment WHERE first_seq = ?1"))?
+        .query_row([header.first.0], |row| row.get::<_, Vec<u8>>(0))?;
+    Ok(segment::decode(header, &block).ok().and_then(|batches| boots::range(batches, began)))
+}
+
 /// How a damaged segment is named.
 pub fn damaged(claimed: Option<(Seq, Seq)>) -> String {
     match claimed {
@@ -320,27 +355,19 @@ pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestam
     let mut purged = Purged { range: None, readings: 0, undelivered: Vec::new() };
     let chosen = places.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
     let mut lost: BTreeMap<&str, u64> = chosen.map(|(name, _)| (name.as_str(), 0)).collect();
-    let mut upto = Seq::ZERO;
+    let upto = last_before(&transaction, before)?;
     {
-        let mut statement = transaction.prepare(&format!("SELECT {HEADER_COLUMNS} FROM segment ORDER BY first_seq"))?;
-        let mut rows = statement.query([])?;
+        let sql = format!("SELECT {HEADER_COLUMNS} FROM segment WHERE first_seq <= ?1 ORDER BY first_seq");
+        let mut statement = transaction.prepare(&sql)?;
+        let mut rows = statement.query([upto.0])?;
         while let Some(row) = rows.next()? {
             let Some(header) = row::header_of(row) else { continue };
-            let last = match before {
-                Before::Everything => header.last(),
-                Before::Seq(seq) => header.last().min(seq.prev()),
-                Before::Time(time) if header.newest < time => header.last(),
-                Before::Time(_) => break,
-            };
-            if last < header.first {
-                break;
-            }
-            upto = last;
-            purged.readings += last.0 + 1 - header.first.0;
+            let last = header.last().min(upto);
+            purged.readings += header.within(Seq::ZERO, last);
             purged.range = Some((purged.range.map_or(header.first, |(first, _)| first), last));
             for (name, count) in &mut lost {
                 let confirmed = places.get(*name).map_or(0, |(confirmed, _)| *confirmed);
-                *count += last.0.saturating_sub(confirmed.max(header.first.prev().0));
+                *count += header.within(Seq(confirmed), last);
             }
         }
     }
@@ -348,10 +375,10 @@ pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestam
     let Some((first, last)) = purged.range.filter(|_| really) else { return Ok(purged) };
     for name in lost.keys() {
         let (confirmed, event) = places.get(*name).copied().unwrap_or_default();
-        schema::put_sink(&transaction, name, Seq(confirmed.max(upto.0)), event)?;
+        schema::put_sink(&transaction, name, Seq(confirmed.max(last.0)), event)?;
     }
     if only.is_none() {
-        transaction.execute("DELETE FROM segment WHERE first_seq + count - 1 <= ?1", [upto.0])?;
+        transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
     }
     let undelivered: Vec<(Arc<str>, u64)> =
         lost.iter().filter(|(_, count)| **count > 0).map(|(name, count)| (Arc::from(*name), *count)).collect();
@@ -362,4 +389,27 @@ pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestam
     }
     transaction.commit()?;
     Ok(purged)
+}
+
+/// The last seq that a purge takes.
+fn last_before(db: &Connection, before: Before) -> Result<Seq> {
+    let time = match before {
+        Before::Everything => return Ok(Seq(i64::MAX as u64)),
+        Before::Seq(seq) => return Ok(seq.prev()),
+        Before::Time(time) => time,
+    };
+    let began = boots::beginnings(db)?;
+    let mut upto = Seq::ZERO;
+    let mut statement = db.prepare(&format!("SELECT {HEADER_COLUMNS} FROM segment ORDER BY first_seq"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let Some(header) = row::header_of(row) else { continue };
+        match known_range(db, &header, &began)? {
+            Some((_, newest)) if newest < time => upto = header.last(),
+            Some(_) => break,
+            // What has no time came before what follows it.
+            None => {}
+        }
+    }
+    Ok(upto)
 }

@@ -2,15 +2,24 @@
 
 use super::cursor::SinkCursor;
 use super::disk::Disk;
+use super::evict::{Bounds, Evictor};
+use super::fault::Fault;
+use super::headroom::DiskState;
 use super::heal::{self, Healed};
-use super::log::{Log, MAX_MARKS, Opened, Shared, State};
+use super::lanes::Lanes;
+use super::log::{Log, MAX_MARKS, Opened, Shared};
+use super::logclock::LogClock;
 use super::mark::Mark;
+use super::readers::Readers;
+use super::reserve::Reserve;
 use super::restore::{Job, Restored};
 use super::schema::OpenError;
+use super::space::{Gauge, Space};
+use super::state::State;
 use super::tail::{Policy, Tail};
 use super::writer::lock;
 use crate::clock::Clock;
-use crate::config::{self, Deliver};
+use crate::config::{self, Deliver, Route};
 use crate::metrics::Metrics;
 use parking_lot::{Condvar, Mutex};
 use std::fs::File;
@@ -25,21 +34,38 @@ pub(super) struct Prepared {
     pub disk: Disk,
     pub jobs: Vec<Job>,
     pub lock: File,
+    pub reserve: Reserve,
 }
 
-/// Opens the database and reads from it what the last life left.
+/// Opens the database and reads from it what the last life left. If the disk is full,
+/// the reserve file is given up. With a `gauge` of the disk's room, nothing but the
+/// caller's thread is going to read or write.
 pub(super) fn prepare(
     config: &config::Store,
+    routes: &[Route],
     sinks: &[&str],
     clock: Arc<dyn Clock>,
     metrics: Metrics,
-    stepped: bool,
+    gauge: Option<Gauge>,
 ) -> Result<Prepared, OpenError> {
     let directory = config.directory.as_path();
     let lock = lock(directory)?;
-    let path = heal::database(config);
+    let mut reserve = Reserve::new(directory, config.max_size.as_u64());
+    let lanes = Lanes::new(routes);
     let now = clock.now();
-    let Healed { connection, found, jobs, notes } = heal::open(config, sinks, now, &metrics)?;
+    let mut healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
+    if let Err(why) = &healed
+        && Fault::of_opening(why) == Fault::NoSpace
+        && reserve.is_there()
+        && reserve.release()
+    {
+        tracing::warn!(bytes = reserve.size(), "the disk is full; the reserve file was given up to make room");
+        healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
+    }
+    let Healed { connection, found, boots, jobs, notes } = healed.inspect_err(|why| match Fault::of_opening(why) {
+        Fault::NoSpace => DiskState::Full.show(&metrics),
+        Fault::Other => DiskState::Failing.show(&metrics),
+    })?;
     for name in &found.forgotten {
         tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
     }
@@ -57,7 +83,17 @@ pub(super) fn prepare(
         .into_iter()
         .map(|(device, session, seq)| (device.clone(), Mark::new(device, session, seq)))
         .collect();
-    let disk = Disk::new(path.clone(), config.durability, config.max_size.as_u64(), found.written, connection)
+    let bounds = Bounds {
+        max_size: config.max_size.as_u64(),
+        max_age: config.max_age.map(|max_age| max_age.as_secs()),
+        thin: config.thin,
+    };
+    let evictor = Evictor::new(bounds, lanes, found.generation);
+    let readers = Arc::new(Readers::default());
+    let path = heal::database(config);
+    let stepped = gauge.is_some();
+    let gauge = gauge.unwrap_or_else(|| Space::gauge(directory));
+    let disk = Disk::new(path.clone(), config, gauge, found.written, connection, readers.clone(), evictor)
         .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
     let shared = Arc::new(Shared {
         visible: AtomicU64::new(tail.visible().0),
@@ -72,6 +108,12 @@ pub(super) fn prepare(
             places_due: None,
             holes: found.holes,
             gaps: Vec::new(),
+            boots,
+            notices: Vec::new(),
+            disk: DiskState::Normal,
+            log_clock: LogClock::new(found.clock.0, found.clock.1, now),
+            check_due: now.monotonic,
+            warned: None,
             seen_event: found.last_event,
             sleeping_until: Duration::ZERO,
             flush: false,
@@ -90,13 +132,15 @@ pub(super) fn prepare(
         committed: Notify::new(),
         news: Notify::new(),
         names: sinks.iter().map(|name| Arc::from(*name)).collect(),
+        readers,
         path,
         epoch: found.epoch,
+        opened: now.monotonic,
         clock,
         metrics,
         stepped,
     });
-    Ok(Prepared { shared, disk, jobs, lock })
+    Ok(Prepared { shared, disk, jobs, lock, reserve })
 }
 
 pub(super) fn opened<W>(shared: Arc<Shared>, writer: W) -> Opened<W> {

@@ -5,7 +5,12 @@
 //! mark is forgotten, a damaged event is taken out; anything else that cannot be right
 //! is a [`Fault`], and the database goes into quarantine.
 
-use super::row::{self, HEADER_COLUMNS};
+use super::boots;
+use super::cut::{Left, UNSYNCED};
+use super::gap::{Hole, condense};
+use super::logclock::Kept;
+use super::quarantine::MAX_RANGES;
+use super::row::{self, HEADER_COLUMNS, INFO_COLUMNS};
 use super::schema::{
     OpenError, SEQ_BLOCK, insert_event, put_mark, put_sink, set_meta, small_structure_fault, synchronise,
 };
@@ -24,6 +29,9 @@ pub(super) enum Fault {
     /// SQLite reads it, but it cannot be what was written.
     #[error("{0}")]
     Damaged(String),
+    /// What is to be put back cannot be written anew.
+    #[error(transparent)]
+    Encoding(#[from] std::io::Error),
 }
 
 impl Fault {
@@ -31,6 +39,7 @@ impl Fault {
         match self {
             Fault::Sqlite(why) => OpenError::Database { path: path.to_owned(), why },
             Fault::Damaged(found) => OpenError::Damaged { path: path.to_owned(), found },
+            Fault::Encoding(why) => OpenError::Directory { path: path.to_owned(), why },
         }
     }
 }
@@ -49,22 +58,26 @@ pub(super) struct Recovered {
     /// Sinks that stand in the log but are not wanted any more.
     pub forgotten: Vec<String>,
     pub marks: Vec<(DeviceId, u64, u64)>,
-    /// Ranges of seqs that no reading has: last seq before the hole, and its length.
-    pub holes: Vec<(Seq, u64)>,
+    /// Seqs that no reading has.
+    pub holes: Vec<Hole>,
     pub last_event: u64,
+    /// The log's clock as it was kept, and what the newest segment has of it.
+    pub clock: (Kept, u64),
+    /// Stands in segments for the lanes by which they are counted from now on.
+    pub generation: u64,
 }
 
-/// Reads what the last life left, reserves the seqs of this one, and records the
-/// hole that an unclean stop leaves. What is reserved is synced, whatever the
-/// durability: a power cut may take readings back, but no seq is given out twice. With
-/// `has_wal` false there is no write-ahead log.
+/// Reads what the last life left, puts back what was cut off, reserves the seqs of this
+/// life, and records the holes that an unclean stop leaves. All of it is synced, whatever
+/// the durability: a power cut may take readings back, but no seq is given out twice.
 pub(super) fn recover(
     connection: &mut Connection,
     sinks: &[&str],
     now: Timestamp,
     new_epoch: Epoch,
     durability: Durability,
-    has_wal: bool,
+    left: &Left,
+    lanes: u64,
 ) -> Result<Recovered, Fault> {
     synchronise(connection, Durability::Full)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -72,7 +85,12 @@ pub(super) fn recover(
         return Err(Fault::Damaged(format!("its structure is broken: {}", found.replace('\n', " "))));
     }
     let meta = read_meta(&transaction)?;
-    let (mut holes, disk_end) = read_holes(&transaction)?;
+    let (mut holes, seen_end, mut newest) = read_holes(&transaction)?;
+    let mut disk_end = seen_end;
+    if let Some(cut) = &left.cut {
+        cut.put_back(&transaction, Seq(seen_end), meta.get("log_clock").copied().unwrap_or(0))?;
+        (holes, disk_end, newest) = read_holes(&transaction)?;
+    }
     let epoch = match meta.get("epoch") {
         Some(epoch) => Epoch(u32::try_from(*epoch).map_err(|_| Fault::Damaged("the epoch is impossible".into()))?),
         None if disk_end > 0 || !meta.is_empty() => return Err(Fault::Damaged("the epoch is missing".into())),
@@ -81,28 +99,29 @@ pub(super) fn recover(
             new_epoch
         }
     };
-    let reserved = meta.get("reserved").copied().unwrap_or(0);
-    let clean = meta.get("clean").copied();
+    let reserved = meta.get("reserved").copied().unwrap_or(0).max(left.cut.as_ref().map_or(0, |cut| cut.reserved));
+    // What was cut off may have undone it.
+    let clean = meta.get("clean").copied().filter(|_| left.cut.is_none());
     if disk_end > reserved {
         return Err(Fault::Damaged(format!("seq {disk_end} is stored, though only those to {reserved} were reserved")));
     }
-    if clean.is_none() && !has_wal && reserved > 0 {
+    if clean.is_none() && !left.has_wal && reserved > 0 {
         return Err(Fault::Damaged("the log was not closed, and its write-ahead log is missing".into()));
     }
     let next = match clean {
         Some(clean) => clean.max(disk_end + 1),
         None => reserved.max(disk_end) + 1,
     };
-    if next > disk_end + 1 && clean.is_none() {
-        let body = serde_json::json!({"type": "gap", "reason": "restart", "first": disk_end + 1, "last": next - 1});
-        insert_event(&transaction, now, &body.to_string())?;
-    }
     if next > disk_end + 1 {
-        holes.push((Seq(disk_end), next - disk_end - 1));
+        holes.push(Hole::whole(Seq(disk_end + 1), Seq(next - 1)));
     }
     let reserved = next - 1 + SEQ_BLOCK;
     set_meta(&transaction, "reserved", reserved)?;
     transaction.execute("DELETE FROM meta WHERE key = 'clean'", [])?;
+    match durability {
+        Durability::Normal => set_meta(&transaction, UNSYNCED, 1)?,
+        Durability::Full => drop(transaction.execute("DELETE FROM meta WHERE key = ?1", [UNSYNCED])?),
+    }
 
     let forgotten = adopt_sinks(&transaction, sinks, meta.get("sinks").copied(), next)?;
     let positions = sinks
@@ -117,8 +136,20 @@ pub(super) fn recover(
     let listed = meta.get("listed").copied().unwrap_or(disk_end);
     unlisted::replay(&transaction, Seq(listed), Seq(disk_end))?;
     let marks = read_marks(&transaction)?;
-    scrub_events(&transaction, now, positions.iter().map(|(_, event)| *event).max().unwrap_or(0))?;
+    let told = holes.iter().filter(|hole| clean.is_none() && hole.first.0 > seen_end && hole.is_whole());
+    let told = gaps(told, meta.contains_key(UNSYNCED));
+    // Of events that sinks have seen, too, a power cut may have taken some back.
+    let skipped = if meta.contains_key(UNSYNCED) && !told.is_empty() { SEQ_BLOCK } else { 0 };
+    let confirmed = positions.iter().map(|(_, event)| *event).max().unwrap_or(0);
+    scrub_events(&transaction, now, confirmed, skipped)?;
+    for body in told {
+        insert_event(&transaction, now, &body)?;
+    }
     let last_event = last_event(&transaction)?;
+    let kept = |key: &str| meta.get(key).copied().unwrap_or(0);
+    let wall = Timestamp(i64::try_from(kept("log_clock_wall")).unwrap_or(0));
+    let clock = (Kept { seconds: kept("log_clock"), wall }, newest);
+    let generation = generation(&transaction, &meta, lanes)?;
     transaction.commit()?;
     synchronise(connection, durability)?;
     Ok(Recovered {
@@ -131,7 +162,38 @@ pub(super) fn recover(
         marks,
         holes,
         last_event,
+        clock,
+        generation,
     })
+}
+
+/// Events that tell of seqs of which nothing is on disk. With `unsynced`, readings among
+/// them may have been acknowledged and be lost.
+fn gaps<'h>(holes: impl Iterator<Item = &'h Hole>, unsynced: bool) -> Vec<String> {
+    let mut ranges: Vec<(u64, u64)> = holes.map(|hole| (hole.first.0, hole.last.0)).collect();
+    if let Some((_, end)) = ranges.get(MAX_RANGES..).and_then(|rest| rest.last().copied()) {
+        ranges.truncate(MAX_RANGES);
+        ranges.iter_mut().rev().take(1).for_each(|(_, last)| *last = end);
+    }
+    let body = |(first, last): (u64, u64)| {
+        let mut body = serde_json::json!({"type": "gap", "reason": "restart", "first": first, "last": last});
+        if unsynced && let Some(body) = body.as_object_mut() {
+            body.insert("durability".to_owned(), "normal".into());
+        }
+        body.to_string()
+    };
+    ranges.into_iter().map(body).collect()
+}
+
+/// Counts how often the lanes changed: segments counted by others are looked into anew.
+fn generation(transaction: &Transaction<'_>, meta: &BTreeMap<String, u64>, lanes: u64) -> rusqlite::Result<u64> {
+    let before = meta.get("lanes_generation").copied().unwrap_or(0);
+    if before > 0 && meta.get("lanes") == Some(&lanes) {
+        return Ok(before);
+    }
+    set_meta(transaction, "lanes", lanes)?;
+    set_meta(transaction, "lanes_generation", before + 1)?;
+    Ok(before + 1)
 }
 
 /// Gives each new sink the place of the one that is furthest behind, so that a
@@ -227,8 +289,8 @@ fn sound_events(connection: &Connection) -> rusqlite::Result<(Events, u64)> {
 }
 
 /// Takes out events that are damaged, and says so by one that is not. Sees to it that
-/// no id is given out again that a sink has confirmed.
-fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64) -> rusqlite::Result<()> {
+/// no id is given out again that a sink has confirmed, and passes over `skipped` more.
+fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64, skipped: u64) -> rusqlite::Result<()> {
     const FAR: i64 = 1 << 40;
     let (sound, damaged) = sound_events(transaction)?;
     let last: Option<i64> = transaction
@@ -245,9 +307,11 @@ fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64) -
             )?;
         }
     }
-    if last.is_some_and(|last| !(floor..floor.saturating_add(FAR)).contains(&last)) || (last.is_none() && floor > 0) {
+    let given_out = last.filter(|last| (floor..floor.saturating_add(FAR)).contains(last)).unwrap_or(floor);
+    let wanted = given_out.saturating_add_unsigned(skipped);
+    if last.unwrap_or(0) != wanted {
         transaction.execute("DELETE FROM sqlite_sequence WHERE name = 'event'", [])?;
-        transaction.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?1)", [floor])?;
+        transaction.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?1)", [wanted])?;
     }
     if damaged > 0 {
         let body = serde_json::json!({"type": "events_lost", "reason": "corrupt", "count": damaged});
@@ -256,11 +320,13 @@ fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64) -
     Ok(())
 }
 
-/// Ranges of seqs that no segment has, and the last seq that one has.
-fn read_holes(transaction: &Transaction<'_>) -> Result<(Vec<(Seq, u64)>, u64), Fault> {
-    let mut statement = transaction.prepare(&format!("SELECT {HEADER_COLUMNS} FROM segment ORDER BY first_seq"))?;
+/// Seqs that no reading has, the last one that one has, and when the newest segment was
+/// written by the log's clock.
+fn read_holes(transaction: &Transaction<'_>) -> Result<(Vec<Hole>, u64, u64), Fault> {
+    let mut statement =
+        transaction.prepare(&format!("SELECT {HEADER_COLUMNS}, {INFO_COLUMNS} FROM segment ORDER BY first_seq"))?;
     let mut rows = statement.query([])?;
-    let (mut holes, mut end, mut before) = (Vec::new(), 0u64, 0u64);
+    let (mut holes, mut end, mut before, mut newest) = (Vec::new(), 0u64, 0u64, 0u64);
     while let Some(row) = rows.next()? {
         let header =
             row::header_of(row).ok_or_else(|| Fault::Damaged(format!("the segment after seq {end} has no header")))?;
@@ -269,12 +335,20 @@ fn read_holes(transaction: &Transaction<'_>) -> Result<(Vec<(Seq, u64)>, u64), F
         }
         before = header.first.0;
         if header.first.0 > end + 1 {
-            holes.push((Seq(end), header.first.0 - end - 1));
+            holes.push(Hole::whole(Seq(end + 1), header.first.prev()));
+        }
+        holes.extend(Hole::inside(&header));
+        if holes.len() > MAX_READ {
+            condense(&mut holes);
         }
         end = end.max(header.last().0);
+        newest = row::info(row, row::BLOCK).map_or(newest, |info| info.committed);
     }
-    Ok((holes, end))
+    Ok((holes, end, newest))
 }
+
+/// Holes that are collected before they are condensed.
+const MAX_READ: usize = 20_000;
 
 fn read_meta(connection: &Connection) -> Result<BTreeMap<String, u64>, Fault> {
     let mut meta = BTreeMap::new();
@@ -341,6 +415,10 @@ pub(super) fn unproven(connection: &Connection) -> rusqlite::Result<Vec<String>>
     if events > 0 {
         found.push(format!("table event: {events} rows are not what was written"));
     }
+    let boots = boots::unproven(connection)?;
+    if boots > 0 {
+        found.push(format!("table boot: {boots} rows are not what was written"));
+    }
     Ok(found)
 }
 
@@ -350,7 +428,7 @@ pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<u64>, Fa
 }
 
 /// The newest event's id, 0 if there never was one.
-fn last_event(connection: &Connection) -> rusqlite::Result<u64> {
+pub(super) fn last_event(connection: &Connection) -> rusqlite::Result<u64> {
     let id = connection
         .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'event'", [], |row| row.get(0))
         .optional()?;

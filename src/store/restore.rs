@@ -11,6 +11,7 @@ use super::log::{Log, Shared};
 use super::quarantine::{self, Entry, MAX_RANGES};
 use super::salvage::{Found, Salvage, Scan, Walk, cut};
 use super::segment::Header;
+use super::space::Space;
 use crate::metrics::ReasonLabel;
 use crate::model::{Numbered, Seq};
 use std::ops::ControlFlow;
@@ -96,7 +97,7 @@ struct Restore<'a> {
 impl Restore<'_> {
     fn all(&mut self, store: &Path) -> ControlFlow<()> {
         let salvage = Salvage::open(&self.job.entry.database());
-        self.with_history = free_space(store).is_none_or(|free| free >= salvage.length() + SPARE);
+        self.with_history = Space::of(store).is_none_or(|space| space.free >= salvage.length() + SPARE);
         if !self.with_history {
             tracing::warn!(quarantine = self.job.entry.name(), "too little space on the disk to take history over");
         }
@@ -106,7 +107,7 @@ impl Restore<'_> {
                 self.job.entry.report.salvaged.damaged_segments += 1;
                 if let Some(header) = header {
                     let reason = ReasonLabel { reason: "corrupt" };
-                    let lost = header.last().0.saturating_sub(self.job.confirmed.max(header.first.prev().0));
+                    let lost = header.within(Seq(self.job.confirmed), header.last());
                     self.shared.metrics.readings_dropped.get_or_create(&reason).inc_by(lost);
                 }
                 ControlFlow::Continue(())
@@ -126,10 +127,12 @@ impl Restore<'_> {
             return ControlFlow::Continue(());
         }
         let confirmed = Seq(self.job.confirmed);
+        let mut sent_again = 0;
         for batch in batches.iter().filter(|batch| batch.last() > confirmed) {
             let rest = if batch.first > confirmed { batch.clone() } else { cut(batch, confirmed.next(), batch.last()) };
             let count = rest.batch.readings.len() as u64;
             self.append(&rest)?;
+            sent_again += count;
             self.sent_again += count;
             self.job.entry.report.salvaged.sent_again += count;
             self.shared.metrics.store_salvaged_readings.inc_by(count);
@@ -137,7 +140,7 @@ impl Restore<'_> {
         let whole =
             batches.iter().map(|batch| batch.batch.readings.len() as u64).sum::<u64>() == u64::from(header.count);
         if header.first <= confirmed && whole && self.with_history {
-            let kept = confirmed.min(header.last()).0 + 1 - header.first.0;
+            let kept = batches.iter().map(|batch| batch.batch.readings.len() as u64).sum::<u64>() - sent_again;
             self.job.entry.report.salvaged.history += kept;
             self.shared.metrics.store_salvaged_readings.inc_by(kept);
             self.wait(|restored| {
@@ -247,11 +250,6 @@ fn missing(walk: &Walk, confirmed: u64, end: u64) -> Vec<(u64, u64)> {
         missing.iter_mut().rev().take(1).for_each(|range| range.1 = last);
     }
     missing
-}
-
-fn free_space(directory: &Path) -> Option<u64> {
-    let found = rustix::fs::statvfs(directory).ok()?;
-    Some(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// What the thread is given.

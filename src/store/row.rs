@@ -1,34 +1,89 @@
 //! What a row says, and whether it can be believed.
 //!
-//! A segment's row is proven by the segment's checksum. All other rows that matter
-//! carry a `guard`: a CRC-32 over the table's name and the row's fields. SQLite
+//! A segment's row is proven by the segment's checksum, but for what retention goes by,
+//! which has a guard of its own. All other rows that matter carry a `guard`: a CRC-32 over the table's name and the row's fields. SQLite
 //! notices only damage to its structure; a flipped bit in a sink's place would skip
 //! readings, and one in a device's mark would acknowledge what never came.
 
 use super::segment::Header;
-use crate::model::{Seq, Timestamp};
+use crate::model::{BootId, Seq, Timestamp};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 
 /// The columns of a segment's row from which [`header`] is made, in its order; the
 /// block is selected behind them, as column [`BLOCK`].
-pub(super) const HEADER_COLUMNS: &str = "first_seq, count, oldest, newest, raw_length, checksum";
+pub(super) const HEADER_COLUMNS: &str = "first_seq, last_seq, count, oldest, newest, raw_length, checksum";
+
+/// Selects the block, as the column behind [`HEADER_COLUMNS`].
+pub(super) const BLOCK_COLUMN: &str = "coalesce(data, block)";
 
 /// The block's place behind [`HEADER_COLUMNS`].
-pub(super) const BLOCK: usize = 6;
+pub(super) const BLOCK: usize = 7;
+
+/// The last seq of a segment's row, which only has it if seqs are missing before.
+pub(super) const LAST_SEQ: &str = "coalesce(last_seq, first_seq + count - 1)";
+
+/// What a segment's row has for retention to go by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Info {
+    /// When it was written, in seconds by the log's clock.
+    pub committed: u64,
+    /// Stands for the routes by which `high` was counted; 0 if it was not.
+    pub generation: u64,
+    /// Readings of the high lane.
+    pub high: u64,
+    /// Whether samples were taken out of it to make room.
+    pub thinned: bool,
+}
+
+impl Info {
+    /// Of a segment that was written at `committed`, and of which nothing else is known.
+    pub fn uncounted(committed: u64) -> Info {
+        Info { committed, generation: 0, high: 0, thinned: false }
+    }
+}
+
+/// The columns from which [`info`] is made.
+pub(super) const INFO_COLUMNS: &str = "first_seq, committed, lanes, high, thinned, guard";
+
+/// What retention goes by, from a row that has [`INFO_COLUMNS`] from its column `at` on;
+/// `None` if it is not what was written. A row from before there was any is older than
+/// the log's clock.
+pub(super) fn info(row: &rusqlite::Row<'_>, at: usize) -> Option<Info> {
+    if matches!(row.get_ref(at + 1), Ok(ValueRef::Null)) && matches!(row.get_ref(at + 5), Ok(ValueRef::Null)) {
+        return Some(Info::uncounted(0));
+    }
+    let column = |i: usize| row.get::<_, i64>(at + i).ok();
+    let fields = [column(0)?, column(1)?, column(2)?, column(3)?, column(4)?];
+    (column(5)? == info_guard(fields)).then_some(())?;
+    let [_, committed, generation, high, thinned] = fields.map(i64::unsigned_abs);
+    Some(Info { committed, generation, high, thinned: thinned != 0 })
+}
+
+fn info_guard(fields: [i64; 5]) -> i64 {
+    fields.into_iter().fold(Guard::of("segment"), Guard::number).finish()
+}
 
 /// The header of a segment's row, whoever read the row: `column` gives the integers
 /// of [`HEADER_COLUMNS`]. `None` if they cannot be what was written.
 pub(super) fn header(column: impl Fn(usize) -> Option<i64>) -> Option<Header> {
-    let header = Header {
-        first: Seq(u64::try_from(column(0)?).ok()?),
-        count: u32::try_from(column(1)?).ok()?,
-        oldest: Timestamp(column(2)?),
-        newest: Timestamp(column(3)?),
-        raw_length: u32::try_from(column(4)?).ok()?,
-        checksum: u32::try_from(column(5)?).ok()?,
+    let first = u64::try_from(column(0)?).ok()?;
+    let count = u32::try_from(column(2)?).ok().filter(|count| *count > 0)?;
+    let dense = first.checked_add(u64::from(count))?.checked_sub(1)?;
+    let last = match column(1) {
+        Some(last) => u64::try_from(last).ok()?,
+        None => dense,
     };
-    let last = header.first.0.checked_add(u64::from(header.count))?;
-    (header.first.0 > 0 && header.count > 0 && i64::try_from(last).is_ok()).then_some(header)
+    let header = Header {
+        first: Seq(first),
+        last: Seq(last),
+        count,
+        oldest: Timestamp(column(3)?),
+        newest: Timestamp(column(4)?),
+        raw_length: u32::try_from(column(5)?).ok()?,
+        checksum: u32::try_from(column(6)?).ok()?,
+    };
+    (first > 0 && last >= dense && last < i64::MAX.unsigned_abs()).then_some(header)
 }
 
 /// The header of a segment's row that was selected by [`HEADER_COLUMNS`].
@@ -37,19 +92,30 @@ pub(super) fn header_of(row: &rusqlite::Row<'_>) -> Option<Header> {
 }
 
 /// Adds a segment's row; `conflict` says what to do if its seq has one already.
-pub(super) fn put(db: &Connection, conflict: &str, header: &Header, block: &[u8]) -> rusqlite::Result<()> {
+pub(super) fn put(db: &Connection, conflict: &str, header: &Header, block: &[u8], info: Info) -> rusqlite::Result<()> {
     let sql = format!(
-        "INSERT OR {conflict} INTO segment (first_seq, count, oldest, newest, raw_length, checksum, size, block)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"
+        "INSERT OR {conflict} INTO segment (first_seq, count, oldest, newest, raw_length, checksum, size, block,
+                                            last_seq, committed, lanes, high, thinned, guard, data)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, x'', ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
     );
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let first = signed(header.first.0);
+    let [committed, generation, high] = [info.committed, info.generation, info.high].map(signed);
+    let thinned = i64::from(info.thinned);
     db.prepare_cached(&sql)?.execute(params![
-        header.first.0,
+        first,
         header.count,
         header.oldest.0,
         header.newest.0,
         header.raw_length,
         header.checksum,
         block.len() as u64,
+        header.is_sparse().then_some(header.last.0),
+        committed,
+        generation,
+        high,
+        thinned,
+        info_guard([first, committed, generation, high, thinned]),
         block
     ])?;
     Ok(())
@@ -62,7 +128,7 @@ pub(super) fn put(db: &Connection, conflict: &str, header: &Header, block: &[u8]
 /// If the database cannot be read.
 pub(super) fn each(db: &Connection, after: Seq, each: &mut dyn FnMut(&Header, &[u8]) -> bool) -> rusqlite::Result<()> {
     let mut statement = db.prepare_cached(&format!(
-        "SELECT {HEADER_COLUMNS}, block FROM segment
+        "SELECT {HEADER_COLUMNS}, {BLOCK_COLUMN} FROM segment
          WHERE first_seq >= coalesce((SELECT max(first_seq) FROM segment WHERE first_seq <= ?1), 0)
          ORDER BY first_seq"
     ))?;
@@ -99,6 +165,11 @@ pub(super) fn event_guard(id: i64, time: i64, body: &str) -> i64 {
     Guard::of("event").number(id).number(time).text(body).finish()
 }
 
+/// The guard of a row of `boot`.
+pub(super) fn boot_guard(id: BootId, began: Option<i64>, last: Option<i64>) -> i64 {
+    Guard::of("boot").bytes(&id.0).optional(began).optional(last).finish()
+}
+
 /// Stands for the set of sinks that have a row: tells when one was lost.
 pub(super) fn names_guard<'a>(names: impl Iterator<Item = &'a str>) -> i64 {
     let mut names: Vec<&str> = names.collect();
@@ -113,15 +184,23 @@ impl Guard {
         Guard(crc32fast::Hasher::new()).text(table)
     }
 
-    fn text(mut self, text: &str) -> Guard {
-        self.0.update(&(text.len() as u64).to_le_bytes());
-        self.0.update(text.as_bytes());
+    fn text(self, text: &str) -> Guard {
+        self.bytes(text.as_bytes())
+    }
+
+    fn bytes(mut self, bytes: &[u8]) -> Guard {
+        self.0.update(&(bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
         self
     }
 
     fn number(mut self, number: i64) -> Guard {
         self.0.update(&number.to_le_bytes());
         self
+    }
+
+    fn optional(self, number: Option<i64>) -> Guard {
+        self.number(i64::from(number.is_some())).number(number.unwrap_or(0))
     }
 
     fn finish(self) -> i64 {
@@ -148,10 +227,16 @@ mod tests {
 
     #[test]
     fn a_header_that_cannot_be_is_none() {
-        let row = |first: i64, count: i64| header(|i| [first, count, 0, 0, 10, 5].get(i).copied());
-        assert!(row(1, 1).is_some());
+        let row = |first: i64, last: Option<i64>, count: i64| {
+            header(|i| [Some(first), last, Some(count), Some(0), Some(0), Some(10), Some(5)].get(i).copied().flatten())
+        };
+        assert_eq!(row(1, None, 3).map(|header| header.last), Some(Seq(3)));
+        assert_eq!(row(1, Some(7), 3).map(|header| header.last), Some(Seq(7)));
         for (first, count) in [(0, 1), (-5, 1), (1, 0), (1, -1), (1, 1 << 40), (i64::MAX, 1)] {
-            assert!(row(first, count).is_none(), "{first} {count}");
+            assert!(row(first, None, count).is_none(), "{first} {count}");
+        }
+        for last in [-1, 0, 2, i64::MAX] {
+            assert!(row(1, Some(last), 3).is_none(), "{last}");
         }
     }
 }

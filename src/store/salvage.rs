@@ -15,7 +15,7 @@ pub(super) use pages::{WalState, wal_path};
 use super::ranges::Ranges;
 use super::row;
 use super::segment::{self, Header};
-use crate::model::{Batch, Numbered, Seq};
+use crate::model::{Batch, BootId, Numbered, Seq, Timestamp};
 use pages::{Image, Pages, View};
 use record::{Cell, Field};
 use std::collections::{BTreeMap, HashSet};
@@ -29,9 +29,11 @@ const KNOWN_ROOTS: [(&str, u32); 5] = [("meta", 2), ("segment", 3), ("sink", 4),
 const MAX_DEPTH: usize = 20;
 /// No segment's row is longer.
 const MAX_ROW: u64 = 256 << 20;
-/// A segment's row has these columns: its key, six numbers and the block; there may be
-/// more behind them.
-const SEGMENT_BLOCK_COLUMN: usize = 7;
+/// A segment's row has these columns: its key, six numbers and the block; behind them,
+/// if the block is empty, the last seq, numbers, and the block itself.
+const BLOCK_COLUMN: usize = 7;
+const LAST_SEQ_COLUMN: usize = 8;
+const DATA_COLUMN: usize = 14;
 
 /// A database that is read without SQLite.
 pub(super) struct Salvage {
@@ -49,6 +51,8 @@ pub(super) struct Facts {
     pub marks: BTreeMap<String, (u64, u64)>,
     /// Id, time and body.
     pub events: BTreeMap<u64, (i64, String)>,
+    /// When boots began, where that became known.
+    pub boots: BTreeMap<BootId, Option<Timestamp>>,
     /// Rows whose guard does not hold.
     pub unproven: u64,
 }
@@ -69,11 +73,23 @@ pub(super) enum Found {
     Damaged { header: Option<Header> },
 }
 
+/// A sound segment that SQLite does not see. Of readings that stand in several of them,
+/// one has each.
+#[derive(Debug)]
+pub(super) struct Orphan {
+    pub header: Header,
+    pub block: Vec<u8>,
+    pub batches: Vec<Numbered>,
+}
+
 /// What a walk came to.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Walk {
     /// Every seq that was given.
     pub given: Ranges,
+    /// Every seq between the first and the last of a sound segment: what such a one does
+    /// not have was taken out of it on purpose.
+    pub known: Ranges,
     /// What damaged rows say that they held; not proven.
     pub damaged: Vec<(u64, u64)>,
     pub damaged_segments: u64,
@@ -112,17 +128,17 @@ impl Salvage {
     /// again, and none is left out.
     pub fn facts(&self) -> Facts {
         let mut facts = Facts::default();
-        for table in ["meta", "sink", "mark", "event"] {
+        for table in ["meta", "sink", "mark", "event", "boot"] {
             let Some(root) = self.roots.get(table) else { continue };
             self.rows(*root, &mut |rowid, fields| {
                 facts.unproven += u64::from(!facts.take(table, rowid, fields));
             });
         }
-        for image in self.pages.images().filter(|image| matches!(image, Image::Frame(_) | Image::Db(2..=8))) {
+        for image in self.pages.images().filter(|image| matches!(image, Image::Frame(_) | Image::Db(2..=16))) {
             let Some(page) = self.pages.read(image) else { continue };
             for cell in record::cells(&page, 0) {
                 let Some(fields) = (cell.overflow == 0).then(|| record::fields(cell.local)).flatten() else { continue };
-                for table in ["meta", "sink", "mark"] {
+                for table in ["meta", "sink", "mark", "boot"] {
                     // Rows of other tables are among them.
                     let _ = facts.take(table, cell.rowid, &fields);
                 }
@@ -138,19 +154,12 @@ impl Salvage {
         let mut flow = ControlFlow::Continue(());
         let root = self.roots.get("segment").copied().unwrap_or(3);
         let broken = self.cells(root, &mut |image, cell| {
-            let number = |column: usize, fields: &[Field<'_>]| match column {
-                0 => Some(cell.rowid),
-                column => fields.get(column)?.integer(),
-            };
             let sound = self.segment(cell, image);
             flow = match sound {
                 Some((header, block, batches)) => walk.give(header, block, batches, give),
                 None => {
                     let known = self.record(cell, View::Committed);
-                    let header = known
-                        .as_deref()
-                        .and_then(record::fields)
-                        .and_then(|f| row::header(|column| number(column, &f)));
+                    let header = known.as_deref().and_then(record::fields).and_then(|fields| header(cell, &fields));
                     walk.damaged_segments += 1;
                     walk.damaged.extend(header.map(|header| (header.first.0, header.last().0)));
                     give(Found::Damaged { header })
@@ -194,15 +203,16 @@ impl Salvage {
     }
 
     /// The sound segments in those frames of the write-ahead log that SQLite would not
-    /// look at.
-    pub fn orphaned(&self) -> Vec<(Header, Vec<u8>)> {
+    /// look at, in the order of their seqs.
+    pub fn orphaned(&self) -> Vec<Orphan> {
         let mut found = Vec::new();
         let _ = self.scan(self.pages.orphaned(), &mut Walk::default(), &mut |segment| {
-            if let Found::Sound { header, block, .. } = segment {
-                found.push((header, block));
+            if let Found::Sound { header, block, batches } = segment {
+                found.push(Orphan { header, block, batches });
             }
             ControlFlow::Continue(())
         });
+        found.sort_by_key(|orphan| orphan.header.first);
         found
     }
 
@@ -240,11 +250,11 @@ impl Salvage {
         views.iter().find_map(|view| {
             let record = self.record(cell, *view)?;
             let fields = record::fields(&record)?;
-            let header = row::header(|column| match column {
-                0 => Some(cell.rowid),
-                column => fields.get(column)?.integer(),
-            })?;
-            let Some(Field::Blob(block)) = fields.get(SEGMENT_BLOCK_COLUMN) else { return None };
+            let header = header(cell, &fields)?;
+            let block = match (fields.get(BLOCK_COLUMN), fields.get(DATA_COLUMN)) {
+                (_, Some(Field::Blob(block))) | (Some(Field::Blob(block)), None) => block,
+                _ => return None,
+            };
             let batches = segment::decode(&header, block).ok()?;
             Some((header, block.to_vec(), batches))
         })
@@ -312,12 +322,21 @@ fn is_segment(cell: &Cell<'_>) -> bool {
         return false;
     }
     let Some((serials, _)) = record::shape(cell.local, cell.length) else { return false };
-    match serials.split_at_checked(SEGMENT_BLOCK_COLUMN) {
+    match serials.split_at_checked(BLOCK_COLUMN) {
         Some(([0, numbers @ ..], [block, ..])) => {
             numbers.iter().all(|serial| matches!(serial, 1..=6 | 8 | 9)) && *block >= 12 && block % 2 == 0
         }
         _ => false,
     }
+}
+
+/// What the row of a segment says of it, in the order of [`row::HEADER_COLUMNS`].
+fn header(cell: &Cell<'_>, fields: &[Field<'_>]) -> Option<Header> {
+    row::header(|column| match column {
+        0 => Some(cell.rowid),
+        1 => fields.get(LAST_SEQ_COLUMN)?.integer(),
+        column => fields.get(column - 1)?.integer(),
+    })
 }
 
 impl Walk {
@@ -328,6 +347,7 @@ impl Walk {
         batches: Vec<Numbered>,
         give: &mut dyn FnMut(Found) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
+        self.known.insert(header.first.0, header.last().0);
         let batches = self.fresh(batches);
         if batches.is_empty() {
             return ControlFlow::Continue(());
@@ -349,9 +369,9 @@ impl Walk {
         fresh
     }
 
-    /// What between `first` and `last` was not given.
+    /// What between `first` and `last` nothing sound tells of.
     pub fn missing(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
-        self.given.missing(first, last)
+        self.known.missing(first, last)
     }
 }
 
@@ -359,8 +379,8 @@ impl Walk {
 pub(super) fn cut(batch: &Numbered, first: Seq, last: Seq) -> Numbered {
     let first = first.max(batch.first);
     let readings = batch.after(first.prev()).take_while(|(seq, ..)| *seq <= last).map(|(_, _, r)| r.clone()).collect();
-    let Batch { device, session, .. } = &*batch.batch;
-    Numbered { first, batch: Arc::new(Batch { device: device.clone(), session: *session, readings }) }
+    let Batch { device, session, basis, .. } = &*batch.batch;
+    Numbered { first, batch: Arc::new(Batch { device: device.clone(), session: *session, basis: *basis, readings }) }
 }
 
 impl Facts {
@@ -401,6 +421,17 @@ impl Facts {
                 let (time, body) = (number(1)?, text(2)?);
                 (number(3)? == row::event_guard(rowid, time, body)).then_some(())?;
                 self.events.insert(u64::try_from(rowid).ok()?, (time, body.to_owned()));
+            }
+            "boot" => {
+                let optional = |column: usize| match fields.get(column)? {
+                    Field::Null => Some(None),
+                    field => field.integer().map(Some),
+                };
+                let id = BootId(fields.first()?.blob()?.try_into().ok()?);
+                let (began, last) = (optional(1)?, optional(2)?);
+                (number(3)? == row::boot_guard(id, began, last)).then_some(())?;
+                let known = self.boots.entry(id).or_default();
+                *known = known.or(began.map(Timestamp));
             }
             _ => {}
         }

@@ -1,13 +1,14 @@
 //! The database file: opening it, its schema and migrations, and the rows that are
 //! written with a guard.
 
+use super::logclock::Kept;
 use super::row;
 use super::wal;
 use crate::config::Durability;
 use crate::model::{Seq, Timestamp};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// Name of the database inside the store's directory.
@@ -34,6 +35,17 @@ const MIGRATIONS: &[&str] = &[
     "CREATE TABLE event (id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, body TEXT NOT NULL);
      ALTER TABLE sink ADD COLUMN event INTEGER NOT NULL DEFAULT 0;",
     ADD_GUARDS,
+    // `data` takes the place of `block`, which new rows leave empty: a large value is
+    // best the last, since what stands behind it is far to reach. See [`row::Info`].
+    "ALTER TABLE segment ADD COLUMN last_seq INTEGER;
+     ALTER TABLE segment ADD COLUMN committed INTEGER;
+     ALTER TABLE segment ADD COLUMN lanes INTEGER;
+     ALTER TABLE segment ADD COLUMN high INTEGER;
+     ALTER TABLE segment ADD COLUMN thinned INTEGER;
+     ALTER TABLE segment ADD COLUMN guard INTEGER;
+     ALTER TABLE segment ADD COLUMN data BLOB;",
+    // When each boot began, once that is known; the last seq that may count from it, once it is over.
+    "CREATE TABLE boot (id BLOB PRIMARY KEY, began INTEGER, last INTEGER, guard INTEGER NOT NULL) WITHOUT ROWID;",
 ];
 
 /// Rows that no checksum covered get one; see [`row`]. What stands there is sealed as
@@ -47,6 +59,15 @@ const ADD_GUARDS: &str = "ALTER TABLE meta ADD COLUMN guard INTEGER NOT NULL DEF
 /// takes a second or two on a slow card. Of larger ones that is left to
 /// `tidegate queue verify`.
 const CHECKED_WHOLE: u64 = 32 << 20;
+
+/// Bytes that the database's content takes, and that its file has with the free pages
+/// among them, which new content takes first.
+pub(super) fn sizes(db: &Connection) -> rusqlite::Result<(u64, u64)> {
+    let get = |pragma: &str| db.prepare_cached(pragma)?.query_row([], |row| row.get::<_, u64>(0));
+    let (pages, free) = (get("PRAGMA page_count")?, get("PRAGMA freelist_count")?);
+    let size = get("PRAGMA page_size")?;
+    Ok((pages.saturating_sub(free) * size, pages * size))
+}
 
 /// SQLite's WAL-reset bug can corrupt a database up to this version (3.51.2).
 const LAST_AFFECTED_SQLITE: i32 = 3_051_002;
@@ -117,7 +138,7 @@ fn looks_like_sqlite(path: &Path) -> std::io::Result<bool> {
     let mut head = Vec::new();
     match std::fs::File::open(path) {
         Ok(file) => file.take(MAGIC.len() as u64).read_to_end(&mut head)?,
-        Err(why) if why.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(why) if why.kind() == ErrorKind::NotFound => 0,
         Err(why) => return Err(why),
     };
     Ok(head.is_empty() || head == MAGIC)
@@ -132,7 +153,8 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
     connection.pragma_update(None, "page_size", 1024)?;
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     synchronise(connection, durability)?;
-    connection.pragma_update_and_check(None, "wal_autocheckpoint", wal::CHECKPOINT_PAGES, |_| Ok(()))?;
+    // It would keep a failure to itself; see [`wal`].
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
     connection.pragma_update_and_check(None, "journal_size_limit", wal::MAX_BYTES, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -512)?;
     connection.pragma_update(None, "temp_store", "MEMORY")
@@ -190,7 +212,17 @@ fn seal(db: &Connection) -> rusqlite::Result<()> {
 /// otherwise. Reads all of it.
 pub(super) fn structure_fault(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if is_read_failure(&found) {
+        let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_READ);
+        return Err(rusqlite::Error::SqliteFailure(error, Some(found)));
+    }
     Ok((found != "ok").then_some(found))
+}
+
+/// Whether what `quick_check` found is that a page could not be read, of which nothing
+/// can be told: it says so in these words, and is done as if nothing had failed.
+fn is_read_failure(found: &str) -> bool {
+    found.contains("failed to get page") || found.contains("unable to get the page")
 }
 
 /// As [`structure_fault`] for a small database; a large one is not read.
@@ -268,8 +300,16 @@ pub(super) fn insert_event(connection: &Connection, time: Timestamp, body: &str)
     Ok(u64::try_from(id).unwrap_or(0))
 }
 
+/// Keeps the log's clock.
+pub(super) fn keep_clock(connection: &Connection, kept: Kept) -> rusqlite::Result<()> {
+    set_meta(connection, "log_clock", kept.seconds)?;
+    set_meta(connection, "log_clock_wall", u64::try_from(kept.wall.0).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::cut::Left;
+    use super::super::gap::Hole;
     use super::super::recover::{Recovered, recover};
     use super::*;
     use crate::model::Epoch;
@@ -278,7 +318,8 @@ mod tests {
 
     fn recover_at(path: &Path, sinks: &[&str]) -> Recovered {
         let mut connection = open(path, Durability::Full).expect("the database opens");
-        recover(&mut connection, sinks, NOW, Epoch(7), Durability::Full, true).expect("the database reads")
+        let left = Left { has_wal: true, ..Left::default() };
+        recover(&mut connection, sinks, NOW, Epoch(7), Durability::Full, &left, 0).expect("the database reads")
     }
 
     #[test]
@@ -296,6 +337,13 @@ mod tests {
         assert_eq!((recovered.epoch, recovered.sinks), (Epoch(3), vec![(Seq(42), 0)]));
         let version: i64 = pragma(&Connection::open(&path).expect("it opens"), "user_version").expect("a version");
         assert_eq!(version, MIGRATIONS.len() as i64);
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_read_says_nothing_about_the_structure() {
+        assert!(is_read_failure("*** in database main ***\nTree 3 page 43 cell 0: failed to get page 47"));
+        assert!(is_read_failure("*** in database main ***\nTree 6 page 6: unable to get the page. error code=266"));
+        assert!(!is_read_failure("*** in database main ***\nTree 3 page 3: btreeInitPage() returns error code 11"));
     }
 
     #[test]
@@ -330,7 +378,7 @@ mod tests {
         assert_eq!((first.next, first.reserved, first.last_event), (Seq(1), Seq(SEQ_BLOCK), 0));
         let second = recover_at(&path, &["cloud"]);
         assert_eq!((second.next, second.last_event), (Seq(SEQ_BLOCK + 1), 1));
-        assert_eq!(second.holes, [(Seq(0), SEQ_BLOCK)]);
+        assert_eq!(second.holes, [Hole::whole(Seq(1), Seq(SEQ_BLOCK))]);
         assert_eq!(second.epoch, first.epoch);
     }
 

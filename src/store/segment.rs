@@ -1,26 +1,40 @@
 //! A segment: many readings in one compressed, checksummed, columnar block.
 //!
-//! A segment holds readings of consecutive seqs. Inside, readings of the same
-//! device, session and channels form a group, and each group is stored column by
+//! A segment holds readings in the order of their seqs: consecutive ones as it is
+//! first written, with holes once retention has taken some of them away. Inside,
+//! readings of the same device, session and channels form a group, and each group is stored column by
 //! column, which is where a block's small size comes from. The order across
-//! groups is kept as each reading's offset from the segment's first seq.
+//! groups is kept as each reading's offset from the segment's first seq, so a
+//! segment with holes ("sparse") has the same format.
 //!
 //! ```text
-//! block  = 0x01 strings groups          format byte, then:
+//! block  = format strings groups
 //! strings= n (length utf8)*             device and channel names, each once
 //! groups = n group*
-//! group  = device session channels rows offsets origins times column*
+//! group  = device session [basis] channels rows offsets origins times [received] column*
 //! ```
+//!
+//! Format 1 is for readings with good times only. In format 2 each group has a basis:
+//!
+//! | basis | the times are |
+//! |---|---|
+//! | 0 | good |
+//! | 1, a boot's 16 bytes | counted from that boot |
+//! | 2 | by an absurd device clock; there is a column of times of receipt |
+//! | 3 | good, found once the clock could be believed |
+//! | 4, a boot's 16 bytes | as 2, the times of receipt counted from that boot |
 //!
 //! All numbers are LEB128. The block is compressed with zstd where that helps;
 //! the checksum is a CRC-32 over the header's numbers and the stored block, so
 //! a row moved, cut or flipped anywhere is noticed before it is decoded.
 
+mod basis;
 mod column;
 
 use crate::model::{Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use basis::Kind;
 use column::{Input, paced, put_blob, put_paced, put_values, put_varint};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// What stands in a segment's row beside its block.
@@ -28,21 +42,47 @@ use std::sync::Arc;
 pub struct Header {
     /// Seq of the first reading.
     pub first: Seq,
-    /// Number of readings, whose seqs follow each other.
+    /// Seq of the last reading.
+    pub last: Seq,
+    /// Number of readings; fewer than seqs from first to last if there are holes.
     pub count: u32,
-    /// Smallest and largest time among the readings.
+    /// Smallest and largest time among the readings: of receipt where a device's clock
+    /// is absurd, `i64::MIN` and `MAX` where some real one is not known.
     pub oldest: Timestamp,
     pub newest: Timestamp,
     /// Length of the block before compression; equal to the stored length if it is not compressed.
     pub raw_length: u32,
-    /// CRC-32 (ISO-HDLC) over all of the above and the stored block.
+    /// CRC-32 (ISO-HDLC) over all of the above and the stored block; `last` takes part
+    /// only where `first` and `count` do not give it.
     pub checksum: u32,
 }
 
 impl Header {
     /// Seq of the last reading.
     pub fn last(&self) -> Seq {
-        self.first.plus(u64::from(self.count)).prev()
+        self.last
+    }
+
+    /// How many seqs there are from the first to the last reading.
+    fn span(&self) -> u64 {
+        (self.last.0.saturating_add(1)).saturating_sub(self.first.0)
+    }
+
+    /// How many readings it has after `after` and up to `upto`; about, if there are holes
+    /// and one of the two lies between the first and the last.
+    pub fn within(&self, after: Seq, upto: Seq) -> u64 {
+        let (first, last) = (self.first.max(after.next()), self.last.min(upto));
+        u64::from(self.count).min(last.next().0.saturating_sub(first.0))
+    }
+
+    /// Whether seqs between the first and the last have no reading.
+    pub fn is_sparse(&self) -> bool {
+        self.span() != u64::from(self.count)
+    }
+
+    /// Whether `oldest` and `newest` are times.
+    pub(super) fn has_known_times(&self) -> bool {
+        (self.oldest, self.newest) != (Timestamp(i64::MIN), Timestamp(i64::MAX))
     }
 
     fn expected_checksum(&self, block: &[u8]) -> u32 {
@@ -52,6 +92,9 @@ impl Header {
         hash.update(&self.oldest.0.to_le_bytes());
         hash.update(&self.newest.0.to_le_bytes());
         hash.update(&self.raw_length.to_le_bytes());
+        if self.is_sparse() {
+            hash.update(&self.last.0.to_le_bytes());
+        }
         hash.update(block);
         hash.finalize()
     }
@@ -63,6 +106,8 @@ impl Header {
 pub struct Corrupt(pub(super) &'static str);
 
 const FORMAT: u8 = 1;
+/// Of a block in which not all times are good.
+const FORMAT_WITH_BASES: u8 = 2;
 /// Above what any commit holds; a larger claim is damage.
 const MAX_RAW_LENGTH: u32 = 256 << 20;
 const ZSTD_LEVEL: i32 = 1;
@@ -79,11 +124,14 @@ pub struct Encoder {
 struct Group<'a> {
     device: &'a DeviceId,
     session: Option<u64>,
+    basis: Kind,
     channels: &'a Channels,
     /// Offset from the segment's first seq, and the reading.
     rows: Vec<(u64, &'a Reading)>,
-    /// The device's group that began before this one.
+    /// The device's group of the same kind that began before this one.
     older: Option<usize>,
+    /// When each of them was received, where that is kept.
+    received: Vec<i64>,
 }
 
 impl Encoder {
@@ -93,22 +141,22 @@ impl Encoder {
         Ok(Encoder { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, raw: Vec::new() })
     }
 
-    /// Encodes `batches`, whose seqs must follow each other without a hole.
-    /// Returns `None` if there is no reading in them.
+    /// Encodes `batches`, which stand in the order of their seqs. Returns `None` if there
+    /// is no reading in them.
     ///
     /// # Errors
     /// If there is more than a segment can hold, or compression fails.
     pub fn encode(&mut self, batches: &[Numbered]) -> std::io::Result<Option<(Header, Vec<u8>)>> {
-        let Some(first) = batches.iter().find(|b| !b.batch.readings.is_empty()).map(|b| b.first) else {
-            return Ok(None);
-        };
+        let mut filled = batches.iter().filter(|b| !b.batch.readings.is_empty());
+        let Some(first) = filled.next() else { return Ok(None) };
+        let (first, last) = (first.first, filled.next_back().unwrap_or(first).last());
         let too_large = |_| std::io::Error::other("too many readings for one segment");
         let mut count = 0usize;
         let (mut oldest, mut newest) = (Timestamp(i64::MAX), Timestamp(i64::MIN));
-        for reading in batches.iter().flat_map(|b| &b.batch.readings) {
-            count += 1;
-            oldest = oldest.min(reading.time);
-            newest = newest.max(reading.time);
+        for Numbered { batch, .. } in batches.iter().filter(|b| !b.batch.readings.is_empty()) {
+            count += batch.readings.len();
+            let (from, to) = basis::range(batch);
+            (oldest, newest) = (oldest.min(from), newest.max(to));
         }
         self.raw.clear();
         encode_groups(&mut self.raw, &group(first, batches));
@@ -121,6 +169,7 @@ impl Encoder {
         };
         let mut header = Header {
             first,
+            last,
             count: u32::try_from(count).map_err(too_large)?,
             oldest,
             newest,
@@ -138,9 +187,11 @@ const LOOK_BACK: usize = 32;
 
 fn group(first: Seq, batches: &[Numbered]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
-    let mut newest_of: HashMap<(&str, Option<u64>), usize> = HashMap::new();
+    let mut newest_of: HashMap<(&str, Option<u64>, Kind), usize> = HashMap::new();
     for Numbered { first: batch_first, batch } in batches {
-        let key = (batch.device.as_str(), batch.session);
+        let basis = Kind::of(batch.basis);
+        let receipt = basis::receipt(batch.basis);
+        let key = (batch.device.as_str(), batch.session, basis);
         let mut newest = newest_of.get(&key).copied();
         let mut current = newest;
         for (offset, reading) in (batch_first.0.saturating_sub(first.0)..).zip(&batch.readings) {
@@ -153,11 +204,13 @@ fn group(first: Seq, batches: &[Numbered]) -> Vec<Group<'_>> {
             });
             let index = index.unwrap_or_else(|| {
                 let (device, session) = (&batch.device, batch.session);
-                groups.push(Group { device, session, channels, rows: Vec::new(), older: newest });
+                let (rows, received) = (Vec::new(), Vec::new());
+                groups.push(Group { device, session, basis, channels, rows, older: newest, received });
                 newest = Some(groups.len() - 1);
                 groups.len() - 1
             });
             groups[index].rows.push((offset, reading));
+            groups[index].received.extend(receipt);
             current = Some(index);
         }
         if let Some(newest) = newest {
@@ -178,7 +231,8 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
             });
         }
     }
-    out.push(FORMAT);
+    let plain = groups.iter().all(|group| group.basis == Kind::Wall);
+    out.push(if plain { FORMAT } else { FORMAT_WITH_BASES });
     put_varint(out, strings.len() as u64);
     strings.iter().for_each(|name| put_blob(out, name.as_bytes()));
     put_varint(out, groups.len() as u64);
@@ -192,6 +246,9 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
                 put_varint(out, session);
             }
         }
+        if !plain {
+            group.basis.put(out);
+        }
         put_varint(out, group.channels.len() as u64);
         group.channels.iter().for_each(|channel| put_varint(out, index_of[channel.as_str()]));
         put_varint(out, group.rows.len() as u64);
@@ -203,6 +260,9 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
             integers.clear();
             integers.extend(group.rows.iter().map(field));
             put_paced(out, &integers);
+        }
+        if group.basis.has_receipts() {
+            put_paced(out, &group.received);
         }
         for channel in 0..group.channels.len() {
             put_values(out, group.rows.iter().map(|(_, reading)| &reading.values()[channel])); // one value a channel
@@ -232,66 +292,118 @@ pub fn decode(header: &Header, block: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
 struct GroupHead {
     device: DeviceId,
     session: Option<u64>,
+    basis: Kind,
+    /// When each reading was received, in their order, where that is kept.
+    received: VecDeque<i64>,
 }
 
 fn decode_raw(header: &Header, raw: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
     let mut input = Input::new(raw);
-    if input.byte()? != FORMAT {
-        return Err(Corrupt("its format is unknown"));
-    }
+    let has_bases = match input.byte()? {
+        FORMAT => false,
+        FORMAT_WITH_BASES => true,
+        _ => return Err(Corrupt("its format is unknown")),
+    };
     let strings = (0..input.count(1)?).map(|_| input.text()).collect::<Result<Vec<_>, _>>()?;
     let count = header.count as usize; // fits: the target has at least 32 bits
     if count > raw.len() {
         return Err(Corrupt("its count is impossible"));
     }
-    let mut in_order: Vec<Option<(usize, Reading)>> = Vec::new();
-    in_order.resize_with(count, || None);
+    let mut places = if header.is_sparse() { Places::sparse(header)? } else { Places::dense(count) };
     let group_count = input.count(1)?;
     let mut heads = Vec::with_capacity(group_count);
     for group in 0..group_count {
-        heads.push(decode_group(&mut input, &strings, |offset, reading| {
-            let slot = usize::try_from(offset).ok().and_then(|offset| in_order.get_mut(offset));
-            match slot {
-                Some(slot @ None) => {
-                    *slot = Some((group, reading));
-                    Ok(())
-                }
-                _ => Err(Corrupt("a reading's place is impossible")),
-            }
-        })?);
+        heads
+            .push(decode_group(&mut input, has_bases, &strings, |offset, reading| places.put(offset, group, reading))?);
     }
     if input.remaining() != 0 {
         return Err(Corrupt("it is longer than its content"));
     }
-    assemble(header.first, &heads, in_order)
+    match places {
+        Places::Dense(slots) => {
+            let filled = slots.into_iter().zip(0..).map(|(slot, offset)| slot.map(|(group, r)| (offset, group, r)));
+            assemble(header.first, heads, filled)
+        }
+        Places::Sparse { mut readings, end } => {
+            readings.sort_unstable_by_key(|(offset, ..)| *offset);
+            let ascending = readings.windows(2).all(|pair| pair[0].0 < pair[1].0); // pairs
+            let bounds =
+                readings.first().map(|(o, ..)| *o) == Some(0) && readings.last().map(|(o, ..)| *o) == Some(end);
+            if readings.len() != count || !ascending || !bounds {
+                return Err(Corrupt("a reading's place is impossible"));
+            }
+            assemble(header.first, heads, readings.into_iter().map(Some))
+        }
+    }
+}
+
+/// Readings with their groups, by their offsets from the first seq.
+enum Places {
+    /// One for each offset.
+    Dense(Vec<Option<(usize, Reading)>>),
+    /// Offset, group and reading, for offsets from 0 to `end` with holes.
+    Sparse { readings: Vec<(u64, usize, Reading)>, end: u64 },
+}
+
+impl Places {
+    fn dense(count: usize) -> Places {
+        let mut slots = Vec::new();
+        slots.resize_with(count, || None);
+        Places::Dense(slots)
+    }
+
+    fn sparse(header: &Header) -> Result<Places, Corrupt> {
+        if header.span() < u64::from(header.count) || header.count == 0 {
+            return Err(Corrupt("its count is impossible"));
+        }
+        Ok(Places::Sparse { readings: Vec::new(), end: header.span() - 1 })
+    }
+
+    fn put(&mut self, offset: u64, group: usize, reading: Reading) -> Result<(), Corrupt> {
+        match self {
+            Places::Dense(slots) => match usize::try_from(offset).ok().and_then(|offset| slots.get_mut(offset)) {
+                Some(slot @ None) => *slot = Some((group, reading)),
+                _ => return Err(Corrupt("a reading's place is impossible")),
+            },
+            Places::Sparse { readings, .. } => readings.push((offset, group, reading)),
+        }
+        Ok(())
+    }
 }
 
 /// Joins neighbours of the same group into batches.
 fn assemble(
     first: Seq,
-    heads: &[GroupHead],
-    in_order: Vec<Option<(usize, Reading)>>,
+    mut heads: Vec<GroupHead>,
+    in_order: impl Iterator<Item = Option<(u64, usize, Reading)>>,
 ) -> Result<Vec<Numbered>, Corrupt> {
     let mut batches = Vec::new();
-    let mut next = first;
-    let mut rest = in_order.into_iter().peekable();
+    let mut rest = in_order.peekable();
     while let Some(slot) = rest.next() {
-        let (group, reading) = slot.ok_or(Corrupt("a reading is missing"))?;
+        let (start, group, reading) = slot.ok_or(Corrupt("a reading is missing"))?;
         let mut readings = vec![reading];
-        while let Some(Some((_, reading))) = rest.next_if(|slot| matches!(slot, Some((other, _)) if *other == group)) {
+        let head = &mut heads[group]; // groups were counted up to the number of heads
+        let received = head.received.pop_front();
+        let mut next = start + 1;
+        let fits = |slot: &Option<(u64, usize, Reading)>, head: &GroupHead, next: u64| {
+            matches!(slot, Some((offset, other, _)) if *other == group && *offset == next)
+                && head.received.front().copied() == received
+        };
+        while let Some(Some((_, _, reading))) = rest.next_if(|slot| fits(slot, head, next)) {
+            head.received.pop_front();
             readings.push(reading);
+            next += 1;
         }
-        let head = &heads[group]; // groups were counted up to the number of heads
-        let count = readings.len() as u64;
-        let batch = Batch { device: head.device.clone(), session: head.session, readings };
-        batches.push(Numbered { first: next, batch: Arc::new(batch) });
-        next = next.plus(count);
+        let basis = head.basis.basis(received.unwrap_or_default());
+        let batch = Batch { device: head.device.clone(), session: head.session, basis, readings };
+        batches.push(Numbered { first: first.plus(start), batch: Arc::new(batch) });
     }
     Ok(batches)
 }
 
 fn decode_group(
     input: &mut Input<'_>,
+    has_bases: bool,
     strings: &[&str],
     mut place: impl FnMut(u64, Reading) -> Result<(), Corrupt>,
 ) -> Result<GroupHead, Corrupt> {
@@ -305,6 +417,7 @@ fn decode_group(
         1 => Some(input.varint()?),
         _ => return Err(Corrupt("a session is neither there nor absent")),
     };
+    let basis = if has_bases { Kind::read(input)? } else { Kind::Wall };
     let channels: Channels = (0..input.count(1)?)
         .map(|_| ChannelName::new(string(input)?).map_err(|_| Corrupt("a channel's name is invalid")))
         .collect::<Result<_, _>>()?;
@@ -312,6 +425,7 @@ fn decode_group(
     let offsets = paced(input, rows)?;
     let origins = paced(input, rows)?;
     let times = paced(input, rows)?;
+    let received = if basis.has_receipts() { paced(input, rows)?.into() } else { VecDeque::new() };
     let mut values: Vec<Vec<Value>> = Vec::new();
     values.resize_with(rows, || Vec::with_capacity(channels.len()));
     if rows > 0 {
@@ -326,12 +440,13 @@ fn decode_group(
         let offset = u64::try_from(offset).map_err(|_| Corrupt("a reading's place is impossible"))?;
         place(offset, reading)?;
     }
-    Ok(GroupHead { device, session })
+    Ok(GroupHead { device, session, basis, received })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Basis, BootId};
     use proptest::prelude::*;
 
     fn channels(names: &[&str]) -> Channels {
@@ -349,11 +464,20 @@ mod tests {
             ".{0,8}".prop_map(|text| Value::Text(text.into())),
         ];
         let reading = (any::<u64>(), any::<i64>(), 0usize..3, proptest::collection::vec(value, 2));
-        let batch = (0u8..4, proptest::option::of(0u64..2), proptest::collection::vec(reading, 0..6));
+        let basis = prop_oneof![
+            4 => Just(Basis::Wall),
+            1 => (0u8..2).prop_map(|boot| Basis::Boot(BootId([boot; 16]))),
+            1 => any::<i64>().prop_map(|received| Basis::DeviceClock { received: Timestamp(received) }),
+            1 => Just(Basis::Resynchronised),
+            1 => (0u8..2, any::<i64>()).prop_map(|(boot, received)| {
+                Basis::DeviceClockSince { boot: BootId([boot; 16]), received: Timestamp(received) }
+            }),
+        ];
+        let batch = (0u8..4, proptest::option::of(0u64..2), basis, proptest::collection::vec(reading, 0..6));
         (1u64..u64::MAX / 2, proptest::collection::vec(batch, 0..20)).prop_map(|(first, batches)| {
             let lists = [channels(&[]), channels(&["a"]), channels(&["a", "b"])];
             let mut next = Seq(first);
-            let number = |(device, session, readings): (u8, Option<u64>, Vec<Drawn>)| {
+            let number = |(device, session, basis, readings): (u8, Option<u64>, Basis, Vec<Drawn>)| {
                 let readings: Vec<_> = readings
                     .into_iter()
                     .map(|(origin, time, list, mut values)| {
@@ -362,7 +486,7 @@ mod tests {
                     })
                     .collect();
                 let device = DeviceId::new(&format!("device-{device}")).expect("a valid name");
-                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, readings }) };
+                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, basis, readings }) };
                 next = next.plus(numbered.batch.readings.len() as u64);
                 numbered
             };
@@ -373,7 +497,7 @@ mod tests {
     /// One line a reading, floats by their bits, so that NaN equals itself.
     fn flat(batches: &[Numbered]) -> Vec<String> {
         let line = |n: &Numbered| {
-            let device = n.batch.device.clone();
+            let device = format!("{} {:?}", n.batch.device, n.batch.basis);
             n.after(Seq::ZERO)
                 .map(|(seq, origin, reading)| {
                     let values: Vec<_> = reading
@@ -418,11 +542,32 @@ mod tests {
         }
 
         #[test]
-        fn garbage_with_a_right_checksum_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..300), count in 0u32..50, compressed in any::<bool>()) {
+        fn garbage_with_a_right_checksum_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..300), count in 0u32..50, holes in 0u32..3, compressed in any::<bool>()) {
             let raw_length = if compressed { 500 } else { garbage.len() as u32 };
-            let mut header = Header { first: Seq(1), count, oldest: Timestamp(0), newest: Timestamp(0), raw_length, checksum: 0 };
+            let last = Seq(u64::from(count) + u64::from(holes));
+            let mut header = Header { first: Seq(1), last, count, oldest: Timestamp(0), newest: Timestamp(0), raw_length, checksum: 0 };
             header.checksum = header.expected_checksum(&garbage);
             let _ = decode(&header, &garbage);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_readings_that_are_left_come_back_with_their_seqs(batches in any_batches(), keep in 1u64..5, from in 0u64..5) {
+            let left = super::super::evict::filtered(&batches, &mut |seq, _, _| seq.0 % keep == from);
+            let expected: Vec<_> = flat(&batches).into_iter().filter(|line| {
+                line.split(' ').next().and_then(|seq| seq.parse::<u64>().ok()).is_some_and(|seq| seq % keep == from)
+            }).collect();
+            prop_assert_eq!(&flat(&left), &expected);
+            if let Some((header, mut block)) = encode(&left) {
+                let back = decode(&header, &block).expect("what was written reads back");
+                prop_assert_eq!(flat(&back), expected);
+                let wrong = Header { last: header.last.next(), ..header };
+                prop_assert!(decode(&wrong, &block).is_err());
+                let middle = block.len() / 2;
+                block[middle] ^= 1;
+                prop_assert!(decode(&header, &block).is_err());
+            }
         }
     }
 
@@ -430,10 +575,12 @@ mod tests {
     fn a_header_that_was_changed_is_noticed() {
         let device = DeviceId::new("d").expect("a valid name");
         let reading = Reading::new(1, Timestamp(5), channels(&["a"]), Box::new([Value::Integer(1)])).expect("it fits");
-        let batch = Arc::new(Batch { device, session: None, readings: vec![reading] });
+        let batch = Arc::new(Batch { device, session: None, basis: Basis::Wall, readings: vec![reading] });
         let (header, block) = encode(&[Numbered { first: Seq(7), batch }]).expect("one reading");
         for wrong in [
             Header { first: Seq(8), ..header },
+            Header { last: Seq(8), ..header },
+            Header { last: Seq(6), ..header },
             Header { count: 2, ..header },
             Header { oldest: Timestamp(4), ..header },
             Header { newest: Timestamp(6), ..header },
@@ -459,11 +606,91 @@ mod tests {
                 ];
                 let time = Timestamp(1_763_859_723_000_000 + i64::from(i) * 10_000 + noise as i64);
                 let reading = Reading::new(u64::from(i / 20), time, list.clone(), values.into()).expect("it fits");
-                let batch = Batch { device, session: Some(u64::from(i % 20) << 40), readings: vec![reading] };
+                let batch = Batch {
+                    device,
+                    session: Some(u64::from(i % 20) << 40),
+                    basis: Basis::Wall,
+                    readings: vec![reading],
+                };
                 Numbered { first: Seq(5000 + u64::from(i)), batch: Arc::new(batch) }
             })
             .collect();
         let (_, block) = encode(&batches).expect("there are readings");
         assert!(block.len() < 10_000, "{} bytes", block.len());
+    }
+
+    const BOOT: BootId = BootId([0xb0; 16]);
+
+    /// One reading of each of some kinds; frozen, as old logs must be read for ever.
+    fn golden() -> Vec<Numbered> {
+        let received = Timestamp(1_795_395_723_000_000);
+        one_of_each(&[Basis::Wall, Basis::Boot(BOOT), Basis::DeviceClock { received }])
+    }
+
+    fn one_of_each(bases: &[Basis]) -> Vec<Numbered> {
+        let number = |(seq, basis): (u64, Basis)| {
+            let device = DeviceId::new("d").expect("a valid name");
+            let value = Box::new([Value::Integer(5)]);
+            let time = Timestamp(i64::try_from(seq).expect("small") * 1_000_000);
+            let reading = Reading::new(seq, time, channels(&["a"]), value).expect("it fits");
+            Numbered {
+                first: Seq(seq),
+                batch: Arc::new(Batch { device, session: Some(7), basis, readings: vec![reading] }),
+            }
+        };
+        (1..).zip(bases.iter().copied()).map(number).collect()
+    }
+
+    fn block(batches: &[Numbered]) -> String {
+        let mut raw = Vec::new();
+        encode_groups(&mut raw, &group(batches[0].first, batches));
+        raw.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn blocks_are_laid_out_as_ever() {
+        let golden = golden();
+        assert_eq!(block(&golden[..1]), GOLDEN_1);
+        assert_eq!(block(&golden), GOLDEN_2);
+        assert_eq!(decoded(GOLDEN_2, 3), golden);
+    }
+
+    #[test]
+    fn blocks_with_later_kinds_are_laid_out_as_ever() {
+        let since = Basis::DeviceClockSince { boot: BOOT, received: Timestamp(100) };
+        let later = one_of_each(&[Basis::Resynchronised, since]);
+        assert_eq!(block(&later), GOLDEN_3);
+        assert_eq!(decoded(GOLDEN_3, 2), later);
+    }
+
+    fn decoded(block: &str, count: u32) -> Vec<Numbered> {
+        let byte = |at| u8::from_str_radix(&block[at..at + 2], 16).expect("hex");
+        let raw: Vec<u8> = (0..block.len()).step_by(2).map(byte).collect();
+        let (time, raw_length) = (Timestamp(0), raw.len() as u32);
+        let last = Seq(u64::from(count));
+        let header = Header { first: Seq(1), last, count, oldest: time, newest: time, raw_length, checksum: 0 };
+        let header = Header { checksum: header.expected_checksum(&raw), ..header };
+        decode(&header, &raw).expect("frozen bytes")
+    }
+
+    const GOLDEN_1: &str = "01020164016101000107010101c0843d000102c0843d02030a";
+    const GOLDEN_2: &str = concat!(
+        "0202016401610300010700010101c0843d000102c0843d02030a00010701b0b0b0b0b0b0b0b0b0b0",
+        "b0b0b0b0b0b001010101020104c0843d04030a0001070201010101040106c0843d06c0843d96c29c",
+        "b00d030a",
+    );
+
+    const GOLDEN_3: &str = concat!(
+        "0202016401610200010703010101c0843d000102c0843d02030a00010704b0b0b0b0b0b0b0b0b0b0",
+        "b0b0b0b0b0b001010101020104c0843d0401c801030a",
+    );
+
+    #[test]
+    fn a_time_that_is_not_known_may_lie_anywhere() {
+        let golden = golden();
+        let range = |batches: &[Numbered]| encode(batches).map(|(header, _)| (header.oldest.0, header.newest.0));
+        assert_eq!(range(&golden[..1]), Some((1_000_000, 1_000_000)));
+        assert_eq!(range(&golden[1..]), Some((i64::MIN, i64::MAX)));
+        assert_eq!(range(&golden[2..]), Some((1_795_395_723_000_000, 1_795_395_723_000_000)));
     }
 }

@@ -58,6 +58,8 @@ pub(super) struct Tail {
     total_bytes: usize,
     unsettled_bytes: usize,
     unsaved_bytes: usize,
+    /// A batch was handed back for want of room, and nothing was saved since.
+    refused: bool,
     confirmed: Vec<Seq>,
     /// Session and seq of devices whose readings were settled without ever being saved.
     unsaved_marks: HashMap<DeviceId, (u64, u64)>,
@@ -92,6 +94,7 @@ impl Tail {
             total_bytes: 0,
             unsettled_bytes: 0,
             unsaved_bytes: 0,
+            refused: false,
             confirmed,
             unsaved_marks: HashMap::new(),
         }
@@ -106,6 +109,7 @@ impl Tail {
         let full = held > 0 && held + bytes > self.policy.max_pending;
         let count = batch.readings.len() as u64;
         if full || self.next.plus(count) > self.reserved.next() {
+            self.refused |= full;
             return Err(batch);
         }
         let Some(last_origin) = batch.readings.last().map(|reading| reading.origin_seq) else { return Ok(()) };
@@ -137,6 +141,7 @@ impl Tail {
             self.saved_entries += 1;
         }
         self.saved = self.saved.max(upto);
+        self.refused = false;
         self.advance()
     }
 
@@ -190,7 +195,8 @@ impl Tail {
     /// The monotonic time at which a commit is due; `None` while none is.
     pub fn due(&self) -> Option<Duration> {
         let oldest = self.entries.get(self.saved_entries)?;
-        if self.unsaved_bytes >= self.policy.segment_bytes {
+        // What is confirmed and would wait for history must not keep devices waiting.
+        if self.refused || self.segment_is_full() {
             return Some(Duration::ZERO);
         }
         let unsettled = self.entries.get(self.saved_entries.max(self.settled_entries));
@@ -202,14 +208,21 @@ impl Tail {
         [commit, history].into_iter().flatten().min()
     }
 
-    /// Everything that is not on disk, and what is to be written with it.
+    /// What is not on disk, up to a segment's worth and at least one batch, and what is
+    /// to be written with it. So no commit is larger than a log of its bound can take.
     pub fn unsaved(&mut self) -> Unsaved {
         let mut covered: HashMap<DeviceId, (u64, u64)> = HashMap::new();
-        let mut batches = Vec::with_capacity(self.entries.len() - self.saved_entries);
+        let mut batches = Vec::new();
         let mut upto = self.saved;
         let mut previous: Option<&Arc<Mark>> = None;
         let mut pending = (0, 0);
-        for entry in self.entries.iter().skip(self.saved_entries) {
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            let fits = bytes < self.policy.segment_bytes;
+            bytes += entry.bytes;
+            fits
+        };
+        for entry in self.entries.iter().skip(self.saved_entries).take_while(fits) {
             batches.push(entry.numbered.clone());
             upto = entry.numbered.last();
             let Some(mark) = &entry.mark else { continue };
@@ -315,7 +328,7 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Reading, Timestamp};
+    use crate::model::{Basis, Reading, Timestamp};
     use proptest::prelude::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -337,7 +350,7 @@ mod tests {
     fn batch(origins: std::ops::RangeInclusive<u64>) -> Batch {
         let reading = |seq| Reading::new(seq, Timestamp(0), Arc::new([]), Box::new([])).expect("both lists are empty");
         let device = DeviceId::new("d").expect("a valid name");
-        Batch { device, session: Some(1), readings: origins.map(reading).collect() }
+        Batch { device, session: Some(1), basis: Basis::Wall, readings: origins.map(reading).collect() }
     }
 
     fn mark() -> Arc<Mark> {
@@ -358,6 +371,20 @@ mod tests {
         assert_eq!((work.marks, work.covered), (vec![], vec![(mark.device().clone(), 1, 3)]));
         assert_eq!(tail.saved(work.upto).len(), 1);
         assert_eq!((mark.settled(), tail.due(), tail.unsettled_bytes()), (3, None, 0));
+    }
+
+    #[test]
+    fn a_commit_takes_a_segments_worth_and_the_rest_is_due_at_once() {
+        let bytes = batch(1..=1).memory();
+        let mut tail = tail(Policy { segment_bytes: bytes + 1, ..policy() }, 1);
+        for origin in 1..=3 {
+            tail.append(batch(origin..=origin), None, SECOND).expect("there is room");
+        }
+        let work = tail.unsaved();
+        assert_eq!((seqs(&work.batches), work.upto), (vec![1, 2], Seq(2)));
+        tail.saved(work.upto);
+        assert_eq!(tail.due(), Some(2 * SECOND), "as soon as it was before");
+        assert_eq!(seqs(&tail.unsaved().batches), [3]);
     }
 
     #[test]
@@ -424,6 +451,21 @@ mod tests {
         let upto = tail.unsaved().upto;
         tail.saved(upto);
         assert!(tail.append(batch(1..=1), None, SECOND).is_ok());
+    }
+
+    #[test]
+    fn a_batch_that_is_handed_back_makes_a_commit_due_at_once() {
+        let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 1);
+        let mut next = 1;
+        while tail.append(batch(next..=next), None, SECOND).is_ok() {
+            tail.confirm(0, Seq(next));
+            next += 1;
+        }
+        assert_eq!(tail.due(), Some(Duration::ZERO), "what is confirmed does not wait for history");
+        let upto = tail.unsaved().upto;
+        tail.saved(upto);
+        assert!(tail.append(batch(next..=next), None, SECOND).is_ok());
+        assert_eq!(tail.due(), Some(2 * SECOND));
     }
 
     #[test]

@@ -49,11 +49,11 @@ impl Unlisted {
 
     /// Device, session and the session's last seq: what a segment says, or of
     /// readings that were settled without being written.
-    pub fn add(&mut self, marks: Vec<(DeviceId, u64, u64)>) {
-        self.marks.extend(marks.into_iter().map(|(device, session, seq)| (device, (session, seq))));
+    pub fn add(&mut self, marks: &[(DeviceId, u64, u64)]) {
+        self.marks.extend(marks.iter().map(|(device, session, seq)| (device.clone(), (*session, *seq))));
     }
 
-    /// Whether the table must be brought up to date when the segments up to `dropped`
+    /// Whether the table must be brought up to date when readings up to `dropped`
     /// go: they would take with them what they say, or a fresh start would have to
     /// read more than it should.
     pub fn is_due(&self, dropped: Seq) -> bool {
@@ -74,6 +74,18 @@ impl Unlisted {
         schema::set_meta(db, "listed", self.last.0)
     }
 
+    /// The same with what a commit adds that is the last, and up to where.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn list_all(&self, db: &Connection, more: [&[(DeviceId, u64, u64)]; 2], last: Seq) -> rusqlite::Result<()> {
+        self.list(db)?;
+        for (device, session, seq) in more.into_iter().flatten() {
+            schema::put_mark(db, device.as_str(), *session, *seq)?;
+        }
+        schema::set_meta(db, "listed", self.last.max(last).0)
+    }
+
     /// What was listed is on disk now.
     pub fn listed(&mut self) {
         *self = Unlisted::new(self.last);
@@ -90,7 +102,7 @@ pub(super) fn replay(db: &Connection, listed: Seq, last: Seq) -> rusqlite::Resul
     let mut unlisted = Unlisted::new(last);
     row::each(db, listed, &mut |header, block| {
         match segment::decode(header, block) {
-            Ok(batches) => unlisted.add(batches.iter().filter_map(says).collect()),
+            Ok(batches) => unlisted.add(&batches.iter().filter_map(says).collect::<Vec<_>>()),
             Err(why) => {
                 tracing::warn!(first = header.first.0, %why, "a damaged segment says nothing about its devices")
             }

@@ -1,20 +1,24 @@
 //! Whoever writes: sleeps until a commit is due, then writes all that is pending
 //! in one transaction. A thread of its own, or a simulation step by step.
 
-use super::disk::{Disk, Gap, Outcome};
+use super::disk::{Commit, Disk, Outcome};
+use super::gap::add_holes;
+use super::keeper::Keeper;
 use super::log::Shared;
+use super::reserve::Reserve;
 use super::schema::OpenError;
 use crate::model::Seq;
+use anyhow::Result;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Pause after a commit that failed.
-const RETRY: Duration = Duration::from_secs(1);
 /// How often the bytes written are read from the operating system.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// How often it is logged that readings are dropped.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 /// The thread that owns the write connection, and what goes with it.
 pub struct Writer {
@@ -53,36 +57,53 @@ pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
 
 /// What became of a commit.
 enum Attempt {
-    Done,
-    Failed,
-    /// It was the last.
-    Ended,
+    Done {
+        /// Whether anything had to be written.
+        wrote: bool,
+        /// The log was closed before, and everything is written.
+        last: bool,
+    },
+    /// How long to wait before the next one.
+    Failed(Duration),
+    /// The database is damaged.
+    Damaged,
 }
 
 /// Runs until the log is closed and everything is written, or writing fails then.
-pub(super) fn run(shared: &Shared, mut disk: Disk) {
+pub(super) fn run(shared: &Shared, disk: Disk, reserve: Reserve) {
     let mut counted = Counted::default();
+    let mut work = Work::new(shared, disk, reserve);
     loop {
         let closing = wait(shared);
         if shared.state.lock().damaged {
             return;
         }
-        match attempt(shared, &mut disk, closing) {
-            Attempt::Done => {}
-            Attempt::Failed => {
-                shared.due.wait_for(&mut shared.state.lock(), RETRY);
+        match work.attempt(shared) {
+            Attempt::Done { last: true, .. } => {
+                work.disk.close();
+                return;
             }
-            Attempt::Ended => return,
+            Attempt::Failed(pause) if closing && !pause.is_zero() => return,
+            Attempt::Failed(pause) => rest(shared, pause),
+            Attempt::Done { .. } => {}
+            Attempt::Damaged => return,
         }
         counted.update(shared);
     }
+}
+
+/// Waits before the next attempt, but not when the log is closed.
+fn rest(shared: &Shared, pause: Duration) {
+    let until = Instant::now() + pause;
+    let mut state = shared.state.lock();
+    while !state.is_over() && !shared.due.wait_until(&mut state, until).timed_out() {}
 }
 
 /// The writer of a log that has no threads: it works when it is told to, so that a
 /// simulation decides what happens when. See [`super::Log::open_stepped`].
 pub struct Stepper {
     shared: Arc<Shared>,
-    disk: Disk,
+    work: Work,
     paused_until: Duration,
     _lock: File,
 }
@@ -92,6 +113,8 @@ pub struct Stepper {
 pub enum Stepped {
     /// No commit is due before then on the monotonic clock, as things stand.
     Idle(Option<Duration>),
+    /// The disk's room and the age of readings were looked at; nothing was written.
+    Looked,
     /// A commit was tried; [`super::Log::health`] tells whether it failed.
     Tried,
     /// The log was closed.
@@ -99,8 +122,9 @@ pub enum Stepped {
 }
 
 impl Stepper {
-    pub(super) fn new(shared: Arc<Shared>, disk: Disk, lock: File) -> Stepper {
-        Stepper { shared, disk, paused_until: Duration::ZERO, _lock: lock }
+    pub(super) fn new(shared: Arc<Shared>, disk: Disk, reserve: Reserve, lock: File) -> Stepper {
+        let work = Work::new(&shared, disk, reserve);
+        Stepper { shared, work, paused_until: Duration::ZERO, _lock: lock }
     }
 
     /// Commits if that is due.
@@ -115,56 +139,106 @@ impl Stepper {
             }
             state.close
         };
-        match attempt(&self.shared, &mut self.disk, closing) {
-            Attempt::Done => Stepped::Tried,
-            Attempt::Failed => {
-                self.paused_until = now + RETRY;
+        match self.work.attempt(&self.shared) {
+            Attempt::Done { last: true, .. } => {
+                self.work.disk.close();
+                Stepped::Closed
+            }
+            Attempt::Failed(pause) if closing && !pause.is_zero() => Stepped::Closed,
+            Attempt::Failed(pause) => {
+                self.paused_until = now + pause;
                 Stepped::Tried
             }
-            Attempt::Ended => Stepped::Closed,
+            Attempt::Done { wrote: true, .. } => Stepped::Tried,
+            Attempt::Done { wrote: false, .. } => Stepped::Looked,
+            Attempt::Damaged => Stepped::Closed,
         }
     }
 }
 
-/// Writes all that is pending.
-fn attempt(shared: &Shared, disk: &mut Disk, closing: bool) -> Attempt {
-    let started = Instant::now();
-    let now = shared.clock.now();
-    let (mut commit, upto) = shared.state.lock().commit(&shared.names, now.wall);
-    let readings: usize = commit.batches.iter().map(|b| b.batch.readings.len()).sum();
-    let result = disk.commit(&mut commit);
-    shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
-    match result {
-        Ok(outcome) => {
-            shared.metrics.readings_stored.inc_by(readings as u64);
-            commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
-            let places = commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect();
-            settle(shared, upto, commit.reserve, places, outcome);
-            if closing {
-                disk.close();
-                return Attempt::Ended;
+/// A commit that failed, but for its readings, which are still in memory.
+struct Failed {
+    commit: Commit,
+    upto: Seq,
+    readings: usize,
+}
+
+/// What the writer works with.
+struct Work {
+    disk: Disk,
+    keeper: Keeper,
+    failed: Option<Failed>,
+}
+
+impl Work {
+    fn new(shared: &Shared, disk: Disk, reserve: Reserve) -> Work {
+        Work { disk, keeper: Keeper::new(shared, reserve), failed: None }
+    }
+
+    /// Commits everything that is pending, and says what came of it.
+    fn attempt(&mut self, shared: &Shared) -> Attempt {
+        let why = match self.commit(shared) {
+            Ok((wrote, last)) => {
+                self.keeper.wrote(shared, &self.disk);
+                return Attempt::Done { wrote, last };
             }
-            Attempt::Done
+            Err(why) => why,
+        };
+        if shared.examine(&why) {
+            return Attempt::Damaged;
         }
-        Err(why) => {
-            if shared.examine(&why) {
-                return Attempt::Ended;
+        let pause = self.keeper.failed(shared, &self.disk, &why);
+        shared.state.lock().failure = Some(format!("{why:#}"));
+        shared.committed.notify_waiters();
+        Attempt::Failed(pause)
+    }
+
+    /// What failed before is found written after all, or is pending again. Returns
+    /// whether anything was written now, and whether that was the last.
+    fn commit(&mut self, shared: &Shared) -> Result<(bool, bool)> {
+        let started = Instant::now();
+        let landed = self.disk.reopen(self.failed.as_ref().map(|failed| &failed.commit))?;
+        if let Some(before) = self.failed.take() {
+            match landed {
+                Some(outcome) => done(shared, &before.commit, before.upto, before.readings, outcome),
+                None => shared.state.lock().take_back(before.commit),
             }
-            let text = format!("{why:#}");
-            let mut state = shared.state.lock();
-            state.restored.put_back(commit.restored);
-            state.restoring = false;
-            if state.failure.as_ref() != Some(&text) {
-                tracing::error!(error = %text, "the log cannot be written; devices are not acknowledged until it can");
+        }
+        let now = shared.clock.now();
+        let (mut commit, upto) = shared.state.lock().commit(&shared.names, now);
+        let readings: usize = commit.batches.iter().map(|b| b.batch.readings.len()).sum();
+        let result = self.disk.commit(&commit);
+        let wrote = result.as_ref().map_or(true, |outcome| !outcome.leaves_places(&commit));
+        if wrote {
+            shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+        }
+        commit.batches.clear();
+        match result {
+            Ok(outcome) => {
+                done(shared, &commit, upto, readings, outcome);
+                Ok((wrote, commit.clean.is_some()))
             }
-            state.failure = Some(text);
-            state.tail.not_saved(commit.marks);
-            let newer = std::mem::replace(&mut state.gaps, commit.gaps);
-            state.gaps.extend(newer);
-            shared.committed.notify_waiters();
-            if closing { Attempt::Ended } else { Attempt::Failed }
+            Err(why) => {
+                self.failed = Some(Failed { commit, upto, readings });
+                Err(why)
+            }
         }
     }
+}
+
+/// Draws the conclusions from a commit that is on disk.
+fn done(shared: &Shared, commit: &Commit, upto: Seq, readings: usize, outcome: Outcome) {
+    shared.metrics.readings_stored.inc_by(readings as u64);
+    if commit.boot.is_some() {
+        shared.state.lock().boots.saved();
+    }
+    commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
+    for dropped in &outcome.evicted.dropped {
+        shared.count_gap(&dropped.gap(&commit.sinks));
+    }
+    let written = !outcome.leaves_places(commit);
+    let places = written.then(|| commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect());
+    settle(shared, upto, commit.reserve, places, outcome);
 }
 
 /// Sleeps until a commit is due. True if it is the last.
@@ -190,7 +264,7 @@ fn wait(shared: &Shared) -> bool {
     }
 }
 
-fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Vec<(Seq, u64)>, outcome: Outcome) {
+fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Option<Vec<(Seq, u64)>>, outcome: Outcome) {
     let (advanced, visible) = {
         let mut state = shared.state.lock();
         if state.failure.take().is_some() {
@@ -199,37 +273,38 @@ fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Vec<(Seq, u6
         if let Some(reserved) = reserve {
             state.tail.reserve(reserved);
         }
-        state.persisted = places;
+        if let Some(places) = places {
+            state.persisted = places;
+        }
         if let Some(written) = outcome.written {
             state.written = written;
         }
         state.restoring = false;
         let mut advanced = state.tail.saved(upto);
-        if let Some(plan) = &outcome.dropped {
-            tracing::warn!(
-                first = plan.first.0,
-                last = plan.last.0,
-                "the log is full: its oldest readings were dropped"
-            );
-            for sink in 0..shared.names.len() {
-                advanced.extend(state.tail.confirm(sink, plan.last));
+        let evicted = &outcome.evicted;
+        add_holes(&mut state.holes, &evicted.holes);
+        for sink in 0..shared.names.len() {
+            advanced.extend(state.tail.confirm(sink, evicted.upto));
+        }
+        let now = shared.clock.now().monotonic;
+        if !evicted.dropped.is_empty() && state.warned.is_none_or(|warned| now >= warned + WARN_EVERY) {
+            state.warned = Some(now);
+            for dropped in &evicted.dropped {
+                tracing::warn!(
+                    reason = dropped.reason.name(),
+                    first = dropped.first.0,
+                    last = dropped.last.0,
+                    readings = dropped.count,
+                    "the log is at its bound: readings that not every sink confirmed were dropped"
+                );
             }
         }
         if let Some(everywhere) = (0..shared.names.len()).map(|sink| state.tail.confirmed(sink)).min() {
-            state.holes.retain(|(before, length)| before.0 + length > everywhere.0);
+            state.holes.retain(|hole| hole.last > everywhere);
         }
         shared.metrics.store_pending_bytes.set(i64::try_from(state.tail.unsettled_bytes()).unwrap_or(i64::MAX));
         (advanced, state.tail.visible())
     };
-    if let Some(plan) = outcome.dropped {
-        shared.count_gap(&Gap {
-            reason: "max_size",
-            first: plan.first,
-            last: plan.last,
-            count: plan.undelivered.iter().copied().max().unwrap_or(0),
-            undelivered: shared.names.iter().cloned().zip(plan.undelivered).collect(),
-        });
-    }
     shared.metrics.store_bytes.set(i64::try_from(outcome.size).unwrap_or(i64::MAX));
     shared.announce(&advanced);
     if let Some(event) = outcome.last_event {

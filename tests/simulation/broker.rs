@@ -11,7 +11,7 @@ use std::time::Duration;
 use tidegate::backoff::Failure;
 use tidegate::clock::Now;
 use tidegate::config::Encoding;
-use tidegate::model::{Numbered, Seq};
+use tidegate::model::{BootId, Numbered, Seq};
 use tidegate::sink::encode::{self, Fit, Replay};
 use tidegate::sink::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
 use tidegate::store::LogEvent;
@@ -64,6 +64,7 @@ impl Broker {
 
 pub struct SimulatedDestination {
     pub broker: Broker,
+    pub boot: BootId,
     pub identity: Identity,
     pub encoding: Encoding,
 }
@@ -122,7 +123,7 @@ impl Destination for SimulatedDestination {
         budget: Budget,
         now: Now,
     ) -> Result<Encoded<Payload>, Unencodable> {
-        let entries = encode::entries(chunk, after, Replay::new(Duration::from_secs(60), now));
+        let entries = encode::entries(chunk, after, Replay::new(Duration::from_secs(60), now, self.boot));
         let mut writer = encode::writer(self.encoding, &self.identity);
         match encode::payload(&mut *writer, entries, budget) {
             Ok((payload, upto, readings)) => {

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use tidegate::store::Space;
 
 /// What a disk writes as a whole, in bytes.
 const SECTOR: usize = 512;
@@ -24,6 +25,8 @@ pub struct Faults {
     pub read: u32,
     /// Nothing may grow.
     pub full: bool,
+    /// Little is free.
+    pub low: bool,
 }
 
 /// How the process that uses the disk ends.
@@ -112,6 +115,16 @@ impl Disk {
             }
         }
         Ok(lost)
+    }
+
+    /// How much room there seems to be.
+    pub fn space(&self) -> Space {
+        let free = match self.faults {
+            Faults { full: true, .. } => 0,
+            Faults { low: true, .. } => 10 << 20,
+            Faults { .. } => 1 << 30,
+        };
+        Space { free, total: 4 << 30 }
     }
 
     /// Whether an operation fails now.

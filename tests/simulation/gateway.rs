@@ -5,6 +5,7 @@
 use super::broker::{Broker, SimulatedDestination};
 use super::context::Context;
 use super::network::{self, Relay};
+use super::plan::Plan;
 use super::vfs::FaultyVfs;
 use fastrand::Rng;
 use parking_lot::Mutex;
@@ -97,13 +98,16 @@ impl Gateway {
         context: &Context,
         door: &Door,
         vfs: &FaultyVfs,
-        store: &config::Store,
+        plan: &Plan,
         sinks: &[SinkPlan],
         random: &mut Rng,
     ) -> Result<Gateway, OpenError> {
         let (clock, metrics) = (context.clock(), Metrics::new());
         let names: Vec<_> = sinks.iter().map(|sink| sink.name.as_str()).collect();
-        let Opened { log, cursors, writer } = Log::open_stepped(store, &names, clock.clone(), metrics.clone())?;
+        let disk = vfs.clone();
+        let gauge = Arc::new(move || Some(disk.disk().space()));
+        let Opened { log, cursors, writer } =
+            Log::open_stepped(&plan.store, &plan.routes, &names, clock.clone(), metrics.clone(), gauge)?;
         let gateway = GatewayId::new("simulated").expect("a valid name");
         let identity = Identity { gateway, epoch: log.epoch() };
         let mut stop_pumps = Vec::new();
@@ -111,6 +115,7 @@ impl Gateway {
         for (sink, cursor) in sinks.iter().zip(cursors) {
             let destination = SimulatedDestination {
                 broker: sink.broker.clone(),
+                boot: clock.boot(),
                 identity: identity.clone(),
                 encoding: sink.encoding,
             };
@@ -146,7 +151,7 @@ impl Gateway {
             pumps,
             stop_pumps,
             writer: stepping,
-            max_pending: store.max_pending.as_u64(),
+            max_pending: plan.store.max_pending.as_u64(),
         })
     }
 
@@ -245,6 +250,7 @@ async fn step(context: Context, clock: Arc<dyn Clock>, vfs: FaultyVfs, mut write
                 context.trace(format_args!("commit, {changes} changes"));
                 sleep(Duration::from_millis(1)).await;
             }
+            Stepped::Looked => sleep(Duration::from_millis(1)).await,
             Stepped::Closed => return,
         }
     }

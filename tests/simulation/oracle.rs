@@ -1,5 +1,6 @@
 //! What must hold, whatever happens. Knows only what devices and consumers see.
 
+use super::plan::ALARM;
 use std::collections::{BTreeMap, BTreeSet};
 use tidegate::model::{Timestamp, Value};
 use tidegate::sink::encode::Delivery;
@@ -38,25 +39,46 @@ struct Told {
 /// What a consumer has.
 #[derive(Default, Clone)]
 struct Sink {
+    /// What it was called; a gap from before it was renamed has the name of that time.
+    names: BTreeSet<String>,
     /// Readings that each session had taken before the sink was configured.
     before: BTreeMap<(String, u64), u64>,
     received: BTreeSet<Origin>,
     /// The last one that came for the first time, by session.
     newest: BTreeMap<(String, u64), u64>,
-    /// Gaps by event id: reason and readings of this sink.
-    gaps: BTreeMap<u64, (String, u64)>,
+    /// Gaps by event id.
+    gaps: BTreeMap<u64, Gap>,
+    /// Seqs that came or of which a gap told: first and last of ranges, in no order.
+    accounted: Vec<(u64, u64)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Gap {
+    reason: String,
+    first: u64,
+    last: u64,
+    /// Readings of this sink.
+    lost: u64,
 }
 
 /// The values of a reading follow from its name, so that any copy can be checked.
 pub fn content(session: u64, seq: u64) -> Vec<(String, Value)> {
     let mut random = fastrand::Rng::with_seed(session ^ seq.rotate_left(32));
     let mut values = vec![("n".to_owned(), Value::Integer(seq as i64)), ("f".to_owned(), Value::Float(random.f64()))];
+    if is_alarm(seq) {
+        values.push((ALARM.to_owned(), Value::Boolean(true)));
+    }
     if random.bool() {
         let length = random.usize(..40);
         let text: String = std::iter::repeat_with(|| random.alphanumeric()).take(length).collect();
         values.push(("text".to_owned(), Value::Text(text.into())));
     }
     values
+}
+
+/// One reading in a hundred.
+fn is_alarm(seq: u64) -> bool {
+    seq.is_multiple_of(100)
 }
 
 impl Oracle {
@@ -94,12 +116,14 @@ impl Oracle {
     /// A sink is configured from now on.
     pub fn add_sink(&mut self, name: &str) {
         let before = self.sessions.iter().map(|(session, told)| (session.clone(), told.taken)).collect();
-        self.sinks.insert(name.to_owned(), Sink { before, ..Sink::default() });
+        let names = BTreeSet::from([name.to_owned()]);
+        self.sinks.insert(name.to_owned(), Sink { names, before, ..Sink::default() });
     }
 
     /// A sink goes on under another name.
     pub fn rename_sink(&mut self, from: &str, to: &str) {
-        if let Some(sink) = self.sinks.remove(from) {
+        if let Some(mut sink) = self.sinks.remove(from) {
+            sink.names.insert(to.to_owned());
             self.sinks.insert(to.to_owned(), sink);
         }
     }
@@ -147,6 +171,12 @@ impl Oracle {
                 self.violated(format!("seq {seq} stood for {known:?}, and now for {name:?}"));
             }
             self.first_arrival(sink, seq, name);
+            if let Some(known) = self.sinks.get_mut(sink) {
+                match known.accounted.last_mut() {
+                    Some((_, last)) if *last + 1 == seq => *last = seq,
+                    _ => known.accounted.push((seq, seq)),
+                }
+            }
         }
     }
 
@@ -186,28 +216,27 @@ impl Oracle {
             return;
         }
         let reason = body.get("reason").and_then(|reason| reason.as_str()).unwrap_or_default().to_owned();
-        let number = |key: &str| body.get(key).and_then(serde_json::Value::as_u64);
-        let lost = body.get("undelivered").and_then(|all| all.get(sink)).and_then(serde_json::Value::as_u64);
-        let lost = lost.unwrap_or_default();
-        let room = number("last").zip(number("first")).map_or(0, |(last, first)| (last + 1).saturating_sub(first));
-        if lost > room {
-            self.violated(format!("{sink} was told of {lost} readings lost in a gap of {room}"));
-        }
-        if let Some(known) = self.sinks.get_mut(sink) {
-            let gap = (reason, lost);
-            let told = known.gaps.entry(id).or_insert_with(|| gap.clone());
-            if *told != gap {
-                let told = told.clone();
-                self.violated(format!("{sink} was told of event {id} as {told:?} and as {gap:?}"));
-            }
+        let number = |key: &str| body.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
+        let Some(known) = self.sinks.get_mut(sink) else { return };
+        let undelivered = body.get("undelivered").and_then(|all| all.as_object());
+        let named = undelivered.into_iter().flatten().filter(|(name, _)| known.names.contains(*name));
+        let lost = named.filter_map(|(_, lost)| lost.as_u64()).sum();
+        let gap = Gap { reason, first: number("first"), last: number("last"), lost };
+        known.accounted.push((gap.first, gap.last));
+        let told = known.gaps.entry(id).or_insert_with(|| gap.clone()).clone();
+        if gap.first == 0 || gap.lost > (gap.last + 1).saturating_sub(gap.first) {
+            self.violated(format!("{sink} was told of an impossible gap: {gap:?}"));
+        } else if told != gap {
+            self.violated(format!("{sink} was told of event {id} as {told:?} and as {gap:?}"));
         }
     }
 
     /// Everything has healed and drained: what was acknowledged is delivered, or
-    /// reported as lost where that is allowed.
-    pub fn settle(&mut self, sink: &str, losses_allowed: bool) {
+    /// reported as lost where that is allowed; alarms may have to be delivered even so.
+    pub fn settle(&mut self, sink: &str, losses_allowed: bool, with_alarms: bool) {
         let Some(known) = self.sinks.get(sink) else { return };
         let mut missing = 0;
+        let mut alarm = None;
         let mut example = None;
         for (session, told) in &self.sessions {
             let before = known.before.get(session).copied().unwrap_or_default();
@@ -215,18 +244,38 @@ impl Oracle {
                 let name = (session.0.clone(), session.1, seq);
                 if !known.received.contains(&name) && !told.given_up.contains(&seq) {
                     missing += 1;
+                    if is_alarm(seq) {
+                        alarm.get_or_insert_with(|| name.clone());
+                    }
                     example.get_or_insert(name);
                 }
             }
         }
-        let reported: u64 = known.gaps.values().map(|(_, lost)| lost).sum();
-        let reasons: BTreeSet<_> = known.gaps.values().map(|(reason, _)| reason.clone()).collect();
+        let reported: u64 = known.gaps.values().map(|gap| gap.lost).sum();
+        let reasons: BTreeSet<_> = known.gaps.values().map(|gap| gap.reason.clone()).collect();
         if missing > reported {
             self.violated(format!(
                 "{sink} misses {missing} acknowledged readings, such as {example:?}, and was told of {reported} lost"
             ));
+        } else if let Some(alarm) = alarm.filter(|_| with_alarms) {
+            self.violated(format!("{sink} misses {alarm:?}, an alarm, though others could have gone ({reasons:?})"));
         } else if reported > 0 && !losses_allowed {
             self.violated(format!("{sink} was told of {reported} readings lost ({reasons:?}); there was no reason"));
+        }
+    }
+
+    /// Everything has drained: each seq before the last one came, or a gap told of it.
+    pub fn account(&mut self, sink: &str) {
+        let Some(known) = self.sinks.get(sink).filter(|known| known.before.is_empty()) else { return };
+        let mut ranges = known.accounted.clone();
+        ranges.sort_unstable();
+        let mut end = 0;
+        for (first, last) in ranges {
+            if first > end + 1 {
+                self.violated(format!("{sink} got no seq from {} to {}, and was told of no gap", end + 1, first - 1));
+                return;
+            }
+            end = end.max(last);
         }
     }
 

@@ -5,10 +5,11 @@ use bytesize::ByteSize;
 use fastrand::Rng;
 use std::path::Path;
 use std::time::Duration;
-use tidegate::config::{Deliver, Durability, HistoryWithin, Store};
+use tidegate::config::{Deliver, Durability, HistoryWithin, Priority, Route, Store};
 
 pub struct Plan {
     pub store: Store,
+    pub routes: Vec<Route>,
     pub devices: usize,
     pub sinks: usize,
     pub steps: usize,
@@ -26,6 +27,8 @@ pub enum Trouble {
     DeathAtWork,
     DiskErrors,
     DiskFull,
+    /// Less is free than the log is to leave free.
+    DiskLow,
     Line,
     Reboot,
     Broker,
@@ -34,13 +37,14 @@ pub enum Trouble {
     Sinks,
 }
 
-const TROUBLES: [Trouble; 12] = [
+const TROUBLES: [Trouble; 13] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
     Trouble::DeathAtWork,
     Trouble::DiskErrors,
     Trouble::DiskFull,
+    Trouble::DiskLow,
     Trouble::Line,
     Trouble::Reboot,
     Trouble::Broker,
@@ -48,6 +52,9 @@ const TROUBLES: [Trouble; 12] = [
     Trouble::Clock,
     Trouble::Sinks,
 ];
+
+/// The channel that makes a reading an alarm, which a route may let outlive others.
+pub const ALARM: &str = "alarm";
 
 fn one_of<T: Copy>(random: &mut Rng, choices: &[T]) -> T {
     choices[random.usize(..choices.len())]
@@ -61,15 +68,18 @@ impl Plan {
             0 => HistoryWithin::Off,
             within => HistoryWithin::Within(ms(within)),
         };
-        // Settings that come later keep their defaults.
-        #[allow(clippy::needless_update)]
+        let is_small = random.u8(..4) == 0;
+        let alarms = Route { channels: vec![ALARM.into()], priority: Priority::High, ..Route::default() };
+        let routes = if is_small && random.bool() { vec![alarms] } else { Vec::new() };
         let store = Store {
             directory: directory.to_owned(),
             commit_within: ms(one_of(random, &[0, 20, 250, 2000])),
             history_within,
             deliver: if random.u8(..3) == 0 { Deliver::AfterCommit } else { Deliver::AtOnce },
             durability: if random.u8(..6) == 0 { Durability::Normal } else { Durability::Full },
-            max_size: if random.u8(..4) == 0 { ByteSize::kib(random.u64(192..512)) } else { ByteSize::mib(64) },
+            max_size: if is_small { ByteSize::kib(random.u64(192..512)) } else { ByteSize::mib(64) },
+            max_age: (random.u8(..12) == 0).then(|| Duration::from_secs(random.u64(10..100))),
+            thin: (is_small && random.bool()).then(|| random.u32(2..10)),
             max_pending: ByteSize::kib(one_of(random, &[64, 256, 16 * 1024])),
             segment_size: ByteSize::kib(one_of(random, &[4, 16, 64])),
             ..Store::default()
@@ -77,6 +87,7 @@ impl Plan {
         let troubles = TROUBLES.into_iter().filter(|_| random.bool()).collect();
         Plan {
             store,
+            routes,
             devices: random.usize(1..=4),
             sinks: random.usize(1..=3),
             steps: random.usize(5..40),
@@ -85,8 +96,18 @@ impl Plan {
         }
     }
 
-    /// Whether the log may drop readings for want of room.
-    pub fn is_small(&self) -> bool {
+    /// Whether the log may drop readings that were not delivered: for want of room, or
+    /// for their age.
+    pub fn may_drop(&self) -> bool {
+        self.is_small() || self.store.max_age.is_some() || self.troubles.contains(&Trouble::DiskLow)
+    }
+
+    /// Whether readings of high priority are never dropped: there are few of them.
+    pub fn keeps_alarms(&self) -> bool {
+        !self.may_drop() || !self.routes.is_empty() && self.store.max_age.is_none()
+    }
+
+    fn is_small(&self) -> bool {
         self.store.max_size < ByteSize::mib(1)
     }
 }

@@ -5,7 +5,7 @@ use parking_lot::{Mutex, MutexGuard};
 use sqlite_plugin::flags::{AccessFlags, CreateMode, LockLevel, OpenMode, OpenOpts, ShmLockMode};
 use sqlite_plugin::vars;
 use sqlite_plugin::vfs::{RegisterOpts, Vfs, VfsHandle, VfsResult, register_static};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
@@ -23,7 +23,15 @@ struct Inner {
     locks: HashMap<String, Locks>,
     /// Shared memory of connections to the same file. Atomics, because SQLite
     /// writes through a pointer that came from a shared reference.
-    memory: HashMap<String, Vec<Box<[AtomicU64]>>>,
+    memory: HashMap<String, Memory>,
+}
+
+/// Shared memory of a file. As with SQLite's own file system, whoever comes when nobody
+/// has it mapped finds it empty.
+#[derive(Default)]
+struct Memory {
+    regions: Vec<Box<[AtomicU64]>>,
+    mapped_by: BTreeSet<u64>,
 }
 
 /// Who holds what of a file, by handle.
@@ -137,6 +145,11 @@ impl Vfs for FaultyVfs {
         if inner.disk.is_dead() {
             return Err(vars::SQLITE_IOERR_LOCK);
         }
+        // As of the system: a write lock needs a file that is open for writing. So SQLite
+        // does not remove the write-ahead log when somebody who reads is the last to leave.
+        if handle.readonly && level > LockLevel::Shared {
+            return Err(vars::SQLITE_IOERR_LOCK);
+        }
         let held = &mut inner.locks.entry(handle.path.clone()).or_default().file;
         let others = held.iter().filter(|(id, _)| **id != handle.id).map(|(_, level)| *level).max();
         let others = others.unwrap_or(LockLevel::Unlocked);
@@ -202,7 +215,8 @@ impl Vfs for FaultyVfs {
         if inner.disk.is_dead() {
             return Err(vars::SQLITE_IOERR_SHMMAP);
         }
-        let regions = inner.memory.entry(handle.path.clone()).or_default();
+        let Memory { regions, mapped_by } = inner.memory.entry(handle.path.clone()).or_default();
+        mapped_by.insert(handle.id);
         while extend && regions.len() <= region {
             regions.push((0..size.div_ceil(8)).map(|_| AtomicU64::new(0)).collect());
         }
@@ -233,8 +247,11 @@ impl Vfs for FaultyVfs {
             locks.shared.remove(&handle.id);
             locks.exclusive.remove(&handle.id);
         }
-        if delete {
-            inner.memory.remove(&handle.path);
+        if let Some(memory) = inner.memory.get_mut(&handle.path) {
+            memory.mapped_by.remove(&handle.id);
+            if delete || memory.mapped_by.is_empty() {
+                inner.memory.remove(&handle.path);
+            }
         }
         Ok(())
     }

@@ -159,12 +159,16 @@ impl World {
     async fn live(&mut self) {
         let Plan { store, troubles, .. } = &self.plan;
         self.context.trace(format_args!(
-            "{troubles:?}; commit within {:?}, history {:?}, {:?}, {:?}, {} of log, {} pending, segments of {}",
+            "{troubles:?}; commit within {:?}, history {:?}, {:?}, {:?}, {} of log, age {:?}, thin {:?}, {} routes, \
+             {} pending, segments of {}",
             store.commit_within,
             store.history_within,
             store.deliver,
             store.durability,
             store.max_size,
+            store.max_age,
+            store.thin,
+            self.plan.routes.len(),
             store.max_pending,
             store.segment_size,
         ));
@@ -243,10 +247,15 @@ impl World {
     async fn start(&mut self) {
         loop {
             let started =
-                Gateway::start(&self.context, &self.door, &self.vfs, &self.plan.store, &self.sinks, &mut self.random);
+                Gateway::start(&self.context, &self.door, &self.vfs, &self.plan, &self.sinks, &mut self.random);
             match started {
                 Ok(gateway) if !self.vfs.disk().is_dead() => {
                     self.context.trace(format_args!("started"));
+                    // No trouble of these damages what a careful program has written.
+                    for note in gateway.log.health().notes {
+                        let note = note.replace(&*self.plan.store.directory.to_string_lossy(), "DIR");
+                        self.context.oracle(|oracle| oracle.violated(note));
+                    }
                     self.gateway = Some(gateway);
                     return;
                 }
@@ -256,7 +265,7 @@ impl World {
                 }
                 Err(why) => {
                     let text = why.to_string();
-                    self.context.trace(format_args!("does not start: {text}"));
+                    self.context.trace(format_args!("does not start: {text}; {why:?}"));
                     let faulty = self.vfs.disk().faults != Faults::default();
                     if self.vfs.disk().is_dead() {
                         self.revive();
@@ -306,9 +315,10 @@ impl World {
                     truncate: chance(),
                     open: chance(),
                     read: chance(),
-                    full: false,
+                    ..self.vfs.disk().faults
                 };
-                let faults = if self.random.bool() { Faults::default() } else { faults };
+                let Faults { full, low, .. } = faults;
+                let faults = if self.random.bool() { Faults { full, low, ..Faults::default() } } else { faults };
                 self.context.trace(format_args!("{faults:?}"));
                 self.vfs.disk().faults = faults;
             }
@@ -316,6 +326,11 @@ impl World {
                 let full = self.random.bool();
                 self.context.trace(format_args!("the disk is full: {full}"));
                 self.vfs.disk().faults.full = full;
+            }
+            Trouble::DiskLow => {
+                let low = self.random.bool();
+                self.context.trace(format_args!("the disk is low: {low}"));
+                self.vfs.disk().faults.low = low;
             }
             Trouble::Line => {
                 let (name, controls) = &self.devices[self.random.usize(..self.devices.len())];
@@ -403,8 +418,9 @@ impl World {
         self.drain(0, "after a restart").await;
         let lossy = self.plan.store.durability == Durability::Normal && self.power_cuts > 0;
         for sink in &self.sinks {
+            self.context.oracle(|oracle| oracle.account(&sink.name));
             if !lossy {
-                self.context.oracle(|oracle| oracle.settle(&sink.name, self.plan.is_small()));
+                self.context.oracle(|oracle| oracle.settle(&sink.name, self.plan.may_drop(), self.plan.keeps_alarms()));
             }
         }
     }

@@ -26,7 +26,7 @@ impl Gateway {
         let path = directory.path().display().to_string();
         let (tcp, http) = (free_port(), free_port());
         let mut config = format!(
-            "[gateway]\nid = \"gw\"\n[http]\nlisten = \"127.0.0.1:{http}\"\n[[tcp]]\nlisten = \"127.0.0.1:{tcp}\"\n"
+            "[gateway]\nid = \"gw\"\nclock = \"trusted\"\n[http]\nlisten = \"127.0.0.1:{http}\"\n[[tcp]]\nlisten = \"127.0.0.1:{tcp}\"\n"
         );
         config += sections;
         if !config.contains("[store]") {
@@ -53,9 +53,24 @@ impl Gateway {
         self.config = self.config.replacen(header, &format!("{header}\n{keys}"), 1);
     }
 
+    /// Replaces what makes it believe its clock, which is nothing but a plausible time.
+    pub fn set_clock(&mut self, lines: &str) {
+        self.config = self.config.replace("clock = \"trusted\"", lines);
+    }
+
     /// Lets it have no more than so many files open.
     pub fn open_files(&mut self, most: u32) {
         self.open_files = Some(most);
+    }
+
+    /// From the next start on, its uplink goes to `url`.
+    #[allow(dead_code, reason = "only tests/faults.rs moves it")]
+    pub fn use_broker(&mut self, url: &str) {
+        let lines = self.config.lines().map(|line| match line.starts_with("brokers = ") {
+            true => format!("brokers = [\"{url}\"]\n"),
+            false => format!("{line}\n"),
+        });
+        self.config = lines.collect();
     }
 
     pub async fn started(mut self) -> Gateway {
@@ -94,13 +109,22 @@ impl Gateway {
 
     /// Starts it with these environment variables.
     pub fn launch_with(&mut self, environment: &[(&str, &str)]) {
+        let limit = self.open_files.map(|most| {
+            let script = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+            ["sh".to_owned(), "-c".to_owned(), script]
+        });
+        self.launch_under(limit.as_ref().map_or(&[], |limit| limit), environment);
+    }
+
+    /// Starts it by another program, which becomes it, with environment variables.
+    pub fn launch_under(&mut self, wrapper: &[String], environment: &[(&str, &str)]) {
         let binary = env!("CARGO_BIN_EXE_tidegate");
-        let mut command = match self.open_files {
-            None => Command::new(binary),
-            Some(most) => {
-                let mut shell = Command::new("sh");
-                shell.arg("-c").arg(format!("ulimit -n {most}; exec \"$0\" \"$@\"")).arg(binary);
-                shell
+        let mut command = match wrapper {
+            [] => Command::new(binary),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(binary);
+                command
             }
         };
         command.arg("run").arg("-c").arg(self.config_file()).env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");

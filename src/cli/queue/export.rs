@@ -2,8 +2,8 @@
 
 use super::{Bound, Failure, Which};
 use crate::cli::say;
-use crate::model::{Epoch, Numbered, Value};
-use crate::sink::encode::Delivered;
+use crate::model::{Epoch, Numbered, Timestamp, Value};
+use crate::sink::encode::{Delivered, Quality};
 use crate::store::{Piece, damaged};
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -24,7 +24,8 @@ pub struct Args {
     /// From this seq or time on, such as 1042 or 2026-11-23T01:02:03Z
     #[arg(long, value_name = "SEQ|TIME")]
     from: Option<Bound>,
-    /// Up to this seq or time, itself included
+    /// Up to this seq or time, itself included; readings whose time is not known are
+    /// in any range of times
     #[arg(long, value_name = "SEQ|TIME")]
     to: Option<Bound>,
     #[arg(long, value_enum, default_value_t = Format::Jsonl)]
@@ -72,7 +73,20 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
         Format::Jsonl => Writer::Jsonl(out),
         Format::Csv => {
             let mut csv = csv::Writer::from_writer(out);
-            csv.write_record(["epoch", "seq", "device", "session", "device_seq", "time", "channel", "type", "value"])?;
+            csv.write_record([
+                "epoch",
+                "seq",
+                "device",
+                "session",
+                "device_seq",
+                "time",
+                "channel",
+                "type",
+                "value",
+                "quality",
+                "boot",
+                "received",
+            ])?;
             Writer::Csv(Box::new(csv))
         }
     };
@@ -104,12 +118,21 @@ impl Args {
     fn wants(&self, reading: &Delivered) -> bool {
         let from = self.from.is_none_or(|from| match from {
             Bound::Seq(seq) => reading.seq >= seq,
-            Bound::Time(time) => reading.time >= time,
+            Bound::Time(time) => when(reading).is_none_or(|when| when >= time),
         });
         from && self.to.is_none_or(|to| match to {
             Bound::Seq(seq) => reading.seq <= seq,
-            Bound::Time(time) => reading.time <= time,
+            Bound::Time(time) => when(reading).is_none_or(|when| when <= time),
         })
+    }
+}
+
+/// When the reading was taken, near enough to choose by, if that is known.
+fn when(reading: &Delivered) -> Option<Timestamp> {
+    match reading.quality {
+        Quality::Good | Quality::Resynchronised => Some(reading.time),
+        Quality::DeviceClock { received } => Some(received),
+        Quality::Unsynchronised { .. } | Quality::DeviceClockSince { .. } => None,
     }
 }
 
@@ -121,6 +144,7 @@ impl Writer<'_> {
                 device: batch.batch.device.clone(),
                 origin: origin.map(|origin| (origin.session, origin.seq)),
                 time: reading.time,
+                quality: Quality::of(batch.batch.basis, reading.time),
                 replay: false,
                 values: reading.iter().map(|(channel, value)| (channel.to_string(), value.clone())).collect(),
             };
@@ -142,6 +166,12 @@ impl Writer<'_> {
                 let epoch = epoch.map(|epoch| epoch.to_string()).unwrap_or_default();
                 let (session, seq) =
                     reading.origin.map(|(session, seq)| (session.to_string(), seq.to_string())).unwrap_or_default();
+                let (boot, received) = match reading.quality {
+                    Quality::Good | Quality::Resynchronised => (String::new(), String::new()),
+                    Quality::Unsynchronised { boot, .. } => (boot.to_string(), String::new()),
+                    Quality::DeviceClock { received } => (String::new(), received.to_string()),
+                    Quality::DeviceClockSince { boot, uptime } => (boot.to_string(), uptime.to_string()),
+                };
                 for (channel, value) in &reading.values {
                     let (kind, value) = spelled(value);
                     csv.write_record([
@@ -154,6 +184,9 @@ impl Writer<'_> {
                         channel,
                         kind,
                         &value,
+                        reading.quality.name(),
+                        &boot,
+                        &received,
                     ])?;
                 }
             }

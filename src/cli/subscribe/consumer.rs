@@ -159,10 +159,10 @@ struct GapEvent {
 }
 
 impl fmt::Display for Fresh {
-    /// One line: time, gateway/device, and each channel with its value.
+    /// One line: time and what is the matter with it, gateway/device, and each channel with its value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Fresh { gateway, reading: Delivered { device, time, values, .. }, .. } = self;
-        write!(f, "{time} {gateway}/{device}")?;
+        let Fresh { gateway, reading: Delivered { device, time, quality, values, .. }, .. } = self;
+        write!(f, "{time}{quality} {gateway}/{device}")?;
         for (channel, value) in values {
             // Names come from outside: quoted where they could be taken for more.
             if channel.is_empty() || channel.chars().any(|c| c.is_control() || c.is_whitespace() || "=\"".contains(c)) {

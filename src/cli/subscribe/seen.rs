@@ -85,6 +85,7 @@ impl<K: Eq + Hash, V: Default> Recent<K, V> {
 mod tests {
     use super::*;
     use crate::model::{Seq, Timestamp};
+    use crate::sink::encode::Quality;
 
     fn gateway() -> GatewayId {
         GatewayId::new("gw").expect("a valid name")
@@ -92,7 +93,15 @@ mod tests {
 
     fn reading(seq: u64, device: &str, origin: Option<(u64, u64)>) -> Delivered {
         let device = DeviceId::new(device).expect("a valid name");
-        Delivered { seq: Seq(seq), device, origin, time: Timestamp(0), replay: false, values: Vec::new() }
+        Delivered {
+            seq: Seq(seq),
+            device,
+            origin,
+            time: Timestamp(0),
+            quality: Quality::Good,
+            replay: false,
+            values: Vec::new(),
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::*;
 use crate::cli::demo::broker::Broker as Embedded;
 use crate::cli::printed::Printed;
 use crate::config::Encoding;
-use crate::model::{ChannelName, DeviceId, Epoch, Origin, Reading, Seq, Timestamp, Value};
+use crate::model::{Basis, ChannelName, DeviceId, Epoch, Origin, Reading, Seq, Timestamp, Value};
 use crate::mqtt::{Connection, Event, Publish};
 use crate::sink::Identity;
 use crate::sink::encode::{self, Entry};
@@ -68,7 +68,14 @@ fn batch(encoding: Encoding, seqs: impl IntoIterator<Item = u64>) -> Vec<u8> {
         let values = Box::new([Value::Integer(seq as i64)]);
         let reading = Reading::new(seq, Timestamp(0), channels.clone().into(), values).expect("one each");
         let origin = Some(Origin { session: 7, seq });
-        writer.add(&Entry { seq: Seq(seq), device: &device, origin, replay: false, reading: &reading });
+        writer.add(&Entry {
+            seq: Seq(seq),
+            device: &device,
+            origin,
+            replay: false,
+            basis: Basis::Wall,
+            reading: &reading,
+        });
     }
     writer.finish()
 }

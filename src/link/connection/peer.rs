@@ -5,7 +5,7 @@ use super::super::line::Line;
 use super::super::porch::Place;
 use crate::clock::Now;
 use crate::device::{Acks, Connected, Converted, Refusal, Session, Step};
-use crate::model::{Batch, DeviceId};
+use crate::model::{Basis, Batch, DeviceId};
 use crate::store::{Mark, Saturated};
 use crate::wire::codec::{decode_device, encode_gateway};
 use crate::wire::frame::{BodyEncoding, Event, Format, FrameError, FrameRef, Limits, Version};
@@ -55,6 +55,8 @@ pub struct Peer<'a> {
     pub out: Vec<u8>,
     end: Option<End>,
     refused_at: Option<Duration>,
+    /// Whether it was logged that the device's clock is absurd.
+    clock_told: bool,
 }
 
 impl<'a> Peer<'a> {
@@ -72,6 +74,7 @@ impl<'a> Peer<'a> {
             out: Vec::new(),
             end: None,
             refused_at: None,
+            clock_told: false,
         }
     }
 
@@ -132,6 +135,7 @@ impl<'a> Peer<'a> {
         let settled = mark.settled();
         let acks = Acks::new(self.line.grants.window, settled);
         let connected = shared.registry.connect(device);
+        self.clock_told = false;
         self.established = Some(Established { mark, acks, connected });
         encode_gateway(&self.session.welcome(first, settled, now), self.format, &mut self.out);
         let link = &self.line.name;
@@ -139,21 +143,48 @@ impl<'a> Peer<'a> {
     }
 
     fn received(&mut self, converted: Converted) {
-        let Converted { batch, last, repeated } = converted;
+        let fresh = converted.batches().map(|batch| batch.readings.len() as u64).sum::<u64>();
+        let Converted { batch, more, last, repeated } = converted;
         let Some(established) = &mut self.established else { return };
         established.acks.received(last);
         if last <= established.acks.acked() {
             established.acks.repeated();
         }
         let metrics = &self.line.shared.metrics;
-        metrics.readings_received.inc_by(batch.readings.len() as u64 + repeated);
+        metrics.readings_received.inc_by(fresh + repeated);
         metrics.readings_duplicate.inc_by(repeated);
-        if batch.readings.is_empty() {
+        if fresh == 0 {
             return;
         }
-        match self.batches.back_mut() {
-            Some(open) if open.device == batch.device => open.readings.extend(batch.readings),
-            _ => self.batches.push_back(batch),
+        for batch in std::iter::once(batch).chain(more) {
+            self.judge(&batch);
+            match self.batches.back_mut() {
+                Some(open) if open.device == batch.device && open.basis == batch.basis => {
+                    open.readings.extend(batch.readings);
+                }
+                _ => self.batches.push_back(batch),
+            }
+        }
+    }
+
+    /// Counts readings whose times are not good, and says so of a device once.
+    fn judge(&mut self, batch: &Batch) {
+        let metrics = &self.line.shared.metrics;
+        let count = batch.readings.len() as u64;
+        match batch.basis {
+            Basis::Wall | Basis::Resynchronised => {}
+            Basis::Boot(_) => {
+                metrics.readings_unsynchronised.inc_by(count);
+            }
+            Basis::DeviceClock { received } | Basis::DeviceClockSince { received, .. } => {
+                metrics.readings_device_clock.inc_by(count);
+                if !std::mem::replace(&mut self.clock_told, true) {
+                    let time = batch.readings.first().map(|reading| reading.time);
+                    let claimed = time.unwrap_or_default();
+                    let (link, device) = (&self.line.name, &batch.device);
+                    tracing::warn!(%link, %device, %claimed, %received, "the device's clock is absurd; its readings are flagged");
+                }
+            }
         }
     }
 

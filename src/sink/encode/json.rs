@@ -1,10 +1,11 @@
 //! The readable encoding:
 //! `{"gateway":"gw-01","epoch":1,"readings":[{"seq":1042,"device":"pump-7",
 //! "origin":[7731,15],"time":"2026-11-23T01:02:03.456000Z","values":{"temperature":21.5}}]}`,
-//! with `"replay":true` in a reading that is sent late.
+//! with `"replay":true` in a reading that is sent late, and `"quality"` behind a time
+//! that is not simply when it was taken.
 
-use super::{DecodeError, Delivered, Delivery, Entry, Writer};
-use crate::model::{DeviceId, Epoch, GatewayId, InvalidTime, Seq, Timestamp, Value};
+use super::{DecodeError, Delivered, Delivery, Entry, Quality, Writer};
+use crate::model::{BootId, DeviceId, Epoch, GatewayId, InvalidTime, Seq, Timestamp, Value};
 use crate::sink::Identity;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
@@ -94,6 +95,16 @@ impl Writer for Json {
         out.extend_from_slice(b",\"time\":\"");
         self.time.put(out, entry.reading.time);
         out.push(b'"');
+        match Quality::of(entry.basis, entry.reading.time) {
+            Quality::Good => {}
+            quality => {
+                // Its fields without the braces around them.
+                let from = out.len();
+                put(out, quality);
+                out[from] = b','; // it was the brace
+                out.truncate(out.len() - 1);
+            }
+        }
         if entry.replay {
             out.extend_from_slice(b",\"replay\":true");
         }
@@ -149,6 +160,14 @@ struct PayloadReading {
     origin: Option<(u64, u64)>,
     time: String,
     #[serde(default)]
+    quality: Option<String>,
+    #[serde(default)]
+    boot: Option<BootId>,
+    #[serde(default)]
+    uptime: Option<f64>,
+    #[serde(default)]
+    received: Option<String>,
+    #[serde(default)]
     replay: bool,
     #[serde(deserialize_with = "read_values")]
     values: Vec<(String, Value)>,
@@ -183,9 +202,14 @@ pub fn decode(payload: &[u8]) -> Result<Delivery, DecodeError> {
     let Payload { gateway, epoch, readings } = serde_json::from_slice(payload).map_err(|why| failed(&why))?;
     let readings = readings
         .into_iter()
-        .map(|PayloadReading { seq, device, origin, time, replay, values }| {
-            let time = time.parse().map_err(|why: InvalidTime| failed(&why))?;
-            Ok(Delivered { seq, device, origin, time, replay, values })
+        .map(|reading| {
+            let PayloadReading { seq, device, origin, time, quality, boot, uptime, received, replay, values } = reading;
+            let parse = |time: String| time.parse().map_err(|why: InvalidTime| failed(&why));
+            let time = parse(time)?;
+            let received = received.map(parse).transpose()?;
+            let quality =
+                Quality::read(quality.as_deref(), time, boot, uptime, received).map_err(|why| failed(&why))?;
+            Ok(Delivered { seq, device, origin, time, quality, replay, values })
         })
         .collect::<Result<_, _>>()?;
     Ok(Delivery { gateway, epoch, readings })
@@ -194,7 +218,7 @@ pub fn decode(payload: &[u8]) -> Result<Delivery, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ChannelName, Origin, Reading};
+    use crate::model::{Basis, ChannelName, Origin, Reading};
     use proptest::prelude::*;
 
     proptest! {
@@ -222,9 +246,10 @@ mod tests {
         let device = DeviceId::new("pump-7").expect("a valid name");
         let origin = Some(Origin { session: 7731, seq: 15 });
         let mut json = Json::new(&identity);
-        json.add(&Entry { seq: Seq(1042), device: &device, origin, replay: false, reading: &reading });
+        let basis = Basis::Wall;
+        json.add(&Entry { seq: Seq(1042), device: &device, origin, replay: false, basis, reading: &reading });
         let size = json.size();
-        json.add(&Entry { seq: Seq(1043), device: &device, origin: None, replay: true, reading: &reading });
+        json.add(&Entry { seq: Seq(1043), device: &device, origin: None, replay: true, basis, reading: &reading });
         json.undo();
         assert_eq!(json.size(), size);
         let expected = concat!(
@@ -232,5 +257,41 @@ mod tests {
             r#""time":"2026-11-23T01:02:03.456000Z","values":{"temperature":21.5}}]}"#
         );
         assert_eq!(String::from_utf8_lossy(&json.finish()), expected);
+    }
+
+    #[test]
+    fn what_is_the_matter_with_a_time_stands_behind_it() {
+        let written = |basis, time| {
+            let identity = Identity { gateway: GatewayId::new("gw-01").expect("a valid name"), epoch: Epoch(1) };
+            let reading = Reading::new(1, Timestamp(time), [].into(), Box::new([])).expect("none each");
+            let device = DeviceId::new("d").expect("a valid name");
+            let mut json = Json::new(&identity);
+            json.add(&Entry { seq: Seq(1), device: &device, origin: None, replay: true, basis, reading: &reading });
+            let text = String::from_utf8(json.finish()).expect("JSON is UTF-8");
+            let delivery = decode(text.as_bytes()).expect("what was just written");
+            assert_eq!(delivery.readings[0].quality, Quality::of(basis, Timestamp(time)));
+            // `subscribe --json` says the same in its own order.
+            let shown = serde_json::to_value(&delivery.readings[0]).expect("a reading");
+            assert_eq!(shown, serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["readings"][0]);
+            text[text.find("\"time\"").expect("a time")..].replace(",\"replay\":true,\"values\":{}}]}", "")
+        };
+        let time = 1_795_395_723_456_000;
+        assert_eq!(written(Basis::Wall, time), r#""time":"2026-11-23T01:02:03.456000Z""#);
+        assert_eq!(
+            written(Basis::Resynchronised, time),
+            r#""time":"2026-11-23T01:02:03.456000Z","quality":"resynchronised""#
+        );
+        assert_eq!(
+            written(Basis::Boot(BootId([0xb0; 16])), 754_123_456),
+            r#""time":"1970-01-01T00:12:34.123456Z","quality":"unsynchronised","boot":"b0b0b0b0-b0b0-b0b0-b0b0-b0b0b0b0b0b0","uptime":754.123456"#
+        );
+        assert_eq!(
+            written(Basis::DeviceClock { received: Timestamp(time) }, 0),
+            r#""time":"1970-01-01T00:00:00.000000Z","quality":"device-clock","received":"2026-11-23T01:02:03.456000Z""#
+        );
+        assert_eq!(
+            written(Basis::DeviceClockSince { boot: BootId([0xb0; 16]), received: Timestamp(754_123_456) }, 0),
+            r#""time":"1970-01-01T00:00:00.000000Z","quality":"device-clock","boot":"b0b0b0b0-b0b0-b0b0-b0b0-b0b0b0b0b0b0","uptime":754.123456"#
+        );
     }
 }

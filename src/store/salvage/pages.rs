@@ -8,6 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const WAL_HEADER: usize = 32;
+/// Its last bit says in which order of bytes checksums were computed.
+const WAL_MAGIC: u32 = 0x377f_0682;
 const FRAME_HEADER: usize = 24;
 const DEFAULT_PAGE: usize = 1024;
 
@@ -38,13 +40,21 @@ pub(super) enum View {
 pub(in crate::store) struct WalState {
     /// Bytes of the file; 0 if it is not there.
     pub length: u64,
-    /// Its own header cannot be right, though frames follow it.
+    /// Frames that the file has.
+    pub frames: u64,
+    /// Its own header is right.
+    pub header_right: bool,
+    /// Its own header is not right, though commits follow it that the database may lack.
     pub header_damaged: bool,
     /// Frames that SQLite would use.
     pub valid_frames: u64,
-    /// Commits of the same generation that stand behind the first damaged frame, where
-    /// SQLite does not look.
+    /// Commits of the same generation that stand behind a damaged frame, where SQLite
+    /// does not look: as many as there are in a row. Each commit that was cut off can
+    /// leave one that stands alone.
     pub orphaned_commits: u64,
+    /// What stands there is in the database already, at least in part: SQLite would mix it
+    /// with what was before.
+    pub overtaken: bool,
 }
 
 /// A database and its write-ahead log.
@@ -58,6 +68,8 @@ pub(super) struct Pages {
     committed: HashMap<u32, u64>,
     /// All frames of a page, in their order.
     versions: HashMap<u32, Vec<u64>>,
+    /// Frames of the last generation that SQLite would not look at.
+    orphans: Vec<u64>,
     state: WalState,
 }
 
@@ -87,12 +99,13 @@ impl Pages {
             page_size: DEFAULT_PAGE,
             committed: HashMap::new(),
             versions: HashMap::new(),
+            orphans: Vec::new(),
             state: WalState { length: wal_length, ..WalState::default() },
         };
         pages.page_size = pages.guess_page_size();
         pages.frames = wal_length.saturating_sub(WAL_HEADER as u64) / pages.frame_size();
-        // A log that stops being readable ends there.
-        let _ = pages.read_wal();
+        let wal = Wal::read(pages.wal.as_ref(), pages.frames, pages.page_size);
+        pages.judge(&wal);
         pages
     }
 
@@ -107,13 +120,13 @@ impl Pages {
 
     /// All images there are, the database's first.
     pub fn images(&self) -> impl Iterator<Item = Image> + use<> {
-        let count = u32::try_from(self.db_length.div_ceil(self.page_size as u64)).unwrap_or(u32::MAX);
-        (1..=count).map(Image::Db).chain((0..self.frames).map(Image::Frame))
+        (1..=self.pages()).map(Image::Db).chain((0..self.frames).map(Image::Frame))
     }
 
-    /// The frames that SQLite would not look at.
-    pub fn orphaned(&self) -> impl Iterator<Item = Image> + use<> {
-        (self.state.valid_frames..self.frames).map(Image::Frame)
+    /// The frames of the last generation that SQLite would not look at.
+    pub fn orphaned(&self) -> impl Iterator<Item = Image> + '_ {
+        let orphaned = self.orphans.iter().copied();
+        orphaned.map(Image::Frame)
     }
 
     /// A page's bytes, zeros where they cannot be read; `None` if there is no such page.
@@ -162,24 +175,24 @@ impl Pages {
         (self.page_size + FRAME_HEADER) as u64
     }
 
-    /// What the headers say, if it can be; of several that can be, the one under which
-    /// most pages look like pages.
+    /// What the database's header says, else that of the write-ahead log. If neither can be
+    /// believed, the size under which most pages look like pages: pages that blobs go on in
+    /// look like anything.
     fn guess_page_size(&self) -> usize {
-        let mut head = [0; 100];
-        let size_at = |file: &Option<File>, at: usize, head: &mut [u8; 100]| {
-            head.fill(0);
-            // What cannot be read is no page size.
-            let _ = file.as_ref().map(|file| file.read_at(head, 0));
-            u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]) // at is 8 or 16
+        let head = |file: &Option<File>| {
+            let mut head = [0; WAL_HEADER];
+            // What cannot be read is no header.
+            let _ = file.as_ref().map(|file| file.read_at(&mut head, 0));
+            head
         };
-        let in_db = match size_at(&self.db, 16, &mut head) >> 16 {
+        let (db, wal) = (head(&self.db), head(&self.wal));
+        let in_db = match word(&db, 16) >> 16 {
             1 => 65_536,
             size => size,
         };
-        let in_wal = size_at(&self.wal, 8, &mut head);
         let plausible = |size: &u32| size.is_power_of_two() && (512..=65_536).contains(size);
-        let candidates = [in_db, in_wal, DEFAULT_PAGE as u32, 4096].into_iter().filter(plausible);
-        let candidates: Vec<usize> = candidates.map(|size| size as usize).collect();
+        let in_db = Some(in_db).filter(|size| db.starts_with(b"SQLite format 3\0") && plausible(size));
+        let in_wal = Some(word(&wal, 8)).filter(|size| word(&wal, 0) & !1 == WAL_MAGIC && plausible(size));
         let score = |size: &usize| {
             let looks_right = |page: u64| {
                 let mut first = [0];
@@ -188,59 +201,141 @@ impl Pages {
             };
             (1..64).filter(|page| looks_right(*page)).count()
         };
-        // The last of equals wins, and the header comes first.
-        candidates.into_iter().rev().max_by_key(score).unwrap_or(DEFAULT_PAGE)
+        match in_db.or(in_wal) {
+            Some(size) => size as usize,
+            // The last of equals wins.
+            None => [4096, DEFAULT_PAGE].into_iter().max_by_key(score).unwrap_or(DEFAULT_PAGE),
+        }
     }
 
-    fn read_wal(&mut self) -> io::Result<()> {
-        let Some(wal) = &self.wal else { return Ok(()) };
-        let mut input = io::BufReader::with_capacity(1 << 16, wal);
+    /// Says what of the write-ahead log SQLite would use, and what the rest is.
+    fn judge(&mut self, wal: &Wal) {
+        for (index, frame) in (0..).zip(&wal.frames) {
+            self.versions.entry(frame.page).or_default().push(index);
+        }
+        self.state.frames = self.frames;
+        self.state.header_right = wal.header_right;
+        let frames = &wal.frames;
+        // Of a generation whose header is lost, the first frame cannot be checked; those
+        // behind it can.
+        let checked = |(index, frame): &(usize, &Frame)| {
+            frame.salts == wal.salts && (frame.linked || (*index == 0 && !wal.header_right))
+        };
+        let chain = frames.iter().enumerate().take_while(checked).count();
+        let commits = frames.get(..chain).unwrap_or_default();
+        let end = commits.iter().rposition(|frame| frame.commits).map_or(0, |last| last + 1);
+        let (committed, rest) = frames.split_at(end); // a position in it
+        let newest: HashMap<u32, u64> = (0..).zip(committed).map(|(index, frame)| (frame.page, index)).collect();
+        let mut row = 0;
+        for (index, frame) in (end as u64..).zip(rest) {
+            if frame.salts != wal.salts {
+                row = 0;
+                continue;
+            }
+            self.orphans.push(index);
+            row = if frame.linked { row } else { 0 } + u64::from(frame.commits);
+            self.state.orphaned_commits = self.state.orphaned_commits.max(row);
+        }
+        if wal.header_right {
+            self.state.valid_frames = end as u64;
+            self.committed = newest;
+            self.state.overtaken = self.state.orphaned_commits > 0 && self.is_overtaken(frames);
+            return;
+        }
+        // SQLite begins a generation by writing its header over that of the one before, once
+        // all of that is in the database. A power cut in the middle costs nothing.
+        let holds = |(page, frame): (&u32, &u64)| self.read(Image::Db(*page)) == self.read(Image::Frame(*frame));
+        let kept = end > 0 && self.state.orphaned_commits < 2 && newest.iter().all(holds);
+        if kept {
+            self.orphans.clear();
+            self.state.orphaned_commits = 0;
+        } else {
+            // Whatever commits there are, SQLite sees none of them.
+            self.state.orphaned_commits = frames.iter().filter(|f| f.commits && f.salts != (0, 0)).count() as u64;
+            self.state.header_damaged = self.state.orphaned_commits > 0;
+            self.orphans = (0..frames.len() as u64).collect();
+        }
+    }
+
+    /// Whether the database has a page as it stands in an orphaned frame, where SQLite would
+    /// take an older one from the frames that it sees.
+    fn is_overtaken(&self, frames: &[Frame]) -> bool {
+        self.orphans.iter().any(|orphan| {
+            let page =
+                usize::try_from(*orphan).ok().and_then(|orphan| frames.get(orphan)).map_or(0, |frame| frame.page);
+            let Some(seen) = self.committed.get(&page) else { return false };
+            let image = self.read(Image::Frame(*orphan));
+            image == self.read(Image::Db(page)) && image != self.read(Image::Frame(*seen))
+        })
+    }
+
+    /// Pages that the database's file has.
+    fn pages(&self) -> u32 {
+        u32::try_from(self.db_length.div_ceil(self.page_size as u64)).unwrap_or(u32::MAX)
+    }
+}
+
+/// What the frames of a write-ahead log say about themselves.
+#[derive(Default)]
+struct Wal {
+    header_right: bool,
+    /// Of the generation that began last, as far as that can be told.
+    salts: (u32, u32),
+    frames: Vec<Frame>,
+}
+
+struct Frame {
+    page: u32,
+    /// The last of a commit.
+    commits: bool,
+    salts: (u32, u32),
+    /// Its checksum goes on from that of the frame before it, or of the header.
+    linked: bool,
+}
+
+impl Wal {
+    /// Reads up to `count` frames; what stops being readable ends there.
+    fn read(file: Option<&File>, count: u64, page_size: usize) -> Wal {
+        let mut wal = Wal::default();
+        if let Some(file) = file {
+            // What was read until then counts.
+            let _ = wal.read_from(file, count, page_size);
+        }
+        wal
+    }
+
+    fn read_from(&mut self, file: &File, count: u64, page_size: usize) -> io::Result<()> {
+        let mut input = io::BufReader::with_capacity(1 << 16, file);
         input.seek(SeekFrom::Start(0))?;
         let mut header = [0; WAL_HEADER];
-        if self.state.length < WAL_HEADER as u64 {
-            return Ok(());
-        }
         input.read_exact(&mut header)?;
-        let word = |bytes: &[u8], at: usize| {
-            bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map_or(0, u32::from_be_bytes)
-        };
-        let big_endian = word(&header, 0) & 1 == 1;
-        let mut sum = wal_checksum(big_endian, (0, 0), &header[..24]);
-        let header_right = word(&header, 0) & !1 == 0x377f_0682
-            && word(&header, 8) as usize == self.page_size
-            && sum == (word(&header, 24), word(&header, 28));
-        let salts = (word(&header, 16), word(&header, 20));
-        let mut valid = header_right;
-        let mut uncommitted = Vec::new();
-        let (mut committed_frames, mut orphans, mut commits) = (0, 0, 0);
-        let mut frame = vec![0; FRAME_HEADER + self.page_size];
-        for index in 0..self.frames {
+        let has_magic = word(&header, 0) & !1 == WAL_MAGIC;
+        let big_endian = if has_magic { word(&header, 0) & 1 == 1 } else { cfg!(target_endian = "big") };
+        let mut before = (word(&header, 24), word(&header, 28));
+        self.header_right = has_magic
+            && word(&header, 8) as usize == page_size
+            && before == wal_checksum(big_endian, (0, 0), &header[..24]);
+        self.salts = (word(&header, 16), word(&header, 20));
+        let mut frame = vec![0; FRAME_HEADER + page_size];
+        for index in 0..count {
             input.read_exact(&mut frame)?;
             let (head, page) = frame.split_at(FRAME_HEADER);
-            let (number, commit) = (word(head, 0), word(head, 4) > 0);
-            let same_salts = (word(head, 8), word(head, 12)) == salts;
-            self.versions.entry(number).or_default().push(index);
-            commits += u64::from(commit && number > 0 && word(head, 8) != 0);
-            let before = sum;
-            sum = wal_checksum(big_endian, sum, &head[..8]);
-            sum = wal_checksum(big_endian, sum, page);
-            valid &= same_salts && number > 0 && sum == (word(head, 16), word(head, 20));
-            if valid {
-                uncommitted.push((number, index));
-                if commit {
-                    self.committed.extend(uncommitted.drain(..));
-                    committed_frames = index + 1;
-                }
-            } else {
-                sum = before;
-                orphans += u64::from(commit && same_salts);
+            let (number, salts) = (word(head, 0), (word(head, 8), word(head, 12)));
+            if index == 0 && !self.header_right {
+                self.salts = salts;
             }
+            let sum = wal_checksum(big_endian, before, &head[..8]);
+            let sum = wal_checksum(big_endian, sum, page);
+            before = (word(head, 16), word(head, 20));
+            let linked = number > 0 && sum == before;
+            self.frames.push(Frame { page: number, commits: number > 0 && word(head, 4) > 0, salts, linked });
         }
-        self.state.header_damaged = !header_right && commits > 0;
-        self.state.valid_frames = committed_frames;
-        self.state.orphaned_commits = if header_right { orphans } else { commits };
         Ok(())
     }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 
 fn wal_checksum(big_endian: bool, sum: (u32, u32), bytes: &[u8]) -> (u32, u32) {
@@ -254,4 +349,24 @@ fn wal_checksum(big_endian: bool, sum: (u32, u32), bytes: &[u8]) -> (u32, u32) {
         second = second.wrapping_add(word(4)).wrapping_add(first);
     }
     (first, second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_headers_page_size_is_believed_whatever_the_pages_look_like() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("log.db");
+        // Pages in which a large blob goes on, and every fourth by chance like a tree's.
+        let mut db: Vec<u8> = (0..256).flat_map(|page| [if page % 4 == 0 { 0x0D } else { 0 }; 1024]).collect();
+        let size = |db: &[u8]| {
+            std::fs::write(&path, db).expect("a file");
+            Pages::open(&path).page_size
+        };
+        assert_eq!(size(&db), 4096, "nothing says otherwise");
+        db[..18].copy_from_slice(b"SQLite format 3\0\x04\0");
+        assert_eq!(size(&db), 1024);
+    }
 }

@@ -19,6 +19,13 @@ impl<'a> Field<'a> {
         }
     }
 
+    pub fn blob(self) -> Option<&'a [u8]> {
+        match self {
+            Field::Blob(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
     pub fn text(self) -> Option<&'a str> {
         match self {
             Field::Text(bytes) => std::str::from_utf8(bytes).ok(),

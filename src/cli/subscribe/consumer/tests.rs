@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::Encoding;
-use crate::model::{ChannelName, DeviceId, Origin, Reading, Seq, Timestamp, Value};
+use crate::model::{Basis, ChannelName, DeviceId, Origin, Reading, Seq, Timestamp, Value};
 use crate::sink::Identity;
 use crate::sink::encode::Entry;
 use gaps::{Missing, What};
@@ -22,7 +22,14 @@ fn batch(encoding: Encoding, session: Option<u64>, seqs: impl IntoIterator<Item 
         let time = Timestamp(1_795_395_723_456_000);
         let reading = Reading::new(origin, time, channels.clone().into(), values).expect("one each");
         let origin = session.map(|session| Origin { session, seq: origin });
-        writer.add(&Entry { seq: Seq(seq), device: &device, origin, replay: false, reading: &reading });
+        writer.add(&Entry {
+            seq: Seq(seq),
+            device: &device,
+            origin,
+            replay: false,
+            basis: Basis::Wall,
+            reading: &reading,
+        });
     }
     writer.finish()
 }

@@ -1,0 +1,133 @@
+//! What a power cut leaves in the write-ahead log, and how the log goes on from there.
+//!
+//! With `durability = "full"` each commit is on the medium before the next one begins: a
+//! cut takes back the last one at most, in whole or in part, and what it left of earlier
+//! ones that were cut off is overwritten piece by piece. With `"normal"` the commits since
+//! the last checkpoint may survive in any selection. SQLite goes on from the last commit
+//! before the first frame that is not what was written; the segments behind it that are
+//! sound are put back here, in the same epoch. Seqs of which nothing is left are told
+//! upstream as gaps.
+//!
+//! SQLite begins the write-ahead log anew by writing over its header, once all of it is in
+//! the database. A header that a cut left half written therefore hides nothing, as long as
+//! the database has what the frames behind it say.
+//!
+//! Everything else is damage, and for quarantine.
+
+use super::recover::Fault;
+use super::row::{self, Info};
+use super::salvage::{Orphan, Salvage, cut, wal_path};
+use super::segment::Encoder;
+use crate::model::{Numbered, Seq};
+use rusqlite::Connection;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+/// The entry of `meta` that says that commits are not synced one by one.
+pub(super) const UNSYNCED: &str = "unsynced";
+
+/// What the last life left beside the database.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// There is a write-ahead log.
+    pub has_wal: bool,
+    /// There is something in it.
+    pub has_frames: bool,
+    /// Its header was cut off while it began anew.
+    pub begins_anew: bool,
+    /// Commits were cut off.
+    pub cut: Option<Cut>,
+}
+
+/// What is left of commits that were cut off.
+#[derive(Debug)]
+pub(super) struct Cut {
+    orphans: Vec<Orphan>,
+    /// Seqs up to here may have been given out, as any of them says.
+    pub reserved: u64,
+}
+
+/// Looks at the write-ahead log of the database at `path` before SQLite does; with
+/// `unsynced` the configuration says that commits are not synced one by one.
+///
+/// # Errors
+/// What was found if that is no power cut's doing.
+pub(super) fn look(path: &Path, unsynced: bool) -> Result<Left, String> {
+    let salvage = Salvage::open(path);
+    let wal = salvage.wal_state();
+    if wal.header_damaged {
+        return Err("the header of its write-ahead log is not what was written".to_owned());
+    }
+    let (has_wal, has_frames) = (wal.length > 0, wal.frames > 0);
+    let mut left = Left { has_wal, has_frames, begins_anew: has_frames && !wal.header_right, cut: None };
+    if wal.orphaned_commits == 0 {
+        return Ok(left);
+    }
+    let meta = salvage.facts().meta;
+    if wal.orphaned_commits > 1 && !unsynced && !meta.contains_key(UNSYNCED) {
+        let more = wal.orphaned_commits;
+        return Err(format!("{more} commits stand behind a damaged one in its write-ahead log"));
+    }
+    if wal.overtaken {
+        return Err("its write-ahead log is damaged before what a checkpoint took over".to_owned());
+    }
+    let reserved = meta.get("reserved").copied().unwrap_or(0);
+    left.cut = Some(Cut { orphans: salvage.orphaned(), reserved });
+    Ok(left)
+}
+
+/// Puts the write-ahead log of the database at `path` on the medium, in a new file. What is
+/// read of it may stand in the system's cache alone: after a sync that failed no later one
+/// writes it, and commits that follow would stand behind frames that a power cut takes back.
+/// One whose header was cut off loses its frames, too: SQLite would take over what it finds
+/// in the header, and stale frames could be mistaken for those that follow.
+///
+/// # Errors
+/// If the directory cannot be written to.
+pub(super) fn renew(path: &Path, left: &Left) -> io::Result<()> {
+    let (wal, new) = (wal_path(path), path.with_extension("new"));
+    let mut file = File::create(&new)?;
+    match left.begins_anew {
+        // As long as a header, so that it is not taken for one that is missing.
+        true => file.write_all(&[0; 32])?,
+        false => drop(io::copy(&mut File::open(&wal)?, &mut file)?),
+    }
+    file.sync_all()?;
+    std::fs::rename(new, &wal)?;
+    wal.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+impl Cut {
+    /// Puts back the readings that are sound and stand behind `end`, the last one that
+    /// SQLite sees: what stood before it and is not there was dropped. They were written
+    /// before the log's clock showed `clock`, or soon after.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn put_back(&self, db: &Connection, end: Seq, clock: u64) -> Result<(), Fault> {
+        let mut encoder = Encoder::new()?;
+        for Orphan { header, block, batches } in &self.orphans {
+            let behind = batches.iter().filter(|batch| batch.last() > end);
+            let fresh: Vec<Numbered> = behind.map(|batch| cut(batch, end.next(), batch.last())).collect();
+            let readings: usize = fresh.iter().map(|batch| batch.batch.readings.len()).sum();
+            if readings > 0 {
+                tracing::warn!(
+                    first = header.first.0,
+                    readings,
+                    "a segment was found behind a commit that was cut off"
+                );
+            }
+            if readings as u64 == u64::from(header.count) {
+                row::put(db, "IGNORE", header, block, Info::uncounted(clock))?;
+                continue;
+            }
+            for run in fresh.chunk_by(|one, next| one.last().next() == next.first) {
+                if let Some((header, block)) = encoder.encode(run)? {
+                    row::put(db, "IGNORE", &header, &block, Info::uncounted(clock))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

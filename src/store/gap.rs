@@ -1,0 +1,185 @@
+//! Ranges of readings that sinks will never get, and the events that say so.
+
+use super::schema;
+use super::segment::Header;
+use crate::model::{Seq, Timestamp};
+use rusqlite::Connection;
+use std::sync::Arc;
+
+/// A range of readings that some sinks will never get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Gap {
+    pub reason: &'static str,
+    pub first: Seq,
+    pub last: Seq,
+    pub count: u64,
+    /// Sinks that had not confirmed them, and how many each.
+    pub undelivered: Vec<(Arc<str>, u64)>,
+}
+
+impl Gap {
+    pub fn body(&self) -> String {
+        let undelivered: serde_json::Map<_, _> =
+            self.undelivered.iter().map(|(name, count)| (name.to_string(), (*count).into())).collect();
+        serde_json::json!({
+            "type": "gap", "reason": self.reason, "first": self.first, "last": self.last, "count": self.count,
+            "undelivered": undelivered,
+        })
+        .to_string()
+    }
+
+    /// Whether anybody misses anything.
+    pub fn matters(&self) -> bool {
+        self.undelivered.iter().any(|(_, count)| *count > 0)
+    }
+
+    /// Takes in a gap that goes on where this one ends; false if it does not.
+    fn extend(&mut self, next: &Gap) -> bool {
+        let same_sinks = self.undelivered.iter().map(|(n, _)| n).eq(next.undelivered.iter().map(|(n, _)| n));
+        if self.reason != next.reason || self.last >= next.first || !same_sinks {
+            return false;
+        }
+        self.last = next.last;
+        self.count += next.count;
+        for ((_, total), (_, more)) in self.undelivered.iter_mut().zip(&next.undelivered) {
+            *total += more;
+        }
+        true
+    }
+}
+
+/// The last gap event of each reason, while no sink has seen it and it may grow.
+#[derive(Debug, Clone, Default)]
+pub(super) struct OpenGaps(Vec<(u64, Gap)>);
+
+impl OpenGaps {
+    /// Writes the gap as an event, or makes one longer that is not newer than `seen`.
+    /// Returns the event's id.
+    pub fn record(&mut self, db: &Connection, gap: Gap, now: Timestamp, seen: u64) -> rusqlite::Result<u64> {
+        self.0.retain(|(id, _)| *id > seen);
+        let open = self.0.iter_mut().find(|(_, before)| before.reason == gap.reason);
+        if let Some((id, before)) = open {
+            if before.extend(&gap) {
+                schema::update_event(db, *id, now, &before.body())?;
+                return Ok(*id);
+            }
+            *id = schema::insert_event(db, now, &gap.body())?;
+            *before = gap;
+            return Ok(*id);
+        }
+        let id = schema::insert_event(db, now, &gap.body())?;
+        self.0.push((id, gap));
+        Ok(id)
+    }
+}
+
+/// A stretch of seqs of which some have no reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hole {
+    pub first: Seq,
+    pub last: Seq,
+    pub missing: u64,
+}
+
+impl Hole {
+    /// A stretch without any reading.
+    pub fn whole(first: Seq, last: Seq) -> Hole {
+        Hole { first, last, missing: last.next().0.saturating_sub(first.0) }
+    }
+
+    /// Whether there is no reading in it.
+    pub fn is_whole(&self) -> bool {
+        self.missing == self.last.next().0.saturating_sub(self.first.0)
+    }
+
+    /// What is missing between the first and the last reading of a segment, if anything.
+    pub fn inside(header: &Header) -> Option<Hole> {
+        let (first, last) = (header.first, header.last());
+        let missing = (last.0 + 1 - first.0).saturating_sub(u64::from(header.count));
+        (missing > 0).then_some(Hole { first, last, missing })
+    }
+
+    /// How many readings are missing after `after` and up to `upto`; about, where
+    /// that divides a stretch that has some.
+    pub fn missing_between(&self, after: Seq, upto: Seq) -> u64 {
+        let length = |first: u64, last: u64| (last + 1).saturating_sub(first);
+        let whole = length(self.first.0, self.last.0);
+        let part = length(self.first.0.max(after.0 + 1), self.last.0.min(upto.0));
+        if part == whole {
+            return self.missing;
+        }
+        // The product fits 128 bits, and the quotient is at most `missing`.
+        u64::try_from(u128::from(self.missing) * u128::from(part) / u128::from(whole.max(1))).unwrap_or(self.missing)
+    }
+}
+
+/// So many stretches are kept; beyond, neighbours are taken together.
+const MAX_HOLES: usize = 4096;
+
+/// Adds `more` to `holes`, which stay ordered and bounded.
+pub(super) fn add_holes(holes: &mut Vec<Hole>, more: &[Hole]) {
+    if more.is_empty() {
+        return;
+    }
+    holes.extend_from_slice(more);
+    condense(holes);
+}
+
+/// Orders `holes`, and takes neighbours together where they are too many.
+pub(super) fn condense(holes: &mut Vec<Hole>) {
+    holes.sort_by_key(|hole| hole.first);
+    while holes.len() > MAX_HOLES {
+        *holes = holes
+            .chunks(2)
+            .map(|pair| {
+                let last = pair.iter().map(|hole| hole.last).max().unwrap_or_default();
+                Hole { first: pair[0].first, last, missing: pair.iter().map(|hole| hole.missing).sum() } // never empty
+            })
+            .collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gap(first: u64, last: u64) -> Gap {
+        let count = last - first + 1;
+        Gap {
+            reason: "max_size",
+            first: Seq(first),
+            last: Seq(last),
+            count,
+            undelivered: vec![("cloud".into(), count)],
+        }
+    }
+
+    #[test]
+    fn gaps_that_follow_each_other_become_one() {
+        let mut all = gap(1, 10);
+        assert!(all.extend(&gap(11, 20)));
+        assert!(all.extend(&gap(31, 40)));
+        assert_eq!((all.first, all.last, all.count), (Seq(1), Seq(40), 30));
+        assert_eq!(all.undelivered, [("cloud".into(), 30)]);
+        assert!(!all.extend(&gap(5, 6)));
+        assert!(!all.extend(&Gap { reason: "too_large", ..gap(41, 41) }));
+    }
+
+    #[test]
+    fn holes_are_counted_by_parts_and_stay_few() {
+        let hole = Hole { first: Seq(11), last: Seq(20), missing: 5 };
+        assert_eq!(hole.missing_between(Seq(0), Seq(100)), 5);
+        assert_eq!(hole.missing_between(Seq(10), Seq(20)), 5);
+        assert_eq!(hole.missing_between(Seq(15), Seq(100)), 2);
+        assert_eq!(hole.missing_between(Seq(20), Seq(100)), 0);
+        assert_eq!(hole.missing_between(Seq(0), Seq(10)), 0);
+        assert_eq!(Hole::whole(Seq(3), Seq(7)).missing_between(Seq(4), Seq(6)), 2);
+
+        let mut holes = Vec::new();
+        let many: Vec<_> = (0..10_000).map(|i| Hole::whole(Seq(i * 10 + 1), Seq(i * 10 + 3))).collect();
+        add_holes(&mut holes, &many);
+        assert!(holes.len() <= MAX_HOLES);
+        let all: u64 = holes.iter().map(|hole| hole.missing_between(Seq::ZERO, Seq(u64::MAX - 1))).sum();
+        assert_eq!(all, 30_000);
+    }
+}
