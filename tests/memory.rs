@@ -141,6 +141,8 @@ async fn a_dead_sink_and_a_disk_that_stands_still_stay_within_the_limit() {
     })
     .await;
     bounded(&watch, "a disk that stands still");
+    // A device that comes now is welcomed all the same.
+    Talk::persistent(&gateway.tcp_address(), "late", 1, &AtomicU64::new(0)).await;
 
     // Then everything goes on when it can.
     database.execute_batch("ROLLBACK").expect("the end of a transaction");
