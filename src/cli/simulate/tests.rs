@@ -228,10 +228,10 @@ async fn cut_connections_and_refusals_are_counted_and_made_good() {
 #[tokio::test]
 async fn a_gateway_that_never_acknowledges_is_given_up() {
     let gateway = Gateway::start(Behaviour { never_ack: true, window: 5, ..Behaviour::default() }).await;
-    let report = gateway.simulate("--devices 2 --rate max --readings 100 --seed 5 --give-up 300ms").await;
+    let report = gateway.simulate("--devices 2 --rate max --readings 100 --seed 5 --give-up 2s").await;
     assert!(!report.complete, "{report}");
     assert_eq!((report.sent, report.acked, report.ack_ms), (10, 0, None));
-    assert!(report.elapsed_s < 5.0, "{report}");
+    assert!(report.elapsed_s < 30.0, "{report}");
 }
 
 #[tokio::test]
