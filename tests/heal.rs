@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tidegate::clock::SystemClock;
-use tidegate::config::{Deliver, Durability, Store};
+use tidegate::config::{Deliver, Durability, HistoryWithin, Store};
 use tidegate::metrics::Metrics;
 use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Epoch, Numbered, Reading, Seq, Timestamp, Value};
 use tidegate::store::{Log, Opened, Space, Stepped, Stepper};
@@ -656,6 +656,45 @@ async fn under_full_durability_the_last_commit_alone_can_be_cut_off() {
     finished(&mut opened).await;
     let origins: BTreeSet<u64> = drain(&mut opened, 0).await.into_iter().map(|(_, origin)| origin).collect();
     assert_eq!(origins, (1..=300).chain(401..=800).collect());
+}
+
+#[tokio::test]
+async fn damage_to_the_end_of_the_write_ahead_log_gives_no_seq_out_twice() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    // Nothing but reservations is ever written.
+    let config = Store {
+        deliver: Deliver::AtOnce,
+        commit_within: Duration::from_secs(3600),
+        history_within: HistoryWithin::Off,
+        ..config(directory.path())
+    };
+    let opened = Log::open(&config, &["a"], Arc::new(SystemClock::new()), Metrics::new()).expect("it opens");
+    let empty = |origin| Reading::new(origin, Timestamp(0), [].into(), [].into()).expect("none each");
+    let mut last = 0;
+    while last < 1_100_000 {
+        let readings = (1..=20_000).map(empty).collect();
+        let mut batch = Batch { device: pump(), session: None, basis: Basis::default(), readings };
+        while let Err(full) = opened.log.append(None, batch) {
+            batch = full.0;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        last += 20_000;
+        opened.cursors[0].confirm(Seq(last));
+    }
+    let copy = tempfile::tempdir().expect("a temporary directory");
+    for file in FILES {
+        std::fs::copy(directory.path().join(file), copy.path().join(file)).expect("a file");
+    }
+    close(opened);
+    let wal = copy.path().join("log.db-wal");
+    let length = std::fs::metadata(&wal).expect("a file").len();
+    overwrite(&wal, 0, &vec![0; usize::try_from(length).expect("a small file")]);
+    let mut opened = reopen(copy.path(), Durability::Full);
+    assert!(quarantines(copy.path()).is_empty());
+    opened.log.append(None, batch(1..=1)).expect("there is room");
+    opened.log.flush().await.expect("it can be written");
+    let sent = drain(&mut opened, 0).await;
+    assert!(sent[0].0 > last, "{} was given out before", sent[0].0);
 }
 
 #[tokio::test]

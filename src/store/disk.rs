@@ -201,7 +201,7 @@ impl Disk {
             Some(_) => schema::synchronise(&connection, self.durability).context("a setting was refused"),
             None => Ok(()),
         };
-        match back().and_then(|()| self.wal.committed(&connection)) {
+        match back().and_then(|()| self.wal.committed(&connection, commit.reserve.is_some())) {
             Ok(()) => self.connection = Some(connection),
             // What was committed stays so; the rest is as after any failure.
             Err(why) => {

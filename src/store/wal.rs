@@ -44,14 +44,16 @@ impl Wal {
         Wal { path: path.into(), fold_pages, most_pages: fold_pages * GROWTH, commits: 0, told: false }
     }
 
-    /// After each commit.
+    /// After each commit. One that must be `kept` is folded in at once: damage to the end of
+    /// the write-ahead log, which cannot be told from a commit that was cut off, is then no
+    /// damage to it.
     ///
     /// # Errors
     /// If folding it in fails; that somebody still reads is no error.
-    pub fn committed(&mut self, connection: &Connection) -> Result<()> {
+    pub fn committed(&mut self, connection: &Connection, kept: bool) -> Result<()> {
         self.commits = self.commits.saturating_add(1);
         let (_, pages) = checkpoint(connection, "NOOP")?;
-        if pages < self.fold_pages {
+        if pages < self.fold_pages && !kept {
             return Ok(());
         }
         checkpoint(connection, "PASSIVE")?;
