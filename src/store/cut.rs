@@ -14,6 +14,8 @@
 //!
 //! Everything else is damage, and for quarantine.
 
+use super::gap::Hole;
+use super::quarantine::MAX_RANGES;
 use super::recover::Fault;
 use super::row::{self, Info};
 use super::salvage::{Orphan, Salvage, cut, wal_path};
@@ -61,7 +63,8 @@ pub(super) fn look(path: &Path, unsynced: bool) -> Result<Left, String> {
     }
     let (has_wal, has_frames) = (wal.length > 0, wal.frames > 0);
     let mut left = Left { has_wal, has_frames, begins_anew: has_frames && !wal.header_right, cut: None };
-    if wal.orphaned_commits == 0 {
+    // Also of a commit that has no end, what is sound is readings under their seqs.
+    if wal.orphaned_frames == 0 {
         return Ok(left);
     }
     let meta = salvage.facts().meta;
@@ -129,5 +132,64 @@ impl Cut {
             }
         }
         Ok(())
+    }
+}
+
+/// Events that tell of seqs of which nothing is on disk. With `unsynced`, readings among
+/// them may have been acknowledged and be lost.
+pub(super) fn gaps<'h>(holes: impl Iterator<Item = &'h Hole>, unsynced: bool) -> Vec<String> {
+    let mut ranges: Vec<(u64, u64)> = holes.map(|hole| (hole.first.0, hole.last.0)).collect();
+    if let Some((_, end)) = ranges.get(MAX_RANGES..).and_then(|rest| rest.last().copied()) {
+        ranges.truncate(MAX_RANGES);
+        ranges.iter_mut().rev().take(1).for_each(|(_, last)| *last = end);
+    }
+    let body = |(first, last): (u64, u64)| {
+        let mut body = serde_json::json!({"type": "gap", "reason": "restart", "first": first, "last": last});
+        if unsynced && let Some(body) = body.as_object_mut() {
+            body.insert("durability".to_owned(), "normal".into());
+        }
+        body.to_string()
+    };
+    ranges.into_iter().map(body).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::recover::{self, Recovered};
+    use super::super::schema::{self, FILE_NAME, SEQ_BLOCK};
+    use super::*;
+    use crate::config::Durability;
+    use crate::model::{Basis, Batch, DeviceId, Epoch, Reading, Timestamp};
+    use std::sync::Arc;
+
+    fn orphan(first: u64) -> Orphan {
+        let empty = |seq| Reading::new(seq, Timestamp(0), [].into(), [].into()).expect("none each");
+        let device = DeviceId::new("pump").expect("a valid name");
+        let batch = Batch { device, session: None, basis: Basis::default(), readings: vec![empty(1), empty(2)] };
+        let batches = vec![Numbered { first: Seq(first), batch: Arc::new(batch) }];
+        let mut encoder = Encoder::new().expect("zstd");
+        let (header, block) = encoder.encode(&batches).expect("it encodes").expect("two readings");
+        Orphan { header, block, batches }
+    }
+
+    #[test]
+    fn what_was_told_as_a_gap_does_not_come_back_after_a_later_cut() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut db = schema::open(&directory.path().join(FILE_NAME), Durability::Normal).expect("a new database");
+        let mut live = |cut: Option<Cut>| -> Recovered {
+            let left = Left { has_wal: true, cut, ..Left::default() };
+            recover::recover(&mut db, &["cloud"], Timestamp(0), Epoch(7), Durability::Normal, &left, 0)
+                .expect("it reads")
+        };
+        assert_eq!(live(None).next, Seq(1));
+        assert_eq!(live(None).next, Seq(SEQ_BLOCK + 1), "a gap tells of all before");
+        let orphans = vec![orphan(11), orphan(SEQ_BLOCK + 5)];
+        let found = live(Some(Cut { orphans, reserved: 0 }));
+        assert_eq!(found.written, Seq(SEQ_BLOCK + 6));
+        let firsts: Vec<u64> = db
+            .prepare("SELECT first_seq FROM segment")
+            .and_then(|mut rows| rows.query_map([], |row| row.get(0))?.collect())
+            .expect("a segment table");
+        assert_eq!(firsts, [SEQ_BLOCK + 5]);
     }
 }

@@ -6,10 +6,9 @@
 //! is a [`Fault`], and the database goes into quarantine.
 
 use super::boots;
-use super::cut::{Left, UNSYNCED};
+use super::cut::{self, Left, UNSYNCED};
 use super::gap::{Hole, condense};
 use super::logclock::Kept;
-use super::quarantine::MAX_RANGES;
 use super::row::{self, HEADER_COLUMNS, INFO_COLUMNS};
 use super::schema::{
     OpenError, SEQ_BLOCK, insert_event, put_mark, put_sink, set_meta, small_structure_fault, synchronise,
@@ -67,6 +66,9 @@ pub(super) struct Recovered {
     pub generation: u64,
 }
 
+/// The entry of `meta` for the last seq before those of the life that wrote it.
+const BEGAN_BEHIND: &str = "began_behind";
+
 /// Reads what the last life left, puts back what was cut off, reserves the seqs of this
 /// life, and records the holes that an unclean stop leaves. All of it is synced, whatever
 /// the durability: a power cut may take readings back, but no seq is given out twice.
@@ -88,7 +90,9 @@ pub(super) fn recover(
     let (mut holes, seen_end, mut newest) = read_holes(&transaction)?;
     let mut disk_end = seen_end;
     if let Some(cut) = &left.cut {
-        cut.put_back(&transaction, Seq(seen_end), meta.get("log_clock").copied().unwrap_or(0))?;
+        // What an earlier life left was put back or told as a gap when this one began.
+        let end = meta.get(BEGAN_BEHIND).copied().unwrap_or(0).max(seen_end);
+        cut.put_back(&transaction, Seq(end), meta.get("log_clock").copied().unwrap_or(0))?;
         (holes, disk_end, newest) = read_holes(&transaction)?;
     }
     let epoch = match meta.get("epoch") {
@@ -117,6 +121,7 @@ pub(super) fn recover(
     }
     let reserved = next - 1 + SEQ_BLOCK;
     set_meta(&transaction, "reserved", reserved)?;
+    set_meta(&transaction, BEGAN_BEHIND, next - 1)?;
     transaction.execute("DELETE FROM meta WHERE key = 'clean'", [])?;
     match durability {
         Durability::Normal => set_meta(&transaction, UNSYNCED, 1)?,
@@ -137,7 +142,7 @@ pub(super) fn recover(
     unlisted::replay(&transaction, Seq(listed), Seq(disk_end))?;
     let marks = read_marks(&transaction)?;
     let told = holes.iter().filter(|hole| clean.is_none() && hole.first.0 > seen_end && hole.is_whole());
-    let told = gaps(told, meta.contains_key(UNSYNCED));
+    let told = cut::gaps(told, meta.contains_key(UNSYNCED));
     // Of events that sinks have seen, too, a power cut may have taken some back.
     let skipped = if meta.contains_key(UNSYNCED) && !told.is_empty() { SEQ_BLOCK } else { 0 };
     let confirmed = positions.iter().map(|(_, event)| *event).max().unwrap_or(0);
@@ -165,24 +170,6 @@ pub(super) fn recover(
         clock,
         generation,
     })
-}
-
-/// Events that tell of seqs of which nothing is on disk. With `unsynced`, readings among
-/// them may have been acknowledged and be lost.
-fn gaps<'h>(holes: impl Iterator<Item = &'h Hole>, unsynced: bool) -> Vec<String> {
-    let mut ranges: Vec<(u64, u64)> = holes.map(|hole| (hole.first.0, hole.last.0)).collect();
-    if let Some((_, end)) = ranges.get(MAX_RANGES..).and_then(|rest| rest.last().copied()) {
-        ranges.truncate(MAX_RANGES);
-        ranges.iter_mut().rev().take(1).for_each(|(_, last)| *last = end);
-    }
-    let body = |(first, last): (u64, u64)| {
-        let mut body = serde_json::json!({"type": "gap", "reason": "restart", "first": first, "last": last});
-        if unsynced && let Some(body) = body.as_object_mut() {
-            body.insert("durability".to_owned(), "normal".into());
-        }
-        body.to_string()
-    };
-    ranges.into_iter().map(body).collect()
 }
 
 /// Counts how often the lanes changed: segments counted by others are looked into anew.

@@ -48,6 +48,9 @@ pub(in crate::store) struct WalState {
     pub header_damaged: bool,
     /// Frames that SQLite would use.
     pub valid_frames: u64,
+    /// Frames of the same generation where SQLite does not look, as they stand behind the
+    /// last commit before a damaged one.
+    pub orphaned_frames: u64,
     /// Commits of the same generation that stand behind a damaged frame, where SQLite
     /// does not look: as many as there are in a row. Each commit that was cut off can
     /// leave one that stands alone.
@@ -238,6 +241,7 @@ impl Pages {
         }
         if wal.header_right {
             self.state.valid_frames = end as u64;
+            self.state.orphaned_frames = self.orphans.len() as u64;
             self.committed = newest;
             self.state.overtaken = self.state.orphaned_commits > 0 && self.is_overtaken(frames);
             return;
