@@ -42,12 +42,14 @@ impl Message {
             Message::Device(DeviceMessage::Heartbeat(_)) => "Heartbeat",
             Message::Device(DeviceMessage::CommandResult(_)) => "CommandResult",
             Message::Device(DeviceMessage::Goodbye(_)) => "Goodbye",
+            Message::Device(DeviceMessage::SubDevice(_)) => "SubDevice",
             Message::Gateway(GatewayMessage::Challenge(_)) => "Challenge",
             Message::Gateway(GatewayMessage::Welcome(_)) => "Welcome",
             Message::Gateway(GatewayMessage::Ack(_)) => "Ack",
             Message::Gateway(GatewayMessage::HeartbeatReply(_)) => "HeartbeatReply",
             Message::Gateway(GatewayMessage::Command(_)) => "Command",
             Message::Gateway(GatewayMessage::Goodbye(_)) => "Goodbye",
+            Message::Gateway(GatewayMessage::SubCommand(_)) => "SubCommand",
         }
     }
 }
@@ -161,6 +163,8 @@ fn any_device_message() -> impl Strategy<Value = DeviceMessage> {
         (any::<String>(), state, option::of(any::<String>()))
             .prop_map(|(id, state, payload)| DeviceMessage::CommandResult(CommandResult { id, state, payload })),
         any_goodbye().prop_map(DeviceMessage::Goodbye),
+        (any::<String>(), any::<bool>(), option::of(any::<String>()))
+            .prop_map(|(sub, online, reason)| DeviceMessage::SubDevice(SubDevice { sub, online, reason })),
     ]
 }
 
@@ -177,6 +181,10 @@ fn any_gateway_message() -> impl Strategy<Value = GatewayMessage> {
     );
     let command = (any::<String>(), any::<String>(), option::of(any::<String>()), option::of(any::<u64>()))
         .prop_map(|(id, name, payload, expires_in)| Command { id, name, payload, expires_in });
+    let sub_command = (any::<String>(), command.clone()).prop_map(|(sub, command)| {
+        let Command { id, name, payload, expires_in } = command;
+        SubCommand { sub, id, name, payload, expires_in }
+    });
     prop_oneof![
         vec(any::<u8>(), 0..40).prop_map(|nonce| GatewayMessage::Challenge(Challenge { nonce })),
         welcome.prop_map(GatewayMessage::Welcome),
@@ -185,6 +193,7 @@ fn any_gateway_message() -> impl Strategy<Value = GatewayMessage> {
             .prop_map(|(time, time_trusted)| GatewayMessage::HeartbeatReply(HeartbeatReply { time, time_trusted })),
         command.prop_map(GatewayMessage::Command),
         any_goodbye().prop_map(GatewayMessage::Goodbye),
+        sub_command.prop_map(GatewayMessage::SubCommand),
     ]
 }
 
@@ -280,7 +289,7 @@ proptest! {
     }
 
     #[test]
-    fn unknown_messages_are_told_from_malformed_ones(kind in prop_oneof![Just(0u8), 7..16u8], body in vec(any::<u8>(), 0..40), format in any_format()) {
+    fn unknown_messages_are_told_from_malformed_ones(kind in prop_oneof![Just(0u8), 8..16u8], body in vec(any::<u8>(), 0..40), format in any_format()) {
         let from_device = FrameRef { format, kind, body: &body };
         prop_assert_eq!(codec::decode_device(&from_device), Err(BodyError::Unknown(kind)));
         let from_gateway = FrameRef { format, kind: kind | 0x80, body: &body };

@@ -140,7 +140,7 @@ impl Session {
                 let reply = HeartbeatReply { time: now.wall.0, time_trusted: now.trusted };
                 Ok(Step::Reply(GatewayMessage::HeartbeatReply(reply)))
             }
-            (DeviceMessage::CommandResult(_), Some(_)) => Ok(Step::Nothing),
+            (DeviceMessage::CommandResult(_) | DeviceMessage::SubDevice(_), Some(_)) => Ok(Step::Nothing),
         }
     }
 

@@ -55,7 +55,8 @@ messages!(
     Readings = 3,
     Heartbeat = 4,
     CommandResult = 5,
-    Goodbye = 6
+    Goodbye = 6,
+    SubDevice = 7
 );
 messages!(
     GatewayMessage,
@@ -68,7 +69,8 @@ messages!(
     Ack = 3,
     HeartbeatReply = 4,
     Command = 5,
-    Goodbye = 6
+    Goodbye = 6,
+    SubCommand = 7
 );
 
 fn body<'a, T: Deserialize<'a>>(frame: &FrameRef<'a>, message: &'static str) -> Result<T, BodyError> {

@@ -15,6 +15,7 @@ pub enum DeviceMessage {
     Heartbeat(Heartbeat),
     CommandResult(CommandResult),
     Goodbye(Goodbye),
+    SubDevice(SubDevice),
 }
 
 /// From the gateway.
@@ -26,6 +27,7 @@ pub enum GatewayMessage {
     HeartbeatReply(HeartbeatReply),
     Command(Command),
     Goodbye(Goodbye),
+    SubCommand(SubCommand),
 }
 
 /// The first message on a connection.
@@ -197,6 +199,31 @@ pub struct HeartbeatReply {
 /// Something for the device to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
+    pub id: String,
+    pub name: String,
+    /// JSON text.
+    #[serde(default)]
+    pub payload: Option<String>,
+    /// How long the command is still wanted, in milliseconds from now.
+    #[serde(default)]
+    pub expires_in: Option<u64>,
+}
+
+/// A hub says whether one of the devices behind it is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubDevice {
+    pub sub: String,
+    pub online: bool,
+    /// For people to read, such as "battery empty".
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// Something for a device behind a hub to do. A message of its own, so that a hub that
+/// knows nothing of it does not take it for a [`Command`] to itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubCommand {
+    pub sub: String,
     pub id: String,
     pub name: String,
     /// JSON text.
