@@ -6,22 +6,26 @@
 
 mod broker;
 mod env;
+mod http;
 mod memory;
 mod password;
 mod problem;
 mod read;
 mod sections;
 mod shipped;
+mod token;
 mod validate;
 
 pub use broker::{Broker, InvalidBroker};
+pub use http::Http;
 pub use memory::{Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
-    ClockTrust, Config, Deliver, Devices, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt,
-    MqttVersion, Parity, Priority, Route, Serial, Store, Tcp, Topics,
+    ClockTrust, Config, Deliver, Devices, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Mqtt, MqttVersion,
+    Parity, Priority, Route, Serial, Store, Tcp, Topics,
 };
+pub use token::{TokenError, read_token};
 pub use validate::prefix_fault;
 
 use problem::Report;
@@ -38,7 +42,7 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
     let mut report = Report::new(path);
     let config = read_file(path, &mut report).and_then(|text| {
         let config = interpret(&text, &|name| std::env::var(name).ok(), &mut report)?;
-        validate::check_files(&config.mqtt, &mut report);
+        validate::check_files(&config, &mut report);
         Some(config)
     });
     report.finish(config)

@@ -7,7 +7,8 @@ mod pool;
 mod porch;
 pub mod serial;
 pub mod tcp;
+pub mod websocket;
 
 pub use line::Shared;
 pub use pool::Pool;
-pub use porch::{LEAVING, beyond};
+pub use porch::{LEAVING, Place, Porch, beyond};

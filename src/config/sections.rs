@@ -1,6 +1,7 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
+use super::Http;
 use crate::model::{GatewayId, Timestamp};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -140,15 +141,6 @@ pub struct Devices {
     /// Nor is one that says that it took a reading before this.
     #[serde(with = "timestamp")]
     pub earliest_time: Timestamp,
-}
-
-/// `[http]`: metrics and health.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Http {
-    pub enabled: bool,
-    /// A loopback address.
-    pub listen: SocketAddr,
 }
 
 /// When a sink is shown a reading.
@@ -352,12 +344,6 @@ impl Default for Devices {
             max_clock_ahead: Duration::from_secs(600),
             earliest_time: Timestamp(1_577_836_800_000_000), // 2020-01-01
         }
-    }
-}
-
-impl Default for Http {
-    fn default() -> Http {
-        Http { enabled: true, listen: SocketAddr::from(([127, 0, 0, 1], 7412)) }
     }
 }
 

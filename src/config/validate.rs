@@ -1,19 +1,19 @@
 //! What is well-formed but makes no sense. Pure, but for [`check_files`].
 
+mod http;
 mod links;
 mod mqtt;
 mod routes;
 
 use super::problem::Report;
 use super::read::closest;
-use super::{Config, Devices, Gateway, HistoryWithin, Http, Store};
+use super::{Config, Devices, Gateway, HistoryWithin, Store};
 use crate::model::Timestamp;
 use bytesize::ByteSize;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub(super) use mqtt::check_files;
 pub use mqtt::prefix_fault;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,11 +28,17 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     gateway(&config.gateway, Section::new(report, "gateway"));
     memory(config, report);
     links::check(config, report);
-    http(config, Section::new(report, "http"));
+    http::check(config, Section::new(report, "http"));
     devices(&config.devices, Section::new(report, "devices"));
     store(&config.store, Section::new(report, "store"));
     routes::check(&config.route, report);
     mqtt::check(&config.mqtt, report);
+}
+
+/// Adds a problem for each file that `config` names and that cannot be used.
+pub(super) fn check_files(config: &Config, report: &mut Report) {
+    mqtt::check_files(&config.mqtt, report);
+    http::check_files(&config.http, Section::new(report, "http"));
 }
 
 fn gateway(gateway: &Gateway, mut section: Section) {
@@ -78,17 +84,6 @@ fn log_level(filter: &str, section: &mut Section) {
         if !is_level && let Some(near) = closest(word, &LEVELS) {
             section.reject(&[KEY], format!("unknown level `{word}`"), format!("did you mean `{near}`?"));
         }
-    }
-}
-
-fn http(config: &Config, mut section: Section) {
-    let Http { enabled: true, listen } = config.http else { return };
-    if !listen.ip().is_loopback() {
-        let what = format!("{listen} can be reached from elsewhere, and there is no access control");
-        section.reject(&["listen"], what, format!("listen on 127.0.0.1:{}", listen.port()));
-    }
-    if let Some(i) = config.tcp.iter().position(|tcp| collide(tcp.listen, listen)) {
-        section.reject(&["listen"], format!("tcp[{i}] listens on {listen} already"), "give another port");
     }
 }
 

@@ -7,6 +7,7 @@ use super::convert::{ConvertError, Converted, Converter, TimeRules};
 use crate::clock::Now;
 use crate::model::DeviceId;
 use crate::wire::message::{DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Readings, Reason, Welcome};
+use crate::wire::text::Context;
 use std::time::Duration;
 
 /// What a link grants its devices.
@@ -71,6 +72,15 @@ impl Session {
     /// The device, once it is known.
     pub fn device(&self) -> Option<&DeviceId> {
         self.device.as_ref().map(|device| device.device())
+    }
+
+    /// What text messages say of the device, once it is known.
+    pub fn context(&self) -> Context<'_> {
+        self.device.as_ref().map_or_else(Context::default, |device| Context {
+            device: Some(device.device().as_str()),
+            clock: Some(device.clock()),
+            now: None,
+        })
     }
 
     /// Memory that the session holds to be fast, in bytes.

@@ -43,6 +43,8 @@ pub(super) struct Line {
     /// What is accepted afterwards.
     pub limits: Limits,
     pub recovery: Recovery,
+    /// Whether devices may speak in text messages, and do until they show otherwise.
+    pub text: bool,
     /// How long a frame may stay incomplete without another byte.
     pub frame_timeout: Duration,
     pub shared: Shared,

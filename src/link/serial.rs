@@ -30,6 +30,7 @@ pub async fn serve(config: config::Serial, shared: Shared, mut stop: watch::Rece
         before_hello: limits,
         limits,
         recovery: Recovery::Resync,
+        text: false,
         frame_timeout: config.frame_timeout,
         shared,
     };

@@ -121,6 +121,7 @@ fn line(config: &config::Tcp, shared: Shared) -> Line {
         before_hello: Limits { max_body: BEFORE_HELLO, require_checksum: false },
         limits: Limits { max_body, require_checksum: false },
         recovery: Recovery::Fail,
+        text: false,
         frame_timeout: config.frame_timeout,
         shared,
     }

@@ -8,18 +8,21 @@ use bytesize::ByteSize;
 use std::collections::HashMap;
 use std::time::Duration;
 
-const MILLISECOND: Duration = Duration::from_millis(1);
+pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 /// The wire protocol's cap.
-const MAX_FRAME: ByteSize = ByteSize::mib(1);
+pub(super) const MAX_FRAME: ByteSize = ByteSize::mib(1);
 /// A handshake fits in this.
-const MIN_FRAME: ByteSize = ByteSize::b(256);
+pub(super) const MIN_FRAME: ByteSize = ByteSize::b(256);
 
 pub(super) fn check(config: &Config, report: &mut Report) {
     let refused = report.is_refused("tcp") || report.is_refused("serial");
-    if config.tcp.is_empty() && config.serial.is_empty() && !refused {
+    if config.tcp.is_empty() && config.serial.is_empty() && !config.http.serves_devices() && !refused {
         report.add("tcp", "there is no [[tcp]] and no [[serial]] section: no device could connect", "add one");
     }
     let mut names = Names::default();
+    if config.http.serves_devices() {
+        names.reserve("websocket", "http");
+    }
     for (i, tcp) in config.tcp.iter().enumerate() {
         let mut section = Section::new(report, format!("tcp[{i}]"));
         names.check(&tcp.name, &mut section);
@@ -65,6 +68,11 @@ fn check_serial(serial: &Serial, section: &mut Section) {
 pub(super) struct Names<'a>(HashMap<&'a str, String>);
 
 impl<'a> Names<'a> {
+    /// What stands at `path` has a name that cannot be chosen.
+    pub fn reserve(&mut self, name: &'a str, path: &str) {
+        self.0.insert(name, path.to_owned());
+    }
+
     pub fn check(&mut self, name: &'a str, section: &mut Section) {
         if let Err(why) = Token::check(name) {
             section.reject(&["name"], format!("{name:?} {why}"), "give 1 to 64 letters, digits, '.', '_' or '-'");

@@ -127,7 +127,7 @@ fn check_limits(mqtt: &Mqtt, section: &mut Section) {
 }
 
 /// Adds a problem for each file that `sinks` name and that cannot be used.
-pub(in crate::config) fn check_files(sinks: &[Mqtt], report: &mut Report) {
+pub(super) fn check_files(sinks: &[Mqtt], report: &mut Report) {
     for (i, mqtt) in sinks.iter().enumerate() {
         let mut section = Section::new(report, format!("mqtt[{i}]"));
         let pem = [

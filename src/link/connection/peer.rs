@@ -7,9 +7,10 @@ use crate::clock::Now;
 use crate::device::{Acks, Connected, Converted, Refusal, Session, Step};
 use crate::model::{Basis, Batch, DeviceId};
 use crate::store::{Mark, Saturated};
-use crate::wire::codec::{decode_device, encode_gateway};
+use crate::wire::codec::{decode_device_in, encode_gateway_in};
 use crate::wire::frame::{BodyEncoding, Event, Format, FrameError, FrameRef, Limits, Version};
 use crate::wire::message::{Ack, GatewayMessage, Goodbye, Reason};
+use crate::wire::text::Context;
 use std::collections::VecDeque;
 use std::future::{Future, pending};
 use std::ops::ControlFlow;
@@ -18,6 +19,8 @@ use std::time::Duration;
 
 /// The gateway's format until the device has shown its own.
 pub(in crate::link) const FIRST_FORMAT: Format = Format { version: Version::V2, encoding: BodyEncoding::Json };
+/// The same where devices may speak in text messages.
+const FIRST_TEXT: Format = Format { version: Version::Text, encoding: BodyEncoding::Json };
 
 /// On a line that outlives its sessions, refusals are told this often at most: what
 /// came before Hello may be a whole queue of readings.
@@ -65,7 +68,7 @@ impl<'a> Peer<'a> {
             line,
             from,
             session: Session::new(line.grants, now),
-            format: FIRST_FORMAT,
+            format: if line.text { FIRST_TEXT } else { FIRST_FORMAT },
             place,
             established: None,
             batches: VecDeque::new(),
@@ -99,7 +102,7 @@ impl<'a> Peer<'a> {
             return ControlFlow::Continue(());
         }
         self.format = frame.format;
-        let step = match decode_device(frame) {
+        let step = match decode_device_in(frame, self.session.context()) {
             Ok(message) => self.session.take(message, now),
             Err(why) => {
                 self.line.count_invalid("body");
@@ -108,7 +111,7 @@ impl<'a> Peer<'a> {
         };
         match step {
             Ok(Step::Nothing) => {}
-            Ok(Step::Reply(reply)) => encode_gateway(&reply, self.format, &mut self.out),
+            Ok(Step::Reply(reply)) => self.say(&reply),
             Ok(Step::Establish { device, session, first }) => {
                 self.establish(&device, session, first, now);
                 return ControlFlow::Break(self.line.limits);
@@ -137,7 +140,8 @@ impl<'a> Peer<'a> {
         let connected = shared.registry.connect(device);
         self.clock_told = false;
         self.established = Some(Established { mark, acks, connected });
-        encode_gateway(&self.session.welcome(first, settled, now), self.format, &mut self.out);
+        let welcome = self.session.welcome(first, settled, now);
+        self.say(&welcome);
         let link = &self.line.name;
         tracing::info!(%link, %device, from = self.from, session, settled, "device connected");
     }
@@ -214,7 +218,7 @@ impl<'a> Peer<'a> {
         if let Some(established) = &mut self.established
             && let Some(seq) = established.acks.due(established.mark.settled(), now.monotonic)
         {
-            encode_gateway(&GatewayMessage::Ack(Ack { seq }), self.format, &mut self.out);
+            self.say(&GatewayMessage::Ack(Ack { seq }));
         }
     }
 
@@ -382,7 +386,16 @@ impl<'a> Peer<'a> {
 
     fn goodbye(&mut self, refusal: Refusal) {
         let Refusal { reason, text } = refusal;
-        encode_gateway(&GatewayMessage::Goodbye(Goodbye { reason, text }), self.format, &mut self.out);
+        self.say(&GatewayMessage::Goodbye(Goodbye { reason, text }));
+    }
+
+    /// Puts a message into what is to be sent, as the device spoke last.
+    fn say(&mut self, message: &GatewayMessage) {
+        // Nothing else says when it was sent.
+        let is_text = self.format.version == Version::Text;
+        let now = is_text.then(|| self.line.shared.clock.now().wall.0);
+        let context = Context { now, ..self.session.context() };
+        encode_gateway_in(message, self.format, context, &mut self.out);
     }
 
     /// The connection broke.

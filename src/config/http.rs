@@ -1,0 +1,54 @@
+//! `[http]`.
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// `[http]`: metrics, health, and devices over WebSocket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    pub enabled: bool,
+    pub listen: SocketAddr,
+    /// File with the token that requests must bear; needed beyond loopback.
+    pub token_file: Option<PathBuf>,
+    /// Pages of these origins may ask, beside those of this server itself.
+    pub allowed_origins: Vec<String>,
+    /// Whether devices may connect at `/ws/device`.
+    pub devices: bool,
+    /// Devices beyond this many are refused.
+    pub max_connections: usize,
+    /// For a request to be complete, and from the upgrade to the end of the handshake.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// Largest frame body and longest text message accepted, in bytes.
+    pub max_frame: ByteSize,
+    /// How long a frame may stay incomplete without another byte.
+    #[serde(with = "humantime_serde")]
+    pub frame_timeout: Duration,
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http {
+            enabled: true,
+            listen: SocketAddr::from(([127, 0, 0, 1], 7412)),
+            token_file: None,
+            allowed_origins: Vec::new(),
+            devices: false,
+            max_connections: 1000,
+            handshake_timeout: Duration::from_secs(5),
+            max_frame: ByteSize::kib(64),
+            frame_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Http {
+    /// Whether devices may connect.
+    pub fn serves_devices(&self) -> bool {
+        self.enabled && self.devices
+    }
+}
