@@ -6,6 +6,8 @@
 
 mod broker;
 mod env;
+mod forms;
+mod listener;
 mod memory;
 mod password;
 mod problem;
@@ -15,6 +17,7 @@ mod shipped;
 mod validate;
 
 pub use broker::{Broker, InvalidBroker};
+pub use listener::{ClientCertificates, ServerTls};
 pub use memory::{Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
@@ -38,7 +41,7 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
     let mut report = Report::new(path);
     let config = read_file(path, &mut report).and_then(|text| {
         let config = interpret(&text, &|name| std::env::var(name).ok(), &mut report)?;
-        validate::check_files(&config.mqtt, &mut report);
+        validate::check_files(&config, &mut report);
         Some(config)
     });
     report.finish(config)

@@ -1,5 +1,6 @@
 //! What is well-formed but makes no sense. Pure, but for [`check_files`].
 
+mod files;
 mod links;
 mod mqtt;
 mod routes;
@@ -13,7 +14,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub(super) use mqtt::check_files;
+pub(super) use files::check_files;
 pub use mqtt::prefix_fault;
 
 const SECOND: Duration = Duration::from_secs(1);
