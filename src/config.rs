@@ -6,6 +6,8 @@
 
 mod broker;
 mod env;
+mod forms;
+mod listener;
 mod http;
 mod memory;
 mod password;
@@ -18,6 +20,7 @@ mod validate;
 
 pub use broker::{Broker, InvalidBroker};
 pub use http::Http;
+pub use listener::{ClientCertificates, ServerTls};
 pub use memory::{Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};

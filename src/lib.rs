@@ -13,6 +13,7 @@ pub mod model;
 pub mod backoff;
 pub mod clock;
 pub mod metrics;
+pub mod pem;
 pub mod stop;
 
 pub mod config;

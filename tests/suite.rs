@@ -20,6 +20,7 @@ mod service;
 mod support;
 mod tcp;
 mod time;
+mod tls;
 mod untimed;
 mod uplink;
 mod wear;

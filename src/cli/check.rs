@@ -2,6 +2,7 @@
 
 use super::{USAGE, say};
 use crate::config::{self, Broker, Config};
+use crate::link::tls;
 use crate::mqtt::{self, TlsFiles};
 use std::io::Write;
 use std::path::Path;
@@ -25,6 +26,14 @@ pub fn check(path: &Path) -> ExitCode {
 
 /// What is wrong with the certificates that are to be used, beyond their files.
 fn tls_problem(config: &Config) -> Option<String> {
+    let listener = config.tcp.iter().enumerate().find_map(|(i, tcp)| {
+        let why = tls::server_config(&tcp.tls()?).err()?;
+        Some(format!("tcp[{i}]: {why:#}"))
+    });
+    listener.or_else(|| uplink_problem(config))
+}
+
+fn uplink_problem(config: &Config) -> Option<String> {
     config.mqtt.iter().enumerate().find_map(|(i, mqtt)| {
         let uses_tls = |broker: &String| broker.parse().is_ok_and(|broker: Broker| broker.tls);
         if !mqtt.brokers.iter().any(uses_tls) {

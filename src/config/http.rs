@@ -1,5 +1,6 @@
 //! `[http]`.
 
+use super::{ClientCertificates, ServerTls};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -14,6 +15,12 @@ pub struct Http {
     pub listen: SocketAddr,
     /// File with the token that requests must bear; needed beyond loopback.
     pub token_file: Option<PathBuf>,
+    /// PEM file of the server's certificate chain.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of its private key.
+    pub key_file: Option<PathBuf>,
+    /// PEM file of the authorities that vouch for devices.
+    pub client_ca_file: Option<PathBuf>,
     /// Pages of these origins may ask, beside those of this server itself.
     pub allowed_origins: Vec<String>,
     /// Whether devices may connect at `/ws/device`.
@@ -36,6 +43,9 @@ impl Default for Http {
             enabled: true,
             listen: SocketAddr::from(([127, 0, 0, 1], 7412)),
             token_file: None,
+            cert_file: None,
+            key_file: None,
+            client_ca_file: None,
             allowed_origins: Vec::new(),
             devices: false,
             max_connections: 1000,
@@ -50,5 +60,12 @@ impl Http {
     /// Whether devices may connect.
     pub fn serves_devices(&self) -> bool {
         self.enabled && self.devices
+    }
+
+    /// What it speaks TLS with, if it does. Who is no device has no certificate.
+    pub fn tls(&self) -> Option<ServerTls> {
+        let (cert, key) = self.cert_file.clone().zip(self.key_file.clone())?;
+        let client_ca = self.client_ca_file.clone();
+        Some(ServerTls { cert, key, client_ca, client_certificates: ClientCertificates::Optional })
     }
 }

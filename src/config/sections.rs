@@ -1,6 +1,8 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
+use super::forms::timestamp;
+use super::listener::ClientCertificates;
 use super::Http;
 use crate::model::{GatewayId, Timestamp};
 use bytesize::ByteSize;
@@ -75,6 +77,13 @@ pub struct Tcp {
     /// How long a frame may stay incomplete without another byte.
     #[serde(with = "humantime_serde")]
     pub frame_timeout: Duration,
+    /// PEM file of the listener's certificate chain: it speaks TLS then.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of the certificate's private key.
+    pub key_file: Option<PathBuf>,
+    /// PEM file of the authorities that vouch for devices' certificates.
+    pub client_ca_file: Option<PathBuf>,
+    pub client_certificates: ClientCertificates,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,6 +321,10 @@ impl Default for Tcp {
             handshake_timeout: Duration::from_secs(5),
             max_frame: ByteSize::kib(64),
             frame_timeout: Duration::from_secs(2),
+            cert_file: None,
+            key_file: None,
+            client_ca_file: None,
+            client_certificates: ClientCertificates::Required,
         }
     }
 }
@@ -395,42 +408,6 @@ impl Default for Mqtt {
             backoff_max: Duration::from_secs(60),
             stable_after: Duration::from_secs(30),
             replay_after: Duration::from_secs(60),
-        }
-    }
-}
-
-/// A time as text, as it is everywhere else.
-mod timestamp {
-    use crate::model::Timestamp;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(time)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Timestamp, D::Error> {
-        String::deserialize(d)?.parse().map_err(D::Error::custom)
-    }
-}
-
-impl Serialize for HistoryWithin {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        match self {
-            HistoryWithin::Off => s.serialize_str("off"),
-            HistoryWithin::Within(duration) => humantime_serde::serialize(duration, s),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for HistoryWithin {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(d)?;
-        if text == "off" {
-            return Ok(HistoryWithin::Off);
-        }
-        match humantime::parse_duration(&text) {
-            Ok(duration) => Ok(HistoryWithin::Within(duration)),
-            Err(why) => Err(serde::de::Error::custom(format!("{why}; give a duration such as \"5m\", or \"off\""))),
         }
     }
 }

@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn every_key_is_shown_with_its_default() {
         check::<Gateway>("gateway", &["id", "worker_threads", "memory_limit"]);
-        check::<Tcp>("tcp", &[]);
+        check::<Tcp>("tcp", &["cert_file", "key_file", "client_ca_file"]);
         check::<Serial>("serial", &["path"]);
         check::<Http>("http", &[]);
         check::<Devices>("devices", &[]);

@@ -1,5 +1,6 @@
 //! What is well-formed but makes no sense. Pure, but for [`check_files`].
 
+mod files;
 mod http;
 mod links;
 mod mqtt;
@@ -14,6 +15,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub(super) use files::check_files;
 pub use mqtt::prefix_fault;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -33,12 +35,6 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     store(&config.store, Section::new(report, "store"));
     routes::check(&config.route, report);
     mqtt::check(&config.mqtt, report);
-}
-
-/// Adds a problem for each file that `config` names and that cannot be used.
-pub(super) fn check_files(config: &Config, report: &mut Report) {
-    mqtt::check_files(&config.mqtt, report);
-    http::check_files(&config.http, Section::new(report, "http"));
 }
 
 fn gateway(gateway: &Gateway, mut section: Section) {

@@ -8,6 +8,7 @@
 
 mod peer;
 
+use super::caller::Caller;
 use super::line::Line;
 use super::pool::{ALLOWANCE, Lease};
 use super::porch::Place;
@@ -83,11 +84,11 @@ enum Gate {
 }
 
 /// Serves the device at the far end of `io` until either side ends it or `stop`
-/// turns true. `from` says who it is in logs; `place` is where it waits to be let in.
+/// turns true. `place` is where it waits to be let in.
 pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut S,
     line: &Line,
-    from: &str,
+    caller: Caller,
     place: Place,
     mut stop: watch::Receiver<bool>,
 ) -> Closed {
@@ -99,7 +100,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         decoder: if line.text { decoder.accept_text() } else { decoder },
         partial_since: None,
         frame_since: None,
-        peer: Peer::new(line, from, place, clock.now()),
+        peer: Peer::new(line, caller, place, clock.now()),
         lease: line.shared.pool.lease(),
         gate: Gate::Open,
         early: Vec::new(),

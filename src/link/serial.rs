@@ -1,6 +1,7 @@
 //! A device at the far end of a serial line. The line is noisy, does not break when
 //! the device restarts, and its port comes and goes.
 
+use super::caller::Caller;
 use super::connection::{self, Closed};
 use super::line::{Line, Shared};
 use super::porch::Place;
@@ -43,7 +44,8 @@ pub async fn serve(config: config::Serial, shared: Shared, mut stop: watch::Rece
                 told = None;
                 line.up(true);
                 tracing::info!(link = %line.name, path, baud = config.baud, "serial port opened");
-                let closed = connection::drive(&mut port, &line, &path, Place::granted(), stop.clone()).await;
+                let caller = Caller::named(path.as_str());
+                let closed = connection::drive(&mut port, &line, caller, Place::granted(), stop.clone()).await;
                 line.up(false);
                 match closed {
                     // Nobody is sent away from a place that was granted.

@@ -3,6 +3,7 @@
 mod frame;
 mod messages;
 
+use super::caller::Caller;
 use super::connection::{self, Closed};
 use super::line::{Line, Shared};
 use super::porch::{self, LEAVING, Place, Porch};
@@ -11,6 +12,7 @@ use crate::device::Grants;
 use crate::stop;
 use crate::wire::frame::{Limits, Recovery};
 use messages::{Lengths, Messages};
+use rustls::pki_types::CertificateDer;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -62,7 +64,7 @@ pub struct Hall {
 
 struct Guest {
     upgrade: Upgrade,
-    from: SocketAddr,
+    caller: Caller,
     place: Place,
 }
 
@@ -130,8 +132,11 @@ impl Entrance {
 
 impl Admission {
     /// The HTTP server is about to say that the connection is a WebSocket's from here on.
-    pub fn enter(self, from: SocketAddr, upgrade: Upgrade) {
-        self.guests.send(Guest { upgrade, from, place: self.place });
+    /// The far end proved to have `certificate`, if any.
+    pub fn enter(self, from: SocketAddr, certificate: Option<CertificateDer<'static>>, upgrade: Upgrade) {
+        let Admission { place, guests } = self;
+        let caller = Caller { name: from.to_string(), since: Some(place.since()), certificate };
+        guests.send(Guest { upgrade, caller, place });
     }
 }
 
@@ -181,16 +186,17 @@ fn line(config: &config::Http, shared: Shared) -> Line {
 }
 
 async fn serve_one(guest: Guest, line: Arc<Line>, porch: Porch, stop: watch::Receiver<bool>) {
-    let Guest { upgrade, from, place } = guest;
+    let Guest { upgrade, caller, place } = guest;
+    let from = caller.name.as_str();
     let within = line.grants.handshake_timeout.unwrap_or(LINGER);
     let stream = match timeout(within, upgrade).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(why)) => return tracing::debug!(link = %line.name, %from, %why, "no WebSocket came of it"),
-        Err(_) => return tracing::debug!(link = %line.name, %from, "no WebSocket came of it in time"),
+        Ok(Err(why)) => return tracing::debug!(link = %line.name, from, %why, "no WebSocket came of it"),
+        Err(_) => return tracing::debug!(link = %line.name, from, "no WebSocket came of it in time"),
     };
     let lengths = Lengths { now: line.before_hello.max_body, afterwards: line.limits.max_body };
     let mut messages = Messages::new(stream, lengths, line.shared.pool.another_lease());
-    let closed = connection::drive(&mut messages, &line, &from.to_string(), place, stop).await;
+    let closed = connection::drive(&mut messages, &line, caller, place, stop).await;
     match closed {
         Closed::Failed(why) if why.kind() == io::ErrorKind::InvalidData => line.count_invalid(NAME),
         // Nobody is left who could be told anything.

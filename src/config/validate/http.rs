@@ -1,8 +1,8 @@
 //! `[http]`.
 
-use super::links::{MAX_FRAME, MILLISECOND, MIN_FRAME};
+use super::links::{MAX_FRAME, MILLISECOND, MIN_FRAME, check_tls};
 use super::{HOUR, Section, collide};
-use crate::config::{Config, Http, read_token};
+use crate::config::Config;
 
 pub(super) fn check(config: &Config, mut section: Section) {
     let http = &config.http;
@@ -23,6 +23,7 @@ pub(super) fn check(config: &Config, mut section: Section) {
             section.reject(&["allowed_origins"], format!("{origin:?} {what}"), fix);
         }
     }
+    check_tls([&http.cert_file, &http.key_file, &http.client_ca_file], &mut section);
     section.number("max_connections", http.max_connections, 1, 1_000_000);
     section.duration("handshake_timeout", http.handshake_timeout, MILLISECOND, HOUR);
     section.size("max_frame", http.max_frame, MIN_FRAME, MAX_FRAME);
@@ -48,16 +49,6 @@ fn origin_fault(origin: &str) -> Option<(&'static str, &'static str)> {
         return Some(("has other characters than browsers send", "write it in small letters, names in Punycode"));
     }
     host.ends_with(default_port).then_some(("names the port that is left out", "remove the port"))
-}
-
-/// Adds a problem if the file with the token cannot be used.
-pub(super) fn check_files(http: &Http, mut section: Section) {
-    if !http.enabled {
-        return;
-    }
-    if let Some(Err(why)) = http.token_file.as_deref().map(read_token) {
-        section.reject(&["token_file"], &why, why.fix());
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::config::{Config, Serial, Tcp};
 use crate::model::Token;
 use bytesize::ByteSize;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
@@ -49,6 +50,20 @@ fn check_tcp(tcp: &Tcp, section: &mut Section) {
     section.duration("handshake_timeout", tcp.handshake_timeout, MILLISECOND, HOUR);
     section.size("max_frame", tcp.max_frame, MIN_FRAME, MAX_FRAME);
     section.duration("frame_timeout", tcp.frame_timeout, MILLISECOND, HOUR);
+    check_tls([&tcp.cert_file, &tcp.key_file, &tcp.client_ca_file], section);
+}
+
+/// Certificate, key and authorities of a listener.
+pub(super) fn check_tls([cert, key, client_ca]: [&Option<PathBuf>; 3], section: &mut Section) {
+    for (name, file, missing, other) in [("cert_file", cert, "key_file", key), ("key_file", key, "cert_file", cert)] {
+        if file.is_some() && other.is_none() {
+            section.reject(&[name, missing], format!("is of no use without `{missing}`"), "give both or neither");
+        }
+    }
+    if client_ca.is_some() && cert.is_none() && key.is_none() {
+        let what = "is of no use: the listener does not speak TLS";
+        section.reject(&["client_ca_file", "cert_file"], what, "give `cert_file` and `key_file` too, or remove it");
+    }
 }
 
 fn check_serial(serial: &Serial, section: &mut Section) {

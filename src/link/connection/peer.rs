@@ -1,9 +1,11 @@
 //! The session at the far end of a connection: what its messages do to the log,
 //! the registry and the answers.
 
+use super::super::caller::Caller;
 use super::super::line::Line;
 use super::super::porch::Place;
 use crate::clock::Now;
+use crate::device::auth::certifies;
 use crate::device::{Acks, Connected, Converted, Refusal, Session, Step};
 use crate::model::{Basis, Batch, DeviceId};
 use crate::store::{Mark, Saturated};
@@ -43,7 +45,7 @@ struct Established {
 
 pub struct Peer<'a> {
     line: &'a Line,
-    from: &'a str,
+    caller: Caller,
     session: Session,
     format: Format,
     /// Where it waits to be let in, or is.
@@ -63,11 +65,12 @@ pub struct Peer<'a> {
 }
 
 impl<'a> Peer<'a> {
-    pub fn new(line: &'a Line, from: &'a str, place: Place, now: Now) -> Peer<'a> {
+    pub fn new(line: &'a Line, caller: Caller, place: Place, now: Now) -> Peer<'a> {
+        let since = Now { monotonic: caller.since.unwrap_or(now.monotonic), ..now };
         Peer {
             line,
-            from,
-            session: Session::new(line.grants, now),
+            caller,
+            session: Session::new(line.grants, since),
             format: if line.text { FIRST_TEXT } else { FIRST_FORMAT },
             place,
             established: None,
@@ -124,6 +127,10 @@ impl<'a> Peer<'a> {
     }
 
     fn establish(&mut self, device: &DeviceId, session: u64, first: u64, now: Now) {
+        if self.caller.certificate.as_ref().is_some_and(|certificate| !certifies(certificate, device)) {
+            let text = "the certificate is not this device's".into();
+            return self.refuse(Refusal { reason: Reason::Unauthorized, text }, now);
+        }
         // A device that starts anew on the same line gives up its old place first.
         self.store();
         self.established = None;
@@ -143,7 +150,7 @@ impl<'a> Peer<'a> {
         let welcome = self.session.welcome(first, settled, now);
         self.say(&welcome);
         let link = &self.line.name;
-        tracing::info!(%link, %device, from = self.from, session, settled, "device connected");
+        tracing::info!(%link, %device, from = self.caller.name, session, settled, "device connected");
     }
 
     fn received(&mut self, converted: Converted) {
@@ -405,7 +412,7 @@ impl<'a> Peer<'a> {
     }
 
     fn log_end(&self, why: &str) {
-        let (link, from) = (&self.line.name, self.from);
+        let (link, from) = (&self.line.name, &self.caller.name);
         match self.session.device() {
             Some(device) => tracing::info!(%link, %device, from, why, "device disconnected"),
             None => tracing::debug!(%link, from, why, "connection ended before a device was known"),

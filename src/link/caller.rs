@@ -1,0 +1,22 @@
+//! Who is at the far end of a connection, as far as its link can tell.
+
+use rustls::pki_types::CertificateDer;
+use std::time::Duration;
+
+/// The far end of a connection.
+#[derive(Debug)]
+pub struct Caller {
+    /// Its address, or the port's path: what logs call it.
+    pub name: String,
+    /// When it came, on the monotonic clock, if that was before its session begins.
+    pub since: Option<Duration>,
+    /// The certificate that it proved to have.
+    pub certificate: Option<CertificateDer<'static>>,
+}
+
+impl Caller {
+    /// One of whom nothing but the name is known.
+    pub fn named(name: impl Into<String>) -> Caller {
+        Caller { name: name.into(), since: None, certificate: None }
+    }
+}
