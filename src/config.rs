@@ -7,8 +7,8 @@
 mod broker;
 mod env;
 mod forms;
-mod listener;
 mod http;
+mod listener;
 mod memory;
 mod password;
 mod problem;

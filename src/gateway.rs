@@ -85,19 +85,21 @@ impl Gateway {
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Metrics::new();
         let memory = limits::memory(&config);
-        limits::open_files(&mut config.tcp);
+        limits::open_files(&mut config);
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
-        let http_listener = match config.http.enabled {
-            true => Some(bind(config.http.listen, HTTP_BACKLOG, "[http]")?),
-            false => None,
-        };
-        let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let pool = link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone());
         let overview = Arc::new(Overview::new(metrics.clone(), clock.clone()));
         let mut http = Part::new();
-        if let Some(listener) = http_listener {
-            let door = http::Door::new(listener);
-            http.tasks.spawn(http::serve(door, metrics.clone(), overview.clone(), http.stop.subscribe()));
+        let mut http_address = None;
+        let devices = config.http.serves_devices().then(http::Devices::default);
+        if config.http.enabled {
+            let access = http::Access::new(&config.http).context("[http] token_file")?;
+            let site =
+                http::Site { metrics: metrics.clone(), health: overview.clone(), access, devices: devices.clone() };
+            let door = door(&config.http, clock.clone(), &pool)?;
+            http_address = Some(door.address()?);
+            http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
         }
         let Opened { log, cursors, writer } = open_log(&config, &clock, &metrics, &overview).await?;
         log.remember_devices(memory.devices());
@@ -126,13 +128,19 @@ impl Gateway {
             log: log.clone(),
             registry: Registry::new(metrics.clone()),
             devices: config.devices,
-            pool: link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone()),
+            pool,
             clock,
             metrics,
         };
         let mut links = Part::new();
         for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
             links.tasks.spawn(link::tcp::serve(listener, tcp, shared.clone(), links.stop.subscribe()));
+        }
+        if let Some(devices) = devices {
+            let (entrance, hall) = link::websocket::open(&config.http, shared.clone());
+            // It is set here only.
+            let _ = devices.set(entrance);
+            links.tasks.spawn(hall.serve(links.stop.subscribe()));
         }
         for serial in config.serial {
             links.tasks.spawn(link::serial::serve(serial, shared.clone(), links.stop.subscribe()));
@@ -232,6 +240,16 @@ async fn open_log(config: &Config, clock: &Arc<dyn Clock>, metrics: &Metrics, ov
 fn bind_all(links: &[config::Tcp]) -> Result<Vec<TcpListener>> {
     let bind_one = |tcp: &config::Tcp| bind(tcp.listen, tcp.max_connections, &format!("[[tcp]] {:?}", tcp.name));
     links.iter().map(bind_one).collect()
+}
+
+fn door(config: &config::Http, clock: Arc<dyn Clock>, pool: &link::Pool) -> Result<http::Door> {
+    let backlog = if config.devices { HTTP_BACKLOG.max(config.max_connections) } else { HTTP_BACKLOG };
+    let listener = bind(config.listen, backlog, "[http]")?;
+    let door = http::Door::new(listener, config.handshake_timeout, clock);
+    Ok(match config.tls() {
+        Some(files) => door.secure(link::tls::Tls::new(files), pool.clone()),
+        None => door,
+    })
 }
 
 fn bind(address: SocketAddr, connections: usize, what: &str) -> Result<TcpListener> {

@@ -70,6 +70,7 @@ pub struct Metrics {
     pub connections_waiting: Family<LinkLabel, Gauge>,
     pub connections_refused: Family<LinkReasonLabel, Counter>,
     pub devices_connected: Gauge,
+    pub http_denied: Family<ReasonLabel, Counter>,
     pub memory_limit_bytes: Gauge,
     pub memory_links_bytes: Gauge,
     pub memory_refused: Family<ReasonLabel, Counter>,
@@ -107,6 +108,7 @@ impl Metrics {
             connections_waiting: Family::default(),
             connections_refused: Family::default(),
             devices_connected: Gauge::default(),
+            http_denied: Family::default(),
             memory_limit_bytes: Gauge::default(),
             memory_links_bytes: Gauge::default(),
             memory_refused: Family::default(),
@@ -158,6 +160,7 @@ impl Metrics {
         registry.register("link_up", "1 while the listener or port is open", m.link_up);
         registry.register("connections_waiting", "Connections whose device is not welcomed yet", m.connections_waiting);
         registry.register("connections_refused", "Connections turned away", m.connections_refused);
+        registry.register("http_denied", "HTTP requests of those who may not ask", m.http_denied);
         registry.register("devices_connected", "Devices with a live session", m.devices_connected);
         registry.register_with_unit(
             "memory_limit",

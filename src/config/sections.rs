@@ -1,9 +1,9 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
+use super::Http;
 use super::forms::timestamp;
 use super::listener::ClientCertificates;
-use super::Http;
 use crate::model::{GatewayId, Timestamp};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
