@@ -12,6 +12,7 @@ pub mod script;
 pub mod subscriber;
 pub mod tls;
 pub mod watch;
+pub mod web;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

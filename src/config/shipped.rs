@@ -66,7 +66,7 @@ mod tests {
         check::<Gateway>("gateway", &["id", "worker_threads", "memory_limit"]);
         check::<Tcp>("tcp", &["cert_file", "key_file", "client_ca_file"]);
         check::<Serial>("serial", &["path"]);
-        check::<Http>("http", &[]);
+        check::<Http>("http", &["token_file", "cert_file", "key_file", "client_ca_file", "allowed_origins"]);
         check::<Devices>("devices", &[]);
         check::<Store>("store", &["max_age", "thin"]);
         check::<Route>("route", &["devices", "channels"]);
