@@ -226,6 +226,7 @@ async fn a_goodbye_or_a_close_frame_of_the_device_ends_its_session() {
     let gateway = offline("", "").started().await;
     let (mut web, _) = Web::welcomed(&gateway.http_address(), "page", 1).await;
     web.reading(1).await;
+    web.acked(1).await;
     web.say(json!({"command": "goodbye", "payload": {"reason": "normal"}})).await;
     assert_eq!(web.closed().await, 1000);
     let (mut web, settled) = Web::welcomed(&gateway.http_address(), "page", 1).await;
@@ -326,7 +327,9 @@ async fn a_device_that_overruns_its_window_is_held_back_and_loses_nothing() {
     const COUNT: u64 = 2000;
     let sections = "[devices]\nwindow = 10\n[store]\ncommit_within = \"20ms\"\n";
     let gateway = offline("", sections).started().await;
-    let (mut web, _) = Web::welcomed(&gateway.http_address(), "page", 1).await;
+    let mut web = Web::connect(&gateway.http_address()).await;
+    web.send(Message::binary(frame(&frame_hello("page", 1, 1), JSON))).await;
+    assert!(matches!(binary(&mut web).await.1, GatewayMessage::Welcome(welcome) if welcome.window == 10));
     let mut sent = Vec::new();
     for first in (1..=COUNT).step_by(10) {
         let samples = (first..first + 10).map(|seq| sample(1, seq)).collect();

@@ -23,8 +23,15 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 pub struct Web(pub WebSocketStream<Box<dyn Stream>>);
 
 impl Web {
+    /// Connects as soon as the gateway's log is open.
     pub async fn connect(address: &str) -> Web {
-        Web::try_connect(address, &[]).await.expect("the gateway takes WebSockets")
+        loop {
+            match Web::try_connect(address, &[]).await {
+                Ok(web) => return web,
+                Err((503, why)) if why.contains("is not open yet") => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err((status, why)) => panic!("{status} {why}"),
+            }
+        }
     }
 
     /// Asks with more headers; the status and what is said if there is no WebSocket.
