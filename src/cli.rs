@@ -5,6 +5,7 @@
 mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod key;
 mod logging;
 #[cfg(test)]
 #[cfg(feature = "demo")]
@@ -26,7 +27,7 @@ struct Cli {
     verb: Verb,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 struct File {
     /// The configuration file
     #[arg(short, long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
@@ -41,6 +42,7 @@ enum Verb {
     Check(File),
     #[cfg(feature = "demo")]
     Demo(demo::Args),
+    Key(key::Args),
     Queue(queue::Args),
     Simulate(simulate::Args),
     Subscribe(subscribe::Args),
@@ -56,6 +58,7 @@ pub fn main() -> ExitCode {
         Verb::Check(file) => check::check(&file.config),
         #[cfg(feature = "demo")]
         Verb::Demo(args) => tool(demo::run(args)),
+        Verb::Key(args) => key::run(args),
         Verb::Queue(args) => queue::run(args),
         Verb::Simulate(args) => tool(simulate::run(args)),
         Verb::Subscribe(args) => tool(subscribe::run(args)),

@@ -20,7 +20,7 @@ mod validate;
 
 pub use broker::{Broker, InvalidBroker};
 pub use http::Http;
-pub use listener::{ClientCertificates, ServerTls};
+pub use listener::{Authentication, ClientCertificates, ServerTls};
 pub use memory::{Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};

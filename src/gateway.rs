@@ -12,6 +12,7 @@ use crate::backoff::Backoff;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config};
 use crate::device::Registry;
+use crate::device::auth::Doorman;
 use crate::http;
 use crate::link;
 use crate::metrics::Metrics;
@@ -127,12 +128,14 @@ impl Gateway {
         let shared = link::Shared {
             log: log.clone(),
             registry: Registry::new(metrics.clone()),
+            doorman: Doorman::new(&config.devices, &config.store, metrics.clone()),
             devices: config.devices,
             pool,
             clock,
             metrics,
         };
         let mut links = Part::new();
+        links.tasks.spawn(shared.doorman.clone().watch(links.stop.subscribe()));
         for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
             links.tasks.spawn(link::tcp::serve(listener, tcp, shared.clone(), links.stop.subscribe()));
         }

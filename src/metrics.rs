@@ -69,6 +69,9 @@ pub struct Metrics {
     pub link_up: Family<LinkLabel, Gauge>,
     pub connections_waiting: Family<LinkLabel, Gauge>,
     pub connections_refused: Family<LinkReasonLabel, Counter>,
+    pub link_unauthenticated: Family<LinkLabel, Gauge>,
+    pub authentication_failures: Family<LinkReasonLabel, Counter>,
+    pub keys: Gauge,
     pub devices_connected: Gauge,
     pub http_denied: Family<ReasonLabel, Counter>,
     pub memory_limit_bytes: Gauge,
@@ -107,6 +110,9 @@ impl Metrics {
             link_up: Family::default(),
             connections_waiting: Family::default(),
             connections_refused: Family::default(),
+            link_unauthenticated: Family::default(),
+            authentication_failures: Family::default(),
+            keys: Gauge::default(),
             devices_connected: Gauge::default(),
             http_denied: Family::default(),
             memory_limit_bytes: Gauge::default(),
@@ -161,6 +167,17 @@ impl Metrics {
         registry.register("connections_waiting", "Connections whose device is not welcomed yet", m.connections_waiting);
         registry.register("connections_refused", "Connections turned away", m.connections_refused);
         registry.register("http_denied", "HTTP requests of those who may not ask", m.http_denied);
+        registry.register(
+            "link_unauthenticated",
+            "1 if devices on the network need not prove who they are",
+            m.link_unauthenticated,
+        );
+        registry.register(
+            "authentication_failures",
+            "Devices that were not let in for who they are, or could not prove it",
+            m.authentication_failures,
+        );
+        registry.register("keys", "Keys of devices that are in force; 0 while their file cannot be used", m.keys);
         registry.register("devices_connected", "Devices with a live session", m.devices_connected);
         registry.register_with_unit(
             "memory_limit",

@@ -1,6 +1,6 @@
 //! `[http]`.
 
-use super::{ClientCertificates, ServerTls};
+use super::{Authentication, ClientCertificates, ServerTls};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -25,6 +25,8 @@ pub struct Http {
     pub allowed_origins: Vec<String>,
     /// Whether devices may connect at `/ws/device`.
     pub devices: bool,
+    /// How devices prove who they are; if not given, not at all on loopback, else `Hmac`.
+    pub authentication: Option<Authentication>,
     /// Devices beyond this many are refused.
     pub max_connections: usize,
     /// For a request to be complete, and from the upgrade to the end of the handshake.
@@ -48,6 +50,7 @@ impl Default for Http {
             client_ca_file: None,
             allowed_origins: Vec::new(),
             devices: false,
+            authentication: None,
             max_connections: 1000,
             handshake_timeout: Duration::from_secs(5),
             max_frame: ByteSize::kib(64),
@@ -60,6 +63,25 @@ impl Http {
     /// Whether devices may connect.
     pub fn serves_devices(&self) -> bool {
         self.enabled && self.devices
+    }
+
+    /// How devices prove who they are.
+    pub fn authentication(&self) -> Authentication {
+        self.authentication.unwrap_or(Authentication::of(self.listen))
+    }
+
+    /// Whether devices from elsewhere get in that proved nothing.
+    pub fn is_open(&self) -> bool {
+        self.is_public() && self.authentication() == Authentication::None
+    }
+
+    /// Whether devices send their secrets so that others can read them.
+    pub fn is_tapped(&self) -> bool {
+        self.is_public() && self.authentication() == Authentication::Token && self.cert_file.is_none()
+    }
+
+    fn is_public(&self) -> bool {
+        Authentication::of(self.listen) != Authentication::None
     }
 
     /// What it speaks TLS with, if it does. Who is no device has no certificate.

@@ -3,7 +3,7 @@
 
 use super::Http;
 use super::forms::timestamp;
-use super::listener::ClientCertificates;
+use super::listener::{Authentication, ClientCertificates};
 use crate::model::{GatewayId, Timestamp};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,8 @@ pub struct Tcp {
     /// PEM file of the authorities that vouch for devices' certificates.
     pub client_ca_file: Option<PathBuf>,
     pub client_certificates: ClientCertificates,
+    /// By `listen` if not given, see [`Authentication::of`].
+    pub authentication: Option<Authentication>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +132,7 @@ pub struct Serial {
     /// How long to wait between attempts to open a port that is not there.
     #[serde(with = "humantime_serde")]
     pub reopen_interval: Duration,
+    pub authentication: Authentication,
 }
 
 /// `[devices]`: what every device session is granted.
@@ -150,6 +153,16 @@ pub struct Devices {
     /// Nor is one that says that it took a reading before this.
     #[serde(with = "timestamp")]
     pub earliest_time: Timestamp,
+    /// Patterns of which one must match a device's name; none: every device.
+    pub allow: Vec<String>,
+    /// Patterns of which none may.
+    pub deny: Vec<String>,
+    /// `keys` in the store's directory if not given.
+    pub keys_file: Option<PathBuf>,
+    /// `sealing-key` beside the keys file if not given.
+    pub sealing_key_file: Option<PathBuf>,
+    /// Failed attempts to authenticate after which an address is locked out; 0: never.
+    pub lock_out_after: u32,
 }
 
 /// When a sink is shown a reading.
@@ -325,6 +338,7 @@ impl Default for Tcp {
             key_file: None,
             client_ca_file: None,
             client_certificates: ClientCertificates::Required,
+            authentication: None,
         }
     }
 }
@@ -344,6 +358,7 @@ impl Default for Serial {
             max_frame: ByteSize::kib(4),
             frame_timeout: Duration::from_millis(500),
             reopen_interval: Duration::from_secs(1),
+            authentication: Authentication::None,
         }
     }
 }
@@ -356,6 +371,11 @@ impl Default for Devices {
             window: 4096,
             max_clock_ahead: Duration::from_secs(600),
             earliest_time: Timestamp(1_577_836_800_000_000), // 2020-01-01
+            allow: Vec::new(),
+            deny: Vec::new(),
+            keys_file: None,
+            sealing_key_file: None,
+            lock_out_after: 10,
         }
     }
 }

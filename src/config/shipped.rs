@@ -64,10 +64,13 @@ mod tests {
     #[test]
     fn every_key_is_shown_with_its_default() {
         check::<Gateway>("gateway", &["id", "worker_threads", "memory_limit"]);
-        check::<Tcp>("tcp", &["cert_file", "key_file", "client_ca_file"]);
+        check::<Tcp>("tcp", &["cert_file", "key_file", "client_ca_file", "authentication"]);
         check::<Serial>("serial", &["path"]);
-        check::<Http>("http", &["token_file", "cert_file", "key_file", "client_ca_file", "allowed_origins"]);
-        check::<Devices>("devices", &[]);
+        check::<Http>(
+            "http",
+            &["token_file", "cert_file", "key_file", "client_ca_file", "allowed_origins", "authentication"],
+        );
+        check::<Devices>("devices", &["allow", "deny", "keys_file", "sealing_key_file"]);
         check::<Store>("store", &["max_age", "thin"]);
         check::<Route>("route", &["devices", "channels"]);
         let without_default = ["client_id", "username", "password_file", "ca_file", "cert_file", "key_file"];

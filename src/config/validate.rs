@@ -93,6 +93,9 @@ fn devices(devices: &Devices, mut section: Section) {
     }
     section.number("window", devices.window, 1, 1_000_000);
     section.duration("max_clock_ahead", devices.max_clock_ahead, SECOND, 365 * DAY);
+    routes::patterns("allow", &devices.allow, &mut section);
+    routes::patterns("deny", &devices.deny, &mut section);
+    section.number("lock_out_after", devices.lock_out_after, 0, 1000);
     let earliest = devices.earliest_time;
     if !(Timestamp(0)..=LATEST_EARLIEST).contains(&earliest) {
         let fix = format!("give a time from {} to {LATEST_EARLIEST}", Timestamp(0));

@@ -34,16 +34,17 @@ pub(super) async fn device(
             return (upgrade, refuse(StatusCode::UPGRADE_REQUIRED, why)).into_response();
         }
     };
-    let busy = |why: &str| {
-        let later = [(header::RETRY_AFTER, RETRY_AFTER)];
-        (later, refuse(StatusCode::SERVICE_UNAVAILABLE, why)).into_response()
-    };
+    let later = |status, why: &str| ([(header::RETRY_AFTER, RETRY_AFTER)], refuse(status, why)).into_response();
     let Some(entrance) = shared.devices.as_ref().and_then(|devices| devices.get()) else {
-        return busy("the gateway's log is not open yet; try again later");
+        let why = "the gateway's log is not open yet; try again later";
+        return later(StatusCode::SERVICE_UNAVAILABLE, why);
     };
     let admission = match entrance.admit(visitor.from).await {
         Ok(admission) => admission,
-        Err(why @ (Refused::Full | Refused::Stopping)) => return busy(&why.to_string()),
+        Err(why @ Refused::LockedOut) => return later(StatusCode::TOO_MANY_REQUESTS, &why.to_string()),
+        Err(why @ (Refused::Full | Refused::Stopping)) => {
+            return later(StatusCode::SERVICE_UNAVAILABLE, &why.to_string());
+        }
     };
     let upgrade = hyper::upgrade::on(&mut request);
     let leaves = visitor.clone();

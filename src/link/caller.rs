@@ -1,6 +1,7 @@
 //! Who is at the far end of a connection, as far as its link can tell.
 
 use rustls::pki_types::CertificateDer;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// The far end of a connection.
@@ -8,6 +9,8 @@ use std::time::Duration;
 pub struct Caller {
     /// Its address, or the port's path: what logs call it.
     pub name: String,
+    /// Its address, if it has one.
+    pub address: Option<IpAddr>,
     /// When it came, on the monotonic clock, if that was before its session begins.
     pub since: Option<Duration>,
     /// The certificate that it proved to have.
@@ -17,6 +20,11 @@ pub struct Caller {
 impl Caller {
     /// One of whom nothing but the name is known.
     pub fn named(name: impl Into<String>) -> Caller {
-        Caller { name: name.into(), since: None, certificate: None }
+        Caller { name: name.into(), address: None, since: None, certificate: None }
+    }
+
+    /// One that came from an address.
+    pub fn from(address: SocketAddr) -> Caller {
+        Caller { address: Some(address.ip()), ..Caller::named(address.to_string()) }
     }
 }

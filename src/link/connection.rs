@@ -124,6 +124,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         let settled = connection.peer.settled(now.monotonic);
         let replaced = connection.peer.replaced();
         let evicted = connection.peer.place.evicted();
+        let keys = connection.peer.keys_changed();
         let stalled = connection.peer.is_stalled() || connection.gate == Gate::Log;
         let starved = connection.gate == Gate::Memory;
         let freed = line.shared.pool.freed();
@@ -137,6 +138,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                 connection.say_busy();
                 return Closed::Evicted;
             }
+            () = keys => connection.peer.look_at_key(clock.now()),
             () = settled => {
                 if connection.peer.place.gives_way() {
                     connection.peer.place.turn().await;

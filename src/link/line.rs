@@ -2,12 +2,14 @@
 
 use super::pool::Pool;
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, Authentication};
+use crate::device::auth::Doorman;
 use crate::device::{Grants, Registry, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
 use crate::store::Log;
 use crate::wire::frame::{FrameError, Limits, Recovery};
 use prometheus_client::metrics::gauge::Gauge;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use std::time::Duration;
 pub struct Shared {
     pub log: Log,
     pub registry: Registry,
+    pub doorman: Doorman,
     pub devices: config::Devices,
     /// Memory for what connections hold.
     pub pool: Pool,
@@ -75,10 +78,32 @@ impl Line {
         self.shared.metrics.link_up.get_or_create(&label).set(i64::from(up));
     }
 
+    /// Has keys ready where devices prove who they are by them, and says what is weak about
+    /// how they do at `listen`: they need not, or send their secrets in the clear.
+    pub fn guard(&self, listen: SocketAddr, is_open: bool, is_tapped: bool) {
+        let link = &self.name;
+        self.unauthenticated(is_open);
+        if is_open {
+            tracing::warn!(%link, %listen, "authentication = \"none\": whoever reaches this address is let in");
+        }
+        if is_tapped {
+            tracing::warn!(%link, "tokens are sent in the clear: give cert_file and key_file, or authentication = \"hmac\"");
+        }
+        if self.grants.authentication != Authentication::None {
+            self.shared.doorman.prepare();
+        }
+    }
+
     /// Shows how many connections wait for their device to be welcomed.
     pub fn waiting(&self) -> Gauge {
         let label = LinkLabel { link: self.name.clone() };
         self.shared.metrics.connections_waiting.get_or_create(&label).clone()
+    }
+
+    /// Shows whether devices from elsewhere need not prove who they are.
+    pub fn unauthenticated(&self, unauthenticated: bool) {
+        let label = LinkLabel { link: self.name.clone() };
+        self.shared.metrics.link_unauthenticated.get_or_create(&label).set(i64::from(unauthenticated));
     }
 
     /// Counts a connection that was turned away.

@@ -5,7 +5,7 @@ use super::caller::Caller;
 use super::connection::{self, Closed};
 use super::line::{Line, Shared};
 use super::porch::Place;
-use crate::config::{self, FlowControl, Parity};
+use crate::config::{self, Authentication, FlowControl, Parity};
 use crate::device::Grants;
 use crate::stop;
 use crate::wire::frame::{Limits, Recovery};
@@ -27,6 +27,7 @@ pub async fn serve(config: config::Serial, shared: Shared, mut stop: watch::Rece
             max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
             restart: true,
             times: shared.time_rules(),
+            authentication: config.authentication,
         },
         before_hello: limits,
         limits,
@@ -35,6 +36,9 @@ pub async fn serve(config: config::Serial, shared: Shared, mut stop: watch::Rece
         frame_timeout: config.frame_timeout,
         shared,
     };
+    if config.authentication != Authentication::None {
+        line.shared.doorman.prepare();
+    }
     let path = config.path.display().to_string();
     // So that a port that stays away is logged once.
     let mut told = None;

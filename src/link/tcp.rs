@@ -5,7 +5,7 @@ use super::connection::{self, Closed, FIRST_FORMAT};
 use super::line::{Line, Shared};
 use super::porch::{self, LEAVING, Place, Porch};
 use super::tls::{self, Tls};
-use crate::config;
+use crate::config::{self, Authentication};
 use crate::device::Grants;
 use crate::stop;
 use crate::wire::codec::encode_gateway;
@@ -46,9 +46,8 @@ pub fn bind(listen: SocketAddr, max_connections: usize) -> io::Result<TcpListene
 
 /// Serves devices until `stop` turns true and the last of them is gone.
 pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, mut stop: watch::Receiver<bool>) {
-    let tls = config.tls().map(Tls::new);
-    let door = Door { line: Arc::new(line(&config, shared)), tls, stop: stop.clone() };
-    let line = door.line.clone();
+    let line = Arc::new(line(&config, shared));
+    let door = Door::new(&config, line.clone(), stop.clone());
     line.up(true);
     let porch = Porch::new(config.max_connections, line.waiting());
     // Those that go are still there for a while.
@@ -85,14 +84,25 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
 struct Door {
     line: Arc<Line>,
     tls: Option<Tls>,
+    /// Whether devices prove who they are, and so may fail to.
+    guarded: bool,
     stop: watch::Receiver<bool>,
 }
 
 impl Door {
+    fn new(config: &config::Tcp, line: Arc<Line>, stop: watch::Receiver<bool>) -> Door {
+        let by_key = config.authentication() != Authentication::None;
+        line.guard(config.listen, config.is_open(), config.is_tapped());
+        Door { guarded: by_key || config.client_ca_file.is_some(), tls: config.tls().map(Tls::new), line, stop }
+    }
+
     /// Has a new connection served, or turns it away.
     fn opens(&self, stream: TcpStream, from: SocketAddr, porch: &Porch, connections: &mut JoinSet<()>) {
         let line = &self.line;
         let now = line.shared.clock.now().monotonic;
+        if self.guarded && line.shared.doorman.locked_out(&from.ip().into(), now).is_some() {
+            return self.turn_away(&stream, from, "locked_out");
+        }
         if !line.shared.pool.admits() && !porch.evict_one() {
             line.shared.pool.refused("connection");
             return self.turn_away(&stream, from, "memory");
@@ -116,8 +126,11 @@ impl Door {
         if self.tls.is_some() {
             return; // whoever expects TLS understands nothing but TLS
         }
-        let text = "as many devices are connected as this gateway has room for; try again later".into();
-        let goodbye = GatewayMessage::Goodbye(Goodbye { reason: Reason::Busy, text });
+        let (reason, text) = match reason {
+            "locked_out" => (Reason::Unauthorized, "too many attempts failed; try again later"),
+            _ => (Reason::Busy, "as many devices are connected as this gateway has room for; try again later"),
+        };
+        let goodbye = GatewayMessage::Goodbye(Goodbye { reason, text: text.into() });
         let mut bytes = Vec::new();
         encode_gateway(&goodbye, FIRST_FORMAT, &mut bytes);
         // It fits an empty send buffer; if not, the closed connection says enough.
@@ -158,6 +171,7 @@ fn line(config: &config::Tcp, shared: Shared) -> Line {
             max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
             restart: false,
             times: shared.time_rules(),
+            authentication: config.authentication(),
         },
         before_hello: Limits { max_body: BEFORE_HELLO, require_checksum: false },
         limits: Limits { max_body, require_checksum: false },
@@ -177,7 +191,7 @@ async fn serve_one(
 ) {
     let porch = place.porch().clone();
     hasten(&stream, from);
-    let closed = connection::drive(&mut stream, &line, Caller::named(from.to_string()), place, stop).await;
+    let closed = connection::drive(&mut stream, &line, Caller::from(from), place, stop).await;
     if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;
     }
@@ -207,7 +221,7 @@ async fn serve_secure(
             Err(_) => return not_shaken(&line, from, "it took too long"),
         }
     };
-    let caller = Caller { name: from.to_string(), since: Some(place.since()), certificate: stream.certificate() };
+    let caller = Caller { since: Some(place.since()), certificate: stream.certificate(), ..Caller::from(from) };
     let closed = connection::drive(&mut stream, &line, caller, place, stop).await;
     if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;

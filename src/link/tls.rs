@@ -8,17 +8,15 @@
 
 use super::pool::{Lease, Pool};
 use crate::config::{ClientCertificates, ServerTls};
+use crate::files::Stamp;
 use crate::pem;
 use anyhow::{Context as _, Result};
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use std::fs::Metadata;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -50,14 +48,6 @@ struct State {
     /// What the files were like when they were read.
     seen: Option<Vec<Option<Stamp>>>,
     looked: Option<Duration>,
-}
-
-/// Tells one content of a file from the next.
-#[derive(Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
 }
 
 impl Tls {
@@ -105,14 +95,8 @@ impl Tls {
 
     fn stamps(&self) -> Vec<Option<Stamp>> {
         let ServerTls { cert, key, client_ca, .. } = &self.files;
-        [Some(cert), Some(key), client_ca.as_ref()].into_iter().flatten().map(|path| stamp(path)).collect()
+        [Some(cert), Some(key), client_ca.as_ref()].into_iter().flatten().map(|path| Stamp::of(path)).collect()
     }
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let of =
-        |file: Metadata| Stamp { inode: file.ino(), size: file.size(), modified: (file.mtime(), file.mtime_nsec()) };
-    std::fs::metadata(path).ok().map(of)
 }
 
 /// Loads the files into a configuration for a listener.

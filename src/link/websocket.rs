@@ -7,7 +7,7 @@ use super::caller::Caller;
 use super::connection::{self, Closed};
 use super::line::{Line, Shared};
 use super::porch::{self, LEAVING, Place, Porch};
-use crate::config;
+use crate::config::{self, Authentication};
 use crate::device::Grants;
 use crate::stop;
 use crate::wire::frame::{Limits, Recovery};
@@ -49,6 +49,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 #[derive(Clone)]
 pub struct Entrance {
     line: Arc<Line>,
+    /// Whether devices prove who they are, and so may fail to.
+    guarded: bool,
     porch: Porch,
     outside: Arc<Semaphore>,
     guests: mpsc::Sender<Guest>,
@@ -79,6 +81,8 @@ pub struct Admission {
 pub enum Refused {
     #[error("as many devices are connected as this gateway has room for; try again later")]
     Full,
+    #[error("too many attempts failed; try again later")]
+    LockedOut,
     #[error("the gateway is stopping; try again later")]
     Stopping,
 }
@@ -86,12 +90,14 @@ pub enum Refused {
 /// An entrance for devices, and the hall behind it.
 pub fn open(config: &config::Http, shared: Shared) -> (Entrance, Hall) {
     let line = Arc::new(line(config, shared));
+    line.guard(config.listen, config.is_open(), config.is_tapped());
+    let guarded = config.authentication() != Authentication::None || config.client_ca_file.is_some();
     let porch = Porch::new(config.max_connections, line.waiting());
     // Those that go are still there for a while.
     let most = config.max_connections + 2 * porch::beyond(config.max_connections) + LEAVING;
     let (sender, guests) = mpsc::channel(GUESTS);
     let outside = Arc::new(Semaphore::new(OUTSIDE));
-    let entrance = Entrance { line: line.clone(), porch: porch.clone(), outside, guests: sender };
+    let entrance = Entrance { line: line.clone(), guarded, porch: porch.clone(), outside, guests: sender };
     (entrance, Hall { line, porch, most, guests })
 }
 
@@ -101,6 +107,10 @@ impl Entrance {
     /// # Errors
     /// If it may not.
     pub async fn admit(&self, from: SocketAddr) -> Result<Admission, Refused> {
+        if self.guarded && self.line.shared.doorman.locked_out(&from.ip().into(), self.now()).is_some() {
+            self.turn_away(from, "locked_out");
+            return Err(Refused::LockedOut);
+        }
         let full_for = || self.porch.full_for(self.now(), !self.line.shared.pool.admits());
         if full_for().is_some() {
             let Ok(_waits) = self.outside.try_acquire() else { return Err(self.turn_away(from, "too_many")) };
@@ -135,7 +145,7 @@ impl Admission {
     /// The far end proved to have `certificate`, if any.
     pub fn enter(self, from: SocketAddr, certificate: Option<CertificateDer<'static>>, upgrade: Upgrade) {
         let Admission { place, guests } = self;
-        let caller = Caller { name: from.to_string(), since: Some(place.since()), certificate };
+        let caller = Caller { since: Some(place.since()), certificate, ..Caller::from(from) };
         guests.send(Guest { upgrade, caller, place });
     }
 }
@@ -175,6 +185,7 @@ fn line(config: &config::Http, shared: Shared) -> Line {
             max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
             restart: false,
             times: shared.time_rules(),
+            authentication: config.authentication(),
         },
         before_hello: Limits { max_body: BEFORE_HELLO.min(max_body), require_checksum: false },
         limits: Limits { max_body, require_checksum: false },

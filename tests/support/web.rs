@@ -28,7 +28,9 @@ impl Web {
         loop {
             match Web::try_connect(address, &[]).await {
                 Ok(web) => return web,
-                Err((503, why)) if why.contains("is not open yet") => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err((503, why)) if why.contains("is not open yet") => {
+                    tokio::time::sleep(Duration::from_millis(20)).await
+                }
                 Err((status, why)) => panic!("{status} {why}"),
             }
         }

@@ -1,11 +1,13 @@
 //! The session at the far end of a connection: what its messages do to the log,
 //! the registry and the answers.
 
+mod entry;
+
 use super::super::caller::Caller;
 use super::super::line::Line;
 use super::super::porch::Place;
 use crate::clock::Now;
-use crate::device::auth::certifies;
+use crate::device::auth::Credential;
 use crate::device::{Acks, Connected, Converted, Refusal, Session, Step};
 use crate::model::{Basis, Batch, DeviceId};
 use crate::store::{Mark, Saturated};
@@ -51,6 +53,8 @@ pub struct Peer<'a> {
     /// Where it waits to be let in, or is.
     pub place: Place,
     established: Option<Established>,
+    /// The key that the device proved to have.
+    credential: Option<Box<Credential>>,
     /// Readings that the log has not taken yet.
     batches: VecDeque<Batch>,
     stalled: bool,
@@ -74,6 +78,7 @@ impl<'a> Peer<'a> {
             format: if line.text { FIRST_TEXT } else { FIRST_FORMAT },
             place,
             established: None,
+            credential: None,
             batches: VecDeque::new(),
             stalled: false,
             stalled_bytes: 0,
@@ -116,9 +121,13 @@ impl<'a> Peer<'a> {
             Ok(Step::Nothing) => {}
             Ok(Step::Reply(reply)) => self.say(&reply),
             Ok(Step::Establish { device, session, first }) => {
-                self.establish(&device, session, first, now);
-                return ControlFlow::Break(self.line.limits);
+                if self.is_let_in(&device, now) {
+                    self.establish(&device, session, first, now);
+                    return ControlFlow::Break(self.line.limits);
+                }
             }
+            Ok(Step::Introduced(device)) => return self.introduced(&device, now),
+            Ok(Step::Authenticate(attempt)) => return self.authenticate(&attempt, now),
             Ok(Step::Store(converted)) => self.received(converted),
             Ok(Step::Leave) => self.leave(now),
             Err(refusal) => self.refuse(refusal, now),
@@ -127,10 +136,6 @@ impl<'a> Peer<'a> {
     }
 
     fn establish(&mut self, device: &DeviceId, session: u64, first: u64, now: Now) {
-        if self.caller.certificate.as_ref().is_some_and(|certificate| !certifies(certificate, device)) {
-            let text = "the certificate is not this device's".into();
-            return self.refuse(Refusal { reason: Reason::Unauthorized, text }, now);
-        }
         // A device that starts anew on the same line gives up its old place first.
         self.store();
         self.established = None;
@@ -149,8 +154,8 @@ impl<'a> Peer<'a> {
         self.established = Some(Established { mark, acks, connected });
         let welcome = self.session.welcome(first, settled, now);
         self.say(&welcome);
-        let link = &self.line.name;
-        tracing::info!(%link, %device, from = self.caller.name, session, settled, "device connected");
+        let (link, key) = (&self.line.name, self.credential.as_ref().map(|credential| credential.key()));
+        tracing::info!(%link, %device, from = self.caller.name, session, settled, key, "device connected");
     }
 
     fn received(&mut self, converted: Converted) {
@@ -366,7 +371,7 @@ impl<'a> Peer<'a> {
         self.store();
         self.batches = VecDeque::new();
         (self.stalled, self.stalled_bytes) = (false, 0);
-        self.established = None;
+        (self.established, self.credential) = (None, None);
         self.session.reset(now);
     }
 
