@@ -7,9 +7,12 @@ use crate::support::gateway::Gateway;
 use crate::support::subscriber::{Subscriber, options};
 use crate::support::tls::Certificates;
 use crate::support::web::{START, Web, hello};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value as Json, json};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
+use tidegate::device::auth::Secret;
 use tidegate::model::Value;
 use tidegate::wire::codec::{decode_gateway, encode_device};
 use tidegate::wire::frame::{BodyEncoding, Decoder, Event, Format, Limits, MAX_BODY, Recovery, Version};
@@ -427,15 +430,42 @@ async fn beyond_loopback_a_token_is_needed_but_for_life_and_for_devices() {
         assert_eq!(ask(&address, path, &bearer(TOKEN)).await.0, 200);
     }
     assert_eq!(ask(&address, "/health/live", "Host: localhost\r\n").await.0, 200);
-    let (mut web, _) = Web::welcomed(&address, "page", 1).await;
-    web.reading(1).await;
-    web.acked(1).await;
+    // Devices have keys of their own there.
+    let made = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(["key", "new", "pages", "--device", "page-*", "-c"])
+        .arg(gateway.config_file())
+        .output()
+        .expect("it runs");
+    let secret = String::from_utf8(made.stdout).expect("text");
+    let secret = Secret(hex(secret.trim()).try_into().expect("32 bytes"));
+    for (key, secret, fits) in [("pages", &secret, true), ("pages", &Secret([7; 32]), false), ("none", &secret, false)]
+    {
+        let mut web = Web::connect(&address).await;
+        web.say(hello("page-1", u64::MAX)).await;
+        let challenge = web.hear("challenge").await;
+        assert_eq!(challenge["deviceId"], "page-1");
+        let nonce = STANDARD.decode(challenge["payload"]["nonce"].as_str().expect("text")).expect("base64");
+        let proof = STANDARD.encode(secret.hmac(&nonce, "page-1", u64::MAX));
+        web.say(json!({"command": "authenticate", "payload": {"key": key, "proof": proof}})).await;
+        if fits {
+            web.hear("welcome").await;
+            web.reading(1).await;
+            web.acked(1).await;
+        } else {
+            assert_eq!(web.goodbye().await, ("unauthorized".into(), "authentication failed".into(), 1008));
+        }
+    }
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).expect("two hex digits");
+    (0..text.len()).step_by(2).map(byte).collect()
 }
 
 #[tokio::test]
 async fn the_http_server_speaks_tls_and_knows_devices_by_their_certificates() {
     let certificates = Certificates::new();
-    certificates.issue("page", "localhost");
+    certificates.issue("page", "page");
     let http = format!("{}client_ca_file = {:?}\n", certificates.listener(), certificates.path("ca.pem"));
     let mut gateway = offline(&http, "");
     gateway.launch();
