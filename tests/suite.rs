@@ -5,6 +5,7 @@
 mod architecture;
 mod auth;
 mod bounds;
+mod browser;
 mod config;
 mod corpus;
 mod disk;
