@@ -161,6 +161,7 @@ impl Decoder {
     }
 
     /// Takes text messages too, around which the link has put a frame ([`text_header`]).
+    /// A device that puts it there itself says nothing that it could not say otherwise.
     pub fn accept_text(mut self) -> Decoder {
         self.text = true;
         self

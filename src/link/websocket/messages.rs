@@ -213,8 +213,9 @@ impl Inbox {
         let now = rest.split_at(buffer.remaining().min(rest.len())).0;
         buffer.put_slice(now);
         self.passed_on += now.len();
-        if self.passed_on >= self.ready.len() {
+        if self.passed_on >= self.ready.len() && !self.ready.is_empty() {
             (self.ready, self.passed_on) = (Vec::new(), 0);
+            self.lease.hold(self.pieces.capacity());
         }
     }
 
@@ -268,7 +269,7 @@ impl Inbox {
         if let Some(length) = pieces.len().checked_sub(HEADER) {
             pieces[..HEADER].copy_from_slice(&text_header(length as u64)); // so long it is
             self.pass_on(&pieces, buffer);
-            self.lease.hold(0);
+            self.lease.hold(self.ready.capacity());
         }
     }
 }
@@ -392,5 +393,91 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Messages<S> {
         this.close(NORMAL, "");
         ready!(this.poll_out(cx))?;
         Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::pool::{ALLOWANCE, Pool};
+    use crate::metrics::Metrics;
+    use crate::wire::codec::encode_gateway;
+    use crate::wire::frame::{BodyEncoding, Format, Version};
+    use crate::wire::message::Ack;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    const LENGTHS: Lengths = Lengths { now: 8 * 1024, afterwards: 8 * 1024 };
+
+    fn over(pool: &Pool, room: usize) -> (DuplexStream, Messages<DuplexStream>) {
+        let (far, near) = duplex(room);
+        (far, Messages::new(near, LENGTHS, pool.another_lease()))
+    }
+
+    /// A frame of a client whose mask is 0, with a length of two bytes.
+    fn piece(first: u8, data: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(data.len()).expect("short").to_be_bytes();
+        [&[first, 0xfe, length[0], length[1], 0, 0, 0, 0], data].concat()
+    }
+
+    #[tokio::test]
+    async fn what_is_collected_is_charged_until_it_is_passed_on() {
+        let metrics = Metrics::new();
+        let pool = Pool::new(1 << 20, metrics.clone());
+        let (mut far, mut near) = over(&pool, 64 * 1024);
+        far.write_all(&[piece(0x01, &[b'x'; 3000]), piece(0x00, &[b'y'; 300])].concat()).await.expect("room");
+        let nothing = tokio::time::timeout(std::time::Duration::from_millis(50), near.read_u8()).await;
+        assert!(nothing.is_err(), "it is not complete");
+        assert!(metrics.memory_links_bytes.get() >= 3300);
+        far.write_all(&piece(0x80, &[b'z'; 200])).await.expect("room");
+        let mut passed_on = [0; HEADER + 3500];
+        near.read_exact(&mut passed_on[..20]).await.expect("it is complete");
+        assert!(metrics.memory_links_bytes.get() >= 3300, "the rest is still there");
+        near.read_exact(&mut passed_on[20..]).await.expect("all of it");
+        assert_eq!(metrics.memory_links_bytes.get(), 0);
+        assert_eq!((&passed_on[..HEADER], passed_on[HEADER + 3499]), (&text_header(3500)[..], b'z'));
+    }
+
+    #[tokio::test]
+    async fn while_memory_is_short_only_small_messages_come_in_pieces() {
+        let pool = Pool::new(1, Metrics::new());
+        let (mut far, mut near) = over(&pool, 64 * 1024);
+        let small = vec![b'x'; ALLOWANCE - HEADER];
+        far.write_all(&[piece(0x01, &small), piece(0x80, b"")].concat()).await.expect("room");
+        near.read_exact(&mut vec![0; HEADER + small.len()]).await.expect("a small one is passed on");
+        far.write_all(&piece(0x01, &[b'x'; 3000])).await.expect("room");
+        let refused = near.read_u8().await.expect_err("no memory");
+        assert!(refused.to_string().contains("short of memory"), "{refused}");
+        near.flush().await.expect("room");
+        let mut close = [0; 4];
+        far.read_exact(&mut close).await.expect("a close frame");
+        assert_eq!((close[0], u16::from_be_bytes([close[2], close[3]])), (0x88, TRY_AGAIN_LATER));
+    }
+
+    #[tokio::test]
+    async fn what_the_far_end_does_not_take_is_not_taken_from_the_writer_either() {
+        let pool = Pool::new(1 << 20, Metrics::new());
+        let (mut far, mut near) = over(&pool, 16);
+        let mut frames = Vec::new();
+        for seq in 1..=200 {
+            let format = Format { version: Version::Text, encoding: BodyEncoding::Json };
+            encode_gateway(&GatewayMessage::Ack(Ack { seq }), format, &mut frames);
+        }
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(Pin::new(&mut near).poll_write(&mut cx, &frames).is_pending());
+        assert!(near.out.len() < 2 * AT_ONCE, "{}", near.out.len());
+        let writer = tokio::spawn(async move {
+            near.write_all(&frames).await.expect("it is taken in the end");
+            near
+        });
+        let (mut text, mut seqs) = (String::new(), 0);
+        while seqs < 200 {
+            let [first, length] = [far.read_u8().await.expect("a frame"), far.read_u8().await.expect("its length")];
+            assert_eq!((first, length < 126), (0x81, true));
+            text.clear();
+            (&mut far).take(length.into()).read_to_string(&mut text).await.expect("its text");
+            seqs += 1;
+            assert_eq!(text, format!("{{\"command\":\"ack\",\"payload\":{{\"seq\":{seqs}}}}}"));
+        }
+        writer.await.expect("it is done");
     }
 }
