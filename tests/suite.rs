@@ -14,6 +14,7 @@ mod heal;
 mod hostile;
 mod log;
 mod memory;
+mod presence;
 mod queue;
 mod serial;
 mod service;
