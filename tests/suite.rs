@@ -14,6 +14,7 @@ mod heal;
 mod hostile;
 mod log;
 mod memory;
+mod protobuf;
 mod queue;
 mod serial;
 mod service;
