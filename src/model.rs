@@ -6,12 +6,14 @@
 
 mod boot;
 mod names;
+mod presence;
 mod reading;
 mod timestamp;
 mod value_serde;
 
 pub use boot::{Basis, BootId, InvalidBootId};
 pub use names::{ChannelName, DeviceId, GatewayId, InvalidName, Token};
+pub use presence::{Cause, DeviceStatus, Presence};
 pub use reading::{Batch, Channels, Numbered, Reading, ShapeMismatch, Value};
 pub use timestamp::{InvalidTime, Timestamp};
 
