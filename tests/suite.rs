@@ -15,6 +15,7 @@ mod hostile;
 mod log;
 mod memory;
 mod presence;
+mod protobuf;
 mod queue;
 mod serial;
 mod service;
