@@ -22,6 +22,7 @@ use crate::store::{Log, Opened, SinkCursor, Writer};
 use anyhow::{Context, Result};
 use health::Overview;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use timekeeper::Witnesses;
@@ -134,8 +135,9 @@ impl Gateway {
         for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
             links.tasks.spawn(link::tcp::serve(listener, tcp, shared.clone(), links.stop.subscribe()));
         }
+        let ports = link::serial::Ports::new(Path::new("/"), &config.serial);
         for serial in config.serial {
-            links.tasks.spawn(link::serial::serve(serial, shared.clone(), links.stop.subscribe()));
+            links.tasks.spawn(link::serial::serve(serial, ports.clone(), shared.clone(), links.stop.subscribe()));
         }
         for address in &tcp_addresses {
             tracing::info!(%address, "listening for devices");

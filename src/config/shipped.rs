@@ -65,7 +65,7 @@ mod tests {
     fn every_key_is_shown_with_its_default() {
         check::<Gateway>("gateway", &["id", "worker_threads", "memory_limit"]);
         check::<Tcp>("tcp", &[]);
-        check::<Serial>("serial", &["path"]);
+        check::<Serial>("serial", &["path", "usb", "usb_serial", "usb_interface"]);
         check::<Http>("http", &[]);
         check::<Devices>("devices", &[]);
         check::<Store>("store", &["max_age", "thin"]);
