@@ -45,8 +45,7 @@ pub async fn serve(config: config::Serial, ports: Ports, shared: Shared, mut sto
                 line.up(false);
                 counts.open_failed.inc();
                 if told.as_ref() != Some(&why) {
-                    let path = config.path.as_ref().map(|path| path.display().to_string());
-                    tracing::warn!(link = %line.name, path, why, "cannot open the serial port; trying on");
+                    tracing::warn!(link = %line.name, why, "cannot open the serial port; trying on");
                     told = Some(why);
                 }
             }

@@ -22,7 +22,7 @@ pub(super) fn open(path: &Path, config: &config::Serial) -> Result<Opened, Strin
     let mut stream = attempt(path, config).map_err(|why| explain(&why, path))?;
     let mut adjusted = None;
     if config.rs485 {
-        adjusted = set_rs485(path, config).map_err(|why| explain_rs485(&why))?;
+        adjusted = set_rs485(path, config).map_err(|why| explain_rs485(&why, path))?;
         if config.exclusive {
             stream.set_exclusive(true).map_err(|why| explain(&why, path))?;
         }
@@ -103,13 +103,14 @@ fn explain(why: &tokio_serial::Error, path: &Path) -> String {
         }
         _ => "see whether it is a serial port that takes these settings".to_owned(),
     };
-    format!("{why}; {advice}")
+    format!("{path}: {why}; {advice}")
 }
 
-fn explain_rs485(why: &io::Error) -> String {
+fn explain_rs485(why: &io::Error, path: &Path) -> String {
     format!(
-        "its driver cannot switch an RS-485 transceiver ({why}); remove rs485 if the adapter switches by itself, \
-         as USB adapters with RS-485 terminals do, or use a port whose driver can, such as most boards' own UARTs"
+        "{}: its driver cannot switch an RS-485 transceiver ({why}); remove rs485 if the adapter switches by itself, \
+         as USB adapters with RS-485 terminals do, or use a port whose driver can, such as most boards' own UARTs",
+        path.display()
     )
 }
 
