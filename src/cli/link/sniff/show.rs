@@ -20,7 +20,8 @@ const NO_FRAME: &str = "no frame begins here";
 struct Parts {
     from: Option<&'static str>,
     format: Option<Format>,
-    message: Option<(&'static str, Value)>,
+    /// Its name, and its fields in JSON.
+    message: Option<(&'static str, String)>,
     problem: Option<String>,
 }
 
@@ -67,7 +68,7 @@ impl fmt::Display for Shown<'_> {
             write!(f, " v{} {}", version(format), encoding(format))?;
         }
         if let Some((name, fields)) = &parts.message {
-            write!(f, " {name} {}", printable(&fields.to_string()))?;
+            write!(f, " {name} {}", printable(fields))?;
         }
         match &parts.problem {
             Some(problem) => write!(f, " {}: {}", printable(problem), hexadecimal(&self.heard.bytes)),
@@ -81,15 +82,15 @@ impl Shown<'_> {
         let parts = Parts::of(&self.heard.what);
         let mut object = json!({ "offset": self.heard.offset, "bytes": self.heard.bytes.len() });
         let time = self.at.map(|time| time.to_string().into());
-        let (name, fields) = parts.message.map_or((None, None), |(name, fields)| (Some(name.into()), Some(fields)));
+        let (name, fields) = parts.message.unzip();
         let hex = parts.problem.is_some().then(|| hexadecimal(&self.heard.bytes).into());
         let members: [(&str, Option<Value>); 8] = [
             ("time", time),
             ("from", parts.from.map(Value::from)),
             ("version", parts.format.map(|format| version(format).into())),
             ("encoding", parts.format.map(|format| encoding(format).into())),
-            ("message", name),
-            ("fields", fields),
+            ("message", name.map(Value::from)),
+            ("fields", fields.and_then(|fields| serde_json::from_str(&fields).ok())),
             ("problem", parts.problem.map(Value::from)),
             ("hex", hex),
         ];
@@ -167,11 +168,11 @@ fn encoding(format: Format) -> &'static str {
 /// The name of the message and its fields, as they are written in JSON.
 macro_rules! names {
     ($of:ident, $message:ident, $($variant:ident),*) => {
-        fn $of(message: &$message) -> (&'static str, Value) {
+        fn $of(message: &$message) -> (&'static str, String) {
             match message {
                 // They can all be written: the gateway sends them so.
                 $($message::$variant(fields) =>
-                    (stringify!($variant), serde_json::to_value(fields).unwrap_or_default()),)*
+                    (stringify!($variant), serde_json::to_string(fields).unwrap_or_default()),)*
             }
         }
     };
@@ -220,7 +221,7 @@ mod tests {
         let heard = heard(What::FromDevice(FORMAT, DeviceMessage::Hello(hello)));
         let shown = Shown { heard: &heard, at: Some(Timestamp(0)) };
         let line = shown.to_string();
-        assert!(line.starts_with("1970-01-01T00:00:00Z device  v2 postcard Hello {"), "{line}");
+        assert!(line.starts_with("1970-01-01T00:00:00.000000Z device  v2 postcard Hello {\"device\":"), "{line}");
         assert!(line.contains("\"session\":7") && !line.contains(char::is_control), "{line}");
         let json = shown.json();
         assert_eq!(
