@@ -194,9 +194,16 @@ async fn what_keeps_a_port_shut_is_told_with_what_to_do() {
         section("usb", "usb = \"dead:beef\""),
     ];
     let gateway = Gateway::with_broker("mqtt://127.0.0.1:1", &sections.concat()).started().await;
-    gateway.figure_becomes(&up("first"), |up| up == 1.0).await;
+    eventually("whoever came second is told who has the port", async || {
+        let log = gateway.log();
+        let told = |who: &str, has: &str| {
+            let words = format!("which `{has}` has; give one of them another port");
+            log.lines().any(|line| line.contains(&format!("link={who}")) && line.contains(&words))
+        };
+        told("second", "first") != told("first", "second")
+    })
+    .await;
     for (link, words) in [
-        ("second", "which `first` has; give one of them another port"),
         ("bus", "its driver cannot switch an RS-485 transceiver"),
         ("bus", "remove rs485 if the adapter switches by itself"),
         ("absent", "plug the device in, or correct `path`"),
