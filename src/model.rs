@@ -7,6 +7,7 @@
 mod boot;
 mod glob;
 mod names;
+mod presence;
 mod reading;
 mod timestamp;
 mod value_serde;
@@ -14,6 +15,7 @@ mod value_serde;
 pub use boot::{Basis, BootId, InvalidBootId};
 pub use glob::glob;
 pub use names::{ChannelName, DeviceId, GatewayId, InvalidName, Token};
+pub use presence::{Cause, DeviceStatus, Presence};
 pub use reading::{Batch, Channels, Numbered, Reading, ShapeMismatch, Value};
 pub use timestamp::{InvalidTime, Timestamp};
 

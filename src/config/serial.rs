@@ -70,6 +70,12 @@ pub struct Serial {
     /// How long to wait between attempts to open a port that is not there.
     #[serde(with = "humantime_serde")]
     pub reopen_interval: Duration,
+    /// As in `[devices]`, if not given.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Option<Duration>,
+    /// As in `[devices]`, if not given.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Option<Duration>,
 }
 
 impl Default for Serial {
@@ -95,6 +101,8 @@ impl Default for Serial {
             max_frame: ByteSize::kib(4),
             frame_timeout: Duration::from_millis(500),
             reopen_interval: Duration::from_secs(1),
+            heartbeat_interval: None,
+            idle_timeout: None,
         }
     }
 }
