@@ -12,6 +12,7 @@ mod password;
 mod problem;
 mod read;
 mod sections;
+mod serial;
 mod shipped;
 mod validate;
 
@@ -21,9 +22,10 @@ pub use memory::{Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
-    ClockTrust, Config, Deliver, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt, MqttVersion,
-    Parity, Priority, Route, Serial, Store, Tcp, Topics,
+    ClockTrust, Config, Deliver, Durability, Encoding, Gateway, HistoryWithin, Http, Mqtt, MqttVersion, Priority,
+    Route, Store, Tcp, Topics,
 };
+pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use validate::prefix_fault;
 
 use problem::Report;

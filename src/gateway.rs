@@ -23,6 +23,7 @@ use crate::store::{Log, Opened, SinkCursor, Writer};
 use anyhow::{Context, Result};
 use health::Overview;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use timekeeper::Witnesses;
@@ -82,7 +83,15 @@ impl Gateway {
     ///
     /// # Errors
     /// If the log can never be opened or an address cannot be listened on.
-    pub async fn start(mut config: Config) -> Result<Gateway> {
+    pub async fn start(config: Config) -> Result<Gateway> {
+        Gateway::start_with_ports_of(Path::new("/"), config).await
+    }
+
+    /// Starts it with the serial ports of the system whose root directory is `root`.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub async fn start_with_ports_of(root: &Path, mut config: Config) -> Result<Gateway> {
         let system_clock = Arc::new(SystemClock::since_boot());
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Metrics::new();
@@ -142,8 +151,9 @@ impl Gateway {
         for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
             links.tasks.spawn(link::tcp::serve(listener, tcp, shared.clone(), links.stop.subscribe()));
         }
+        let ports = link::serial::Ports::new(root, &config.serial);
         for serial in config.serial {
-            links.tasks.spawn(link::serial::serve(serial, shared.clone(), links.stop.subscribe()));
+            links.tasks.spawn(link::serial::serve(serial, ports.clone(), shared.clone(), links.stop.subscribe()));
         }
         for address in &tcp_addresses {
             tracing::info!(%address, "listening for devices");

@@ -5,6 +5,7 @@
 //! socket or a database.
 
 mod boot;
+mod glob;
 mod names;
 mod presence;
 mod reading;
@@ -12,6 +13,7 @@ mod timestamp;
 mod value_serde;
 
 pub use boot::{Basis, BootId, InvalidBootId};
+pub use glob::glob;
 pub use names::{ChannelName, DeviceId, GatewayId, InvalidName, Token};
 pub use presence::{Cause, DeviceStatus, Presence};
 pub use reading::{Batch, Channels, Numbered, Reading, ShapeMismatch, Value};

@@ -12,6 +12,7 @@ mod examples;
 mod golden;
 mod heal;
 mod hostile;
+mod link;
 mod log;
 mod memory;
 mod presence;

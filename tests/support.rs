@@ -11,6 +11,7 @@ pub mod process;
 pub mod pty;
 pub mod script;
 pub mod subscriber;
+pub mod sysfs;
 pub mod tls;
 pub mod watch;
 

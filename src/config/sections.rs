@@ -1,7 +1,7 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
-use super::Devices;
+use super::{Devices, Serial};
 use crate::model::GatewayId;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -75,58 +75,6 @@ pub struct Tcp {
     /// How long a frame may stay incomplete without another byte.
     #[serde(with = "humantime_serde")]
     pub frame_timeout: Duration,
-    /// As in `[devices]`, if not given.
-    #[serde(with = "humantime_serde")]
-    pub heartbeat_interval: Option<Duration>,
-    /// As in `[devices]`, if not given.
-    #[serde(with = "humantime_serde")]
-    pub idle_timeout: Option<Duration>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Parity {
-    None,
-    Odd,
-    Even,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FlowControl {
-    None,
-    Software,
-    Hardware,
-}
-
-/// `[[serial]]`: a port with one device at its far end.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Serial {
-    /// Names the link in logs and metrics.
-    pub name: String,
-    /// The port, best by a stable path such as `/dev/serial/by-id/...`.
-    pub path: PathBuf,
-    pub baud: u32,
-    /// 5 to 8.
-    pub data_bits: u8,
-    pub parity: Parity,
-    /// 1 or 2.
-    pub stop_bits: u8,
-    pub flow_control: FlowControl,
-    /// Lock the port against other programs.
-    pub exclusive: bool,
-    /// Refuse frames without a checksum (protocol version 1).
-    pub require_checksum: bool,
-    /// Largest frame body accepted, in bytes.
-    pub max_frame: ByteSize,
-    /// How long a frame may stay incomplete without another byte; then the search for
-    /// the next begins.
-    #[serde(with = "humantime_serde")]
-    pub frame_timeout: Duration,
-    /// How long to wait between attempts to open a port that is not there.
-    #[serde(with = "humantime_serde")]
-    pub reopen_interval: Duration,
     /// As in `[devices]`, if not given.
     #[serde(with = "humantime_serde")]
     pub heartbeat_interval: Option<Duration>,
@@ -317,27 +265,6 @@ impl Default for Tcp {
             handshake_timeout: Duration::from_secs(5),
             max_frame: ByteSize::kib(64),
             frame_timeout: Duration::from_secs(2),
-            heartbeat_interval: None,
-            idle_timeout: None,
-        }
-    }
-}
-
-impl Default for Serial {
-    fn default() -> Serial {
-        Serial {
-            name: "serial".into(),
-            path: PathBuf::new(),
-            baud: 115_200,
-            data_bits: 8,
-            parity: Parity::None,
-            stop_bits: 1,
-            flow_control: FlowControl::None,
-            exclusive: true,
-            require_checksum: true,
-            max_frame: ByteSize::kib(4),
-            frame_timeout: Duration::from_millis(500),
-            reopen_interval: Duration::from_secs(1),
             heartbeat_interval: None,
             idle_timeout: None,
         }
