@@ -16,6 +16,7 @@ mod link;
 mod log;
 mod memory;
 mod queue;
+mod rate;
 mod serial;
 mod service;
 mod support;
