@@ -5,6 +5,7 @@
 mod architecture;
 mod bounds;
 mod config;
+mod console;
 mod corpus;
 mod disk;
 mod end_to_end;
