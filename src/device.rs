@@ -15,5 +15,5 @@ pub use acks::Acks;
 pub use convert::{ConvertError, Converted, Converter, TimeRules};
 pub use rate::Bucket;
 pub use registry::{Answer, Call, Connected, Introduction, NotAdmitted, Registry};
-pub use roll::Told;
+pub use roll::{Tellings, Told};
 pub use session::{Grants, Refusal, Session, Step, Tick};

@@ -16,6 +16,8 @@ mod hostile;
 mod link;
 mod log;
 mod memory;
+mod presence;
+mod protobuf;
 mod queue;
 mod rate;
 mod serial;

@@ -5,6 +5,7 @@ pub mod broker;
 pub mod crowd;
 pub mod device;
 pub mod gateway;
+pub mod listener;
 pub mod mount;
 pub mod process;
 pub mod pty;

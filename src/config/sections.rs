@@ -144,6 +144,8 @@ pub struct Store {
     pub max_pending: ByteSize,
     /// Memory of readings not on disk that makes a commit due at once.
     pub segment_size: ByteSize,
+    /// Changes of devices' presence that are kept.
+    pub audit: u32,
 }
 
 /// Which readings outlive others in a log that reaches its bounds.
@@ -208,6 +210,8 @@ pub struct Mqtt {
     pub prefix: String,
     pub topics: Topics,
     pub encoding: Encoding,
+    /// Whether devices' presence is published, retained.
+    pub presence: bool,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     /// PEM file of the authorities to trust; the system's if not given.
@@ -287,6 +291,7 @@ impl Default for Store {
             thin: None,
             max_pending: ByteSize::mib(16),
             segment_size: ByteSize::mib(4),
+            audit: 10_000,
         }
     }
 }
@@ -307,6 +312,7 @@ impl Default for Mqtt {
             prefix: "tidegate".into(),
             topics: Topics::Gateway,
             encoding: Encoding::Json,
+            presence: true,
             username: None,
             password_file: None,
             ca_file: None,

@@ -1,5 +1,6 @@
 //! From the files to a log that only lacks its writer.
 
+use super::attendance::{self, Attendance};
 use super::cursor::SinkCursor;
 use super::disk::Disk;
 use super::evict::{Bounds, Evictor};
@@ -21,6 +22,7 @@ use super::writer::lock;
 use crate::clock::Clock;
 use crate::config::{self, Deliver, Route};
 use crate::metrics::Metrics;
+use crate::model::DeviceStatus;
 use parking_lot::{Condvar, Mutex};
 use std::fs::File;
 use std::sync::Arc;
@@ -33,6 +35,7 @@ pub(super) struct Prepared {
     pub shared: Arc<Shared>,
     pub disk: Disk,
     pub jobs: Vec<Job>,
+    pub devices: Vec<DeviceStatus>,
     pub lock: File,
     pub reserve: Reserve,
 }
@@ -66,6 +69,10 @@ pub(super) fn prepare(
         Fault::NoSpace => DiskState::Full.show(&metrics),
         Fault::Other => DiskState::Failing.show(&metrics),
     })?;
+    let devices = attendance::load(&connection).unwrap_or_else(|why| {
+        tracing::error!(%why, "what was known of devices' presence cannot be read");
+        Vec::new()
+    });
     for name in &found.forgotten {
         tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
     }
@@ -110,6 +117,7 @@ pub(super) fn prepare(
             gaps: Vec::new(),
             boots,
             notices: Vec::new(),
+            attendance: Attendance::default(),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, now),
             check_due: now.monotonic,
@@ -141,10 +149,10 @@ pub(super) fn prepare(
         metrics,
         stepped,
     });
-    Ok(Prepared { shared, disk, jobs, lock, reserve })
+    Ok(Prepared { shared, disk, jobs, devices, lock, reserve })
 }
 
-pub(super) fn opened<W>(shared: Arc<Shared>, writer: W) -> Opened<W> {
+pub(super) fn opened<W>(shared: Arc<Shared>, devices: Vec<DeviceStatus>, writer: W) -> Opened<W> {
     let cursors = (0..shared.names.len()).map(|index| SinkCursor::new(shared.clone(), index)).collect();
-    Opened { log: Log { shared }, cursors, writer }
+    Opened { log: Log { shared }, cursors, devices, writer }
 }

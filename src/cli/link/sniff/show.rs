@@ -162,6 +162,7 @@ fn encoding(format: Format) -> &'static str {
     match format.encoding {
         BodyEncoding::Postcard => "postcard",
         BodyEncoding::Json => "json",
+        BodyEncoding::Protobuf => "protobuf",
     }
 }
 
