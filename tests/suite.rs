@@ -5,6 +5,7 @@
 mod architecture;
 mod bounds;
 mod config;
+mod console;
 mod corpus;
 mod disk;
 mod end_to_end;
@@ -18,6 +19,7 @@ mod memory;
 mod presence;
 mod protobuf;
 mod queue;
+mod rate;
 mod serial;
 mod service;
 mod support;

@@ -13,6 +13,8 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "torture/console.rs"]
+mod console;
 #[path = "torture/disk.rs"]
 mod disk;
 #[path = "torture/fleet.rs"]
