@@ -5,12 +5,14 @@
 //! socket or a database.
 
 mod boot;
+mod glob;
 mod names;
 mod reading;
 mod timestamp;
 mod value_serde;
 
 pub use boot::{Basis, BootId, InvalidBootId};
+pub use glob::glob;
 pub use names::{ChannelName, DeviceId, GatewayId, InvalidName, Token};
 pub use reading::{Batch, Channels, Numbered, Reading, ShapeMismatch, Value};
 pub use timestamp::{InvalidTime, Timestamp};
