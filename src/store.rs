@@ -36,6 +36,7 @@ mod fault;
 mod gap;
 mod headroom;
 mod heal;
+mod inbox;
 mod keeper;
 mod lanes;
 mod log;
@@ -64,6 +65,7 @@ mod writer;
 
 pub use cursor::SinkCursor;
 pub use headroom::DiskState;
+pub use inbox::{Change, Commands};
 pub use log::{Log, LogEvent, LogHealth, Opened, Saturated};
 pub use mark::Mark;
 pub use offline::{Before, Contents, Offline, Pending, Piece, Purged, Verdict, damaged, purge};

@@ -6,7 +6,7 @@ use super::log::{LogEvent, Shared};
 use super::row;
 use super::segment::{self, Header};
 use crate::model::{Numbered, Seq, Timestamp};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rusqlite::Connection;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -233,23 +233,7 @@ impl SinkCursor {
         &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (shared, index) = (self.shared.clone(), self.index);
-        let read = move || {
-            let path = &shared.path;
-            let reader = shared.readers.take(index, path).with_context(|| format!("cannot read {}", path.display()))?;
-            let result = work(&reader);
-            // A connection that failed is not used again.
-            shared.readers.give_back(index, result.is_ok().then_some(reader));
-            result
-        };
-        let result = if self.shared.stepped {
-            read()
-        } else {
-            tokio::task::spawn_blocking(read).await.context("reading the log was cut off")?
-        };
-        result.inspect_err(|why| {
-            self.shared.examine(why);
-        })
+        self.shared.on_disk(self.index, work).await
     }
 }
 

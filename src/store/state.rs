@@ -4,6 +4,7 @@ use super::boots::Boots;
 use super::disk::Commit;
 use super::gap::{Gap, Hole};
 use super::headroom::DiskState;
+use super::inbox::Inbox;
 use super::logclock::LogClock;
 use super::mark::Mark;
 use super::restore::Restored;
@@ -33,6 +34,7 @@ pub(super) struct State {
     pub boots: Boots,
     /// Other events that are to be written.
     pub notices: Vec<String>,
+    pub inbox: Inbox,
     pub disk: DiskState,
     pub log_clock: LogClock,
     /// When the disk and the age of readings are looked at next, also if nothing happens.
@@ -77,7 +79,8 @@ impl State {
     /// Whether somebody waits for a commit.
     fn is_asked(&self) -> bool {
         let events = !self.gaps.is_empty() || !self.notices.is_empty();
-        self.flush || self.close || events || self.restored.is_due() || self.boots.is_due()
+        let waited_for = self.flush || self.close || self.inbox.is_due();
+        waited_for || events || self.restored.is_due() || self.boots.is_due()
     }
 
     /// Whether nothing more will be written.
@@ -96,6 +99,7 @@ impl State {
     pub fn take_back(&mut self, commit: Commit) {
         self.tail.not_saved(commit.marks);
         self.restored.put_back(commit.restored);
+        self.inbox.put_back(commit.inbox);
         self.restoring = false;
         let newer = std::mem::replace(&mut self.gaps, commit.gaps);
         self.gaps.extend(newer);
@@ -126,6 +130,7 @@ impl State {
             reserve,
             gaps: std::mem::take(&mut self.gaps),
             notices: std::mem::take(&mut self.notices),
+            inbox: self.inbox.take(),
             boot: self.boots.news(),
             clean,
             now: now.wall,
