@@ -5,6 +5,7 @@
 //! environment; `$${` stands for a plain `${`.
 
 mod broker;
+mod devices;
 mod env;
 mod memory;
 mod password;
@@ -15,12 +16,13 @@ mod shipped;
 mod validate;
 
 pub use broker::{Broker, InvalidBroker};
+pub use devices::{Devices, Silence};
 pub use memory::{Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
-    ClockTrust, Config, Deliver, Devices, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt,
-    MqttVersion, Parity, Priority, Route, Serial, Store, Tcp, Topics,
+    ClockTrust, Config, Deliver, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt, MqttVersion,
+    Parity, Priority, Route, Serial, Store, Tcp, Topics,
 };
 pub use validate::prefix_fault;
 

@@ -6,9 +6,12 @@
 mod acks;
 mod convert;
 mod registry;
+mod rivals;
+mod roll;
 mod session;
 
 pub use acks::Acks;
 pub use convert::{ConvertError, Converted, Converter, TimeRules};
-pub use registry::{Connected, Registry};
-pub use session::{Grants, Refusal, Session, Step};
+pub use registry::{Answer, Call, Connected, Introduction, NotAdmitted, Registry};
+pub use roll::Told;
+pub use session::{Grants, Refusal, Session, Step, Tick};

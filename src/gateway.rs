@@ -124,7 +124,7 @@ impl Gateway {
         overview.opened(log.clone(), pulses);
         let shared = link::Shared {
             log: log.clone(),
-            registry: Registry::new(metrics.clone()),
+            registry: Registry::new(&config.devices, clock.clone(), metrics.clone()),
             devices: config.devices,
             pool: link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone()),
             clock,

@@ -70,6 +70,9 @@ pub struct Metrics {
     pub connections_waiting: Family<LinkLabel, Gauge>,
     pub connections_refused: Family<LinkReasonLabel, Counter>,
     pub devices_connected: Gauge,
+    pub devices_known: Gauge,
+    pub devices_rivals: Counter,
+    pub devices_refused: Family<ReasonLabel, Counter>,
     pub memory_limit_bytes: Gauge,
     pub memory_links_bytes: Gauge,
     pub memory_refused: Family<ReasonLabel, Counter>,
@@ -107,6 +110,9 @@ impl Metrics {
             connections_waiting: Family::default(),
             connections_refused: Family::default(),
             devices_connected: Gauge::default(),
+            devices_known: Gauge::default(),
+            devices_rivals: Counter::default(),
+            devices_refused: Family::default(),
             memory_limit_bytes: Gauge::default(),
             memory_links_bytes: Gauge::default(),
             memory_refused: Family::default(),
@@ -159,6 +165,17 @@ impl Metrics {
         registry.register("connections_waiting", "Connections whose device is not welcomed yet", m.connections_waiting);
         registry.register("connections_refused", "Connections turned away", m.connections_refused);
         registry.register("devices_connected", "Devices with a live session", m.devices_connected);
+        registry.register(
+            "devices_known",
+            "Devices known, sub-devices and those that are gone included",
+            m.devices_known,
+        );
+        registry.register(
+            "devices_rivals",
+            "Times that two devices of one name were found to throw each other out",
+            m.devices_rivals,
+        );
+        registry.register("devices_refused", "Devices and sub-devices that were not let in", m.devices_refused);
         registry.register_with_unit(
             "memory_limit",
             "Memory that all queues and buffers may take together",

@@ -8,6 +8,7 @@ mod boot;
 mod command;
 mod glob;
 mod names;
+mod presence;
 mod reading;
 mod timestamp;
 mod value_serde;
@@ -16,6 +17,7 @@ pub use boot::{Basis, BootId, InvalidBootId};
 pub use command::{Command, CommandKey, CommandState, Deadline, Ending, Moment, Source, Target};
 pub use glob::glob;
 pub use names::{ChannelName, CommandId, CommandName, DeviceId, GatewayId, InvalidName, Token};
+pub use presence::{Cause, DeviceStatus, Presence};
 pub use reading::{Batch, Channels, Numbered, Reading, ShapeMismatch, Value};
 pub use timestamp::{InvalidTime, Timestamp};
 

@@ -15,6 +15,7 @@ const LIMITS: Limits = Limits { max_body: 64 * 1024, require_checksum: false };
 const GRANTS: Grants = Grants {
     handshake_timeout: Some(Duration::from_secs(5)),
     heartbeat_interval: Duration::from_secs(30),
+    idle_after: Duration::from_secs(45),
     idle_timeout: Duration::from_secs(90),
     window: 4096,
     max_frame: 64 * 1024,
@@ -50,7 +51,7 @@ pub fn check(input: &[u8]) {
                     assert!(converted.last <= last || converted.batch.readings.is_empty());
                 }
                 Ok(Step::Reply(reply)) => encode_gateway(&reply, ANSWER, &mut answers),
-                Ok(Step::Nothing | Step::Leave) => {}
+                Ok(Step::Answer(_) | Step::SubDevice { .. } | Step::Leave) => {}
                 Err(refusal) => {
                     assert!(!refusal.text.is_empty());
                     session.reset(now);

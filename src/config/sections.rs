@@ -1,7 +1,8 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
-use crate::model::{GatewayId, Timestamp};
+use super::Devices;
+use crate::model::GatewayId;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -74,6 +75,12 @@ pub struct Tcp {
     /// How long a frame may stay incomplete without another byte.
     #[serde(with = "humantime_serde")]
     pub frame_timeout: Duration,
+    /// As in `[devices]`, if not given.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Option<Duration>,
+    /// As in `[devices]`, if not given.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,26 +127,12 @@ pub struct Serial {
     /// How long to wait between attempts to open a port that is not there.
     #[serde(with = "humantime_serde")]
     pub reopen_interval: Duration,
-}
-
-/// `[devices]`: what every device session is granted.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Devices {
-    /// How often devices are asked to send something.
+    /// As in `[devices]`, if not given.
     #[serde(with = "humantime_serde")]
-    pub heartbeat_interval: Duration,
-    /// Silence after which a session ends.
+    pub heartbeat_interval: Option<Duration>,
+    /// As in `[devices]`, if not given.
     #[serde(with = "humantime_serde")]
-    pub idle_timeout: Duration,
-    /// Readings that a device may have outstanding without an Ack.
-    pub window: u32,
-    /// A device whose clock is further ahead of the gateway's than this is not believed.
-    #[serde(with = "humantime_serde")]
-    pub max_clock_ahead: Duration,
-    /// Nor is one that says that it took a reading before this.
-    #[serde(with = "timestamp")]
-    pub earliest_time: Timestamp,
+    pub idle_timeout: Option<Duration>,
 }
 
 /// `[http]`: metrics and health.
@@ -320,6 +313,8 @@ impl Default for Tcp {
             handshake_timeout: Duration::from_secs(5),
             max_frame: ByteSize::kib(64),
             frame_timeout: Duration::from_secs(2),
+            heartbeat_interval: None,
+            idle_timeout: None,
         }
     }
 }
@@ -339,18 +334,8 @@ impl Default for Serial {
             max_frame: ByteSize::kib(4),
             frame_timeout: Duration::from_millis(500),
             reopen_interval: Duration::from_secs(1),
-        }
-    }
-}
-
-impl Default for Devices {
-    fn default() -> Devices {
-        Devices {
-            heartbeat_interval: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(90),
-            window: 4096,
-            max_clock_ahead: Duration::from_secs(600),
-            earliest_time: Timestamp(1_577_836_800_000_000), // 2020-01-01
+            heartbeat_interval: None,
+            idle_timeout: None,
         }
     }
 }
@@ -410,20 +395,6 @@ impl Default for Mqtt {
             stable_after: Duration::from_secs(30),
             replay_after: Duration::from_secs(60),
         }
-    }
-}
-
-/// A time as text, as it is everywhere else.
-mod timestamp {
-    use crate::model::Timestamp;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(time)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Timestamp, D::Error> {
-        String::deserialize(d)?.parse().map_err(D::Error::custom)
     }
 }
 

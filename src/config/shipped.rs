@@ -64,8 +64,8 @@ mod tests {
     #[test]
     fn every_key_is_shown_with_its_default() {
         check::<Gateway>("gateway", &["id", "worker_threads", "memory_limit"]);
-        check::<Tcp>("tcp", &[]);
-        check::<Serial>("serial", &["path"]);
+        check::<Tcp>("tcp", &["heartbeat_interval", "idle_timeout"]);
+        check::<Serial>("serial", &["path", "heartbeat_interval", "idle_timeout"]);
         check::<Http>("http", &[]);
         check::<Devices>("devices", &[]);
         check::<Store>("store", &["max_age", "thin"]);

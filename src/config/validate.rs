@@ -6,7 +6,7 @@ mod routes;
 
 use super::problem::Report;
 use super::read::closest;
-use super::{Config, Devices, Gateway, HistoryWithin, Http, Store};
+use super::{Config, Devices, Gateway, HistoryWithin, Http, Silence, Store};
 use crate::model::Timestamp;
 use bytesize::ByteSize;
 use std::fmt::Display;
@@ -93,19 +93,30 @@ fn http(config: &Config, mut section: Section) {
 }
 
 fn devices(devices: &Devices, mut section: Section) {
-    section.duration("heartbeat_interval", devices.heartbeat_interval, SECOND, DAY);
-    section.duration("idle_timeout", devices.idle_timeout, SECOND, 7 * DAY);
-    if devices.idle_timeout <= devices.heartbeat_interval {
-        let what = format!("{} of silence ends a session before a heartbeat is due", time(devices.idle_timeout));
-        let fix = format!("give more than heartbeat_interval, {}", time(devices.heartbeat_interval));
-        section.reject(&["idle_timeout", "heartbeat_interval"], what, fix);
-    }
+    silence(devices.silence(None, None), &mut section);
+    section.duration("offline_delay", devices.offline_delay, Duration::ZERO, HOUR);
+    section.duration("flap_damping", devices.flap_damping, SECOND, HOUR);
+    section.number("max_known", devices.max_known, 1, 1_000_000);
+    section.number("max_sub_devices", devices.max_sub_devices, 0, 65_535);
+    section.number("audit", devices.audit, 0, 1_000_000);
     section.number("window", devices.window, 1, 1_000_000);
     section.duration("max_clock_ahead", devices.max_clock_ahead, SECOND, 365 * DAY);
     let earliest = devices.earliest_time;
     if !(Timestamp(0)..=LATEST_EARLIEST).contains(&earliest) {
         let fix = format!("give a time from {} to {LATEST_EARLIEST}", Timestamp(0));
         section.reject(&["earliest_time"], format!("{earliest} is out of range"), fix);
+    }
+}
+
+/// What a device's silence means, in `[devices]` or on a link.
+fn silence(silence: Silence, section: &mut Section) {
+    let Silence { heartbeat_interval, idle_timeout } = silence;
+    section.duration("heartbeat_interval", heartbeat_interval, SECOND, DAY);
+    section.duration("idle_timeout", idle_timeout, SECOND, 7 * DAY);
+    if idle_timeout <= heartbeat_interval {
+        let what = format!("{} of silence ends a session before a heartbeat is due", time(idle_timeout));
+        let fix = format!("give more than heartbeat_interval, {}", time(heartbeat_interval));
+        section.reject(&["idle_timeout", "heartbeat_interval"], what, fix);
     }
 }
 

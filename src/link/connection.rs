@@ -120,7 +120,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
             timer.as_mut().reset(at);
         }
         let settled = connection.peer.settled(now.monotonic);
-        let replaced = connection.peer.replaced();
+        let called = connection.peer.called();
         let evicted = connection.peer.place.evicted();
         let stalled = connection.peer.is_stalled() || connection.gate == Gate::Log;
         let starved = connection.gate == Gate::Memory;
@@ -130,7 +130,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
             () = stop::requested(&mut stop), if connection.stop_at.is_none() => {
                 connection.stop_at = Some(clock.now().monotonic + SETTLE_WITHIN);
             }
-            () = replaced => connection.peer.replace(),
+            () = called => connection.peer.answer_calls(),
             () = evicted => {
                 connection.say_busy();
                 return Closed::Evicted;
@@ -272,7 +272,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 }
                 if self.peer.out.is_empty() {
                     self.peer.out = Vec::new();
-                    break;
+                    self.peer.answer_calls();
+                    if self.peer.out.is_empty() {
+                        break;
+                    }
                 }
             }
         }

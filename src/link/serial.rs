@@ -15,13 +15,15 @@ use tokio_serial::{SerialPortBuilderExt, SerialStream};
 /// Serves the port until `stop` turns true, opening it again whenever it vanishes.
 pub async fn serve(config: config::Serial, shared: Shared, mut stop: watch::Receiver<bool>) {
     let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
+    let silence = shared.devices.silence(config.heartbeat_interval, config.idle_timeout);
     let limits = Limits { max_body, require_checksum: config.require_checksum };
     let line = Line {
         name: config.name.as_str().into(),
         grants: Grants {
             handshake_timeout: None,
-            heartbeat_interval: shared.devices.heartbeat_interval,
-            idle_timeout: shared.devices.idle_timeout,
+            heartbeat_interval: silence.heartbeat_interval,
+            idle_after: silence.idle_after(),
+            idle_timeout: silence.idle_timeout,
             window: shared.devices.window,
             max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
             restart: true,

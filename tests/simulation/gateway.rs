@@ -130,8 +130,8 @@ impl Gateway {
             pumps.spawn(pump.run(stop.subscribe(), Duration::from_secs(2)));
             stop_pumps.push(stop);
         }
-        let registry = Registry::new(metrics.clone());
         let devices = config::Devices { window: [16, 200, 4096][random.usize(..3)], ..config::Devices::default() };
+        let registry = Registry::new(&devices, clock.clone(), metrics.clone());
         let shared = link::Shared {
             log: log.clone(),
             registry,

@@ -1,6 +1,6 @@
 //! `[[tcp]]` and `[[serial]]`.
 
-use super::{HOUR, SECOND, Section, collide};
+use super::{HOUR, SECOND, Section, collide, silence};
 use crate::config::problem::Report;
 use crate::config::{Config, Serial, Tcp};
 use crate::model::Token;
@@ -24,6 +24,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
         let mut section = Section::new(report, format!("tcp[{i}]"));
         names.check(&tcp.name, &mut section);
         check_tcp(tcp, &mut section);
+        check_silence(config, tcp.heartbeat_interval, tcp.idle_timeout, &mut section);
         let others = config.tcp.iter().take(i);
         if let Some(other) = others.clone().position(|other| collide(other.listen, tcp.listen)) {
             let what = format!("tcp[{other}] listens on {} already", tcp.listen);
@@ -34,10 +35,18 @@ pub(super) fn check(config: &Config, report: &mut Report) {
         let mut section = Section::new(report, format!("serial[{i}]"));
         names.check(&serial.name, &mut section);
         check_serial(serial, &mut section);
+        check_silence(config, serial.heartbeat_interval, serial.idle_timeout, &mut section);
         let same = |other: &Serial| !serial.path.as_os_str().is_empty() && other.path == serial.path;
         if let Some(other) = config.serial.iter().take(i).position(same) {
             section.reject(&["path"], format!("serial[{other}] has this port already"), "give another port");
         }
+    }
+}
+
+/// A link's own intervals; those of `[devices]` are checked there.
+fn check_silence(config: &Config, heartbeat: Option<Duration>, idle: Option<Duration>, section: &mut Section) {
+    if heartbeat.is_some() || idle.is_some() {
+        silence(config.devices.silence(heartbeat, idle), section);
     }
 }
 

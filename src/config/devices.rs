@@ -1,0 +1,92 @@
+//! `[devices]`, and what silence means by it.
+
+use crate::model::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// `[devices]`: what every device session is granted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Devices {
+    /// How often devices are asked to send something.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Duration,
+    /// Silence after which a session ends.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// Readings that a device may have outstanding without an Ack.
+    pub window: u32,
+    /// A device whose clock is further ahead of the gateway's than this is not believed.
+    #[serde(with = "humantime_serde")]
+    pub max_clock_ahead: Duration,
+    /// Nor is one that says that it took a reading before this.
+    #[serde(with = "timestamp")]
+    pub earliest_time: Timestamp,
+    /// From a device's departure until it is told: it may come back.
+    #[serde(with = "humantime_serde")]
+    pub offline_delay: Duration,
+    /// How long the state of a device that comes and goes must last before it is told.
+    #[serde(with = "humantime_serde")]
+    pub flap_damping: Duration,
+    /// Devices known at one time, sub-devices and those that are gone included.
+    pub max_known: usize,
+    /// Devices behind one hub.
+    pub max_sub_devices: usize,
+    /// Changes of presence kept in the log.
+    pub audit: u32,
+}
+
+/// What silence of a device means.
+#[derive(Debug, Clone, Copy)]
+pub struct Silence {
+    pub heartbeat_interval: Duration,
+    pub idle_timeout: Duration,
+}
+
+impl Silence {
+    /// From here on the device is late: half an interval after its Heartbeat was due.
+    pub fn idle_after(&self) -> Duration {
+        (self.heartbeat_interval * 3 / 2).min(self.idle_timeout)
+    }
+}
+
+impl Devices {
+    /// What holds on a link that may have intervals of its own.
+    pub fn silence(&self, heartbeat_interval: Option<Duration>, idle_timeout: Option<Duration>) -> Silence {
+        Silence {
+            heartbeat_interval: heartbeat_interval.unwrap_or(self.heartbeat_interval),
+            idle_timeout: idle_timeout.unwrap_or(self.idle_timeout),
+        }
+    }
+}
+
+impl Default for Devices {
+    fn default() -> Devices {
+        Devices {
+            heartbeat_interval: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(90),
+            window: 4096,
+            max_clock_ahead: Duration::from_secs(600),
+            earliest_time: Timestamp(1_577_836_800_000_000), // 2020-01-01
+            offline_delay: Duration::from_secs(5),
+            flap_damping: Duration::from_secs(30),
+            max_known: 20_000,
+            max_sub_devices: 256,
+            audit: 10_000,
+        }
+    }
+}
+
+/// A time as text, as it is everywhere else.
+mod timestamp {
+    use crate::model::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(time)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Timestamp, D::Error> {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
+    }
+}
