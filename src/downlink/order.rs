@@ -68,16 +68,17 @@ impl Order {
             Ok(body) => body,
             Err(why) => {
                 let id = serde_json::from_slice::<Named>(body).ok().and_then(|named| named.id);
-                let why = format!(
-                    "it is not a JSON object of id, name, payload and expires: {why}; see docs/commands.md"
-                );
+                let why =
+                    format!("it is not a JSON object of id, name, payload and expires: {why}; see docs/commands.md");
                 return Err(Box::new(Invalid { id, order: None, why }));
             }
         };
         let invalid = |why: String| Box::new(Invalid { id: body.id.clone(), order: None, why });
         let id = match &body.id {
             Some(id) => CommandId::new(id).map_err(|why| invalid(format!("the id {why}")))?,
-            None => new_id.ok_or_else(|| invalid("it has no id: give one, and the same if you send it again".into()))?,
+            None => {
+                new_id.ok_or_else(|| invalid("it has no id: give one, and the same if you send it again".into()))?
+            }
         };
         let name = CommandName::new(&body.name).map_err(|why| invalid(format!("the name {why}")))?;
         let default = Expiry::In(limits.default_expiry);
@@ -89,7 +90,10 @@ impl Order {
         let payload = body.payload.as_ref().map(|payload| payload.get().to_owned());
         let size = payload.as_ref().map_or(0, String::len);
         let size_fault = (size > limits.max_payload).then(|| {
-            format!("a payload of {size} bytes is more than the {} allowed; see [commands] max_payload", limits.max_payload)
+            format!(
+                "a payload of {size} bytes is more than the {} allowed; see [commands] max_payload",
+                limits.max_payload
+            )
         });
         let order = Order { target, id, name, payload, expiry };
         match expiry_fault.or(size_fault) {

@@ -214,18 +214,8 @@ impl Queue {
         let Order { target, id, name, payload, .. } = order;
         let place = self.next_place;
         self.next_place += 1;
-        let mut command = Command {
-            place,
-            target,
-            id,
-            name,
-            payload,
-            source,
-            received: now.wall,
-            deadline,
-            sent: None,
-            ended: None,
-        };
+        let mut command =
+            Command { place, target, id, name, payload, source, received: now.wall, deadline, sent: None, ended: None };
         let over = deadline.uptime.is_some_and(|deadline| deadline <= now.monotonic);
         let alone = !self.lanes.contains_key(&command.target);
         if !over && alone && deadline.uptime.is_some() && reach(&command.target).is_some() {
@@ -482,7 +472,8 @@ impl Queue {
         let own = self.lanes.get(from).and_then(|lane| lane.front()).filter(is_it);
         let behind = || {
             let hub = from.device()?;
-            let lanes = self.lanes.iter().filter(|(target, _)| target.device().map(DeviceId::hub).as_ref() == Some(hub));
+            let lanes =
+                self.lanes.iter().filter(|(target, _)| target.device().map(DeviceId::hub).as_ref() == Some(hub));
             lanes.filter_map(|(_, lane)| lane.front()).filter(is_it).min()
         };
         own.or_else(behind).copied()
