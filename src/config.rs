@@ -5,6 +5,7 @@
 //! environment; `$${` stands for a plain `${`.
 
 mod broker;
+mod commands;
 mod devices;
 mod env;
 mod memory;
@@ -16,8 +17,9 @@ mod shipped;
 mod validate;
 
 pub use broker::{Broker, InvalidBroker};
+pub use commands::Commands;
 pub use devices::{Devices, Silence};
-pub use memory::{Shares, limit as memory_limit};
+pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{

@@ -1,5 +1,6 @@
 //! What is well-formed but makes no sense. Pure, but for [`check_files`].
 
+mod commands;
 mod links;
 mod mqtt;
 mod routes;
@@ -30,6 +31,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     links::check(config, report);
     http(config, Section::new(report, "http"));
     devices(&config.devices, Section::new(report, "devices"));
+    commands::check(&config.commands, report);
     store(&config.store, Section::new(report, "store"));
     routes::check(&config.route, report);
     mqtt::check(&config.mqtt, report);

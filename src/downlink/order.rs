@@ -33,6 +33,13 @@ pub struct Limits {
     pub default_expiry: Duration,
 }
 
+impl Limits {
+    /// Bytes of an order's text.
+    pub fn max_body(self) -> usize {
+        self.max_payload.saturating_add(1024)
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
@@ -40,6 +47,7 @@ struct Body {
     name: String,
     payload: Option<Box<RawValue>>,
     expires: Option<String>,
+    time: Option<String>,
 }
 
 /// Of a body that is none, what may be there all the same.
@@ -53,7 +61,15 @@ impl Order {
         CommandKey { target: self.target.clone(), id: self.id.clone() }
     }
 
-    /// Reads `{"id", "name", "payload", "expires"}`; one without an id gets that of
+    /// The same, wanted no longer than this.
+    pub fn within(mut self, wanted_for: Option<Duration>) -> Order {
+        if let (Expiry::In(lifetime), Some(wanted_for)) = (self.expiry, wanted_for) {
+            self.expiry = Expiry::In(lifetime.min(wanted_for));
+        }
+        self
+    }
+
+    /// Reads `{"id", "name", "payload", "expires", "time"}`; one without an id gets that of
     /// `new_id`, if there is such.
     ///
     /// # Errors
@@ -64,12 +80,21 @@ impl Order {
         new_id: Option<CommandId>,
         limits: Limits,
     ) -> Result<Order, Box<Invalid>> {
+        if body.len() > limits.max_body() {
+            let why = format!(
+                "{} bytes are more than the {} allowed; see [commands] max_payload",
+                body.len(),
+                limits.max_body()
+            );
+            return Err(Box::new(Invalid { id: None, order: None, why }));
+        }
         let body: Body = match serde_json::from_slice(body) {
             Ok(body) => body,
             Err(why) => {
                 let id = serde_json::from_slice::<Named>(body).ok().and_then(|named| named.id);
-                let why =
-                    format!("it is not a JSON object of id, name, payload and expires: {why}; see docs/commands.md");
+                let why = format!(
+                    "it is not a JSON object of id, name, payload, expires and time: {why}; see docs/commands.md"
+                );
                 return Err(Box::new(Invalid { id, order: None, why }));
             }
         };
@@ -82,10 +107,9 @@ impl Order {
         };
         let name = CommandName::new(&body.name).map_err(|why| invalid(format!("the name {why}")))?;
         let default = Expiry::In(limits.default_expiry);
-        let (expiry, expiry_fault) = match body.expires.as_deref().map(expiry) {
-            None => (default, None),
-            Some(Ok(expiry)) => (expiry, None),
-            Some(Err(why)) => (default, Some(why)),
+        let (expiry, expiry_fault) = match expiry(body.expires.as_deref(), body.time.as_deref(), default) {
+            Ok(expiry) => (expiry, None),
+            Err(why) => (default, Some(why)),
         };
         let payload = body.payload.as_ref().map(|payload| payload.get().to_owned());
         let size = payload.as_ref().map_or(0, String::len);
@@ -103,7 +127,20 @@ impl Order {
     }
 }
 
-fn expiry(text: &str) -> Result<Expiry, String> {
+/// Until when a command is wanted that was given at `time`, now if that is not said.
+fn expiry(expires: Option<&str>, time: Option<&str>, default: Expiry) -> Result<Expiry, String> {
+    let given = match time.map(|text| (text, text.parse::<Timestamp>())) {
+        None => None,
+        Some((text, Ok(time))) if text.contains('T') => Some(time),
+        Some((text, _)) => return Err(format!("time is {text:?}; write it like 2026-11-23T01:02:03Z")),
+    };
+    Ok(match (expires.map_or(Ok(default), until)?, given) {
+        (Expiry::In(lifetime), Some(given)) => Expiry::At(given.plus(lifetime)),
+        (expiry, _) => expiry,
+    })
+}
+
+fn until(text: &str) -> Result<Expiry, String> {
     if let Ok(lifetime) = humantime::parse_duration(text) {
         return Ok(Expiry::In(lifetime));
     }
@@ -133,6 +170,8 @@ mod tests {
         assert_eq!((order.payload, order.expiry), (None, Expiry::In(LIMITS.default_expiry)));
         let order = parse(r#"{"id":"c-1","name":"open","expires":"2026-11-23T01:02:03Z"}"#).expect("fine");
         assert!(matches!(order.expiry, Expiry::At(time) if time.to_string().starts_with("2026-11-23T01:02:03")));
+        let order = parse(r#"{"id":"c","name":"o","expires":"30s","time":"2026-11-23T01:02:03Z"}"#).expect("fine");
+        assert!(matches!(order.expiry, Expiry::At(time) if time.to_string().starts_with("2026-11-23T01:02:33")));
     }
 
     #[test]
@@ -147,6 +186,7 @@ mod tests {
             (r#"{"id":"c","name":""}"#, Some("c"), false, "the name is empty"),
             (r#"{"id":"c","name":"o","expires":"soon"}"#, Some("c"), true, "soon"),
             (r#"{"id":"c","name":"o","expires":"1234"}"#, Some("c"), true, "1234"),
+            (r#"{"id":"c","name":"o","time":"noon"}"#, Some("c"), true, "noon"),
             (r#"{"id":"c","name":"o","payload":"123456789012345678901"}"#, Some("c"), true, "max_payload"),
         ] {
             let invalid = parse(body).expect_err(body);

@@ -352,6 +352,16 @@ impl Queue {
         std::mem::take(&mut self.actions)
     }
 
+    /// How many changes there were so far.
+    pub fn changes(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether the command has not ended, or it is not on disk yet that it has.
+    pub fn is_live(&self, key: &CommandKey) -> bool {
+        self.keys.contains_key(key)
+    }
+
     /// How many commands have not ended.
     pub fn len(&self) -> usize {
         self.live.len()

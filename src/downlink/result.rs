@@ -1,6 +1,6 @@
 //! What is told of how a command ended.
 
-use crate::model::Command;
+use crate::model::{Command, CommandState, Target};
 use serde_json::{Value, json};
 use std::fmt::Display;
 
@@ -15,6 +15,18 @@ pub(super) fn event(command: &Command) -> Option<String> {
         event.insert("device".into(), json!(device));
     }
     Some(event.to_string())
+}
+
+/// The event that tells of something that was meant to be a command and is none.
+pub(super) fn no_command(target: &Target, id: Option<String>, why: &str) -> String {
+    let mut event = json!({
+        "type": "command-result", "id": id, "name": null, "state": CommandState::Rejected,
+        "payload": { "error": why },
+    });
+    if let (Some(device), Some(event)) = (target.device(), event.as_object_mut()) {
+        event.insert("device".into(), json!(device));
+    }
+    event.to_string()
 }
 
 /// What a payload says: any JSON, or the text that it is.
