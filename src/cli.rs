@@ -5,6 +5,7 @@
 mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
+mod link;
 mod logging;
 #[cfg(test)]
 #[cfg(feature = "demo")]
@@ -41,6 +42,7 @@ enum Verb {
     Check(File),
     #[cfg(feature = "demo")]
     Demo(demo::Args),
+    Link(link::Args),
     Queue(queue::Args),
     Simulate(simulate::Args),
     Subscribe(subscribe::Args),
@@ -56,6 +58,7 @@ pub fn main() -> ExitCode {
         Verb::Check(file) => check::check(&file.config),
         #[cfg(feature = "demo")]
         Verb::Demo(args) => tool(demo::run(args)),
+        Verb::Link(args) => link::run(args),
         Verb::Queue(args) => queue::run(args),
         Verb::Simulate(args) => tool(simulate::run(args)),
         Verb::Subscribe(args) => tool(subscribe::run(args)),

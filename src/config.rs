@@ -13,6 +13,7 @@ mod password;
 mod problem;
 mod read;
 mod sections;
+mod serial;
 mod shipped;
 mod validate;
 
@@ -23,9 +24,10 @@ pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
-    ClockTrust, Config, Deliver, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt, MqttVersion,
-    Parity, Priority, Route, Serial, Store, Tcp, Topics,
+    ClockTrust, Config, Deliver, Durability, Encoding, Gateway, HistoryWithin, Http, Mqtt, MqttVersion, Priority,
+    Route, Store, Tcp, Topics,
 };
+pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use validate::prefix_fault;
 
 use problem::Report;

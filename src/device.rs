@@ -13,5 +13,5 @@ mod session;
 pub use acks::Acks;
 pub use convert::{ConvertError, Converted, Converter, TimeRules};
 pub use registry::{Answer, Call, Connected, Introduction, NotAdmitted, Registry};
-pub use roll::Told;
+pub use roll::{Tellings, Told};
 pub use session::{Grants, Refusal, Session, Step, Tick};

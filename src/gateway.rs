@@ -1,6 +1,7 @@
 //! The composition root: opens, connects and starts the parts in order, and stops
 //! them in the order that loses nothing.
 
+mod attendance;
 mod health;
 mod limits;
 mod service;
@@ -22,6 +23,7 @@ use crate::store::{Log, Opened, SinkCursor, Writer};
 use anyhow::{Context, Result};
 use health::Overview;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use timekeeper::Witnesses;
@@ -39,7 +41,8 @@ pub struct Gateway {
     links: Part,
     sinks: Part,
     http: Part,
-    time: Part,
+    /// What keeps time and attendance.
+    keepers: Part,
     log: Log,
     writer: Writer,
     overview: Arc<Overview>,
@@ -80,7 +83,15 @@ impl Gateway {
     ///
     /// # Errors
     /// If the log can never be opened or an address cannot be listened on.
-    pub async fn start(mut config: Config) -> Result<Gateway> {
+    pub async fn start(config: Config) -> Result<Gateway> {
+        Gateway::start_with_ports_of(Path::new("/"), config).await
+    }
+
+    /// Starts it with the serial ports of the system whose root directory is `root`.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub async fn start_with_ports_of(root: &Path, mut config: Config) -> Result<Gateway> {
         let system_clock = Arc::new(SystemClock::since_boot());
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Metrics::new();
@@ -95,14 +106,20 @@ impl Gateway {
         let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let overview = Arc::new(Overview::new(metrics.clone(), clock.clone()));
         let mut http = Part::new();
+        let api = http::Later::default();
         if let Some(listener) = http_listener {
             let door = http::Door::new(listener);
-            http.tasks.spawn(http::serve(door, metrics.clone(), overview.clone(), http.stop.subscribe()));
+            http.tasks.spawn(http::serve(door, metrics.clone(), overview.clone(), api.clone(), http.stop.subscribe()));
         }
-        let Opened { log, cursors, writer } = open_log(&config, &clock, &metrics, &overview).await?;
+        let Opened { log, cursors, devices, writer } = open_log(&config, &clock, &metrics, &overview).await?;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
-        let time = keep_time(&config.gateway, system_clock, &log, &metrics);
+        let mut keepers = keep_time(&config.gateway, system_clock, &log, &metrics);
+        let registry = Registry::new(&config.devices, clock.clone(), metrics.clone());
+        registry.restore(devices);
+        // It is set once.
+        let _ = api.set(http::Parts { registry: registry.clone(), log: log.clone() });
+        keepers.tasks.spawn(attendance::keep(registry.clone(), log.clone(), clock.clone(), keepers.stop.subscribe()));
         tracing::info!(
             gateway = %identity.gateway,
             epoch = %identity.epoch,
@@ -117,14 +134,14 @@ impl Gateway {
         let mut pulses = Vec::new();
         for (mqtt, cursor) in config.mqtt.iter().zip(cursors) {
             let pulse = Pulse::new(clock.now().monotonic);
-            let pump = pump(mqtt, cursor, identity.clone(), &clock, &metrics, pulse.clone())?;
+            let pump = pump(mqtt, cursor, identity.clone(), &registry, &clock, &metrics, pulse.clone())?;
             sinks.tasks.spawn(pump.run(sinks.stop.subscribe(), config.gateway.shutdown_timeout / 5));
             pulses.push((mqtt.name.as_str().into(), pulse));
         }
         overview.opened(log.clone(), pulses);
         let shared = link::Shared {
             log: log.clone(),
-            registry: Registry::new(&config.devices, clock.clone(), metrics.clone()),
+            registry,
             devices: config.devices,
             pool: link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone()),
             clock,
@@ -134,8 +151,9 @@ impl Gateway {
         for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
             links.tasks.spawn(link::tcp::serve(listener, tcp, shared.clone(), links.stop.subscribe()));
         }
+        let ports = link::serial::Ports::new(root, &config.serial);
         for serial in config.serial {
-            links.tasks.spawn(link::serial::serve(serial, shared.clone(), links.stop.subscribe()));
+            links.tasks.spawn(link::serial::serve(serial, ports.clone(), shared.clone(), links.stop.subscribe()));
         }
         for address in &tcp_addresses {
             tracing::info!(%address, "listening for devices");
@@ -144,7 +162,7 @@ impl Gateway {
             links,
             sinks,
             http,
-            time,
+            keepers,
             log,
             writer,
             overview,
@@ -177,7 +195,7 @@ impl Gateway {
         };
         let _ = timeout(total * 2 / 5, async { tokio::join!(self.links.stop(total, "links"), flush) }).await;
         self.sinks.stop(total * 2 / 5, "sinks").await;
-        self.time.stop(total / 10, "timekeeper").await;
+        self.keepers.stop(total / 10, "keepers").await;
         self.log.close();
         let closed = tokio::task::spawn_blocking(move || self.writer.join());
         if timeout(total / 5, closed).await.is_err() {
@@ -244,11 +262,12 @@ fn pump(
     mqtt: &config::Mqtt,
     cursor: SinkCursor,
     identity: Identity,
+    registry: &Registry,
     clock: &Arc<dyn Clock>,
     metrics: &Metrics,
     pulse: Pulse,
 ) -> Result<Pump<MqttDestination>> {
-    let destination = MqttDestination::new(mqtt, identity, clock.clone())?;
+    let destination = MqttDestination::new(mqtt, identity, registry.clone(), clock.clone())?;
     let backoff = Backoff::new(mqtt.backoff_min, mqtt.backoff_max, mqtt.stable_after, fastrand::u64(..));
     let max_batch = usize::try_from(mqtt.max_batch.as_u64()).unwrap_or(usize::MAX);
     Ok(Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), pulse))

@@ -71,7 +71,12 @@ pub struct Metrics {
     pub clock_trusted: Gauge,
     pub readings_dropped: Family<ReasonLabel, Counter>,
     pub frames_invalid: Family<LinkReasonLabel, Counter>,
+    pub frames_valid: Family<LinkLabel, Counter>,
     pub link_skipped_bytes: Family<LinkLabel, Counter>,
+    pub serial_opened: Family<LinkLabel, Counter>,
+    pub serial_open_failures: Family<LinkLabel, Counter>,
+    pub serial_read_bytes: Family<LinkLabel, Counter>,
+    pub serial_written_bytes: Family<LinkLabel, Counter>,
     pub link_up: Family<LinkLabel, Gauge>,
     pub connections_waiting: Family<LinkLabel, Gauge>,
     pub connections_refused: Family<LinkReasonLabel, Counter>,
@@ -117,7 +122,12 @@ impl Metrics {
             clock_trusted: Gauge::default(),
             readings_dropped: Family::default(),
             frames_invalid: Family::default(),
+            frames_valid: Family::default(),
             link_skipped_bytes: Family::default(),
+            serial_opened: Family::default(),
+            serial_open_failures: Family::default(),
+            serial_read_bytes: Family::default(),
+            serial_written_bytes: Family::default(),
             link_up: Family::default(),
             connections_waiting: Family::default(),
             connections_refused: Family::default(),
@@ -173,6 +183,16 @@ impl Metrics {
             m.readings_dropped,
         );
         registry.register("frames_invalid", "Frames that were refused", m.frames_invalid);
+        registry.register("frames_valid", "Frames that were whole", m.frames_valid);
+        registry.register("serial_opened", "Times that the port was opened", m.serial_opened);
+        registry.register(
+            "serial_open_failures",
+            "Attempts to find and open the port that failed",
+            m.serial_open_failures,
+        );
+        let (read, written) = (m.serial_read_bytes, m.serial_written_bytes);
+        registry.register_with_unit("serial_read", "Bytes read from the port", Unit::Bytes, read);
+        registry.register_with_unit("serial_written", "Bytes written to the port", Unit::Bytes, written);
         registry.register_with_unit(
             "link_skipped",
             "Bytes skipped while looking for a frame",

@@ -19,7 +19,7 @@ pub use glob::glob;
 pub use names::{ChannelName, CommandId, CommandName, DeviceId, GatewayId, InvalidName, Token};
 pub use presence::{Cause, DeviceStatus, Presence};
 pub use reading::{Batch, Channels, Numbered, Reading, ShapeMismatch, Value};
-pub use timestamp::{InvalidTime, Timestamp};
+pub use timestamp::{InvalidTime, Timestamp, as_text as time_as_text};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

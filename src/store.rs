@@ -27,6 +27,7 @@
 //! - A damaged file: the segments whose checksum does not hold. All others are taken
 //!   over into a new database; see `docs/recovery.md`.
 
+mod attendance;
 mod boots;
 mod cursor;
 mod cut;
@@ -63,6 +64,7 @@ mod unlisted;
 mod wal;
 mod writer;
 
+pub use attendance::Attended;
 pub use cursor::SinkCursor;
 pub use headroom::DiskState;
 pub use inbox::{Change, Commands};

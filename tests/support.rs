@@ -5,11 +5,13 @@ pub mod broker;
 pub mod crowd;
 pub mod device;
 pub mod gateway;
+pub mod listener;
 pub mod mount;
 pub mod process;
 pub mod pty;
 pub mod script;
 pub mod subscriber;
+pub mod sysfs;
 pub mod tls;
 pub mod watch;
 

@@ -1,6 +1,6 @@
 //! `[devices]`, and what silence means by it.
 
-use crate::model::Timestamp;
+use crate::model::{Timestamp, time_as_text};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub struct Devices {
     #[serde(with = "humantime_serde")]
     pub max_clock_ahead: Duration,
     /// Nor is one that says that it took a reading before this.
-    #[serde(with = "timestamp")]
+    #[serde(with = "time_as_text")]
     pub earliest_time: Timestamp,
     /// From a device's departure until it is told: it may come back.
     #[serde(with = "humantime_serde")]
@@ -32,8 +32,6 @@ pub struct Devices {
     pub max_known: usize,
     /// Devices behind one hub.
     pub max_sub_devices: usize,
-    /// Changes of presence kept in the log.
-    pub audit: u32,
 }
 
 /// What silence of a device means.
@@ -72,21 +70,6 @@ impl Default for Devices {
             flap_damping: Duration::from_secs(30),
             max_known: 20_000,
             max_sub_devices: 256,
-            audit: 10_000,
         }
-    }
-}
-
-/// A time as text, as it is everywhere else.
-mod timestamp {
-    use crate::model::Timestamp;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(time)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Timestamp, D::Error> {
-        String::deserialize(d)?.parse().map_err(D::Error::custom)
     }
 }

@@ -1,7 +1,7 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
-use super::{Commands, Devices};
+use super::{Commands, Devices, Serial};
 use crate::model::GatewayId;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -84,58 +84,6 @@ pub struct Tcp {
     pub idle_timeout: Option<Duration>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Parity {
-    None,
-    Odd,
-    Even,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FlowControl {
-    None,
-    Software,
-    Hardware,
-}
-
-/// `[[serial]]`: a port with one device at its far end.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Serial {
-    /// Names the link in logs and metrics.
-    pub name: String,
-    /// The port, best by a stable path such as `/dev/serial/by-id/...`.
-    pub path: PathBuf,
-    pub baud: u32,
-    /// 5 to 8.
-    pub data_bits: u8,
-    pub parity: Parity,
-    /// 1 or 2.
-    pub stop_bits: u8,
-    pub flow_control: FlowControl,
-    /// Lock the port against other programs.
-    pub exclusive: bool,
-    /// Refuse frames without a checksum (protocol version 1).
-    pub require_checksum: bool,
-    /// Largest frame body accepted, in bytes.
-    pub max_frame: ByteSize,
-    /// How long a frame may stay incomplete without another byte; then the search for
-    /// the next begins.
-    #[serde(with = "humantime_serde")]
-    pub frame_timeout: Duration,
-    /// How long to wait between attempts to open a port that is not there.
-    #[serde(with = "humantime_serde")]
-    pub reopen_interval: Duration,
-    /// As in `[devices]`, if not given.
-    #[serde(with = "humantime_serde")]
-    pub heartbeat_interval: Option<Duration>,
-    /// As in `[devices]`, if not given.
-    #[serde(with = "humantime_serde")]
-    pub idle_timeout: Option<Duration>,
-}
-
 /// `[http]`: metrics and health.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -197,6 +145,8 @@ pub struct Store {
     pub max_pending: ByteSize,
     /// Memory of readings not on disk that makes a commit due at once.
     pub segment_size: ByteSize,
+    /// Changes of devices' presence that are kept.
+    pub audit: u32,
 }
 
 /// Which readings outlive others in a log that reaches its bounds.
@@ -261,6 +211,8 @@ pub struct Mqtt {
     pub prefix: String,
     pub topics: Topics,
     pub encoding: Encoding,
+    /// Whether devices' presence is published, retained.
+    pub presence: bool,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     /// PEM file of the authorities to trust; the system's if not given.
@@ -322,27 +274,6 @@ impl Default for Tcp {
     }
 }
 
-impl Default for Serial {
-    fn default() -> Serial {
-        Serial {
-            name: "serial".into(),
-            path: PathBuf::new(),
-            baud: 115_200,
-            data_bits: 8,
-            parity: Parity::None,
-            stop_bits: 1,
-            flow_control: FlowControl::None,
-            exclusive: true,
-            require_checksum: true,
-            max_frame: ByteSize::kib(4),
-            frame_timeout: Duration::from_millis(500),
-            reopen_interval: Duration::from_secs(1),
-            heartbeat_interval: None,
-            idle_timeout: None,
-        }
-    }
-}
-
 impl Default for Http {
     fn default() -> Http {
         Http { enabled: true, listen: SocketAddr::from(([127, 0, 0, 1], 7412)) }
@@ -363,6 +294,7 @@ impl Default for Store {
             thin: None,
             max_pending: ByteSize::mib(16),
             segment_size: ByteSize::mib(4),
+            audit: 10_000,
         }
     }
 }
@@ -383,6 +315,7 @@ impl Default for Mqtt {
             prefix: "tidegate".into(),
             topics: Topics::Gateway,
             encoding: Encoding::Json,
+            presence: true,
             username: None,
             password_file: None,
             ca_file: None,

@@ -65,7 +65,8 @@ mod tests {
     fn every_key_is_shown_with_its_default() {
         check::<Gateway>("gateway", &["id", "worker_threads", "memory_limit"]);
         check::<Tcp>("tcp", &["heartbeat_interval", "idle_timeout"]);
-        check::<Serial>("serial", &["path", "heartbeat_interval", "idle_timeout"]);
+        let port = ["path", "usb", "usb_serial", "usb_interface"];
+        check::<Serial>("serial", &[&port[..], &["heartbeat_interval", "idle_timeout"]].concat());
         check::<Http>("http", &[]);
         check::<Devices>("devices", &[]);
         check::<Commands>("commands", &["devices"]);

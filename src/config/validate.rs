@@ -100,7 +100,6 @@ fn devices(devices: &Devices, mut section: Section) {
     section.duration("flap_damping", devices.flap_damping, SECOND, HOUR);
     section.number("max_known", devices.max_known, 1, 1_000_000);
     section.number("max_sub_devices", devices.max_sub_devices, 0, 65_535);
-    section.number("audit", devices.audit, 0, 1_000_000);
     section.number("window", devices.window, 1, 1_000_000);
     section.duration("max_clock_ahead", devices.max_clock_ahead, SECOND, 365 * DAY);
     let earliest = devices.earliest_time;
@@ -144,6 +143,7 @@ fn store(store: &Store, mut section: Section) {
         section.number("thin", thin, 2, 1000);
     }
     section.size("max_pending", store.max_pending, ByteSize::kib(64), ByteSize::gib(1));
+    section.number("audit", store.audit, 0, 1_000_000);
     section.size("segment_size", store.segment_size, ByteSize::kib(4), ByteSize::gib(1));
     if store.segment_size > store.max_pending {
         let what = format!("{} is more than max_pending", size(store.segment_size));

@@ -5,7 +5,7 @@ mod connected;
 pub use connected::{Call, Connected};
 
 use super::rivals::{Rivals, Verdict};
-use super::roll::{Arrival, Roll, RollFull, Rules, Told};
+use super::roll::{Arrival, Roll, RollFull, Rules, Tellings, Told};
 use crate::clock::{Clock, Now};
 use crate::config;
 use crate::metrics::Metrics;
@@ -247,16 +247,16 @@ impl Registry {
     }
 
     /// Changes that are to be told now, at most `most`.
-    pub fn tell(&self, now: Now, most: usize) -> Vec<DeviceStatus> {
+    pub fn tell(&self, now: Now, most: usize) -> Tellings {
         let mut table = self.0.table.lock();
         let due: Vec<_> = table.roll.due_at(now.monotonic).take(most).cloned().collect();
         due.iter().for_each(|device| table.hear(device));
-        let statuses = table.roll.tell(now, most);
+        let told = table.roll.tell(now, most);
         drop(table);
-        if !statuses.is_empty() {
+        if told != Tellings::default() {
             self.0.told.send_replace(());
         }
-        statuses
+        told
     }
 
     /// When something is to be told next, if anything is.

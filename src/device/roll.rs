@@ -47,6 +47,8 @@ pub struct Roll {
     version: u64,
     /// Versions of devices that are known no more.
     forgotten: BTreeSet<u64>,
+    /// Of those, the ones since something was told.
+    newly_forgotten: Vec<DeviceId>,
 }
 
 #[derive(Debug)]
@@ -78,6 +80,14 @@ enum Moment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RollFull;
 
+/// What is to be told at one time.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tellings {
+    pub changes: Vec<DeviceStatus>,
+    /// Devices that are known no more.
+    pub forgotten: Vec<DeviceId>,
+}
+
 /// Something of a device to tell.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Told {
@@ -103,6 +113,7 @@ impl Roll {
             told: BTreeMap::new(),
             version: 0,
             forgotten: BTreeSet::new(),
+            newly_forgotten: Vec::new(),
         }
     }
 
@@ -234,9 +245,10 @@ impl Roll {
     }
 
     /// What is to be told now; at most `most`, the rest next time.
-    pub fn tell(&mut self, now: Now, most: usize) -> Vec<DeviceStatus> {
-        let mut statuses = Vec::new();
-        while statuses.len() < most
+    pub fn tell(&mut self, now: Now, most: usize) -> Tellings {
+        let forgotten = std::mem::take(&mut self.newly_forgotten);
+        let mut changes = Vec::new();
+        while changes.len() < most
             && self.due.first().is_some_and(|(due, _)| *due <= now.monotonic)
             && let Some((_, device)) = self.due.pop_first()
         {
@@ -256,9 +268,9 @@ impl Roll {
                 self.look_at(&device, Some(now.monotonic + self.rules.flap_damping));
             }
             self.give_version(&device);
-            statuses.extend(self.status(&device, now));
+            changes.extend(self.status(&device, now));
         }
-        statuses
+        Tellings { changes, forgotten }
     }
 
     /// Of whom something is to be told at `at`.
@@ -353,8 +365,9 @@ impl Roll {
         self.told.remove(&known.version);
         if known.told.is_some() {
             self.version += 1;
-            self.told.insert(self.version, device);
+            self.told.insert(self.version, device.clone());
             self.forgotten.insert(self.version);
+            self.newly_forgotten.push(device);
         }
     }
 }

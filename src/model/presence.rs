@@ -1,6 +1,6 @@
 //! Whether devices are there, and why not.
 
-use super::{DeviceId, Timestamp};
+use super::{DeviceId, Timestamp, time_as_text};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -52,8 +52,10 @@ pub struct DeviceStatus {
     pub state: Presence,
     pub reason: Cause,
     /// When the state began.
+    #[serde(with = "time_as_text")]
     pub since: Timestamp,
     /// When it was heard last.
+    #[serde(with = "time_as_text")]
     pub last_seen: Timestamp,
     /// Whether the gateway's clock could be believed when these times were taken.
     pub time_trusted: bool,

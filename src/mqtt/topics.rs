@@ -24,6 +24,11 @@ impl Topics {
         format!("{}devices/{device}/readings", self.base)
     }
 
+    /// Whether a device is there; retained. A sub-device adds a level.
+    pub fn device_status(&self, device: &DeviceId) -> String {
+        format!("{}devices/{device}/status", self.base)
+    }
+
     /// Whether the gateway is online; retained.
     pub fn status(&self) -> String {
         format!("{}status", self.base)
@@ -83,6 +88,7 @@ mod tests {
         let device = DeviceId::new("hub/door").expect("a valid name");
         assert_eq!(topics.readings(), "acme/tide/gw-01/readings");
         assert_eq!(topics.device_readings(&device), "acme/tide/gw-01/devices/hub/door/readings");
+        assert_eq!(topics.device_status(&device), "acme/tide/gw-01/devices/hub/door/status");
         assert_eq!(topics.status(), "acme/tide/gw-01/status");
         assert_eq!(topics.events(), "acme/tide/gw-01/events");
         assert_eq!(topics.result(Some(&device)), "acme/tide/gw-01/devices/hub/door/result");

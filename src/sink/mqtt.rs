@@ -1,6 +1,7 @@
-//! Readings to an MQTT broker, and commands from there.
+//! Readings, and the presence of devices, to an MQTT broker; commands from there.
 
 mod commands;
+mod statuses;
 
 pub use commands::Instruction;
 
@@ -9,6 +10,7 @@ use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
 use crate::backoff::Failure;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Broker, Encoding};
+use crate::device::Registry;
 use crate::model::{DeviceId, Numbered, Seq};
 use crate::mqtt::{self, Connection, Event, Message, Options, Publish, TlsFiles, Topics};
 use crate::store::LogEvent;
@@ -16,6 +18,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use commands::Intake;
 use serde_json::json;
+use statuses::{Position, Statuses};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +38,10 @@ pub struct MqttDestination {
     replay_after: Duration,
     topics: Topics,
     status: Status,
+    /// Whose presence is told, if it is.
+    registry: Option<Registry>,
+    /// How far each broker knows it.
+    positions: Vec<Position>,
     /// What the broker that was connected last takes as a payload, in bytes.
     max_payload: usize,
     /// Takes the commands that come, if they are wanted.
@@ -47,6 +54,7 @@ pub struct MqttLink {
     window: usize,
     max_payload: usize,
     status: Status,
+    statuses: Option<Statuses>,
     intake: Option<Intake>,
 }
 
@@ -68,8 +76,13 @@ const STATUS_WITHIN: Duration = Duration::from_secs(10);
 impl MqttDestination {
     /// # Errors
     /// If a broker's address is malformed, which a loaded configuration's are not.
-    pub fn new(config: &config::Mqtt, identity: Identity, clock: Arc<dyn Clock>) -> Result<MqttDestination> {
-        let brokers = config
+    pub fn new(
+        config: &config::Mqtt,
+        identity: Identity,
+        registry: Registry,
+        clock: Arc<dyn Clock>,
+    ) -> Result<MqttDestination> {
+        let brokers: Vec<Broker> = config
             .brokers
             .iter()
             .map(|broker| broker.parse().with_context(|| format!("mqtt sink {:?}", config.name)))
@@ -77,6 +90,8 @@ impl MqttDestination {
         let topics = Topics::new(&config.prefix, &identity.gateway);
         let default_id = || format!("tidegate-{}-{}", identity.gateway, config.name);
         Ok(MqttDestination {
+            registry: config.presence.then_some(registry),
+            positions: brokers.iter().map(|_| Position::default()).collect(),
             brokers,
             options: Options {
                 host: String::new(),
@@ -88,7 +103,7 @@ impl MqttDestination {
                 keep_alive: config.keep_alive,
                 connect_timeout: config.connect_timeout,
                 max_packet: u32::try_from(config.max_packet.as_u64()).unwrap_or(u32::MAX),
-                window: config.window,
+                window: config.window + statuses::WINDOW,
                 will: None,
                 clean_session: true,
                 manual_acks: false,
@@ -128,7 +143,7 @@ impl MqttDestination {
         Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, will, ..self.options.clone() })
     }
 
-    async fn connect_to(&self, broker: &Broker) -> Result<MqttLink, Failure> {
+    async fn connect_to(&self, broker: &Broker, position: &Position) -> Result<MqttLink, Failure> {
         let options = self
             .options(broker)
             .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: true })?;
@@ -141,13 +156,27 @@ impl MqttDestination {
         confirmed
             .unwrap_or_else(|_| Err(Failure { what: "the status message was not confirmed".into(), permanent: false }))
             .map_err(failed)?;
+        // What a broker that forgot this client still has of devices is not known.
+        if !connection.session_present() {
+            position.store(0, std::sync::atomic::Ordering::Relaxed);
+        }
         tracing::info!(%broker, version = ?options.version, client_id = options.client_id, "connected to the broker");
         let max_packet = connection.max_packet().unwrap_or(u32::MAX).min(options.max_packet);
         let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
         // The longest topic is that of a sub-device.
         let topic = self.topics.readings().len() + "devices//".len() + 2 * 64 + 1;
         Ok(MqttLink {
-            window: usize::from(options.window.min(connection.receive_maximum().unwrap_or(u16::MAX)).max(1)),
+            window: usize::from(
+                options
+                    .window
+                    .min(connection.receive_maximum().unwrap_or(u16::MAX))
+                    .saturating_sub(statuses::WINDOW)
+                    .max(1),
+            ),
+            statuses: self.registry.as_ref().map(|registry| {
+                let gateway = self.status.identity.gateway.clone();
+                Statuses::new(registry.clone(), self.topics.clone(), gateway, position.clone())
+            }),
             max_payload: max_packet.saturating_sub(topic + OVERHEAD).max(1),
             connection,
             status: self.status.clone(),
@@ -273,8 +302,8 @@ impl Destination for MqttDestination {
 
     async fn connect(&mut self) -> Result<MqttLink, Failure> {
         let mut failures = Vec::new();
-        for broker in &self.brokers {
-            match self.connect_to(broker).await {
+        for (broker, position) in self.brokers.iter().zip(&self.positions) {
+            match self.connect_to(broker, position).await {
                 Ok(link) => {
                     self.max_payload = link.max_payload;
                     return Ok(link);
@@ -338,18 +367,31 @@ impl Link for MqttLink {
 
     async fn outcome(&mut self) -> Outcome {
         loop {
-            let event = match &mut self.intake {
-                None => self.connection.event().await,
-                Some(intake) => tokio::select! {
-                    biased;
-                    event = self.connection.event() => event,
-                    forwarded = intake.forward() => match forwarded {
-                        Ok(()) => continue,
-                        Err(failure) => return Outcome::Lost(failure),
-                    }
+            if let Some(statuses) = &mut self.statuses {
+                statuses.send(&self.connection);
+            }
+            let news = async {
+                match &mut self.statuses {
+                    Some(statuses) => statuses.news().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let forwarded = async {
+                match &mut self.intake {
+                    Some(intake) => intake.forward().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let event = tokio::select! {
+                event = self.connection.event() => event,
+                () = news => continue,
+                forwarded = forwarded => match forwarded {
+                    Ok(()) => continue,
+                    Err(failure) => return Outcome::Lost(failure),
                 },
             };
             match event {
+                Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
                 Event::Acked(token) => return Outcome::Confirmed(token),
                 Event::Refused(_, failure) | Event::Closed(failure) => return Outcome::Lost(failure),
                 Event::Subscribed(outcome) => subscribed(outcome),

@@ -163,7 +163,7 @@ impl SinkCursor {
             let advanced = state.tail.confirm(self.index, upto);
             state.moved(self.index, now);
             let passed = before.saturating_sub(state.pending(self.index));
-            self.wake_writer(&mut state);
+            state.wake(&self.shared.due);
             (passed, advanced)
         };
         self.shared.announce(&advanced);
@@ -203,7 +203,7 @@ impl SinkCursor {
         let confirmed = &mut state.events[self.index]; // one for each sink
         *confirmed = upto.max(*confirmed);
         state.moved(self.index, now);
-        self.wake_writer(&mut state);
+        state.wake(&self.shared.due);
     }
 
     /// The destination can never take this reading, before which it confirmed
@@ -217,14 +217,7 @@ impl SinkCursor {
     fn report(&self, gap: Gap) {
         let mut state = self.shared.state.lock();
         state.gaps.push(gap);
-        self.wake_writer(&mut state);
-    }
-
-    fn wake_writer(&self, state: &mut super::state::State) {
-        if state.due().is_some_and(|due| due < state.sleeping_until) {
-            state.sleeping_until = Duration::ZERO;
-            self.shared.due.notify_one();
-        }
+        state.wake(&self.shared.due);
     }
 
     /// Runs `work` with the reading connection, on a thread that may block if there are

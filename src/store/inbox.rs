@@ -121,10 +121,7 @@ impl Log {
         let mut state = self.shared.state.lock();
         state.inbox.count += changes.len() as u64;
         state.inbox.changes.extend(changes);
-        if !state.sleeping_until.is_zero() {
-            state.sleeping_until = Duration::ZERO;
-            self.shared.due.notify_one();
-        }
+        state.wake(&self.shared.due);
     }
 
     /// Waits until more than `known` changes are on disk, counted since the log was
@@ -162,7 +159,7 @@ impl Log {
 }
 
 /// Reads for whoever asks about commands; sinks count up from 0.
-const READER: usize = usize::MAX;
+const READER: usize = usize::MAX - 1;
 
 const COLUMNS: &str = "place, device, id, state, ended, body, guard";
 

@@ -1,5 +1,5 @@
-//! The connections that read the log, one for each sink and one for who asks about
-//! commands.
+//! The connections that read the log, one for each sink and one for each kind of
+//! question from elsewhere.
 //!
 //! After a failed write every connection is closed before the database is opened
 //! again. SQLite shares among the connections of a process the index of the

@@ -1,5 +1,6 @@
 //! What the log's parts share under its lock, and what the next commit takes of it.
 
+use super::attendance::Attendance;
 use super::boots::Boots;
 use super::disk::Commit;
 use super::gap::{Gap, Hole};
@@ -12,6 +13,7 @@ use super::schema;
 use super::tail::{Tail, Unsaved};
 use crate::clock::Now;
 use crate::model::{DeviceId, Seq};
+use parking_lot::Condvar;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +36,7 @@ pub(super) struct State {
     pub boots: Boots,
     /// Other events that are to be written.
     pub notices: Vec<String>,
+    pub attendance: Attendance,
     pub inbox: Inbox,
     pub disk: DiskState,
     pub log_clock: LogClock,
@@ -78,7 +81,7 @@ impl State {
 
     /// Whether somebody waits for a commit.
     fn is_asked(&self) -> bool {
-        let events = !self.gaps.is_empty() || !self.notices.is_empty();
+        let events = !self.gaps.is_empty() || !self.notices.is_empty() || !self.attendance.is_empty();
         let waited_for = self.flush || self.close || self.inbox.is_due();
         waited_for || events || self.restored.is_due() || self.boots.is_due()
     }
@@ -86,6 +89,14 @@ impl State {
     /// Whether nothing more will be written.
     pub fn is_over(&self) -> bool {
         self.close || self.damaged
+    }
+
+    /// Wakes the writer if there is something to write that it does not know of.
+    pub fn wake(&mut self, due: &Condvar) {
+        if self.due().is_some_and(|due| due < self.sleeping_until) {
+            self.sleeping_until = Duration::ZERO;
+            due.notify_one();
+        }
     }
 
     /// Has an event written with the next commit.
@@ -99,6 +110,7 @@ impl State {
     pub fn take_back(&mut self, commit: Commit) {
         self.tail.not_saved(commit.marks);
         self.restored.put_back(commit.restored);
+        self.attendance.put_back(commit.attendance);
         self.inbox.put_back(commit.inbox);
         self.restoring = false;
         let newer = std::mem::replace(&mut self.gaps, commit.gaps);
@@ -130,6 +142,7 @@ impl State {
             reserve,
             gaps: std::mem::take(&mut self.gaps),
             notices: std::mem::take(&mut self.notices),
+            attendance: std::mem::take(&mut self.attendance),
             inbox: self.inbox.take(),
             boot: self.boots.news(),
             clean,

@@ -107,7 +107,7 @@ impl Gateway {
         let names: Vec<_> = sinks.iter().map(|sink| sink.name.as_str()).collect();
         let disk = vfs.clone();
         let gauge = Arc::new(move || Some(disk.disk().space()));
-        let Opened { log, cursors, writer } =
+        let Opened { log, cursors, writer, .. } =
             Log::open_stepped(&plan.store, &plan.routes, &names, clock.clone(), metrics.clone(), gauge)?;
         clock.begin(&log);
         let gateway = GatewayId::new("simulated").expect("a valid name");

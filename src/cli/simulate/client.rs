@@ -366,11 +366,11 @@ impl Client {
 }
 
 /// Before a Welcome the gateway takes small frames only. Four declarations fit in
-/// postcard; in JSON they do not, so JSON devices name their channels.
+/// postcard and Protobuf; in JSON they do not, so JSON devices name their channels.
 fn declarations(encoding: BodyEncoding) -> Vec<ChannelDeclaration> {
     match encoding {
         BodyEncoding::Json => Vec::new(),
-        BodyEncoding::Postcard => (0..)
+        BodyEncoding::Postcard | BodyEncoding::Protobuf => (0..)
             .zip(channel_names().into_iter().zip(channel_units()))
             .map(|(index, (name, unit))| ChannelDeclaration { index, name: name.into(), unit: Some(unit.into()) })
             .collect(),
@@ -380,7 +380,7 @@ fn declarations(encoding: BodyEncoding) -> Vec<ChannelDeclaration> {
 fn blank_reading(encoding: BodyEncoding) -> DeviceMessage {
     let channel = |(index, name): (u16, &str)| match encoding {
         BodyEncoding::Json => ChannelRef::Name(name.into()),
-        BodyEncoding::Postcard => ChannelRef::Index(index),
+        BodyEncoding::Postcard | BodyEncoding::Protobuf => ChannelRef::Index(index),
     };
     let values = (0..).zip(channel_names()).map(|numbered| (channel(numbered), Value::Float(0.0))).collect();
     DeviceMessage::Readings(Readings { seq: 0, sub: None, samples: vec![Sample { time: 0, values }] })

@@ -26,8 +26,8 @@ fn leave(roll: &mut Roll, name: &str, cause: Cause, seconds: u64) {
 
 /// What is told at that time, as device, state and reason.
 fn told(roll: &mut Roll, seconds: u64) -> Vec<(String, Presence, Cause)> {
-    let statuses = roll.tell(at(seconds), 100);
-    statuses.into_iter().map(|s| (s.device.to_string(), s.state, s.reason)).collect()
+    let told = roll.tell(at(seconds), 100);
+    told.changes.into_iter().map(|s| (s.device.to_string(), s.state, s.reason)).collect()
 }
 
 #[test]
@@ -78,16 +78,16 @@ fn a_device_that_flaps_is_told_so_once_and_then_when_it_has_calmed_down() {
     let mut all = Vec::new();
     for i in 0..60 {
         arrive(&mut roll, "pump", 10 * i);
-        all.extend(roll.tell(at(10 * i), 10));
+        all.extend(roll.tell(at(10 * i), 10).changes);
         leave(&mut roll, "pump", Cause::LinkLost, 10 * i + 2);
-        all.extend(roll.tell(at(10 * i + 8), 10));
+        all.extend(roll.tell(at(10 * i + 8), 10).changes);
     }
     assert!(all.len() < 12, "600 s of flapping are told in a few messages, not {}", all.len());
     assert!(all.last().expect("some").flapping);
     arrive(&mut roll, "pump", 601);
-    let calm = roll.tell(at(631), 10);
+    let calm = roll.tell(at(631), 10).changes;
     assert!(matches!(&calm[..], [s] if !s.flapping && s.state == Presence::Online && s.flaps >= 60), "{calm:?}");
-    assert_eq!(roll.tell(at(10_000), 10), []);
+    assert_eq!(roll.tell(at(10_000), 10), Tellings::default());
 }
 
 #[test]
@@ -96,11 +96,11 @@ fn after_a_restart_those_who_come_back_in_time_were_never_gone() {
     for name in ["a", "b"] {
         arrive(&mut before, name, 1);
     }
-    let statuses = before.tell(at(1), 10);
+    let statuses = before.tell(at(1), 10).changes;
     for name in ["a", "b"] {
         leave(&mut before, name, Cause::GatewayStopping, 50);
     }
-    assert_eq!((before.tell(at(500), 10), before.due()), (vec![], None));
+    assert_eq!((before.tell(at(500), 10), before.due()), (Tellings::default(), None));
 
     let mut roll = Roll::new(RULES);
     roll.restore(statuses, Duration::from_secs(7));
@@ -146,6 +146,7 @@ fn a_full_registry_forgets_who_is_gone_for_longest_and_nobody_who_is_there() {
     assert_eq!((roll.len(), roll.status(&device("c"), at(7))), (3, None));
     let all: Vec<_> = std::iter::successors(roll.told_after(0, at(7)), |(v, _)| roll.told_after(*v, at(7))).collect();
     assert!(all.iter().any(|(_, told)| *told == Told::Forgotten(device("c"))), "{all:?}");
+    assert_eq!(roll.tell(at(4), 10).forgotten, [device("c")]);
 }
 
 #[test]

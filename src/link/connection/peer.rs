@@ -12,6 +12,7 @@ use crate::store::{Mark, Saturated};
 use crate::wire::codec::{decode_device, encode_gateway};
 use crate::wire::frame::{BodyEncoding, Event, Format, FrameError, FrameRef, Limits, Version};
 use crate::wire::message::{Ack, GatewayMessage, Goodbye, Reason};
+use prometheus_client::metrics::counter::Counter;
 use std::collections::VecDeque;
 use std::future::{Future, pending};
 use std::ops::ControlFlow;
@@ -46,6 +47,7 @@ struct Established {
 pub struct Peer<'a> {
     line: &'a Line,
     from: &'a str,
+    frames: Counter,
     session: Session,
     format: Format,
     /// Where it waits to be let in, or is.
@@ -69,6 +71,7 @@ impl<'a> Peer<'a> {
         Peer {
             line,
             from,
+            frames: line.frames(),
             session: Session::new(line.grants, now),
             format: FIRST_FORMAT,
             place,
@@ -104,6 +107,7 @@ impl<'a> Peer<'a> {
             return ControlFlow::Continue(());
         }
         self.format = frame.format;
+        self.frames.inc();
         let step = match decode_device(frame) {
             Ok(message) => self.session.take(message, now),
             Err(why) => {
