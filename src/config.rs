@@ -28,7 +28,7 @@ pub use sections::{
     Route, Store, Tcp, Topics,
 };
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
-pub use validate::prefix_fault;
+pub use validate::{log_filter, prefix_fault};
 
 use problem::Report;
 use std::fs::File;
