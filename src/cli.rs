@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
 
+mod api;
 mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
@@ -12,6 +13,7 @@ mod logging;
 mod printed;
 pub mod queue;
 mod run;
+mod send;
 pub mod simulate;
 pub mod subscribe;
 
@@ -44,6 +46,7 @@ enum Verb {
     Demo(demo::Args),
     Link(link::Args),
     Queue(queue::Args),
+    Send(send::Args),
     Simulate(simulate::Args),
     Subscribe(subscribe::Args),
 }
@@ -60,6 +63,7 @@ pub fn main() -> ExitCode {
         Verb::Demo(args) => tool(demo::run(args)),
         Verb::Link(args) => link::run(args),
         Verb::Queue(args) => queue::run(args),
+        Verb::Send(args) => send::run(&args),
         Verb::Simulate(args) => tool(simulate::run(args)),
         Verb::Subscribe(args) => tool(subscribe::run(args)),
     }
