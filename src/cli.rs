@@ -14,6 +14,7 @@ mod logging;
 mod printed;
 pub mod queue;
 mod run;
+mod send;
 pub mod simulate;
 pub mod subscribe;
 
@@ -47,6 +48,7 @@ enum Verb {
     Link(link::Args),
     Devices(devices::Args),
     Queue(queue::Args),
+    Send(send::Args),
     Simulate(simulate::Args),
     Subscribe(subscribe::Args),
 }
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
         Verb::Link(args) => link::run(args),
         Verb::Devices(args) => devices::run(&args),
         Verb::Queue(args) => queue::run(args),
+        Verb::Send(args) => send::run(&args),
         Verb::Simulate(args) => tool(simulate::run(args)),
         Verb::Subscribe(args) => tool(subscribe::run(args)),
     }

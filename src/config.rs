@@ -5,6 +5,7 @@
 //! environment; `$${` stands for a plain `${`.
 
 mod broker;
+mod commands;
 mod devices;
 mod env;
 mod memory;
@@ -17,8 +18,9 @@ mod shipped;
 mod validate;
 
 pub use broker::{Broker, InvalidBroker};
+pub use commands::Commands;
 pub use devices::{Devices, Silence};
-pub use memory::{Shares, limit as memory_limit};
+pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
@@ -26,7 +28,7 @@ pub use sections::{
     Route, Store, Tcp, Topics,
 };
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
-pub use validate::prefix_fault;
+pub use validate::{log_filter, prefix_fault};
 
 use problem::Report;
 use std::fs::File;

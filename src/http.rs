@@ -7,6 +7,7 @@
 //! | `/health/ready` | 200 while readings are taken and kept, else 503 and why |
 //! | `/api/v1/...` | see `docs/http.md` |
 
+mod commands;
 mod devices;
 mod door;
 mod problem;
@@ -14,6 +15,7 @@ mod problem;
 pub use door::Door;
 
 use crate::device::Registry;
+use crate::downlink::Handle;
 use crate::metrics::Metrics;
 use crate::stop;
 use crate::store::Log;
@@ -59,6 +61,7 @@ pub trait Health: Send + Sync {
 pub struct Parts {
     pub registry: Registry,
     pub log: Log,
+    pub commands: Handle,
 }
 
 /// The parts, once the log is open.
@@ -93,6 +96,7 @@ pub async fn serve<L>(
         .route("/health/live", get(|State(shared): State<Shared>| async move { answer(&shared.health.live()) }))
         .route("/health/ready", get(|State(shared): State<Shared>| async move { answer(&shared.health.ready()) }))
         .merge(devices::routes())
+        .merge(commands::routes())
         .with_state(Shared { metrics, health, parts });
     let stopped = async move {
         // A sender that is gone is a stop as well.

@@ -45,7 +45,13 @@ pub struct SinkReasonLabel {
     pub reason: &'static str,
 }
 
-/// One of the store's states.
+/// Where a command came from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SourceLabel {
+    pub source: &'static str,
+}
+
+/// One of the store's states, or a command's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StateLabel {
     pub state: &'static str,
@@ -95,6 +101,12 @@ pub struct Metrics {
     pub commit_seconds: Histogram,
     pub store_quarantines: Counter,
     pub store_salvaged_readings: Counter,
+    pub commands_received: Family<SourceLabel, Counter>,
+    pub commands_ended: Family<StateLabel, Counter>,
+    pub commands_live: Gauge,
+    pub commands_repeated: Counter,
+    pub commands_late_results: Counter,
+    pub command_seconds: Histogram,
 }
 
 impl Metrics {
@@ -141,6 +153,12 @@ impl Metrics {
             commit_seconds: latency(),
             store_quarantines: Counter::default(),
             store_salvaged_readings: Counter::default(),
+            commands_received: Family::default(),
+            commands_ended: Family::default(),
+            commands_live: Gauge::default(),
+            commands_repeated: Counter::default(),
+            commands_late_results: Counter::default(),
+            command_seconds: latency(),
         };
         let m = metrics.clone();
         registry.register(
@@ -256,6 +274,21 @@ impl Metrics {
             "store_salvaged_readings",
             "Readings taken over from damaged logs, to be sent or as history",
             m.store_salvaged_readings,
+        );
+        registry.register("commands_received", "Commands that were taken over", m.commands_received);
+        registry.register("commands_ended", "Commands that came to this end", m.commands_ended);
+        registry.register("commands_live", "Commands that have not ended", m.commands_live);
+        registry.register("commands_repeated", "Times that a command was handed over again", m.commands_repeated);
+        registry.register(
+            "commands_late_results",
+            "Answers to commands that had ended, or were never given",
+            m.commands_late_results,
+        );
+        registry.register_with_unit(
+            "command",
+            "From a command's arrival until its end is on disk, if the device answered",
+            Unit::Seconds,
+            m.command_seconds,
         );
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)]);
         registry.register("build", "What is running", build);

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod bounds;
+mod commands;
 mod config;
 mod console;
 mod corpus;

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// How long the gateway may take beyond what it was asked to wait.
+/// How long the gateway may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Longest answer taken, in bytes.
 const MOST: u64 = 64 << 20;
@@ -42,18 +42,18 @@ impl Api {
     /// # Errors
     /// If no gateway answers in time.
     pub fn get(&self, path: &str) -> Result<Answer> {
-        self.ask("GET", path, None, Duration::ZERO)
+        self.ask("GET", path, None)
     }
 
-    /// Posts a JSON body; the gateway may take `wait` until it answers.
+    /// Posts a JSON body.
     ///
     /// # Errors
     /// If no gateway answers in time.
-    pub fn post(&self, path: &str, body: &Value, wait: Duration) -> Result<Answer> {
-        self.ask("POST", path, Some(&body.to_string()), wait)
+    pub fn post(&self, path: &str, body: &Value) -> Result<Answer> {
+        self.ask("POST", path, Some(&body.to_string()))
     }
 
-    fn ask(&self, method: &str, path: &str, body: Option<&str>, wait: Duration) -> Result<Answer> {
+    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
         let address = self.address;
         let mut stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN).with_context(|| {
             format!("no gateway answers at {address}; see whether it runs with this configuration (systemctl status tidegate)")
@@ -66,7 +66,7 @@ impl Api {
         request += body.unwrap_or_default();
         let mut answer = Vec::new();
         stream
-            .set_read_timeout(Some(ANSWER_WITHIN + wait))
+            .set_read_timeout(Some(ANSWER_WITHIN))
             .and_then(|()| stream.write_all(request.as_bytes()))
             .and_then(|()| stream.take(MOST).read_to_end(&mut answer))
             .with_context(|| format!("the gateway at {address} does not answer"))?;
@@ -84,8 +84,8 @@ impl Answer {
         match self.status {
             200..=299 => Ok(body),
             status => match body["error"].as_str() {
-                Some(error) => bail!("{error}"),
-                None => bail!("the gateway answered with HTTP status {status}"),
+                Some(error) => bail!("the gateway refuses ({status}): {error}"),
+                None => bail!("the gateway refuses ({status}): {}", self.body.trim()),
             },
         }
     }
@@ -117,7 +117,10 @@ mod tests {
     fn an_answer_is_its_status_and_its_body() {
         let answer = parse(b"HTTP/1.1 404 Not Found\r\ncontent-length: 21\r\n\r\n{\"error\":\"not there\"}");
         let answer = answer.expect("it is whole");
-        assert_eq!((answer.status, answer.json().expect_err("refused").to_string()), (404, "not there".to_owned()));
+        assert_eq!(
+            (answer.status, answer.json().expect_err("refused").to_string()),
+            (404, "the gateway refuses (404): not there".to_owned())
+        );
         assert!(parse(b"HTTP/1.1 200 OK\r\ncont").is_err());
         assert!(parse(b"SSH-2.0-OpenSSH_9\r\n").is_err());
     }

@@ -1,7 +1,7 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
-use super::{Devices, Serial};
+use super::{Commands, Devices, Serial};
 use crate::model::GatewayId;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ pub struct Config {
     pub serial: Vec<Serial>,
     pub http: Http,
     pub devices: Devices,
+    pub commands: Commands,
     pub store: Store,
     pub route: Vec<Route>,
     pub mqtt: Vec<Mqtt>,
@@ -240,6 +241,8 @@ pub struct Mqtt {
     /// Readings that are sent later than this are marked `replay`.
     #[serde(with = "humantime_serde")]
     pub replay_after: Duration,
+    /// Take commands from there, too.
+    pub commands: bool,
 }
 
 impl Default for Gateway {
@@ -327,6 +330,7 @@ impl Default for Mqtt {
             backoff_max: Duration::from_secs(60),
             stable_after: Duration::from_secs(30),
             replay_after: Duration::from_secs(60),
+            commands: true,
         }
     }
 }

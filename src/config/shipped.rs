@@ -22,7 +22,7 @@ pub(super) fn example(name: &str, key: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::config::read::keys_of;
-    use crate::config::{Config, Devices, Gateway, Http, Mqtt, Route, Serial, Store, Tcp, parse};
+    use crate::config::{Commands, Config, Devices, Gateway, Http, Mqtt, Route, Serial, Store, Tcp, parse};
     use serde::Serialize;
     use serde::de::DeserializeOwned;
     use std::collections::BTreeSet;
@@ -69,6 +69,7 @@ mod tests {
         check::<Serial>("serial", &[&port[..], &["heartbeat_interval", "idle_timeout"]].concat());
         check::<Http>("http", &[]);
         check::<Devices>("devices", &[]);
+        check::<Commands>("commands", &["devices"]);
         check::<Store>("store", &["max_age", "thin"]);
         check::<Route>("route", &["devices", "channels"]);
         let without_default = ["client_id", "username", "password_file", "ca_file", "cert_file", "key_file"];

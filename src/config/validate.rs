@@ -1,5 +1,6 @@
 //! What is well-formed but makes no sense. Pure, but for [`check_files`].
 
+mod commands;
 mod links;
 mod mqtt;
 mod routes;
@@ -12,6 +13,7 @@ use bytesize::ByteSize;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
+use tracing_subscriber::EnvFilter;
 
 pub(super) use mqtt::check_files;
 pub use mqtt::prefix_fault;
@@ -30,6 +32,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     links::check(config, report);
     http(config, Section::new(report, "http"));
     devices(&config.devices, Section::new(report, "devices"));
+    commands::check(&config.commands, report);
     store(&config.store, Section::new(report, "store"));
     routes::check(&config.route, report);
     mqtt::check(&config.mqtt, report);
@@ -61,24 +64,30 @@ fn memory(config: &Config, report: &mut Report) {
 }
 
 fn log_level(filter: &str, section: &mut Section) {
-    const KEY: &str = "log_level";
+    if let Err((what, fix)) = log_filter(filter) {
+        section.reject(&["log_level"], what, fix);
+    }
+}
+
+/// Reads what is to be logged.
+///
+/// # Errors
+/// What is wrong with it, and how to do better.
+pub fn log_filter(filter: &str) -> Result<EnvFilter, (String, String)> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     if filter.trim().is_empty() {
-        section.reject(&[KEY], "is empty", format!("give one of {}", LEVELS.join(", ")));
-        return;
-    }
-    if let Err(why) = tracing_subscriber::EnvFilter::try_new(filter) {
-        section.reject(&[KEY], format!("{filter:?}: {why}"), "write a level such as info, or warn,tidegate=debug");
-        return;
+        return Err(("is empty".to_owned(), format!("give one of {}", LEVELS.join(", "))));
     }
     // A word that is no level is taken for a module's name: a typing error would
     // turn the log off.
     for word in filter.split(',').map(str::trim) {
         let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
         if !is_level && let Some(near) = closest(word, &LEVELS) {
-            section.reject(&[KEY], format!("unknown level `{word}`"), format!("did you mean `{near}`?"));
+            return Err((format!("unknown level `{word}`"), format!("did you mean `{near}`?")));
         }
     }
+    let fix = "write a level such as info, or warn,tidegate=debug";
+    EnvFilter::try_new(filter).map_err(|why| (format!("{filter:?}: {why}"), fix.to_owned()))
 }
 
 fn http(config: &Config, mut section: Section) {

@@ -10,6 +10,10 @@ use serde_json::json;
 pub(super) struct Refused(StatusCode, String);
 
 impl Refused {
+    pub fn new(status: StatusCode, why: String) -> Refused {
+        Refused(status, why)
+    }
+
     pub fn not_found(why: String) -> Refused {
         Refused(StatusCode::NOT_FOUND, why)
     }

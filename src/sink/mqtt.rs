@@ -1,6 +1,9 @@
-//! Readings, and the presence of devices, to an MQTT broker.
+//! Readings, and the presence of devices, to an MQTT broker; commands from there.
 
+mod commands;
 mod statuses;
+
+pub use commands::Instruction;
 
 use super::encode::{self, Entry, Fit, Replay, Writer};
 use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
@@ -9,15 +12,17 @@ use crate::clock::{Clock, Now};
 use crate::config::{self, Broker, Encoding};
 use crate::device::Registry;
 use crate::model::{DeviceId, Numbered, Seq};
-use crate::mqtt::{self, Connection, Event, Options, Publish, TlsFiles, Topics};
+use crate::mqtt::{self, Connection, Event, Message, Options, Publish, TlsFiles, Topics};
 use crate::store::LogEvent;
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use commands::Intake;
 use serde_json::json;
 use statuses::{Position, Statuses};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 
 /// An MQTT broker, or several that stand in for each other.
 pub struct MqttDestination {
@@ -37,6 +42,10 @@ pub struct MqttDestination {
     registry: Option<Registry>,
     /// How far each broker knows it.
     positions: Vec<Position>,
+    /// What the broker that was connected last takes as a payload, in bytes.
+    max_payload: usize,
+    /// Takes the commands that come, if they are wanted.
+    commands: Option<mpsc::Sender<Instruction>>,
 }
 
 /// A connection to a broker.
@@ -46,6 +55,7 @@ pub struct MqttLink {
     max_payload: usize,
     status: Status,
     statuses: Option<Statuses>,
+    intake: Option<Intake>,
 }
 
 /// Whose status messages these are.
@@ -96,6 +106,7 @@ impl MqttDestination {
                 window: config.window + statuses::WINDOW,
                 will: None,
                 clean_session: true,
+                manual_acks: false,
             },
             username: config.username.clone(),
             password_file: config.password_file.clone(),
@@ -105,7 +116,16 @@ impl MqttDestination {
             replay_after: config.replay_after,
             status: Status { topic: topics.status(), identity, clock },
             topics,
+            max_payload: usize::MAX,
+            commands: None,
         })
+    }
+
+    /// Takes commands, too. They wait at the broker while the gateway is away.
+    pub fn take_commands(&mut self, taker: mpsc::Sender<Instruction>) {
+        self.options.clean_session = false;
+        self.options.manual_acks = true;
+        self.commands = Some(taker);
     }
 
     /// The options for one broker, with secrets and certificates read afresh: they
@@ -129,13 +149,17 @@ impl MqttDestination {
             .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: true })?;
         let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
         let mut connection = Connection::open(&options).await.map_err(failed)?;
+        let begin = |taker: &mpsc::Sender<Instruction>| Intake::begin(&connection, &self.topics, taker.clone());
+        let mut intake = self.commands.as_ref().map(begin).transpose().map_err(failed)?;
         connection.publish(STATUS, self.status.message("online", None)).map_err(failed)?;
-        let confirmed = tokio::time::timeout(STATUS_WITHIN, status_confirmed(&mut connection)).await;
+        let confirmed = tokio::time::timeout(STATUS_WITHIN, status_confirmed(&mut connection, &mut intake)).await;
         confirmed
             .unwrap_or_else(|_| Err(Failure { what: "the status message was not confirmed".into(), permanent: false }))
             .map_err(failed)?;
         // What a broker that forgot this client still has of devices is not known.
-        position.store(0, std::sync::atomic::Ordering::Relaxed);
+        if !connection.session_present() {
+            position.store(0, std::sync::atomic::Ordering::Relaxed);
+        }
         tracing::info!(%broker, version = ?options.version, client_id = options.client_id, "connected to the broker");
         let max_packet = connection.max_packet().unwrap_or(u32::MAX).min(options.max_packet);
         let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
@@ -156,6 +180,7 @@ impl MqttDestination {
             max_payload: max_packet.saturating_sub(topic + OVERHEAD).max(1),
             connection,
             status: self.status.clone(),
+            intake,
         })
     }
 
@@ -235,13 +260,27 @@ impl Status {
     }
 }
 
-async fn status_confirmed(connection: &mut Connection) -> Result<(), Failure> {
+async fn status_confirmed(connection: &mut Connection, intake: &mut Option<Intake>) -> Result<(), Failure> {
     loop {
         match connection.event().await {
             Event::Acked(STATUS) => return Ok(()),
             Event::Refused(_, failure) | Event::Closed(failure) => return Err(failure),
-            Event::Acked(_) | Event::Subscribed(_) | Event::Message(_) => {}
+            Event::Acked(_) => {}
+            Event::Subscribed(outcome) => subscribed(outcome),
+            Event::Message(message) => instructed(intake, message),
         }
+    }
+}
+
+fn subscribed(outcome: Result<(), Failure>) {
+    if let Err(why) = outcome {
+        tracing::warn!(%why, "no commands will come from this broker; let the gateway subscribe, or set commands = false");
+    }
+}
+
+fn instructed(intake: &mut Option<Intake>, message: Message) {
+    if let Some(intake) = intake {
+        intake.take(message);
     }
 }
 
@@ -265,7 +304,10 @@ impl Destination for MqttDestination {
         let mut failures = Vec::new();
         for (broker, position) in self.brokers.iter().zip(&self.positions) {
             match self.connect_to(broker, position).await {
-                Ok(link) => return Ok(link),
+                Ok(link) => {
+                    self.max_payload = link.max_payload;
+                    return Ok(link);
+                }
                 Err(failure) => failures.push(failure),
             }
         }
@@ -290,8 +332,20 @@ impl Destination for MqttDestination {
         let mut body = event.body.clone();
         body.insert("gateway".into(), json!(self.status.identity.gateway));
         body.insert("epoch".into(), json!(self.status.identity.epoch));
-        body.insert("id".into(), json!(event.id));
         body.insert("time".into(), json!(event.time.to_string()));
+        if event.is_command_result() {
+            // Its `id` is the command's.
+            body.insert("event".into(), json!(event.id));
+            let device = body.get("device").and_then(|device| device.as_str()?.parse().ok());
+            let topic = self.topics.result(device.as_ref());
+            let told = json_publish(topic.clone(), &body.clone().into(), false);
+            if told.payload.len() <= self.max_payload {
+                return told;
+            }
+            body.insert("payload".into(), json!({"error": "left out: the broker takes no packet so large"}));
+            return json_publish(topic, &body.into(), false);
+        }
+        body.insert("id".into(), json!(event.id));
         json_publish(self.topics.events(), &body.into(), false)
     }
 }
@@ -322,15 +376,26 @@ impl Link for MqttLink {
                     None => std::future::pending().await,
                 }
             };
+            let forwarded = async {
+                match &mut self.intake {
+                    Some(intake) => intake.forward().await,
+                    None => std::future::pending().await,
+                }
+            };
             let event = tokio::select! {
                 event = self.connection.event() => event,
                 () = news => continue,
+                forwarded = forwarded => match forwarded {
+                    Ok(()) => continue,
+                    Err(failure) => return Outcome::Lost(failure),
+                },
             };
             match event {
                 Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
                 Event::Acked(token) => return Outcome::Confirmed(token),
                 Event::Refused(_, failure) | Event::Closed(failure) => return Outcome::Lost(failure),
-                Event::Subscribed(_) | Event::Message(_) => {}
+                Event::Subscribed(outcome) => subscribed(outcome),
+                Event::Message(message) => instructed(&mut self.intake, message),
             }
         }
     }
@@ -339,7 +404,7 @@ impl Link for MqttLink {
         let said = async {
             let offline = self.status.message("offline", Some("stopped"));
             if self.connection.publish(STATUS, offline).is_ok() {
-                return status_confirmed(&mut self.connection).await.is_ok();
+                return status_confirmed(&mut self.connection, &mut self.intake).await.is_ok();
             }
             false
         };

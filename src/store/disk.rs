@@ -6,6 +6,7 @@ use super::evict::{self, Evicted, Evictor};
 use super::fault;
 use super::gap::{Gap, OpenGaps};
 use super::heal;
+use super::inbox::{self, Taken};
 use super::logclock::Kept;
 use super::merging::{self, Merging};
 use super::readers::Readers;
@@ -44,6 +45,8 @@ pub(super) struct Commit {
     pub notices: Vec<String>,
     /// What is new about devices' presence.
     pub attendance: Attendance,
+    /// What is new about commands.
+    pub inbox: Taken,
     /// What is new about the machine's boot.
     pub boot: Option<boots::News>,
     /// The gateway stops: the next seq that will be given out.
@@ -345,6 +348,7 @@ fn write(
     if let Some(body) = commit.boot.map(|news| boots::write(db, news)).transpose()?.flatten() {
         outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
     }
+    outcome.last_event = inbox::write(db, &commit.inbox, commit.now, commit.clock)?.or(outcome.last_event);
     prune_events(db, commit)?;
     if let Some((key, progress)) = &commit.restored.progress {
         schema::set_meta(db, key, *progress)?;

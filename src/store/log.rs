@@ -46,6 +46,13 @@ pub struct LogEvent {
     pub body: serde_json::Map<String, serde_json::Value>,
 }
 
+impl LogEvent {
+    /// Whether it tells how a command ended.
+    pub fn is_command_result(&self) -> bool {
+        self.body.get("type").is_some_and(|kind| kind == "command-result")
+    }
+}
+
 /// How the log is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogHealth {

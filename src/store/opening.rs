@@ -7,6 +7,7 @@ use super::evict::{Bounds, Evictor};
 use super::fault::Fault;
 use super::headroom::DiskState;
 use super::heal::{self, Healed};
+use super::inbox::Inbox;
 use super::lanes::Lanes;
 use super::log::{Log, MAX_MARKS, Opened, Shared};
 use super::logclock::LogClock;
@@ -65,10 +66,17 @@ pub(super) fn prepare(
         tracing::warn!(bytes = reserve.size(), "the disk is full; the reserve file was given up to make room");
         healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
     }
-    let Healed { connection, found, boots, jobs, notes } = healed.inspect_err(|why| match Fault::of_opening(why) {
-        Fault::NoSpace => DiskState::Full.show(&metrics),
-        Fault::Other => DiskState::Failing.show(&metrics),
-    })?;
+    let Healed { connection, found, boots, commands, commands_lost, jobs, notes } =
+        healed.inspect_err(|why| match Fault::of_opening(why) {
+            Fault::NoSpace => DiskState::Full.show(&metrics),
+            Fault::Other => DiskState::Failing.show(&metrics),
+        })?;
+    let mut notices = Vec::new();
+    if commands_lost > 0 {
+        tracing::error!(commands = commands_lost, "damaged commands were taken out of the log");
+        let body = serde_json::json!({"type": "commands_lost", "reason": "corrupt", "count": commands_lost});
+        notices.push(body.to_string());
+    }
     let devices = attendance::load(&connection).unwrap_or_else(|why| {
         tracing::error!(%why, "what was known of devices' presence cannot be read");
         Vec::new()
@@ -116,8 +124,9 @@ pub(super) fn prepare(
             holes: found.holes,
             gaps: Vec::new(),
             boots,
-            notices: Vec::new(),
+            notices,
             attendance: Attendance::default(),
+            inbox: Inbox::new(commands),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, now),
             check_due: now.monotonic,

@@ -182,6 +182,11 @@ pub(super) fn boot_guard(id: BootId, began: Option<i64>, last: Option<i64>) -> i
     Guard::of("boot").bytes(&id.0).optional(began).optional(last).finish()
 }
 
+/// The guard of a row of `command`.
+pub(super) fn command_guard(place: i64, texts: [&str; 4], ended: Option<i64>) -> i64 {
+    texts.into_iter().fold(Guard::of("command").number(place), Guard::text).optional(ended).finish()
+}
+
 /// Stands for the set of sinks that have a row: tells when one was lost.
 pub(super) fn names_guard<'a>(names: impl Iterator<Item = &'a str>) -> i64 {
     let mut names: Vec<&str> = names.collect();

@@ -50,6 +50,17 @@ const MIGRATIONS: &[&str] = &[
     "CREATE TABLE device (name TEXT PRIMARY KEY, body TEXT NOT NULL, guard INTEGER NOT NULL) WITHOUT ROWID;
      CREATE TABLE audit (
          id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, body TEXT NOT NULL, guard INTEGER NOT NULL);",
+    // Commands in the order in which they came; when they ended, by the log's clock.
+    "CREATE TABLE command (
+         place INTEGER PRIMARY KEY,
+         device TEXT NOT NULL,
+         id TEXT NOT NULL,
+         state TEXT NOT NULL,
+         ended INTEGER,
+         body TEXT NOT NULL,
+         guard INTEGER NOT NULL,
+         UNIQUE (device, id));
+     CREATE INDEX command_ended ON command (ended) WHERE ended IS NOT NULL;",
 ];
 
 /// Rows that no checksum covered get one; see [`row`]. What stands there is sealed as

@@ -5,6 +5,7 @@ use super::boots::Boots;
 use super::disk::Commit;
 use super::gap::{Gap, Hole};
 use super::headroom::DiskState;
+use super::inbox::Inbox;
 use super::logclock::LogClock;
 use super::mark::Mark;
 use super::restore::Restored;
@@ -36,6 +37,7 @@ pub(super) struct State {
     /// Other events that are to be written.
     pub notices: Vec<String>,
     pub attendance: Attendance,
+    pub inbox: Inbox,
     pub disk: DiskState,
     pub log_clock: LogClock,
     /// When the disk and the age of readings are looked at next, also if nothing happens.
@@ -80,7 +82,8 @@ impl State {
     /// Whether somebody waits for a commit.
     fn is_asked(&self) -> bool {
         let events = !self.gaps.is_empty() || !self.notices.is_empty() || !self.attendance.is_empty();
-        self.flush || self.close || events || self.restored.is_due() || self.boots.is_due()
+        let waited_for = self.flush || self.close || self.inbox.is_due();
+        waited_for || events || self.restored.is_due() || self.boots.is_due()
     }
 
     /// Whether nothing more will be written.
@@ -108,6 +111,7 @@ impl State {
         self.tail.not_saved(commit.marks);
         self.restored.put_back(commit.restored);
         self.attendance.put_back(commit.attendance);
+        self.inbox.put_back(commit.inbox);
         self.restoring = false;
         let newer = std::mem::replace(&mut self.gaps, commit.gaps);
         self.gaps.extend(newer);
@@ -139,6 +143,7 @@ impl State {
             gaps: std::mem::take(&mut self.gaps),
             notices: std::mem::take(&mut self.notices),
             attendance: std::mem::take(&mut self.attendance),
+            inbox: self.inbox.take(),
             boot: self.boots.news(),
             clean,
             now: now.wall,

@@ -35,6 +35,7 @@ pub fn options(port: u16) -> Options {
         window: 100,
         will: None,
         clean_session: true,
+        manual_acks: false,
     }
 }
 
