@@ -17,13 +17,13 @@ mod shipped;
 mod validate;
 
 pub use broker::{Broker, InvalidBroker};
-pub use listener::{Authentication, ClientCertificates, ServerTls};
+pub use listener::{Authentication, ClientCertificates, ServerTls, Tcp};
 pub use memory::{Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
     ClockTrust, Config, Deliver, Devices, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt,
-    MqttVersion, Parity, Priority, Route, Serial, Store, Tcp, Topics,
+    MqttVersion, Parity, Priority, Route, Serial, Store, Topics,
 };
 pub use validate::prefix_fault;
 

@@ -2,7 +2,7 @@
 //! `config/tidegate.toml`.
 
 use super::forms::timestamp;
-use super::listener::{Authentication, ClientCertificates};
+use super::listener::{Authentication, Tcp};
 use crate::model::{GatewayId, Timestamp};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -57,34 +57,6 @@ pub enum ClockTrust {
     File,
     /// Nothing more than that it is plausible.
     Trusted,
-}
-
-/// `[[tcp]]`: a listener for devices.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Tcp {
-    /// Names the link in logs and metrics.
-    pub name: String,
-    pub listen: SocketAddr,
-    /// Connections beyond this many are refused.
-    pub max_connections: usize,
-    /// From the connection to the end of the handshake.
-    #[serde(with = "humantime_serde")]
-    pub handshake_timeout: Duration,
-    /// Largest frame body accepted, in bytes.
-    pub max_frame: ByteSize,
-    /// How long a frame may stay incomplete without another byte.
-    #[serde(with = "humantime_serde")]
-    pub frame_timeout: Duration,
-    /// PEM file of the listener's certificate chain: it speaks TLS then.
-    pub cert_file: Option<PathBuf>,
-    /// PEM file of the certificate's private key.
-    pub key_file: Option<PathBuf>,
-    /// PEM file of the authorities that vouch for devices' certificates.
-    pub client_ca_file: Option<PathBuf>,
-    pub client_certificates: ClientCertificates,
-    /// By `listen` if not given, see [`Authentication::of`].
-    pub authentication: Option<Authentication>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -329,24 +301,6 @@ impl Default for Gateway {
             shutdown_timeout: Duration::from_secs(10),
             clock: ClockTrust::Auto,
             clock_file: "/run/systemd/timesync/synchronized".into(),
-        }
-    }
-}
-
-impl Default for Tcp {
-    fn default() -> Tcp {
-        Tcp {
-            name: "tcp".into(),
-            listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
-            max_connections: 10_000,
-            handshake_timeout: Duration::from_secs(5),
-            max_frame: ByteSize::kib(64),
-            frame_timeout: Duration::from_secs(2),
-            cert_file: None,
-            key_file: None,
-            client_ca_file: None,
-            client_certificates: ClientCertificates::Required,
-            authentication: None,
         }
     }
 }

@@ -64,7 +64,8 @@ mod tests {
     #[test]
     fn every_key_is_shown_with_its_default() {
         check::<Gateway>("gateway", &["id", "worker_threads", "memory_limit"]);
-        check::<Tcp>("tcp", &["cert_file", "key_file", "client_ca_file", "authentication"]);
+        let tls = ["cert_file", "key_file", "client_ca_file"];
+        check::<Tcp>("tcp", &[&tls[..], &["authentication", "max_connections_per_address"]].concat());
         check::<Serial>("serial", &["path"]);
         check::<Http>("http", &[]);
         check::<Devices>("devices", &["allow", "deny", "keys_file", "sealing_key_file"]);

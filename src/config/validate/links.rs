@@ -43,6 +43,9 @@ pub(super) fn check(config: &Config, report: &mut Report) {
 
 fn check_tcp(tcp: &Tcp, section: &mut Section) {
     section.number("max_connections", tcp.max_connections, 1, 1_000_000);
+    if let Some(most) = tcp.max_connections_per_address {
+        section.number("max_connections_per_address", most, 1, 1_000_000);
+    }
     section.duration("handshake_timeout", tcp.handshake_timeout, MILLISECOND, HOUR);
     section.size("max_frame", tcp.max_frame, MIN_FRAME, MAX_FRAME);
     section.duration("frame_timeout", tcp.frame_timeout, MILLISECOND, HOUR);
