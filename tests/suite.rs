@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod architecture;
+mod auth;
 mod bounds;
 mod commands;
 mod config;
@@ -26,6 +27,7 @@ mod service;
 mod support;
 mod tcp;
 mod time;
+mod tls;
 mod untimed;
 mod uplink;
 mod wear;
