@@ -6,6 +6,7 @@ use crate::support::cloud::Cloud;
 use crate::support::device::Talk;
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
+use crate::support::script::{Manners, Script};
 use serde_json::{Value, json};
 use std::process::{Command as Process, Output};
 use std::time::Duration;
@@ -346,6 +347,25 @@ async fn the_gateway_itself_can_be_commanded() {
     eventually("the sink connects anew", async || connections(&gateway) > before).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(cloud_results(&cloud, "g-8"), 1);
+}
+
+#[tokio::test]
+async fn a_broker_that_allows_no_subscription_gets_readings_all_the_same() {
+    for manners in [
+        Manners { refuses_subscriptions: true, ..Manners::default() },
+        Manners { refuses_subscriptions: true, v5: true, ..Manners::default() },
+        Manners { ends_subscribers: true, ..Manners::default() },
+    ] {
+        let version = if manners.v5 { "5" } else { "3.1.1" };
+        let script = Script::start(manners).await;
+        let sections = format!("version = \"{version}\"\n");
+        let gateway = Gateway::with_broker(&script.url(), &sections).started().await;
+        let mut pump = device(&gateway, "pump").await;
+        pump.readings(1, 1, 10).await;
+        pump.acked(10).await;
+        gateway.figure_becomes("tidegate_sink_delivered_total{sink=\"mqtt\"}", |delivered| delivered == 10.0).await;
+        eventually("it is told what to do", async || gateway.log().contains("commands = false")).await;
+    }
 }
 
 /// How many different events told of this command.
