@@ -1,7 +1,7 @@
 //! Commands, from whoever gives them to the device and back, with a real broker and the
 //! real binary.
 
-use crate::support::broker::{Broker, is_real};
+use crate::support::broker::Broker;
 use crate::support::cloud::Cloud;
 use crate::support::device::Talk;
 use crate::support::eventually;
@@ -195,9 +195,6 @@ async fn what_may_not_be_is_rejected_with_the_reason() {
 /// anybody is told, and nobody hears of it twice.
 #[tokio::test]
 async fn a_command_survives_a_kill_at_each_step_and_ends_once() {
-    if !is_real() {
-        return; // The embedded broker keeps no sessions over its clients' ends.
-    }
     let broker = Broker::start().await;
     let mut cloud = Cloud::start(broker.port()).await;
     let mut gateway = start(&broker, QUICK).await;
