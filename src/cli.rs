@@ -6,6 +6,7 @@ mod api;
 mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod devices;
 mod link;
 mod logging;
 #[cfg(test)]
@@ -29,7 +30,7 @@ struct Cli {
     verb: Verb,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 struct File {
     /// The configuration file
     #[arg(short, long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
@@ -45,6 +46,7 @@ enum Verb {
     #[cfg(feature = "demo")]
     Demo(demo::Args),
     Link(link::Args),
+    Devices(devices::Args),
     Queue(queue::Args),
     Send(send::Args),
     Simulate(simulate::Args),
@@ -62,6 +64,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "demo")]
         Verb::Demo(args) => tool(demo::run(args)),
         Verb::Link(args) => link::run(args),
+        Verb::Devices(args) => devices::run(&args),
         Verb::Queue(args) => queue::run(args),
         Verb::Send(args) => send::run(&args),
         Verb::Simulate(args) => tool(simulate::run(args)),

@@ -5,6 +5,7 @@
 
 mod acks;
 mod convert;
+mod rate;
 mod registry;
 mod rivals;
 mod roll;
@@ -12,6 +13,7 @@ mod session;
 
 pub use acks::Acks;
 pub use convert::{ConvertError, Converted, Converter, TimeRules};
+pub use rate::Bucket;
 pub use registry::{Answer, Call, Connected, Introduction, NotAdmitted, Registry};
 pub use roll::{Tellings, Told};
 pub use session::{Grants, Refusal, Session, Step, Tick};

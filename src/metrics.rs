@@ -80,6 +80,7 @@ pub struct Metrics {
     pub link_up: Family<LinkLabel, Gauge>,
     pub connections_waiting: Family<LinkLabel, Gauge>,
     pub connections_refused: Family<LinkReasonLabel, Counter>,
+    pub devices_throttled: Family<LinkLabel, Counter>,
     pub devices_connected: Gauge,
     pub devices_known: Gauge,
     pub devices_rivals: Counter,
@@ -131,6 +132,7 @@ impl Metrics {
             link_up: Family::default(),
             connections_waiting: Family::default(),
             connections_refused: Family::default(),
+            devices_throttled: Family::default(),
             devices_connected: Gauge::default(),
             devices_known: Gauge::default(),
             devices_rivals: Counter::default(),
@@ -202,6 +204,11 @@ impl Metrics {
         registry.register("link_up", "1 while the listener or port is open", m.link_up);
         registry.register("connections_waiting", "Connections whose device is not welcomed yet", m.connections_waiting);
         registry.register("connections_refused", "Connections turned away", m.connections_refused);
+        registry.register(
+            "devices_throttled",
+            "Times that a device sent more messages than it may and was read no further for a while",
+            m.devices_throttled,
+        );
         registry.register("devices_connected", "Devices with a live session", m.devices_connected);
         registry.register(
             "devices_known",

@@ -256,6 +256,8 @@ fn device_limits_are_checked() {
     refused("devices", "heartbeat_interval = '1ms'", "devices.heartbeat_interval", "give 1s to 1day");
     refused("devices", "idle_timeout = '30s'", "devices.idle_timeout", "give more than heartbeat_interval, 30s");
     refused("devices", "window = 0", "devices.window", "out of range");
+    refused("devices", "message_burst = 0", "devices.message_burst", "give 1 to 1000000");
+    refused("devices", "max_message_rate = 1000001", "devices.max_message_rate", "give 0 to 1000000");
 }
 
 #[test]

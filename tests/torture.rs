@@ -16,6 +16,8 @@
 
 #[path = "torture/commands.rs"]
 mod commands;
+#[path = "torture/console.rs"]
+mod console;
 #[path = "torture/disk.rs"]
 mod disk;
 #[path = "torture/fleet.rs"]

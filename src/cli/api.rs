@@ -1,80 +1,112 @@
-//! Asking the running gateway, over HTTP.
+//! Asking a running gateway over its HTTP interface.
 
 use crate::config::Config;
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// How long the gateway may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Longest answer taken, in bytes.
+const MOST: u64 = 64 << 20;
+const MAX_HEADERS: usize = 64;
+
 /// Where a gateway answers.
-pub struct Api {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Api {
     address: SocketAddr,
 }
 
-/// How long a gateway on this machine may take to be reached.
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
-/// No answer is larger, in bytes.
-const LARGEST: u64 = 16 << 20;
+/// What a gateway answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub status: u16,
+    pub body: String,
+}
 
 impl Api {
     /// The gateway that runs with this configuration.
     ///
     /// # Errors
-    /// If it has no HTTP server.
+    /// If it has no HTTP interface.
     pub fn of(config: &Config) -> Result<Api> {
         if !config.http.enabled {
-            bail!("the gateway of this configuration cannot be asked: set [http] enabled = true");
+            bail!("the gateway has no HTTP interface to ask; set [http] enabled = true");
         }
-        let mut address = config.http.listen;
-        if address.ip().is_unspecified() {
-            address.set_ip(match address.ip() {
-                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-            });
-        }
-        Ok(Api { address })
+        Ok(Api { address: reachable(config.http.listen) })
     }
 
-    /// Status and body of the answer.
+    /// # Errors
+    /// If no gateway answers in time.
+    pub fn get(&self, path: &str) -> Result<Answer> {
+        self.ask("GET", path, None)
+    }
+
+    /// Posts a JSON body.
     ///
     /// # Errors
-    /// If there is none `within` that time.
-    pub fn get(&self, path: &str, within: Duration) -> Result<(u16, String)> {
-        self.ask("GET", path, None, within)
+    /// If no gateway answers in time.
+    pub fn post(&self, path: &str, body: &Value) -> Result<Answer> {
+        self.ask("POST", path, Some(&body.to_string()))
     }
 
-    /// As [`Api::get`], with JSON to send.
-    ///
-    /// # Errors
-    /// If there is no answer in time.
-    pub fn post(&self, path: &str, body: &str, within: Duration) -> Result<(u16, String)> {
-        self.ask("POST", path, Some(body), within)
-    }
-
-    fn ask(&self, method: &str, path: &str, body: Option<&str>, within: Duration) -> Result<(u16, String)> {
+    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
         let address = self.address;
-        let unreachable = || format!("no gateway answers on {address}; does it run, with this configuration?");
-        let mut stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN).with_context(unreachable)?;
-        stream.set_read_timeout(Some(within)).and_then(|()| stream.set_write_timeout(Some(within)))?;
-        // HTTP/1.0: the answer comes in one piece and ends with the connection.
-        let mut request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n");
+        let mut stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN).with_context(|| {
+            format!("no gateway answers at {address}; see whether it runs with this configuration (systemctl status tidegate)")
+        })?;
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
         if let Some(body) = body {
             request += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
         }
         request += "\r\n";
         request += body.unwrap_or_default();
-        stream.write_all(request.as_bytes()).with_context(unreachable)?;
-        let mut answer = String::new();
-        stream.take(LARGEST).read_to_string(&mut answer).with_context(|| format!("no answer came from {address}"))?;
-        parse(&answer).with_context(|| format!("what answers on {address} is no gateway"))
+        let mut answer = Vec::new();
+        stream
+            .set_read_timeout(Some(ANSWER_WITHIN))
+            .and_then(|()| stream.write_all(request.as_bytes()))
+            .and_then(|()| stream.take(MOST).read_to_end(&mut answer))
+            .with_context(|| format!("the gateway at {address} does not answer"))?;
+        parse(&answer).with_context(|| format!("what answers at {address} is no gateway"))
     }
 }
 
-/// Status and body of an answer.
-fn parse(answer: &str) -> Option<(u16, String)> {
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    let status = head.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
-    Some((status, body.to_owned()))
+impl Answer {
+    /// The body as JSON.
+    ///
+    /// # Errors
+    /// What the gateway says is wrong, if it refused.
+    pub fn json(&self) -> Result<Value> {
+        let body: Value = serde_json::from_str(&self.body).unwrap_or_default();
+        match self.status {
+            200..=299 => Ok(body),
+            status => match body["error"].as_str() {
+                Some(error) => bail!("the gateway refuses ({status}): {error}"),
+                None => bail!("the gateway refuses ({status}): {}", self.body.trim()),
+            },
+        }
+    }
+}
+
+/// Where a listener on this address is reached from this machine.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+fn parse(answer: &[u8]) -> Result<Answer> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut head = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(length) = head.parse(answer)? else { bail!("the answer is cut off") };
+    let body = answer.get(length..).unwrap_or_default();
+    Ok(Answer { status: head.code.unwrap_or_default(), body: String::from_utf8_lossy(body).into_owned() })
 }
 
 #[cfg(test)]
@@ -82,11 +114,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_read_or_is_none() {
-        assert_eq!(parse("HTTP/1.0 202 Accepted\r\nA: b\r\n\r\n{}\n"), Some((202, "{}\n".to_owned())));
-        assert_eq!(parse("HTTP/1.1 200 \r\n\r\n"), Some((200, String::new())));
-        for none in ["", "SSH-2.0", "HTTP/1.1 200 OK\r\n", "HTTP/1.1\r\n\r\n"] {
-            assert_eq!(parse(none), None, "{none}");
-        }
+    fn an_answer_is_its_status_and_its_body() {
+        let answer = parse(b"HTTP/1.1 404 Not Found\r\ncontent-length: 21\r\n\r\n{\"error\":\"not there\"}");
+        let answer = answer.expect("it is whole");
+        assert_eq!(
+            (answer.status, answer.json().expect_err("refused").to_string()),
+            (404, "the gateway refuses (404): not there".to_owned())
+        );
+        assert!(parse(b"HTTP/1.1 200 OK\r\ncont").is_err());
+        assert!(parse(b"SSH-2.0-OpenSSH_9\r\n").is_err());
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_reached_on_loopback() {
+        let reached = |listen: &str| reachable(listen.parse().expect("an address")).to_string();
+        assert_eq!(reached("0.0.0.0:7412"), "127.0.0.1:7412");
+        assert_eq!(reached("[::]:7412"), "[::1]:7412");
+        assert_eq!(reached("192.0.2.7:1"), "192.0.2.7:1");
     }
 }

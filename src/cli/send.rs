@@ -44,8 +44,6 @@ pub struct Args {
     json: bool,
 }
 
-/// How long the gateway may take to have a command on disk.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// How long it is asked to hold an answer back at a time.
 const HOLD: Duration = Duration::from_secs(5);
 
@@ -54,7 +52,7 @@ struct Sending {
     /// Of the API.
     path: String,
     id: CommandId,
-    body: String,
+    body: Value,
 }
 
 pub fn run(args: &Args) -> ExitCode {
@@ -101,12 +99,12 @@ fn sending(args: &Args) -> Result<Sending> {
     if let (Some(expires), Some(body)) = (&args.expires, body.as_object_mut()) {
         body.insert("expires".into(), expires.as_str().into());
     }
-    Ok(Sending { path, id, body: body.to_string() })
+    Ok(Sending { path, id, body })
 }
 
 /// Whether it was accepted or, if that is waited for, done.
 fn send(api: &Api, sending: &Sending, args: &Args) -> Result<bool> {
-    let mut command = answer(api.post(&sending.path, &sending.body, ANSWER_WITHIN)?)?;
+    let mut command = api.post(&sending.path, &sending.body)?.json()?;
     if let Some(wait) = args.wait {
         let until = Instant::now() + *wait;
         let path = format!("{}/{}", sending.path, sending.id);
@@ -116,7 +114,7 @@ fn send(api: &Api, sending: &Sending, args: &Args) -> Result<bool> {
                 break;
             }
             let hold = left.min(HOLD).as_millis().max(1);
-            command = answer(api.get(&format!("{path}?wait={hold}ms"), ANSWER_WITHIN)?)?;
+            command = api.get(&format!("{path}?wait={hold}ms"))?.json()?;
         }
     }
     let mut out = std::io::stdout().lock();
@@ -133,17 +131,6 @@ fn send(api: &Api, sending: &Sending, args: &Args) -> Result<bool> {
         Some(_) => command["state"] == "done",
         None => true,
     })
-}
-
-fn answer((status, body): (u16, String)) -> Result<Value> {
-    let answer: Value = serde_json::from_str(&body).unwrap_or_default();
-    if (200..300).contains(&status) {
-        return Ok(answer);
-    }
-    match answer["error"].as_str() {
-        Some(why) => bail!("the gateway refuses ({status}): {why}"),
-        None => bail!("the gateway refuses ({status}): {}", body.trim()),
-    }
 }
 
 fn is_final(command: &Value) -> bool {

@@ -16,6 +16,10 @@ pub struct Devices {
     pub idle_timeout: Duration,
     /// Readings that a device may have outstanding without an Ack.
     pub window: u32,
+    /// Messages a second that a device may send on average; 0 for any number.
+    pub max_message_rate: u32,
+    /// Messages that it may send at once after a pause.
+    pub message_burst: u32,
     /// A device whose clock is further ahead of the gateway's than this is not believed.
     #[serde(with = "humantime_serde")]
     pub max_clock_ahead: Duration,
@@ -64,6 +68,8 @@ impl Default for Devices {
             heartbeat_interval: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(90),
             window: 4096,
+            max_message_rate: 10_000,
+            message_burst: 10_000,
             max_clock_ahead: Duration::from_secs(600),
             earliest_time: Timestamp(1_577_836_800_000_000), // 2020-01-01
             offline_delay: Duration::from_secs(5),

@@ -108,6 +108,8 @@ fn devices(devices: &Devices, mut section: Section) {
     section.number("max_known", devices.max_known, 1, 1_000_000);
     section.number("max_sub_devices", devices.max_sub_devices, 0, 65_535);
     section.number("window", devices.window, 1, 1_000_000);
+    section.number("max_message_rate", devices.max_message_rate, 0, 1_000_000);
+    section.number("message_burst", devices.message_burst, 1, 1_000_000);
     section.duration("max_clock_ahead", devices.max_clock_ahead, SECOND, 365 * DAY);
     let earliest = devices.earliest_time;
     if !(Timestamp(0)..=LATEST_EARLIEST).contains(&earliest) {

@@ -2,9 +2,9 @@
 //!
 //! Bytes are read into a buffer that lives only while they are decoded, so a
 //! connection that says nothing holds no memory for it. Reading pauses while the
-//! log has no room, while the device's window is used up, while the device does not
-//! take what it is answered, and while the memory for all connections is used up and
-//! the frame under way is a large one.
+//! log has no room, while the device's window is used up or it sends more messages than it
+//! may, while the device does not take what it is answered, and while the memory for all
+//! connections is used up and the frame under way is a large one.
 
 mod peer;
 
@@ -80,6 +80,8 @@ enum Gate {
     Log,
     /// There is no memory for a frame as large as the one under way.
     Memory,
+    /// The device sent more messages than it may; until then.
+    Rate(Duration),
 }
 
 /// Serves the device at the far end of `io` until either side ends it or `stop`
@@ -174,6 +176,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             }
             return;
         }
+        if matches!(self.gate, Gate::Rate(until) if now.monotonic >= until) {
+            self.gate = Gate::Open;
+        }
         if self.is_paused() || self.gate != Gate::Open {
             // The device is not to blame for a silence that it cannot break.
             self.peer.heard(now);
@@ -255,7 +260,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
         let look = (self.gate == Gate::Memory || self.frame_since.is_some()).then_some(now + LOOK_AGAIN);
         if self.is_paused() || self.gate != Gate::Open {
-            return [ack, look].into_iter().flatten().min();
+            let rate = if let Gate::Rate(until) = self.gate { Some(until) } else { None };
+            return [ack, look, rate].into_iter().flatten().min();
         }
         let partial = self.partial_since.map(|since| since + self.line.frame_timeout);
         [ack, look, partial, self.peer.silence_deadline()].into_iter().flatten().min()
@@ -315,6 +321,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
         peer.store();
         self.settle_lease();
+        if let Some(until) = self.peer.throttled_until(now.monotonic) {
+            self.gate = Gate::Rate(until);
+        }
     }
 
     /// It is its turn: what was read is heard.

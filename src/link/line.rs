@@ -56,6 +56,12 @@ impl Line {
         self.shared.metrics.frames_valid.get_or_create(&label).clone()
     }
 
+    /// Counts a device that is read no further for a while.
+    pub fn throttled(&self) {
+        let label = LinkLabel { link: self.name.clone() };
+        self.shared.metrics.devices_throttled.get_or_create(&label).inc();
+    }
+
     /// Counts what came in and is no frame or no message.
     pub fn count_invalid(&self, reason: &'static str) {
         let label = LinkReasonLabel { link: self.name.clone(), reason };

@@ -1,7 +1,7 @@
 //! `tidegate queue stats`: what waits for each sink.
 
+use super::super::api::Api;
 use super::{Failure, Which, json, load};
-use crate::cli::api::Api;
 use crate::clock::{Clock, SystemClock};
 use crate::store::Pending;
 use bytesize::ByteSize;
@@ -26,7 +26,6 @@ pub struct Args {
 
 /// How long deliveries are counted to estimate their rate.
 const LOOK: Duration = Duration::from_secs(1);
-const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
     let contents = args.which.open()?.contents()?;
@@ -34,8 +33,9 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
         Some(_) => HashMap::new(),
         None => load(&args.which.config)
             .ok()
-            .filter(|config| config.http.enabled && contents.sinks.iter().any(|sink| sink.readings > 0))
-            .and_then(|config| Some(rates(&Api::of(&config).ok()?)))
+            .filter(|_| contents.sinks.iter().any(|sink| sink.readings > 0))
+            .and_then(|config| Api::of(&config).ok())
+            .map(rates)
             .unwrap_or_default(),
     };
     let now = SystemClock::new().now().wall;
@@ -83,7 +83,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
 }
 
 /// Readings that each sink takes in a second; nothing if no gateway answers.
-fn rates(api: &Api) -> HashMap<String, f64> {
+fn rates(api: Api) -> HashMap<String, f64> {
     let Some(before) = delivered(api) else { return HashMap::new() };
     std::thread::sleep(LOOK);
     let after = delivered(api).unwrap_or_default();
@@ -94,9 +94,8 @@ fn rates(api: &Api) -> HashMap<String, f64> {
     after.into_iter().map(rate).collect()
 }
 
-fn delivered(api: &Api) -> Option<HashMap<String, f64>> {
-    let (_, figures) = api.get("/metrics", ANSWER_WITHIN).ok()?;
-    Some(counts(&figures))
+fn delivered(api: Api) -> Option<HashMap<String, f64>> {
+    api.get("/metrics").ok().map(|answer| counts(&answer.body))
 }
 
 /// Sinks and their counts in the text of metrics.

@@ -6,7 +6,7 @@ mod presence;
 use super::super::line::Line;
 use super::super::porch::Place;
 use crate::clock::Now;
-use crate::device::{Acks, Connected, Converted, Introduction, NotAdmitted, Refusal, Session, Step};
+use crate::device::{Acks, Bucket, Connected, Converted, Introduction, NotAdmitted, Refusal, Session, Step};
 use crate::model::{Batch, Cause, DeviceId};
 use crate::store::{Mark, Saturated};
 use crate::wire::codec::{decode_device, encode_gateway};
@@ -48,6 +48,9 @@ pub struct Peer<'a> {
     line: &'a Line,
     from: &'a str,
     frames: Counter,
+    rate: Bucket,
+    /// Whether it was logged that the device sends too many messages.
+    rate_told: bool,
     session: Session,
     format: Format,
     /// Where it waits to be let in, or is.
@@ -72,6 +75,8 @@ impl<'a> Peer<'a> {
             line,
             from,
             frames: line.frames(),
+            rate: Bucket::new(line.shared.devices.max_message_rate, line.shared.devices.message_burst),
+            rate_told: false,
             session: Session::new(line.grants, now),
             format: FIRST_FORMAT,
             place,
@@ -108,6 +113,7 @@ impl<'a> Peer<'a> {
         }
         self.format = frame.format;
         self.frames.inc();
+        self.rate.take(now.monotonic);
         let step = match decode_device(frame) {
             Ok(message) => self.session.take(message, now),
             Err(why) => {
@@ -148,6 +154,18 @@ impl<'a> Peer<'a> {
             Err(refusal) => self.refuse(refusal, now),
         }
         ControlFlow::Continue(())
+    }
+
+    /// Until when the device is not to be read: it sent more messages than it may.
+    pub fn throttled_until(&mut self, now: Duration) -> Option<Duration> {
+        let until = self.rate.closed_until(now)?;
+        self.line.throttled();
+        if !std::mem::replace(&mut self.rate_told, true) {
+            let (link, device, from) = (&self.line.name, self.session.device().map(DeviceId::as_str), self.from);
+            let most = self.line.shared.devices.max_message_rate;
+            tracing::warn!(%link, device, from, most, "more messages a second than allowed; reading them more slowly");
+        }
+        Some(until)
     }
 
     fn establish(&mut self, device: &DeviceId, session: u64, first: u64, firmware: Option<&str>, now: Now) {
