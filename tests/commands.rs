@@ -1,11 +1,12 @@
 //! Commands, from whoever gives them to the device and back, with a real broker and the
 //! real binary.
 
-use crate::support::broker::{Broker, is_real};
+use crate::support::broker::Broker;
 use crate::support::cloud::Cloud;
 use crate::support::device::Talk;
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
+use crate::support::script::{Manners, Script};
 use serde_json::{Value, json};
 use std::process::{Command as Process, Output};
 use std::time::Duration;
@@ -194,9 +195,6 @@ async fn what_may_not_be_is_rejected_with_the_reason() {
 /// anybody is told, and nobody hears of it twice.
 #[tokio::test]
 async fn a_command_survives_a_kill_at_each_step_and_ends_once() {
-    if !is_real() {
-        return; // The embedded broker keeps no sessions over its clients' ends.
-    }
     let broker = Broker::start().await;
     let mut cloud = Cloud::start(broker.port()).await;
     let mut gateway = start(&broker, QUICK).await;
@@ -346,6 +344,25 @@ async fn the_gateway_itself_can_be_commanded() {
     eventually("the sink connects anew", async || connections(&gateway) > before).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(cloud_results(&cloud, "g-8"), 1);
+}
+
+#[tokio::test]
+async fn a_broker_that_allows_no_subscription_gets_readings_all_the_same() {
+    for manners in [
+        Manners { refuses_subscriptions: true, ..Manners::default() },
+        Manners { refuses_subscriptions: true, v5: true, ..Manners::default() },
+        Manners { ends_subscribers: true, ..Manners::default() },
+    ] {
+        let version = if manners.v5 { "5" } else { "3.1.1" };
+        let script = Script::start(manners).await;
+        let sections = format!("version = \"{version}\"\n");
+        let gateway = Gateway::with_broker(&script.url(), &sections).started().await;
+        let mut pump = device(&gateway, "pump").await;
+        pump.readings(1, 1, 10).await;
+        pump.acked(10).await;
+        gateway.figure_becomes("tidegate_sink_delivered_total{sink=\"mqtt\"}", |delivered| delivered == 10.0).await;
+        eventually("it is told what to do", async || gateway.log().contains("commands = false")).await;
+    }
 }
 
 /// How many different events told of this command.

@@ -415,3 +415,6 @@ impl Handle {
         self.log.commands(target, most).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,11 @@
 //!
 //! A crash between any two steps is a restart from what was written.
 
+mod live;
+mod terms;
+
+pub use terms::{Action, Dispatch, Receipt, Refusal, Rules};
+
 use super::deadline::{self, Expiry};
 use super::order::Order;
 use super::result;
@@ -22,83 +27,9 @@ use crate::model::{
 };
 use crate::store::{Change, Commands};
 use crate::wire::message::{CommandResult, ResultState};
+use live::{Live, Phase, size};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
-
-/// What holds for all commands.
-#[derive(Debug, Clone)]
-pub struct Rules {
-    /// Patterns of devices that may be commanded; none: every device.
-    pub devices: Vec<String>,
-    /// Live commands of one device, of all, and the bytes that these take.
-    pub max_queued: usize,
-    pub max_live: usize,
-    pub max_bytes: usize,
-    /// Bytes of what a device says of a command.
-    pub max_result: usize,
-    pub max_expiry: Duration,
-    /// From when a command was sent until it is sent again.
-    pub retry_after: Duration,
-    /// How long a device may take to answer, also if the command's time is over.
-    pub answer_within: Duration,
-    /// Ended commands that are remembered.
-    pub remember: usize,
-}
-
-/// Something to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Hand a command over; [`Queue::handed`] wants to know whether that worked.
-    Send(Dispatch),
-    /// It is on disk how a command ended.
-    Ended {
-        key: CommandKey,
-        ending: Ending,
-        /// From its arrival to its end, if it came in this life of the gateway.
-        took: Option<Duration>,
-    },
-}
-
-/// A command to hand over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dispatch {
-    pub place: u64,
-    pub target: Target,
-    /// The connection that the device has.
-    pub connection: u64,
-    pub id: String,
-    pub name: String,
-    pub payload: Option<String>,
-    pub expires_in: Duration,
-    /// It was handed over before.
-    pub again: bool,
-}
-
-/// What became of a command that came.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Receipt {
-    /// It counts once so many changes are on disk.
-    Taken(u64),
-    /// It came before; what came of it counts once so many changes are on disk.
-    Known(CommandState, u64),
-    /// It was not taken over.
-    Refused(Refusal),
-}
-
-/// Why a command is not taken over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error("commands are turned off; see [commands] enabled")]
-    Disabled,
-    #[error("this device may not be commanded; see [commands] devices")]
-    NotAllowed,
-    #[error("as many commands wait for this device as may; see [commands] max_queued")]
-    QueueFull,
-    #[error("as many commands wait as may; see [commands] max_live")]
-    Busy,
-    #[error("it would be wanted for too long; see [commands] max_expiry")]
-    TooLong,
-}
 
 /// The commands that have not ended, and how others did.
 pub struct Queue {
@@ -121,39 +52,9 @@ pub struct Queue {
     actions: Vec<Action>,
 }
 
-struct Live {
-    command: Command,
-    phase: Phase,
-    /// When it came, if it did in this life.
-    came: Option<Duration>,
-    /// When its time is over, if that can be told yet, and when it is at the latest.
-    deadline: Option<Duration>,
-    latest: Duration,
-    /// When it was first handed over, or may have been by an earlier life.
-    handed: Option<Duration>,
-    /// The connection over which that was tried last, and when to try again.
-    tried: Option<u64>,
-    again: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// It is being written for the first time.
-    Receiving,
-    Waiting,
-    /// That it was sent is being written.
-    Marking,
-    /// It may be handed over, or was.
-    Marked,
-    /// How it ended is being written.
-    Ending,
-}
-
 /// By which connection a target can be reached now.
 pub type Reach<'a> = &'a dyn Fn(&Target) -> Option<u64>;
 
-/// What a command takes beside its payload, about.
-const OVERHEAD: usize = 512;
 /// How often to see whether the wall clock can be believed while a command waits for that.
 const CLOCK_EVERY: Duration = Duration::from_secs(1);
 
@@ -396,7 +297,7 @@ impl Queue {
         if self.lanes.get(&order.target).is_some_and(|lane| lane.len() >= self.rules.max_queued) {
             return Err(Refusal::QueueFull);
         }
-        let size = order.payload.as_ref().map_or(0, String::len) + OVERHEAD;
+        let size = size(order.payload.as_ref());
         if self.live.len() >= self.rules.max_live || self.bytes + size > self.rules.max_bytes {
             return Err(Refusal::Busy);
         }
@@ -530,26 +431,6 @@ impl Queue {
             if let Some(oldest) = self.ended_order.pop_front() {
                 self.ended.remove(&oldest);
             }
-        }
-    }
-}
-
-impl Live {
-    fn size(&self) -> usize {
-        self.command.payload.as_ref().map_or(0, String::len) + OVERHEAD
-    }
-
-    /// Whether nothing of it is being written.
-    fn may_end(&self) -> bool {
-        matches!(self.phase, Phase::Waiting | Phase::Marked)
-    }
-
-    /// When it ends by itself, as far as can be told now.
-    fn over(&self, answer_within: Duration) -> Duration {
-        let deadline = self.deadline.unwrap_or(self.latest);
-        match self.handed {
-            Some(handed) => deadline.max(handed + answer_within),
-            None => deadline,
         }
     }
 }

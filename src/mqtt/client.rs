@@ -72,6 +72,11 @@ pub struct Message {
 pub struct Acker(Option<(u16, mpsc::Sender<u16>)>);
 
 impl Acker {
+    /// Of the message in this packet, which is confirmed by way of `acks`.
+    pub fn new(packet: u16, acks: mpsc::Sender<u16>) -> Acker {
+        Acker(Some((packet, acks)))
+    }
+
     /// The message is taken. Over a connection that is gone this does nothing: it comes
     /// again.
     pub fn ack(&self) {
@@ -322,7 +327,8 @@ impl Known {
             Seen::Subscribed(outcome) => Some(Event::Subscribed(outcome)),
             Seen::Message(message, packet) => {
                 let acks = self.acks.clone().filter(|_| packet != 0);
-                Some(Event::Message(Message { acker: Acker(acks.map(|acks| (packet, acks))), ..message }))
+                let acker = acks.map_or_else(Acker::default, |acks| Acker::new(packet, acks));
+                Some(Event::Message(Message { acker, ..message }))
             }
             Seen::Connected(_) | Seen::Sent(_) | Seen::Nothing => None,
         }

@@ -63,7 +63,7 @@ impl Topics {
         }
     }
 
-    /// Filters that match everything readings and events are published to;
+    /// Filters that match everything readings, events and results are published to;
     /// all gateways if `gateway` is `None`.
     pub fn filters(prefix: &str, gateway: Option<&GatewayId>) -> Vec<String> {
         let gateway = gateway.map_or("+", GatewayId::as_str);
@@ -73,6 +73,9 @@ impl Topics {
             format!("{base}/devices/+/readings"),
             format!("{base}/devices/+/+/readings"),
             format!("{base}/events"),
+            format!("{base}/result"),
+            format!("{base}/devices/+/result"),
+            format!("{base}/devices/+/+/result"),
         ]
     }
 }

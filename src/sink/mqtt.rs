@@ -12,11 +12,11 @@ use crate::clock::{Clock, Now};
 use crate::config::{self, Broker, Encoding};
 use crate::device::Registry;
 use crate::model::{DeviceId, Numbered, Seq};
-use crate::mqtt::{self, Connection, Event, Message, Options, Publish, TlsFiles, Topics};
+use crate::mqtt::{self, Connection, Event, Options, Publish, TlsFiles, Topics};
 use crate::store::LogEvent;
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use commands::Intake;
+use commands::{Intake, Subscribing};
 use serde_json::json;
 use statuses::{Position, Statuses};
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ pub struct MqttDestination {
     /// What the broker that was connected last takes as a payload, in bytes.
     max_payload: usize,
     /// Takes the commands that come, if they are wanted.
-    commands: Option<mpsc::Sender<Instruction>>,
+    commands: Option<(mpsc::Sender<Instruction>, Arc<Subscribing>)>,
 }
 
 /// A connection to a broker.
@@ -125,7 +125,7 @@ impl MqttDestination {
     pub fn take_commands(&mut self, taker: mpsc::Sender<Instruction>) {
         self.options.clean_session = false;
         self.options.manual_acks = true;
-        self.commands = Some(taker);
+        self.commands = Some((taker, Arc::default()));
     }
 
     /// The options for one broker, with secrets and certificates read afresh: they
@@ -149,13 +149,18 @@ impl MqttDestination {
             .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: true })?;
         let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
         let mut connection = Connection::open(&options).await.map_err(failed)?;
-        let begin = |taker: &mpsc::Sender<Instruction>| Intake::begin(&connection, &self.topics, taker.clone());
-        let mut intake = self.commands.as_ref().map(begin).transpose().map_err(failed)?;
+        let mut intake = self.commands.as_ref().map(|(taker, subscribing)| {
+            // What the broker kept may come before anything else.
+            Intake::new(&self.topics, subscribing.clone(), taker.clone())
+        });
         connection.publish(STATUS, self.status.message("online", None)).map_err(failed)?;
         let confirmed = tokio::time::timeout(STATUS_WITHIN, status_confirmed(&mut connection, &mut intake)).await;
         confirmed
             .unwrap_or_else(|_| Err(Failure { what: "the status message was not confirmed".into(), permanent: false }))
             .map_err(failed)?;
+        if let Some(intake) = &intake {
+            intake.subscribe(&connection).map_err(failed)?;
+        }
         // What a broker that forgot this client still has of devices is not known.
         if !connection.session_present() {
             position.store(0, std::sync::atomic::Ordering::Relaxed);
@@ -266,21 +271,17 @@ async fn status_confirmed(connection: &mut Connection, intake: &mut Option<Intak
             Event::Acked(STATUS) => return Ok(()),
             Event::Refused(_, failure) | Event::Closed(failure) => return Err(failure),
             Event::Acked(_) => {}
-            Event::Subscribed(outcome) => subscribed(outcome),
-            Event::Message(message) => instructed(intake, message),
+            event => instructed(intake, event),
         }
     }
 }
 
-fn subscribed(outcome: Result<(), Failure>) {
-    if let Err(why) = outcome {
-        tracing::warn!(%why, "no commands will come from this broker; let the gateway subscribe, or set commands = false");
-    }
-}
-
-fn instructed(intake: &mut Option<Intake>, message: Message) {
-    if let Some(intake) = intake {
-        intake.take(message);
+/// What happened that is about commands.
+fn instructed(intake: &mut Option<Intake>, event: Event) {
+    match (event, intake) {
+        (Event::Message(message), Some(intake)) => intake.take(message),
+        (Event::Subscribed(outcome), Some(intake)) => intake.subscribed(outcome),
+        _ => {}
     }
 }
 
@@ -394,8 +395,7 @@ impl Link for MqttLink {
                 Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
                 Event::Acked(token) => return Outcome::Confirmed(token),
                 Event::Refused(_, failure) | Event::Closed(failure) => return Outcome::Lost(failure),
-                Event::Subscribed(outcome) => subscribed(outcome),
-                Event::Message(message) => instructed(&mut self.intake, message),
+                event => instructed(&mut self.intake, event),
             }
         }
     }

@@ -9,8 +9,13 @@ use crate::model::Value;
 use crate::wire::codec::encode_device;
 use crate::wire::frame::{BodyEncoding, Format, Version};
 use crate::wire::message::{
+<<<<<<< HEAD
     Authenticate, ChannelDeclaration, ChannelRef, DeviceClock, DeviceMessage, GatewayMessage, Goodbye, Heartbeat,
     Hello, Readings, Reason, Sample, Welcome,
+=======
+    ChannelDeclaration, ChannelRef, Command, CommandResult, DeviceClock, DeviceMessage, GatewayMessage, Goodbye,
+    Heartbeat, Hello, Readings, Reason, ResultState, Sample, SubCommand, Welcome,
+>>>>>>> commands
 };
 use hdrhistogram::Histogram;
 use std::collections::VecDeque;
@@ -67,6 +72,8 @@ pub struct Client {
     held: bool,
     resent: u64,
     welcomed: u64,
+    /// Commands that are to be answered.
+    done: Vec<String>,
     /// Reused for each reading; always a [`DeviceMessage::Readings`] of one sample.
     reading: DeviceMessage,
 }
@@ -124,6 +131,7 @@ impl Client {
             held: false,
             resent: 0,
             welcomed: 0,
+            done: Vec::new(),
             reading,
         }
     }
@@ -190,7 +198,12 @@ impl Client {
 
     /// The connection is gone. What it carried may or may not have arrived.
     pub fn disconnected(&mut self) {
+<<<<<<< HEAD
         (self.stage, self.answer) = (Stage::Offline, None);
+=======
+        self.stage = Stage::Offline;
+        self.done.clear();
+>>>>>>> commands
         self.held = self.welcomed > 0 && self.pace.is_timed();
     }
 
@@ -209,7 +222,11 @@ impl Client {
             (GatewayMessage::Ack(ack), Stage::Welcomed) => self.settle(ack.seq, now, latencies),
             // On a line that outlives its sessions some may be left over from the last one.
             (GatewayMessage::Ack(_), Stage::Greeting) => Ok(()),
-            (GatewayMessage::HeartbeatReply(_) | GatewayMessage::Command(_), _) => Ok(()),
+            (GatewayMessage::HeartbeatReply(_), _) => Ok(()),
+            (GatewayMessage::Command(Command { id, .. }) | GatewayMessage::SubCommand(SubCommand { id, .. }), _) => {
+                self.done.push(id.clone());
+                Ok(())
+            }
             (GatewayMessage::Goodbye(goodbye), _) => {
                 Err(format!("the gateway said goodbye ({:?}): {}", goodbye.reason, goodbye.text))
             }
@@ -282,6 +299,10 @@ impl Client {
         }
         let next_due = if self.next > self.taken() { self.take(now) } else { None };
         self.send(now.monotonic, out);
+        for id in std::mem::take(&mut self.done) {
+            let result = CommandResult { id, state: ResultState::Done, payload: None };
+            self.put(&DeviceMessage::CommandResult(result), out);
+        }
         if self.is_finished(now.monotonic) {
             self.put(&DeviceMessage::Goodbye(Goodbye { reason: Reason::Normal, text: String::new() }), out);
             return Step::Finished;

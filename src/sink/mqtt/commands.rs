@@ -9,6 +9,8 @@ use crate::model::Target;
 use crate::mqtt::{Acker, Connection, Message, Topics};
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -22,9 +24,19 @@ pub struct Instruction {
     pub acker: Acker,
 }
 
+/// What is known of all connections of one sink: how many in a row ended before the broker
+/// answered the subscription. Some brokers end the connection of a client that may not
+/// subscribe.
+#[derive(Debug, Default)]
+pub(super) struct Subscribing(AtomicU32);
+
+/// So many connections may end that way until one goes without commands.
+const MAX_UNANSWERED: u32 = 3;
+
 /// The commands of one connection.
 pub(super) struct Intake {
     topics: Topics,
+    subscribing: Arc<Subscribing>,
     taker: mpsc::Sender<Instruction>,
     waiting: VecDeque<Instruction>,
     left_to_broker: bool,
@@ -34,16 +46,36 @@ pub(super) struct Intake {
 const MAX_WAITING: usize = 256;
 
 impl Intake {
-    /// Subscribes to commands.
-    pub fn begin(
-        connection: &Connection,
-        topics: &Topics,
-        taker: mpsc::Sender<Instruction>,
-    ) -> Result<Intake, Failure> {
-        for filter in topics.command_filters() {
-            connection.subscribe(&filter)?;
+    pub fn new(topics: &Topics, subscribing: Arc<Subscribing>, taker: mpsc::Sender<Instruction>) -> Intake {
+        Intake { topics: topics.clone(), subscribing, taker, waiting: VecDeque::new(), left_to_broker: false }
+    }
+
+    /// Subscribes to commands, unless that ended the last connections.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    pub fn subscribe(&self, connection: &Connection) -> Result<(), Failure> {
+        let unanswered = self.subscribing.0.fetch_add(1, Ordering::Relaxed);
+        if unanswered >= MAX_UNANSWERED {
+            self.subscribing.0.store(MAX_UNANSWERED - 1, Ordering::Relaxed);
+            tracing::warn!(
+                "the broker ends connections when the gateway subscribes to commands; this one goes without: let the \
+                 gateway subscribe, or set commands = false"
+            );
+            return Ok(());
         }
-        Ok(Intake { topics: topics.clone(), taker, waiting: VecDeque::new(), left_to_broker: false })
+        self.topics.command_filters().iter().try_for_each(|filter| connection.subscribe(filter))
+    }
+
+    /// The broker answered a subscription.
+    pub fn subscribed(&self, outcome: Result<(), Failure>) {
+        self.subscribing.0.store(0, Ordering::Relaxed);
+        if let Err(why) = outcome {
+            tracing::warn!(
+                %why,
+                "no commands will come from this broker; let the gateway subscribe, or set commands = false"
+            );
+        }
     }
 
     /// A message came.
