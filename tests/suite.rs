@@ -4,6 +4,7 @@
 
 mod architecture;
 mod bounds;
+mod client;
 mod config;
 mod corpus;
 mod disk;
