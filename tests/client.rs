@@ -100,6 +100,44 @@ fn assert_delivered(subscriber: &Subscriber, device: &str, seqs: impl Iterator<I
     assert_eq!(got, seqs.collect::<Vec<_>>());
 }
 
+const TUTORIAL: &str = include_str!("../docs/write-a-device.md");
+
+/// The tutorial's pieces in a language.
+fn snippets(language: &str) -> Vec<&'static str> {
+    let blocks = TUTORIAL.split("```").skip(1).step_by(2);
+    blocks.filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n')).collect()
+}
+
+#[test]
+fn each_piece_of_c_in_the_tutorial_stands_in_the_client() {
+    let sources = [
+        include_str!("../examples/client/tidegate_client.h"),
+        include_str!("../examples/client/tidegate_client.c"),
+        include_str!("../examples/client/posix.c"),
+    ];
+    let snippets = snippets("c");
+    assert!(snippets.len() > 10);
+    for snippet in snippets {
+        assert!(sources.iter().any(|source| source.contains(snippet)), "{snippet}");
+    }
+}
+
+#[tokio::test]
+async fn the_tutorials_first_steps_are_welcomed_and_acknowledged() {
+    let gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "").started().await;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let program = snippets("python").concat().replace("(\"127.0.0.1\", 7411)", "tuple(__import__('sys').argv[1:])");
+    let file = directory.path().join("first.py");
+    std::fs::write(&file, program).expect("a file");
+    let address = gateway.tcp_address();
+    let mut python = std::process::Command::new("python3");
+    python.arg(&file).args(address.split(':'));
+    let output = tokio::task::spawn_blocking(move || python.output()).await.expect("it ends").expect("python3");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains(r#"{"settled":0,"#) && said.contains(r#"{"seq":1}"#), "{said}");
+}
+
 /// A way to the gateway that can be cut.
 struct Relay {
     port: u16,
