@@ -5,6 +5,7 @@
 mod architecture;
 mod auth;
 mod bounds;
+mod client;
 mod commands;
 mod config;
 mod console;

@@ -9,13 +9,8 @@ use crate::model::Value;
 use crate::wire::codec::encode_device;
 use crate::wire::frame::{BodyEncoding, Format, Version};
 use crate::wire::message::{
-<<<<<<< HEAD
-    Authenticate, ChannelDeclaration, ChannelRef, DeviceClock, DeviceMessage, GatewayMessage, Goodbye, Heartbeat,
-    Hello, Readings, Reason, Sample, Welcome,
-=======
-    ChannelDeclaration, ChannelRef, Command, CommandResult, DeviceClock, DeviceMessage, GatewayMessage, Goodbye,
-    Heartbeat, Hello, Readings, Reason, ResultState, Sample, SubCommand, Welcome,
->>>>>>> commands
+    Authenticate, ChannelDeclaration, ChannelRef, Command, CommandResult, DeviceClock, DeviceMessage, GatewayMessage,
+    Goodbye, Heartbeat, Hello, Readings, Reason, ResultState, Sample, SubCommand, Welcome,
 };
 use hdrhistogram::Histogram;
 use std::collections::VecDeque;
@@ -198,12 +193,8 @@ impl Client {
 
     /// The connection is gone. What it carried may or may not have arrived.
     pub fn disconnected(&mut self) {
-<<<<<<< HEAD
         (self.stage, self.answer) = (Stage::Offline, None);
-=======
-        self.stage = Stage::Offline;
         self.done.clear();
->>>>>>> commands
         self.held = self.welcomed > 0 && self.pace.is_timed();
     }
 
