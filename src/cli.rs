@@ -2,9 +2,11 @@
 //!
 //! Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
 
+mod api;
 mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod devices;
 mod link;
 mod logging;
 #[cfg(test)]
@@ -27,7 +29,7 @@ struct Cli {
     verb: Verb,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 struct File {
     /// The configuration file
     #[arg(short, long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
@@ -43,6 +45,7 @@ enum Verb {
     #[cfg(feature = "demo")]
     Demo(demo::Args),
     Link(link::Args),
+    Devices(devices::Args),
     Queue(queue::Args),
     Simulate(simulate::Args),
     Subscribe(subscribe::Args),
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "demo")]
         Verb::Demo(args) => tool(demo::run(args)),
         Verb::Link(args) => link::run(args),
+        Verb::Devices(args) => devices::run(&args),
         Verb::Queue(args) => queue::run(args),
         Verb::Simulate(args) => tool(simulate::run(args)),
         Verb::Subscribe(args) => tool(subscribe::run(args)),

@@ -115,6 +115,9 @@ impl Gateway {
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
         let mut keepers = keep_time(&config.gateway, system_clock, &log, &metrics);
+        // Whoever may be connected may be known.
+        let connections = config.tcp.iter().map(|tcp| tcp.max_connections).sum::<usize>() + config.serial.len();
+        config.devices.max_known = config.devices.max_known.max(connections);
         let registry = Registry::new(&config.devices, clock.clone(), metrics.clone());
         registry.restore(devices);
         // It is set once.

@@ -222,3 +222,35 @@ async fn a_hub_with_too_many_sub_devices_and_a_device_too_many_are_refused() {
     let refused = two.goodbye().await;
     assert!(refused.reason == Reason::Busy && refused.text.contains("max_known"), "{refused:?}");
 }
+
+#[tokio::test]
+async fn the_command_line_lists_devices_and_their_history() {
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", QUICK).started().await;
+    let address = gateway.tcp_address();
+    let (mut hub, _) = Talk::welcomed(&address, "hub", 7).await;
+    hub.say(&of_sub("door", 1)).await;
+    hub.acked(1).await;
+    let _pump = Talk::welcomed(&address, "pump", 7).await;
+    eventually("all are in the log", async || {
+        json(&gateway, "/api/v1/history").await["history"].as_array().is_some_and(|entries| entries.len() == 3)
+    })
+    .await;
+    let config = gateway.config_file().display().to_string();
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        let output = command.args(["devices", "-c", &config]).args(arguments).output().expect("it runs");
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (code, table) = run(&[]);
+    let names: Vec<_> = table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!((code, names), (Some(0), vec!["hub", "hub/door", "pump"]), "{table}");
+    let (_, line) = run(&["hub/door", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&line).expect("JSON")["state"], "online");
+    let (_, history) = run(&["--history", "--limit", "2"]);
+    assert_eq!(history.lines().count(), 3, "{history}");
+    let (code, error) = run(&["nobody"]);
+    assert!(code == Some(1) && error.contains("no device nobody is known"), "{code:?} {error}");
+    gateway.kill();
+    let (code, error) = run(&[]);
+    assert!(code == Some(1) && error.contains("no gateway answers at 127.0.0.1"), "{code:?} {error}");
+}

@@ -140,9 +140,8 @@ impl Roll {
                 due: None,
             };
             self.known.insert(device.clone(), known);
-            if was_there {
-                self.look_at(&device, Some(at + self.rules.return_within));
-            }
+            let calms = status.flapping.then_some(at + self.rules.flap_damping);
+            self.look_at(&device, if was_there { Some(at + self.rules.return_within) } else { calms });
         }
     }
 

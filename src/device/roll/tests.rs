@@ -157,3 +157,96 @@ fn a_time_before_the_clock_was_set_is_right_once_it_is() {
     let status = roll.status(&device("pump"), now).expect("it is known");
     assert_eq!(status.since, Timestamp(1_799_999_940_000_000));
 }
+
+mod model {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Arrives(usize, bool),
+        Leaves(usize, Cause),
+        Silent(usize, bool),
+        Tells,
+        Waits(u64),
+        Restarts,
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        let cause = prop_oneof![Just(Cause::Goodbye), Just(Cause::LinkLost), Just(Cause::Timeout)];
+        prop_oneof![
+            3 => (0..3usize, any::<bool>()).prop_map(|(who, over)| Step::Arrives(who, over)),
+            3 => (0..3usize, cause).prop_map(|(who, cause)| Step::Leaves(who, cause)),
+            1 => (0..3usize, any::<bool>()).prop_map(|(who, silent)| Step::Silent(who, silent)),
+            3 => Just(Step::Tells),
+            3 => (1..40u64).prop_map(Step::Waits),
+            1 => Just(Step::Restarts),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens: once all is quiet what was told is how things are, each
+        /// device's last word is what a newcomer hears, and nothing is told twice.
+        #[test]
+        fn in_the_end_what_was_told_is_how_things_are(steps in proptest::collection::vec(any_step(), 1..80)) {
+            const NAMES: [&str; 3] = ["a", "b", "c"];
+            let mut roll = Roll::new(RULES);
+            let mut there = [None; 3];
+            let mut log: HashMap<DeviceId, DeviceStatus> = HashMap::new();
+            let mut seconds = 0;
+            let tell = |roll: &mut Roll, log: &mut HashMap<DeviceId, DeviceStatus>, seconds| {
+                for status in roll.tell(at(seconds), 10).changes {
+                    if let Some(before) = log.get(&status.device) {
+                        let same = (before.state, before.flapping) == (status.state, status.flapping);
+                        assert!(!same, "{status:?} was told before");
+                    }
+                    log.insert(status.device.clone(), status);
+                }
+            };
+            for step in steps {
+                match step {
+                    Step::Arrives(who, over) => {
+                        let reason = if over { Cause::TakenOver } else { Cause::Connected };
+                        let arrival = Arrival { link: "tcp".into(), firmware: None, reason };
+                        roll.arrived(&device(NAMES[who]), arrival, at(seconds).monotonic).expect("there is room");
+                        there[who] = Some(Presence::Online);
+                    }
+                    Step::Leaves(who, cause) if there[who].is_some() => {
+                        leave(&mut roll, NAMES[who], cause, seconds);
+                        there[who] = Some(Presence::Offline);
+                    }
+                    Step::Silent(who, silent) if !matches!(there[who], None | Some(Presence::Offline)) => {
+                        roll.silent(&device(NAMES[who]), silent, at(seconds).monotonic);
+                        there[who] = Some(if silent { Presence::Idle } else { Presence::Online });
+                    }
+                    Step::Tells => tell(&mut roll, &mut log, seconds),
+                    Step::Waits(more) => seconds += more,
+                    Step::Restarts => {
+                        tell(&mut roll, &mut log, seconds);
+                        roll = Roll::new(RULES);
+                        roll.restore(log.values().cloned().collect(), at(seconds).monotonic);
+                        for (who, state) in there.iter_mut().enumerate() {
+                            *state = log.contains_key(&device(NAMES[who])).then_some(Presence::Offline);
+                        }
+                    }
+                    Step::Leaves(..) | Step::Silent(..) => {}
+                }
+            }
+            while let Some(due) = roll.due() {
+                seconds = seconds.max(due.as_secs() + 1);
+                tell(&mut roll, &mut log, seconds);
+            }
+            let mut heard = HashMap::new();
+            let mut version = 0;
+            while let Some((next, Told::Status(status))) = roll.told_after(version, at(seconds)) {
+                heard.insert(status.device.clone(), status.state);
+                version = next;
+            }
+            for (name, state) in NAMES.iter().zip(there) {
+                prop_assert_eq!(log.get(&device(name)).map(|status| status.state), state);
+                prop_assert_eq!(heard.get(&device(name)).copied(), state);
+                prop_assert!(!log.get(&device(name)).is_some_and(|status| status.flapping), "it has calmed down");
+            }
+        }
+    }
+}
