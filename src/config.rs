@@ -5,6 +5,8 @@
 //! environment; `$${` stands for a plain `${`.
 
 mod broker;
+mod commands;
+mod devices;
 mod env;
 mod forms;
 mod http;
@@ -14,22 +16,26 @@ mod password;
 mod problem;
 mod read;
 mod sections;
+mod serial;
 mod shipped;
 mod token;
 mod validate;
 
 pub use broker::{Broker, InvalidBroker};
+pub use commands::Commands;
+pub use devices::{Devices, Silence};
 pub use http::Http;
-pub use listener::{Authentication, ClientCertificates, ServerTls};
-pub use memory::{Shares, limit as memory_limit};
+pub use listener::{Authentication, ClientCertificates, ServerTls, Tcp};
+pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
-    ClockTrust, Config, Deliver, Devices, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Mqtt, MqttVersion,
-    Parity, Priority, Route, Serial, Store, Tcp, Topics,
+    ClockTrust, Config, Deliver, Durability, Encoding, Gateway, HistoryWithin, Mqtt, MqttVersion, Priority, Route,
+    Store, Topics,
 };
+pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use token::{TokenError, read_token};
-pub use validate::prefix_fault;
+pub use validate::{log_filter, prefix_fault};
 
 use problem::Report;
 use std::fs::File;

@@ -1,25 +1,32 @@
-//! Metrics, health, and devices over WebSocket, by HTTP.
+//! Metrics, health, what is known of devices, and devices over WebSocket, by HTTP.
 //!
 //! | path | what |
 //! |---|---|
 //! | `/metrics` | every figure, in the OpenMetrics text format |
 //! | `/health/live` | 200 while the process makes progress, else 503 and why |
 //! | `/health/ready` | 200 while readings are taken and kept, else 503 and why |
+//! | `/api/v1/...` | see `docs/http.md` |
 //! | `/ws/device` | a device's WebSocket, if the configuration wants that |
 //!
 //! Everything but `/health/live` and `/ws/device` is for those only whom [`Access`] lets
 //! in. Devices are held to what their link demands of them.
 
 mod access;
+mod commands;
+mod devices;
 mod door;
+mod problem;
 mod upgrade;
 
 pub use access::{Access, Denied};
 pub use door::{Door, Visitor};
 
+use crate::device::Registry;
+use crate::downlink::Handle;
 use crate::link::websocket::Entrance;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::stop;
+use crate::store::Log;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{StatusCode, header};
@@ -28,6 +35,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
 use door::Announced;
+use problem::Refused;
 use serde::Serialize;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
@@ -58,6 +66,17 @@ pub trait Health: Send + Sync {
     fn ready(&self) -> Condition;
 }
 
+/// What the API tells of.
+#[derive(Clone)]
+pub struct Parts {
+    pub registry: Registry,
+    pub log: Log,
+    pub commands: Handle,
+}
+
+/// The parts, once the log is open.
+pub type Later = Arc<OnceLock<Parts>>;
+
 /// Where devices come in, once there is a log for what they bring.
 pub type Devices = Arc<OnceLock<Entrance>>;
 
@@ -66,6 +85,7 @@ pub struct Site {
     pub metrics: Metrics,
     pub health: Arc<dyn Health>,
     pub access: Access,
+    pub parts: Later,
     /// None if devices do not connect here.
     pub devices: Option<Devices>,
 }
@@ -103,6 +123,8 @@ fn guarded(site: &Shared) -> Router<Shared> {
     Router::new()
         .route("/metrics", get(figures))
         .route("/health/ready", get(|State(site): State<Shared>| async move { answer(&site.health.ready()) }))
+        .merge(devices::routes())
+        .merge(commands::routes())
         .route_layer(middleware::from_fn_with_state(site.clone(), guard))
 }
 
@@ -123,6 +145,10 @@ async fn accompany(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request,
 }
 
 impl Site {
+    fn parts(&self) -> Result<&Parts, Refused> {
+        self.parts.get().ok_or_else(|| Refused::unavailable("the gateway is starting; try again soon".to_owned()))
+    }
+
     fn deny(&self, denied: Denied) -> Response {
         self.metrics.http_denied.get_or_create(&ReasonLabel { reason: denied.label() }).inc();
         let why = denied.to_string();

@@ -1,6 +1,7 @@
 //! Transports over which devices connect. Each drives device sessions over
 //! something that reads and writes; see `docs/links.md`.
 
+mod addresses;
 mod caller;
 mod connection;
 mod line;

@@ -2,11 +2,13 @@
 
 use crate::support::device::{JSON, POSTCARD, Talk, hello};
 use crate::support::eventually;
-use crate::support::gateway::Gateway;
+use crate::support::gateway::{Gateway, figure};
 use crate::support::pty::Line;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
+use tidegate::config::{self, Authentication};
 use tidegate::device::auth::{Secret, from_hex};
 use tidegate::wire::message::*;
 use tokio::net::TcpStream;
@@ -338,6 +340,88 @@ async fn an_address_that_fails_too_often_is_not_listened_to_for_a_while() {
     let mut talk = connect(&gateway).await;
     talk.prove("pump", 1, "all", &secret).await;
     talk.welcome().await;
+}
+
+#[tokio::test]
+async fn connections_of_one_address_are_limited_until_one_of_them_goes() {
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
+    gateway.keys("[[tcp]]", "max_connections_per_address = 2\n");
+    let gateway = gateway.started().await;
+    let persistent = async |device| Talk::persistent(&gateway.tcp_address(), device, 1, &AtomicU64::new(0)).await;
+    // The probes of the start may take a moment to be gone.
+    let (_first, second) = (persistent("first").await, persistent("second").await);
+    let mut third = connect(&gateway).await;
+    third.say(&hello("third", 1, 1)).await;
+    let goodbye = third.goodbye().await;
+    assert_eq!((goodbye.reason, goodbye.text.contains("of this address")), (Reason::Busy, true), "{goodbye:?}");
+    // A device whose older connection is half open takes its place.
+    let again = persistent("second").await;
+    drop((second, again));
+    persistent("third").await;
+    // Those that say nothing are counted, too: few more are let in to say who they are.
+    let mut silent = Vec::new();
+    for _ in 0..10 {
+        silent.push(connect(&gateway).await);
+    }
+    assert_eq!(silent[9].goodbye().await.reason, Reason::Busy);
+    let refused = "tidegate_connections_refused_total{link=\"tcp\",reason=\"address\"}";
+    assert!(gateway.figure(refused).await >= 2.0);
+}
+
+/// Listens on every address of this machine, for as long as the test takes.
+#[tokio::test]
+async fn a_listener_for_the_network_demands_hmac_unless_it_is_told_not_to() {
+    let listen = |authentication| config::Tcp {
+        listen: "0.0.0.0:0".parse().expect("an address"),
+        name: format!("{authentication:?}").chars().filter(char::is_ascii_alphabetic).collect(),
+        authentication,
+        ..config::Tcp::default()
+    };
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut config = config::Config {
+        tcp: vec![
+            listen(None),
+            listen(Some(Authentication::None)),
+            config::Tcp { listen: "127.0.0.1:0".parse().expect("an address"), ..config::Tcp::default() },
+        ],
+        ..config::Config::default()
+    };
+    config.store.directory = directory.path().join("log");
+    config.http.listen = "127.0.0.1:0".parse().expect("an address");
+    let gateway = tidegate::gateway::Gateway::start(config).await.expect("it starts");
+    let http = gateway.http_address().expect("HTTP listens").to_string();
+    for (index, (link, unauthenticated)) in [("None", 0.0), ("SomeNone", 1.0), ("tcp", 0.0)].into_iter().enumerate() {
+        let address = format!("127.0.0.1:{}", gateway.tcp_addresses()[index].port());
+        let mut talk = Talk::connect(&address, POSTCARD).await;
+        talk.say(&hello("pump", 1, 1)).await;
+        let challenged = matches!(talk.hear().await, Some(GatewayMessage::Challenge(_)));
+        assert_eq!(challenged, index == 0, "{link}");
+        let name = format!("tidegate_link_unauthenticated{{link=\"{link}\"}}");
+        assert_eq!(figure(&http, &name).await, unauthenticated, "{link}");
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_open_to_everybody_is_told_by_check_and_in_the_log() {
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
+    let config = std::fs::read_to_string(gateway.config_file()).expect("text");
+    let opened =
+        config.replace("[[tcp]]\nlisten = \"127.0.0.1", "[[tcp]]\nauthentication = \"none\"\nlisten = \"0.0.0.0");
+    assert_ne!(config, opened);
+    let path = gateway.directory().join("open.toml");
+    std::fs::write(&path, opened).expect("a file");
+    let check = |path: &std::path::Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.arg("check").arg("-c").arg(path).output().expect("the binary runs")
+    };
+    let output = check(&path);
+    assert!(output.status.success(), "{}", said(&output.stderr));
+    assert!(said(&output.stdout).contains("tcp[0]: whoever reaches"), "{}", said(&output.stdout));
+    assert!(!said(&check(&gateway.config_file()).stdout).contains("whoever reaches"));
+    gateway.keys("[[tcp]]", "authentication = \"token\"\n");
+    let output = check(&gateway.config_file());
+    assert_eq!(said(&output.stdout).lines().count(), 1, "on this machine tokens are not read by others");
 }
 
 #[tokio::test]

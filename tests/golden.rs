@@ -3,6 +3,7 @@
 
 use crate::wire::{Message, frames};
 use std::collections::BTreeSet;
+use tidegate::device::auth::Secret;
 use tidegate::wire::codec::{self, BodyError};
 use tidegate::wire::frame::{BodyEncoding, Format, FrameRef, HEADER, Version};
 
@@ -13,10 +14,10 @@ pub struct Example {
     /// As in the heading: "device Hello (note)".
     pub title: String,
     pub from_gateway: bool,
-    name: String,
+    pub name: String,
     /// The body as JSON.
     json: String,
-    frames: Vec<(Format, Vec<u8>)>,
+    pub frames: Vec<(Format, Vec<u8>)>,
 }
 
 pub fn examples() -> Vec<Example> {
@@ -52,6 +53,7 @@ fn format_of(info: &str) -> Format {
         "version 1, json" => (Version::V1, BodyEncoding::Json),
         "version 2, postcard" => (Version::V2, BodyEncoding::Postcard),
         "version 2, json" => (Version::V2, BodyEncoding::Json),
+        "version 2, protobuf" => (Version::V2, BodyEncoding::Protobuf),
         _ => panic!("{info:?} is no version and encoding"),
     };
     Format { version, encoding }
@@ -123,6 +125,7 @@ fn every_message_is_shown_in_both_versions_and_encodings() {
         assert_eq!(shown(Some(BodyEncoding::Postcard)), every_message(), "{version:?}");
         if version == Version::V2 {
             assert_eq!(shown(Some(BodyEncoding::Json)), every_message(), "{version:?}");
+            assert_eq!(shown(Some(BodyEncoding::Protobuf)), every_message(), "{version:?}");
         }
     }
 }
@@ -137,7 +140,7 @@ fn the_document_gives_every_message_its_types() {
             let text = rest.split("\n### ").next().unwrap_or_default();
             let number = match format.encoding {
                 BodyEncoding::Postcard => format!("`{:02x}`", bytes[5]),
-                BodyEncoding::Json => format!("/`{:02x}`", bytes[5]),
+                BodyEncoding::Json | BodyEncoding::Protobuf => format!("/`{:02x}`", bytes[5]),
             };
             assert!(text.contains(&number), "{} {number}", example.name);
         }
@@ -159,4 +162,40 @@ fn frames_byte_by_byte_are_whole_examples() {
     assert_eq!(tables.len(), 2);
     let shown: Vec<Vec<u8>> = examples().into_iter().flat_map(|e| e.frames).map(|(_, bytes)| bytes).collect();
     assert!(tables.iter().all(|table| shown.contains(table)));
+}
+
+/// The bytes that follow `label` in the proof that the document works out.
+fn worked_out(label: &str) -> Vec<u8> {
+    let (_, rest) = DOCUMENT.split_once("```text\nsecret ").expect("the document works out a proof");
+    let (block, _) = rest.split_once("```").expect("the end of the block");
+    let mut here = label == "secret";
+    let mut found = Vec::new();
+    for line in format!("secret {block}").lines() {
+        let (name, digits) = line.split_at(9);
+        if !name.trim().is_empty() {
+            here = name.trim() == label;
+        }
+        if here {
+            found.extend(bytes(digits));
+        }
+    }
+    assert!(!found.is_empty(), "no {label}");
+    found
+}
+
+#[test]
+fn the_proof_that_is_worked_out_is_the_one_that_is_taken() {
+    let secret = Secret(worked_out("secret").try_into().expect("32 bytes"));
+    let (nonce, device) = (worked_out("nonce"), worked_out("device"));
+    let device = std::str::from_utf8(&device).expect("a name");
+    let session = u64::from_be_bytes(worked_out("session").try_into().expect("8 bytes"));
+    assert_eq!((device, session), ("pump-7", 7731));
+    let message = [b"tidegate-hmac-v1\0", &nonce[..], device.as_bytes(), b"\0", &session.to_be_bytes()].concat();
+    assert_eq!(worked_out("message"), message);
+    assert_eq!(worked_out("proof"), secret.hmac(&nonce, device, session));
+    let in_frames = |part: &[u8]| {
+        let holds = |frame: &[u8]| frame.windows(part.len()).any(|bytes| bytes == part);
+        examples().iter().flat_map(|example| &example.frames).any(|(_, frame)| holds(frame))
+    };
+    assert!(in_frames(&nonce) && in_frames(&worked_out("proof")), "the examples show the same in frames");
 }

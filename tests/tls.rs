@@ -4,6 +4,8 @@ use crate::support::device::{POSTCARD, Talk, hello};
 use crate::support::gateway::Gateway;
 use crate::support::tls::Certificates;
 use crate::support::{PATIENCE, eventually};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 use tidegate::wire::message::{GatewayMessage, Reason};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -201,4 +203,38 @@ async fn silent_connections_make_room_for_a_handshake() {
     talk.say(&hello("pump", 1, 1)).await;
     talk.welcome().await;
     assert!(gateway.figure(&refused("evicted")).await >= 10.0);
+}
+
+#[tokio::test]
+async fn simulated_devices_get_in_by_key_and_by_certificate() {
+    let certificates = Certificates::new();
+    certificates.issue("first", "sim-1");
+    let keys = with_clients(&certificates, "optional") + "authentication = \"hmac\"\n";
+    let gateway = gateway(&certificates, &keys).started().await;
+    let (ca, secret) = (certificates.path("ca.pem"), gateway.directory().join("secret"));
+    let tidegate = |arguments: &[&std::ffi::OsStr]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.args(arguments).output().expect("the binary runs")
+    };
+    let config = gateway.config_file();
+    let made = tidegate(&["key".as_ref(), "new".as_ref(), "sim".as_ref(), "-c".as_ref(), config.as_ref()]);
+    let mut file = std::fs::OpenOptions::new();
+    let mut file = file.write(true).create_new(true).mode(0o600).open(&secret).expect("a file");
+    file.write_all(&made.stdout).expect("a secret");
+
+    let port = gateway.tcp_address();
+    let address = format!("tcp://localhost:{}", port.rsplit_once(':').expect("a port").1);
+    let simulate = |more: &[&std::ffi::OsStr]| {
+        let common = ["simulate", &address, "--readings", "20", "--give-up", "5s", "--tls", "--ca-file"];
+        let common = common.map(std::ffi::OsStr::new);
+        tidegate(&[&common[..], &[ca.as_ref()], more].concat())
+    };
+    let output = simulate(&["--key".as_ref(), "sim".as_ref(), "--secret-file".as_ref(), secret.as_ref()]);
+    assert!(output.status.success(), "{output:?}");
+    let (cert, key) = (certificates.path("first.pem"), certificates.path("first.key"));
+    let shown = ["--cert-file".as_ref(), cert.as_ref(), "--key-file".as_ref(), key.as_ref(), "--devices".as_ref()];
+    let output = simulate(&[&shown[..], &["1".as_ref()]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let output = simulate(&["--devices".as_ref(), "1".as_ref()]);
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stdout).contains("--key"), "{output:?}");
 }

@@ -73,6 +73,7 @@ pub fn check(input: &[u8]) {
             health: Arc::new(Fine),
             access: Access::default(),
             devices: Some(Devices::default()),
+            parts: http::Later::default(),
         };
         let server = tokio::spawn(http::serve(InMemory(accepted), site, stopped));
         let exchange = async {

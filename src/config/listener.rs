@@ -1,9 +1,46 @@
-//! What a listener for devices demands of them.
+//! `[[tcp]]`, and what its listeners demand of devices.
 
-use super::Tcp;
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// `[[tcp]]`: a listener for devices.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tcp {
+    /// Names the link in logs and metrics.
+    pub name: String,
+    pub listen: SocketAddr,
+    /// Connections beyond this many are refused.
+    pub max_connections: usize,
+    /// Of one address; no fewer than of all if not given.
+    pub max_connections_per_address: Option<usize>,
+    /// From the connection to the end of the handshake.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// Largest frame body accepted, in bytes.
+    pub max_frame: ByteSize,
+    /// How long a frame may stay incomplete without another byte.
+    #[serde(with = "humantime_serde")]
+    pub frame_timeout: Duration,
+    /// As in `[devices]`, if not given.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Option<Duration>,
+    /// As in `[devices]`, if not given.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Option<Duration>,
+    /// PEM file of the listener's certificate chain: it speaks TLS then.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of the certificate's private key.
+    pub key_file: Option<PathBuf>,
+    /// PEM file of the authorities that vouch for devices' certificates.
+    pub client_ca_file: Option<PathBuf>,
+    pub client_certificates: ClientCertificates,
+    /// By `listen` if not given, see [`Authentication::of`].
+    pub authentication: Option<Authentication>,
+}
 
 /// How devices prove who they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +84,27 @@ pub struct ServerTls {
     /// certificate if not given.
     pub client_ca: Option<PathBuf>,
     pub client_certificates: ClientCertificates,
+}
+
+impl Default for Tcp {
+    fn default() -> Tcp {
+        Tcp {
+            name: "tcp".into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
+            max_connections: 10_000,
+            max_connections_per_address: None,
+            handshake_timeout: Duration::from_secs(5),
+            max_frame: ByteSize::kib(64),
+            frame_timeout: Duration::from_secs(2),
+            heartbeat_interval: None,
+            idle_timeout: None,
+            cert_file: None,
+            key_file: None,
+            client_ca_file: None,
+            client_certificates: ClientCertificates::Required,
+            authentication: None,
+        }
+    }
 }
 
 impl Tcp {

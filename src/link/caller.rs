@@ -1,5 +1,6 @@
 //! Who is at the far end of a connection, as far as its link can tell.
 
+use super::addresses::Visit;
 use rustls::pki_types::CertificateDer;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -11,6 +12,8 @@ pub struct Caller {
     pub name: String,
     /// Its address, if it has one.
     pub address: Option<IpAddr>,
+    /// Its place among those of its address, where they are counted.
+    pub visit: Option<Visit>,
     /// When it came, on the monotonic clock, if that was before its session begins.
     pub since: Option<Duration>,
     /// The certificate that it proved to have.
@@ -20,7 +23,7 @@ pub struct Caller {
 impl Caller {
     /// One of whom nothing but the name is known.
     pub fn named(name: impl Into<String>) -> Caller {
-        Caller { name: name.into(), address: None, since: None, certificate: None }
+        Caller { name: name.into(), address: None, visit: None, since: None, certificate: None }
     }
 
     /// One that came from an address.

@@ -1,5 +1,6 @@
 //! Devices over TCP: one listener, one task a connection.
 
+use super::addresses::Addresses;
 use super::caller::Caller;
 use super::connection::{self, Closed, FIRST_FORMAT};
 use super::line::{Line, Shared};
@@ -84,6 +85,8 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
 struct Door {
     line: Arc<Line>,
     tls: Option<Tls>,
+    /// Where they are limited by address.
+    addresses: Option<Addresses>,
     /// Whether devices prove who they are, and so may fail to.
     guarded: bool,
     stop: watch::Receiver<bool>,
@@ -93,7 +96,9 @@ impl Door {
     fn new(config: &config::Tcp, line: Arc<Line>, stop: watch::Receiver<bool>) -> Door {
         let by_key = config.authentication() != Authentication::None;
         line.guard(config.listen, config.is_open(), config.is_tapped());
-        Door { guarded: by_key || config.client_ca_file.is_some(), tls: config.tls().map(Tls::new), line, stop }
+        let (tls, guarded) = (config.tls().map(Tls::new), by_key || config.client_ca_file.is_some());
+        let addresses = config.max_connections_per_address.map(Addresses::new);
+        Door { line, tls, addresses, guarded, stop }
     }
 
     /// Has a new connection served, or turns it away.
@@ -103,6 +108,11 @@ impl Door {
         if self.guarded && line.shared.doorman.locked_out(&from.ip().into(), now).is_some() {
             return self.turn_away(&stream, from, "locked_out");
         }
+        let visit = self.addresses.as_ref().map(|addresses| addresses.arrive(from.ip()));
+        if let Some(None) = visit {
+            return self.turn_away(&stream, from, "address");
+        }
+        let caller = Caller { visit: visit.flatten(), ..Caller::from(from) };
         if !line.shared.pool.admits() && !porch.evict_one() {
             line.shared.pool.refused("connection");
             return self.turn_away(&stream, from, "memory");
@@ -111,9 +121,9 @@ impl Door {
             return self.turn_away(&stream, from, "too_many");
         };
         match self.tls.as_ref().map(|tls| tls.config(now)) {
-            None => drop(connections.spawn(serve_one(stream, from, place, line.clone(), self.stop.clone()))),
+            None => drop(connections.spawn(serve_one(stream, caller, place, line.clone(), self.stop.clone()))),
             Some(Some(tls)) => {
-                drop(connections.spawn(serve_secure(stream, from, place, line.clone(), tls, self.stop.clone())));
+                drop(connections.spawn(serve_secure(stream, caller, place, line.clone(), tls, self.stop.clone())));
             }
             Some(None) => self.turn_away(&stream, from, "tls"),
         }
@@ -161,12 +171,14 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
 
 fn line(config: &config::Tcp, shared: Shared) -> Line {
     let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
+    let silence = shared.devices.silence(config.heartbeat_interval, config.idle_timeout);
     Line {
         name: config.name.as_str().into(),
         grants: Grants {
             handshake_timeout: Some(config.handshake_timeout),
-            heartbeat_interval: shared.devices.heartbeat_interval,
-            idle_timeout: shared.devices.idle_timeout,
+            heartbeat_interval: silence.heartbeat_interval,
+            idle_after: silence.idle_after(),
+            idle_timeout: silence.idle_timeout,
             window: shared.devices.window,
             max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
             restart: false,
@@ -182,16 +194,10 @@ fn line(config: &config::Tcp, shared: Shared) -> Line {
     }
 }
 
-async fn serve_one(
-    mut stream: TcpStream,
-    from: SocketAddr,
-    place: Place,
-    line: Arc<Line>,
-    stop: watch::Receiver<bool>,
-) {
+async fn serve_one(mut stream: TcpStream, caller: Caller, place: Place, line: Arc<Line>, stop: watch::Receiver<bool>) {
     let porch = place.porch().clone();
-    hasten(&stream, from);
-    let closed = connection::drive(&mut stream, &line, Caller::from(from), place, stop).await;
+    hasten(&stream, &caller);
+    let closed = connection::drive(&mut stream, &line, caller, place, stop).await;
     if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;
     }
@@ -200,14 +206,14 @@ async fn serve_one(
 /// As [`serve_one`], for a connection whose first words are those of TLS.
 async fn serve_secure(
     stream: TcpStream,
-    from: SocketAddr,
+    caller: Caller,
     mut place: Place,
     line: Arc<Line>,
     tls: Arc<ServerConfig>,
     mut stop: watch::Receiver<bool>,
 ) {
     let porch = place.porch().clone();
-    hasten(&stream, from);
+    hasten(&stream, &caller);
     let left = (place.since() + line.grants.handshake_timeout.unwrap_or_default())
         .saturating_sub(line.shared.clock.now().monotonic);
     let handshake = tls::accept(stream, tls, &line.shared.pool, place.turn());
@@ -217,25 +223,25 @@ async fn serve_secure(
         () = place.evicted() => return line.turned_away("evicted"),
         shaken = tokio::time::timeout(left, handshake) => match shaken {
             Ok(Ok(stream)) => stream,
-            Ok(Err(why)) => return not_shaken(&line, from, &why.to_string()),
-            Err(_) => return not_shaken(&line, from, "it took too long"),
+            Ok(Err(why)) => return not_shaken(&line, &caller, &why.to_string()),
+            Err(_) => return not_shaken(&line, &caller, "it took too long"),
         }
     };
-    let caller = Caller { since: Some(place.since()), certificate: stream.certificate(), ..Caller::from(from) };
+    let caller = Caller { since: Some(place.since()), certificate: stream.certificate(), ..caller };
     let closed = connection::drive(&mut stream, &line, caller, place, stop).await;
     if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;
     }
 }
 
-fn not_shaken(line: &Line, from: SocketAddr, why: &str) {
+fn not_shaken(line: &Line, caller: &Caller, why: &str) {
     line.turned_away("tls");
-    tracing::debug!(link = %line.name, %from, why, "the TLS handshake failed");
+    tracing::debug!(link = %line.name, from = caller.name, why, "the TLS handshake failed");
 }
 
-fn hasten(stream: &TcpStream, from: SocketAddr) {
+fn hasten(stream: &TcpStream, caller: &Caller) {
     if let Err(why) = stream.set_nodelay(true) {
-        tracing::debug!(%from, %why, "cannot disable Nagle's algorithm");
+        tracing::debug!(from = caller.name, %why, "cannot disable Nagle's algorithm");
     }
 }
 

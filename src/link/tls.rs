@@ -6,6 +6,10 @@
 //!
 //! Sessions are not resumed: each connection proves anew who it is.
 
+mod prompt;
+
+pub use prompt::Prompt;
+
 use super::pool::{Lease, Pool};
 use crate::config::{ClientCertificates, ServerTls};
 use crate::files::Stamp;
@@ -143,28 +147,23 @@ pub async fn accept(
     lease.hold(IDLE);
     let metered = Metered { stream, lease, unread: 0, delivered: false };
     let stream = TlsAcceptor::from(config).accept(metered).await?;
-    Ok(Secure { stream, under_way: None })
+    Ok(Secure(Prompt::new(stream)))
 }
 
-/// A connection under TLS. What it says is written is on its way: nothing waits for a
-/// flush. So a write that had to wait must be tried again with the same bytes first.
-pub struct Secure {
-    stream: TlsStream<Metered>,
-    /// Bytes that rustls took but not all of which are sent.
-    under_way: Option<usize>,
-}
+/// A connection under TLS, which holds nothing back.
+pub struct Secure(Prompt<TlsStream<Metered>>);
 
 impl Secure {
     /// The certificate that the client showed and that was verified.
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
-        let (_, session) = self.stream.get_ref();
+        let (_, session) = self.0.get_ref().get_ref();
         Some(session.peer_certificates()?.first()?.clone().into_owned())
     }
 }
 
 impl AsyncRead for Secure {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let stream = &mut self.stream;
+        let stream = self.0.get_mut();
         // By chunks: `poll_read` would read on below while there is room in the buffer.
         let plain = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))?;
         let length = plain.len().min(buffer.remaining());
@@ -177,23 +176,15 @@ impl AsyncRead for Secure {
 
 impl AsyncWrite for Secure {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        let taken = match this.under_way {
-            Some(taken) => taken,
-            None => ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?,
-        };
-        this.under_way = Some(taken);
-        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
-        this.under_way = None;
-        Poll::Ready(Ok(taken))
+        Pin::new(&mut self.0).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.0).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 

@@ -6,6 +6,7 @@ use super::text::{self, Context, TextError};
 use serde::{Deserialize, Serialize};
 
 pub(super) mod bytes;
+mod protobuf;
 pub(super) mod values;
 
 /// Bit 7 of a frame's type: from the gateway.
@@ -31,8 +32,8 @@ macro_rules! messages {
         ///
         /// # Errors
         /// If the type is unknown there, or the body is malformed. Bytes behind a
-        /// postcard body and unknown JSON fields are ignored: newer peers may
-        /// append fields.
+        /// postcard body and unknown fields of the others are ignored: newer peers
+        /// may append fields.
         pub fn $decode(frame: &FrameRef<'_>) -> Result<$message, BodyError> {
             $decode_in(frame, Context::default())
         }
@@ -104,7 +105,10 @@ messages!(
     SubCommand = 7
 );
 
-fn body<'a, T: Deserialize<'a>>(frame: &FrameRef<'a>, message: &'static str) -> Result<T, BodyError> {
+fn body<'a, T: Deserialize<'a> + protobuf::Message>(
+    frame: &FrameRef<'a>,
+    message: &'static str,
+) -> Result<T, BodyError> {
     match frame.format.encoding {
         BodyEncoding::Postcard => postcard::take_from_bytes(frame.body)
             .map(|(body, _)| body)
@@ -112,12 +116,13 @@ fn body<'a, T: Deserialize<'a>>(frame: &FrameRef<'a>, message: &'static str) -> 
         BodyEncoding::Json => {
             serde_json::from_slice(frame.body).map_err(|why| BodyError::Malformed { message, why: why.to_string() })
         }
+        BodyEncoding::Protobuf => protobuf::read(frame.body).map_err(|why| BodyError::Malformed { message, why }),
     }
 }
 
-fn put<T: Serialize>(body: &T, kind: u8, format: Format, out: &mut Vec<u8>) {
+fn put<T: Serialize + protobuf::Message>(body: &T, kind: u8, format: Format, out: &mut Vec<u8>) {
     frame::encode(format, kind, out, |out| {
-        // Neither can fail: the messages hold no map with other keys than strings,
+        // None can fail: the messages hold no map with other keys than strings,
         // and memory takes all that is written.
         match format.encoding {
             BodyEncoding::Postcard => {
@@ -126,6 +131,7 @@ fn put<T: Serialize>(body: &T, kind: u8, format: Format, out: &mut Vec<u8>) {
             BodyEncoding::Json => {
                 let _ = serde_json::to_writer(out, body);
             }
+            BodyEncoding::Protobuf => body.write(out),
         }
     });
 }

@@ -1,6 +1,7 @@
 //! A device's side of the protocol, without any I/O or clock: the driver tells it
 //! what arrived and what time it is, and writes what it appends.
 
+use super::access::Holder;
 use super::pace::Pace;
 use super::values::{channel_names, channel_units, measure};
 use crate::clock::Now;
@@ -8,11 +9,12 @@ use crate::model::Value;
 use crate::wire::codec::encode_device;
 use crate::wire::frame::{BodyEncoding, Format, Version};
 use crate::wire::message::{
-    ChannelDeclaration, ChannelRef, DeviceClock, DeviceMessage, GatewayMessage, Goodbye, Heartbeat, Hello, Readings,
-    Reason, Sample, Welcome,
+    Authenticate, ChannelDeclaration, ChannelRef, Command, CommandResult, DeviceClock, DeviceMessage, GatewayMessage,
+    Goodbye, Heartbeat, Hello, Readings, Reason, ResultState, Sample, SubCommand, Welcome,
 };
 use hdrhistogram::Histogram;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Who a simulated device is.
@@ -24,6 +26,8 @@ pub struct Identity {
     pub session: u64,
     pub seed: u64,
     pub encoding: BodyEncoding,
+    /// The key that it has, if any.
+    pub holder: Option<Arc<Holder>>,
 }
 
 /// How long a device waits for the gateway.
@@ -44,6 +48,8 @@ pub struct Client {
     pace: Pace,
     patience: Patience,
     stage: Stage,
+    /// What is still to be said to a Challenge.
+    answer: Option<Authenticate>,
     /// Readings from `settled + 1` on.
     unacked: VecDeque<Taken>,
     settled: u64,
@@ -61,6 +67,8 @@ pub struct Client {
     held: bool,
     resent: u64,
     welcomed: u64,
+    /// Commands that are to be answered.
+    done: Vec<String>,
     /// Reused for each reading; always a [`DeviceMessage::Readings`] of one sample.
     reading: DeviceMessage,
 }
@@ -104,6 +112,7 @@ impl Client {
             pace,
             patience,
             stage: Stage::Offline,
+            answer: None,
             unacked: VecDeque::new(),
             settled: 0,
             next: 1,
@@ -117,6 +126,7 @@ impl Client {
             held: false,
             resent: 0,
             welcomed: 0,
+            done: Vec::new(),
             reading,
         }
     }
@@ -183,7 +193,8 @@ impl Client {
 
     /// The connection is gone. What it carried may or may not have arrived.
     pub fn disconnected(&mut self) {
-        self.stage = Stage::Offline;
+        (self.stage, self.answer) = (Stage::Offline, None);
+        self.done.clear();
         self.held = self.welcomed > 0 && self.pace.is_timed();
     }
 
@@ -202,12 +213,19 @@ impl Client {
             (GatewayMessage::Ack(ack), Stage::Welcomed) => self.settle(ack.seq, now, latencies),
             // On a line that outlives its sessions some may be left over from the last one.
             (GatewayMessage::Ack(_), Stage::Greeting) => Ok(()),
-            (GatewayMessage::HeartbeatReply(_) | GatewayMessage::Command(_), _) => Ok(()),
+            (GatewayMessage::HeartbeatReply(_), _) => Ok(()),
+            (GatewayMessage::Command(Command { id, .. }) | GatewayMessage::SubCommand(SubCommand { id, .. }), _) => {
+                self.done.push(id.clone());
+                Ok(())
+            }
             (GatewayMessage::Goodbye(goodbye), _) => {
                 Err(format!("the gateway said goodbye ({:?}): {}", goodbye.reason, goodbye.text))
             }
-            (GatewayMessage::Challenge(_), Stage::Greeting) => {
-                Err("the gateway asks for credentials, which simulated devices do not have".into())
+            (GatewayMessage::Challenge(challenge), Stage::Greeting) => {
+                let Identity { id, session, holder, .. } = &self.identity;
+                let holder = holder.as_ref().ok_or("the gateway asks for a key: give --key and --secret-file")?;
+                self.answer = Some(holder.answer(&challenge.nonce, id, *session));
+                Ok(())
             }
             (unexpected, stage) => Err(format!("the gateway sent {unexpected:?} while {stage:?}")),
         }
@@ -253,6 +271,9 @@ impl Client {
         match self.stage {
             Stage::Offline => Step::Until(self.gives_up_at()),
             Stage::Greeting => {
+                if let Some(answer) = self.answer.take() {
+                    self.put(&DeviceMessage::Authenticate(answer), out);
+                }
                 let until = self.last_sent.saturating_add(self.patience.welcome);
                 if now.monotonic >= until {
                     return Step::Silent("no Welcome came");
@@ -269,6 +290,10 @@ impl Client {
         }
         let next_due = if self.next > self.taken() { self.take(now) } else { None };
         self.send(now.monotonic, out);
+        for id in std::mem::take(&mut self.done) {
+            let result = CommandResult { id, state: ResultState::Done, payload: None };
+            self.put(&DeviceMessage::CommandResult(result), out);
+        }
         if self.is_finished(now.monotonic) {
             self.put(&DeviceMessage::Goodbye(Goodbye { reason: Reason::Normal, text: String::new() }), out);
             return Step::Finished;
@@ -366,11 +391,11 @@ impl Client {
 }
 
 /// Before a Welcome the gateway takes small frames only. Four declarations fit in
-/// postcard; in JSON they do not, so JSON devices name their channels.
+/// postcard and Protobuf; in JSON they do not, so JSON devices name their channels.
 fn declarations(encoding: BodyEncoding) -> Vec<ChannelDeclaration> {
     match encoding {
         BodyEncoding::Json => Vec::new(),
-        BodyEncoding::Postcard => (0..)
+        BodyEncoding::Postcard | BodyEncoding::Protobuf => (0..)
             .zip(channel_names().into_iter().zip(channel_units()))
             .map(|(index, (name, unit))| ChannelDeclaration { index, name: name.into(), unit: Some(unit.into()) })
             .collect(),
@@ -380,7 +405,7 @@ fn declarations(encoding: BodyEncoding) -> Vec<ChannelDeclaration> {
 fn blank_reading(encoding: BodyEncoding) -> DeviceMessage {
     let channel = |(index, name): (u16, &str)| match encoding {
         BodyEncoding::Json => ChannelRef::Name(name.into()),
-        BodyEncoding::Postcard => ChannelRef::Index(index),
+        BodyEncoding::Postcard | BodyEncoding::Protobuf => ChannelRef::Index(index),
     };
     let values = (0..).zip(channel_names()).map(|numbered| (channel(numbered), Value::Float(0.0))).collect();
     DeviceMessage::Readings(Readings { seq: 0, sub: None, samples: vec![Sample { time: 0, values }] })
