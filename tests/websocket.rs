@@ -422,7 +422,7 @@ async fn beyond_loopback_a_token_is_needed_but_for_life_and_for_devices() {
     let gateway = gateway.started().await;
     let address = gateway.http_address();
     let bearer = |token: &str| format!("Host: gateway.example.com\r\nAuthorization: Bearer {token}\r\n");
-    for path in ["/metrics", "/health/ready"] {
+    for path in ["/metrics", "/health/ready", "/api/v1/devices"] {
         let (status, answer) = ask(&address, path, "Host: localhost\r\n").await;
         assert_eq!(status, 401);
         assert!(answer.to_lowercase().contains("www-authenticate: bearer"), "{answer}");
@@ -430,6 +430,13 @@ async fn beyond_loopback_a_token_is_needed_but_for_life_and_for_devices() {
         assert_eq!(ask(&address, path, &bearer(TOKEN)).await.0, 200);
     }
     assert_eq!(ask(&address, "/health/live", "Host: localhost\r\n").await.0, 200);
+    // The command line knows where the token is.
+    let devices = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(["devices", "-c"])
+        .arg(gateway.config_file())
+        .output()
+        .expect("it runs");
+    assert!(devices.status.success(), "{}", String::from_utf8_lossy(&devices.stderr));
     // Devices have keys of their own there.
     let made = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"))
         .args(["key", "new", "pages", "--device", "page-*", "-c"])

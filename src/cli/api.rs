@@ -1,6 +1,6 @@
 //! Asking a running gateway over its HTTP interface.
 
-use crate::config::Config;
+use crate::config::{Config, read_token};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -15,9 +15,9 @@ const MOST: u64 = 64 << 20;
 const MAX_HEADERS: usize = 64;
 
 /// Where a gateway answers.
-#[derive(Debug, Clone, Copy)]
 pub(super) struct Api {
     address: SocketAddr,
+    token: Option<String>,
 }
 
 /// What a gateway answered.
@@ -31,12 +31,16 @@ impl Api {
     /// The gateway that runs with this configuration.
     ///
     /// # Errors
-    /// If it has no HTTP interface.
+    /// If it has no HTTP interface that can be asked from here.
     pub fn of(config: &Config) -> Result<Api> {
         if !config.http.enabled {
             bail!("the gateway has no HTTP interface to ask; set [http] enabled = true");
         }
-        Ok(Api { address: reachable(config.http.listen) })
+        if config.http.tls().is_some() {
+            bail!("[http] speaks TLS, which this command does not; ask with curl");
+        }
+        let token = config.http.token_file.as_deref().map(read_token).transpose()?;
+        Ok(Api { address: reachable(config.http.listen), token })
     }
 
     /// # Errors
@@ -59,6 +63,9 @@ impl Api {
             format!("no gateway answers at {address}; see whether it runs with this configuration (systemctl status tidegate)")
         })?;
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+        if let Some(token) = &self.token {
+            request += &format!("Authorization: Bearer {token}\r\n");
+        }
         if let Some(body) = body {
             request += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
         }

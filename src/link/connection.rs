@@ -14,7 +14,7 @@ use super::pool::{ALLOWANCE, Lease};
 use super::porch::Place;
 use crate::stop;
 use crate::wire::frame::Decoder;
-pub(super) use peer::FIRST_FORMAT;
+pub(super) use peer::voice::FIRST_FORMAT;
 use peer::{End, Peer};
 use std::future::poll_fn;
 use std::io;

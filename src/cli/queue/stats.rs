@@ -84,9 +84,9 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
 
 /// Readings that each sink takes in a second; nothing if no gateway answers.
 fn rates(api: Api) -> HashMap<String, f64> {
-    let Some(before) = delivered(api) else { return HashMap::new() };
+    let Some(before) = delivered(&api) else { return HashMap::new() };
     std::thread::sleep(LOOK);
-    let after = delivered(api).unwrap_or_default();
+    let after = delivered(&api).unwrap_or_default();
     let rate = |(sink, count): (String, f64)| {
         let rate = (count - before.get(&sink).copied().unwrap_or(0.0)) / LOOK.as_secs_f64();
         (sink, rate)
@@ -94,7 +94,7 @@ fn rates(api: Api) -> HashMap<String, f64> {
     after.into_iter().map(rate).collect()
 }
 
-fn delivered(api: Api) -> Option<HashMap<String, f64>> {
+fn delivered(api: &Api) -> Option<HashMap<String, f64>> {
     api.get("/metrics").ok().map(|answer| counts(&answer.body))
 }
 

@@ -3,6 +3,7 @@
 
 mod entry;
 mod presence;
+pub(in crate::link) mod voice;
 
 use super::super::caller::Caller;
 use super::super::line::Line;
@@ -12,21 +13,15 @@ use crate::device::auth::Credential;
 use crate::device::{Acks, Bucket, Connected, Converted, Introduction, NotAdmitted, Refusal, Session, Step};
 use crate::model::{Batch, Cause, DeviceId};
 use crate::store::{Mark, Saturated};
-use crate::wire::codec::{decode_device_in, encode_gateway_in};
-use crate::wire::frame::{BodyEncoding, Event, Format, FrameError, FrameRef, Limits, Version};
+use crate::wire::codec::decode_device_in;
+use crate::wire::frame::{Event, Format, FrameError, FrameRef, Limits};
 use crate::wire::message::{Ack, GatewayMessage, Goodbye, Reason};
-use crate::wire::text::Context;
 use prometheus_client::metrics::counter::Counter;
 use std::collections::VecDeque;
 use std::future::{Future, pending};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// The gateway's format until the device has shown its own.
-pub(in crate::link) const FIRST_FORMAT: Format = Format { version: Version::V2, encoding: BodyEncoding::Json };
-/// The same where devices may speak in text messages.
-const FIRST_TEXT: Format = Format { version: Version::Text, encoding: BodyEncoding::Json };
 
 /// On a line that outlives its sessions, refusals are told this often at most: what
 /// came before Hello may be a whole queue of readings.
@@ -87,7 +82,7 @@ impl<'a> Peer<'a> {
             rate: Bucket::new(line.shared.devices.max_message_rate, line.shared.devices.message_burst),
             rate_told: false,
             session: Session::new(line.grants, since),
-            format: if line.text { FIRST_TEXT } else { FIRST_FORMAT },
+            format: voice::first(line),
             place,
             established: None,
             credential: None,
@@ -423,15 +418,6 @@ impl<'a> Peer<'a> {
     fn goodbye(&mut self, refusal: Refusal) {
         let Refusal { reason, text } = refusal;
         self.say(&GatewayMessage::Goodbye(Goodbye { reason, text }));
-    }
-
-    /// Puts a message into what is to be sent, as the device spoke last.
-    fn say(&mut self, message: &GatewayMessage) {
-        // Nothing else says when it was sent.
-        let is_text = self.format.version == Version::Text;
-        let now = is_text.then(|| self.line.shared.clock.now().wall.0);
-        let context = Context { now, ..self.session.context() };
-        encode_gateway_in(message, self.format, context, &mut self.out);
     }
 
     /// The connection broke.
