@@ -5,7 +5,6 @@ use crate::clock::Now;
 use crate::device::auth::{Attempt, Fault, Origin, certifies};
 use crate::device::{Refusal, Step};
 use crate::model::DeviceId;
-use crate::wire::codec::encode_gateway;
 use crate::wire::frame::Limits;
 use crate::wire::message::Reason;
 use std::future::pending;
@@ -40,7 +39,10 @@ impl Peer<'_> {
             return ControlFlow::Continue(());
         }
         match self.line.shared.doorman.nonce() {
-            Ok(nonce) => encode_gateway(&self.session.challenge(nonce), self.format, &mut self.out),
+            Ok(nonce) => {
+                let challenge = self.session.challenge(nonce);
+                self.say(&challenge);
+            }
             Err(why) => {
                 tracing::error!(link = %self.line.name, why = format!("{why:#}"), "devices cannot be authenticated");
                 let text = "the gateway cannot authenticate devices now; try again later".into();
