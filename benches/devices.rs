@@ -9,7 +9,7 @@ use divan::{Bencher, black_box};
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate::clock::{Clock, Now, SystemClock};
-use tidegate::config;
+use tidegate::config::{self, Authentication};
 use tidegate::device::{Grants, Introduction, Registry, Session, Step, TimeRules};
 use tidegate::metrics::Metrics;
 use tidegate::model::{BootId, DeviceId, Timestamp, Value};
@@ -27,6 +27,7 @@ const GRANTS: Grants = Grants {
     window: 4096,
     max_frame: 64 * 1024,
     restart: false,
+    authentication: Authentication::None,
     times: TimeRules { boot: BootId([7; 16]), max_ahead: Duration::from_secs(600), earliest: Timestamp(0) },
 };
 const NOW: Now = Now { wall: Timestamp(1_800_000_000_000_000), trusted: true, monotonic: Duration::from_secs(1) };

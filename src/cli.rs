@@ -7,6 +7,7 @@ mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod devices;
+pub mod key;
 mod link;
 mod logging;
 #[cfg(test)]
@@ -47,6 +48,7 @@ enum Verb {
     Demo(demo::Args),
     Link(link::Args),
     Devices(devices::Args),
+    Key(key::Args),
     Queue(queue::Args),
     Send(send::Args),
     Simulate(simulate::Args),
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
         Verb::Demo(args) => tool(demo::run(args)),
         Verb::Link(args) => link::run(args),
         Verb::Devices(args) => devices::run(&args),
+        Verb::Key(args) => key::run(args),
         Verb::Queue(args) => queue::run(args),
         Verb::Send(args) => send::run(&args),
         Verb::Simulate(args) => tool(simulate::run(args)),

@@ -8,6 +8,8 @@ mod broker;
 mod commands;
 mod devices;
 mod env;
+mod forms;
+mod listener;
 mod memory;
 mod password;
 mod problem;
@@ -20,12 +22,13 @@ mod validate;
 pub use broker::{Broker, InvalidBroker};
 pub use commands::Commands;
 pub use devices::{Devices, Silence};
+pub use listener::{Authentication, ClientCertificates, ServerTls, Tcp};
 pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
     ClockTrust, Config, Deliver, Durability, Encoding, Gateway, HistoryWithin, Http, Mqtt, MqttVersion, Priority,
-    Route, Store, Tcp, Topics,
+    Route, Store, Topics,
 };
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use validate::{log_filter, prefix_fault};
@@ -44,7 +47,7 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
     let mut report = Report::new(path);
     let config = read_file(path, &mut report).and_then(|text| {
         let config = interpret(&text, &|name| std::env::var(name).ok(), &mut report)?;
-        validate::check_files(&config.mqtt, &mut report);
+        validate::check_files(&config, &mut report);
         Some(config)
     });
     report.finish(config)

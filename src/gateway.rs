@@ -15,6 +15,7 @@ use crate::backoff::Backoff;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config};
 use crate::device::Registry;
+use crate::device::auth::Doorman;
 use crate::downlink::Downlink;
 use crate::http;
 use crate::link;
@@ -184,12 +185,14 @@ impl Gateway {
         let shared = link::Shared {
             log: log.clone(),
             registry,
+            doorman: Doorman::new(&config.devices, &config.store, metrics.clone()),
             devices: config.devices,
             pool: link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone()),
             clock,
             metrics,
         };
         let mut links = Part::new();
+        links.tasks.spawn(shared.doorman.clone().watch(links.stop.subscribe()));
         for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
             links.tasks.spawn(link::tcp::serve(listener, tcp, shared.clone(), links.stop.subscribe()));
         }

@@ -12,7 +12,9 @@ pub mod model;
 
 pub mod backoff;
 pub mod clock;
+pub mod files;
 pub mod metrics;
+pub mod pem;
 pub mod stop;
 
 pub mod config;

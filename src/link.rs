@@ -1,12 +1,15 @@
 //! Transports over which devices connect. Each drives device sessions over
 //! something that reads and writes; see `docs/links.md`.
 
+mod addresses;
+mod caller;
 mod connection;
 mod line;
 mod pool;
 mod porch;
 pub mod serial;
 pub mod tcp;
+pub mod tls;
 
 pub use line::Shared;
 pub use pool::Pool;

@@ -81,6 +81,9 @@ pub struct Metrics {
     pub connections_waiting: Family<LinkLabel, Gauge>,
     pub connections_refused: Family<LinkReasonLabel, Counter>,
     pub devices_throttled: Family<LinkLabel, Counter>,
+    pub link_unauthenticated: Family<LinkLabel, Gauge>,
+    pub authentication_failures: Family<LinkReasonLabel, Counter>,
+    pub keys: Gauge,
     pub devices_connected: Gauge,
     pub devices_known: Gauge,
     pub devices_rivals: Counter,
@@ -133,6 +136,9 @@ impl Metrics {
             connections_waiting: Family::default(),
             connections_refused: Family::default(),
             devices_throttled: Family::default(),
+            link_unauthenticated: Family::default(),
+            authentication_failures: Family::default(),
+            keys: Gauge::default(),
             devices_connected: Gauge::default(),
             devices_known: Gauge::default(),
             devices_rivals: Counter::default(),
@@ -209,6 +215,17 @@ impl Metrics {
             "Times that a device sent more messages than it may and was read no further for a while",
             m.devices_throttled,
         );
+        registry.register(
+            "link_unauthenticated",
+            "1 if devices on the network need not prove who they are",
+            m.link_unauthenticated,
+        );
+        registry.register(
+            "authentication_failures",
+            "Devices that were not let in for who they are, or could not prove it",
+            m.authentication_failures,
+        );
+        registry.register("keys", "Keys of devices that are in force; 0 while their file cannot be used", m.keys);
         registry.register("devices_connected", "Devices with a live session", m.devices_connected);
         registry.register(
             "devices_known",

@@ -314,6 +314,10 @@ fn credentials_must_make_sense_together() {
     refused("mqtt", "ca_file = '/c'", "mqtt[0].ca_file", "no broker is reached over TLS");
     refused("mqtt", "cert_file = '/c'\nkey_file = '/k'", "mqtt[0].cert_file", "no broker is reached over TLS");
     good(&format!("{TCP}{MQTT}username = 'u'"));
+    refused("tcp", "cert_file = '/c'", "tcp[0].cert_file", "without `key_file`");
+    refused("tcp", "key_file = '/k'", "tcp[0].key_file", "without `cert_file`");
+    refused("tcp", "client_ca_file = '/a'", "tcp[0].client_ca_file", "does not speak TLS");
+    good(&format!("{MQTT}{TCP}cert_file = '/c'\nkey_file = '/k'\nclient_ca_file = '/a'\n"));
     good(&format!(
         "{TCP}[[mqtt]]\nbrokers = ['mqtt://a', 'mqtts://a']\nca_file = '/c'\ncert_file = '/c'\nkey_file = '/k'"
     ));

@@ -3,6 +3,7 @@
 
 use crate::wire::{Message, frames};
 use std::collections::BTreeSet;
+use tidegate::device::auth::Secret;
 use tidegate::wire::codec::{self, BodyError};
 use tidegate::wire::frame::{BodyEncoding, Format, FrameRef, HEADER, Version};
 
@@ -156,4 +157,40 @@ fn frames_byte_by_byte_are_whole_examples() {
     assert_eq!(tables.len(), 2);
     let shown: Vec<Vec<u8>> = examples().into_iter().flat_map(|e| e.frames).map(|(_, bytes)| bytes).collect();
     assert!(tables.iter().all(|table| shown.contains(table)));
+}
+
+/// The bytes that follow `label` in the proof that the document works out.
+fn worked_out(label: &str) -> Vec<u8> {
+    let (_, rest) = DOCUMENT.split_once("```text\nsecret ").expect("the document works out a proof");
+    let (block, _) = rest.split_once("```").expect("the end of the block");
+    let mut here = label == "secret";
+    let mut found = Vec::new();
+    for line in format!("secret {block}").lines() {
+        let (name, digits) = line.split_at(9);
+        if !name.trim().is_empty() {
+            here = name.trim() == label;
+        }
+        if here {
+            found.extend(bytes(digits));
+        }
+    }
+    assert!(!found.is_empty(), "no {label}");
+    found
+}
+
+#[test]
+fn the_proof_that_is_worked_out_is_the_one_that_is_taken() {
+    let secret = Secret(worked_out("secret").try_into().expect("32 bytes"));
+    let (nonce, device) = (worked_out("nonce"), worked_out("device"));
+    let device = std::str::from_utf8(&device).expect("a name");
+    let session = u64::from_be_bytes(worked_out("session").try_into().expect("8 bytes"));
+    assert_eq!((device, session), ("pump-7", 7731));
+    let message = [b"tidegate-hmac-v1\0", &nonce[..], device.as_bytes(), b"\0", &session.to_be_bytes()].concat();
+    assert_eq!(worked_out("message"), message);
+    assert_eq!(worked_out("proof"), secret.hmac(&nonce, device, session));
+    let in_frames = |part: &[u8]| {
+        let holds = |frame: &[u8]| frame.windows(part.len()).any(|bytes| bytes == part);
+        examples().iter().flat_map(|example| &example.frames).any(|(_, frame)| holds(frame))
+    };
+    assert!(in_frames(&nonce) && in_frames(&worked_out("proof")), "the examples show the same in frames");
 }

@@ -3,7 +3,9 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod architecture;
+mod auth;
 mod bounds;
+mod client;
 mod commands;
 mod config;
 mod console;
@@ -26,6 +28,7 @@ mod service;
 mod support;
 mod tcp;
 mod time;
+mod tls;
 mod untimed;
 mod uplink;
 mod wear;

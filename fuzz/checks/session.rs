@@ -1,11 +1,17 @@
 //! All that a device can say, from its first byte on: what a link does with it before
 //! the log sees a reading. What is stored is what was sent, in order and named.
 //!
-//! Input: a byte that tells how large the pieces are, then the stream.
+//! Where devices authenticate, nothing of a device is taken before it proved, to a nonce of
+//! its own, that it has the key.
+//!
+//! Input: a byte that tells how large the pieces are, and by its highest bit whether
+//! devices authenticate, then the stream.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 use tidegate::clock::Now;
+use tidegate::config::Authentication;
+use tidegate::device::auth::{Key, Keys, Material, Nonce, Secret};
 use tidegate::device::{Grants, Session, Step, TimeRules};
 use tidegate::model::{BootId, Timestamp};
 use tidegate::wire::codec::{decode_device, encode_gateway};
@@ -21,6 +27,7 @@ const GRANTS: Grants = Grants {
     max_frame: 64 * 1024,
     restart: true,
     times: TimeRules { boot: BootId([7; 16]), max_ahead: Duration::from_secs(600), earliest: Timestamp(0) },
+    authentication: Authentication::None,
 };
 const ANSWER: Format = Format { version: Version::V2, encoding: BodyEncoding::Json };
 
@@ -30,7 +37,11 @@ pub fn check(input: &[u8]) {
     let trusted = size & 1 == 0;
     let now = Now { wall: Timestamp(1_767_225_600_000_000), trusted, monotonic: Duration::from_secs(1) };
     let mut decoder = Decoder::new(LIMITS, Recovery::Resync);
-    let mut session = Session::new(GRANTS, now);
+    let authentication = if size & 0x80 == 0 { Authentication::None } else { Authentication::Token };
+    let mut session = Session::new(Grants { authentication, ..GRANTS }, now);
+    let keys = keys();
+    // The nonce of the challenge that is open, and whether the device may send readings.
+    let (mut open, mut admitted, mut challenges) = (None, authentication == Authentication::None, 0_u8);
     let mut last = 0;
     let mut answers = Vec::new();
     for piece in stream.chunks(usize::from(*size).max(1)) {
@@ -38,11 +49,35 @@ pub fn check(input: &[u8]) {
             let Event::Frame(frame) = event else { return ControlFlow::Continue(()) };
             let Ok(message) = decode_device(&frame) else { return ControlFlow::Continue(()) };
             match session.take(message, now) {
+                Ok(Step::Introduced(device)) => {
+                    assert!(session.device().is_none(), "{device} has still to prove who it is");
+                    challenges = challenges.wrapping_add(1);
+                    let nonce: Nonce = [challenges; 32];
+                    encode_gateway(&session.challenge(nonce), ANSWER, &mut answers);
+                    (open, admitted) = (Some(nonce), false);
+                }
+                Ok(Step::Authenticate(attempt)) => {
+                    assert_eq!(Some(attempt.nonce), open.take(), "a nonce is good for one attempt");
+                    match keys.judge(&attempt, authentication) {
+                        Ok(key) => {
+                            assert!(key.is_for(&attempt.device));
+                            let Some(Step::Establish { device, first, .. }) = session.admit(now) else {
+                                panic!("nobody to admit")
+                            };
+                            assert_eq!(device, attempt.device);
+                            encode_gateway(&session.welcome(first, 0, now), ANSWER, &mut answers);
+                            (admitted, last) = (true, first.saturating_sub(1));
+                        }
+                        Err(_) => session.reset(now),
+                    }
+                }
                 Ok(Step::Establish { first, .. }) => {
+                    assert_eq!(authentication, Authentication::None);
                     encode_gateway(&session.welcome(first, 0, now), ANSWER, &mut answers);
                     last = first.saturating_sub(1);
                 }
                 Ok(Step::Store(converted)) => {
+                    assert!(admitted && session.device().is_some());
                     for reading in converted.batches().flat_map(|batch| &batch.readings) {
                         assert_eq!(reading.origin_seq, last + 1, "readings are stored without a gap");
                         assert_eq!(reading.channels().len(), reading.values().len());
@@ -55,10 +90,19 @@ pub fn check(input: &[u8]) {
                 Err(refusal) => {
                     assert!(!refusal.text.is_empty());
                     session.reset(now);
+                    (open, admitted) = (None, authentication == Authentication::None);
                 }
             }
             ControlFlow::Continue(())
         });
         assert_eq!(pushed, Ok(()), "resynchronising does not fail");
     }
+}
+
+/// One key of each kind, whose holders are not hard to guess.
+fn keys() -> Keys {
+    let key =
+        |name: &str, material| Key { name: name.into(), devices: vec!["p*".into()], created: Timestamp(0), material };
+    let secret = Secret([0; 32]);
+    Keys::new([key("t", Material::Token(secret.token_hash())), key("h", Material::Hmac(secret))])
 }

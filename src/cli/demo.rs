@@ -177,6 +177,7 @@ fn simulation(args: &Args, gateway: SocketAddr) -> simulate::Args {
         prefix_id: "device".into(),
         give_up: Duration::from_secs(10),
         json: false,
+        access: simulate::access::Access::default(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `tidegate simulate`: devices that speak the real protocol, to try a gateway out
 //! and to measure it.
 
+pub mod access;
 pub mod client;
 pub mod device;
 pub mod pace;
@@ -10,6 +11,7 @@ pub mod values;
 use crate::clock::{Clock, SystemClock};
 use crate::model::Token;
 use crate::wire::frame::BodyEncoding;
+use access::{Access, Holder};
 use anyhow::{Context, bail};
 use client::{Client, Identity, Patience};
 use device::Surroundings;
@@ -60,6 +62,8 @@ pub struct Args {
     /// Print the summary as one JSON object
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub access: Access,
 }
 
 /// How fast readings are taken, over all devices.
@@ -140,14 +144,16 @@ pub async fn simulate(args: &Args, stop: watch::Receiver<bool>) -> anyhow::Resul
     if addresses.is_empty() {
         bail!("{} has no address", args.gateway);
     }
+    let (holder, security) = (args.access.holder()?, args.access.security(&args.gateway)?);
     let clock = Arc::new(SystemClock::new());
     let latencies = Arc::new(Latencies::new()?);
     let sessions = getrandom::u64().context("the system has no random numbers")?;
     let mut devices = JoinSet::new();
     for number in 1..=u64::from(args.devices) {
-        let client = Client::new(identity(args, number, sessions)?, pace(args, number), patience(args));
+        let client = Client::new(identity(args, number, sessions, holder.clone())?, pace(args, number), patience(args));
         let delay = APART * u32::try_from(number - 1).unwrap_or(u32::MAX); // devices are a u32
-        let around = Surroundings { clock: clock.clone(), latencies: latencies.clone(), stop: stop.clone() };
+        let (clock, latencies, stop) = (clock.clone(), latencies.clone(), stop.clone());
+        let around = Surroundings { clock, latencies, security: security.clone(), stop };
         let addresses = addresses.clone();
         devices.spawn(async move { device::run(&addresses, client, delay, around).await });
     }
@@ -158,7 +164,7 @@ pub async fn simulate(args: &Args, stop: watch::Receiver<bool>) -> anyhow::Resul
     Report::new(&outcomes, &latencies, clock.now().monotonic)
 }
 
-fn identity(args: &Args, number: u64, sessions: u64) -> anyhow::Result<Identity> {
+fn identity(args: &Args, number: u64, sessions: u64, holder: Option<Arc<Holder>>) -> anyhow::Result<Identity> {
     let id = format!("{}-{number}", args.prefix_id);
     if let Err(why) = Token::check(&id) {
         bail!("--prefix-id {:?}: the device id {id:?} {why}", args.prefix_id);
@@ -170,7 +176,7 @@ fn identity(args: &Args, number: u64, sessions: u64) -> anyhow::Result<Identity>
     };
     // Random in every run, whatever the seed: seqs start over.
     let session = values::mix(sessions.wrapping_add(number));
-    Ok(Identity { id, number, session, seed: args.seed, encoding })
+    Ok(Identity { id, number, session, seed: args.seed, encoding, holder })
 }
 
 fn patience(args: &Args) -> Patience {

@@ -2,6 +2,7 @@
 
 use crate::model::{Timestamp, time_as_text};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// `[devices]`: what every device session is granted.
@@ -36,6 +37,16 @@ pub struct Devices {
     pub max_known: usize,
     /// Devices behind one hub.
     pub max_sub_devices: usize,
+    /// Patterns of which one must match a device's name; none: every device.
+    pub allow: Vec<String>,
+    /// Patterns of which none may.
+    pub deny: Vec<String>,
+    /// `keys` in the store's directory if not given.
+    pub keys_file: Option<PathBuf>,
+    /// `sealing-key` beside the keys file if not given.
+    pub sealing_key_file: Option<PathBuf>,
+    /// Failed attempts to authenticate after which an address is locked out; 0: never.
+    pub lock_out_after: u32,
 }
 
 /// What silence of a device means.
@@ -76,6 +87,11 @@ impl Default for Devices {
             flap_damping: Duration::from_secs(30),
             max_known: 20_000,
             max_sub_devices: 256,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            keys_file: None,
+            sealing_key_file: None,
+            lock_out_after: 10,
         }
     }
 }

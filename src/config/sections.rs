@@ -1,6 +1,7 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
+use super::listener::Tcp;
 use super::{Commands, Devices, Serial};
 use crate::model::GatewayId;
 use bytesize::ByteSize;
@@ -57,31 +58,6 @@ pub enum ClockTrust {
     File,
     /// Nothing more than that it is plausible.
     Trusted,
-}
-
-/// `[[tcp]]`: a listener for devices.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Tcp {
-    /// Names the link in logs and metrics.
-    pub name: String,
-    pub listen: SocketAddr,
-    /// Connections beyond this many are refused.
-    pub max_connections: usize,
-    /// From the connection to the end of the handshake.
-    #[serde(with = "humantime_serde")]
-    pub handshake_timeout: Duration,
-    /// Largest frame body accepted, in bytes.
-    pub max_frame: ByteSize,
-    /// How long a frame may stay incomplete without another byte.
-    #[serde(with = "humantime_serde")]
-    pub frame_timeout: Duration,
-    /// As in `[devices]`, if not given.
-    #[serde(with = "humantime_serde")]
-    pub heartbeat_interval: Option<Duration>,
-    /// As in `[devices]`, if not given.
-    #[serde(with = "humantime_serde")]
-    pub idle_timeout: Option<Duration>,
 }
 
 /// `[http]`: metrics and health.
@@ -259,21 +235,6 @@ impl Default for Gateway {
     }
 }
 
-impl Default for Tcp {
-    fn default() -> Tcp {
-        Tcp {
-            name: "tcp".into(),
-            listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
-            max_connections: 10_000,
-            handshake_timeout: Duration::from_secs(5),
-            max_frame: ByteSize::kib(64),
-            frame_timeout: Duration::from_secs(2),
-            heartbeat_interval: None,
-            idle_timeout: None,
-        }
-    }
-}
-
 impl Default for Http {
     fn default() -> Http {
         Http { enabled: true, listen: SocketAddr::from(([127, 0, 0, 1], 7412)) }
@@ -331,28 +292,6 @@ impl Default for Mqtt {
             stable_after: Duration::from_secs(30),
             replay_after: Duration::from_secs(60),
             commands: true,
-        }
-    }
-}
-
-impl Serialize for HistoryWithin {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        match self {
-            HistoryWithin::Off => s.serialize_str("off"),
-            HistoryWithin::Within(duration) => humantime_serde::serialize(duration, s),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for HistoryWithin {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(d)?;
-        if text == "off" {
-            return Ok(HistoryWithin::Off);
-        }
-        match humantime::parse_duration(&text) {
-            Ok(duration) => Ok(HistoryWithin::Within(duration)),
-            Err(why) => Err(serde::de::Error::custom(format!("{why}; give a duration such as \"5m\", or \"off\""))),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `[[serial]]`: which port, how it is set up, and what comes over it.
 
+use super::Authentication;
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use std::fmt;
@@ -76,6 +77,7 @@ pub struct Serial {
     /// As in `[devices]`, if not given.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Option<Duration>,
+    pub authentication: Authentication,
 }
 
 impl Default for Serial {
@@ -103,6 +105,7 @@ impl Default for Serial {
             reopen_interval: Duration::from_secs(1),
             heartbeat_interval: None,
             idle_timeout: None,
+            authentication: Authentication::None,
         }
     }
 }

@@ -64,11 +64,14 @@ mod tests {
     #[test]
     fn every_key_is_shown_with_its_default() {
         check::<Gateway>("gateway", &["id", "worker_threads", "memory_limit"]);
-        check::<Tcp>("tcp", &["heartbeat_interval", "idle_timeout"]);
+        let silence = ["heartbeat_interval", "idle_timeout"];
+        let tls = ["cert_file", "key_file", "client_ca_file"];
+        let tcp = ["authentication", "max_connections_per_address"];
+        check::<Tcp>("tcp", &[&tls[..], &tcp, &silence].concat());
         let port = ["path", "usb", "usb_serial", "usb_interface"];
-        check::<Serial>("serial", &[&port[..], &["heartbeat_interval", "idle_timeout"]].concat());
+        check::<Serial>("serial", &[&port[..], &silence].concat());
         check::<Http>("http", &[]);
-        check::<Devices>("devices", &[]);
+        check::<Devices>("devices", &["allow", "deny", "keys_file", "sealing_key_file"]);
         check::<Commands>("commands", &["devices"]);
         check::<Store>("store", &["max_age", "thin"]);
         check::<Route>("route", &["devices", "channels"]);

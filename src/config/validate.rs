@@ -1,6 +1,7 @@
 //! What is well-formed but makes no sense. Pure, but for [`check_files`].
 
 mod commands;
+mod files;
 mod links;
 mod mqtt;
 mod routes;
@@ -15,7 +16,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
-pub(super) use mqtt::check_files;
+pub(super) use files::check_files;
 pub use mqtt::prefix_fault;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -111,6 +112,9 @@ fn devices(devices: &Devices, mut section: Section) {
     section.number("max_message_rate", devices.max_message_rate, 0, 1_000_000);
     section.number("message_burst", devices.message_burst, 1, 1_000_000);
     section.duration("max_clock_ahead", devices.max_clock_ahead, SECOND, 365 * DAY);
+    routes::patterns("allow", &devices.allow, &mut section);
+    routes::patterns("deny", &devices.deny, &mut section);
+    section.number("lock_out_after", devices.lock_out_after, 0, 1000);
     let earliest = devices.earliest_time;
     if !(Timestamp(0)..=LATEST_EARLIEST).contains(&earliest) {
         let fix = format!("give a time from {} to {LATEST_EARLIEST}", Timestamp(0));

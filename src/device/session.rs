@@ -1,14 +1,19 @@
 //! One device's conversation with the gateway, message by message.
 //!
 //! connecting --Hello--> established <--silence, a word--> idle; from all of them
-//! --Goodbye, more silence or a mistake--> closed.
+//! --Goodbye, more silence or a mistake--> closed. Where devices authenticate, they are
+//! introduced between the two: Hello --> introduced --Authenticate, or a
+//! certificate--> established.
 //! See `docs/protocol.md`, "Sessions".
 
+use super::auth::{Attempt, Nonce};
 use super::convert::{ConvertError, Converted, Converter, TimeRules};
 use crate::clock::Now;
+use crate::config::Authentication;
 use crate::model::DeviceId;
 use crate::wire::message::{
-    CommandResult, DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Readings, Reason, SubDevice, Welcome,
+    Authenticate, Challenge, CommandResult, DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Readings, Reason,
+    SubDevice, Welcome,
 };
 use std::time::Duration;
 
@@ -31,6 +36,8 @@ pub struct Grants {
     pub restart: bool,
     /// How devices' times are taken.
     pub times: TimeRules,
+    /// How devices prove who they are.
+    pub authentication: Authentication,
 }
 
 /// Why a session ends, in the words of the Goodbye that says so.
@@ -52,6 +59,12 @@ pub enum Step {
         first: u64,
         firmware: Option<String>,
     },
+    /// A device introduced itself and has to prove that it is who it says it is:
+    /// [`Session::challenge`] it, or [`Session::admit`] it if it did so already.
+    Introduced(DeviceId),
+    /// It answered the challenge: judge the answer, and [`Session::admit`] the device or
+    /// refuse it.
+    Authenticate(Attempt),
     /// Readings to store; none if the device sent only what it had sent before on
     /// this connection.
     Store(Converted),
@@ -79,18 +92,30 @@ pub enum Tick {
 #[derive(Debug)]
 pub struct Session {
     grants: Grants,
+    introduced: Option<Box<Introduced>>,
     device: Option<Box<Converter>>,
     heard: Duration,
     idle: bool,
 }
 
+/// A device that has still to prove who it is.
+#[derive(Debug)]
+struct Introduced {
+    converter: Box<Converter>,
+    session: u64,
+    first: u64,
+    firmware: Option<String>,
+    /// What it has to prove it with, once.
+    nonce: Option<Nonce>,
+}
+
 impl Session {
     /// A connection was made.
     pub fn new(grants: Grants, now: Now) -> Session {
-        Session { grants, device: None, heard: now.monotonic, idle: false }
+        Session { grants, introduced: None, device: None, heard: now.monotonic, idle: false }
     }
 
-    /// The device, once it is known.
+    /// The device, once it is known to be who it says it is.
     pub fn device(&self) -> Option<&DeviceId> {
         self.device.as_ref().map(|device| device.device())
     }
@@ -109,7 +134,7 @@ impl Session {
 
     /// Forgets the device: the next message must be a Hello.
     pub fn reset(&mut self, now: Now) {
-        self.device = None;
+        (self.introduced, self.device) = (None, None);
         self.heard(now);
     }
 
@@ -149,6 +174,7 @@ impl Session {
 
     fn timeout(&self) -> Refusal {
         let (what, limit) = match (&self.device, self.grants.handshake_timeout) {
+            (None, Some(limit)) if self.introduced.is_some() => ("no proof came", limit),
             (None, Some(limit)) => ("no Hello came", limit),
             _ => ("nothing was heard", self.grants.idle_timeout),
         };
@@ -164,11 +190,15 @@ impl Session {
             self.heard(now);
         }
         let window = u64::from(self.grants.window);
+        let introduced = self.introduced.is_some();
         match (message, &mut self.device) {
             (DeviceMessage::Goodbye(_), _) => Ok(Step::Leave),
-            (DeviceMessage::Authenticate(_), _) => Err(protocol("Authenticate came without a Challenge")),
-            (DeviceMessage::Hello(_), Some(_)) if !self.grants.restart => Err(protocol("a second Hello came")),
+            (DeviceMessage::Authenticate(answer), _) => self.answered(answer),
+            (DeviceMessage::Hello(_), device) if !self.grants.restart && (device.is_some() || introduced) => {
+                Err(protocol("a second Hello came"))
+            }
             (DeviceMessage::Hello(hello), _) => self.hello(hello, now),
+            (_, None) if introduced => Err(protocol("answer the Challenge first")),
             (_, None) => Err(protocol("send Hello first")),
             (DeviceMessage::Readings(Readings { samples, .. }), Some(_)) if samples.len() as u64 > window => {
                 Err(protocol(&format!("{} samples in one message are more than the window of {window}", samples.len())))
@@ -200,9 +230,47 @@ impl Session {
             Converter::new(device.clone(), hello.session, hello.clock, self.grants.times, &hello.channels)
                 .map_err(senseless)?;
         converter.synchronise(hello.time, now);
-        self.device = Some(Box::new(converter));
+        let converter = Box::new(converter);
+        let Hello { session, first, firmware, .. } = hello;
+        if self.grants.authentication == Authentication::None {
+            self.device = Some(converter);
+            self.heard(now);
+            return Ok(Step::Establish { device, session, first, firmware });
+        }
+        self.device = None;
+        self.introduced = Some(Box::new(Introduced { converter, session, first, firmware, nonce: None }));
+        Ok(Step::Introduced(device))
+    }
+
+    /// Has the device that introduced itself prove who it is, with a `nonce` that nobody
+    /// could know before.
+    pub fn challenge(&mut self, nonce: Nonce) -> GatewayMessage {
+        if let Some(introduced) = &mut self.introduced {
+            introduced.nonce = Some(nonce);
+        }
+        GatewayMessage::Challenge(Challenge { nonce: nonce.to_vec() })
+    }
+
+    fn answered(&mut self, answer: Authenticate) -> Result<Step, Refusal> {
+        let open = self.introduced.as_mut().and_then(|introduced| {
+            let nonce = introduced.nonce.take()?;
+            Some((introduced.converter.device().clone(), introduced.session, nonce))
+        });
+        let Some((device, session, nonce)) = open else {
+            return Err(protocol("Authenticate came without a Challenge"));
+        };
+        Ok(Step::Authenticate(Attempt { device, session, nonce, key: answer.key, proof: answer.proof }))
+    }
+
+    /// The device that introduced itself is who it says it is: a step to establish the
+    /// session, unless nobody was introduced.
+    pub fn admit(&mut self, now: Now) -> Option<Step> {
+        let introduced = self.introduced.take()?;
+        let Introduced { converter, session, first, firmware, .. } = *introduced;
+        let device = converter.device().clone();
+        self.device = Some(converter);
         self.heard(now);
-        Ok(Step::Establish { device, session: hello.session, first: hello.first, firmware: hello.firmware })
+        Some(Step::Establish { device, session, first, firmware })
     }
 
     /// The answer to a Hello that named `first`, when everything up to `settled` of
@@ -243,7 +311,7 @@ fn senseless(why: ConvertError) -> Refusal {
 mod tests {
     use super::*;
     use crate::model::{BootId, Timestamp};
-    use crate::wire::message::{Authenticate, DeviceClock, Goodbye, Heartbeat, ResultState, Sample};
+    use crate::wire::message::{DeviceClock, Goodbye, Heartbeat, ResultState, Sample};
 
     const GRANTS: Grants = Grants {
         handshake_timeout: Some(Duration::from_secs(5)),
@@ -254,6 +322,7 @@ mod tests {
         max_frame: 1000,
         restart: false,
         times: TimeRules { boot: BootId([0; 16]), max_ahead: Duration::from_secs(600), earliest: Timestamp(0) },
+        authentication: Authentication::None,
     };
 
     fn at(seconds: u64) -> Now {
@@ -335,6 +404,48 @@ mod tests {
             session.welcome(1, 0, at(0));
             assert!(session.take(reading(1), at(0)).is_ok());
         }
+    }
+
+    fn answer(proof: u8) -> DeviceMessage {
+        DeviceMessage::Authenticate(Authenticate { key: "k".into(), proof: vec![proof] })
+    }
+
+    #[test]
+    fn a_device_proves_who_it_is_before_it_is_known() {
+        let grants = Grants { authentication: Authentication::Hmac, ..GRANTS };
+        let mut session = Session::new(grants, at(0));
+        let step = session.take(hello("pump"), at(2));
+        assert!(matches!(&step, Ok(Step::Introduced(device)) if device.as_str() == "pump"), "{step:?}");
+        assert!(session.take(answer(1), at(2)).is_err(), "there is no challenge yet");
+        assert!(matches!(session.challenge([9; 32]), GatewayMessage::Challenge(c) if c.nonce == [9; 32]));
+        assert_eq!((session.device(), session.deadline()), (None, Some(Duration::from_secs(5))));
+        assert_eq!(session.timeout().text, "no proof came within 5s");
+        assert!(session.take(hello("valve"), at(2)).is_err() && session.take(reading(1), at(2)).is_err());
+        let Ok(Step::Authenticate(attempt)) = session.take(answer(7), at(3)) else { panic!("no attempt") };
+        assert_eq!((attempt.device.as_str(), attempt.session, attempt.nonce), ("pump", 7, [9; 32]));
+        assert!(session.take(answer(7), at(3)).is_err(), "a nonce is good for one attempt");
+        let step = session.admit(at(4));
+        assert!(matches!(step, Some(Step::Establish { session: 7, first: 1, .. })), "{step:?}");
+        assert_eq!(session.deadline(), Some(Duration::from_secs(49)));
+        session.welcome(1, 0, at(4));
+        assert!(session.take(reading(1), at(4)).is_ok());
+        assert_eq!(session.admit(at(5)), None, "nobody waits any more");
+    }
+
+    #[test]
+    fn where_a_line_cannot_break_each_hello_has_to_be_proven() {
+        let grants = Grants { restart: true, handshake_timeout: None, authentication: Authentication::Token, ..GRANTS };
+        let mut session = Session::new(grants, at(0));
+        assert!(matches!(session.take(hello("pump"), at(0)), Ok(Step::Introduced(_))));
+        session.challenge([1; 32]);
+        assert!(matches!(session.take(answer(0), at(0)), Ok(Step::Authenticate(_))));
+        session.admit(at(0));
+        assert!(session.device().is_some());
+        assert!(matches!(session.take(hello("valve"), at(1)), Ok(Step::Introduced(_))));
+        assert!(session.device().is_none() && session.take(reading(1), at(1)).is_err());
+        session.challenge([2; 32]);
+        assert!(matches!(session.take(hello("pump"), at(1)), Ok(Step::Introduced(_))));
+        assert!(session.take(answer(0), at(1)).is_err(), "that challenge was another Hello's");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod peer;
 
+use super::caller::Caller;
 use super::line::Line;
 use super::pool::{ALLOWANCE, Lease};
 use super::porch::Place;
@@ -85,11 +86,11 @@ enum Gate {
 }
 
 /// Serves the device at the far end of `io` until either side ends it or `stop`
-/// turns true. `from` says who it is in logs; `place` is where it waits to be let in.
+/// turns true. `place` is where it waits to be let in.
 pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut S,
     line: &Line,
-    from: &str,
+    caller: Caller,
     place: Place,
     mut stop: watch::Receiver<bool>,
 ) -> Closed {
@@ -100,7 +101,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         decoder: Decoder::new(line.before_hello, line.recovery),
         partial_since: None,
         frame_since: None,
-        peer: Peer::new(line, from, place, clock.now()),
+        peer: Peer::new(line, caller, place, clock.now()),
         lease: line.shared.pool.lease(),
         gate: Gate::Open,
         early: Vec::new(),
@@ -124,6 +125,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         let settled = connection.peer.settled(now.monotonic);
         let called = connection.peer.called();
         let evicted = connection.peer.place.evicted();
+        let keys = connection.peer.keys_changed();
         let stalled = connection.peer.is_stalled() || connection.gate == Gate::Log;
         let starved = connection.gate == Gate::Memory;
         let freed = line.shared.pool.freed();
@@ -137,6 +139,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                 connection.say_busy();
                 return Closed::Evicted;
             }
+            () = keys => connection.peer.look_at_key(clock.now()),
             () = settled => {
                 if connection.peer.place.gives_way() {
                     connection.peer.place.turn().await;

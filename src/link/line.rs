@@ -3,6 +3,7 @@
 use super::pool::Pool;
 use crate::clock::Clock;
 use crate::config;
+use crate::device::auth::Doorman;
 use crate::device::{Grants, Registry, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
 use crate::store::Log;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub struct Shared {
     pub log: Log,
     pub registry: Registry,
+    pub doorman: Doorman,
     pub devices: config::Devices,
     /// Memory for what connections hold.
     pub pool: Pool,
@@ -90,6 +92,12 @@ impl Line {
     pub fn waiting(&self) -> Gauge {
         let label = LinkLabel { link: self.name.clone() };
         self.shared.metrics.connections_waiting.get_or_create(&label).clone()
+    }
+
+    /// Shows whether devices from elsewhere need not prove who they are.
+    pub fn unauthenticated(&self, unauthenticated: bool) {
+        let label = LinkLabel { link: self.name.clone() };
+        self.shared.metrics.link_unauthenticated.get_or_create(&label).set(i64::from(unauthenticated));
     }
 
     /// Counts a connection that was turned away.

@@ -203,6 +203,11 @@ impl Place {
         &self.porch
     }
 
+    /// When its connection came, on the monotonic clock.
+    pub fn since(&self) -> Duration {
+        self.since
+    }
+
     /// Whether it was let in, and did not leave.
     pub fn is_inside(&self) -> bool {
         self.standing == Standing::Entered

@@ -11,10 +11,11 @@ pub use choice::closeness;
 pub use claims::Ports;
 pub use ports::{Port, Usb, list};
 
+use super::caller::Caller;
 use super::connection::{self, Closed};
 use super::line::{Line, Shared};
 use super::porch::Place;
-use crate::config;
+use crate::config::{self, Authentication};
 use crate::device::Grants;
 use crate::metrics::{LinkLabel, Metrics};
 use crate::stop;
@@ -30,6 +31,9 @@ use tokio::sync::watch;
 pub async fn serve(config: config::Serial, ports: Ports, shared: Shared, mut stop: watch::Receiver<bool>) {
     let line = line(&config, shared);
     let counts = Counts::new(&line.shared.metrics, &config.name);
+    if config.authentication != Authentication::None {
+        line.shared.doorman.prepare();
+    }
     // So that a port that stays away is logged once.
     let mut told = None;
     while !*stop.borrow() {
@@ -73,7 +77,7 @@ async fn serve_port(
         tracing::warn!(link = %line.name, path, settings, "the port's driver takes other RS-485 settings");
     }
     let mut port = Counted { stream: opened.stream, read: counts.read.clone(), written: counts.written.clone() };
-    match connection::drive(&mut port, line, &path, Place::granted(), stop).await {
+    match connection::drive(&mut port, line, Caller::named(path.as_str()), Place::granted(), stop).await {
         // Nobody is sent away from a place that was granted.
         Closed::Ended | Closed::Evicted => tracing::debug!(link = %line.name, path, "session ended"),
         Closed::Gone => tracing::warn!(link = %line.name, path, "serial port vanished; waiting for it"),
@@ -96,6 +100,7 @@ fn line(config: &config::Serial, shared: Shared) -> Line {
             max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
             restart: true,
             times: shared.time_rules(),
+            authentication: config.authentication,
         },
         before_hello: limits,
         limits,

@@ -1,14 +1,18 @@
 //! Devices over TCP: one listener, one task a connection.
 
+use super::addresses::Addresses;
+use super::caller::Caller;
 use super::connection::{self, Closed, FIRST_FORMAT};
 use super::line::{Line, Shared};
 use super::porch::{self, LEAVING, Place, Porch};
-use crate::config;
+use super::tls::{self, Tls};
+use crate::config::{self, Authentication};
 use crate::device::Grants;
 use crate::stop;
 use crate::wire::codec::encode_gateway;
 use crate::wire::frame::{Limits, Recovery};
 use crate::wire::message::{GatewayMessage, Goodbye, Reason};
+use rustls::ServerConfig;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,13 +48,13 @@ pub fn bind(listen: SocketAddr, max_connections: usize) -> io::Result<TcpListene
 /// Serves devices until `stop` turns true and the last of them is gone.
 pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, mut stop: watch::Receiver<bool>) {
     let line = Arc::new(line(&config, shared));
+    let door = Door::new(&config, line.clone(), stop.clone());
     line.up(true);
     let porch = Porch::new(config.max_connections, line.waiting());
     // Those that go are still there for a while.
     let most = config.max_connections + 2 * porch::beyond(config.max_connections) + LEAVING;
     let mut told = false;
     let mut connections = JoinSet::new();
-    let stop_one = stop.clone();
     loop {
         tokio::select! {
             biased;
@@ -59,14 +63,7 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
             accepted = accept(&listener, &porch, &line), if connections.len() < most => match accepted {
                 Ok((stream, from)) => {
                     told = false;
-                    if !line.shared.pool.admits() && !porch.evict_one() {
-                        line.shared.pool.refused("connection");
-                        turn_away(&stream, from, &line, "memory");
-                    } else if let Some(place) = porch.arrive(line.shared.clock.now().monotonic) {
-                        connections.spawn(serve_one(stream, from, place, line.clone(), stop_one.clone()));
-                    } else {
-                        turn_away(&stream, from, &line, "too_many");
-                    }
+                    door.opens(stream, from, &porch, &mut connections);
                 }
                 Err(why) => {
                     if !std::mem::replace(&mut told, true) {
@@ -82,6 +79,83 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
     drop(listener);
     line.up(false);
     while connections.join_next().await.is_some() {}
+}
+
+/// What becomes of the connections that a listener accepts.
+struct Door {
+    line: Arc<Line>,
+    tls: Option<Tls>,
+    /// Where they are limited by address.
+    addresses: Option<Addresses>,
+    /// Whether devices prove who they are, and so may fail to.
+    guarded: bool,
+    stop: watch::Receiver<bool>,
+}
+
+impl Door {
+    fn new(config: &config::Tcp, line: Arc<Line>, stop: watch::Receiver<bool>) -> Door {
+        let link = &line.name;
+        let by_key = config.authentication() != Authentication::None;
+        line.unauthenticated(config.is_open());
+        if config.is_open() {
+            tracing::warn!(%link, listen = %config.listen, "authentication = \"none\": whoever reaches this address is let in");
+        }
+        if config.is_tapped() {
+            tracing::warn!(%link, "tokens are sent in the clear: give cert_file and key_file, or authentication = \"hmac\"");
+        }
+        if by_key {
+            line.shared.doorman.prepare();
+        }
+        let (tls, guarded) = (config.tls().map(Tls::new), by_key || config.client_ca_file.is_some());
+        let addresses = config.max_connections_per_address.map(Addresses::new);
+        Door { line, tls, addresses, guarded, stop }
+    }
+
+    /// Has a new connection served, or turns it away.
+    fn opens(&self, stream: TcpStream, from: SocketAddr, porch: &Porch, connections: &mut JoinSet<()>) {
+        let line = &self.line;
+        let now = line.shared.clock.now().monotonic;
+        if self.guarded && line.shared.doorman.locked_out(&from.ip().into(), now).is_some() {
+            return self.turn_away(&stream, from, "locked_out");
+        }
+        let visit = self.addresses.as_ref().map(|addresses| addresses.arrive(from.ip()));
+        if let Some(None) = visit {
+            return self.turn_away(&stream, from, "address");
+        }
+        let caller = Caller { visit: visit.flatten(), ..Caller::from(from) };
+        if !line.shared.pool.admits() && !porch.evict_one() {
+            line.shared.pool.refused("connection");
+            return self.turn_away(&stream, from, "memory");
+        }
+        let Some(place) = porch.arrive(now) else {
+            return self.turn_away(&stream, from, "too_many");
+        };
+        match self.tls.as_ref().map(|tls| tls.config(now)) {
+            None => drop(connections.spawn(serve_one(stream, caller, place, line.clone(), self.stop.clone()))),
+            Some(Some(tls)) => {
+                drop(connections.spawn(serve_secure(stream, caller, place, line.clone(), tls, self.stop.clone())));
+            }
+            Some(None) => self.turn_away(&stream, from, "tls"),
+        }
+    }
+
+    /// Tells one connection too many so, as far as that goes without waiting.
+    fn turn_away(&self, stream: &TcpStream, from: SocketAddr, reason: &'static str) {
+        self.line.turned_away(reason);
+        tracing::debug!(link = %self.line.name, %from, reason, "connection refused");
+        if self.tls.is_some() {
+            return; // whoever expects TLS understands nothing but TLS
+        }
+        let (reason, text) = match reason {
+            "locked_out" => (Reason::Unauthorized, "too many attempts failed; try again later"),
+            _ => (Reason::Busy, "as many devices are connected as this gateway has room for; try again later"),
+        };
+        let goodbye = GatewayMessage::Goodbye(Goodbye { reason, text: text.into() });
+        let mut bytes = Vec::new();
+        encode_gateway(&goodbye, FIRST_FORMAT, &mut bytes);
+        // It fits an empty send buffer; if not, the closed connection says enough.
+        let _ = stream.try_write(&bytes);
+    }
 }
 
 /// Takes the next connection as soon as somebody may come. Cancel-safe.
@@ -102,7 +176,7 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    connection::drive(stream, &line(config, shared), from, Place::granted(), stop).await;
+    connection::drive(stream, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
 }
 
 fn line(config: &config::Tcp, shared: Shared) -> Line {
@@ -119,6 +193,7 @@ fn line(config: &config::Tcp, shared: Shared) -> Line {
             max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
             restart: false,
             times: shared.time_rules(),
+            authentication: config.authentication(),
         },
         before_hello: Limits { max_body: BEFORE_HELLO, require_checksum: false },
         limits: Limits { max_body, require_checksum: false },
@@ -128,24 +203,58 @@ fn line(config: &config::Tcp, shared: Shared) -> Line {
     }
 }
 
-async fn serve_one(
-    mut stream: TcpStream,
-    from: SocketAddr,
-    place: Place,
-    line: Arc<Line>,
-    stop: watch::Receiver<bool>,
-) {
-    if let Err(why) = stream.set_nodelay(true) {
-        tracing::debug!(%from, %why, "cannot disable Nagle's algorithm");
-    }
+async fn serve_one(mut stream: TcpStream, caller: Caller, place: Place, line: Arc<Line>, stop: watch::Receiver<bool>) {
     let porch = place.porch().clone();
-    let closed = connection::drive(&mut stream, &line, &from.to_string(), place, stop).await;
+    hasten(&stream, &caller);
+    let closed = connection::drive(&mut stream, &line, caller, place, stop).await;
     if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;
     }
 }
 
-async fn linger(mut stream: TcpStream) {
+/// As [`serve_one`], for a connection whose first words are those of TLS.
+async fn serve_secure(
+    stream: TcpStream,
+    caller: Caller,
+    mut place: Place,
+    line: Arc<Line>,
+    tls: Arc<ServerConfig>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let porch = place.porch().clone();
+    hasten(&stream, &caller);
+    let left = (place.since() + line.grants.handshake_timeout.unwrap_or_default())
+        .saturating_sub(line.shared.clock.now().monotonic);
+    let handshake = tls::accept(stream, tls, &line.shared.pool, place.turn());
+    let mut stream = tokio::select! {
+        biased;
+        () = stop::requested(&mut stop) => return,
+        () = place.evicted() => return line.turned_away("evicted"),
+        shaken = tokio::time::timeout(left, handshake) => match shaken {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(why)) => return not_shaken(&line, &caller, &why.to_string()),
+            Err(_) => return not_shaken(&line, &caller, "it took too long"),
+        }
+    };
+    let caller = Caller { since: Some(place.since()), certificate: stream.certificate(), ..caller };
+    let closed = connection::drive(&mut stream, &line, caller, place, stop).await;
+    if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
+        linger(stream).await;
+    }
+}
+
+fn not_shaken(line: &Line, caller: &Caller, why: &str) {
+    line.turned_away("tls");
+    tracing::debug!(link = %line.name, from = caller.name, why, "the TLS handshake failed");
+}
+
+fn hasten(stream: &TcpStream, caller: &Caller) {
+    if let Err(why) = stream.set_nodelay(true) {
+        tracing::debug!(from = caller.name, %why, "cannot disable Nagle's algorithm");
+    }
+}
+
+async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let _ = tokio::time::timeout(LINGER, async {
         if stream.shutdown().await.is_ok() {
             let mut rest = [0; 512];
@@ -153,16 +262,4 @@ async fn linger(mut stream: TcpStream) {
         }
     })
     .await;
-}
-
-/// Tells one connection too many so, as far as that goes without waiting.
-fn turn_away(stream: &TcpStream, from: SocketAddr, line: &Line, reason: &'static str) {
-    line.turned_away(reason);
-    tracing::debug!(link = %line.name, %from, reason, "connection refused");
-    let text = "as many devices are connected as this gateway has room for; try again later".into();
-    let goodbye = GatewayMessage::Goodbye(Goodbye { reason: Reason::Busy, text });
-    let mut bytes = Vec::new();
-    encode_gateway(&goodbye, FIRST_FORMAT, &mut bytes);
-    // It fits an empty send buffer; if not, the closed connection says enough.
-    let _ = stream.try_write(&bytes);
 }

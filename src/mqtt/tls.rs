@@ -1,9 +1,8 @@
 //! TLS by rustls with ring: nothing of the system's but, if wanted, its roots.
 
 use crate::config;
+use crate::pem;
 use anyhow::{Context, Result, bail};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,46 +31,30 @@ impl TlsFiles {
 /// If a file cannot be read or holds nothing useful, or if only one of certificate
 /// and key is given.
 pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
-    let mut roots = RootCertStore::empty();
-    match &files.ca {
-        Some(path) => {
-            for certificate in certificates(path)? {
-                roots.add(certificate).with_context(|| format!("{} holds no authority", path.display()))?;
-            }
-        }
-        None => {
-            let system = rustls_native_certs::load_native_certs();
-            let (added, _) = roots.add_parsable_certificates(system.certs);
-            if added == 0 {
-                bail!("the system has no certificate authorities: install ca-certificates, or set ca_file");
-            }
-        }
-    }
+    let roots = match &files.ca {
+        Some(path) => pem::authorities(path)?,
+        None => system_authorities()?,
+    };
     let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots);
     let config = match (&files.cert, &files.key) {
         (None, None) => builder.with_no_client_auth(),
-        (Some(cert), Some(key)) => {
-            let private = PrivateKeyDer::from_pem_file(key)
-                .with_context(|| format!("{} holds no private key in PEM format", key.display()))?;
-            builder
-                .with_client_auth_cert(certificates(cert)?, private)
-                .with_context(|| format!("{} and {} do not go together", cert.display(), key.display()))?
-        }
+        (Some(cert), Some(key)) => builder
+            .with_client_auth_cert(pem::certificates(cert)?, pem::private_key(key)?)
+            .with_context(|| format!("{} and {} do not go together", cert.display(), key.display()))?,
         _ => bail!("a client certificate needs both cert_file and key_file"),
     };
     Ok(Arc::new(config))
 }
 
-fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>> {
-    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .with_context(|| format!("cannot read certificates from {}", path.display()))?;
-    if certificates.is_empty() {
-        bail!("{} holds no certificate in PEM format", path.display());
+fn system_authorities() -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if added == 0 {
+        bail!("the system has no certificate authorities: install ca-certificates, or set ca_file");
     }
-    Ok(certificates)
+    Ok(roots)
 }
 
 #[cfg(test)]

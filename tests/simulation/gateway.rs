@@ -15,6 +15,7 @@ use tidegate::backoff::Backoff;
 use tidegate::clock::Clock;
 use tidegate::config::{self, Encoding};
 use tidegate::device::Registry;
+use tidegate::device::auth::Doorman;
 use tidegate::link::{self, tcp::serve_stream};
 use tidegate::metrics::{Metrics, SinkLabel};
 use tidegate::model::GatewayId;
@@ -135,6 +136,7 @@ impl Gateway {
         let shared = link::Shared {
             log: log.clone(),
             registry,
+            doorman: Doorman::new(&devices, &config::Store::default(), metrics.clone()),
             devices,
             clock: clock.clone(),
             metrics: metrics.clone(),

@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tidegate::device::auth::Secret;
 use tidegate::model::Value;
 use tidegate::wire::codec::{decode_gateway, encode_device};
 use tidegate::wire::frame::{BodyEncoding, Decoder, Event, Format, Limits, MAX_BODY, Recovery, Version};
@@ -145,6 +146,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
                 None => panic!("no Welcome: the connection was closed"),
             }
         }
+    }
+
+    /// Waits for the Challenge and returns its nonce.
+    pub async fn challenge(&mut self) -> Vec<u8> {
+        match self.hear().await {
+            Some(GatewayMessage::Challenge(challenge)) => challenge.nonce,
+            other => panic!("no Challenge: {other:?}"),
+        }
+    }
+
+    /// Says Hello and proves to have the key `name`, by an HMAC.
+    pub async fn prove(&mut self, device: &str, session: u64, name: &str, secret: &Secret) {
+        self.say(&hello(device, session, 1)).await;
+        let nonce = self.challenge().await;
+        self.answer(name, secret.hmac(&nonce, device, session)).await;
+    }
+
+    pub async fn answer(&mut self, key: &str, proof: Vec<u8>) {
+        self.say(&DeviceMessage::Authenticate(Authenticate { key: key.into(), proof })).await;
     }
 
     /// Waits for an Ack that covers `seq`.

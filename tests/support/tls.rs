@@ -4,15 +4,18 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// The PEM files of an authority and of who it vouches for.
 pub struct Certificates {
     directory: TempDir,
+    authority: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Certificates {
@@ -22,17 +25,54 @@ impl Certificates {
         params.distinguished_name.push(DnType::CommonName, "authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(params, key()).expect("a certificate");
-        let write = |name: &str, text: String| std::fs::write(directory.path().join(name), text).expect("a file");
-        write("ca.pem", authority.pem());
-        for (name, host) in [("server", "localhost"), ("client", "gateway")] {
-            let key = key();
-            let mut params = CertificateParams::new(vec![host.to_owned()]).expect("valid names");
-            params.distinguished_name.push(DnType::CommonName, name);
-            let certificate = params.signed_by(&key, &authority).expect("a certificate");
-            write(&format!("{name}.pem"), certificate.pem());
-            write(&format!("{name}.key"), key.serialize_pem());
-        }
-        Certificates { directory }
+        let certificates = Certificates { directory, authority };
+        certificates.write("ca.pem", certificates.authority.pem());
+        certificates.issue("server", "localhost");
+        certificates.issue("client", "gateway");
+        certificates
+    }
+
+    /// Makes `NAME.pem` and `NAME.key`, for whom `host` names; or makes them anew.
+    pub fn issue(&self, name: &str, host: &str) {
+        let key = key();
+        let mut params = CertificateParams::new(vec![host.to_owned()]).expect("valid names");
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &self.authority).expect("a certificate");
+        self.write(&format!("{name}.pem"), certificate.pem());
+        self.write(&format!("{name}.key"), key.serialize_pem());
+    }
+
+    fn write(&self, name: &str, text: String) {
+        std::fs::write(self.path(name), text).expect("a file");
+    }
+
+    /// The keys that make a listener speak TLS.
+    pub fn listener(&self) -> String {
+        format!("cert_file = {:?}\nkey_file = {:?}\n", self.path("server.pem"), self.path("server.key"))
+    }
+
+    /// A connection to `address` that trusts the authority, and shows the certificate
+    /// that was issued as `client`.
+    pub async fn connect(&self, address: &str, client: Option<&str>) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate(&self.path("ca.pem"))).expect("an authority");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions that ring knows")
+            .with_root_certificates(roots);
+        let config = match client {
+            None => builder.with_no_client_auth(),
+            Some(name) => {
+                let key = PrivateKeyDer::from_pem_file(self.path(&format!("{name}.key"))).expect("a key");
+                let chain = vec![certificate(&self.path(&format!("{name}.pem")))];
+                builder.with_client_auth_cert(chain, key).expect("a certificate and its key")
+            }
+        };
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let host = "localhost".try_into().expect("a host's name");
+        TlsConnector::from(Arc::new(config)).connect(host, stream).await
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

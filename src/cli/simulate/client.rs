@@ -1,6 +1,7 @@
 //! A device's side of the protocol, without any I/O or clock: the driver tells it
 //! what arrived and what time it is, and writes what it appends.
 
+use super::access::Holder;
 use super::pace::Pace;
 use super::values::{channel_names, channel_units, measure};
 use crate::clock::Now;
@@ -8,11 +9,12 @@ use crate::model::Value;
 use crate::wire::codec::encode_device;
 use crate::wire::frame::{BodyEncoding, Format, Version};
 use crate::wire::message::{
-    ChannelDeclaration, ChannelRef, Command, CommandResult, DeviceClock, DeviceMessage, GatewayMessage, Goodbye,
-    Heartbeat, Hello, Readings, Reason, ResultState, Sample, SubCommand, Welcome,
+    Authenticate, ChannelDeclaration, ChannelRef, Command, CommandResult, DeviceClock, DeviceMessage, GatewayMessage,
+    Goodbye, Heartbeat, Hello, Readings, Reason, ResultState, Sample, SubCommand, Welcome,
 };
 use hdrhistogram::Histogram;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Who a simulated device is.
@@ -24,6 +26,8 @@ pub struct Identity {
     pub session: u64,
     pub seed: u64,
     pub encoding: BodyEncoding,
+    /// The key that it has, if any.
+    pub holder: Option<Arc<Holder>>,
 }
 
 /// How long a device waits for the gateway.
@@ -44,6 +48,8 @@ pub struct Client {
     pace: Pace,
     patience: Patience,
     stage: Stage,
+    /// What is still to be said to a Challenge.
+    answer: Option<Authenticate>,
     /// Readings from `settled + 1` on.
     unacked: VecDeque<Taken>,
     settled: u64,
@@ -106,6 +112,7 @@ impl Client {
             pace,
             patience,
             stage: Stage::Offline,
+            answer: None,
             unacked: VecDeque::new(),
             settled: 0,
             next: 1,
@@ -186,7 +193,7 @@ impl Client {
 
     /// The connection is gone. What it carried may or may not have arrived.
     pub fn disconnected(&mut self) {
-        self.stage = Stage::Offline;
+        (self.stage, self.answer) = (Stage::Offline, None);
         self.done.clear();
         self.held = self.welcomed > 0 && self.pace.is_timed();
     }
@@ -214,8 +221,11 @@ impl Client {
             (GatewayMessage::Goodbye(goodbye), _) => {
                 Err(format!("the gateway said goodbye ({:?}): {}", goodbye.reason, goodbye.text))
             }
-            (GatewayMessage::Challenge(_), Stage::Greeting) => {
-                Err("the gateway asks for credentials, which simulated devices do not have".into())
+            (GatewayMessage::Challenge(challenge), Stage::Greeting) => {
+                let Identity { id, session, holder, .. } = &self.identity;
+                let holder = holder.as_ref().ok_or("the gateway asks for a key: give --key and --secret-file")?;
+                self.answer = Some(holder.answer(&challenge.nonce, id, *session));
+                Ok(())
             }
             (unexpected, stage) => Err(format!("the gateway sent {unexpected:?} while {stage:?}")),
         }
@@ -261,6 +271,9 @@ impl Client {
         match self.stage {
             Stage::Offline => Step::Until(self.gives_up_at()),
             Stage::Greeting => {
+                if let Some(answer) = self.answer.take() {
+                    self.put(&DeviceMessage::Authenticate(answer), out);
+                }
                 let until = self.last_sent.saturating_add(self.patience.welcome);
                 if now.monotonic >= until {
                     return Step::Silent("no Welcome came");

@@ -1,9 +1,11 @@
 //! Runs a [`Client`] over real connections.
 
+use super::access::Security;
 use super::client::{Client, Step};
 use super::report::{Latencies, Outcome};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
+use crate::link::tls::Prompt;
 use crate::stop;
 use crate::wire::codec::decode_gateway;
 use crate::wire::frame::{Decoder, Event, Limits, MAX_BODY, Recovery};
@@ -18,12 +20,15 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio_rustls::client::TlsStream;
 
 /// What all devices of a run share.
 #[derive(Clone)]
 pub struct Surroundings {
     pub clock: Arc<dyn Clock>,
     pub latencies: Arc<Latencies>,
+    /// What connections are secured with, if they are.
+    pub security: Option<Security>,
     /// Ends the run early when it turns true.
     pub stop: watch::Receiver<bool>,
 }
@@ -80,9 +85,13 @@ pub async fn run(addresses: &[SocketAddr], mut client: Client, delay: Duration, 
             () = stop::requested(&mut stop) => None,
         };
         let Some((began, connected)) = next else { break };
-        let end = match connected {
-            Ok(stream) => drive(stream, &mut client, Recovery::Fail, &around).await,
-            Err(why) => End::Refused(why),
+        let end = match (connected, &around.security) {
+            (Ok(stream), None) => drive(stream, &mut client, Recovery::Fail, &around).await,
+            (Ok(stream), Some(security)) => match secure(stream, security).await {
+                Ok(stream) => drive(stream, &mut client, Recovery::Fail, &around).await,
+                Err(why) => End::Refused(why),
+            },
+            (Err(why), _) => End::Refused(why),
         };
         client.disconnected();
         match &end {
@@ -121,6 +130,16 @@ async fn connect(addresses: &[SocketAddr], left: Duration) -> Result<TcpStream, 
     };
     stream.set_nodelay(true).map_err(|why| why.to_string())?;
     Ok(stream)
+}
+
+/// Shakes hands. Nobody who stops the run waits long for that.
+async fn secure(stream: TcpStream, security: &Security) -> Result<Prompt<TlsStream<TcpStream>>, String> {
+    let shaken = security.connector.connect(security.host.clone(), stream);
+    match timeout(CONNECT_TIMEOUT, shaken).await {
+        Ok(Ok(stream)) => Ok(Prompt::new(stream)),
+        Ok(Err(why)) => Err(format!("TLS: {why}")),
+        Err(_) => Err("the TLS handshake took too long".into()),
+    }
 }
 
 /// Lets `client` talk over `stream`, which must not hold back what is written.

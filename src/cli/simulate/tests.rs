@@ -273,10 +273,10 @@ async fn a_run_that_is_stopped_reports_what_was_done_so_far() {
 #[tokio::test]
 async fn a_client_can_talk_over_anything_that_reads_and_writes() {
     let args = args("tcp://h:1 --devices 1 --rate max --readings 50 --seed 5").expect("valid arguments");
-    let mut client = Client::new(identity(&args, 1, 9).expect("a valid id"), pace(&args, 1), patience(&args));
+    let mut client = Client::new(identity(&args, 1, 9, None).expect("a valid id"), pace(&args, 1), patience(&args));
     let (_stop, stop) = watch::channel(false);
     let latencies = Arc::new(Latencies::new().expect("the bounds are valid"));
-    let around = Surroundings { clock: Arc::new(SystemClock::new()), latencies, stop };
+    let around = Surroundings { clock: Arc::new(SystemClock::new()), latencies, security: None, stop };
     let (near, far) = tokio::io::duplex(100);
     let behaviour = Behaviour { window: 7, ..Behaviour::default() };
     let gateway = tokio::spawn(serve(far, behaviour, Arc::default()));
@@ -317,5 +317,5 @@ fn the_readings_are_shared_out_and_spread_in_time() {
     assert_eq!(due, [0, 33, 66]);
     let ends = [1, 2, 3].map(|number| (pace(&args, number).end() - APART * 3).as_millis());
     assert_eq!(ends, [200, 233, 166]);
-    assert!(identity(&Args { prefix_id: "a b".into(), ..args }, 1, 0).is_err());
+    assert!(identity(&Args { prefix_id: "a b".into(), ..args }, 1, 0, None).is_err());
 }

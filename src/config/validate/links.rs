@@ -53,9 +53,26 @@ fn check_silence(config: &Config, heartbeat: Option<Duration>, idle: Option<Dura
 
 fn check_tcp(tcp: &Tcp, section: &mut Section) {
     section.number("max_connections", tcp.max_connections, 1, 1_000_000);
+    if let Some(most) = tcp.max_connections_per_address {
+        section.number("max_connections_per_address", most, 1, 1_000_000);
+    }
     section.duration("handshake_timeout", tcp.handshake_timeout, MILLISECOND, HOUR);
     section.size("max_frame", tcp.max_frame, MIN_FRAME, MAX_FRAME);
     section.duration("frame_timeout", tcp.frame_timeout, MILLISECOND, HOUR);
+    check_tls(tcp, section);
+}
+
+fn check_tls(tcp: &Tcp, section: &mut Section) {
+    let files = [("cert_file", &tcp.cert_file, "key_file"), ("key_file", &tcp.key_file, "cert_file")];
+    for ((key, file, missing), other) in files.into_iter().zip([&tcp.key_file, &tcp.cert_file]) {
+        if file.is_some() && other.is_none() {
+            section.reject(&[key, missing], format!("is of no use without `{missing}`"), "give both or neither");
+        }
+    }
+    if tcp.client_ca_file.is_some() && tcp.cert_file.is_none() && tcp.key_file.is_none() {
+        let what = "is of no use: the listener does not speak TLS";
+        section.reject(&["client_ca_file", "cert_file"], what, "give `cert_file` and `key_file` too, or remove it");
+    }
 }
 
 fn check_serial(serial: &Serial, section: &mut Section) {

@@ -3,11 +3,8 @@
 use super::links::Names;
 use super::{DAY, HOUR, MINUTE, SECOND, Section, size, time};
 use crate::config::problem::Report;
-use crate::config::{Broker, Mqtt, read_password};
+use crate::config::{Broker, Mqtt};
 use bytesize::ByteSize;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 use std::time::Duration;
 
 /// What a packet's length field can say.
@@ -124,43 +121,4 @@ fn check_limits(mqtt: &Mqtt, section: &mut Section) {
     }
     section.duration("stable_after", mqtt.stable_after, Duration::ZERO, DAY);
     section.duration("replay_after", mqtt.replay_after, Duration::ZERO, 365 * DAY);
-}
-
-/// Adds a problem for each file that `sinks` name and that cannot be used.
-pub(in crate::config) fn check_files(sinks: &[Mqtt], report: &mut Report) {
-    for (i, mqtt) in sinks.iter().enumerate() {
-        let mut section = Section::new(report, format!("mqtt[{i}]"));
-        let pem = [
-            ("ca_file", &mqtt.ca_file, "CERTIFICATE"),
-            ("cert_file", &mqtt.cert_file, "CERTIFICATE"),
-            ("key_file", &mqtt.key_file, "PRIVATE KEY"),
-        ];
-        for (key, path, label) in pem {
-            if let Some(Err((what, fix))) = path.as_ref().map(|path| check_pem(path, label)) {
-                section.reject(&[key], what, fix);
-            }
-        }
-        if let Some(Err(why)) = mqtt.password_file.as_deref().map(read_password) {
-            section.reject(&["password_file"], why, "give a file that holds the password and that this user may read");
-        }
-    }
-}
-
-/// Whether there is something in the file that calls itself `label`.
-fn check_pem(path: &Path, label: &str) -> Result<(), (String, String)> {
-    const MOST: u64 = 4 << 20;
-    let mut content = Vec::new();
-    if let Err(why) = File::open(path).and_then(|file| file.take(MOST).read_to_end(&mut content)) {
-        let what = format!("cannot read {}: {why}", path.display());
-        return Err((what, "give a file that is there and that this user may read".into()));
-    }
-    let content = String::from_utf8_lossy(&content);
-    let found = content
-        .lines()
-        .any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{label}-----")));
-    if found {
-        return Ok(());
-    }
-    let what = format!("{} holds no {}", path.display(), label.to_lowercase());
-    Err((what, "give a PEM file (text with -----BEGIN lines); `openssl x509` and `openssl pkey` convert".into()))
 }

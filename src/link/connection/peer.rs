@@ -1,11 +1,14 @@
 //! The session at the far end of a connection: what its messages do to the log,
 //! the registry and the answers.
 
+mod entry;
 mod presence;
 
+use super::super::caller::Caller;
 use super::super::line::Line;
 use super::super::porch::Place;
 use crate::clock::Now;
+use crate::device::auth::Credential;
 use crate::device::{Acks, Bucket, Connected, Converted, Introduction, NotAdmitted, Refusal, Session, Step};
 use crate::model::{Batch, Cause, DeviceId};
 use crate::store::{Mark, Saturated};
@@ -46,7 +49,7 @@ struct Established {
 
 pub struct Peer<'a> {
     line: &'a Line,
-    from: &'a str,
+    caller: Caller,
     frames: Counter,
     rate: Bucket,
     /// Whether it was logged that the device sends too many messages.
@@ -56,6 +59,8 @@ pub struct Peer<'a> {
     /// Where it waits to be let in, or is.
     pub place: Place,
     established: Option<Established>,
+    /// The key that the device proved to have.
+    credential: Option<Box<Credential>>,
     /// Readings that the log has not taken yet.
     batches: VecDeque<Batch>,
     stalled: bool,
@@ -70,17 +75,19 @@ pub struct Peer<'a> {
 }
 
 impl<'a> Peer<'a> {
-    pub fn new(line: &'a Line, from: &'a str, place: Place, now: Now) -> Peer<'a> {
+    pub fn new(line: &'a Line, caller: Caller, place: Place, now: Now) -> Peer<'a> {
+        let since = Now { monotonic: caller.since.unwrap_or(now.monotonic), ..now };
         Peer {
             line,
-            from,
+            caller,
             frames: line.frames(),
             rate: Bucket::new(line.shared.devices.max_message_rate, line.shared.devices.message_burst),
             rate_told: false,
-            session: Session::new(line.grants, now),
+            session: Session::new(line.grants, since),
             format: FIRST_FORMAT,
             place,
             established: None,
+            credential: None,
             batches: VecDeque::new(),
             stalled: false,
             stalled_bytes: 0,
@@ -128,9 +135,13 @@ impl<'a> Peer<'a> {
         match step {
             Ok(Step::Reply(reply)) => encode_gateway(&reply, self.format, &mut self.out),
             Ok(Step::Establish { device, session, first, firmware }) => {
-                self.establish(&device, session, first, firmware.as_deref(), now);
-                return ControlFlow::Break(self.line.limits);
+                if self.is_let_in(&device, now) {
+                    self.establish(&device, session, first, firmware.as_deref(), now);
+                    return ControlFlow::Break(self.line.limits);
+                }
             }
+            Ok(Step::Introduced(device)) => return self.introduced(&device, now),
+            Ok(Step::Authenticate(attempt)) => return self.authenticate(&attempt, now),
             Ok(Step::Store(converted)) => {
                 if let Err(why) = self.note_sub_device(&converted) {
                     self.refuse(busy(&why.to_string()), now);
@@ -161,7 +172,8 @@ impl<'a> Peer<'a> {
         let until = self.rate.closed_until(now)?;
         self.line.throttled();
         if !std::mem::replace(&mut self.rate_told, true) {
-            let (link, device, from) = (&self.line.name, self.session.device().map(DeviceId::as_str), self.from);
+            let (link, device, from) =
+                (&self.line.name, self.session.device().map(DeviceId::as_str), self.caller.name.as_str());
             let most = self.line.shared.devices.max_message_rate;
             tracing::warn!(%link, device, from, most, "more messages a second than allowed; reading them more slowly");
         }
@@ -175,6 +187,11 @@ impl<'a> Peer<'a> {
         let firmware = firmware.map(|text| text.chars().take(MAX_FIRMWARE).collect::<String>().into());
         let shared = &self.line.shared;
         let takes_over = shared.registry.is_connected(device);
+        if self.caller.visit.as_mut().is_some_and(|visit| !visit.enter(takes_over)) {
+            self.line.turned_away("address");
+            self.refuse(busy("as many devices of this address are connected as this gateway allows"), now);
+            return;
+        }
         if !self.place.enter(takes_over) {
             self.line.turned_away("too_many");
             self.refuse(busy("as many devices are connected as this gateway allows; try again later"), now);
@@ -199,7 +216,8 @@ impl<'a> Peer<'a> {
         self.clock_told = false;
         self.established = Some(Established { mark, acks, connected });
         encode_gateway(&self.session.welcome(first, settled, now), self.format, &mut self.out);
-        tracing::info!(%link, %device, from = self.from, session, settled, "device connected");
+        let key = self.credential.as_ref().map(|credential| credential.key());
+        tracing::info!(%link, %device, from = self.caller.name, session, settled, key, "device connected");
     }
 
     fn received(&mut self, converted: Converted) {
@@ -373,7 +391,7 @@ impl<'a> Peer<'a> {
         self.store();
         self.batches = VecDeque::new();
         (self.stalled, self.stalled_bytes) = (false, 0);
-        self.established = None;
+        (self.established, self.credential) = (None, None);
         self.session.reset(now);
     }
 
@@ -410,7 +428,7 @@ impl<'a> Peer<'a> {
     }
 
     fn log_end(&self, why: &str) {
-        let (link, from) = (&self.line.name, self.from);
+        let (link, from) = (&self.line.name, &self.caller.name);
         match self.session.device() {
             Some(device) => tracing::info!(%link, %device, from, why, "device disconnected"),
             None => tracing::debug!(%link, from, why, "connection ended before a device was known"),

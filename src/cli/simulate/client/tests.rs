@@ -22,7 +22,8 @@ fn histogram() -> Histogram<u64> {
 }
 
 fn client(pace: Pace, encoding: BodyEncoding) -> Client {
-    let identity = Identity { id: "sim-3".into(), number: NUMBER, session: SESSION, seed: SEED, encoding };
+    let identity =
+        Identity { id: "sim-3".into(), number: NUMBER, session: SESSION, seed: SEED, encoding, holder: None };
     let patience = Patience {
         welcome: Duration::from_secs(10),
         ack: Duration::from_secs(30),
@@ -378,7 +379,7 @@ fn what_the_gateway_may_not_say_ends_the_connection() {
     };
     let mut client = fast(1, 1);
     client.connected(now(0), &mut Vec::new());
-    assert!(refuse(&mut client, &GatewayMessage::Challenge(Challenge { nonce: vec![1] })).contains("credentials"));
+    assert!(refuse(&mut client, &GatewayMessage::Challenge(Challenge { nonce: vec![1] })).contains("asks for a key"));
     assert_eq!(client.received(&ack(1), now(0), &mut histogram()), Ok(()), "left over on the line");
     assert!(refuse(&mut client, &welcome(1, 1)).contains("only 0 were sent"));
     let tiny = GatewayMessage::Welcome(Welcome {
@@ -400,7 +401,7 @@ fn what_the_gateway_may_not_say_ends_the_connection() {
 #[test]
 fn the_first_frame_is_small_and_json_readings_name_their_channels() {
     for encoding in [BodyEncoding::Json, BodyEncoding::Postcard, BodyEncoding::Protobuf] {
-        let identity = Identity { id: "x".repeat(64), number: 1, session: u64::MAX, seed: 0, encoding };
+        let identity = Identity { id: "x".repeat(64), number: 1, session: u64::MAX, seed: 0, encoding, holder: None };
         let pace = Pace::new(Duration::ZERO, Duration::ZERO, 1, Length::Readings(1));
         let patience = Patience { welcome: Duration::MAX, ack: Duration::MAX, give_up: Duration::MAX };
         let mut out = Vec::new();

@@ -40,7 +40,7 @@ const FIXED32: u8 = 5;
 #[derive(Debug, Clone, Copy)]
 enum Raw<'a> {
     Varint(u64),
-    Fixed64([u8; 8]),
+    Fixed64(u64),
     Bytes(&'a [u8]),
     Fixed32,
 }
@@ -64,6 +64,7 @@ impl<'a> Fields<'a> {
 
     /// # Errors
     /// If the bytes are no field. Groups, which proto3 does not have, are none.
+    #[inline(always)] // a fifth of the time to decode Readings
     pub fn next(&mut self) -> Result<Option<Found<'a>>, Why> {
         if self.0.is_empty() {
             return Ok(None);
@@ -75,7 +76,7 @@ impl<'a> Fields<'a> {
         }
         let raw = match (tag & 7) as u8 {
             VARINT => Raw::Varint(self.varint()?),
-            FIXED64 => Raw::Fixed64(self.array()?),
+            FIXED64 => Raw::Fixed64(u64::from_le_bytes(self.array()?)),
             BYTES => {
                 let length = usize::try_from(self.varint()?).map_err(|_| Why::Cut)?;
                 let (bytes, rest) = self.0.split_at_checked(length).ok_or(Why::Cut)?;
@@ -91,21 +92,32 @@ impl<'a> Fields<'a> {
         Ok(Some(Found { number, raw, rest: *self }))
     }
 
+    #[inline]
     fn varint(&mut self) -> Result<u64, Why> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let (byte, rest) = self.0.split_first().ok_or(Why::Cut)?;
+        if let Some((byte, rest)) = self.0.split_first()
+            && *byte < 0x80
+        {
             self.0 = rest;
-            let bits = u64::from(byte & 0x7f);
-            if bits << shift >> shift != bits {
-                return Err(Why::TooLong);
-            }
-            value |= bits << shift;
-            if byte & 0x80 == 0 {
+            return Ok(u64::from(*byte));
+        }
+        self.long_varint()
+    }
+
+    fn long_varint(&mut self) -> Result<u64, Why> {
+        const MOST: usize = 10;
+        let mut value = 0;
+        for (i, byte) in self.0.iter().take(MOST).enumerate() {
+            value |= u64::from(byte & 0x7f) << (7 * i);
+            if *byte < 0x80 {
+                // Of the tenth byte, only the lowest bit has room.
+                if i == MOST - 1 && *byte > 1 {
+                    return Err(Why::TooLong);
+                }
+                self.0 = &self.0[i + 1..]; // i counts them
                 return Ok(value);
             }
         }
-        Err(Why::TooLong)
+        Err(if self.0.len() < MOST { Why::Cut } else { Why::TooLong })
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Why> {
@@ -230,7 +242,7 @@ field!(
     f64,
     0.0,
     |found| match found.raw {
-        Raw::Fixed64(bytes) => f64::from_le_bytes(bytes),
+        Raw::Fixed64(bits) => f64::from_bits(bits),
         _ => return Err(found.wrong(FIXED64)),
     },
     |value, number, out| {

@@ -1,0 +1,96 @@
+//! How simulated devices get in: by a key, over TLS.
+
+use crate::device::auth::{Secret, from_hex};
+use crate::files::read_secret;
+use crate::mqtt::{TlsFiles, client_config};
+use crate::wire::message::Authenticate;
+use anyhow::{Context, Result};
+use rustls::pki_types::ServerName;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_rustls::TlsConnector;
+
+/// 64 digits and a line's end.
+const MOST_SECRET_BYTES: u64 = 80;
+
+/// How the devices get in.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Access {
+    /// Authenticate by the key of this name, see `tidegate key new`
+    #[arg(long, value_name = "NAME", requires = "secret_file")]
+    pub key: Option<String>,
+    /// The file with the key's secret, 64 hexadecimal digits; nobody else may read it
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub secret_file: Option<PathBuf>,
+    /// Send the secret itself: the key is a token
+    #[arg(long, requires = "key")]
+    pub token: bool,
+    /// Connect over TLS
+    #[arg(long)]
+    pub tls: bool,
+    /// PEM file of the authorities to trust; the system's if not given
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of the certificate to show; it has to name the device
+    #[arg(long, value_name = "FILE", requires_all = ["tls", "key_file"])]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of the certificate's private key
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    pub key_file: Option<PathBuf>,
+}
+
+/// A key that devices hold.
+#[derive(Debug)]
+pub struct Holder {
+    pub name: String,
+    pub secret: Secret,
+    pub token: bool,
+}
+
+impl Holder {
+    /// What proves to whoever sent `nonce` that the key is held.
+    pub fn answer(&self, nonce: &[u8], device: &str, session: u64) -> Authenticate {
+        let proof = match self.token {
+            true => self.secret.0.to_vec(),
+            false => self.secret.hmac(nonce, device, session),
+        };
+        Authenticate { key: self.name.clone(), proof }
+    }
+}
+
+/// What connections are secured with.
+#[derive(Clone)]
+pub struct Security {
+    pub connector: TlsConnector,
+    /// What the gateway's certificate has to name.
+    pub host: ServerName<'static>,
+}
+
+impl Access {
+    /// The key that the devices hold, if they do.
+    ///
+    /// # Errors
+    /// If the file holds no secret, or others may read it.
+    pub fn holder(&self) -> Result<Option<Arc<Holder>>> {
+        let Some((name, file)) = self.key.as_ref().zip(self.secret_file.as_ref()) else { return Ok(None) };
+        let content = read_secret(file, MOST_SECRET_BYTES)?;
+        let secret = std::str::from_utf8(&content).ok().and_then(|text| from_hex(text.trim_ascii()));
+        let secret = secret.with_context(|| format!("{} does not hold 64 hexadecimal digits", file.display()))?;
+        Ok(Some(Arc::new(Holder { name: name.clone(), secret: Secret(secret), token: self.token })))
+    }
+
+    /// What connections to `gateway`, HOST:PORT, are secured with, if they are.
+    ///
+    /// # Errors
+    /// If a file cannot be used, or the host cannot be in a certificate.
+    pub fn security(&self, gateway: &str) -> Result<Option<Security>> {
+        if !self.tls {
+            return Ok(None);
+        }
+        let files = TlsFiles { ca: self.ca_file.clone(), cert: self.cert_file.clone(), key: self.key_file.clone() };
+        let host = gateway.rsplit_once(':').map_or(gateway, |(host, _)| host).trim_matches(['[', ']']);
+        let name = ServerName::try_from(host.to_owned());
+        let host = name.with_context(|| format!("{host:?} is neither a host's name nor an address"))?;
+        Ok(Some(Security { connector: client_config(&files)?.into(), host }))
+    }
+}

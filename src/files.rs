@@ -1,0 +1,191 @@
+//! Files that change while the gateway runs, and files that nobody else may read.
+
+use rustix::fs::{fchown, flock};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// systemd hands secrets out below this, and guards the directory instead of each file.
+const CREDENTIALS: &str = "/run/credentials";
+
+/// Tells one content of a file from the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// Of the file at `path`, if there is one.
+    pub fn of(path: &Path) -> Option<Stamp> {
+        std::fs::metadata(path).ok().map(|file| Stamp::new(&file))
+    }
+
+    fn new(file: &Metadata) -> Stamp {
+        Stamp {
+            inode: file.ino(),
+            size: file.size(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+}
+
+/// Why a secret file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("cannot read {file}: {why}", file = .path.display())]
+    Unreadable { path: PathBuf, why: io::Error },
+    #[error("{file} can be read by others (mode {mode:03o}): chmod 600 {file}", file = .path.display())]
+    Exposed { path: PathBuf, mode: u32 },
+    #[error("{file} is larger than {most} bytes", file = .path.display())]
+    TooLarge { path: PathBuf, most: u64 },
+}
+
+impl SecretError {
+    /// Whether the file is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, SecretError::Unreadable { why, .. } if why.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// Reads a file of `most` bytes at most that only its owner may read.
+///
+/// # Errors
+/// If others may read it too, if it is larger, or as the operating system says.
+pub fn read_secret(path: &Path, most: u64) -> Result<Vec<u8>, SecretError> {
+    let unreadable = |why| SecretError::Unreadable { path: path.to_owned(), why };
+    let file = File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.mode() & 0o777;
+    if mode & 0o077 != 0 && !path.starts_with(CREDENTIALS) {
+        return Err(SecretError::Exposed { path: path.to_owned(), mode });
+    }
+    let mut content = Vec::new();
+    file.take(most + 1).read_to_end(&mut content).map_err(unreadable)?;
+    if content.len() as u64 > most {
+        return Err(SecretError::TooLarge { path: path.to_owned(), most });
+    }
+    Ok(content)
+}
+
+/// A file that is changed by one process at a time. Unlocked when dropped.
+pub struct Locked {
+    path: PathBuf,
+    /// Keeps the lock.
+    file: File,
+}
+
+impl Locked {
+    /// Waits for the file at `path`, which is created if it is not there, as is its
+    /// directory.
+    ///
+    /// # Errors
+    /// As the operating system gives them.
+    pub fn open(path: &Path) -> io::Result<Locked> {
+        let directory = directory_of(path);
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        loop {
+            let mut new = OpenOptions::new();
+            let file = match new.write(true).create_new(true).mode(0o600).open(path) {
+                Ok(file) => {
+                    take_over_owner(&file, &std::fs::metadata(directory)?)?;
+                    file
+                }
+                Err(why) if why.kind() == io::ErrorKind::AlreadyExists => File::open(path)?,
+                Err(why) => return Err(why),
+            };
+            flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+            // Another process may have put a new file in its place meanwhile.
+            let inode = file.metadata()?.ino();
+            if std::fs::metadata(path).is_ok_and(|now| now.ino() == inode) {
+                return Ok(Locked { path: path.to_owned(), file });
+            }
+        }
+    }
+
+    /// Puts `content` in its place, all or nothing, and on the disk. Whoever owned the
+    /// file still does.
+    ///
+    /// # Errors
+    /// As the operating system gives them.
+    pub fn replace(&self, content: &[u8]) -> io::Result<()> {
+        let temporary = with_suffix(&self.path, ".new");
+        // What a crash left is nobody's.
+        let _ = std::fs::remove_file(&temporary);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        take_over_owner(&file, &self.file.metadata()?)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, &self.path)?;
+        File::open(directory_of(&self.path))?.sync_all()
+    }
+}
+
+/// What root makes for the service has to belong to the service.
+fn take_over_owner(file: &File, from: &Metadata) -> io::Result<()> {
+    let own = file.metadata()?;
+    if (own.uid(), own.gid()) == (from.uid(), from.gid()) || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let (user, group) = (rustix::fs::Uid::from_raw(from.uid()), rustix::fs::Gid::from_raw(from.gid()));
+    Ok(fchown(file, Some(user), Some(group))?)
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_others_may_read_is_no_secret() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("secret");
+        assert!(read_secret(&path, 10).expect_err("no file").is_missing());
+        std::fs::write(&path, "1234567890").expect("a file");
+        for mode in [0o640, 0o604, 0o610] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("a mode");
+            let why = read_secret(&path, 10).expect_err("others may read it").to_string();
+            assert!(why.contains(&format!("mode {mode:03o}")) && why.contains("chmod 600"), "{why}");
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("a mode");
+        assert_eq!(read_secret(&path, 10).expect("a secret"), b"1234567890");
+        assert!(matches!(read_secret(&path, 9), Err(SecretError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_by_one_at_a_time() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("below").join("secret");
+        let all: Vec<_> = (0..8)
+            .map(|_| {
+                let path = path.clone();
+                std::thread::spawn(move || {
+                    for _ in 0..10 {
+                        let locked = Locked::open(&path).expect("a lock");
+                        let mut content = read_secret(&path, 1000).expect("a secret");
+                        content.push(b'x');
+                        locked.replace(&content).expect("a new content");
+                    }
+                })
+            })
+            .collect();
+        all.into_iter().for_each(|thread| thread.join().expect("no panic"));
+        assert_eq!(read_secret(&path, 1000).expect("a secret").len(), 80);
+        let before = Stamp::of(&path);
+        Locked::open(&path).expect("a lock").replace(b"y").expect("a new content");
+        assert!(before.is_some() && Stamp::of(&path) != before);
+    }
+}

@@ -1,0 +1,236 @@
+//! TLS on listeners, by rustls with ring.
+//!
+//! Certificates are read again when their files change, so a renewal needs no restart.
+//! What a client may make the gateway hold, before and after its handshake, is bounded
+//! and charged to the pool: rustls itself would take 64 KiB of a handshake message.
+//!
+//! Sessions are not resumed: each connection proves anew who it is.
+
+mod prompt;
+
+pub use prompt::Prompt;
+
+use super::pool::{Lease, Pool};
+use crate::config::{ClientCertificates, ServerTls};
+use crate::files::Stamp;
+use crate::pem;
+use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// How often the files are looked at, at most.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What an idle connection's TLS takes, beside what every connection is charged.
+const IDLE: usize = 4 * 1024;
+/// Bytes that may come without a word of the device among them, before it is charged
+/// for them and at most. A record has 16 KiB; a handshake with a chain of certificates
+/// less.
+const UNCHARGED: usize = 4 * 1024;
+const MOST: usize = 24 * 1024;
+
+/// The certificates of one listener.
+pub struct Tls {
+    files: ServerTls,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    config: Option<Arc<ServerConfig>>,
+    /// What the files were like when they were read.
+    seen: Option<Vec<Option<Stamp>>>,
+    looked: Option<Duration>,
+}
+
+impl Tls {
+    /// Certificates from `files`, which are read when they are first needed.
+    pub fn new(files: ServerTls) -> Tls {
+        Tls { files, state: Mutex::default() }
+    }
+
+    /// What to shake hands with: by the files as they are, or as they last were in order.
+    /// `None` if they never were, which is logged.
+    pub fn config(&self, now: Duration) -> Option<Arc<ServerConfig>> {
+        let mut state = self.state.lock();
+        if state.looked.is_none_or(|looked| now >= looked + LOOK_EVERY) {
+            state.looked = Some(now);
+            let seen = self.stamps();
+            if state.seen.as_ref() != Some(&seen) {
+                state.seen = Some(seen);
+                self.load(&mut state);
+            }
+        }
+        state.config.clone()
+    }
+
+    fn load(&self, state: &mut State) {
+        let cert = self.files.cert.display();
+        match server_config(&self.files) {
+            Ok(config) => {
+                if state.config.replace(config).is_some() {
+                    tracing::info!(%cert, "certificates were read again");
+                }
+            }
+            Err(why) => {
+                let why = format!("{why:#}");
+                match state.config {
+                    Some(_) => {
+                        tracing::warn!(%cert, why, "new certificates cannot be used; going on with the old ones")
+                    }
+                    None => {
+                        tracing::error!(%cert, why, "certificates cannot be used; no device is let in until they can")
+                    }
+                }
+            }
+        }
+    }
+
+    fn stamps(&self) -> Vec<Option<Stamp>> {
+        let ServerTls { cert, key, client_ca, .. } = &self.files;
+        [Some(cert), Some(key), client_ca.as_ref()].into_iter().flatten().map(|path| Stamp::of(path)).collect()
+    }
+}
+
+/// Loads the files into a configuration for a listener.
+///
+/// # Errors
+/// If one cannot be read or holds nothing useful, or if certificate and key do not go
+/// together.
+pub fn server_config(files: &ServerTls) -> Result<Arc<ServerConfig>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = match &files.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(pem::authorities(path)?.into(), provider);
+            let verifier = match files.client_certificates {
+                ClientCertificates::Required => verifier,
+                ClientCertificates::Optional => verifier.allow_unauthenticated(),
+            };
+            builder.with_client_cert_verifier(verifier.build().context("client_ca_file cannot be used")?)
+        }
+    };
+    let mut config = builder
+        .with_single_cert(pem::certificates(&files.cert)?, pem::private_key(&files.key)?)
+        .with_context(|| format!("{} and {} do not go together", files.cert.display(), files.key.display()))?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// Shakes hands on `stream`. Nothing is held for a client that says nothing; `turn` is
+/// awaited between its first word and the work that answers it.
+///
+/// # Errors
+/// If the client does not speak TLS, fails to prove who it is, or goes.
+pub async fn accept(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    pool: &Pool,
+    turn: impl Future<Output = ()>,
+) -> io::Result<Secure> {
+    stream.readable().await?;
+    turn.await;
+    let mut lease = pool.lease();
+    lease.hold(IDLE);
+    let metered = Metered { stream, lease, unread: 0, delivered: false };
+    let stream = TlsAcceptor::from(config).accept(metered).await?;
+    Ok(Secure(Prompt::new(stream)))
+}
+
+/// A connection under TLS, which holds nothing back.
+pub struct Secure(Prompt<TlsStream<Metered>>);
+
+impl Secure {
+    /// The certificate that the client showed and that was verified.
+    pub fn certificate(&self) -> Option<CertificateDer<'static>> {
+        let (_, session) = self.0.get_ref().get_ref();
+        Some(session.peer_certificates()?.first()?.clone().into_owned())
+    }
+}
+
+impl AsyncRead for Secure {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let stream = self.0.get_mut();
+        // By chunks: `poll_read` would read on below while there is room in the buffer.
+        let plain = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))?;
+        let length = plain.len().min(buffer.remaining());
+        buffer.put_slice(&plain[..length]);
+        Pin::new(&mut *stream).consume(length);
+        stream.get_mut().0.delivered = true;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Secure {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// The connection below TLS, which is charged for what rustls keeps of it.
+struct Metered {
+    stream: TcpStream,
+    lease: Lease,
+    /// Bytes read since rustls last had something for the device's session.
+    unread: usize,
+    /// Whether it had since the last read.
+    delivered: bool,
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        // rustls reads on only when all it had was taken.
+        if std::mem::take(&mut this.delivered) {
+            this.unread = 0;
+            this.lease.hold(IDLE);
+        }
+        this.unread += buffer.filled().len() - before;
+        // Once as it came and once decrypted.
+        if this.unread > UNCHARGED && !this.lease.reserve(IDLE + 2 * this.unread) {
+            this.lease.pool().refused("tls");
+            return Poll::Ready(Err(io::Error::other("there is no memory for so large a TLS record")));
+        }
+        if this.unread > MOST {
+            return Poll::Ready(Err(io::Error::other("too much came without a word of the device in it")));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
