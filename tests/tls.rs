@@ -78,14 +78,23 @@ async fn a_client_certificate_lets_in_the_device_that_it_names_and_no_other() {
     // Without a certificate of this authority there is no connection. (With TLS 1.3 a
     // client learns that only when it reads.)
     let before = gateway.figure(&refused("tls")).await;
-    for (whose, client) in [(&certificates, None), (&stranger, Some("pump"))] {
-        let mut stream = match whose.connect(&address, client).await {
-            Ok(stream) => stream,
-            Err(_) => continue,
-        };
-        assert!(stream.read(&mut [0; 100]).await.is_err());
+    std::fs::copy(stranger.path("pump.pem"), certificates.path("forged.pem")).expect("a file");
+    std::fs::copy(stranger.path("pump.key"), certificates.path("forged.key")).expect("a file");
+    for client in [None, Some("forged")] {
+        if let Ok(mut stream) = certificates.connect(&address, client).await {
+            assert!(stream.read(&mut [0; 100]).await.is_err());
+        }
     }
-    gateway.figure_becomes(&refused("tls"), |refused| refused >= before + 1.0).await;
+    gateway.figure_becomes(&refused("tls"), |refused| refused >= before + 2.0).await;
+
+    // That is an attempt as any other.
+    let failures = "tidegate_authentication_failures_total{link=\"tcp\",reason=\"certificate\"}";
+    gateway.figure_becomes(failures, |failures| failures >= 3.0).await;
+    eventually("the address is locked out", async || {
+        let _ = certificates.connect(&address, None).await;
+        gateway.figure(&refused("locked_out")).await >= 1.0
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -150,6 +150,12 @@ pub async fn accept(
     Ok(Secure(Prompt::new(stream)))
 }
 
+/// Whether a handshake failed for what the client showed of itself, or did not.
+pub fn is_for_certificate(why: &io::Error) -> bool {
+    let why = why.get_ref().and_then(|why| why.downcast_ref());
+    matches!(why, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
+}
+
 /// A connection under TLS, which holds nothing back.
 pub struct Secure(Prompt<TlsStream<Metered>>);
 
