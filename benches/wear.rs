@@ -120,7 +120,7 @@ fn run(case: &Case, rate: u32, time: Duration) -> Outcome {
     let names = ["a", "b"].get(..case.sinks.len()).expect("two sinks at most");
     let (metrics, gauge) = (Metrics::new(), Space::gauge(directory.path()));
     let opened = Log::open_stepped(&config, &[], names, clock.clone(), metrics, gauge).expect("the log opens");
-    let Opened { log, cursors, mut writer } = opened;
+    let Opened { log, cursors, mut writer, .. } = opened;
     let mut sinks: Vec<_> =
         cursors.into_iter().zip(case.sinks).map(|(cursor, latency)| Sink::new(cursor, *latency)).collect();
     let mut devices = Devices::new(&log);

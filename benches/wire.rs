@@ -19,7 +19,7 @@ fn main() {
 }
 
 const LIMITS: Limits = Limits { max_body: 64 << 10, require_checksum: true };
-const ENCODINGS: [BodyEncoding; 2] = [BodyEncoding::Postcard, BodyEncoding::Json];
+const ENCODINGS: [BodyEncoding; 3] = [BodyEncoding::Postcard, BodyEncoding::Json, BodyEncoding::Protobuf];
 
 fn readings(seq: u16) -> DeviceMessage {
     let values = [

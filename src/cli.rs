@@ -2,16 +2,20 @@
 //!
 //! Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
 
+mod api;
 mod check;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod devices;
 pub mod key;
+mod link;
 mod logging;
 #[cfg(test)]
 #[cfg(feature = "demo")]
 mod printed;
 pub mod queue;
 mod run;
+mod send;
 pub mod simulate;
 pub mod subscribe;
 
@@ -42,8 +46,11 @@ enum Verb {
     Check(File),
     #[cfg(feature = "demo")]
     Demo(demo::Args),
+    Link(link::Args),
+    Devices(devices::Args),
     Key(key::Args),
     Queue(queue::Args),
+    Send(send::Args),
     Simulate(simulate::Args),
     Subscribe(subscribe::Args),
 }
@@ -58,8 +65,11 @@ pub fn main() -> ExitCode {
         Verb::Check(file) => check::check(&file.config),
         #[cfg(feature = "demo")]
         Verb::Demo(args) => tool(demo::run(args)),
+        Verb::Link(args) => link::run(args),
+        Verb::Devices(args) => devices::run(&args),
         Verb::Key(args) => key::run(args),
         Verb::Queue(args) => queue::run(args),
+        Verb::Send(args) => send::run(&args),
         Verb::Simulate(args) => tool(simulate::run(args)),
         Verb::Subscribe(args) => tool(subscribe::run(args)),
     }

@@ -5,6 +5,8 @@
 //! environment; `$${` stands for a plain `${`.
 
 mod broker;
+mod commands;
+mod devices;
 mod env;
 mod forms;
 mod listener;
@@ -13,19 +15,23 @@ mod password;
 mod problem;
 mod read;
 mod sections;
+mod serial;
 mod shipped;
 mod validate;
 
 pub use broker::{Broker, InvalidBroker};
+pub use commands::Commands;
+pub use devices::{Devices, Silence};
 pub use listener::{Authentication, ClientCertificates, ServerTls, Tcp};
-pub use memory::{Shares, limit as memory_limit};
+pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
-    ClockTrust, Config, Deliver, Devices, Durability, Encoding, FlowControl, Gateway, HistoryWithin, Http, Mqtt,
-    MqttVersion, Parity, Priority, Route, Serial, Store, Topics,
+    ClockTrust, Config, Deliver, Durability, Encoding, Gateway, HistoryWithin, Http, Mqtt, MqttVersion, Priority,
+    Route, Store, Topics,
 };
-pub use validate::prefix_fault;
+pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
+pub use validate::{log_filter, prefix_fault};
 
 use problem::Report;
 use std::fs::File;

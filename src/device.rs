@@ -6,10 +6,15 @@
 mod acks;
 pub mod auth;
 mod convert;
+mod rate;
 mod registry;
+mod rivals;
+mod roll;
 mod session;
 
 pub use acks::Acks;
 pub use convert::{ConvertError, Converted, Converter, TimeRules};
-pub use registry::{Connected, Registry};
-pub use session::{Grants, Refusal, Session, Step};
+pub use rate::Bucket;
+pub use registry::{Answer, Call, Connected, Introduction, NotAdmitted, Registry};
+pub use roll::{Tellings, Told};
+pub use session::{Grants, Refusal, Session, Step, Tick};

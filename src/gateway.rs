@@ -1,11 +1,14 @@
 //! The composition root: opens, connects and starts the parts in order, and stops
 //! them in the order that loses nothing.
 
+mod attendance;
 mod health;
 mod limits;
+mod operator;
 mod service;
 mod timekeeper;
 
+pub use operator::SetLogLevel;
 pub use service::run;
 
 use crate::backoff::Backoff;
@@ -13,6 +16,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config};
 use crate::device::Registry;
 use crate::device::auth::Doorman;
+use crate::downlink::Downlink;
 use crate::http;
 use crate::link;
 use crate::metrics::Metrics;
@@ -22,12 +26,14 @@ use crate::sink::{Identity, Pulse, Pump};
 use crate::store::{Log, Opened, SinkCursor, Writer};
 use anyhow::{Context, Result};
 use health::Overview;
+use operator::Operator;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use timekeeper::Witnesses;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -38,9 +44,11 @@ const HTTP_BACKLOG: usize = 128;
 /// takes leave of everybody.
 pub struct Gateway {
     links: Part,
+    downlinks: Part,
     sinks: Part,
     http: Part,
-    time: Part,
+    /// What keeps time and attendance.
+    keepers: Part,
     log: Log,
     writer: Writer,
     overview: Arc<Overview>,
@@ -49,6 +57,8 @@ pub struct Gateway {
     shutdown_timeout: Duration,
 }
 
+/// Commands from brokers that may wait to be taken over.
+const INSTRUCTIONS: usize = 64;
 /// Pause after the first attempt to open the log that failed for a reason that may
 /// pass; it doubles with each further one.
 const OPEN_PAUSE: Duration = Duration::from_millis(500);
@@ -81,7 +91,19 @@ impl Gateway {
     ///
     /// # Errors
     /// If the log can never be opened or an address cannot be listened on.
-    pub async fn start(mut config: Config) -> Result<Gateway> {
+    pub async fn start(config: Config) -> Result<Gateway> {
+        Gateway::start_with(Path::new("/"), None, config).await
+    }
+
+    /// Starts it with the serial ports of the system whose root directory is `root`.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub async fn start_with_ports_of(root: &Path, config: Config) -> Result<Gateway> {
+        Gateway::start_with(root, None, config).await
+    }
+
+    async fn start_with(root: &Path, set_log_level: Option<SetLogLevel>, mut config: Config) -> Result<Gateway> {
         let system_clock = Arc::new(SystemClock::since_boot());
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Metrics::new();
@@ -96,14 +118,21 @@ impl Gateway {
         let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let overview = Arc::new(Overview::new(metrics.clone(), clock.clone()));
         let mut http = Part::new();
+        let api = http::Later::default();
         if let Some(listener) = http_listener {
             let door = http::Door::new(listener);
-            http.tasks.spawn(http::serve(door, metrics.clone(), overview.clone(), http.stop.subscribe()));
+            http.tasks.spawn(http::serve(door, metrics.clone(), overview.clone(), api.clone(), http.stop.subscribe()));
         }
-        let Opened { log, cursors, writer } = open_log(&config, &clock, &metrics, &overview).await?;
+        let Opened { log, cursors, devices, writer } = open_log(&config, &clock, &metrics, &overview).await?;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
-        let time = keep_time(&config.gateway, system_clock, &log, &metrics);
+        let mut keepers = keep_time(&config.gateway, system_clock, &log, &metrics);
+        // Whoever may be connected may be known.
+        let connections = config.tcp.iter().map(|tcp| tcp.max_connections).sum::<usize>() + config.serial.len();
+        config.devices.max_known = config.devices.max_known.max(connections);
+        let registry = Registry::new(&config.devices, clock.clone(), metrics.clone());
+        registry.restore(devices);
+        keepers.tasks.spawn(attendance::keep(registry.clone(), log.clone(), clock.clone(), keepers.stop.subscribe()));
         tracing::info!(
             gateway = %identity.gateway,
             epoch = %identity.epoch,
@@ -115,17 +144,47 @@ impl Gateway {
         let listeners = bind_all(&config.tcp)?;
         let tcp_addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         let mut sinks = Part::new();
-        let mut pulses = Vec::new();
+        let (mut pulses, mut restarters) = (Vec::new(), Vec::new());
+        let (instructions_in, instructions) = mpsc::channel(INSTRUCTIONS);
+        let instructions_in = Some(instructions_in).filter(|_| config.commands.enabled);
         for (mqtt, cursor) in config.mqtt.iter().zip(cursors) {
             let pulse = Pulse::new(clock.now().monotonic);
-            let pump = pump(mqtt, cursor, identity.clone(), &clock, &metrics, pulse.clone())?;
+            let taker = instructions_in.clone().filter(|_| mqtt.commands);
+            let mut destination = MqttDestination::new(mqtt, identity.clone(), registry.clone(), clock.clone())?;
+            if let Some(taker) = taker {
+                destination.take_commands(taker);
+            }
+            let pump = pump(mqtt, destination, cursor, &clock, &metrics, pulse.clone());
+            restarters.push((mqtt.name.as_str().into(), pump.restarter()));
             sinks.tasks.spawn(pump.run(sinks.stop.subscribe(), config.gateway.shutdown_timeout / 5));
             pulses.push((mqtt.name.as_str().into(), pulse));
         }
         overview.opened(log.clone(), pulses);
+        let operator = Operator {
+            identity,
+            log: log.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            started: clock.now().monotonic,
+            sinks: restarters,
+            set_log_level,
+        };
+        let (downlink, commands) = Downlink::new(
+            &config.commands,
+            log.clone(),
+            registry.clone(),
+            clock.clone(),
+            metrics.clone(),
+            Arc::new(operator),
+            instructions,
+        );
+        let mut downlinks = Part::new();
+        downlinks.tasks.spawn(downlink.run(downlinks.stop.subscribe()));
+        // It is set once.
+        let _ = api.set(http::Parts { registry: registry.clone(), log: log.clone(), commands });
         let shared = link::Shared {
             log: log.clone(),
-            registry: Registry::new(metrics.clone()),
+            registry,
             doorman: Doorman::new(&config.devices, &config.store, metrics.clone()),
             devices: config.devices,
             pool: link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone()),
@@ -137,17 +196,19 @@ impl Gateway {
         for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
             links.tasks.spawn(link::tcp::serve(listener, tcp, shared.clone(), links.stop.subscribe()));
         }
+        let ports = link::serial::Ports::new(root, &config.serial);
         for serial in config.serial {
-            links.tasks.spawn(link::serial::serve(serial, shared.clone(), links.stop.subscribe()));
+            links.tasks.spawn(link::serial::serve(serial, ports.clone(), shared.clone(), links.stop.subscribe()));
         }
         for address in &tcp_addresses {
             tracing::info!(%address, "listening for devices");
         }
         Ok(Gateway {
             links,
+            downlinks,
             sinks,
             http,
-            time,
+            keepers,
             log,
             writer,
             overview,
@@ -179,8 +240,9 @@ impl Gateway {
             }
         };
         let _ = timeout(total * 2 / 5, async { tokio::join!(self.links.stop(total, "links"), flush) }).await;
+        self.downlinks.stop(total / 10, "commands").await;
         self.sinks.stop(total * 2 / 5, "sinks").await;
-        self.time.stop(total / 10, "timekeeper").await;
+        self.keepers.stop(total / 10, "keepers").await;
         self.log.close();
         let closed = tokio::task::spawn_blocking(move || self.writer.join());
         if timeout(total / 5, closed).await.is_err() {
@@ -245,14 +307,13 @@ fn bind(address: SocketAddr, connections: usize, what: &str) -> Result<TcpListen
 
 fn pump(
     mqtt: &config::Mqtt,
+    destination: MqttDestination,
     cursor: SinkCursor,
-    identity: Identity,
     clock: &Arc<dyn Clock>,
     metrics: &Metrics,
     pulse: Pulse,
-) -> Result<Pump<MqttDestination>> {
-    let destination = MqttDestination::new(mqtt, identity, clock.clone())?;
+) -> Pump<MqttDestination> {
     let backoff = Backoff::new(mqtt.backoff_min, mqtt.backoff_max, mqtt.stable_after, fastrand::u64(..));
     let max_batch = usize::try_from(mqtt.max_batch.as_u64()).unwrap_or(usize::MAX);
-    Ok(Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), pulse))
+    Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), pulse)
 }

@@ -1,25 +1,33 @@
-//! Metrics and health over HTTP, on loopback.
+//! Metrics, health and what is known of devices over HTTP, on loopback.
 //!
 //! | path | what |
 //! |---|---|
 //! | `/metrics` | every figure, in the OpenMetrics text format |
 //! | `/health/live` | 200 while the process makes progress, else 503 and why |
 //! | `/health/ready` | 200 while readings are taken and kept, else 503 and why |
+//! | `/api/v1/...` | see `docs/http.md` |
 
+mod commands;
+mod devices;
 mod door;
+mod problem;
 
 pub use door::Door;
 
+use crate::device::Registry;
+use crate::downlink::Handle;
 use crate::metrics::Metrics;
 use crate::stop;
+use crate::store::Log;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
+use problem::Refused;
 use serde::Serialize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
 /// Something that is not as it should be.
@@ -48,23 +56,48 @@ pub trait Health: Send + Sync {
     fn ready(&self) -> Condition;
 }
 
+/// What the API tells of.
+#[derive(Clone)]
+pub struct Parts {
+    pub registry: Registry,
+    pub log: Log,
+    pub commands: Handle,
+}
+
+/// The parts, once the log is open.
+pub type Later = Arc<OnceLock<Parts>>;
+
 #[derive(Clone)]
 struct Shared {
     metrics: Metrics,
     health: Arc<dyn Health>,
+    parts: Later,
+}
+
+impl Shared {
+    fn parts(&self) -> Result<&Parts, Refused> {
+        self.parts.get().ok_or_else(|| Refused::unavailable("the gateway is starting; try again soon".to_owned()))
+    }
 }
 
 /// Answers requests until `stop` turns true. Behind a [`Door`], unless the listener
 /// lets in a few at a time itself.
-pub async fn serve<L>(listener: L, metrics: Metrics, health: Arc<dyn Health>, mut stop: watch::Receiver<bool>)
-where
+pub async fn serve<L>(
+    listener: L,
+    metrics: Metrics,
+    health: Arc<dyn Health>,
+    parts: Later,
+    mut stop: watch::Receiver<bool>,
+) where
     L: Listener<Addr: std::fmt::Debug>,
 {
     let routes = Router::new()
         .route("/metrics", get(figures))
         .route("/health/live", get(|State(shared): State<Shared>| async move { answer(&shared.health.live()) }))
         .route("/health/ready", get(|State(shared): State<Shared>| async move { answer(&shared.health.ready()) }))
-        .with_state(Shared { metrics, health });
+        .merge(devices::routes())
+        .merge(commands::routes())
+        .with_state(Shared { metrics, health, parts });
     let stopped = async move {
         // A sender that is gone is a stop as well.
         let () = stop::requested(&mut stop).await;

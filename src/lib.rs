@@ -31,6 +31,8 @@ pub mod link;
 
 pub mod sink;
 
+pub mod downlink;
+
 pub mod http;
 
 pub mod gateway;

@@ -45,7 +45,13 @@ pub struct SinkReasonLabel {
     pub reason: &'static str,
 }
 
-/// One of the store's states.
+/// Where a command came from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SourceLabel {
+    pub source: &'static str,
+}
+
+/// One of the store's states, or a command's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StateLabel {
     pub state: &'static str,
@@ -65,14 +71,23 @@ pub struct Metrics {
     pub clock_trusted: Gauge,
     pub readings_dropped: Family<ReasonLabel, Counter>,
     pub frames_invalid: Family<LinkReasonLabel, Counter>,
+    pub frames_valid: Family<LinkLabel, Counter>,
     pub link_skipped_bytes: Family<LinkLabel, Counter>,
+    pub serial_opened: Family<LinkLabel, Counter>,
+    pub serial_open_failures: Family<LinkLabel, Counter>,
+    pub serial_read_bytes: Family<LinkLabel, Counter>,
+    pub serial_written_bytes: Family<LinkLabel, Counter>,
     pub link_up: Family<LinkLabel, Gauge>,
     pub connections_waiting: Family<LinkLabel, Gauge>,
     pub connections_refused: Family<LinkReasonLabel, Counter>,
+    pub devices_throttled: Family<LinkLabel, Counter>,
     pub link_unauthenticated: Family<LinkLabel, Gauge>,
     pub authentication_failures: Family<LinkReasonLabel, Counter>,
     pub keys: Gauge,
     pub devices_connected: Gauge,
+    pub devices_known: Gauge,
+    pub devices_rivals: Counter,
+    pub devices_refused: Family<ReasonLabel, Counter>,
     pub memory_limit_bytes: Gauge,
     pub memory_links_bytes: Gauge,
     pub memory_refused: Family<ReasonLabel, Counter>,
@@ -89,6 +104,12 @@ pub struct Metrics {
     pub commit_seconds: Histogram,
     pub store_quarantines: Counter,
     pub store_salvaged_readings: Counter,
+    pub commands_received: Family<SourceLabel, Counter>,
+    pub commands_ended: Family<StateLabel, Counter>,
+    pub commands_live: Gauge,
+    pub commands_repeated: Counter,
+    pub commands_late_results: Counter,
+    pub command_seconds: Histogram,
 }
 
 impl Metrics {
@@ -105,14 +126,23 @@ impl Metrics {
             clock_trusted: Gauge::default(),
             readings_dropped: Family::default(),
             frames_invalid: Family::default(),
+            frames_valid: Family::default(),
             link_skipped_bytes: Family::default(),
+            serial_opened: Family::default(),
+            serial_open_failures: Family::default(),
+            serial_read_bytes: Family::default(),
+            serial_written_bytes: Family::default(),
             link_up: Family::default(),
             connections_waiting: Family::default(),
             connections_refused: Family::default(),
+            devices_throttled: Family::default(),
             link_unauthenticated: Family::default(),
             authentication_failures: Family::default(),
             keys: Gauge::default(),
             devices_connected: Gauge::default(),
+            devices_known: Gauge::default(),
+            devices_rivals: Counter::default(),
+            devices_refused: Family::default(),
             memory_limit_bytes: Gauge::default(),
             memory_links_bytes: Gauge::default(),
             memory_refused: Family::default(),
@@ -129,6 +159,12 @@ impl Metrics {
             commit_seconds: latency(),
             store_quarantines: Counter::default(),
             store_salvaged_readings: Counter::default(),
+            commands_received: Family::default(),
+            commands_ended: Family::default(),
+            commands_live: Gauge::default(),
+            commands_repeated: Counter::default(),
+            commands_late_results: Counter::default(),
+            command_seconds: latency(),
         };
         let m = metrics.clone();
         registry.register(
@@ -155,6 +191,16 @@ impl Metrics {
             m.readings_dropped,
         );
         registry.register("frames_invalid", "Frames that were refused", m.frames_invalid);
+        registry.register("frames_valid", "Frames that were whole", m.frames_valid);
+        registry.register("serial_opened", "Times that the port was opened", m.serial_opened);
+        registry.register(
+            "serial_open_failures",
+            "Attempts to find and open the port that failed",
+            m.serial_open_failures,
+        );
+        let (read, written) = (m.serial_read_bytes, m.serial_written_bytes);
+        registry.register_with_unit("serial_read", "Bytes read from the port", Unit::Bytes, read);
+        registry.register_with_unit("serial_written", "Bytes written to the port", Unit::Bytes, written);
         registry.register_with_unit(
             "link_skipped",
             "Bytes skipped while looking for a frame",
@@ -164,6 +210,11 @@ impl Metrics {
         registry.register("link_up", "1 while the listener or port is open", m.link_up);
         registry.register("connections_waiting", "Connections whose device is not welcomed yet", m.connections_waiting);
         registry.register("connections_refused", "Connections turned away", m.connections_refused);
+        registry.register(
+            "devices_throttled",
+            "Times that a device sent more messages than it may and was read no further for a while",
+            m.devices_throttled,
+        );
         registry.register(
             "link_unauthenticated",
             "1 if devices on the network need not prove who they are",
@@ -176,6 +227,17 @@ impl Metrics {
         );
         registry.register("keys", "Keys of devices that are in force; 0 while their file cannot be used", m.keys);
         registry.register("devices_connected", "Devices with a live session", m.devices_connected);
+        registry.register(
+            "devices_known",
+            "Devices known, sub-devices and those that are gone included",
+            m.devices_known,
+        );
+        registry.register(
+            "devices_rivals",
+            "Times that two devices of one name were found to throw each other out",
+            m.devices_rivals,
+        );
+        registry.register("devices_refused", "Devices and sub-devices that were not let in", m.devices_refused);
         registry.register_with_unit(
             "memory_limit",
             "Memory that all queues and buffers may take together",
@@ -229,6 +291,21 @@ impl Metrics {
             "store_salvaged_readings",
             "Readings taken over from damaged logs, to be sent or as history",
             m.store_salvaged_readings,
+        );
+        registry.register("commands_received", "Commands that were taken over", m.commands_received);
+        registry.register("commands_ended", "Commands that came to this end", m.commands_ended);
+        registry.register("commands_live", "Commands that have not ended", m.commands_live);
+        registry.register("commands_repeated", "Times that a command was handed over again", m.commands_repeated);
+        registry.register(
+            "commands_late_results",
+            "Answers to commands that had ended, or were never given",
+            m.commands_late_results,
+        );
+        registry.register_with_unit(
+            "command",
+            "From a command's arrival until its end is on disk, if the device answered",
+            Unit::Seconds,
+            m.command_seconds,
         );
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)]);
         registry.register("build", "What is running", build);

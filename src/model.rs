@@ -5,17 +5,21 @@
 //! socket or a database.
 
 mod boot;
+mod command;
 mod glob;
 mod names;
+mod presence;
 mod reading;
 mod timestamp;
 mod value_serde;
 
 pub use boot::{Basis, BootId, InvalidBootId};
+pub use command::{Command, CommandKey, CommandState, Deadline, Ending, Moment, Source, Target};
 pub use glob::glob;
-pub use names::{ChannelName, DeviceId, GatewayId, InvalidName, Token};
+pub use names::{ChannelName, CommandId, CommandName, DeviceId, GatewayId, InvalidName, Token};
+pub use presence::{Cause, DeviceStatus, Presence};
 pub use reading::{Batch, Channels, Numbered, Reading, ShapeMismatch, Value};
-pub use timestamp::{InvalidTime, Timestamp};
+pub use timestamp::{InvalidTime, Timestamp, as_text as time_as_text};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

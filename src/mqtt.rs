@@ -12,6 +12,6 @@ mod v4;
 mod v5;
 
 pub use crate::config::MqttVersion as Version;
-pub use client::{Connection, Event, Message, Options, Publish};
+pub use client::{Acker, Connection, Event, Message, Options, Publish};
 pub use tls::{TlsFiles, client_config};
 pub use topics::Topics;

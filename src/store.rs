@@ -27,6 +27,7 @@
 //! - A damaged file: the segments whose checksum does not hold. All others are taken
 //!   over into a new database; see `docs/recovery.md`.
 
+mod attendance;
 mod boots;
 mod cursor;
 mod cut;
@@ -36,6 +37,7 @@ mod fault;
 mod gap;
 mod headroom;
 mod heal;
+mod inbox;
 mod keeper;
 mod lanes;
 mod log;
@@ -62,8 +64,10 @@ mod unlisted;
 mod wal;
 mod writer;
 
+pub use attendance::Attended;
 pub use cursor::SinkCursor;
 pub use headroom::DiskState;
+pub use inbox::{Change, Commands};
 pub use log::{Log, LogEvent, LogHealth, Opened, Saturated};
 pub use mark::Mark;
 pub use offline::{Before, Contents, Offline, Pending, Piece, Purged, Verdict, damaged, purge};

@@ -220,7 +220,20 @@ fn tcp_links_are_checked() {
 
 #[test]
 fn serial_links_are_checked() {
-    refused("serial", "path = ''", "serial[0].path", "is missing");
+    refused("serial", "path = ''", "serial[0].path", "is empty");
+    refused("serial", "[[serial]]\nname = 'b'", "serial[1].path", "`usb`");
+    refused("serial", "usb = '1a86:7523'", "serial[0].usb", "named by one of them");
+    refused("serial", "usb = '1a86'", "serial[0].usb", "write it like usb = \"1a86:7523\"");
+    refused("serial", "usb_serial = 'A*'", "serial[0].usb_serial", "`usb`, which is missing");
+    refused("serial", "usb_interface = 300", "serial[0].usb_interface", "u8");
+    let twice = "[[serial]]\nname = 'b'\nusb = '1a86:7523'\n[[serial]]\nname = 'c'\nusb = '1a86:7523'";
+    refused("serial", twice, "serial[2].usb", "serial[1] means the same adapter");
+    refused("serial", "rs485 = true\nflow_control = 'hardware'", "serial[0].flow_control", "needs RTS");
+    refused("serial", "rs485_rx_during_tx = true", "serial[0].rs485_rx_during_tx", "add rs485 = true");
+    let long = "rs485 = true\nrs485_delay_after_send = '101ms'";
+    refused("serial", long, "serial[0].rs485_delay_after_send", "give 0s to 100ms");
+    let fine = "rs485 = true\nrs485_delay_before_send = '1500us'";
+    refused("serial", fine, "serial[0].rs485_delay_before_send", "give whole ones");
     refused("serial", "baud = 0", "serial[0].baud", "out of range");
     refused("serial", "data_bits = 9", "serial[0].data_bits", "give 5 to 8");
     refused("serial", "stop_bits = 3", "serial[0].stop_bits", "give 1 to 2");
@@ -243,6 +256,8 @@ fn device_limits_are_checked() {
     refused("devices", "heartbeat_interval = '1ms'", "devices.heartbeat_interval", "give 1s to 1day");
     refused("devices", "idle_timeout = '30s'", "devices.idle_timeout", "give more than heartbeat_interval, 30s");
     refused("devices", "window = 0", "devices.window", "out of range");
+    refused("devices", "message_burst = 0", "devices.message_burst", "give 1 to 1000000");
+    refused("devices", "max_message_rate = 1000001", "devices.max_message_rate", "give 0 to 1000000");
 }
 
 #[test]

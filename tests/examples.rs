@@ -1,11 +1,14 @@
 //! The example devices, written from `docs/protocol.md` alone, against the gateway.
+//!
+//! Those that speak Protobuf need what Debian has as protobuf-compiler, python3-protobuf,
+//! nanopb and libnanopb-dev.
 
 use crate::support::broker::Broker;
-use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::process::Process;
 use crate::support::pty::Line;
 use crate::support::subscriber::{Subscriber, options};
+use crate::support::{eventually, installed, real_services_are_required};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tidegate::model::Value;
@@ -14,14 +17,63 @@ fn example(name: &str) -> String {
     format!("{}/examples/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The C example as a user compiles it, with every warning an error.
-fn compiled(directory: &Path) -> PathBuf {
-    let binary = directory.join("device");
+/// A C example as a user compiles it, with every warning an error.
+fn compiled(source: &str, directory: &Path, more: &[&str]) -> PathBuf {
+    let binary = directory.join(source.replace('.', "-"));
     let mut cc = Command::new("cc");
     cc.args(["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O2", "-o"]).arg(&binary);
-    let status = cc.arg(example("device.c")).status().expect("a C compiler, which building tidegate needs too");
-    assert!(status.success(), "device.c does not compile");
+    let status = cc.current_dir(directory).arg(example(source)).args(more).status();
+    assert!(status.expect("a C compiler, which building tidegate needs too").success(), "{source} does not compile");
     binary
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command.status().unwrap_or_else(|why| panic!("{command:?}: {why}")).success()
+}
+
+/// Whether `there` is; where real services are required, it must be.
+fn available(there: bool, package: &str) -> bool {
+    assert!(there || !real_services_are_required(), "{package} is not installed; apt-get install {package}");
+    if !there {
+        println!("{package} is not installed: not tried");
+    }
+    there
+}
+
+/// The Protobuf examples, as far as their tools are there.
+fn protobuf_examples(directory: &Path, address: &str, count: u64) -> Vec<Example> {
+    let proto = format!("{}/proto", env!("CARGO_MANIFEST_DIR"));
+    let mut examples = Vec::new();
+    let pythons = ["python3", "/usr/bin/python3"];
+    let python = pythons.into_iter().find(|python| {
+        let import = Command::new(python).args(["-c", "import google.protobuf"]).output();
+        import.is_ok_and(|output| output.status.success())
+    });
+    if available(installed("protoc").is_some(), "protobuf-compiler") && available(python.is_some(), "python3-protobuf")
+    {
+        let mut protoc = Command::new("protoc");
+        protoc.args(["-I", &proto, "--python_out"]).arg(directory).arg(format!("{proto}/tidegate.proto"));
+        assert!(succeeds(&mut protoc), "{protoc:?}");
+        let mut command = Command::new(python.expect("it was found"));
+        command.env("PYTHONPATH", directory).arg(example("protobuf.py")).args(["--tcp", address]);
+        command.args(["--device", "protobuf-py", "--interval", "0.005", "--count", &count.to_string()]);
+        examples.push(Example { id: "protobuf-py", command });
+    }
+    let generator = installed("nanopb_generator.py").or_else(|| installed("nanopb_generator"));
+    if let Some(generator) = &generator
+        && available(Path::new("/usr/include/pb_encode.h").exists(), "libnanopb-dev")
+    {
+        let mut generate = Command::new(generator);
+        generate.current_dir(proto).arg("-q").arg("-D").arg(directory).arg("tidegate.proto");
+        assert!(succeeds(&mut generate), "{generate:?}");
+        let binary = compiled("protobuf.c", directory, &["-I.", "tidegate.pb.c", "-lprotobuf-nanopb"]);
+        let mut command = Command::new(binary);
+        command.args(["--device", "protobuf-c", "--interval-ms", "5", "--count", &count.to_string(), "--tcp"]);
+        command.args(address.split(':'));
+        examples.push(Example { id: "protobuf-c", command });
+    }
+    available(generator.is_some(), "nanopb");
+    examples
 }
 
 struct Example {
@@ -29,11 +81,11 @@ struct Example {
     command: Command,
 }
 
-/// Both examples with their arguments for `count` readings to a TCP address or a port.
-fn examples(directory: &Path, tcp: Option<&str>, serial: [&Path; 2], count: u64) -> [Example; 2] {
+/// The examples with their arguments for `count` readings to a TCP address or a port.
+fn examples(directory: &Path, tcp: Option<&str>, serial: [&Path; 2], count: u64) -> Vec<Example> {
     let mut python = Command::new("python3");
     python.arg(example("device.py")).args(["--device", "py", "--interval", "0.005", "--count", &count.to_string()]);
-    let mut c = Command::new(compiled(directory));
+    let mut c = Command::new(compiled("device.c", directory, &[]));
     c.args(["--device", "c", "--interval-ms", "5", "--count", &count.to_string()]);
     match tcp {
         Some(address) => {
@@ -45,7 +97,11 @@ fn examples(directory: &Path, tcp: Option<&str>, serial: [&Path; 2], count: u64)
             c.arg("--serial").arg(serial[1]);
         }
     }
-    [Example { id: "py", command: python }, Example { id: "c", command: c }]
+    let mut examples = vec![Example { id: "py", command: python }, Example { id: "c", command: c }];
+    if let Some(address) = tcp {
+        examples.extend(protobuf_examples(directory, address, count));
+    }
+    examples
 }
 
 async fn deliver(over_tcp: bool) {
@@ -67,6 +123,7 @@ async fn deliver(over_tcp: bool) {
     let ends = [lines[0].device_end(), lines[1].device_end()];
     let ends = [ends[0].as_path(), ends[1].as_path()];
     let examples = examples(directory.path(), over_tcp.then_some(&*address), ends, COUNT);
+    let ids: Vec<_> = examples.iter().map(|example| example.id).collect();
     let mut running: Vec<_> = examples
         .into_iter()
         .map(|example| {
@@ -82,8 +139,8 @@ async fn deliver(over_tcp: bool) {
         let status = process.ended().await;
         assert!(status.success(), "{}", std::fs::read_to_string(log).unwrap_or_default());
     }
-    subscriber.heard(2 * COUNT as usize).await;
-    for id in ["py", "c"] {
+    subscriber.heard(ids.len() * COUNT as usize).await;
+    for id in ids {
         let readings = subscriber.readings();
         let mut counts: Vec<_> = readings
             .iter()

@@ -10,17 +10,17 @@ use tidegate::wire::frame::{BodyEncoding, Format, FrameRef, HEADER, Version};
 const DOCUMENT: &str = include_str!("../docs/protocol.md");
 
 /// A message and the frames that the document shows for it.
-struct Example {
+pub struct Example {
     /// As in the heading: "device Hello (note)".
     title: String,
     from_gateway: bool,
-    name: String,
+    pub name: String,
     /// The body as JSON.
     json: String,
-    frames: Vec<(Format, Vec<u8>)>,
+    pub frames: Vec<(Format, Vec<u8>)>,
 }
 
-fn examples() -> Vec<Example> {
+pub fn examples() -> Vec<Example> {
     let (_, examples) = DOCUMENT.split_once("\n## Examples\n").expect("the document has a section of examples");
     examples.split("\n### Example: ").skip(1).map(example).collect()
 }
@@ -53,6 +53,7 @@ fn format_of(info: &str) -> Format {
         "version 1, json" => (Version::V1, BodyEncoding::Json),
         "version 2, postcard" => (Version::V2, BodyEncoding::Postcard),
         "version 2, json" => (Version::V2, BodyEncoding::Json),
+        "version 2, protobuf" => (Version::V2, BodyEncoding::Protobuf),
         _ => panic!("{info:?} is no version and encoding"),
     };
     Format { version, encoding }
@@ -119,6 +120,7 @@ fn every_message_is_shown_in_both_versions_and_encodings() {
         assert_eq!(shown(Some(BodyEncoding::Postcard)), every_message(), "{version:?}");
         if version == Version::V2 {
             assert_eq!(shown(Some(BodyEncoding::Json)), every_message(), "{version:?}");
+            assert_eq!(shown(Some(BodyEncoding::Protobuf)), every_message(), "{version:?}");
         }
     }
 }
@@ -133,7 +135,7 @@ fn the_document_gives_every_message_its_types() {
             let text = rest.split("\n### ").next().unwrap_or_default();
             let number = match format.encoding {
                 BodyEncoding::Postcard => format!("`{:02x}`", bytes[5]),
-                BodyEncoding::Json => format!("/`{:02x}`", bytes[5]),
+                BodyEncoding::Json | BodyEncoding::Protobuf => format!("/`{:02x}`", bytes[5]),
             };
             assert!(text.contains(&number), "{} {number}", example.name);
         }

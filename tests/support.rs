@@ -2,14 +2,17 @@
 //! binary, and devices whose readings are known beforehand.
 
 pub mod broker;
+pub mod cloud;
 pub mod crowd;
 pub mod device;
 pub mod gateway;
+pub mod listener;
 pub mod mount;
 pub mod process;
 pub mod pty;
 pub mod script;
 pub mod subscriber;
+pub mod sysfs;
 pub mod tls;
 pub mod watch;
 

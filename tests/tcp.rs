@@ -34,7 +34,7 @@ async fn readings_are_acknowledged_without_a_broker_and_known_after_a_kill() {
 async fn the_gateway_answers_in_the_version_and_encoding_of_the_device() {
     let gateway = offline("").started().await;
     for version in [Version::V1, Version::V2] {
-        for encoding in [BodyEncoding::Postcard, BodyEncoding::Json] {
+        for encoding in [BodyEncoding::Postcard, BodyEncoding::Json, BodyEncoding::Protobuf] {
             let format = Format { version, encoding };
             let mut talk = Talk::connect(&gateway.tcp_address(), format).await;
             talk.say(&hello("pump", fastrand::u64(..), 1)).await;

@@ -248,14 +248,14 @@ async fn simulated_devices_get_in_by_key_and_by_certificate() {
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stdout).contains("--key"), "{output:?}");
 }
 
-/// What docs/links.md says how to make certificates, but for a host of this name.
+/// What docs/authentication.md says how to make certificates, but for a host of this name.
 #[tokio::test]
 async fn certificates_made_as_documented_let_a_device_in() {
     if installed("openssl").is_none() {
         assert!(!real_services_are_required(), "openssl is not installed");
         return;
     }
-    let document = include_str!("../docs/links.md").replace("gateway.local", "localhost");
+    let document = include_str!("../docs/authentication.md").replace("gateway.local", "localhost");
     let commands = document.split("```sh\n").filter_map(|block| block.split_once("```")).map(|(block, _)| block);
     let commands = commands.filter(|block| block.contains("openssl req")).collect::<String>();
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -9,10 +9,15 @@
 //! scripts/power-cut 200
 //! cargo test --test torture -- storm
 //! cargo test --test torture -- flood
+//! cargo test --release --test torture -- commands
 //! ```
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "torture/commands.rs"]
+mod commands;
+#[path = "torture/console.rs"]
+mod console;
 #[path = "torture/disk.rs"]
 mod disk;
 #[path = "torture/fleet.rs"]
@@ -55,6 +60,8 @@ enum Torture {
     Storm(storm::Args),
     /// Thousands of connections mean no good, while others go on.
     Flood(storm::FloodArgs),
+    /// How long a command takes over MQTT to a device and back, with many devices online.
+    Commands(commands::Args),
     /// What these two start as processes of their own.
     #[command(subcommand, hide = true)]
     Load(load::Role),
@@ -70,6 +77,7 @@ fn main() -> ExitCode {
             Torture::Power(args) => power::run(&args).await,
             Torture::Storm(args) => storm::run(&args).await,
             Torture::Flood(args) => storm::flood(&args).await,
+            Torture::Commands(args) => commands::run(&args).await,
             Torture::Load(role) => load::run(role).await,
         }
     });

@@ -33,7 +33,11 @@ fn round_trip<M: Debug>(
 
 pub fn check(input: &[u8]) {
     let Some((kind, body)) = input.split_first() else { return };
-    let encoding = if kind & 0x70 == 0 { BodyEncoding::Postcard } else { BodyEncoding::Json };
+    let encoding = match kind & 0x70 {
+        0 => BodyEncoding::Postcard,
+        0x20 => BodyEncoding::Protobuf,
+        _ => BodyEncoding::Json,
+    };
     let frame = FrameRef { format: Format { version: Version::V2, encoding }, kind: kind & 0x8f, body };
     round_trip(&frame, decode_device, encode_device);
     round_trip(&frame, decode_gateway, encode_gateway);

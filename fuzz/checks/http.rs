@@ -62,7 +62,13 @@ pub fn check(input: &[u8]) {
     runtime.block_on(async {
         let (connections, accepted) = mpsc::channel(1);
         let (stop, stopped) = watch::channel(false);
-        let server = tokio::spawn(http::serve(InMemory(accepted), Metrics::new(), Arc::new(Fine), stopped));
+        let server = tokio::spawn(http::serve(
+            InMemory(accepted),
+            Metrics::new(),
+            Arc::new(Fine),
+            http::Later::default(),
+            stopped,
+        ));
         let exchange = async {
             let answer = ask(&connections, input, true).await;
             assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{answer:?}");

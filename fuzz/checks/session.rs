@@ -21,6 +21,7 @@ const LIMITS: Limits = Limits { max_body: 64 * 1024, require_checksum: false };
 const GRANTS: Grants = Grants {
     handshake_timeout: Some(Duration::from_secs(5)),
     heartbeat_interval: Duration::from_secs(30),
+    idle_after: Duration::from_secs(45),
     idle_timeout: Duration::from_secs(90),
     window: 4096,
     max_frame: 64 * 1024,
@@ -60,7 +61,7 @@ pub fn check(input: &[u8]) {
                     match keys.judge(&attempt, authentication) {
                         Ok(key) => {
                             assert!(key.is_for(&attempt.device));
-                            let Step::Establish { device, first, .. } = session.admit(now) else {
+                            let Some(Step::Establish { device, first, .. }) = session.admit(now) else {
                                 panic!("nobody to admit")
                             };
                             assert_eq!(device, attempt.device);
@@ -85,7 +86,7 @@ pub fn check(input: &[u8]) {
                     assert!(converted.last <= last || converted.batch.readings.is_empty());
                 }
                 Ok(Step::Reply(reply)) => encode_gateway(&reply, ANSWER, &mut answers),
-                Ok(Step::Nothing | Step::Leave) => {}
+                Ok(Step::Answer(_) | Step::SubDevice { .. } | Step::Leave) => {}
                 Err(refusal) => {
                     assert!(!refusal.text.is_empty());
                     session.reset(now);

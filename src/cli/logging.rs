@@ -1,27 +1,38 @@
 //! Where log lines go: to the journal under systemd, else to standard error.
 
+use crate::config;
+use crate::gateway::SetLogLevel;
 use anyhow::Result;
 use std::io::IsTerminal;
+use std::sync::Arc;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 /// Logs what `level` says, or `RUST_LOG` if that is set.
 ///
+/// Returns what changes that later.
+///
 /// # Errors
 /// If neither is a valid filter, or logging is set up already.
-pub fn for_service(level: &str) -> Result<()> {
+pub fn for_service(level: &str) -> Result<SetLogLevel> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(filter) if !filter.is_empty() => EnvFilter::try_new(filter)?,
         _ => EnvFilter::try_new(level)?,
     };
+    let (filter, handle) = reload::Layer::new(filter);
+    let set_level: SetLogLevel = Arc::new(move |level| {
+        let filter = config::log_filter(level).map_err(|(what, fix)| format!("the level {what}; {fix}"))?;
+        handle.reload(filter).map_err(|why| why.to_string())
+    });
     if goes_to_journal()
         && let Ok(journal) = tracing_journald::layer()
     {
         tracing_subscriber::registry().with(filter).with(journal).try_init()?;
-        return Ok(());
+        return Ok(set_level);
     }
-    Ok(to_stderr(filter)?)
+    to_stderr(filter)?;
+    Ok(set_level)
 }
 
 /// For verbs whose output is for a person: only what goes wrong, unless `RUST_LOG`
@@ -32,7 +43,7 @@ pub fn to_terminal() {
     let _ = to_stderr(filter);
 }
 
-fn to_stderr(filter: EnvFilter) -> Result<(), TryInitError> {
+fn to_stderr(filter: impl Layer<Registry> + Send + Sync) -> Result<(), TryInitError> {
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     tracing_subscriber::registry().with(filter).with(lines).try_init()
 }

@@ -29,7 +29,7 @@ pub fn run(path: &Path) -> ExitCode {
 }
 
 fn start(config: Config) -> Result<()> {
-    logging::for_service(&config.gateway.log_level).context("cannot set up logging")?;
+    let set_level = logging::for_service(&config.gateway.log_level).context("cannot set up logging")?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = config.gateway.worker_threads.unwrap_or(processors.min(MAX_DEFAULT_WORKERS));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -37,7 +37,7 @@ fn start(config: Config) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the threads")?;
-    let outcome = runtime.block_on(gateway::run(config));
+    let outcome = runtime.block_on(gateway::run(config, set_level));
     // What still runs was given its time.
     runtime.shutdown_background();
     outcome

@@ -91,6 +91,7 @@ impl std::str::FromStr for Rate {
 pub enum Encoding {
     Postcard,
     Json,
+    Protobuf,
 }
 
 /// Connections are opened so far apart: faster than a gateway can accept them, its
@@ -171,6 +172,7 @@ fn identity(args: &Args, number: u64, sessions: u64, holder: Option<Arc<Holder>>
     let encoding = match args.encoding {
         Encoding::Postcard => BodyEncoding::Postcard,
         Encoding::Json => BodyEncoding::Json,
+        Encoding::Protobuf => BodyEncoding::Protobuf,
     };
     // Random in every run, whatever the seed: seqs start over.
     let session = values::mix(sessions.wrapping_add(number));

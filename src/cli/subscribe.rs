@@ -309,6 +309,7 @@ fn source(args: &Args) -> Result<Source> {
         window: WINDOW,
         will: None,
         clean_session: args.client_id.is_none(),
+        manual_acks: false,
     };
     let filters = Topics::filters(&args.prefix, args.gateway.as_ref());
     Ok(Source { broker, options, filters })

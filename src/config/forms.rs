@@ -3,20 +3,6 @@
 use super::HistoryWithin;
 use serde::{Deserialize, Serialize};
 
-/// A time as text, as it is everywhere else.
-pub mod timestamp {
-    use crate::model::Timestamp;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(time: &Timestamp, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(time)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Timestamp, D::Error> {
-        String::deserialize(d)?.parse().map_err(D::Error::custom)
-    }
-}
-
 impl Serialize for HistoryWithin {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         match self {

@@ -25,6 +25,12 @@ pub struct Tcp {
     /// How long a frame may stay incomplete without another byte.
     #[serde(with = "humantime_serde")]
     pub frame_timeout: Duration,
+    /// As in `[devices]`, if not given.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Option<Duration>,
+    /// As in `[devices]`, if not given.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Option<Duration>,
     /// PEM file of the listener's certificate chain: it speaks TLS then.
     pub cert_file: Option<PathBuf>,
     /// PEM file of the certificate's private key.
@@ -90,6 +96,8 @@ impl Default for Tcp {
             handshake_timeout: Duration::from_secs(5),
             max_frame: ByteSize::kib(64),
             frame_timeout: Duration::from_secs(2),
+            heartbeat_interval: None,
+            idle_timeout: None,
             cert_file: None,
             key_file: None,
             client_ca_file: None,

@@ -1,6 +1,6 @@
 //! Who gets how much of the memory for queues and buffers. Pure.
 
-use super::{Config, Store};
+use super::{Commands, Config, Store};
 use bytesize::ByteSize;
 
 /// What a limit comes to, in bytes.
@@ -13,6 +13,8 @@ pub struct Shares {
     pub sinks: u64,
     /// The HTTP server.
     pub http: u64,
+    /// Commands that have not ended, and what is remembered of others.
+    pub commands: u64,
     /// What is remembered of devices' sessions.
     pub sessions: u64,
     /// The rest, for connections.
@@ -26,8 +28,12 @@ const LOG_FIXED: u64 = 4 * MIB;
 const SINK_FIXED: u64 = 2 * MIB;
 /// A few connections with the buffers that the HTTP library may fill.
 const HTTP: u64 = 8 * MIB;
+/// A command that ended, remembered.
+const ENDED: u64 = 256;
 /// What a device's session takes in memory, near enough.
 const SESSION: u64 = 400;
+/// Payloads of live commands, with what goes with them, take no more together.
+pub const COMMAND_BYTES: u64 = 2 * MIB;
 /// Connections get no less than this.
 pub const MIN_LINKS: u64 = 8 * MIB;
 /// Without a limit in the file: this share of the machine's memory, between these.
@@ -41,9 +47,10 @@ impl Shares {
         let log = log(&config.store);
         let sinks = sinks(config);
         let http = if config.http.enabled { HTTP } else { 0 };
+        let commands = if config.commands.enabled { commands(&config.commands) } else { 0 };
         let sessions = limit / 16;
-        let links = limit.saturating_sub(log.saturating_add(sinks).saturating_add(http).saturating_add(sessions));
-        Shares { limit, log, sinks, http, sessions, links }
+        let others = [log, sinks, http, commands, sessions].into_iter().fold(0, u64::saturating_add);
+        Shares { limit, log, sinks, http, commands, sessions, links: limit.saturating_sub(others) }
     }
 
     /// How many devices' sessions may be remembered.
@@ -55,7 +62,8 @@ impl Shares {
 /// The least limit with which `config` works.
 pub fn least(config: &Config) -> u64 {
     let fixed = Shares::new(config, 0);
-    let needed = [fixed.log, fixed.sinks, fixed.http, MIN_LINKS].into_iter().fold(0, u64::saturating_add);
+    let needed =
+        [fixed.log, fixed.sinks, fixed.http, fixed.commands, MIN_LINKS].into_iter().fold(0, u64::saturating_add);
     // Sessions take a sixteenth of all; whole mebibytes read well.
     (needed.saturating_add(needed / 15)).saturating_add(MIB) / MIB * MIB
 }
@@ -67,6 +75,12 @@ pub fn limit(config: &Config, machine: u64) -> u64 {
         Some(ByteSize(limit)) => limit,
         None => (machine / SHARE_OF_MACHINE).clamp(DEFAULT_MIN, DEFAULT_MAX).max(least(config)),
     }
+}
+
+/// Live ones stand there as they are, and once more while they are written; so do answers.
+fn commands(commands: &Commands) -> u64 {
+    let live = COMMAND_BYTES.saturating_mul(2).saturating_add(commands.max_result.as_u64().saturating_mul(16));
+    live.saturating_add(ENDED.saturating_mul(commands.remember as u64))
 }
 
 /// Readings take somewhat more than is counted for them; all that is pending may be
@@ -102,7 +116,10 @@ mod tests {
         for sinks in 0..5 {
             let config = config(sinks);
             let shares = Shares::new(&config, least(&config));
-            assert_eq!(shares.log + shares.sinks + shares.http + shares.sessions + shares.links, shares.limit);
+            assert_eq!(
+                shares.log + shares.sinks + shares.http + shares.commands + shares.sessions + shares.links,
+                shares.limit
+            );
             assert!((MIN_LINKS..MIN_LINKS + 2 * MIB).contains(&shares.links), "{shares:?}");
         }
     }

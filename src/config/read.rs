@@ -31,6 +31,7 @@ pub(super) fn read(text: &str, env: &dyn Fn(&str) -> Option<String>, report: &mu
         serial: reader.many("serial"),
         http: reader.one("http"),
         devices: reader.one("devices"),
+        commands: reader.one("commands"),
         store: reader.one("store"),
         route: reader.many("route"),
         mqtt: reader.many("mqtt"),

@@ -1,9 +1,9 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
-use super::forms::timestamp;
-use super::listener::{Authentication, Tcp};
-use crate::model::{GatewayId, Timestamp};
+use super::listener::Tcp;
+use super::{Commands, Devices, Serial};
+use crate::model::GatewayId;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -19,6 +19,7 @@ pub struct Config {
     pub serial: Vec<Serial>,
     pub http: Http,
     pub devices: Devices,
+    pub commands: Commands,
     pub store: Store,
     pub route: Vec<Route>,
     pub mqtt: Vec<Mqtt>,
@@ -57,83 +58,6 @@ pub enum ClockTrust {
     File,
     /// Nothing more than that it is plausible.
     Trusted,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Parity {
-    None,
-    Odd,
-    Even,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FlowControl {
-    None,
-    Software,
-    Hardware,
-}
-
-/// `[[serial]]`: a port with one device at its far end.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Serial {
-    /// Names the link in logs and metrics.
-    pub name: String,
-    /// The port, best by a stable path such as `/dev/serial/by-id/...`.
-    pub path: PathBuf,
-    pub baud: u32,
-    /// 5 to 8.
-    pub data_bits: u8,
-    pub parity: Parity,
-    /// 1 or 2.
-    pub stop_bits: u8,
-    pub flow_control: FlowControl,
-    /// Lock the port against other programs.
-    pub exclusive: bool,
-    /// Refuse frames without a checksum (protocol version 1).
-    pub require_checksum: bool,
-    /// Largest frame body accepted, in bytes.
-    pub max_frame: ByteSize,
-    /// How long a frame may stay incomplete without another byte; then the search for
-    /// the next begins.
-    #[serde(with = "humantime_serde")]
-    pub frame_timeout: Duration,
-    /// How long to wait between attempts to open a port that is not there.
-    #[serde(with = "humantime_serde")]
-    pub reopen_interval: Duration,
-    pub authentication: Authentication,
-}
-
-/// `[devices]`: what every device session is granted.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Devices {
-    /// How often devices are asked to send something.
-    #[serde(with = "humantime_serde")]
-    pub heartbeat_interval: Duration,
-    /// Silence after which a session ends.
-    #[serde(with = "humantime_serde")]
-    pub idle_timeout: Duration,
-    /// Readings that a device may have outstanding without an Ack.
-    pub window: u32,
-    /// A device whose clock is further ahead of the gateway's than this is not believed.
-    #[serde(with = "humantime_serde")]
-    pub max_clock_ahead: Duration,
-    /// Nor is one that says that it took a reading before this.
-    #[serde(with = "timestamp")]
-    pub earliest_time: Timestamp,
-    /// Patterns of which one must match a device's name; none: every device.
-    pub allow: Vec<String>,
-    /// Patterns of which none may.
-    pub deny: Vec<String>,
-    /// `keys` in the store's directory if not given.
-    pub keys_file: Option<PathBuf>,
-    /// `sealing-key` beside the keys file if not given.
-    pub sealing_key_file: Option<PathBuf>,
-    /// Failed attempts to authenticate after which an address is locked out; 0: never.
-    pub lock_out_after: u32,
 }
 
 /// `[http]`: metrics and health.
@@ -197,6 +121,8 @@ pub struct Store {
     pub max_pending: ByteSize,
     /// Memory of readings not on disk that makes a commit due at once.
     pub segment_size: ByteSize,
+    /// Changes of devices' presence that are kept.
+    pub audit: u32,
 }
 
 /// Which readings outlive others in a log that reaches its bounds.
@@ -261,6 +187,8 @@ pub struct Mqtt {
     pub prefix: String,
     pub topics: Topics,
     pub encoding: Encoding,
+    /// Whether devices' presence is published, retained.
+    pub presence: bool,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     /// PEM file of the authorities to trust; the system's if not given.
@@ -289,6 +217,8 @@ pub struct Mqtt {
     /// Readings that are sent later than this are marked `replay`.
     #[serde(with = "humantime_serde")]
     pub replay_after: Duration,
+    /// Take commands from there, too.
+    pub commands: bool,
 }
 
 impl Default for Gateway {
@@ -301,43 +231,6 @@ impl Default for Gateway {
             shutdown_timeout: Duration::from_secs(10),
             clock: ClockTrust::Auto,
             clock_file: "/run/systemd/timesync/synchronized".into(),
-        }
-    }
-}
-
-impl Default for Serial {
-    fn default() -> Serial {
-        Serial {
-            name: "serial".into(),
-            path: PathBuf::new(),
-            baud: 115_200,
-            data_bits: 8,
-            parity: Parity::None,
-            stop_bits: 1,
-            flow_control: FlowControl::None,
-            exclusive: true,
-            require_checksum: true,
-            max_frame: ByteSize::kib(4),
-            frame_timeout: Duration::from_millis(500),
-            reopen_interval: Duration::from_secs(1),
-            authentication: Authentication::None,
-        }
-    }
-}
-
-impl Default for Devices {
-    fn default() -> Devices {
-        Devices {
-            heartbeat_interval: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(90),
-            window: 4096,
-            max_clock_ahead: Duration::from_secs(600),
-            earliest_time: Timestamp(1_577_836_800_000_000), // 2020-01-01
-            allow: Vec::new(),
-            deny: Vec::new(),
-            keys_file: None,
-            sealing_key_file: None,
-            lock_out_after: 10,
         }
     }
 }
@@ -362,6 +255,7 @@ impl Default for Store {
             thin: None,
             max_pending: ByteSize::mib(16),
             segment_size: ByteSize::mib(4),
+            audit: 10_000,
         }
     }
 }
@@ -382,6 +276,7 @@ impl Default for Mqtt {
             prefix: "tidegate".into(),
             topics: Topics::Gateway,
             encoding: Encoding::Json,
+            presence: true,
             username: None,
             password_file: None,
             ca_file: None,
@@ -396,6 +291,7 @@ impl Default for Mqtt {
             backoff_max: Duration::from_secs(60),
             stable_after: Duration::from_secs(30),
             replay_after: Duration::from_secs(60),
+            commands: true,
         }
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn example(name: &str, key: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::config::read::keys_of;
-    use crate::config::{Config, Devices, Gateway, Http, Mqtt, Route, Serial, Store, Tcp, parse};
+    use crate::config::{Commands, Config, Devices, Gateway, Http, Mqtt, Route, Serial, Store, Tcp, parse};
     use serde::Serialize;
     use serde::de::DeserializeOwned;
     use std::collections::BTreeSet;
@@ -64,11 +64,15 @@ mod tests {
     #[test]
     fn every_key_is_shown_with_its_default() {
         check::<Gateway>("gateway", &["id", "worker_threads", "memory_limit"]);
+        let silence = ["heartbeat_interval", "idle_timeout"];
         let tls = ["cert_file", "key_file", "client_ca_file"];
-        check::<Tcp>("tcp", &[&tls[..], &["authentication", "max_connections_per_address"]].concat());
-        check::<Serial>("serial", &["path"]);
+        let tcp = ["authentication", "max_connections_per_address"];
+        check::<Tcp>("tcp", &[&tls[..], &tcp, &silence].concat());
+        let port = ["path", "usb", "usb_serial", "usb_interface"];
+        check::<Serial>("serial", &[&port[..], &silence].concat());
         check::<Http>("http", &[]);
         check::<Devices>("devices", &["allow", "deny", "keys_file", "sealing_key_file"]);
+        check::<Commands>("commands", &["devices"]);
         check::<Store>("store", &["max_age", "thin"]);
         check::<Route>("route", &["devices", "channels"]);
         let without_default = ["client_id", "username", "password_file", "ca_file", "cert_file", "key_file"];

@@ -1,5 +1,6 @@
 //! What is well-formed but makes no sense. Pure, but for [`check_files`].
 
+mod commands;
 mod files;
 mod links;
 mod mqtt;
@@ -7,12 +8,13 @@ mod routes;
 
 use super::problem::Report;
 use super::read::closest;
-use super::{Config, Devices, Gateway, HistoryWithin, Http, Store};
+use super::{Config, Devices, Gateway, HistoryWithin, Http, Silence, Store};
 use crate::model::Timestamp;
 use bytesize::ByteSize;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
+use tracing_subscriber::EnvFilter;
 
 pub(super) use files::check_files;
 pub use mqtt::prefix_fault;
@@ -31,6 +33,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     links::check(config, report);
     http(config, Section::new(report, "http"));
     devices(&config.devices, Section::new(report, "devices"));
+    commands::check(&config.commands, report);
     store(&config.store, Section::new(report, "store"));
     routes::check(&config.route, report);
     mqtt::check(&config.mqtt, report);
@@ -62,24 +65,30 @@ fn memory(config: &Config, report: &mut Report) {
 }
 
 fn log_level(filter: &str, section: &mut Section) {
-    const KEY: &str = "log_level";
+    if let Err((what, fix)) = log_filter(filter) {
+        section.reject(&["log_level"], what, fix);
+    }
+}
+
+/// Reads what is to be logged.
+///
+/// # Errors
+/// What is wrong with it, and how to do better.
+pub fn log_filter(filter: &str) -> Result<EnvFilter, (String, String)> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     if filter.trim().is_empty() {
-        section.reject(&[KEY], "is empty", format!("give one of {}", LEVELS.join(", ")));
-        return;
-    }
-    if let Err(why) = tracing_subscriber::EnvFilter::try_new(filter) {
-        section.reject(&[KEY], format!("{filter:?}: {why}"), "write a level such as info, or warn,tidegate=debug");
-        return;
+        return Err(("is empty".to_owned(), format!("give one of {}", LEVELS.join(", "))));
     }
     // A word that is no level is taken for a module's name: a typing error would
     // turn the log off.
     for word in filter.split(',').map(str::trim) {
         let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
         if !is_level && let Some(near) = closest(word, &LEVELS) {
-            section.reject(&[KEY], format!("unknown level `{word}`"), format!("did you mean `{near}`?"));
+            return Err((format!("unknown level `{word}`"), format!("did you mean `{near}`?")));
         }
     }
+    let fix = "write a level such as info, or warn,tidegate=debug";
+    EnvFilter::try_new(filter).map_err(|why| (format!("{filter:?}: {why}"), fix.to_owned()))
 }
 
 fn http(config: &Config, mut section: Section) {
@@ -94,14 +103,14 @@ fn http(config: &Config, mut section: Section) {
 }
 
 fn devices(devices: &Devices, mut section: Section) {
-    section.duration("heartbeat_interval", devices.heartbeat_interval, SECOND, DAY);
-    section.duration("idle_timeout", devices.idle_timeout, SECOND, 7 * DAY);
-    if devices.idle_timeout <= devices.heartbeat_interval {
-        let what = format!("{} of silence ends a session before a heartbeat is due", time(devices.idle_timeout));
-        let fix = format!("give more than heartbeat_interval, {}", time(devices.heartbeat_interval));
-        section.reject(&["idle_timeout", "heartbeat_interval"], what, fix);
-    }
+    silence(devices.silence(None, None), &mut section);
+    section.duration("offline_delay", devices.offline_delay, Duration::ZERO, HOUR);
+    section.duration("flap_damping", devices.flap_damping, SECOND, HOUR);
+    section.number("max_known", devices.max_known, 1, 1_000_000);
+    section.number("max_sub_devices", devices.max_sub_devices, 0, 65_535);
     section.number("window", devices.window, 1, 1_000_000);
+    section.number("max_message_rate", devices.max_message_rate, 0, 1_000_000);
+    section.number("message_burst", devices.message_burst, 1, 1_000_000);
     section.duration("max_clock_ahead", devices.max_clock_ahead, SECOND, 365 * DAY);
     routes::patterns("allow", &devices.allow, &mut section);
     routes::patterns("deny", &devices.deny, &mut section);
@@ -110,6 +119,18 @@ fn devices(devices: &Devices, mut section: Section) {
     if !(Timestamp(0)..=LATEST_EARLIEST).contains(&earliest) {
         let fix = format!("give a time from {} to {LATEST_EARLIEST}", Timestamp(0));
         section.reject(&["earliest_time"], format!("{earliest} is out of range"), fix);
+    }
+}
+
+/// What a device's silence means, in `[devices]` or on a link.
+fn silence(silence: Silence, section: &mut Section) {
+    let Silence { heartbeat_interval, idle_timeout } = silence;
+    section.duration("heartbeat_interval", heartbeat_interval, SECOND, DAY);
+    section.duration("idle_timeout", idle_timeout, SECOND, 7 * DAY);
+    if idle_timeout <= heartbeat_interval {
+        let what = format!("{} of silence ends a session before a heartbeat is due", time(idle_timeout));
+        let fix = format!("give more than heartbeat_interval, {}", time(heartbeat_interval));
+        section.reject(&["idle_timeout", "heartbeat_interval"], what, fix);
     }
 }
 
@@ -135,6 +156,7 @@ fn store(store: &Store, mut section: Section) {
         section.number("thin", thin, 2, 1000);
     }
     section.size("max_pending", store.max_pending, ByteSize::kib(64), ByteSize::gib(1));
+    section.number("audit", store.audit, 0, 1_000_000);
     section.size("segment_size", store.segment_size, ByteSize::kib(4), ByteSize::gib(1));
     if store.segment_size > store.max_pending {
         let what = format!("{} is more than max_pending", size(store.segment_size));

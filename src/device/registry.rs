@@ -1,86 +1,329 @@
-//! Which devices are connected, and where.
+//! Which devices are connected, where, and what is known of all others.
 
+mod connected;
+
+pub use connected::{Call, Connected};
+
+use super::rivals::{Rivals, Verdict};
+use super::roll::{Arrival, Roll, RollFull, Rules, Tellings, Told};
+use crate::clock::{Clock, Now};
+use crate::config;
 use crate::metrics::Metrics;
-use crate::model::DeviceId;
+use crate::model::{Cause, DeviceId, DeviceStatus};
+use crate::wire::message::{Command, CommandResult, GatewayMessage, SubCommand};
+use connected::Slot;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use tokio::sync::Notify;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
 
-/// The connected devices. Cheap to clone.
-#[derive(Debug, Clone)]
+/// The devices and their sessions. Cheap to clone.
+#[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
-    devices: Mutex<HashMap<DeviceId, Arc<Notify>>>,
+    table: Mutex<Table>,
+    /// Somebody came or went.
+    changes: watch::Sender<()>,
+    /// Something is to be told earlier than before.
+    news: Notify,
+    /// The states that were told changed.
+    told: watch::Sender<()>,
+    answers: mpsc::Sender<Answer>,
+    /// Until somebody wants them.
+    answers_out: Mutex<Option<mpsc::Receiver<Answer>>>,
+    max_subs: usize,
+    clock: Arc<dyn Clock>,
     metrics: Metrics,
 }
 
-/// A device's place in the registry, given up when dropped.
-#[derive(Debug)]
-pub struct Connected {
-    registry: Registry,
-    device: DeviceId,
-    replaced: Arc<Notify>,
+struct Table {
+    sessions: HashMap<DeviceId, Session>,
+    rivals: HashMap<DeviceId, Rivals>,
+    roll: Roll,
+    /// Sessions so far.
+    count: u64,
 }
 
+struct Session {
+    slot: Arc<Slot>,
+    number: u64,
+    /// As the device names it.
+    id: u64,
+    link: Arc<str>,
+    /// Devices behind it, and whether they are there.
+    subs: HashMap<DeviceId, bool>,
+}
+
+/// A device introduces itself.
+#[derive(Debug, Clone)]
+pub struct Introduction<'a> {
+    pub device: &'a DeviceId,
+    pub session: u64,
+    pub link: &'a Arc<str>,
+    pub firmware: Option<Arc<str>>,
+    /// An older connection of the same device that was silent for longer may be dead.
+    pub alive_within: Duration,
+}
+
+/// Why a device or a sub-device is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdmitted {
+    #[error("another device with this name is connected and alive; give each device a name of its own")]
+    Rival,
+    #[error("as many devices are known as this gateway allows; see [devices] max_known")]
+    RegistryFull,
+    #[error("more sub-devices are behind this hub than this gateway allows; see [devices] max_sub_devices")]
+    TooManySubDevices,
+}
+
+/// What a device answered to a command.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The device whose session it came in: the command's, or its hub.
+    pub from: DeviceId,
+    pub result: CommandResult,
+}
+
+/// Answers that may wait to be taken; a device whose answer is lost is asked again.
+const ANSWERS: usize = 256;
+/// Names around which something happened that is remembered.
+const RIVALS: usize = 1024;
+/// From the gateway's start until a device that was there before counts as offline, in
+/// idle timeouts.
+const RETURN_WITHIN: u32 = 1;
+
 impl Registry {
-    pub fn new(metrics: Metrics) -> Registry {
-        Registry(Arc::new(Inner { devices: Mutex::default(), metrics }))
+    pub fn new(config: &config::Devices, clock: Arc<dyn Clock>, metrics: Metrics) -> Registry {
+        let rules = Rules {
+            offline_delay: config.offline_delay,
+            flap_damping: config.flap_damping,
+            return_within: config.idle_timeout * RETURN_WITHIN,
+            max_known: config.max_known,
+        };
+        let table = Table { sessions: HashMap::new(), rivals: HashMap::new(), roll: Roll::new(rules), count: 0 };
+        let (answers, answers_out) = mpsc::channel(ANSWERS);
+        Registry(Arc::new(Inner {
+            table: Mutex::new(table),
+            changes: watch::Sender::new(()),
+            news: Notify::new(),
+            told: watch::Sender::new(()),
+            answers,
+            answers_out: Mutex::new(Some(answers_out)),
+            max_subs: config.max_sub_devices,
+            clock,
+            metrics,
+        }))
+    }
+
+    /// Takes over what an earlier life of the gateway knew of devices.
+    pub fn restore(&self, statuses: Vec<DeviceStatus>) {
+        let at = self.0.clock.now().monotonic;
+        self.0.table.lock().roll.restore(statuses, at);
     }
 
     /// Whether the device has a connection.
     pub fn is_connected(&self, device: &DeviceId) -> bool {
-        self.0.devices.lock().contains_key(device)
+        self.0.table.lock().sessions.contains_key(device)
     }
 
     /// The device connected. An older connection of the same device is told to go.
-    pub fn connect(&self, device: &DeviceId) -> Connected {
-        let replaced = Arc::new(Notify::new());
-        let mut devices = self.0.devices.lock();
-        if let Some(older) = devices.insert(device.clone(), replaced.clone()) {
-            older.notify_one();
+    ///
+    /// # Errors
+    /// If it cannot be let in.
+    pub fn connect(&self, who: Introduction<'_>) -> Result<Connected, NotAdmitted> {
+        let Introduction { device, session, link, firmware, alive_within } = who;
+        let now = self.0.clock.now().monotonic;
+        let slot = Arc::new(Slot::default());
+        slot.hear(now);
+        let mut table = self.0.table.lock();
+        self.judge(&mut table, device, session, alive_within, now)?;
+        let older = table.sessions.get(device).map(|older| older.slot.clone());
+        let reason = if older.is_some() { Cause::TakenOver } else { Cause::Connected };
+        let arrival = Arrival { link: link.clone(), firmware, reason };
+        table.roll.arrived(device, arrival, now).map_err(|RollFull| NotAdmitted::RegistryFull)?;
+        table.count += 1;
+        let number = table.count;
+        let new = Session { slot: slot.clone(), number, id: session, link: link.clone(), subs: HashMap::new() };
+        let subs = table.sessions.insert(device.clone(), new).map(|older| older.subs).unwrap_or_default();
+        table.subs_left(subs, now);
+        self.show(&table);
+        drop(table);
+        if let Some(older) = older {
+            older.replace();
         }
-        self.0.metrics.devices_connected.set(i64::try_from(devices.len()).unwrap_or(i64::MAX));
-        Connected { registry: self.clone(), device: device.clone(), replaced }
+        self.changed();
+        Ok(Connected::new(self.clone(), device.clone(), slot))
+    }
+
+    /// Whether a session may take the place of the one that is there.
+    fn judge(
+        &self,
+        table: &mut Table,
+        device: &DeviceId,
+        session: u64,
+        alive_within: Duration,
+        now: Duration,
+    ) -> Result<(), NotAdmitted> {
+        let Some(holder) = table.sessions.get(device) else { return Ok(()) };
+        let heard = holder.slot.heard();
+        let alive = now.saturating_sub(heard) <= alive_within;
+        let holder = holder.id;
+        if session == holder {
+            return Ok(());
+        }
+        if table.rivals.len() >= RIVALS && !table.rivals.contains_key(device) {
+            table.rivals.clear();
+        }
+        match table.rivals.entry(device.clone()).or_default().judge(session, holder, alive, now) {
+            Verdict::Enters => Ok(()),
+            Verdict::StaysOut(new) => {
+                if new {
+                    tracing::warn!(%device, "two devices use this name and throw each other out; one is kept out for a while");
+                    self.0.metrics.devices_rivals.inc();
+                }
+                Err(NotAdmitted::Rival)
+            }
+        }
+    }
+
+    /// The number of the session by which `device` can be reached, if it can: another
+    /// one each time it connects. A sub-device is reached by its hub, unless that says
+    /// that it cannot.
+    pub fn connection(&self, device: &DeviceId) -> Option<u64> {
+        self.0.table.lock().reachable(device).map(|session| session.number)
+    }
+
+    /// Sends a command to the device if it can be reached by the session with this number;
+    /// says whether it could.
+    pub fn command(&self, device: &DeviceId, connection: u64, command: Command) -> bool {
+        let table = self.0.table.lock();
+        let Some(session) = table.reachable(device).filter(|session| session.number == connection) else {
+            return false;
+        };
+        let message = match device.as_str().split_once('/') {
+            None => GatewayMessage::Command(command),
+            Some((_, sub)) => {
+                let Command { id, name, payload, expires_in } = command;
+                GatewayMessage::SubCommand(SubCommand { sub: sub.to_owned(), id, name, payload, expires_in })
+            }
+        };
+        session.slot.call(message)
+    }
+
+    /// Changes whenever a device becomes reachable or unreachable.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.0.changes.subscribe()
+    }
+
+    /// What devices answer to commands; for one receiver.
+    pub fn answers(&self) -> Option<mpsc::Receiver<Answer>> {
+        self.0.answers_out.lock().take()
+    }
+
+    /// How things are with one device.
+    pub fn status(&self, device: &DeviceId) -> Option<DeviceStatus> {
+        let now = self.0.clock.now();
+        let mut table = self.0.table.lock();
+        table.hear(device);
+        table.roll.status(device, now)
+    }
+
+    /// How things are with at most `limit` devices behind `after`, in the order of their
+    /// names.
+    pub fn statuses(&self, after: Option<&DeviceId>, limit: usize) -> Vec<DeviceStatus> {
+        let now = self.0.clock.now();
+        let mut table = self.0.table.lock();
+        let mut names: Vec<_> =
+            table.roll.devices().filter(|device| after.is_none_or(|after| *device > after)).cloned().collect();
+        if names.len() > limit {
+            names.select_nth_unstable(limit);
+            names.truncate(limit);
+        }
+        names.sort_unstable();
+        names.iter().for_each(|device| table.hear(device));
+        names.iter().filter_map(|device| table.roll.status(device, now)).collect()
+    }
+
+    /// Changes that are to be told now, at most `most`.
+    pub fn tell(&self, now: Now, most: usize) -> Tellings {
+        let mut table = self.0.table.lock();
+        let due: Vec<_> = table.roll.due_at(now.monotonic).take(most).cloned().collect();
+        due.iter().for_each(|device| table.hear(device));
+        let told = table.roll.tell(now, most);
+        drop(table);
+        if told != Tellings::default() {
+            self.0.told.send_replace(());
+        }
+        told
+    }
+
+    /// When something is to be told next, if anything is.
+    pub fn due(&self) -> Option<Duration> {
+        self.0.table.lock().roll.due()
+    }
+
+    /// Waits until something may be to be told earlier than [`Registry::due`] said.
+    /// Cancel-safe.
+    pub async fn news(&self) {
+        self.0.news.notified().await;
+    }
+
+    /// What was told next after `version`; see [`Roll::told_after`].
+    pub fn told_after(&self, version: u64) -> Option<(u64, Told)> {
+        let now = self.0.clock.now();
+        let mut table = self.0.table.lock();
+        let device = table.roll.told_next(version).cloned()?;
+        table.hear(&device);
+        table.roll.told_after(version, now)
+    }
+
+    /// Changes whenever something was told.
+    pub fn told(&self) -> watch::Receiver<()> {
+        self.0.told.subscribe()
+    }
+
+    fn changed(&self) {
+        self.0.changes.send_replace(());
+        self.0.news.notify_one();
+    }
+
+    fn show(&self, table: &Table) {
+        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.0.metrics.devices_connected.set(gauge(table.sessions.len()));
+        self.0.metrics.devices_known.set(gauge(table.roll.len()));
     }
 }
 
-impl Connected {
-    /// Waits until the same device connects again. Cancel-safe.
-    pub fn replaced(&self) -> impl Future<Output = ()> + Send + use<> {
-        let replaced = self.replaced.clone();
-        async move { replaced.notified().await }
-    }
-}
-
-impl Drop for Connected {
-    fn drop(&mut self) {
-        let mut devices = self.registry.0.devices.lock();
-        if devices.get(&self.device).is_some_and(|current| Arc::ptr_eq(current, &self.replaced)) {
-            devices.remove(&self.device);
+impl Table {
+    fn reachable(&self, device: &DeviceId) -> Option<&Session> {
+        match self.sessions.get(device) {
+            Some(session) => Some(session),
+            None => {
+                let session = self.sessions.get(&device.hub())?;
+                session.subs.get(device).copied().unwrap_or(true).then_some(session)
+            }
         }
-        self.registry.0.metrics.devices_connected.set(i64::try_from(devices.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Brings up to date when a device was heard.
+    fn hear(&mut self, device: &DeviceId) {
+        if let Some(session) = self.sessions.get(device) {
+            let heard = session.slot.heard();
+            self.roll.heard(device, heard);
+        }
+    }
+
+    /// A hub is gone, and so are those behind it.
+    fn subs_left(&mut self, subs: HashMap<DeviceId, bool>, now: Duration) {
+        for (sub, there) in subs {
+            if there {
+                self.roll.left(&sub, Cause::HubOffline, None, now);
+            }
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_device_that_connects_again_takes_the_older_connections_place() {
-        let metrics = Metrics::new();
-        let registry = Registry::new(metrics.clone());
-        let device = DeviceId::new("pump").expect("a valid name");
-        let older = registry.connect(&device);
-        let newer = registry.connect(&device);
-        older.replaced().await;
-        assert_eq!(metrics.devices_connected.get(), 1);
-        drop(older);
-        assert_eq!(metrics.devices_connected.get(), 1);
-        drop(newer);
-        assert_eq!(metrics.devices_connected.get(), 0);
-    }
-}
+mod tests;

@@ -1,8 +1,9 @@
 //! One device's conversation with the gateway, message by message.
 //!
-//! connecting --Hello--> established --Goodbye, silence or a mistake--> closed.
-//! Where devices authenticate, they are introduced between the two: Hello --> introduced
-//! --Authenticate, or a certificate--> established.
+//! connecting --Hello--> established <--silence, a word--> idle; from all of them
+//! --Goodbye, more silence or a mistake--> closed. Where devices authenticate, they are
+//! introduced between the two: Hello --> introduced --Authenticate, or a
+//! certificate--> established.
 //! See `docs/protocol.md`, "Sessions".
 
 use super::auth::{Attempt, Nonce};
@@ -11,7 +12,8 @@ use crate::clock::Now;
 use crate::config::Authentication;
 use crate::model::DeviceId;
 use crate::wire::message::{
-    Authenticate, Challenge, DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Readings, Reason, Welcome,
+    Authenticate, Challenge, CommandResult, DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Readings, Reason,
+    SubDevice, Welcome,
 };
 use std::time::Duration;
 
@@ -21,6 +23,8 @@ pub struct Grants {
     /// From the connection to Hello; `None` where a silent line is no fault.
     pub handshake_timeout: Option<Duration>,
     pub heartbeat_interval: Duration,
+    /// Silence after which a device is idle, and reminded that it is waited for.
+    pub idle_after: Duration,
     /// Silence that ends a session.
     pub idle_timeout: Duration,
     /// Samples that may be outstanding.
@@ -46,7 +50,6 @@ pub struct Refusal {
 /// What a message asks of the link.
 #[derive(Debug, PartialEq)]
 pub enum Step {
-    Nothing,
     Reply(GatewayMessage),
     /// A device introduced itself: look up what of its session is settled, and
     /// [`Session::welcome`] it. Nothing before `first` is going to come.
@@ -54,6 +57,7 @@ pub enum Step {
         device: DeviceId,
         session: u64,
         first: u64,
+        firmware: Option<String>,
     },
     /// A device introduced itself and has to prove that it is who it says it is:
     /// [`Session::challenge`] it, or [`Session::admit`] it if it did so already.
@@ -64,8 +68,24 @@ pub enum Step {
     /// Readings to store; none if the device sent only what it had sent before on
     /// this connection.
     Store(Converted),
+    /// How a command ended.
+    Answer(CommandResult),
+    /// A device behind this one is there, or is not.
+    SubDevice {
+        device: DeviceId,
+        there: bool,
+    },
     /// The device takes its leave.
     Leave,
+}
+
+/// What time brings.
+#[derive(Debug, PartialEq)]
+pub enum Tick {
+    /// The device has become idle; this reminds it.
+    Idle(GatewayMessage),
+    /// The session is over.
+    Over(Refusal),
 }
 
 /// The state of one conversation.
@@ -75,6 +95,7 @@ pub struct Session {
     introduced: Option<Box<Introduced>>,
     device: Option<Box<Converter>>,
     heard: Duration,
+    idle: bool,
 }
 
 /// A device that has still to prove who it is.
@@ -83,6 +104,7 @@ struct Introduced {
     converter: Box<Converter>,
     session: u64,
     first: u64,
+    firmware: Option<String>,
     /// What it has to prove it with, once.
     nonce: Option<Nonce>,
 }
@@ -90,7 +112,7 @@ struct Introduced {
 impl Session {
     /// A connection was made.
     pub fn new(grants: Grants, now: Now) -> Session {
-        Session { grants, introduced: None, device: None, heard: now.monotonic }
+        Session { grants, introduced: None, device: None, heard: now.monotonic, idle: false }
     }
 
     /// The device, once it is known to be who it says it is.
@@ -113,25 +135,44 @@ impl Session {
     /// Forgets the device: the next message must be a Hello.
     pub fn reset(&mut self, now: Now) {
         (self.introduced, self.device) = (None, None);
-        self.heard = now.monotonic;
+        self.heard(now);
     }
 
     /// The device is not silent: either it said something or it cannot be heard.
     pub fn heard(&mut self, now: Now) {
         self.heard = now.monotonic;
+        self.idle = false;
     }
 
-    /// When the session ends for silence, on the monotonic clock, unless something
-    /// is heard.
+    /// Whether the device is silent for longer than it should be.
+    pub fn is_idle(&self) -> bool {
+        self.idle
+    }
+
+    /// When [`Session::tick`] has something to say, on the monotonic clock, unless
+    /// something is heard.
     pub fn deadline(&self) -> Option<Duration> {
         match self.device {
-            Some(_) => Some(self.heard + self.grants.idle_timeout),
+            Some(_) if self.idle => Some(self.heard + self.grants.idle_timeout),
+            Some(_) => Some(self.heard + self.grants.idle_after.min(self.grants.idle_timeout)),
             None => self.grants.handshake_timeout.map(|timeout| self.heard + timeout),
         }
     }
 
-    /// What to say when the deadline has passed.
-    pub fn timeout(&self) -> Refusal {
+    /// What has become due at `now` for want of a word from the device.
+    pub fn tick(&mut self, now: Now) -> Option<Tick> {
+        if self.deadline().is_none_or(|deadline| now.monotonic < deadline) {
+            return None;
+        }
+        let over = self.device.is_none() || now.monotonic >= self.heard + self.grants.idle_timeout;
+        if over {
+            return Some(Tick::Over(self.timeout()));
+        }
+        self.idle = true;
+        Some(Tick::Idle(time_of(now)))
+    }
+
+    fn timeout(&self) -> Refusal {
         let (what, limit) = match (&self.device, self.grants.handshake_timeout) {
             (None, Some(limit)) if self.introduced.is_some() => ("no proof came", limit),
             (None, Some(limit)) => ("no Hello came", limit),
@@ -146,7 +187,7 @@ impl Session {
     /// If it does not belong there or makes no sense; the session is over then.
     pub fn take(&mut self, message: DeviceMessage, now: Now) -> Result<Step, Refusal> {
         if self.device.is_some() {
-            self.heard = now.monotonic;
+            self.heard(now);
         }
         let window = u64::from(self.grants.window);
         let introduced = self.introduced.is_some();
@@ -167,10 +208,15 @@ impl Session {
             }
             (DeviceMessage::Heartbeat(heartbeat), Some(device)) => {
                 device.synchronise(heartbeat.time, now);
-                let reply = HeartbeatReply { time: now.wall.0, time_trusted: now.trusted };
-                Ok(Step::Reply(GatewayMessage::HeartbeatReply(reply)))
+                Ok(Step::Reply(time_of(now)))
             }
-            (DeviceMessage::CommandResult(_) | DeviceMessage::SubDevice(_), Some(_)) => Ok(Step::Nothing),
+            (DeviceMessage::CommandResult(result), Some(_)) => Ok(Step::Answer(result)),
+            (DeviceMessage::SubDevice(SubDevice { sub, online, .. }), Some(device)) => {
+                match device.device().sub_device(&sub) {
+                    Ok(device) => Ok(Step::SubDevice { device, there: online }),
+                    Err(why) => Err(senseless(ConvertError::SubDevice(sub, why))),
+                }
+            }
         }
     }
 
@@ -185,14 +231,14 @@ impl Session {
                 .map_err(senseless)?;
         converter.synchronise(hello.time, now);
         let converter = Box::new(converter);
-        let Hello { session, first, .. } = hello;
+        let Hello { session, first, firmware, .. } = hello;
         if self.grants.authentication == Authentication::None {
             self.device = Some(converter);
-            self.heard = now.monotonic;
-            return Ok(Step::Establish { device, session, first });
+            self.heard(now);
+            return Ok(Step::Establish { device, session, first, firmware });
         }
         self.device = None;
-        self.introduced = Some(Box::new(Introduced { converter, session, first, nonce: None }));
+        self.introduced = Some(Box::new(Introduced { converter, session, first, firmware, nonce: None }));
         Ok(Step::Introduced(device))
     }
 
@@ -217,14 +263,14 @@ impl Session {
     }
 
     /// The device that introduced itself is who it says it is: a step to establish the
-    /// session, or none if nobody was introduced.
-    pub fn admit(&mut self, now: Now) -> Step {
-        let Some(introduced) = self.introduced.take() else { return Step::Nothing };
-        let Introduced { converter, session, first, .. } = *introduced;
+    /// session, unless nobody was introduced.
+    pub fn admit(&mut self, now: Now) -> Option<Step> {
+        let introduced = self.introduced.take()?;
+        let Introduced { converter, session, first, firmware, .. } = *introduced;
         let device = converter.device().clone();
         self.device = Some(converter);
-        self.heard = now.monotonic;
-        Step::Establish { device, session, first }
+        self.heard(now);
+        Some(Step::Establish { device, session, first, firmware })
     }
 
     /// The answer to a Hello that named `first`, when everything up to `settled` of
@@ -245,6 +291,10 @@ impl Session {
     }
 }
 
+fn time_of(now: Now) -> GatewayMessage {
+    GatewayMessage::HeartbeatReply(HeartbeatReply { time: now.wall.0, time_trusted: now.trusted })
+}
+
 fn refusal(reason: Reason, text: String) -> Refusal {
     Refusal { reason, text }
 }
@@ -261,11 +311,12 @@ fn senseless(why: ConvertError) -> Refusal {
 mod tests {
     use super::*;
     use crate::model::{BootId, Timestamp};
-    use crate::wire::message::{DeviceClock, Goodbye, Heartbeat, Sample};
+    use crate::wire::message::{DeviceClock, Goodbye, Heartbeat, ResultState, Sample};
 
     const GRANTS: Grants = Grants {
         handshake_timeout: Some(Duration::from_secs(5)),
         heartbeat_interval: Duration::from_secs(30),
+        idle_after: Duration::from_secs(45),
         idle_timeout: Duration::from_secs(90),
         window: 100,
         max_frame: 1000,
@@ -374,11 +425,11 @@ mod tests {
         assert_eq!((attempt.device.as_str(), attempt.session, attempt.nonce), ("pump", 7, [9; 32]));
         assert!(session.take(answer(7), at(3)).is_err(), "a nonce is good for one attempt");
         let step = session.admit(at(4));
-        assert!(matches!(step, Step::Establish { session: 7, first: 1, .. }), "{step:?}");
-        assert_eq!(session.deadline(), Some(Duration::from_secs(94)));
+        assert!(matches!(step, Some(Step::Establish { session: 7, first: 1, .. })), "{step:?}");
+        assert_eq!(session.deadline(), Some(Duration::from_secs(49)));
         session.welcome(1, 0, at(4));
         assert!(session.take(reading(1), at(4)).is_ok());
-        assert_eq!(session.admit(at(5)), Step::Nothing, "nobody waits any more");
+        assert_eq!(session.admit(at(5)), None, "nobody waits any more");
     }
 
     #[test]
@@ -398,15 +449,34 @@ mod tests {
     }
 
     #[test]
-    fn silence_ends_a_session_and_anything_heard_prolongs_it() {
+    fn silence_makes_a_session_idle_and_ends_it_unless_something_is_heard() {
         let mut session = Session::new(GRANTS, at(10));
         assert_eq!(session.deadline(), Some(Duration::from_secs(15)));
-        assert_eq!(session.timeout().text, "no Hello came within 5s");
+        assert_eq!(session.tick(at(14)), None);
+        let Some(Tick::Over(refusal)) = session.tick(at(15)) else { panic!("it goes on") };
+        assert_eq!(refusal.text, "no Hello came within 5s");
+
         assert!(session.take(hello("pump"), at(12)).is_ok());
-        assert_eq!(session.deadline(), Some(Duration::from_secs(102)));
-        let reply = session.take(DeviceMessage::Heartbeat(Heartbeat { time: 0 }), at(50));
+        assert_eq!(session.deadline(), Some(Duration::from_secs(57)));
+        let reminder = session.tick(at(57));
+        assert!(matches!(reminder, Some(Tick::Idle(GatewayMessage::HeartbeatReply(r))) if r.time == 1_000_000));
+        assert_eq!((session.is_idle(), session.deadline()), (true, Some(Duration::from_secs(102))));
+
+        let reply = session.take(DeviceMessage::Heartbeat(Heartbeat { time: 0 }), at(60));
         assert!(matches!(reply, Ok(Step::Reply(GatewayMessage::HeartbeatReply(r))) if r.time == 1_000_000));
-        assert_eq!(session.deadline(), Some(Duration::from_secs(140)));
-        assert_eq!(session.timeout().reason, Reason::Timeout);
+        assert_eq!((session.is_idle(), session.deadline()), (false, Some(Duration::from_secs(105))));
+        assert!(matches!(session.tick(at(150)), Some(Tick::Over(refusal)) if refusal.reason == Reason::Timeout));
+    }
+
+    #[test]
+    fn results_and_word_of_sub_devices_are_passed_on() {
+        let mut session = Session::new(GRANTS, at(0));
+        assert!(session.take(hello("hub"), at(0)).is_ok());
+        let result = CommandResult { id: "c".into(), state: ResultState::Done, payload: None };
+        assert_eq!(session.take(DeviceMessage::CommandResult(result.clone()), at(0)), Ok(Step::Answer(result)));
+        let about = |sub: &str| DeviceMessage::SubDevice(SubDevice { sub: sub.into(), online: false, reason: None });
+        let device = DeviceId::new("hub/door").expect("a valid name");
+        assert_eq!(session.take(about("door"), at(0)), Ok(Step::SubDevice { device, there: false }));
+        assert!(session.take(about("a/b"), at(0)).is_err());
     }
 }

@@ -1,10 +1,11 @@
 //! The gateway as a service: signals, and what systemd is told.
 
-use super::Gateway;
+use super::{Gateway, SetLogLevel};
 use crate::config::Config;
 use crate::http::Health;
 use anyhow::{Context, Result};
 use sd_notify::NotifyState;
+use std::path::Path;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, interval_at};
@@ -21,10 +22,10 @@ const EXTEND_USEC: u32 = 60_000_000;
 ///
 /// # Errors
 /// If it cannot be started.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, set_log_level: SetLogLevel) -> Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     loop {
-        let Some(gateway) = start(config.clone(), &mut signals).await? else { return Ok(()) };
+        let Some(gateway) = start(config.clone(), &set_log_level, &mut signals).await? else { return Ok(()) };
         tell(&[NotifyState::Ready]);
         let why = watch(&gateway, &mut signals).await;
         match why {
@@ -57,8 +58,9 @@ enum Why {
 }
 
 /// Starts the gateway, however long the disk is full; `None` if a signal comes first.
-async fn start(config: Config, signals: &mut Signals) -> Result<Option<Gateway>> {
-    let mut starting = std::pin::pin!(Gateway::start(config));
+async fn start(config: Config, set_log_level: &SetLogLevel, signals: &mut Signals) -> Result<Option<Gateway>> {
+    let set_log_level = Some(set_log_level.clone());
+    let mut starting = std::pin::pin!(Gateway::start_with(Path::new("/"), set_log_level, config));
     let every = watch_every();
     let mut tick = interval_at(Instant::now() + every, every);
     loop {

@@ -2,9 +2,9 @@
 //!
 //! Bytes are read into a buffer that lives only while they are decoded, so a
 //! connection that says nothing holds no memory for it. Reading pauses while the
-//! log has no room, while the device's window is used up, while the device does not
-//! take what it is answered, and while the memory for all connections is used up and
-//! the frame under way is a large one.
+//! log has no room, while the device's window is used up or it sends more messages than it
+//! may, while the device does not take what it is answered, and while the memory for all
+//! connections is used up and the frame under way is a large one.
 
 mod peer;
 
@@ -81,6 +81,8 @@ enum Gate {
     Log,
     /// There is no memory for a frame as large as the one under way.
     Memory,
+    /// The device sent more messages than it may; until then.
+    Rate(Duration),
 }
 
 /// Serves the device at the far end of `io` until either side ends it or `stop`
@@ -121,7 +123,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
             timer.as_mut().reset(at);
         }
         let settled = connection.peer.settled(now.monotonic);
-        let replaced = connection.peer.replaced();
+        let called = connection.peer.called();
         let evicted = connection.peer.place.evicted();
         let keys = connection.peer.keys_changed();
         let stalled = connection.peer.is_stalled() || connection.gate == Gate::Log;
@@ -132,7 +134,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
             () = stop::requested(&mut stop), if connection.stop_at.is_none() => {
                 connection.stop_at = Some(clock.now().monotonic + SETTLE_WITHIN);
             }
-            () = replaced => connection.peer.replace(),
+            () = called => connection.peer.answer_calls(),
             () = evicted => {
                 connection.say_busy();
                 return Closed::Evicted;
@@ -176,6 +178,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 self.peer.stop();
             }
             return;
+        }
+        if matches!(self.gate, Gate::Rate(until) if now.monotonic >= until) {
+            self.gate = Gate::Open;
         }
         if self.is_paused() || self.gate != Gate::Open {
             // The device is not to blame for a silence that it cannot break.
@@ -258,7 +263,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
         let look = (self.gate == Gate::Memory || self.frame_since.is_some()).then_some(now + LOOK_AGAIN);
         if self.is_paused() || self.gate != Gate::Open {
-            return [ack, look].into_iter().flatten().min();
+            let rate = if let Gate::Rate(until) = self.gate { Some(until) } else { None };
+            return [ack, look, rate].into_iter().flatten().min();
         }
         let partial = self.partial_since.map(|since| since + self.line.frame_timeout);
         [ack, look, partial, self.peer.silence_deadline()].into_iter().flatten().min()
@@ -275,7 +281,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 }
                 if self.peer.out.is_empty() {
                     self.peer.out = Vec::new();
-                    break;
+                    self.peer.answer_calls();
+                    if self.peer.out.is_empty() {
+                        break;
+                    }
                 }
             }
         }
@@ -315,6 +324,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
         peer.store();
         self.settle_lease();
+        if let Some(until) = self.peer.throttled_until(now.monotonic) {
+            self.gate = Gate::Rate(until);
+        }
     }
 
     /// It is its turn: what was read is heard.

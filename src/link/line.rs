@@ -8,6 +8,7 @@ use crate::device::{Grants, Registry, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
 use crate::store::Log;
 use crate::wire::frame::{FrameError, Limits, Recovery};
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,18 @@ pub(super) struct Line {
 }
 
 impl Line {
+    /// Counts whole frames.
+    pub fn frames(&self) -> Counter {
+        let label = LinkLabel { link: self.name.clone() };
+        self.shared.metrics.frames_valid.get_or_create(&label).clone()
+    }
+
+    /// Counts a device that is read no further for a while.
+    pub fn throttled(&self) {
+        let label = LinkLabel { link: self.name.clone() };
+        self.shared.metrics.devices_throttled.get_or_create(&label).inc();
+    }
+
     /// Counts what came in and is no frame or no message.
     pub fn count_invalid(&self, reason: &'static str) {
         let label = LinkReasonLabel { link: self.name.clone(), reason };

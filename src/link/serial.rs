@@ -1,69 +1,55 @@
 //! A device at the far end of a serial line. The line is noisy, does not break when
-//! the device restarts, and its port comes and goes.
+//! the device restarts, and its port comes and goes, perhaps under another name.
+
+mod choice;
+mod claims;
+mod counted;
+mod open;
+mod ports;
+
+pub use choice::closeness;
+pub use claims::Ports;
+pub use ports::{Port, Usb, list};
 
 use super::caller::Caller;
 use super::connection::{self, Closed};
 use super::line::{Line, Shared};
 use super::porch::Place;
-use crate::config::{self, Authentication, FlowControl, Parity};
+use crate::config::{self, Authentication};
 use crate::device::Grants;
+use crate::metrics::{LinkLabel, Metrics};
 use crate::stop;
 use crate::wire::frame::{Limits, Recovery};
-use std::io;
+use claims::Claim;
+use counted::Counted;
+use open::{Opened, open};
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
-use tokio_serial::{SerialPortBuilderExt, SerialStream};
 
-/// Serves the port until `stop` turns true, opening it again whenever it vanishes.
-pub async fn serve(config: config::Serial, shared: Shared, mut stop: watch::Receiver<bool>) {
-    let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
-    let limits = Limits { max_body, require_checksum: config.require_checksum };
-    let line = Line {
-        name: config.name.as_str().into(),
-        grants: Grants {
-            handshake_timeout: None,
-            heartbeat_interval: shared.devices.heartbeat_interval,
-            idle_timeout: shared.devices.idle_timeout,
-            window: shared.devices.window,
-            max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
-            restart: true,
-            times: shared.time_rules(),
-            authentication: config.authentication,
-        },
-        before_hello: limits,
-        limits,
-        recovery: Recovery::Resync,
-        frame_timeout: config.frame_timeout,
-        shared,
-    };
+/// Serves the port until `stop` turns true, looking it up and opening it again whenever
+/// it vanishes.
+pub async fn serve(config: config::Serial, ports: Ports, shared: Shared, mut stop: watch::Receiver<bool>) {
+    let line = line(&config, shared);
+    let counts = Counts::new(&line.shared.metrics, &config.name);
     if config.authentication != Authentication::None {
         line.shared.doorman.prepare();
     }
-    let path = config.path.display().to_string();
     // So that a port that stays away is logged once.
     let mut told = None;
     while !*stop.borrow() {
-        match open(&config) {
-            Ok(mut port) => {
+        match ports.claim(&config).and_then(|claim| Ok((open(&claim.path, &config)?, claim))) {
+            Ok((opened, claim)) => {
                 told = None;
+                counts.opened.inc();
                 line.up(true);
-                tracing::info!(link = %line.name, path, baud = config.baud, "serial port opened");
-                let caller = Caller::named(path.as_str());
-                let closed = connection::drive(&mut port, &line, caller, Place::granted(), stop.clone()).await;
+                serve_port(opened, &claim, &line, &counts, config.baud, stop.clone()).await;
                 line.up(false);
-                match closed {
-                    // Nobody is sent away from a place that was granted.
-                    Closed::Ended | Closed::Evicted => tracing::debug!(link = %line.name, path, "session ended"),
-                    Closed::Gone => tracing::warn!(link = %line.name, path, "serial port vanished; waiting for it"),
-                    Closed::Failed(why) => {
-                        tracing::warn!(link = %line.name, path, %why, "serial port failed; opening it again");
-                    }
-                }
             }
             Err(why) => {
                 line.up(false);
-                let why = explain(&why);
+                counts.open_failed.inc();
                 if told.as_ref() != Some(&why) {
-                    tracing::warn!(link = %line.name, path, why, "cannot open the serial port; trying on");
+                    tracing::warn!(link = %line.name, why, "cannot open the serial port; trying on");
                     told = Some(why);
                 }
             }
@@ -76,45 +62,73 @@ pub async fn serve(config: config::Serial, shared: Shared, mut stop: watch::Rece
     }
 }
 
-fn open(config: &config::Serial) -> tokio_serial::Result<SerialStream> {
-    let data_bits = match config.data_bits {
-        5 => tokio_serial::DataBits::Five,
-        6 => tokio_serial::DataBits::Six,
-        7 => tokio_serial::DataBits::Seven,
-        _ => tokio_serial::DataBits::Eight,
-    };
-    let parity = match config.parity {
-        Parity::None => tokio_serial::Parity::None,
-        Parity::Odd => tokio_serial::Parity::Odd,
-        Parity::Even => tokio_serial::Parity::Even,
-    };
-    let flow_control = match config.flow_control {
-        FlowControl::None => tokio_serial::FlowControl::None,
-        FlowControl::Software => tokio_serial::FlowControl::Software,
-        FlowControl::Hardware => tokio_serial::FlowControl::Hardware,
-    };
-    let stop_bits = if config.stop_bits == 2 { tokio_serial::StopBits::Two } else { tokio_serial::StopBits::One };
-    let path = config.path.to_string_lossy();
-    tokio_serial::new(path, config.baud)
-        .data_bits(data_bits)
-        .parity(parity)
-        .stop_bits(stop_bits)
-        .flow_control(flow_control)
-        .exclusive(config.exclusive)
-        .open_native_async()
+async fn serve_port(
+    opened: Opened,
+    claim: &Claim,
+    line: &Line,
+    counts: &Counts,
+    baud: u32,
+    stop: watch::Receiver<bool>,
+) {
+    let path = claim.path.display().to_string();
+    let device = claim.device().display();
+    tracing::info!(link = %line.name, path, %device, baud, "serial port opened");
+    if let Some(settings) = opened.adjusted {
+        tracing::warn!(link = %line.name, path, settings, "the port's driver takes other RS-485 settings");
+    }
+    let mut port = Counted { stream: opened.stream, read: counts.read.clone(), written: counts.written.clone() };
+    match connection::drive(&mut port, line, Caller::named(path.as_str()), Place::granted(), stop).await {
+        // Nobody is sent away from a place that was granted.
+        Closed::Ended | Closed::Evicted => tracing::debug!(link = %line.name, path, "session ended"),
+        Closed::Gone => tracing::warn!(link = %line.name, path, "serial port vanished; waiting for it"),
+        Closed::Failed(why) => tracing::warn!(link = %line.name, path, %why, "serial port failed; opening it again"),
+    }
 }
 
-/// What is wrong with the port, and what to do about it.
-fn explain(why: &tokio_serial::Error) -> String {
-    let advice = match why.kind() {
-        tokio_serial::ErrorKind::NoDevice => {
-            "plug the device in, or see whether another program has the port (fuser PATH)"
+fn line(config: &config::Serial, shared: Shared) -> Line {
+    let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
+    let silence = shared.devices.silence(config.heartbeat_interval, config.idle_timeout);
+    let limits = Limits { max_body, require_checksum: config.require_checksum };
+    Line {
+        name: config.name.as_str().into(),
+        grants: Grants {
+            handshake_timeout: None,
+            heartbeat_interval: silence.heartbeat_interval,
+            idle_after: silence.idle_after(),
+            idle_timeout: silence.idle_timeout,
+            window: shared.devices.window,
+            max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
+            restart: true,
+            times: shared.time_rules(),
+            authentication: config.authentication,
+        },
+        before_hello: limits,
+        limits,
+        recovery: Recovery::Resync,
+        frame_timeout: config.frame_timeout,
+        shared,
+    }
+}
+
+/// One port's figures.
+struct Counts {
+    opened: Counter,
+    open_failed: Counter,
+    read: Counter,
+    written: Counter,
+}
+
+impl Counts {
+    fn new(metrics: &Metrics, name: &str) -> Counts {
+        let label = LinkLabel { link: name.into() };
+        let of = |family: &prometheus_client::metrics::family::Family<LinkLabel, Counter>| {
+            family.get_or_create(&label).clone()
+        };
+        Counts {
+            opened: of(&metrics.serial_opened),
+            open_failed: of(&metrics.serial_open_failures),
+            read: of(&metrics.serial_read_bytes),
+            written: of(&metrics.serial_written_bytes),
         }
-        tokio_serial::ErrorKind::Io(io::ErrorKind::NotFound) => "plug the device in, or correct `path`",
-        tokio_serial::ErrorKind::Io(io::ErrorKind::PermissionDenied) => {
-            "let the user that runs tidegate into the port's group, mostly `dialout`"
-        }
-        _ => "see whether `path` is a serial port that takes these settings",
-    };
-    format!("{why}; {advice}")
+    }
 }

@@ -182,12 +182,14 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
 
 fn line(config: &config::Tcp, shared: Shared) -> Line {
     let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
+    let silence = shared.devices.silence(config.heartbeat_interval, config.idle_timeout);
     Line {
         name: config.name.as_str().into(),
         grants: Grants {
             handshake_timeout: Some(config.handshake_timeout),
-            heartbeat_interval: shared.devices.heartbeat_interval,
-            idle_timeout: shared.devices.idle_timeout,
+            heartbeat_interval: silence.heartbeat_interval,
+            idle_after: silence.idle_after(),
+            idle_timeout: silence.idle_timeout,
             window: shared.devices.window,
             max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
             restart: false,

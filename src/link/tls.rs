@@ -33,7 +33,7 @@ use tokio_rustls::server::TlsStream;
 /// How often the files are looked at, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What an idle connection's TLS takes, beside what every connection is charged.
-const IDLE: usize = 4 * 1024;
+const IDLE: usize = 8 * 1024;
 /// Bytes that may come without a word of the device among them, before it is charged
 /// for them and at most. A record has 16 KiB; a handshake with a chain of certificates
 /// less.

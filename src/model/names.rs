@@ -27,6 +27,16 @@ pub struct DeviceId(Arc<str>);
 #[serde(transparent)]
 pub struct GatewayId(Arc<str>);
 
+/// A command's id, which its sender gives it: same characters as a [`GatewayId`].
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct CommandId(Arc<str>);
+
+/// What a command is to do: same characters as a [`GatewayId`].
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct CommandName(Arc<str>);
+
 /// What a value measures: 1 to 64 bytes of UTF-8 without control characters,
 /// not starting with `#` (which marks a channel index in JSON).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -96,6 +106,25 @@ impl GatewayId {
     }
 }
 
+impl CommandId {
+    pub fn new(id: &str) -> Result<CommandId, InvalidName> {
+        Token::check(id)?;
+        Ok(CommandId(id.into()))
+    }
+
+    /// One that nobody else has.
+    pub fn random() -> CommandId {
+        CommandId(format!("{:032x}", fastrand::u128(..)).into())
+    }
+}
+
+impl CommandName {
+    pub fn new(name: &str) -> Result<CommandName, InvalidName> {
+        Token::check(name)?;
+        Ok(CommandName(name.into()))
+    }
+}
+
 impl ChannelName {
     pub fn new(name: &str) -> Result<ChannelName, InvalidName> {
         const RULE: &str = "printable characters, no '#' at the start";
@@ -142,7 +171,7 @@ macro_rules! name_impls {
         }
     )*};
 }
-name_impls!(DeviceId, GatewayId, ChannelName);
+name_impls!(DeviceId, GatewayId, CommandId, CommandName, ChannelName);
 
 #[cfg(test)]
 mod tests {

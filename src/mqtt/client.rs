@@ -37,6 +37,8 @@ pub struct Options {
     /// Whether the broker forgets subscriptions, and what it holds for them, when the
     /// connection ends.
     pub clean_session: bool,
+    /// Messages are confirmed to the broker by their [`Acker`] and not before.
+    pub manual_acks: bool,
 }
 
 /// Something to publish, with QoS 1.
@@ -56,6 +58,33 @@ pub struct Publish {
 pub struct Message {
     pub topic: String,
     pub payload: Bytes,
+    /// The broker had kept it for whoever subscribes.
+    pub retained: bool,
+    /// For how long it is wanted, if its sender told the broker (MQTT 5).
+    pub wanted_for: Option<Duration>,
+    pub acker: Acker,
+}
+
+/// Confirms a message to the broker, which keeps it until then and sends it again over
+/// the next connection of a session that it keeps. In a connection without manual acks it
+/// has nothing to do.
+#[derive(Debug, Clone, Default)]
+pub struct Acker(Option<(u16, mpsc::Sender<u16>)>);
+
+impl Acker {
+    /// Of the message in this packet, which is confirmed by way of `acks`.
+    pub fn new(packet: u16, acks: mpsc::Sender<u16>) -> Acker {
+        Acker(Some((packet, acks)))
+    }
+
+    /// The message is taken. Over a connection that is gone this does nothing: it comes
+    /// again.
+    pub fn ack(&self) {
+        if let Some((packet, acks)) = &self.0 {
+            // Where more are waiting than any broker has outstanding it comes again, too.
+            let _ = acks.try_send(*packet);
+        }
+    }
 }
 
 /// What happens on a connection.
@@ -77,6 +106,7 @@ pub enum Event {
 pub(super) struct Allowance {
     pub receive_maximum: Option<u16>,
     pub max_packet: Option<u32>,
+    pub session_present: bool,
 }
 
 /// What rumqttc's event loop, of either version, is seen to do.
@@ -85,7 +115,8 @@ pub(super) enum Seen {
     Sent(u16),
     Acked(u16, Result<(), Failure>),
     Subscribed(Result<(), Failure>),
-    Message(Message),
+    /// With the id of its packet; 0 if it wants no confirmation.
+    Message(Message, u16),
     Nothing,
 }
 
@@ -116,6 +147,8 @@ pub struct Connection {
 
 /// Requests beyond the window that may be queued: subscriptions and the like.
 const SPARE: u16 = 8;
+/// Confirmations of messages that may wait to be sent.
+const ACKS: usize = 1024;
 
 /// What names, TLS and the network may take beyond the connection's own timeouts.
 const CONNECT_SPARE: Duration = Duration::from_secs(1);
@@ -130,16 +163,20 @@ impl Connection {
         let (events_in, mut events) = mpsc::channel(usize::from(capacity));
         let (connected_in, connected) = oneshot::channel();
         let inflight = Arc::new(Mutex::new(Inflight::default()));
+        let (acks_in, acks) = mpsc::channel(ACKS);
+        let known = Known { inflight: inflight.clone(), acks: options.manual_acks.then_some(acks_in) };
         let mut poller = JoinSet::new();
         let publisher = match options.version {
             Version::V3_1_1 => {
                 let (client, event_loop) = v4::client(options, capacity);
-                poller.spawn(poll(event_loop, inflight.clone(), connected_in, events_in));
+                poller.spawn(poll(event_loop, known, connected_in, events_in));
+                poller.spawn(v4::ack(client.clone(), acks));
                 Publisher::V4(client)
             }
             Version::V5 => {
                 let (client, event_loop) = v5::client(options, capacity);
-                poller.spawn(poll(event_loop, inflight.clone(), connected_in, events_in));
+                poller.spawn(poll(event_loop, known, connected_in, events_in));
+                poller.spawn(v5::ack(client.clone(), acks));
                 Publisher::V5(client)
             }
         };
@@ -164,6 +201,11 @@ impl Connection {
     /// The largest packet the broker accepts, in bytes, if it said so (MQTT 5).
     pub fn max_packet(&self) -> Option<u32> {
         self.allowance.max_packet
+    }
+
+    /// Whether the broker kept what an earlier connection of this client subscribed to.
+    pub fn session_present(&self) -> bool {
+        self.allowance.session_present
     }
 
     /// Queues a publish; [`Event::Acked`] or [`Event::Refused`] will name `token`.
@@ -227,10 +269,17 @@ impl Connection {
     }
 }
 
+/// What it takes to make events of what is seen.
+struct Known {
+    inflight: Arc<Mutex<Inflight>>,
+    /// Where confirmations go, if they are given by hand.
+    acks: Option<mpsc::Sender<u16>>,
+}
+
 /// Runs the event loop until it fails, which is when its connection is gone.
 async fn poll(
     mut event_loop: impl EventLoop,
-    inflight: Arc<Mutex<Inflight>>,
+    known: Known,
     connected: oneshot::Sender<Allowance>,
     events: mpsc::Sender<Event>,
 ) {
@@ -243,9 +292,9 @@ async fn poll(
                     break Failure { what: "the broker answered the connection twice".into(), permanent: false };
                 }
             },
-            Ok(Seen::Sent(packet)) => inflight.lock().sent(packet),
+            Ok(Seen::Sent(packet)) => known.inflight.lock().sent(packet),
             Ok(seen) => {
-                let event = event(seen, &inflight);
+                let event = known.event(seen);
                 if let Some(event) = event
                     && events.send(event).await.is_err()
                 {
@@ -257,7 +306,7 @@ async fn poll(
     };
     drop(connected);
     for seen in event_loop.rest() {
-        if let Some(event) = event(seen, &inflight) {
+        if let Some(event) = known.event(seen) {
             // Whoever is gone needs no events.
             let _ = events.send(event).await;
         }
@@ -265,17 +314,23 @@ async fn poll(
     let _ = events.send(Event::Closed(failure)).await;
 }
 
-fn event(seen: Seen, inflight: &Mutex<Inflight>) -> Option<Event> {
-    match seen {
-        Seen::Acked(packet, outcome) => {
-            let token = inflight.lock().acked(packet)?;
-            Some(match outcome {
-                Ok(()) => Event::Acked(token),
-                Err(failure) => Event::Refused(token, failure),
-            })
+impl Known {
+    fn event(&self, seen: Seen) -> Option<Event> {
+        match seen {
+            Seen::Acked(packet, outcome) => {
+                let token = self.inflight.lock().acked(packet)?;
+                Some(match outcome {
+                    Ok(()) => Event::Acked(token),
+                    Err(failure) => Event::Refused(token, failure),
+                })
+            }
+            Seen::Subscribed(outcome) => Some(Event::Subscribed(outcome)),
+            Seen::Message(message, packet) => {
+                let acks = self.acks.clone().filter(|_| packet != 0);
+                let acker = acks.map_or_else(Acker::default, |acks| Acker::new(packet, acks));
+                Some(Event::Message(Message { acker, ..message }))
+            }
+            Seen::Connected(_) | Seen::Sent(_) | Seen::Nothing => None,
         }
-        Seen::Subscribed(outcome) => Some(Event::Subscribed(outcome)),
-        Seen::Message(message) => Some(Event::Message(message)),
-        Seen::Connected(_) | Seen::Sent(_) | Seen::Nothing => None,
     }
 }

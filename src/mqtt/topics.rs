@@ -1,6 +1,6 @@
 //! The topics of one gateway under one prefix.
 
-use crate::model::{DeviceId, GatewayId};
+use crate::model::{DeviceId, GatewayId, Target};
 
 /// Builds topics; everything that goes into them was validated before.
 #[derive(Debug, Clone)]
@@ -24,6 +24,11 @@ impl Topics {
         format!("{}devices/{device}/readings", self.base)
     }
 
+    /// Whether a device is there; retained. A sub-device adds a level.
+    pub fn device_status(&self, device: &DeviceId) -> String {
+        format!("{}devices/{device}/status", self.base)
+    }
+
     /// Whether the gateway is online; retained.
     pub fn status(&self) -> String {
         format!("{}status", self.base)
@@ -34,7 +39,31 @@ impl Topics {
         format!("{}events", self.base)
     }
 
-    /// Filters that match everything readings and events are published to;
+    /// How a command to the device, or to the gateway, ended.
+    pub fn result(&self, device: Option<&DeviceId>) -> String {
+        match device {
+            Some(device) => format!("{}devices/{device}/result", self.base),
+            None => format!("{}result", self.base),
+        }
+    }
+
+    /// Filters that match everything commands come by.
+    pub fn command_filters(&self) -> [String; 3] {
+        ["devices/+/command", "devices/+/+/command", "command"].map(|levels| format!("{}{levels}", self.base))
+    }
+
+    /// Whom a command is for that came by `topic`; `None` if none comes by that.
+    pub fn commanded(&self, topic: &str) -> Option<Target> {
+        match topic.strip_prefix(&self.base)?.strip_suffix("command")? {
+            "" => Some(Target::Gateway),
+            levels => {
+                let device = levels.strip_prefix("devices/")?.strip_suffix('/')?;
+                DeviceId::new(device).ok().map(Target::Device)
+            }
+        }
+    }
+
+    /// Filters that match everything readings, events and results are published to;
     /// all gateways if `gateway` is `None`.
     pub fn filters(prefix: &str, gateway: Option<&GatewayId>) -> Vec<String> {
         let gateway = gateway.map_or("+", GatewayId::as_str);
@@ -44,6 +73,9 @@ impl Topics {
             format!("{base}/devices/+/readings"),
             format!("{base}/devices/+/+/readings"),
             format!("{base}/events"),
+            format!("{base}/result"),
+            format!("{base}/devices/+/result"),
+            format!("{base}/devices/+/+/result"),
         ]
     }
 }
@@ -59,8 +91,17 @@ mod tests {
         let device = DeviceId::new("hub/door").expect("a valid name");
         assert_eq!(topics.readings(), "acme/tide/gw-01/readings");
         assert_eq!(topics.device_readings(&device), "acme/tide/gw-01/devices/hub/door/readings");
+        assert_eq!(topics.device_status(&device), "acme/tide/gw-01/devices/hub/door/status");
         assert_eq!(topics.status(), "acme/tide/gw-01/status");
         assert_eq!(topics.events(), "acme/tide/gw-01/events");
+        assert_eq!(topics.result(Some(&device)), "acme/tide/gw-01/devices/hub/door/result");
+        assert_eq!(topics.result(None), "acme/tide/gw-01/result");
+        let topic = "acme/tide/gw-01/devices/hub/door/command";
+        assert_eq!(topics.commanded(topic), Some(Target::Device(device)));
+        assert_eq!(topics.commanded("acme/tide/gw-01/command"), Some(Target::Gateway));
+        for none in ["acme/tide/gw-01/devices/command", "acme/tide/gw-01/devices/a/b/c/command", "gw-01/command"] {
+            assert_eq!(topics.commanded(none), None, "{none}");
+        }
         assert!(Topics::filters("p", None).contains(&"p/+/devices/+/+/readings".to_owned()));
         assert!(Topics::filters("p", Some(&gateway)).contains(&"p/gw-01/events".to_owned()));
     }

@@ -1,11 +1,12 @@
 //! MQTT 3.1.1 by rumqttc.
 
-use super::client::{Allowance, EventLoop, Message, Options, Publish, Seen};
+use super::client::{Acker, Allowance, EventLoop, Message, Options, Publish, Seen};
 use crate::backoff::Failure;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, LastWill, MqttOptions, NetworkOptions, Outgoing, Packet,
     QoS, SubscribeReasonCode, TlsConfiguration, Transport,
 };
+use tokio::sync::mpsc;
 
 pub struct Loop(rumqttc::EventLoop);
 
@@ -16,6 +17,7 @@ pub fn client(options: &Options, capacity: u16) -> (AsyncClient, Loop) {
     let max_packet = usize::try_from(options.max_packet).unwrap_or(usize::MAX);
     mqtt.set_keep_alive(options.keep_alive)
         .set_clean_session(options.clean_session)
+        .set_manual_acks(options.manual_acks)
         .set_max_packet_size(max_packet, max_packet)
         .set_inflight(capacity.saturating_mul(8));
     if let Some((user, password)) = &options.credentials {
@@ -39,6 +41,17 @@ pub fn network(options: &Options) -> NetworkOptions {
     network
 }
 
+/// Sends the confirmations that are asked for, in this order.
+pub async fn ack(client: AsyncClient, mut packets: mpsc::Receiver<u16>) {
+    while let Some(packet) = packets.recv().await {
+        let mut publish = rumqttc::Publish::new("", QoS::AtLeastOnce, "");
+        publish.pkid = packet;
+        if client.ack(&publish).await.is_err() {
+            return;
+        }
+    }
+}
+
 impl EventLoop for Loop {
     async fn next(&mut self) -> Result<Seen, Failure> {
         self.0.poll().await.map(see).map_err(failure)
@@ -51,11 +64,15 @@ impl EventLoop for Loop {
 
 fn see(event: Event) -> Seen {
     match event {
-        Event::Incoming(Packet::ConnAck(_)) => Seen::Connected(Allowance::default()),
+        Event::Incoming(Packet::ConnAck(ack)) => {
+            Seen::Connected(Allowance { session_present: ack.session_present, ..Allowance::default() })
+        }
         Event::Outgoing(Outgoing::Publish(packet)) => Seen::Sent(packet),
         Event::Incoming(Packet::PubAck(ack)) => Seen::Acked(ack.pkid, Ok(())),
         Event::Incoming(Packet::Publish(publish)) => {
-            Seen::Message(Message { topic: publish.topic, payload: publish.payload })
+            let (retained, packet) = (publish.retain, publish.pkid);
+            let (topic, payload) = (publish.topic, publish.payload);
+            Seen::Message(Message { topic, payload, retained, wanted_for: None, acker: Acker::default() }, packet)
         }
         Event::Incoming(Packet::SubAck(ack)) => {
             let refused = ack.return_codes.iter().any(|code| matches!(code, SubscribeReasonCode::Failure));

@@ -1,19 +1,24 @@
 //! MQTT 5 by rumqttc.
 
-use super::client::{Allowance, EventLoop, Message, Options, Publish, Seen};
+use super::client::{Acker, Allowance, EventLoop, Message, Options, Publish, Seen};
 use super::v4::network;
 use crate::backoff::Failure;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnectReturnCode, LastWill, Packet, PubAckReason, PublishProperties, SubscribeReasonCode,
+    ConnectReturnCode, LastWill, Packet, PubAckReason, Publish as Publish5, PublishProperties, SubscribeReasonCode,
 };
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, MqttOptions};
 use rumqttc::{Outgoing, TlsConfiguration, Transport};
+use std::time::Duration;
+use tokio::sync::mpsc;
 
 pub const QOS: QoS = QoS::AtLeastOnce;
 
 /// How long the broker keeps a session without a connection, in seconds: for ever.
 const SESSION_EXPIRY: u32 = u32::MAX;
+
+/// Messages that the broker may have outstanding where they are confirmed by hand.
+const RECEIVE_MAXIMUM: u16 = 64;
 
 pub struct Loop(rumqttc::v5::EventLoop);
 
@@ -22,12 +27,16 @@ pub fn client(options: &Options, capacity: u16) -> (AsyncClient, Loop) {
     let mut mqtt = MqttOptions::new(&options.client_id, &options.host, options.port);
     mqtt.set_keep_alive(options.keep_alive)
         .set_clean_start(options.clean_session)
+        .set_manual_acks(options.manual_acks)
         .set_connection_timeout(options.connect_timeout.as_secs().max(1))
         .set_max_packet_size(Some(options.max_packet))
         .set_outgoing_inflight_upper_limit(capacity.saturating_mul(8))
         .set_network_options(network(options));
     if !options.clean_session {
         mqtt.set_session_expiry_interval(Some(SESSION_EXPIRY));
+    }
+    if options.manual_acks {
+        mqtt.set_receive_maximum(Some(RECEIVE_MAXIMUM));
     }
     if let Some((user, password)) = &options.credentials {
         mqtt.set_credentials(user, password);
@@ -52,6 +61,17 @@ pub fn properties(content_type: &str, encoding: &str) -> PublishProperties {
     }
 }
 
+/// Sends the confirmations that are asked for, in this order.
+pub async fn ack(client: AsyncClient, mut packets: mpsc::Receiver<u16>) {
+    while let Some(packet) = packets.recv().await {
+        let mut publish = Publish5::new("", QOS, "", None);
+        publish.pkid = packet;
+        if client.ack(&publish).await.is_err() {
+            return;
+        }
+    }
+}
+
 impl EventLoop for Loop {
     async fn next(&mut self) -> Result<Seen, Failure> {
         self.0.poll().await.map(see).map_err(failure)
@@ -64,9 +84,10 @@ impl EventLoop for Loop {
 
 fn see(event: Event) -> Seen {
     match event {
-        Event::Incoming(Packet::ConnAck(ack)) => Seen::Connected(match ack.properties {
-            Some(p) => Allowance { receive_maximum: p.receive_max, max_packet: p.max_packet_size },
-            None => Allowance::default(),
+        Event::Incoming(Packet::ConnAck(ack)) => Seen::Connected(Allowance {
+            receive_maximum: ack.properties.as_ref().and_then(|p| p.receive_max),
+            max_packet: ack.properties.as_ref().and_then(|p| p.max_packet_size),
+            session_present: ack.session_present,
         }),
         Event::Outgoing(Outgoing::Publish(packet)) => Seen::Sent(packet),
         Event::Incoming(Packet::PubAck(ack)) => {
@@ -76,10 +97,17 @@ fn see(event: Event) -> Seen {
             };
             Seen::Acked(ack.pkid, outcome)
         }
-        Event::Incoming(Packet::Publish(publish)) => Seen::Message(Message {
-            topic: String::from_utf8_lossy(&publish.topic).into_owned(),
-            payload: publish.payload,
-        }),
+        Event::Incoming(Packet::Publish(publish)) => {
+            let expiry = publish.properties.as_ref().and_then(|properties| properties.message_expiry_interval);
+            let message = Message {
+                topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+                payload: publish.payload,
+                retained: publish.retain,
+                wanted_for: expiry.map(|seconds| Duration::from_secs(seconds.into())),
+                acker: Acker::default(),
+            };
+            Seen::Message(message, publish.pkid)
+        }
         Event::Incoming(Packet::SubAck(ack)) => {
             let refused = ack.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_)));
             let failure =

@@ -1,19 +1,28 @@
-//! Readings to an MQTT broker.
+//! Readings, and the presence of devices, to an MQTT broker; commands from there.
+
+mod commands;
+mod statuses;
+
+pub use commands::Instruction;
 
 use super::encode::{self, Entry, Fit, Replay, Writer};
 use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
 use crate::backoff::Failure;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Broker, Encoding};
+use crate::device::Registry;
 use crate::model::{DeviceId, Numbered, Seq};
 use crate::mqtt::{self, Connection, Event, Options, Publish, TlsFiles, Topics};
 use crate::store::LogEvent;
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use commands::{Intake, Subscribing};
 use serde_json::json;
+use statuses::{Position, Statuses};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 
 /// An MQTT broker, or several that stand in for each other.
 pub struct MqttDestination {
@@ -29,6 +38,14 @@ pub struct MqttDestination {
     replay_after: Duration,
     topics: Topics,
     status: Status,
+    /// Whose presence is told, if it is.
+    registry: Option<Registry>,
+    /// How far each broker knows it.
+    positions: Vec<Position>,
+    /// What the broker that was connected last takes as a payload, in bytes.
+    max_payload: usize,
+    /// Takes the commands that come, if they are wanted.
+    commands: Option<(mpsc::Sender<Instruction>, Arc<Subscribing>)>,
 }
 
 /// A connection to a broker.
@@ -37,6 +54,8 @@ pub struct MqttLink {
     window: usize,
     max_payload: usize,
     status: Status,
+    statuses: Option<Statuses>,
+    intake: Option<Intake>,
 }
 
 /// Whose status messages these are.
@@ -57,8 +76,13 @@ const STATUS_WITHIN: Duration = Duration::from_secs(10);
 impl MqttDestination {
     /// # Errors
     /// If a broker's address is malformed, which a loaded configuration's are not.
-    pub fn new(config: &config::Mqtt, identity: Identity, clock: Arc<dyn Clock>) -> Result<MqttDestination> {
-        let brokers = config
+    pub fn new(
+        config: &config::Mqtt,
+        identity: Identity,
+        registry: Registry,
+        clock: Arc<dyn Clock>,
+    ) -> Result<MqttDestination> {
+        let brokers: Vec<Broker> = config
             .brokers
             .iter()
             .map(|broker| broker.parse().with_context(|| format!("mqtt sink {:?}", config.name)))
@@ -66,6 +90,8 @@ impl MqttDestination {
         let topics = Topics::new(&config.prefix, &identity.gateway);
         let default_id = || format!("tidegate-{}-{}", identity.gateway, config.name);
         Ok(MqttDestination {
+            registry: config.presence.then_some(registry),
+            positions: brokers.iter().map(|_| Position::default()).collect(),
             brokers,
             options: Options {
                 host: String::new(),
@@ -77,9 +103,10 @@ impl MqttDestination {
                 keep_alive: config.keep_alive,
                 connect_timeout: config.connect_timeout,
                 max_packet: u32::try_from(config.max_packet.as_u64()).unwrap_or(u32::MAX),
-                window: config.window,
+                window: config.window + statuses::WINDOW,
                 will: None,
                 clean_session: true,
+                manual_acks: false,
             },
             username: config.username.clone(),
             password_file: config.password_file.clone(),
@@ -89,7 +116,16 @@ impl MqttDestination {
             replay_after: config.replay_after,
             status: Status { topic: topics.status(), identity, clock },
             topics,
+            max_payload: usize::MAX,
+            commands: None,
         })
+    }
+
+    /// Takes commands, too. They wait at the broker while the gateway is away.
+    pub fn take_commands(&mut self, taker: mpsc::Sender<Instruction>) {
+        self.options.clean_session = false;
+        self.options.manual_acks = true;
+        self.commands = Some((taker, Arc::default()));
     }
 
     /// The options for one broker, with secrets and certificates read afresh: they
@@ -107,27 +143,49 @@ impl MqttDestination {
         Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, will, ..self.options.clone() })
     }
 
-    async fn connect_to(&self, broker: &Broker) -> Result<MqttLink, Failure> {
+    async fn connect_to(&self, broker: &Broker, position: &Position) -> Result<MqttLink, Failure> {
         let options = self
             .options(broker)
             .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: true })?;
         let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
         let mut connection = Connection::open(&options).await.map_err(failed)?;
+        let mut intake = self.commands.as_ref().map(|(taker, subscribing)| {
+            // What the broker kept may come before anything else.
+            Intake::new(&self.topics, subscribing.clone(), taker.clone())
+        });
         connection.publish(STATUS, self.status.message("online", None)).map_err(failed)?;
-        let confirmed = tokio::time::timeout(STATUS_WITHIN, status_confirmed(&mut connection)).await;
+        let confirmed = tokio::time::timeout(STATUS_WITHIN, status_confirmed(&mut connection, &mut intake)).await;
         confirmed
             .unwrap_or_else(|_| Err(Failure { what: "the status message was not confirmed".into(), permanent: false }))
             .map_err(failed)?;
+        if let Some(intake) = &intake {
+            intake.subscribe(&connection).map_err(failed)?;
+        }
+        // What a broker that forgot this client still has of devices is not known.
+        if !connection.session_present() {
+            position.store(0, std::sync::atomic::Ordering::Relaxed);
+        }
         tracing::info!(%broker, version = ?options.version, client_id = options.client_id, "connected to the broker");
         let max_packet = connection.max_packet().unwrap_or(u32::MAX).min(options.max_packet);
         let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
         // The longest topic is that of a sub-device.
         let topic = self.topics.readings().len() + "devices//".len() + 2 * 64 + 1;
         Ok(MqttLink {
-            window: usize::from(options.window.min(connection.receive_maximum().unwrap_or(u16::MAX)).max(1)),
+            window: usize::from(
+                options
+                    .window
+                    .min(connection.receive_maximum().unwrap_or(u16::MAX))
+                    .saturating_sub(statuses::WINDOW)
+                    .max(1),
+            ),
+            statuses: self.registry.as_ref().map(|registry| {
+                let gateway = self.status.identity.gateway.clone();
+                Statuses::new(registry.clone(), self.topics.clone(), gateway, position.clone())
+            }),
             max_payload: max_packet.saturating_sub(topic + OVERHEAD).max(1),
             connection,
             status: self.status.clone(),
+            intake,
         })
     }
 
@@ -207,13 +265,23 @@ impl Status {
     }
 }
 
-async fn status_confirmed(connection: &mut Connection) -> Result<(), Failure> {
+async fn status_confirmed(connection: &mut Connection, intake: &mut Option<Intake>) -> Result<(), Failure> {
     loop {
         match connection.event().await {
             Event::Acked(STATUS) => return Ok(()),
             Event::Refused(_, failure) | Event::Closed(failure) => return Err(failure),
-            Event::Acked(_) | Event::Subscribed(_) | Event::Message(_) => {}
+            Event::Acked(_) => {}
+            event => instructed(intake, event),
         }
+    }
+}
+
+/// What happened that is about commands.
+fn instructed(intake: &mut Option<Intake>, event: Event) {
+    match (event, intake) {
+        (Event::Message(message), Some(intake)) => intake.take(message),
+        (Event::Subscribed(outcome), Some(intake)) => intake.subscribed(outcome),
+        _ => {}
     }
 }
 
@@ -235,9 +303,12 @@ impl Destination for MqttDestination {
 
     async fn connect(&mut self) -> Result<MqttLink, Failure> {
         let mut failures = Vec::new();
-        for broker in &self.brokers {
-            match self.connect_to(broker).await {
-                Ok(link) => return Ok(link),
+        for (broker, position) in self.brokers.iter().zip(&self.positions) {
+            match self.connect_to(broker, position).await {
+                Ok(link) => {
+                    self.max_payload = link.max_payload;
+                    return Ok(link);
+                }
                 Err(failure) => failures.push(failure),
             }
         }
@@ -262,8 +333,20 @@ impl Destination for MqttDestination {
         let mut body = event.body.clone();
         body.insert("gateway".into(), json!(self.status.identity.gateway));
         body.insert("epoch".into(), json!(self.status.identity.epoch));
-        body.insert("id".into(), json!(event.id));
         body.insert("time".into(), json!(event.time.to_string()));
+        if event.is_command_result() {
+            // Its `id` is the command's.
+            body.insert("event".into(), json!(event.id));
+            let device = body.get("device").and_then(|device| device.as_str()?.parse().ok());
+            let topic = self.topics.result(device.as_ref());
+            let told = json_publish(topic.clone(), &body.clone().into(), false);
+            if told.payload.len() <= self.max_payload {
+                return told;
+            }
+            body.insert("payload".into(), json!({"error": "left out: the broker takes no packet so large"}));
+            return json_publish(topic, &body.into(), false);
+        }
+        body.insert("id".into(), json!(event.id));
         json_publish(self.topics.events(), &body.into(), false)
     }
 }
@@ -285,10 +368,34 @@ impl Link for MqttLink {
 
     async fn outcome(&mut self) -> Outcome {
         loop {
-            match self.connection.event().await {
+            if let Some(statuses) = &mut self.statuses {
+                statuses.send(&self.connection);
+            }
+            let news = async {
+                match &mut self.statuses {
+                    Some(statuses) => statuses.news().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let forwarded = async {
+                match &mut self.intake {
+                    Some(intake) => intake.forward().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let event = tokio::select! {
+                event = self.connection.event() => event,
+                () = news => continue,
+                forwarded = forwarded => match forwarded {
+                    Ok(()) => continue,
+                    Err(failure) => return Outcome::Lost(failure),
+                },
+            };
+            match event {
+                Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
                 Event::Acked(token) => return Outcome::Confirmed(token),
                 Event::Refused(_, failure) | Event::Closed(failure) => return Outcome::Lost(failure),
-                Event::Subscribed(_) | Event::Message(_) => {}
+                event => instructed(&mut self.intake, event),
             }
         }
     }
@@ -297,7 +404,7 @@ impl Link for MqttLink {
         let said = async {
             let offline = self.status.message("offline", Some("stopped"));
             if self.connection.publish(STATUS, offline).is_ok() {
-                return status_confirmed(&mut self.connection).await.is_ok();
+                return status_confirmed(&mut self.connection, &mut self.intake).await.is_ok();
             }
             false
         };

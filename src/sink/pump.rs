@@ -14,7 +14,7 @@ use crate::store::SinkCursor;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 /// Memory of readings taken from the log at a time, in bytes.
@@ -36,12 +36,15 @@ pub struct Pump<D> {
     label: SinkLabel,
     /// Bytes that a reading takes in a payload, lately.
     reading_bytes: usize,
+    restart: Arc<Notify>,
 }
 
 /// How a connection's time ended.
 enum End {
     Stopped,
     Lost(Failure),
+    /// Somebody asked for another connection.
+    Restart,
 }
 
 /// What is under way on one connection.
@@ -85,7 +88,13 @@ impl<D: Destination> Pump<D> {
     ) -> Pump<D> {
         let label = SinkLabel { sink: cursor.name().clone() };
         let sizing = Sizing::new(max_batch);
-        Pump { destination, cursor, backoff, sizing, clock, metrics, pulse, label, reading_bytes: 100 }
+        let restart = Arc::default();
+        Pump { destination, cursor, backoff, sizing, clock, metrics, pulse, label, reading_bytes: 100, restart }
+    }
+
+    /// Notified, the pump drops its connection, or waits no longer, and connects anew.
+    pub fn restarter(&self) -> Arc<Notify> {
+        self.restart.clone()
     }
 
     /// Runs until `stop` turns true; what is in flight then has `drain` to be
@@ -111,6 +120,12 @@ impl<D: Destination> Pump<D> {
                     match end {
                         End::Stopped => return,
                         End::Lost(failure) => failure,
+                        End::Restart => {
+                            tracing::info!(sink = %self.label.sink, "connecting anew, as was asked for");
+                            // It waits for nothing.
+                            self.restart.notify_one();
+                            continue;
+                        }
                     }
                 }
             };
@@ -130,10 +145,12 @@ impl<D: Destination> Pump<D> {
         while !rest.is_zero() {
             self.figures();
             let step = rest.min(FIGURES_EVERY);
-            if timeout(step, stop::requested(stop)).await.is_ok() {
-                return true;
+            tokio::select! {
+                biased;
+                () = stop::requested(stop) => return true,
+                () = self.restart.notified() => return false,
+                () = sleep(step) => rest -= step,
             }
-            rest -= step;
         }
         *stop.borrow()
     }
@@ -192,6 +209,7 @@ impl<D: Destination> Pump<D> {
                     link.close(drain / 2).await;
                     return End::Stopped;
                 }
+                () = self.restart.notified() => return End::Restart,
                 outcome = link.outcome() => match outcome {
                     Outcome::Confirmed(token) => self.confirmed(&mut transfer, token),
                     Outcome::Lost(failure) => break failure,

@@ -6,7 +6,7 @@ use super::log::{LogEvent, Shared};
 use super::row;
 use super::segment::{self, Header};
 use crate::model::{Numbered, Seq, Timestamp};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rusqlite::Connection;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -163,7 +163,7 @@ impl SinkCursor {
             let advanced = state.tail.confirm(self.index, upto);
             state.moved(self.index, now);
             let passed = before.saturating_sub(state.pending(self.index));
-            self.wake_writer(&mut state);
+            state.wake(&self.shared.due);
             (passed, advanced)
         };
         self.shared.announce(&advanced);
@@ -203,7 +203,7 @@ impl SinkCursor {
         let confirmed = &mut state.events[self.index]; // one for each sink
         *confirmed = upto.max(*confirmed);
         state.moved(self.index, now);
-        self.wake_writer(&mut state);
+        state.wake(&self.shared.due);
     }
 
     /// The destination can never take this reading, before which it confirmed
@@ -217,14 +217,7 @@ impl SinkCursor {
     fn report(&self, gap: Gap) {
         let mut state = self.shared.state.lock();
         state.gaps.push(gap);
-        self.wake_writer(&mut state);
-    }
-
-    fn wake_writer(&self, state: &mut super::state::State) {
-        if state.due().is_some_and(|due| due < state.sleeping_until) {
-            state.sleeping_until = Duration::ZERO;
-            self.shared.due.notify_one();
-        }
+        state.wake(&self.shared.due);
     }
 
     /// Runs `work` with the reading connection, on a thread that may block if there are
@@ -233,23 +226,7 @@ impl SinkCursor {
         &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (shared, index) = (self.shared.clone(), self.index);
-        let read = move || {
-            let path = &shared.path;
-            let reader = shared.readers.take(index, path).with_context(|| format!("cannot read {}", path.display()))?;
-            let result = work(&reader);
-            // A connection that failed is not used again.
-            shared.readers.give_back(index, result.is_ok().then_some(reader));
-            result
-        };
-        let result = if self.shared.stepped {
-            read()
-        } else {
-            tokio::task::spawn_blocking(read).await.context("reading the log was cut off")?
-        };
-        result.inspect_err(|why| {
-            self.shared.examine(why);
-        })
+        self.shared.on_disk(self.index, work).await
     }
 }
 

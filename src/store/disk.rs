@@ -1,10 +1,12 @@
 //! Commits: everything that changes together is written together.
 
+use super::attendance::{self, Attendance};
 use super::boots;
 use super::evict::{self, Evicted, Evictor};
 use super::fault;
 use super::gap::{Gap, OpenGaps};
 use super::heal;
+use super::inbox::{self, Taken};
 use super::logclock::Kept;
 use super::merging::{self, Merging};
 use super::readers::Readers;
@@ -41,6 +43,10 @@ pub(super) struct Commit {
     pub gaps: Vec<Gap>,
     /// Other events, as JSON objects.
     pub notices: Vec<String>,
+    /// What is new about devices' presence.
+    pub attendance: Attendance,
+    /// What is new about commands.
+    pub inbox: Taken,
     /// What is new about the machine's boot.
     pub boot: Option<boots::News>,
     /// The gateway stops: the next seq that will be given out.
@@ -94,6 +100,8 @@ pub(super) struct Disk {
     path: PathBuf,
     durability: Durability,
     min_free: u64,
+    /// Entries of the trail of devices' presence that are kept.
+    audit: u32,
     gauge: Gauge,
     connection: Option<Connection>,
     readers: Arc<Readers>,
@@ -130,6 +138,7 @@ impl Disk {
             path,
             durability: config.durability,
             min_free: config.min_free.as_u64(),
+            audit: config.audit,
             gauge,
             connection: Some(connection),
             readers,
@@ -232,6 +241,9 @@ impl Disk {
         let (encoder, evictor) = (&mut self.encoder, &mut self.evictor);
         work.outcome =
             write(&transaction, commit, segment, room, encoder, evictor, &mut work.open_gaps).with_context(failed)?;
+        for body in attendance::write(&transaction, &commit.attendance, commit.now, self.audit).with_context(failed)? {
+            work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
+        }
         work.outcome.written = work.segment.map(|header| header.last());
         if commit.clean.is_some() {
             // Nothing comes after it that could list what it says.
@@ -336,6 +348,7 @@ fn write(
     if let Some(body) = commit.boot.map(|news| boots::write(db, news)).transpose()?.flatten() {
         outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
     }
+    outcome.last_event = inbox::write(db, &commit.inbox, commit.now, commit.clock)?.or(outcome.last_event);
     prune_events(db, commit)?;
     if let Some((key, progress)) = &commit.restored.progress {
         schema::set_meta(db, key, *progress)?;

@@ -8,6 +8,7 @@
 
 use super::boots::{self, Boots};
 use super::cut::{self, Left};
+use super::inbox::{self, Commands};
 use super::lanes::Lanes;
 use super::quarantine::{self, Entry, State};
 use super::recover::{self, Fault, Recovered};
@@ -30,6 +31,9 @@ pub(super) struct Healed {
     pub connection: Connection,
     pub found: Recovered,
     pub boots: Boots,
+    pub commands: Commands,
+    /// Of commands, so many were not what was written.
+    pub commands_lost: u64,
     /// Quarantined databases from which there is more to take.
     pub jobs: Vec<Job>,
     /// What the operator should know, for as long as it is so.
@@ -89,7 +93,7 @@ pub(super) fn open(
         },
         opened => opened?,
     };
-    let (connection, found, boots, jobs) = opened;
+    let Opening { connection, found, boots, commands, commands_lost, jobs } = opened;
     quarantine::prune(store);
     let notes = quarantine::list(store)
         .iter()
@@ -98,7 +102,7 @@ pub(super) fn open(
             format!("a damaged log was moved aside ({}); read {}", entry.report.found, report.display())
         })
         .collect();
-    Ok(Healed { connection, found, boots, jobs, notes })
+    Ok(Healed { connection, found, boots, commands, commands_lost, jobs, notes })
 }
 
 /// Notes that the database is damaged, so that the next opening heals it.
@@ -161,7 +165,14 @@ fn is_readable(path: &Path) -> bool {
     whole(path) && whole(&wal_path(path))
 }
 
-type Opening = (Connection, Recovered, Boots, Vec<Job>);
+struct Opening {
+    connection: Connection,
+    found: Recovered,
+    boots: Boots,
+    commands: Commands,
+    commands_lost: u64,
+    jobs: Vec<Job>,
+}
 
 fn attempt(
     config: &config::Store,
@@ -179,13 +190,14 @@ fn attempt(
         let (durability, lanes) = (config.durability, lanes.fingerprint());
         let found = recover::recover(&mut connection, sinks, now.wall, epoch, durability, &left, lanes)?;
         let boots = boots::load(&mut connection, boot, found.next, !jobs.is_empty())?;
+        let commands = inbox::load(&mut connection)?;
         // From here on the database alone says that it was not closed: a write-ahead
         // log that goes missing is noticed.
         connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
-        Ok((found, boots, jobs))
+        Ok((found, boots, commands, jobs))
     };
-    let (found, boots, jobs) = opening().map_err(|fault: Fault| fault.at(path))?;
-    Ok((connection, found, boots, jobs))
+    let (found, boots, (commands, commands_lost), jobs) = opening().map_err(|fault: Fault| fault.at(path))?;
+    Ok(Opening { connection, found, boots, commands, commands_lost, jobs })
 }
 
 /// Looks at the files before SQLite touches anything, and puts on the medium what may

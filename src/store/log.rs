@@ -15,7 +15,7 @@ use super::writer::{self, Stepper, Writer};
 use crate::clock::{Clock, Now};
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
-use crate::model::{Batch, DeviceId, Epoch, Seq, Timestamp};
+use crate::model::{Batch, DeviceId, DeviceStatus, Epoch, Seq, Timestamp};
 use parking_lot::{Condvar, Mutex};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,6 +44,13 @@ pub struct LogEvent {
     pub time: Timestamp,
     /// A JSON object with at least `type`.
     pub body: serde_json::Map<String, serde_json::Value>,
+}
+
+impl LogEvent {
+    /// Whether it tells how a command ended.
+    pub fn is_command_result(&self) -> bool {
+        self.body.get("type").is_some_and(|kind| kind == "command-result")
+    }
 }
 
 /// How the log is doing.
@@ -96,6 +103,8 @@ pub struct Opened<W = Writer> {
     pub log: Log,
     /// One for each of the sinks that were named, in their order.
     pub cursors: Vec<SinkCursor>,
+    /// The last word on the presence of each device that the log knows.
+    pub devices: Vec<DeviceStatus>,
     /// Ends when the log is closed; see [`Log::close`].
     pub writer: W,
 }
@@ -128,7 +137,8 @@ impl Log {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened, OpenError> {
-        let Prepared { shared, disk, jobs, lock, reserve } = prepare(config, routes, sinks, clock, metrics, None)?;
+        let Prepared { shared, disk, jobs, devices, lock, reserve } =
+            prepare(config, routes, sinks, clock, metrics, None)?;
         let for_writer = shared.clone();
         let failed = |why| OpenError::Directory { path: config.directory.clone(), why };
         let thread = std::thread::Builder::new()
@@ -140,7 +150,7 @@ impl Log {
             true => None,
             false => Some(restore::start(log, config.directory.clone(), jobs).map_err(failed)?),
         };
-        Ok(opened(shared, Writer::new(thread, salvage, lock)))
+        Ok(opened(shared, devices, Writer::new(thread, salvage, lock)))
     }
 
     /// Opens the log as [`Log::open_with`] does, without any thread: the caller steps the
@@ -157,8 +167,9 @@ impl Log {
         metrics: Metrics,
         gauge: Gauge,
     ) -> Result<Opened<Stepper>, OpenError> {
-        let Prepared { shared, disk, lock, reserve, .. } = prepare(config, routes, sinks, clock, metrics, Some(gauge))?;
-        Ok(opened(shared.clone(), Stepper::new(shared, disk, reserve, lock)))
+        let Prepared { shared, disk, devices, lock, reserve, .. } =
+            prepare(config, routes, sinks, clock, metrics, Some(gauge))?;
+        Ok(opened(shared.clone(), devices, Stepper::new(shared, disk, reserve, lock)))
     }
 
     /// The mark of a device's session. A session that the log knows resumes where

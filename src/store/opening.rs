@@ -1,11 +1,13 @@
 //! From the files to a log that only lacks its writer.
 
+use super::attendance::{self, Attendance};
 use super::cursor::SinkCursor;
 use super::disk::Disk;
 use super::evict::{Bounds, Evictor};
 use super::fault::Fault;
 use super::headroom::DiskState;
 use super::heal::{self, Healed};
+use super::inbox::Inbox;
 use super::lanes::Lanes;
 use super::log::{Log, MAX_MARKS, Opened, Shared};
 use super::logclock::LogClock;
@@ -21,6 +23,7 @@ use super::writer::lock;
 use crate::clock::Clock;
 use crate::config::{self, Deliver, Route};
 use crate::metrics::Metrics;
+use crate::model::DeviceStatus;
 use parking_lot::{Condvar, Mutex};
 use std::fs::File;
 use std::sync::Arc;
@@ -33,6 +36,7 @@ pub(super) struct Prepared {
     pub shared: Arc<Shared>,
     pub disk: Disk,
     pub jobs: Vec<Job>,
+    pub devices: Vec<DeviceStatus>,
     pub lock: File,
     pub reserve: Reserve,
 }
@@ -62,10 +66,21 @@ pub(super) fn prepare(
         tracing::warn!(bytes = reserve.size(), "the disk is full; the reserve file was given up to make room");
         healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
     }
-    let Healed { connection, found, boots, jobs, notes } = healed.inspect_err(|why| match Fault::of_opening(why) {
-        Fault::NoSpace => DiskState::Full.show(&metrics),
-        Fault::Other => DiskState::Failing.show(&metrics),
-    })?;
+    let Healed { connection, found, boots, commands, commands_lost, jobs, notes } =
+        healed.inspect_err(|why| match Fault::of_opening(why) {
+            Fault::NoSpace => DiskState::Full.show(&metrics),
+            Fault::Other => DiskState::Failing.show(&metrics),
+        })?;
+    let mut notices = Vec::new();
+    if commands_lost > 0 {
+        tracing::error!(commands = commands_lost, "damaged commands were taken out of the log");
+        let body = serde_json::json!({"type": "commands_lost", "reason": "corrupt", "count": commands_lost});
+        notices.push(body.to_string());
+    }
+    let devices = attendance::load(&connection).unwrap_or_else(|why| {
+        tracing::error!(%why, "what was known of devices' presence cannot be read");
+        Vec::new()
+    });
     for name in &found.forgotten {
         tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
     }
@@ -109,7 +124,9 @@ pub(super) fn prepare(
             holes: found.holes,
             gaps: Vec::new(),
             boots,
-            notices: Vec::new(),
+            notices,
+            attendance: Attendance::default(),
+            inbox: Inbox::new(commands),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, now),
             check_due: now.monotonic,
@@ -141,10 +158,10 @@ pub(super) fn prepare(
         metrics,
         stepped,
     });
-    Ok(Prepared { shared, disk, jobs, lock, reserve })
+    Ok(Prepared { shared, disk, jobs, devices, lock, reserve })
 }
 
-pub(super) fn opened<W>(shared: Arc<Shared>, writer: W) -> Opened<W> {
+pub(super) fn opened<W>(shared: Arc<Shared>, devices: Vec<DeviceStatus>, writer: W) -> Opened<W> {
     let cursors = (0..shared.names.len()).map(|index| SinkCursor::new(shared.clone(), index)).collect();
-    Opened { log: Log { shared }, cursors, writer }
+    Opened { log: Log { shared }, cursors, devices, writer }
 }

@@ -1,4 +1,5 @@
-//! The connections that read the log, one for each sink.
+//! The connections that read the log, one for each sink and one for each kind of
+//! question from elsewhere.
 //!
 //! After a failed write every connection is closed before the database is opened
 //! again. SQLite shares among the connections of a process the index of the
@@ -6,10 +7,13 @@
 //! that were closed: only when the last is gone, the next one starts from what lies on
 //! disk, checked by its checksums, on handles that have not seen the failure.
 
+use super::log::Shared;
 use super::schema;
+use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use std::path::Path;
+use std::sync::Arc;
 
 #[derive(Debug, Default)]
 pub(super) struct Readers {
@@ -29,7 +33,7 @@ struct Inner {
 pub(super) struct Reopening;
 
 impl Readers {
-    /// The connection of sink number `sink`, opened if need be.
+    /// The connection that is kept for `sink`, opened if need be.
     pub fn take(&self, sink: usize, path: &Path) -> anyhow::Result<Connection> {
         let idle = {
             let mut inner = self.inner.lock();
@@ -47,10 +51,10 @@ impl Readers {
         Ok(opened?)
     }
 
-    /// Gives it back; `None` if it failed and was dropped.
+    /// Gives it back; `None` if it failed and was dropped. One is kept for each.
     pub fn give_back(&self, sink: usize, connection: Option<Connection>) {
         let mut inner = self.inner.lock();
-        if !inner.closed {
+        if !inner.closed && !inner.idle.iter().any(|(owner, _)| *owner == sink) {
             inner.idle.extend(connection.map(|connection| (sink, connection)));
         } else {
             drop(connection);
@@ -69,6 +73,34 @@ impl Readers {
     /// They may be opened again.
     pub fn open(&self) {
         self.inner.lock().closed = false;
+    }
+}
+
+impl Shared {
+    /// Runs `work` with a reading connection that is kept for `owner`, on a thread that
+    /// may block if there are threads.
+    pub async fn on_disk<T: Send + 'static>(
+        self: &Arc<Shared>,
+        owner: usize,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let shared = self.clone();
+        let read = move || {
+            let path = &shared.path;
+            let reader = shared.readers.take(owner, path).with_context(|| format!("cannot read {}", path.display()))?;
+            let result = work(&reader);
+            // A connection that failed is not used again.
+            shared.readers.give_back(owner, result.is_ok().then_some(reader));
+            result
+        };
+        let result = if self.stepped {
+            read()
+        } else {
+            tokio::task::spawn_blocking(read).await.context("reading the log was cut off")?
+        };
+        result.inspect_err(|why| {
+            self.examine(why);
+        })
     }
 }
 

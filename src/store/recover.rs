@@ -8,6 +8,7 @@
 use super::boots;
 use super::cut::{self, Left, UNSYNCED};
 use super::gap::{Hole, condense};
+use super::inbox;
 use super::logclock::Kept;
 use super::row::{self, HEADER_COLUMNS, INFO_COLUMNS};
 use super::schema::{
@@ -405,6 +406,10 @@ pub(super) fn unproven(connection: &Connection) -> rusqlite::Result<Vec<String>>
     let boots = boots::unproven(connection)?;
     if boots > 0 {
         found.push(format!("table boot: {boots} rows are not what was written"));
+    }
+    let commands = inbox::unproven(connection)?;
+    if commands > 0 {
+        found.push(format!("table command: {commands} rows are not what was written"));
     }
     Ok(found)
 }

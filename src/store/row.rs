@@ -167,9 +167,24 @@ pub(super) fn event_guard(id: i64, time: i64, body: &str) -> i64 {
     Guard::of("event").number(id).number(time).text(body).finish()
 }
 
+/// The guard of a row of `device`.
+pub(super) fn device_guard(name: &str, body: &str) -> i64 {
+    Guard::of("device").text(name).text(body).finish()
+}
+
+/// The guard of a row of `audit`.
+pub(super) fn audit_guard(time: i64, body: &str) -> i64 {
+    Guard::of("audit").number(time).text(body).finish()
+}
+
 /// The guard of a row of `boot`.
 pub(super) fn boot_guard(id: BootId, began: Option<i64>, last: Option<i64>) -> i64 {
     Guard::of("boot").bytes(&id.0).optional(began).optional(last).finish()
+}
+
+/// The guard of a row of `command`.
+pub(super) fn command_guard(place: i64, texts: [&str; 4], ended: Option<i64>) -> i64 {
+    texts.into_iter().fold(Guard::of("command").number(place), Guard::text).optional(ended).finish()
 }
 
 /// Stands for the set of sinks that have a row: tells when one was lost.

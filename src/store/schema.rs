@@ -46,6 +46,21 @@ const MIGRATIONS: &[&str] = &[
      ALTER TABLE segment ADD COLUMN data BLOB;",
     // When each boot began, once that is known; the last seq that may count from it, once it is over.
     "CREATE TABLE boot (id BLOB PRIMARY KEY, began INTEGER, last INTEGER, guard INTEGER NOT NULL) WITHOUT ROWID;",
+    // The last word on each device's presence, and what was told of all of them.
+    "CREATE TABLE device (name TEXT PRIMARY KEY, body TEXT NOT NULL, guard INTEGER NOT NULL) WITHOUT ROWID;
+     CREATE TABLE audit (
+         id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, body TEXT NOT NULL, guard INTEGER NOT NULL);",
+    // Commands in the order in which they came; when they ended, by the log's clock.
+    "CREATE TABLE command (
+         place INTEGER PRIMARY KEY,
+         device TEXT NOT NULL,
+         id TEXT NOT NULL,
+         state TEXT NOT NULL,
+         ended INTEGER,
+         body TEXT NOT NULL,
+         guard INTEGER NOT NULL,
+         UNIQUE (device, id));
+     CREATE INDEX command_ended ON command (ended) WHERE ended IS NOT NULL;",
 ];
 
 /// Rows that no checksum covered get one; see [`row`]. What stands there is sealed as

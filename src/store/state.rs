@@ -1,9 +1,11 @@
 //! What the log's parts share under its lock, and what the next commit takes of it.
 
+use super::attendance::Attendance;
 use super::boots::Boots;
 use super::disk::Commit;
 use super::gap::{Gap, Hole};
 use super::headroom::DiskState;
+use super::inbox::Inbox;
 use super::logclock::LogClock;
 use super::mark::Mark;
 use super::restore::Restored;
@@ -11,6 +13,7 @@ use super::schema;
 use super::tail::{Tail, Unsaved};
 use crate::clock::Now;
 use crate::model::{DeviceId, Seq};
+use parking_lot::Condvar;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +36,8 @@ pub(super) struct State {
     pub boots: Boots,
     /// Other events that are to be written.
     pub notices: Vec<String>,
+    pub attendance: Attendance,
+    pub inbox: Inbox,
     pub disk: DiskState,
     pub log_clock: LogClock,
     /// When the disk and the age of readings are looked at next, also if nothing happens.
@@ -76,13 +81,22 @@ impl State {
 
     /// Whether somebody waits for a commit.
     fn is_asked(&self) -> bool {
-        let events = !self.gaps.is_empty() || !self.notices.is_empty();
-        self.flush || self.close || events || self.restored.is_due() || self.boots.is_due()
+        let events = !self.gaps.is_empty() || !self.notices.is_empty() || !self.attendance.is_empty();
+        let waited_for = self.flush || self.close || self.inbox.is_due();
+        waited_for || events || self.restored.is_due() || self.boots.is_due()
     }
 
     /// Whether nothing more will be written.
     pub fn is_over(&self) -> bool {
         self.close || self.damaged
+    }
+
+    /// Wakes the writer if there is something to write that it does not know of.
+    pub fn wake(&mut self, due: &Condvar) {
+        if self.due().is_some_and(|due| due < self.sleeping_until) {
+            self.sleeping_until = Duration::ZERO;
+            due.notify_one();
+        }
     }
 
     /// Has an event written with the next commit.
@@ -96,6 +110,8 @@ impl State {
     pub fn take_back(&mut self, commit: Commit) {
         self.tail.not_saved(commit.marks);
         self.restored.put_back(commit.restored);
+        self.attendance.put_back(commit.attendance);
+        self.inbox.put_back(commit.inbox);
         self.restoring = false;
         let newer = std::mem::replace(&mut self.gaps, commit.gaps);
         self.gaps.extend(newer);
@@ -126,6 +142,8 @@ impl State {
             reserve,
             gaps: std::mem::take(&mut self.gaps),
             notices: std::mem::take(&mut self.notices),
+            attendance: std::mem::take(&mut self.attendance),
+            inbox: self.inbox.take(),
             boot: self.boots.news(),
             clean,
             now: now.wall,

@@ -5,6 +5,7 @@ use super::message::{DeviceMessage, GatewayMessage};
 use serde::{Deserialize, Serialize};
 
 pub(super) mod bytes;
+mod protobuf;
 pub(super) mod values;
 
 /// Bit 7 of a frame's type: from the gateway.
@@ -25,8 +26,8 @@ macro_rules! messages {
         ///
         /// # Errors
         /// If the type is unknown there, or the body is malformed. Bytes behind a
-        /// postcard body and unknown JSON fields are ignored: newer peers may
-        /// append fields.
+        /// postcard body and unknown fields of the others are ignored: newer peers
+        /// may append fields.
         pub fn $decode(frame: &FrameRef<'_>) -> Result<$message, BodyError> {
             let kind = frame.kind ^ $direction;
             match kind {
@@ -73,7 +74,10 @@ messages!(
     SubCommand = 7
 );
 
-fn body<'a, T: Deserialize<'a>>(frame: &FrameRef<'a>, message: &'static str) -> Result<T, BodyError> {
+fn body<'a, T: Deserialize<'a> + protobuf::Message>(
+    frame: &FrameRef<'a>,
+    message: &'static str,
+) -> Result<T, BodyError> {
     match frame.format.encoding {
         BodyEncoding::Postcard => postcard::take_from_bytes(frame.body)
             .map(|(body, _)| body)
@@ -81,12 +85,13 @@ fn body<'a, T: Deserialize<'a>>(frame: &FrameRef<'a>, message: &'static str) -> 
         BodyEncoding::Json => {
             serde_json::from_slice(frame.body).map_err(|why| BodyError::Malformed { message, why: why.to_string() })
         }
+        BodyEncoding::Protobuf => protobuf::read(frame.body).map_err(|why| BodyError::Malformed { message, why }),
     }
 }
 
-fn put<T: Serialize>(body: &T, kind: u8, format: Format, out: &mut Vec<u8>) {
+fn put<T: Serialize + protobuf::Message>(body: &T, kind: u8, format: Format, out: &mut Vec<u8>) {
     frame::encode(format, kind, out, |out| {
-        // Neither can fail: the messages hold no map with other keys than strings,
+        // None can fail: the messages hold no map with other keys than strings,
         // and memory takes all that is written.
         match format.encoding {
             BodyEncoding::Postcard => {
@@ -95,6 +100,7 @@ fn put<T: Serialize>(body: &T, kind: u8, format: Format, out: &mut Vec<u8>) {
             BodyEncoding::Json => {
                 let _ = serde_json::to_writer(out, body);
             }
+            BodyEncoding::Protobuf => body.write(out),
         }
     });
 }

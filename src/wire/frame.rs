@@ -38,6 +38,7 @@ pub enum Version {
 pub enum BodyEncoding {
     Postcard,
     Json,
+    Protobuf,
 }
 
 /// The shape in which a peer speaks and is answered.
@@ -83,7 +84,7 @@ pub enum FrameError {
     Version(u8),
     #[error("version 1 frames carry no checksum and are refused on this link; send version 2")]
     ChecksumRequired,
-    #[error("body encoding {0} is unknown; this gateway speaks 0 (postcard) and 1 (JSON)")]
+    #[error("body encoding {0} is unknown; this gateway speaks 0 (postcard), 1 (JSON) and 2 (Protobuf)")]
     Encoding(u8),
     #[error("a body of {got} bytes is larger than the {max} accepted now")]
     TooLarge { got: usize, max: usize },
@@ -289,6 +290,7 @@ fn head(bytes: &[u8], limits: Limits) -> Head<'_> {
     let encoding = match kind >> 4 & 0x7 {
         0 => BodyEncoding::Postcard,
         1 => BodyEncoding::Json,
+        2 => BodyEncoding::Protobuf,
         other => return Head::Invalid(FrameError::Encoding(other)),
     };
     let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize; // at least 32 bits on every target
@@ -326,6 +328,7 @@ pub fn encode(format: Format, kind: u8, out: &mut Vec<u8>, body: impl FnOnce(&mu
     let encoding = match format.encoding {
         BodyEncoding::Postcard => 0,
         BodyEncoding::Json => 1,
+        BodyEncoding::Protobuf => 2,
     };
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[version, kind | encoding << 4, 0, 0, 0, 0]);
@@ -379,7 +382,8 @@ mod tests {
     }
 
     fn any_frame_of(version: impl Strategy<Value = Version>) -> impl Strategy<Value = Seen> {
-        let encoding = prop_oneof![Just(BodyEncoding::Postcard), Just(BodyEncoding::Json)];
+        let encoding =
+            prop_oneof![Just(BodyEncoding::Postcard), Just(BodyEncoding::Json), Just(BodyEncoding::Protobuf)];
         let body = proptest::collection::vec(any::<u8>(), 0..80);
         (version, encoding, any::<bool>(), 0u8..16, body).prop_map(|(version, encoding, gateway, kind, body)| {
             Seen::Frame(Format { version, encoding }, kind | u8::from(gateway) << 7, body)
@@ -520,7 +524,7 @@ mod tests {
         assert_eq!(fault(|s| s[0] = 0, false), Err(FrameError::BadMagic([0, 0x34, 0x56, 0x7f])));
         assert_eq!(fault(|s| s[4] = 3, false), Err(FrameError::Version(3)));
         assert_eq!(fault(|s| s[4] = 1, true), Err(FrameError::ChecksumRequired));
-        assert_eq!(fault(|s| s[5] = 0x23, false), Err(FrameError::Encoding(2)));
+        assert_eq!(fault(|s| s[5] = 0x33, false), Err(FrameError::Encoding(3)));
         assert!(matches!(fault(|s| s[11] ^= 1, false), Err(FrameError::Checksum { .. })));
         assert_eq!(push(&mut Decoder::new(LIMITS, Recovery::Fail), b"GET "), Err(FrameError::BadMagic(*b"GET ")));
     }

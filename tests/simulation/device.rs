@@ -98,7 +98,11 @@ impl Device {
         let session = random.u64(1..);
         let controls = Controls(Arc::new(Mutex::new(State { relays: Vec::new(), reboot: false, pace, session })));
         let version = if random.bool() { Version::V1 } else { Version::V2 };
-        let encoding = if random.bool() { BodyEncoding::Json } else { BodyEncoding::Postcard };
+        let encoding = match random.u8(..3) {
+            0 => BodyEncoding::Json,
+            1 => BodyEncoding::Postcard,
+            _ => BodyEncoding::Protobuf,
+        };
         let device = Device {
             context: context.clone(),
             name: name.to_owned(),

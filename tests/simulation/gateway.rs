@@ -108,7 +108,7 @@ impl Gateway {
         let names: Vec<_> = sinks.iter().map(|sink| sink.name.as_str()).collect();
         let disk = vfs.clone();
         let gauge = Arc::new(move || Some(disk.disk().space()));
-        let Opened { log, cursors, writer } =
+        let Opened { log, cursors, writer, .. } =
             Log::open_stepped(&plan.store, &plan.routes, &names, clock.clone(), metrics.clone(), gauge)?;
         clock.begin(&log);
         let gateway = GatewayId::new("simulated").expect("a valid name");
@@ -131,8 +131,8 @@ impl Gateway {
             pumps.spawn(pump.run(stop.subscribe(), Duration::from_secs(2)));
             stop_pumps.push(stop);
         }
-        let registry = Registry::new(metrics.clone());
         let devices = config::Devices { window: [16, 200, 4096][random.usize(..3)], ..config::Devices::default() };
+        let registry = Registry::new(&devices, clock.clone(), metrics.clone());
         let shared = link::Shared {
             log: log.clone(),
             registry,

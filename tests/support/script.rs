@@ -25,6 +25,10 @@ pub struct Manners {
     pub drop_after: Vec<usize>,
     /// PUBACKs are held until this many publishes wait for one, then sent newest first.
     pub ack_backwards: usize,
+    /// Subscriptions are refused.
+    pub refuses_subscriptions: bool,
+    /// They end the connection.
+    pub ends_subscribers: bool,
 }
 
 /// What came.
@@ -161,6 +165,15 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                     let [high, low] = id.to_be_bytes();
                     stream.write_all(&[0x40, 2, high, low]).await.ok()?;
                 }
+            }
+            8 if manners.ends_subscribers => return None,
+            8 => {
+                let code = if manners.refuses_subscriptions { 0x80 } else { 1 };
+                let answer: &[u8] = match manners.v5 {
+                    true => &[0x90, 4, body[0], body[1], 0, code],
+                    false => &[0x90, 3, body[0], body[1], code],
+                };
+                stream.write_all(answer).await.ok()?;
             }
             12 => stream.write_all(&[0xd0, 0]).await.ok()?,
             14 => return None,

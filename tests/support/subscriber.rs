@@ -35,6 +35,7 @@ pub fn options(port: u16) -> Options {
         window: 100,
         will: None,
         clean_session: true,
+        manual_acks: false,
     }
 }
 
@@ -90,7 +91,7 @@ async fn listen(mut connection: Connection, options: Options, heard: Arc<Mutex<H
         match connection.event().await {
             Event::Message(message) => {
                 let mut heard = heard.lock().expect("no test panicked there");
-                if message.topic.ends_with("/events") {
+                if message.topic.ends_with("/events") || message.topic.ends_with("/result") {
                     heard.events.push(serde_json::from_slice(&message.payload).expect("events are JSON"));
                 } else {
                     let delivery = decode(&message.payload).expect("a valid payload");

@@ -40,6 +40,8 @@ struct Medium {
 }
 
 pub struct Disk {
+    /// What it was made with.
+    empty: Vec<u8>,
     medium: Arc<Mutex<Medium>>,
     /// How many connections are open.
     users: watch::Receiver<usize>,
@@ -49,7 +51,8 @@ pub struct Disk {
 impl Disk {
     /// Serves an image's content at `socket`; the image itself stays as it is.
     pub fn start(image: &Path, socket: &Path, lies: bool) -> Disk {
-        let current = std::fs::read(image).expect("an image");
+        let empty = std::fs::read(image).expect("an image");
+        let current = empty.clone();
         let medium = Medium { durable: current.clone(), current, unflushed: Vec::new(), lies, off: false, flushes: 0 };
         let medium = Arc::new(Mutex::new(medium));
         let listener = UnixListener::bind(socket).expect("a socket");
@@ -68,7 +71,7 @@ impl Disk {
                 });
             }
         });
-        Disk { medium, users, _task: task }
+        Disk { empty, medium, users, _task: task }
     }
 
     /// From now on nothing is flushed, nor said to be.
@@ -100,6 +103,21 @@ impl Disk {
         medium.current = medium.durable.clone();
         medium.off = false;
         count
+    }
+
+    /// Puts an empty one in its place, after [`Disk::switch_off`].
+    pub fn renew(&self) {
+        let mut medium = self.medium();
+        medium.unflushed.clear();
+        (medium.durable, medium.current) = (self.empty.clone(), self.empty.clone());
+        medium.off = false;
+    }
+
+    /// Overwrites what a file system cannot do without: the superblock of ext4.
+    pub fn ruin(&self) {
+        let mut medium = self.medium();
+        medium.durable[1024..2048].fill(0);
+        medium.current = medium.durable.clone();
     }
 
     pub fn flushes(&self) -> u64 {

@@ -1,5 +1,6 @@
 //! A virtual machine that runs the gateway, and can be switched off.
 
+use crate::console;
 use crate::disk::{Disk, Fate};
 use crate::support::process::Process;
 use crate::support::{PATIENCE, eventually};
@@ -17,6 +18,8 @@ pub struct Guest {
     tcp: u16,
     pub disk: Disk,
     qemu: Option<Process>,
+    /// Where on its console the present start begins.
+    begins: usize,
 }
 
 /// Where the gateway listens in the guest, and where it finds the host's loopback.
@@ -38,7 +41,7 @@ impl Guest {
         let disk = Disk::start(&image, &directory.join("disk.sock"), lies);
         std::fs::remove_file(&image).expect("the image of just now");
         let (kernel, initramfs) = (kernel.to_owned(), initramfs.to_owned());
-        Guest { kernel, initramfs, directory: directory.to_owned(), tcp, disk, qemu: None }
+        Guest { kernel, initramfs, directory: directory.to_owned(), tcp, disk, qemu: None, begins: 0 }
     }
 
     /// Starts its kernel once, up to where the disk is not yet mounted, and freezes it
@@ -108,6 +111,7 @@ impl Guest {
         }
         let net = format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-{LISTENS}", self.tcp);
         command.args(["-netdev", &net, "-device", "virtio-net-pci,netdev=net,romfile="]).args(arguments);
+        self.begins = self.console().len();
         self.qemu = Some(Process::start(command, &self.directory.join("console.log")));
     }
 
@@ -125,10 +129,32 @@ impl Guest {
         self.disk.cut(fate, random)
     }
 
+    /// Why its disk could not be mounted, if that is why it went off.
+    pub fn refused_disk(&mut self) -> Option<String> {
+        if self.is_on() {
+            return None;
+        }
+        let console = self.console();
+        console::refused_disk(&String::from_utf8_lossy(console.get(self.begins..)?))
+    }
+
+    /// It gets an empty disk.
+    pub async fn renew_disk(&mut self) {
+        self.disk.switch_off();
+        if let Some(mut qemu) = self.qemu.take() {
+            qemu.kill();
+        }
+        self.disk.is_left().await;
+        self.disk.renew();
+    }
+
+    fn console(&self) -> Vec<u8> {
+        std::fs::read(self.directory.join("console.log")).unwrap_or_default()
+    }
+
     /// The last of what it said.
     pub fn last_words(&self) -> String {
-        let text = std::fs::read(self.directory.join("console.log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).into_owned();
+        let text = String::from_utf8_lossy(&self.console()).into_owned();
         let lines: Vec<_> = text.lines().rev().take(15).collect();
         lines.into_iter().rev().map(|line| format!("  {line}\n")).collect()
     }

@@ -183,6 +183,19 @@ impl Oracle {
         lost
     }
 
+    /// The log is gone with its disk: what only it had is not looked for any more, nor what
+    /// would have explained its seqs. Returns how many readings went with it.
+    pub fn log_is_gone(&self) -> u64 {
+        for sink in &mut self.state().sinks {
+            for (epoch, seqs) in &sink.seqs {
+                if seqs.last() > 0 {
+                    sink.explained.entry(*epoch).or_default().insert(1, seqs.last());
+                }
+            }
+        }
+        self.give_up()
+    }
+
     pub fn totals(&self) -> Totals {
         let state = self.state();
         let sum = |of: fn(&Seen) -> u64| state.sinks.iter().map(of).sum();

@@ -29,6 +29,9 @@ pub struct Args {
     /// Cuts with a disk that ignores flushes, at most: one of them must be seen to lose
     #[arg(long, default_value_t = 5)]
     control: u64,
+    /// Ruin the file system at this cut, to see that it is told from a loss
+    #[arg(long)]
+    ruin: Option<u64>,
     /// The same seed gives the same settings and moments; random if not given
     #[arg(long)]
     seed: Option<u64>,
@@ -96,6 +99,7 @@ pub async fn run(args: &Args) -> bool {
 struct Series {
     durability: &'static str,
     lies: bool,
+    ruin: Option<u64>,
     random: fastrand::Rng,
     oracle: Arc<Oracle>,
     fleet: Fleet,
@@ -110,6 +114,9 @@ struct Series {
     lost: u64,
     most_lost: u64,
     losing: u64,
+    /// Disks that the machine's own file system did not survive on.
+    refused: usize,
+    with_refused: u64,
     recoveries: Vec<Duration>,
     began: Instant,
 }
@@ -127,6 +134,7 @@ impl Series {
         Series {
             durability,
             lies,
+            ruin: args.ruin,
             random,
             oracle,
             fleet,
@@ -140,6 +148,8 @@ impl Series {
             lost: 0,
             most_lost: 0,
             losing: 0,
+            refused: 0,
+            with_refused: 0,
             recoveries: Vec::new(),
             began: Instant::now(),
         }
@@ -158,7 +168,9 @@ impl Series {
                 self.cut().await;
                 continue;
             }
-            self.welcomes().await?;
+            if !self.comes_back().await? {
+                continue;
+            }
             boot = started.elapsed();
             self.recoveries.push(boot);
             self.everything_arrives().await?;
@@ -175,8 +187,10 @@ impl Series {
         }
         // The last cut's harvest.
         self.start();
-        self.welcomes().await?;
-        self.everything_arrives().await
+        match self.comes_back().await? {
+            true => self.everything_arrives().await,
+            false => Ok(()),
+        }
     }
 
     fn start(&mut self) {
@@ -202,6 +216,9 @@ impl Series {
             _ => Fate::Some(self.random.u8(1..100)),
         };
         let unflushed = self.guest.cut(fate, &mut self.random).await;
+        if self.ruin == Some(self.cuts + 1) {
+            self.guest.disk.ruin();
+        }
         self.unflushed += unflushed as u64;
         self.at_stake += self.missing().lost;
         self.cuts += 1;
@@ -215,14 +232,25 @@ impl Series {
         );
     }
 
-    async fn welcomes(&mut self) -> Result<(), String> {
+    /// Waits for the gateway. False if the machine could not mount its disk, which is not
+    /// the gateway's doing: the next start is on a new one.
+    async fn comes_back(&mut self) -> Result<bool, String> {
         let until = Instant::now() + PATIENCE;
         while !self.fleet.acknowledged(Duration::from_millis(500)).await {
+            if let Some(why) = self.guest.refused_disk() {
+                self.guest.renew_disk().await;
+                self.refused += 1;
+                self.with_refused += self.oracle.log_is_gone();
+                eprintln!("disk refused: {why}");
+                // Cuts ruin a disk; one that was never cut has no excuse. One that lies is
+                // to be seen to fail.
+                return if self.lies || self.refused as u64 > self.cuts { Err(why) } else { Ok(false) };
+            }
             if !self.guest.is_on() || Instant::now() > until {
                 return Err(format!("the gateway does not come back:\n{}", self.guest.last_words()));
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Lets the gateway send what it has, and counts what it has not.
@@ -260,7 +288,7 @@ impl Series {
         if missing.unexplained > 0 {
             return Err(format!("after cut {}: {missing}", self.cuts));
         }
-        if totals.epochs > 1 {
+        if totals.epochs > 1 + self.refused {
             return Err(format!("the log began anew:\n{}", self.guest.last_words()));
         }
         match self.oracle.wrongs() {
@@ -282,6 +310,7 @@ impl Series {
         row("readings acknowledged", totals.acknowledged.to_string());
         row("on disk only at a cut", self.at_stake.to_string());
         row("lost", format!("{}, in {} cuts; most in one {}", self.lost, self.losing, self.most_lost));
+        row("disk refused", format!("{}, with {} readings on it", self.refused, self.with_refused));
         row("wrong", totals.wrong.to_string());
         row("duplicates identified", format!("{} by seq, {} by origin", totals.again_by_seq, totals.again_by_origin));
         let boot = [0.5, 1.0].map(|share| format!("{:.1} s", quantile(&self.recoveries, share).as_secs_f64()));

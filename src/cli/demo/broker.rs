@@ -112,6 +112,7 @@ async fn answers(address: SocketAddr, version: Version, deadline: Instant) -> Re
         window: 1,
         will: None,
         clean_session: true,
+        manual_acks: false,
     };
     loop {
         match Connection::open(&options).await {

@@ -1,13 +1,13 @@
 //! `tidegate queue stats`: what waits for each sink.
 
+use super::super::api::Api;
 use super::{Failure, Which, json, load};
 use crate::clock::{Clock, SystemClock};
 use crate::store::Pending;
 use bytesize::ByteSize;
 use serde_json::json;
 use std::collections::HashMap;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Write;
 use std::time::Duration;
 
 /// Shows what the log holds, and what waits for each sink
@@ -26,7 +26,6 @@ pub struct Args {
 
 /// How long deliveries are counted to estimate their rate.
 const LOOK: Duration = Duration::from_secs(1);
-const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
     let contents = args.which.open()?.contents()?;
@@ -34,8 +33,9 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
         Some(_) => HashMap::new(),
         None => load(&args.which.config)
             .ok()
-            .filter(|config| config.http.enabled && contents.sinks.iter().any(|sink| sink.readings > 0))
-            .map(|config| rates(config.http.listen))
+            .filter(|_| contents.sinks.iter().any(|sink| sink.readings > 0))
+            .and_then(|config| Api::of(&config).ok())
+            .map(rates)
             .unwrap_or_default(),
     };
     let now = SystemClock::new().now().wall;
@@ -83,10 +83,10 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
 }
 
 /// Readings that each sink takes in a second; nothing if no gateway answers.
-fn rates(address: SocketAddr) -> HashMap<String, f64> {
-    let Some(before) = delivered(address) else { return HashMap::new() };
+fn rates(api: Api) -> HashMap<String, f64> {
+    let Some(before) = delivered(api) else { return HashMap::new() };
     std::thread::sleep(LOOK);
-    let after = delivered(address).unwrap_or_default();
+    let after = delivered(api).unwrap_or_default();
     let rate = |(sink, count): (String, f64)| {
         let rate = (count - before.get(&sink).copied().unwrap_or(0.0)) / LOOK.as_secs_f64();
         (sink, rate)
@@ -94,14 +94,8 @@ fn rates(address: SocketAddr) -> HashMap<String, f64> {
     after.into_iter().map(rate).collect()
 }
 
-fn delivered(address: SocketAddr) -> Option<HashMap<String, f64>> {
-    const MOST: u64 = 8 << 20;
-    let mut stream = TcpStream::connect_timeout(&address, ANSWER_WITHIN).ok()?;
-    stream.set_read_timeout(Some(ANSWER_WITHIN)).ok()?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.take(MOST).read_to_string(&mut answer).ok()?;
-    Some(counts(&answer))
+fn delivered(api: Api) -> Option<HashMap<String, f64>> {
+    api.get("/metrics").ok().map(|answer| counts(&answer.body))
 }
 
 /// Sinks and their counts in the text of metrics.

@@ -9,8 +9,8 @@ use crate::model::Value;
 use crate::wire::codec::encode_device;
 use crate::wire::frame::{BodyEncoding, Format, Version};
 use crate::wire::message::{
-    Authenticate, ChannelDeclaration, ChannelRef, DeviceClock, DeviceMessage, GatewayMessage, Goodbye, Heartbeat,
-    Hello, Readings, Reason, Sample, Welcome,
+    Authenticate, ChannelDeclaration, ChannelRef, Command, CommandResult, DeviceClock, DeviceMessage, GatewayMessage,
+    Goodbye, Heartbeat, Hello, Readings, Reason, ResultState, Sample, SubCommand, Welcome,
 };
 use hdrhistogram::Histogram;
 use std::collections::VecDeque;
@@ -67,6 +67,8 @@ pub struct Client {
     held: bool,
     resent: u64,
     welcomed: u64,
+    /// Commands that are to be answered.
+    done: Vec<String>,
     /// Reused for each reading; always a [`DeviceMessage::Readings`] of one sample.
     reading: DeviceMessage,
 }
@@ -124,6 +126,7 @@ impl Client {
             held: false,
             resent: 0,
             welcomed: 0,
+            done: Vec::new(),
             reading,
         }
     }
@@ -191,6 +194,7 @@ impl Client {
     /// The connection is gone. What it carried may or may not have arrived.
     pub fn disconnected(&mut self) {
         (self.stage, self.answer) = (Stage::Offline, None);
+        self.done.clear();
         self.held = self.welcomed > 0 && self.pace.is_timed();
     }
 
@@ -209,7 +213,11 @@ impl Client {
             (GatewayMessage::Ack(ack), Stage::Welcomed) => self.settle(ack.seq, now, latencies),
             // On a line that outlives its sessions some may be left over from the last one.
             (GatewayMessage::Ack(_), Stage::Greeting) => Ok(()),
-            (GatewayMessage::HeartbeatReply(_) | GatewayMessage::Command(_), _) => Ok(()),
+            (GatewayMessage::HeartbeatReply(_), _) => Ok(()),
+            (GatewayMessage::Command(Command { id, .. }) | GatewayMessage::SubCommand(SubCommand { id, .. }), _) => {
+                self.done.push(id.clone());
+                Ok(())
+            }
             (GatewayMessage::Goodbye(goodbye), _) => {
                 Err(format!("the gateway said goodbye ({:?}): {}", goodbye.reason, goodbye.text))
             }
@@ -282,6 +290,10 @@ impl Client {
         }
         let next_due = if self.next > self.taken() { self.take(now) } else { None };
         self.send(now.monotonic, out);
+        for id in std::mem::take(&mut self.done) {
+            let result = CommandResult { id, state: ResultState::Done, payload: None };
+            self.put(&DeviceMessage::CommandResult(result), out);
+        }
         if self.is_finished(now.monotonic) {
             self.put(&DeviceMessage::Goodbye(Goodbye { reason: Reason::Normal, text: String::new() }), out);
             return Step::Finished;
@@ -379,11 +391,11 @@ impl Client {
 }
 
 /// Before a Welcome the gateway takes small frames only. Four declarations fit in
-/// postcard; in JSON they do not, so JSON devices name their channels.
+/// postcard and Protobuf; in JSON they do not, so JSON devices name their channels.
 fn declarations(encoding: BodyEncoding) -> Vec<ChannelDeclaration> {
     match encoding {
         BodyEncoding::Json => Vec::new(),
-        BodyEncoding::Postcard => (0..)
+        BodyEncoding::Postcard | BodyEncoding::Protobuf => (0..)
             .zip(channel_names().into_iter().zip(channel_units()))
             .map(|(index, (name, unit))| ChannelDeclaration { index, name: name.into(), unit: Some(unit.into()) })
             .collect(),
@@ -393,7 +405,7 @@ fn declarations(encoding: BodyEncoding) -> Vec<ChannelDeclaration> {
 fn blank_reading(encoding: BodyEncoding) -> DeviceMessage {
     let channel = |(index, name): (u16, &str)| match encoding {
         BodyEncoding::Json => ChannelRef::Name(name.into()),
-        BodyEncoding::Postcard => ChannelRef::Index(index),
+        BodyEncoding::Postcard | BodyEncoding::Protobuf => ChannelRef::Index(index),
     };
     let values = (0..).zip(channel_names()).map(|numbered| (channel(numbered), Value::Float(0.0))).collect();
     DeviceMessage::Readings(Readings { seq: 0, sub: None, samples: vec![Sample { time: 0, values }] })

@@ -3,7 +3,7 @@
 
 use super::gaps::{self, Gaps, Line, Totals};
 use super::seen::Seen;
-use crate::model::{BootId, Epoch, GatewayId, InvalidTime, Timestamp};
+use crate::model::{BootId, DeviceId, Epoch, GatewayId, InvalidTime, Timestamp};
 use crate::sink::encode::{self, Delivered};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -42,10 +42,26 @@ pub enum Notice {
         boot: BootId,
         began: Timestamp,
     },
+    /// A command ended.
+    Ended(Ended),
     Undecodable {
         topic: String,
         why: String,
     },
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Ended {
+    pub gateway: GatewayId,
+    /// None: it was for the gateway itself.
+    #[serde(default)]
+    pub device: Option<DeviceId>,
+    /// None: it had none, and was rejected for that.
+    pub id: Option<String>,
+    pub state: String,
+    #[serde(default)]
+    pub payload: serde_json::Value,
 }
 
 /// What came of a message.
@@ -71,11 +87,11 @@ impl Consumer {
         Consumer { seen: Seen::default(), gaps: Gaps::new(grace), limit, readings: 0, duplicates: 0, undecodable: 0 }
     }
 
-    /// Takes a message from a topic of readings or events. Readings beyond the limit
+    /// Takes a message from a topic of readings, events or results. Readings beyond the limit
     /// are left out, but still fill gaps between those before it.
     pub fn take(&mut self, topic: &str, payload: &[u8], now: Duration) -> Taken {
         let mut taken = Taken::default();
-        let done = if topic.ends_with("/events") {
+        let done = if topic.ends_with("/events") || topic.ends_with("/result") {
             self.take_event(payload, now, &mut taken)
         } else {
             self.take_readings(payload, now, &mut taken)
@@ -147,6 +163,11 @@ impl Consumer {
                 taken.notices.push(Notice::Boot { gateway, boot, began });
                 return Ok(());
             }
+            "command-result" => {
+                let ended = serde_json::from_slice(payload).map_err(|why| format!("no valid result: {why}"))?;
+                taken.notices.push(Notice::Ended(ended));
+                return Ok(());
+            }
             _ => return Ok(()),
         }
         let gap: GapEvent = serde_json::from_slice(payload).map_err(|why| format!("no valid gap event: {why}"))?;
@@ -206,6 +227,13 @@ impl fmt::Display for Notice {
         match self {
             Notice::Gap(gap) => gap.fmt(f),
             Notice::Boot { gateway, boot, began } => write!(f, "{gateway}: boot {boot} began at {began}"),
+            Notice::Ended(Ended { gateway, device, id, state, payload }) => {
+                let device = device.as_ref().map_or(String::new(), |device| format!("/{device}"));
+                // What was meant as an id may be any text.
+                let id = id.as_deref().unwrap_or("without an id");
+                write!(f, "{gateway}{device}: command {id:?} {state:?}")?;
+                if payload.is_null() { Ok(()) } else { write!(f, " {payload}") }
+            }
             Notice::Undecodable { topic, why } => write!(f, "warning: message on {topic:?} is left out: {why}"),
         }
     }

@@ -2,18 +2,20 @@
 //! the registry and the answers.
 
 mod entry;
+mod presence;
 
 use super::super::caller::Caller;
 use super::super::line::Line;
 use super::super::porch::Place;
 use crate::clock::Now;
 use crate::device::auth::Credential;
-use crate::device::{Acks, Connected, Converted, Refusal, Session, Step};
-use crate::model::{Basis, Batch, DeviceId};
+use crate::device::{Acks, Bucket, Connected, Converted, Introduction, NotAdmitted, Refusal, Session, Step};
+use crate::model::{Batch, Cause, DeviceId};
 use crate::store::{Mark, Saturated};
 use crate::wire::codec::{decode_device, encode_gateway};
 use crate::wire::frame::{BodyEncoding, Event, Format, FrameError, FrameRef, Limits, Version};
 use crate::wire::message::{Ack, GatewayMessage, Goodbye, Reason};
+use prometheus_client::metrics::counter::Counter;
 use std::collections::VecDeque;
 use std::future::{Future, pending};
 use std::ops::ControlFlow;
@@ -26,6 +28,9 @@ pub(in crate::link) const FIRST_FORMAT: Format = Format { version: Version::V2, 
 /// On a line that outlives its sessions, refusals are told this often at most: what
 /// came before Hello may be a whole queue of readings.
 const REFUSE_EVERY: Duration = Duration::from_secs(1);
+
+/// Of what a device says about its firmware so much is kept, in characters.
+const MAX_FIRMWARE: usize = 64;
 
 /// How a session ends.
 #[derive(Debug)]
@@ -45,6 +50,10 @@ struct Established {
 pub struct Peer<'a> {
     line: &'a Line,
     caller: Caller,
+    frames: Counter,
+    rate: Bucket,
+    /// Whether it was logged that the device sends too many messages.
+    rate_told: bool,
     session: Session,
     format: Format,
     /// Where it waits to be let in, or is.
@@ -71,6 +80,9 @@ impl<'a> Peer<'a> {
         Peer {
             line,
             caller,
+            frames: line.frames(),
+            rate: Bucket::new(line.shared.devices.max_message_rate, line.shared.devices.message_burst),
+            rate_told: false,
             session: Session::new(line.grants, since),
             format: FIRST_FORMAT,
             place,
@@ -107,6 +119,8 @@ impl<'a> Peer<'a> {
             return ControlFlow::Continue(());
         }
         self.format = frame.format;
+        self.frames.inc();
+        self.rate.take(now.monotonic);
         let step = match decode_device(frame) {
             Ok(message) => self.session.take(message, now),
             Err(why) => {
@@ -114,28 +128,63 @@ impl<'a> Peer<'a> {
                 Err(Refusal { reason: Reason::BadFrame, text: why.to_string() })
             }
         };
+        if let Some(established) = &mut self.established {
+            established.connected.heard(now.monotonic);
+            established.connected.silent(self.session.is_idle());
+        }
         match step {
-            Ok(Step::Nothing) => {}
             Ok(Step::Reply(reply)) => encode_gateway(&reply, self.format, &mut self.out),
-            Ok(Step::Establish { device, session, first }) => {
+            Ok(Step::Establish { device, session, first, firmware }) => {
                 if self.is_let_in(&device, now) {
-                    self.establish(&device, session, first, now);
+                    self.establish(&device, session, first, firmware.as_deref(), now);
                     return ControlFlow::Break(self.line.limits);
                 }
             }
             Ok(Step::Introduced(device)) => return self.introduced(&device, now),
             Ok(Step::Authenticate(attempt)) => return self.authenticate(&attempt, now),
-            Ok(Step::Store(converted)) => self.received(converted),
+            Ok(Step::Store(converted)) => {
+                if let Err(why) = self.note_sub_device(&converted) {
+                    self.refuse(busy(&why.to_string()), now);
+                } else {
+                    self.received(converted);
+                }
+            }
+            Ok(Step::Answer(result)) => {
+                if let Some(established) = &self.established {
+                    established.connected.answered(result);
+                }
+            }
+            Ok(Step::SubDevice { device, there }) => {
+                if let Some(established) = &self.established
+                    && let Err(why) = established.connected.sub_device(&device, Some(there))
+                {
+                    self.refuse(busy(&why.to_string()), now);
+                }
+            }
             Ok(Step::Leave) => self.leave(now),
             Err(refusal) => self.refuse(refusal, now),
         }
         ControlFlow::Continue(())
     }
 
-    fn establish(&mut self, device: &DeviceId, session: u64, first: u64, now: Now) {
+    /// Until when the device is not to be read: it sent more messages than it may.
+    pub fn throttled_until(&mut self, now: Duration) -> Option<Duration> {
+        let until = self.rate.closed_until(now)?;
+        self.line.throttled();
+        if !std::mem::replace(&mut self.rate_told, true) {
+            let (link, device, from) =
+                (&self.line.name, self.session.device().map(DeviceId::as_str), self.caller.name.as_str());
+            let most = self.line.shared.devices.max_message_rate;
+            tracing::warn!(%link, device, from, most, "more messages a second than allowed; reading them more slowly");
+        }
+        Some(until)
+    }
+
+    fn establish(&mut self, device: &DeviceId, session: u64, first: u64, firmware: Option<&str>, now: Now) {
         // A device that starts anew on the same line gives up its old place first.
         self.store();
         self.established = None;
+        let firmware = firmware.map(|text| text.chars().take(MAX_FIRMWARE).collect::<String>().into());
         let shared = &self.line.shared;
         let takes_over = shared.registry.is_connected(device);
         if self.caller.visit.as_mut().is_some_and(|visit| !visit.enter(takes_over)) {
@@ -148,14 +197,26 @@ impl<'a> Peer<'a> {
             self.refuse(busy("as many devices are connected as this gateway allows; try again later"), now);
             return;
         }
+        let (link, alive_within) = (&self.line.name, self.line.grants.idle_after);
+        let connected = match shared.registry.connect(Introduction { device, session, link, firmware, alive_within }) {
+            Ok(connected) => connected,
+            Err(why) => {
+                let (label, reason) = match why {
+                    NotAdmitted::Rival => ("rival", Reason::TakenOver),
+                    NotAdmitted::RegistryFull | NotAdmitted::TooManySubDevices => ("registry_full", Reason::Busy),
+                };
+                self.line.turned_away(label);
+                self.refuse(Refusal { reason, text: why.to_string() }, now);
+                return;
+            }
+        };
         let mark = shared.log.mark(device, session);
         let settled = mark.settled();
         let acks = Acks::new(self.line.grants.window, settled);
-        let connected = shared.registry.connect(device);
         self.clock_told = false;
         self.established = Some(Established { mark, acks, connected });
         encode_gateway(&self.session.welcome(first, settled, now), self.format, &mut self.out);
-        let (link, key) = (&self.line.name, self.credential.as_ref().map(|credential| credential.key()));
+        let key = self.credential.as_ref().map(|credential| credential.key());
         tracing::info!(%link, %device, from = self.caller.name, session, settled, key, "device connected");
     }
 
@@ -180,27 +241,6 @@ impl<'a> Peer<'a> {
                     open.readings.extend(batch.readings);
                 }
                 _ => self.batches.push_back(batch),
-            }
-        }
-    }
-
-    /// Counts readings whose times are not good, and says so of a device once.
-    fn judge(&mut self, batch: &Batch) {
-        let metrics = &self.line.shared.metrics;
-        let count = batch.readings.len() as u64;
-        match batch.basis {
-            Basis::Wall | Basis::Resynchronised => {}
-            Basis::Boot(_) => {
-                metrics.readings_unsynchronised.inc_by(count);
-            }
-            Basis::DeviceClock { received } | Basis::DeviceClockSince { received, .. } => {
-                metrics.readings_device_clock.inc_by(count);
-                if !std::mem::replace(&mut self.clock_told, true) {
-                    let time = batch.readings.first().map(|reading| reading.time);
-                    let claimed = time.unwrap_or_default();
-                    let (link, device) = (&self.line.name, &batch.device);
-                    tracing::warn!(%link, %device, %claimed, %received, "the device's clock is absurd; its readings are flagged");
-                }
             }
         }
     }
@@ -306,27 +346,10 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Waits until the device connects elsewhere.
-    pub fn replaced(&self) -> impl Future<Output = ()> + Send + use<> {
-        let replaced = self.established.as_ref().map(|e| e.connected.replaced());
-        async move {
-            match replaced {
-                Some(replaced) => replaced.await,
-                None => pending().await,
-            }
-        }
-    }
-
-    /// The device connected elsewhere.
-    pub fn replace(&mut self) {
-        self.place.leave();
-        let text = "the same device connected again";
-        self.end(End::Refused(Refusal { reason: Reason::TakenOver, text: text.into() }));
-    }
-
     /// The gateway stops.
     pub fn stop(&mut self) {
         let text = "the gateway is stopping";
+        self.because(Cause::GatewayStopping);
         self.end(End::Refused(Refusal { reason: Reason::Stopping, text: text.into() }));
     }
 
@@ -338,13 +361,8 @@ impl<'a> Peer<'a> {
         self.session.deadline()
     }
 
-    pub fn check_silence(&mut self, now: Now) {
-        if self.session.deadline().is_some_and(|deadline| now.monotonic >= deadline) {
-            self.refuse(self.session.timeout(), now);
-        }
-    }
-
     fn leave(&mut self, now: Now) {
+        self.because(Cause::Goodbye);
         if self.line.grants.restart {
             self.log_end("the device said Goodbye");
             self.forget(now);
@@ -354,6 +372,7 @@ impl<'a> Peer<'a> {
     }
 
     fn refuse(&mut self, refusal: Refusal, now: Now) {
+        self.because(if refusal.reason == Reason::Timeout { Cause::Timeout } else { Cause::Refused });
         if !self.line.grants.restart {
             self.end(End::Refused(refusal));
             return;

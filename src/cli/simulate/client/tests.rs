@@ -400,7 +400,7 @@ fn what_the_gateway_may_not_say_ends_the_connection() {
 
 #[test]
 fn the_first_frame_is_small_and_json_readings_name_their_channels() {
-    for encoding in [BodyEncoding::Json, BodyEncoding::Postcard] {
+    for encoding in [BodyEncoding::Json, BodyEncoding::Postcard, BodyEncoding::Protobuf] {
         let identity = Identity { id: "x".repeat(64), number: 1, session: u64::MAX, seed: 0, encoding, holder: None };
         let pace = Pace::new(Duration::ZERO, Duration::ZERO, 1, Length::Readings(1));
         let patience = Patience { welcome: Duration::MAX, ack: Duration::MAX, give_up: Duration::MAX };

@@ -190,3 +190,20 @@ proptest! {
         consumer.finish();
     }
 }
+
+#[test]
+fn the_end_of_a_command_is_told() {
+    let mut consumer = Consumer::new(None, GRACE);
+    let mut told = |topic: &str, body: serde_json::Value| {
+        let taken = consumer.take(topic, body.to_string().as_bytes(), Duration::ZERO);
+        taken.notices.iter().map(Notice::to_string).collect::<Vec<_>>()
+    };
+    let result = serde_json::json!({
+        "type": "command-result", "gateway": "gw-01", "epoch": 1, "event": 4, "device": "hub/door", "id": "c-1",
+        "name": "open", "state": "failed", "payload": {"error": "stuck"}, "time": "2026-11-23T01:02:03Z",
+    });
+    let line = "gw-01/hub/door: command \"c-1\" \"failed\" {\"error\":\"stuck\"}";
+    assert_eq!(told("tidegate/gw-01/devices/hub/door/result", result), [line]);
+    let rejected = serde_json::json!({"type": "command-result", "gateway": "gw-01", "id": null, "state": "rejected"});
+    assert_eq!(told("tidegate/gw-01/result", rejected), ["gw-01: command \"without an id\" \"rejected\""]);
+}

@@ -70,10 +70,10 @@ impl Peer<'_> {
     }
 
     fn admit(&mut self, now: Now) -> ControlFlow<Limits> {
-        let Step::Establish { device, session, first } = self.session.admit(now) else {
+        let Some(Step::Establish { device, session, first, firmware }) = self.session.admit(now) else {
             return ControlFlow::Continue(());
         };
-        self.establish(&device, session, first, now);
+        self.establish(&device, session, first, firmware.as_deref(), now);
         ControlFlow::Break(self.line.limits)
     }
 

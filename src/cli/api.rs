@@ -1,0 +1,135 @@
+//! Asking a running gateway over its HTTP interface.
+
+use crate::config::Config;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// How long the gateway may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Longest answer taken, in bytes.
+const MOST: u64 = 64 << 20;
+const MAX_HEADERS: usize = 64;
+
+/// Where a gateway answers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Api {
+    address: SocketAddr,
+}
+
+/// What a gateway answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub status: u16,
+    pub body: String,
+}
+
+impl Api {
+    /// The gateway that runs with this configuration.
+    ///
+    /// # Errors
+    /// If it has no HTTP interface.
+    pub fn of(config: &Config) -> Result<Api> {
+        if !config.http.enabled {
+            bail!("the gateway has no HTTP interface to ask; set [http] enabled = true");
+        }
+        Ok(Api { address: reachable(config.http.listen) })
+    }
+
+    /// # Errors
+    /// If no gateway answers in time.
+    pub fn get(&self, path: &str) -> Result<Answer> {
+        self.ask("GET", path, None)
+    }
+
+    /// Posts a JSON body.
+    ///
+    /// # Errors
+    /// If no gateway answers in time.
+    pub fn post(&self, path: &str, body: &Value) -> Result<Answer> {
+        self.ask("POST", path, Some(&body.to_string()))
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
+        let address = self.address;
+        let mut stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN).with_context(|| {
+            format!("no gateway answers at {address}; see whether it runs with this configuration (systemctl status tidegate)")
+        })?;
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+        if let Some(body) = body {
+            request += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+        }
+        request += "\r\n";
+        request += body.unwrap_or_default();
+        let mut answer = Vec::new();
+        stream
+            .set_read_timeout(Some(ANSWER_WITHIN))
+            .and_then(|()| stream.write_all(request.as_bytes()))
+            .and_then(|()| stream.take(MOST).read_to_end(&mut answer))
+            .with_context(|| format!("the gateway at {address} does not answer"))?;
+        parse(&answer).with_context(|| format!("what answers at {address} is no gateway"))
+    }
+}
+
+impl Answer {
+    /// The body as JSON.
+    ///
+    /// # Errors
+    /// What the gateway says is wrong, if it refused.
+    pub fn json(&self) -> Result<Value> {
+        let body: Value = serde_json::from_str(&self.body).unwrap_or_default();
+        match self.status {
+            200..=299 => Ok(body),
+            status => match body["error"].as_str() {
+                Some(error) => bail!("the gateway refuses ({status}): {error}"),
+                None => bail!("the gateway refuses ({status}): {}", self.body.trim()),
+            },
+        }
+    }
+}
+
+/// Where a listener on this address is reached from this machine.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+fn parse(answer: &[u8]) -> Result<Answer> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut head = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(length) = head.parse(answer)? else { bail!("the answer is cut off") };
+    let body = answer.get(length..).unwrap_or_default();
+    Ok(Answer { status: head.code.unwrap_or_default(), body: String::from_utf8_lossy(body).into_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_its_status_and_its_body() {
+        let answer = parse(b"HTTP/1.1 404 Not Found\r\ncontent-length: 21\r\n\r\n{\"error\":\"not there\"}");
+        let answer = answer.expect("it is whole");
+        assert_eq!(
+            (answer.status, answer.json().expect_err("refused").to_string()),
+            (404, "the gateway refuses (404): not there".to_owned())
+        );
+        assert!(parse(b"HTTP/1.1 200 OK\r\ncont").is_err());
+        assert!(parse(b"SSH-2.0-OpenSSH_9\r\n").is_err());
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_reached_on_loopback() {
+        let reached = |listen: &str| reachable(listen.parse().expect("an address")).to_string();
+        assert_eq!(reached("0.0.0.0:7412"), "127.0.0.1:7412");
+        assert_eq!(reached("[::]:7412"), "[::1]:7412");
+        assert_eq!(reached("192.0.2.7:1"), "192.0.2.7:1");
+    }
+}

@@ -1,0 +1,99 @@
+//! `tidegate devices`: who is there, and who was.
+
+use super::api::Api;
+use super::{File, USAGE, failed, say};
+use crate::config;
+use crate::model::DeviceId;
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Shows which devices a running gateway knows, and whether they are there
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    file: File,
+    /// This device only, or HUB/SUB
+    device: Option<DeviceId>,
+    /// What was told of them, the newest first
+    #[arg(long)]
+    history: bool,
+    /// At most so many lines
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+    /// Print a JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lines asked for at a time.
+const PAGE: u64 = 1000;
+
+/// Does what the command line says.
+pub fn run(args: &Args) -> ExitCode {
+    let config = match config::load(&args.file.config) {
+        Ok(config) => config,
+        Err(problems) => {
+            say(&problems.to_string());
+            return USAGE.into();
+        }
+    };
+    let shown = Api::of(&config).and_then(|api| show(args, &api, &mut std::io::stdout().lock()));
+    match shown {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => failed(&why),
+    }
+}
+
+fn show(args: &Args, api: &Api, out: &mut dyn Write) -> Result<()> {
+    let written = "cannot write the output";
+    if !args.json {
+        writeln!(out, "{:<28} {:<8} {:<18} {:<28} {:>6}  LINK", "DEVICE", "STATE", "REASON", "SINCE", "FLAPS")
+            .context(written)?;
+    }
+    each(args, api, &mut |entry| {
+        if args.json {
+            return writeln!(out, "{entry}").context(written);
+        }
+        let text = |key: &str| entry[key].as_str().unwrap_or("-");
+        let flapping = if entry["flapping"] == true { " (flapping)" } else { "" };
+        writeln!(
+            out,
+            "{:<28} {:<8} {:<18} {:<28} {:>6}  {}{flapping}",
+            text("device"),
+            text("state"),
+            text("reason"),
+            text("since"),
+            entry["flaps"].as_u64().unwrap_or_default(),
+            text("link")
+        )
+        .context(written)
+    })
+}
+
+/// Asks for what is to be shown, page by page.
+fn each(args: &Args, api: &Api, show: &mut dyn FnMut(&Value) -> Result<()>) -> Result<()> {
+    let device = args.device.as_ref().map(|device| device.as_str().replace('/', "%2F"));
+    let (path, list, page_by) = match (&device, args.history) {
+        (Some(device), false) => return show(&api.get(&format!("/api/v1/devices/{device}"))?.json()?),
+        (Some(device), true) => (format!("/api/v1/devices/{device}/history"), "history", "before"),
+        (None, true) => ("/api/v1/history".to_owned(), "history", "before"),
+        (None, false) => ("/api/v1/devices".to_owned(), "devices", "after"),
+    };
+    let (mut left, mut next) = (args.limit, String::new());
+    while left > 0 {
+        let limit = left.min(PAGE);
+        let page = api.get(&format!("{path}?limit={limit}{next}"))?.json()?;
+        for entry in page[list].as_array().into_iter().flatten() {
+            show(entry)?;
+            left = left.saturating_sub(1);
+        }
+        next = match &page["next"] {
+            Value::String(name) => format!("&{page_by}={}", name.replace('/', "%2F")),
+            Value::Number(id) => format!("&{page_by}={id}"),
+            _ => break,
+        };
+    }
+    Ok(())
+}

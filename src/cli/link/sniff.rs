@@ -1,0 +1,99 @@
+//! `tidegate link sniff`: what goes over a line, message by message.
+
+mod ear;
+mod show;
+mod source;
+
+use crate::clock::{Clock, SystemClock};
+use anyhow::Context;
+use bytesize::ByteSize;
+use ear::Ear;
+use show::{Shown, Summary};
+use source::Source;
+use std::io::Write;
+use std::pin::pin;
+use std::time::Duration;
+
+/// Shows what goes over a serial line: each message with its fields, and in hexadecimal
+/// what is none, with the reason
+///
+/// Only listens. A gateway that has the same port open at the same time gets the bytes
+/// that this does not, and the other way round: neither sees all. Frames that the
+/// gateway sends are seen on a line that echoes them, or in a capture. Ctrl-C ends it
+/// with a summary.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// A serial port, a file of captured bytes, or - for standard input
+    #[arg(value_name = "PORT|FILE|-")]
+    from: String,
+    /// Bits a second; without it a port stays as it is set up, or gets 115200 if nobody
+    /// set it up
+    #[arg(long, value_name = "RATE", value_parser = clap::value_parser!(u32).range(1..=20_000_000))]
+    baud: Option<u32>,
+    /// Largest frame body taken for one
+    #[arg(long, value_name = "SIZE", default_value = "64KiB")]
+    max_frame: ByteSize,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// A line that is silent for so long has ended what it began.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Runs the verb until the input ends or Ctrl-C is pressed. False if a port vanished.
+///
+/// # Errors
+/// If the input cannot be read or the output cannot be written.
+pub async fn run(args: Args) -> anyhow::Result<bool> {
+    let clock = SystemClock::new();
+    let mut source = Source::open(&args.from, args.baud)?;
+    let live = source.is_port();
+    let mut ear = Ear::new(usize::try_from(args.max_frame.as_u64()).unwrap_or(usize::MAX));
+    let mut summary = Summary::default();
+    let mut interrupted = pin!(tokio::signal::ctrl_c());
+    let ended = loop {
+        let mut heard = Vec::new();
+        let ended = tokio::select! {
+            bytes = source.next() => match bytes? {
+                Some(bytes) => { ear.hear(&bytes, &mut heard); None }
+                None => Some(!live),
+            },
+            interrupted = &mut interrupted => {
+                interrupted.context("cannot listen for Ctrl-C")?;
+                Some(true)
+            }
+            () = tokio::time::sleep(PAUSE), if ear.is_waiting() => { ear.pause(&mut heard); None }
+        };
+        if ended.is_some() {
+            ear.end(&mut heard);
+        }
+        let at = live.then(|| clock.now().wall);
+        let mut lines = String::new();
+        for heard in &heard {
+            summary.count(heard);
+            let shown = Shown { heard, at };
+            lines += &if args.json { format!("{}\n", shown.json()) } else { format!("{shown}\n") };
+        }
+        if !print(&lines)? {
+            return Ok(true);
+        }
+        if let Some(fine) = ended {
+            break fine;
+        }
+    };
+    print(&if args.json { format!("{}\n", summary.json()) } else { format!("{summary}\n") })?;
+    if !ended {
+        crate::cli::say("tidegate: the port vanished");
+    }
+    Ok(ended)
+}
+
+/// False if nobody reads the output any more.
+fn print(lines: &str) -> anyhow::Result<bool> {
+    match std::io::stdout().write_all(lines.as_bytes()) {
+        Ok(()) => Ok(true),
+        Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(why) => Err(why).context("cannot write the output"),
+    }
+}

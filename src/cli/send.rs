@@ -1,0 +1,138 @@
+//! `tidegate send`: a command to a device, or to the gateway itself.
+
+use super::api::Api;
+use super::{USAGE, failed, say};
+use crate::config;
+use crate::model::{CommandId, CommandName, DeviceId};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Sends a command to a device, or to the gateway itself
+///
+/// The running gateway of the configuration takes it over and hands it to the device, now
+/// or when it comes back before the command's time is over. Exits with 0 once the gateway
+/// has it on disk; with --wait, once the device did it.
+#[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "tidegate send [OPTIONS] DEVICE NAME [JSON]\n       tidegate send [OPTIONS] --gateway NAME [JSON]"
+)]
+pub struct Args {
+    /// The configuration file of the gateway that runs
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    config: PathBuf,
+    /// To the gateway itself: ping, status, restart-sink or set-log-level
+    #[arg(long)]
+    gateway: bool,
+    /// The device (HUB/SUB for one behind a hub), the command's name, and what goes with it
+    #[arg(value_name = "DEVICE NAME [JSON]", required = true, num_args = 1..=3)]
+    words: Vec<String>,
+    /// The command's id; the same id a second time changes nothing. Drawn if not given
+    #[arg(long)]
+    id: Option<CommandId>,
+    /// How long it is wanted, such as 30s, or until when, such as 2026-11-23T01:02:03Z
+    #[arg(long, value_name = "TIME")]
+    expires: Option<String>,
+    /// Wait until it has ended, a minute if nothing else is given
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1m")]
+    wait: Option<humantime::Duration>,
+    /// Print the gateway's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long it is asked to hold an answer back at a time.
+const HOLD: Duration = Duration::from_secs(5);
+
+/// What is to be sent, as the words say.
+struct Sending {
+    /// Of the API.
+    path: String,
+    id: CommandId,
+    body: Value,
+}
+
+pub fn run(args: &Args) -> ExitCode {
+    let sending = match sending(args) {
+        Ok(sending) => sending,
+        Err(why) => {
+            say(&format!("tidegate: {why:#}"));
+            return USAGE.into();
+        }
+    };
+    let config = match config::load(&args.config) {
+        Ok(config) => config,
+        Err(problems) => {
+            say(&problems.to_string());
+            return USAGE.into();
+        }
+    };
+    match Api::of(&config).and_then(|api| send(&api, &sending, args)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => failed(&why),
+    }
+}
+
+fn sending(args: &Args) -> Result<Sending> {
+    let words: Vec<&str> = args.words.iter().map(String::as_str).collect();
+    let (path, name, payload) = match (args.gateway, words.as_slice()) {
+        (true, [name]) => ("/api/v1/commands".to_owned(), name, None),
+        (true, [name, payload]) => ("/api/v1/commands".to_owned(), name, Some(payload)),
+        (true, _) => bail!("give NAME [JSON] with --gateway"),
+        (false, [device, name, payload @ ..]) => {
+            let device = DeviceId::new(device).map_err(|why| anyhow::anyhow!("the device {device:?} {why}"))?;
+            let path = format!("/api/v1/devices/{}/commands", device.as_str().replace('/', "%2F"));
+            (path, name, payload.first())
+        }
+        (false, _) => bail!("give DEVICE NAME [JSON], or --gateway NAME [JSON]"),
+    };
+    let name = CommandName::new(name).map_err(|why| anyhow::anyhow!("the name {name:?} {why}"))?;
+    let payload: Option<Value> = payload
+        .map(|payload| serde_json::from_str(payload).with_context(|| format!("{payload} is no JSON; quote it whole")))
+        .transpose()?;
+    let id = args.id.clone().unwrap_or_else(CommandId::random);
+    let mut body = json!({ "id": id, "name": name, "payload": payload });
+    if let (Some(expires), Some(body)) = (&args.expires, body.as_object_mut()) {
+        body.insert("expires".into(), expires.as_str().into());
+    }
+    Ok(Sending { path, id, body })
+}
+
+/// Whether it was accepted or, if that is waited for, done.
+fn send(api: &Api, sending: &Sending, args: &Args) -> Result<bool> {
+    let mut command = api.post(&sending.path, &sending.body)?.json()?;
+    if let Some(wait) = args.wait {
+        let until = Instant::now() + *wait;
+        let path = format!("{}/{}", sending.path, sending.id);
+        while !is_final(&command) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let hold = left.min(HOLD).as_millis().max(1);
+            command = api.get(&format!("{path}?wait={hold}ms"))?.json()?;
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{command}")?;
+    } else {
+        let state = command["state"].as_str().unwrap_or_default();
+        match &command["result"] {
+            Value::Null => writeln!(out, "{} {state}", sending.id)?,
+            result => writeln!(out, "{} {state} {result}", sending.id)?,
+        }
+    }
+    Ok(match args.wait {
+        Some(_) => command["state"] == "done",
+        None => true,
+    })
+}
+
+fn is_final(command: &Value) -> bool {
+    !matches!(command["state"].as_str(), Some("queued" | "sent"))
+}

@@ -1,0 +1,195 @@
+//! A session's place in the registry, and what the two say to each other.
+
+use super::{Answer, NotAdmitted, Registry, Table};
+use crate::device::roll::{Arrival, RollFull};
+use crate::metrics::ReasonLabel;
+use crate::model::{Cause, DeviceId};
+use crate::wire::message::{CommandResult, GatewayMessage};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// What a session is asked to do.
+#[derive(Debug, PartialEq)]
+pub enum Call {
+    /// The same device connected elsewhere.
+    Replaced,
+    Say(GatewayMessage),
+}
+
+/// A device's place in the registry, given up when dropped.
+pub struct Connected {
+    registry: Registry,
+    device: DeviceId,
+    slot: Arc<Slot>,
+    cause: Cause,
+    idle: bool,
+}
+
+/// Messages that may wait for one session.
+pub(super) const CALLS: usize = 64;
+
+/// What a session and the registry share.
+#[derive(Default)]
+pub(super) struct Slot {
+    called: Notify,
+    calls: Mutex<Calls>,
+    /// When the device was heard last, in milliseconds.
+    heard: AtomicU64,
+}
+
+#[derive(Default)]
+struct Calls {
+    replaced: bool,
+    messages: VecDeque<GatewayMessage>,
+}
+
+impl Slot {
+    /// The device is heard.
+    pub fn hear(&self, now: Duration) {
+        self.heard.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// When it was heard last.
+    pub fn heard(&self) -> Duration {
+        Duration::from_millis(self.heard.load(Ordering::Relaxed))
+    }
+
+    /// Tells the session that the same device connected elsewhere.
+    pub fn replace(&self) {
+        self.calls.lock().replaced = true;
+        self.called.notify_one();
+    }
+
+    /// Has the session say something, if there is room.
+    pub fn call(&self, message: GatewayMessage) -> bool {
+        let mut calls = self.calls.lock();
+        let room = calls.messages.len() < CALLS && !calls.replaced;
+        if room {
+            calls.messages.push_back(message);
+            self.called.notify_one();
+        }
+        room
+    }
+}
+
+impl Connected {
+    pub(super) fn new(registry: Registry, device: DeviceId, slot: Arc<Slot>) -> Connected {
+        Connected { registry, device, slot, cause: Cause::LinkLost, idle: false }
+    }
+
+    /// Waits until there is a call to take. Cancel-safe.
+    pub fn called(&self) -> impl Future<Output = ()> + Send + use<> {
+        let slot = self.slot.clone();
+        async move { slot.called.notified().await }
+    }
+
+    /// What the session is asked to do next; nothing to say unless there is `room`.
+    pub fn take(&self, room: bool) -> Option<Call> {
+        let mut calls = self.slot.calls.lock();
+        match calls.replaced {
+            true => Some(Call::Replaced),
+            false if !room => None,
+            false => {
+                let message = calls.messages.pop_front();
+                if calls.messages.is_empty() {
+                    calls.messages = VecDeque::new();
+                }
+                message.map(Call::Say)
+            }
+        }
+    }
+
+    /// The device said something.
+    pub fn heard(&self, now: Duration) {
+        self.slot.hear(now);
+    }
+
+    /// The device is silent, or is heard again.
+    pub fn silent(&mut self, silent: bool) {
+        if std::mem::replace(&mut self.idle, silent) == silent {
+            return;
+        }
+        let now = self.registry.0.clock.now().monotonic;
+        let mut table = self.registry.0.table.lock();
+        if self.is_current(&table) {
+            table.roll.silent(&self.device, silent, now);
+        }
+        drop(table);
+        self.registry.0.news.notify_one();
+    }
+
+    /// A device behind this one is there or not, or was heard.
+    ///
+    /// # Errors
+    /// If there is no room for it.
+    pub fn sub_device(&self, sub: &DeviceId, there: Option<bool>) -> Result<(), NotAdmitted> {
+        let inner = &self.registry.0;
+        let now = inner.clock.now().monotonic;
+        let mut table = inner.table.lock();
+        let Table { sessions, roll, .. } = &mut *table;
+        let Some(session) = sessions.get_mut(&self.device).filter(|session| Arc::ptr_eq(&session.slot, &self.slot))
+        else {
+            return Ok(());
+        };
+        let before = session.subs.get(sub).copied();
+        if before.is_none() && session.subs.len() >= inner.max_subs {
+            inner.metrics.devices_refused.get_or_create(&ReasonLabel { reason: "sub_devices" }).inc();
+            return Err(NotAdmitted::TooManySubDevices);
+        }
+        let there = there.unwrap_or(true);
+        if before == Some(there) {
+            roll.heard(sub, now);
+            return Ok(());
+        }
+        if there {
+            let reason = if before.is_some() { Cause::Hub } else { Cause::Connected };
+            let arrival = Arrival { link: session.link.clone(), firmware: None, reason };
+            roll.arrived(sub, arrival, now).map_err(|RollFull| NotAdmitted::RegistryFull)?;
+        } else {
+            roll.left(sub, Cause::Hub, None, now);
+        }
+        session.subs.insert(sub.clone(), there);
+        self.registry.show(&table);
+        drop(table);
+        self.registry.changed();
+        Ok(())
+    }
+
+    /// The device answered a command. An answer that finds no room is dropped: the device
+    /// is asked again.
+    pub fn answered(&self, result: CommandResult) {
+        let answer = Answer { from: self.device.clone(), result };
+        if self.registry.0.answers.try_send(answer).is_err() {
+            tracing::debug!(device = %self.device, "a command's result found no room and was dropped");
+        }
+    }
+
+    /// How it comes that the device is gone, once it is.
+    pub fn because(&mut self, cause: Cause) {
+        self.cause = cause;
+    }
+
+    fn is_current(&self, table: &Table) -> bool {
+        table.sessions.get(&self.device).is_some_and(|session| Arc::ptr_eq(&session.slot, &self.slot))
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        let now = self.registry.0.clock.now().monotonic;
+        let heard = self.slot.heard();
+        let mut table = self.registry.0.table.lock();
+        if self.is_current(&table) {
+            let subs = table.sessions.remove(&self.device).map(|session| session.subs).unwrap_or_default();
+            table.roll.left(&self.device, self.cause, Some(heard), now);
+            table.subs_left(subs, now);
+        }
+        self.registry.show(&table);
+        drop(table);
+        self.registry.changed();
+    }
+}

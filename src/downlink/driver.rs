@@ -1,0 +1,420 @@
+//! Moves commands: from senders to the [`Queue`], from there to the log and to devices,
+//! and answers back.
+
+use super::order::{Invalid, Limits, Order};
+use super::queue::{Action, Dispatch, Queue, Receipt, Refusal, Rules};
+use super::result;
+use crate::clock::Clock;
+use crate::config;
+use crate::device::{Answer, Registry};
+use crate::metrics::{Metrics, SourceLabel, StateLabel};
+use crate::model::{Command, CommandId, CommandKey, CommandState, Source, Target};
+use crate::mqtt::Acker;
+use crate::sink::mqtt::Instruction;
+use crate::stop;
+use crate::store::Log;
+use crate::wire::message::{self, CommandResult, ResultState};
+use anyhow::Result;
+use serde_json::Value;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// What the gateway itself can be told to do.
+pub trait Operate: Send + Sync {
+    fn operate(&self, name: &str, payload: Option<&str>) -> Operated;
+}
+
+/// What became of that.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Operated {
+    Done(Value),
+    Failed(String),
+    Rejected(String),
+}
+
+/// The task that moves commands.
+pub struct Downlink {
+    queue: Queue,
+    limits: Limits,
+    log: Log,
+    registry: Registry,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    gateway: Arc<dyn Operate>,
+    instructions: mpsc::Receiver<Instruction>,
+    requests: mpsc::Receiver<Request>,
+    /// Changes that are on disk.
+    written: u64,
+    /// Senders that are told once so many changes are on disk, in the order in which their
+    /// commands came.
+    unconfirmed: VecDeque<(u64, Confirm)>,
+    /// Who waits for the end of a command.
+    waiting: HashMap<CommandKey, Vec<oneshot::Sender<()>>>,
+}
+
+/// By which commands are given on this machine, and asked about. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    log: Log,
+    limits: Limits,
+}
+
+/// What is asked of the task.
+enum Request {
+    Submit {
+        order: Order,
+        reply: oneshot::Sender<Result<CommandState, Refusal>>,
+    },
+    /// For the end of a command.
+    Await {
+        key: CommandKey,
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// How a sender is told that its command is safe.
+enum Confirm {
+    Broker(Acker),
+    Local(oneshot::Sender<Result<CommandState, Refusal>>, CommandState),
+}
+
+/// The gateway is stopping.
+#[derive(Debug, thiserror::Error)]
+#[error("the gateway is stopping")]
+pub struct Stopping;
+
+/// Commands that are being written for the first time; no more are taken meanwhile.
+const MAX_UNCONFIRMED: usize = 64;
+/// Requests that may wait.
+const REQUESTS: usize = 32;
+/// Devices' comings and goings are looked at no more often.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+impl Downlink {
+    /// Goes on from what the log knows of commands.
+    pub fn new(
+        config: &config::Commands,
+        log: Log,
+        registry: Registry,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+        gateway: Arc<dyn Operate>,
+        instructions: mpsc::Receiver<Instruction>,
+    ) -> (Downlink, Handle) {
+        let bytes = |size: bytesize::ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        let rules = Rules {
+            devices: config.devices.clone(),
+            max_queued: config.max_queued,
+            max_live: config.max_live,
+            max_bytes: bytes(bytesize::ByteSize(config::COMMAND_BYTES)),
+            max_result: bytes(config.max_result),
+            max_expiry: config.max_expiry,
+            retry_after: config.retry_after,
+            answer_within: config.answer_within,
+            remember: config.remember,
+        };
+        let limits = Limits { max_payload: bytes(config.max_payload), default_expiry: config.default_expiry };
+        log.remember_commands(config.remember, config.remember_for);
+        let now = clock.now();
+        let mut queue = Queue::new(rules, clock.boot(), log.take_commands(), now);
+        if !config.enabled {
+            queue.disable(now);
+        }
+        let (requests_in, requests) = mpsc::channel(REQUESTS);
+        let handle = Handle { requests: requests_in, log: log.clone(), limits };
+        let downlink = Downlink {
+            queue,
+            limits,
+            log,
+            registry,
+            clock,
+            metrics,
+            gateway,
+            instructions,
+            requests,
+            written: 0,
+            unconfirmed: VecDeque::new(),
+            waiting: HashMap::new(),
+        };
+        (downlink, handle)
+    }
+
+    /// Runs until `stop` turns true; what was answered by then is written.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let Some(mut answers) = self.registry.answers() else {
+            tracing::error!("somebody else takes the answers of devices; no commands are carried out");
+            return;
+        };
+        let mut changes = self.registry.changes();
+        let mut looked = Instant::now();
+        let (mut brokers, mut locals) = (true, true);
+        self.look();
+        loop {
+            let written = self.flush();
+            let now = self.clock.now();
+            let due = self.queue.due(now).map(|due| Instant::now() + due.saturating_sub(now.monotonic));
+            let room = self.unconfirmed.len() < MAX_UNCONFIRMED;
+            let busy = !self.queue.is_empty();
+            tokio::select! {
+                biased;
+                () = stop::requested(&mut stop) => break,
+                count = self.log.commands_written(self.written), if self.written < written => self.written(count),
+                Some(answer) = answers.recv() => self.answered(answer),
+                () = changed(&mut changes, looked + LOOK_EVERY), if busy => {
+                    looked = Instant::now();
+                    self.look();
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.look(),
+                request = self.requests.recv(), if room && locals => match request {
+                    Some(request) => self.requested(request),
+                    None => locals = false,
+                },
+                instruction = self.instructions.recv(), if room && brokers => match instruction {
+                    Some(instruction) => self.instructed(instruction),
+                    None => brokers = false,
+                },
+            }
+        }
+        while let Ok(answer) = answers.try_recv() {
+            self.answered(answer);
+        }
+        while self.written < self.flush() {
+            let count = self.log.commands_written(self.written).await;
+            self.written(count);
+        }
+    }
+
+    /// Gives what is to be written to the log, does what is to be done, and says how many
+    /// changes there were so far.
+    fn flush(&mut self) -> u64 {
+        loop {
+            let (changes, actions) = (self.queue.take_changes(), self.queue.take_actions());
+            self.log.change_commands(changes);
+            if actions.is_empty() {
+                break;
+            }
+            actions.into_iter().for_each(|action| self.act(action));
+        }
+        self.metrics.commands_live.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
+        self.queue.changes()
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send(dispatch) => self.send(dispatch),
+            Action::Ended { key, ending, took } => {
+                self.metrics.commands_ended.get_or_create(&StateLabel { state: ending.state.name() }).inc();
+                let answered = matches!(ending.state, CommandState::Done | CommandState::Failed);
+                if let Some(came) = took.filter(|_| answered) {
+                    let took = self.clock.now().monotonic.saturating_sub(came);
+                    self.metrics.command_seconds.observe(took.as_secs_f64());
+                }
+                tracing::debug!(target = %key.target, id = %key.id, state = ending.state.name(), "a command ended");
+                for waiting in self.waiting.remove(&key).unwrap_or_default() {
+                    // Whoever is gone needs no word.
+                    let _ = waiting.send(());
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, dispatch: Dispatch) {
+        let Dispatch { place, target, connection, id, name, payload, expires_in, again } = dispatch;
+        let now = self.clock.now();
+        self.metrics.commands_repeated.inc_by(u64::from(again));
+        match &target {
+            Target::Device(device) => {
+                let expires_in = Some(u64::try_from(expires_in.as_millis()).unwrap_or(u64::MAX));
+                let command = message::Command { id, name, payload, expires_in };
+                let worked = self.registry.command(device, connection, command);
+                self.queue.handed(place, worked, now);
+            }
+            Target::Gateway => {
+                self.queue.handed(place, true, now);
+                let (state, payload) = match self.gateway.operate(&name, payload.as_deref()) {
+                    Operated::Done(value) => (ResultState::Done, value.to_string()),
+                    Operated::Failed(why) => (ResultState::Failed, result::error(&why)),
+                    Operated::Rejected(why) => (ResultState::Rejected, result::error(&why)),
+                };
+                let result = CommandResult { id, state, payload: Some(payload) };
+                self.queue.answered(&target, result, &reach(&self.registry), now);
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        self.queue.look(&reach(&self.registry), self.clock.now());
+    }
+
+    /// So many changes are on disk.
+    fn written(&mut self, count: u64) {
+        self.written = count;
+        self.queue.written(count, &reach(&self.registry), self.clock.now());
+        while self.unconfirmed.front().is_some_and(|(needed, _)| *needed <= count) {
+            match self.unconfirmed.pop_front().map(|(_, confirm)| confirm) {
+                None => {}
+                Some(Confirm::Broker(acker)) => acker.ack(),
+                Some(Confirm::Local(reply, state)) => drop(reply.send(Ok(state))),
+            }
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        let Answer { from, result } = answer;
+        let id = result.id.clone();
+        let known =
+            self.queue.answered(&Target::Device(from.clone()), result, &reach(&self.registry), self.clock.now());
+        if !known {
+            self.metrics.commands_late_results.inc();
+            tracing::debug!(device = %from, id, "an answer to a command that has ended, or never was, is passed over");
+        }
+    }
+
+    fn received(&self, source: Source) {
+        self.metrics.commands_received.get_or_create(&SourceLabel { source: source.name() }).inc();
+    }
+
+    /// A command came from this machine.
+    fn requested(&mut self, request: Request) {
+        match request {
+            Request::Await { key, reply } if self.queue.is_live(&key) => {
+                let waiting = self.waiting.entry(key).or_default();
+                waiting.retain(|other| !other.is_closed());
+                waiting.push(reply);
+            }
+            Request::Await { reply, .. } => drop(reply.send(())),
+            Request::Submit { order, reply } => {
+                let receipt = self.queue.receive(order, Source::Http, &reach(&self.registry), self.clock.now());
+                match receipt {
+                    Receipt::Taken(count) => {
+                        self.received(Source::Http);
+                        self.unconfirmed.push_back((count, Confirm::Local(reply, CommandState::Queued)));
+                    }
+                    Receipt::Known(state, count) => {
+                        self.unconfirmed.push_back((count, Confirm::Local(reply, state)));
+                        self.confirm_known();
+                    }
+                    Receipt::Refused(refusal) => drop(reply.send(Err(refusal))),
+                }
+            }
+        }
+    }
+
+    /// A command came from a broker, which is answered by how it ends alone.
+    fn instructed(&mut self, instruction: Instruction) {
+        let Instruction { target, body, wanted_for, acker } = instruction;
+        let now = self.clock.now();
+        let count = match Order::parse(target.clone(), &body, None, self.limits) {
+            Ok(order) => {
+                let order = order.within(wanted_for);
+                let receipt = self.queue.receive(order.clone(), Source::Mqtt, &reach(&self.registry), now);
+                match receipt {
+                    Receipt::Taken(count) => {
+                        self.received(Source::Mqtt);
+                        count
+                    }
+                    Receipt::Known(_, count) => count,
+                    Receipt::Refused(refusal) => self.reject(order, &refusal.to_string()),
+                }
+            }
+            Err(invalid) => match *invalid {
+                Invalid { order: Some(order), why, .. } => self.reject(order, &why),
+                Invalid { id, why, .. } => {
+                    tracing::warn!(%target, why, "a command is rejected");
+                    self.queue.tell(result::no_command(&target, id, &why))
+                }
+            },
+        };
+        self.unconfirmed.push_back((count, Confirm::Broker(acker)));
+        self.confirm_known();
+    }
+
+    fn reject(&mut self, order: Order, why: &str) -> u64 {
+        tracing::warn!(target = %order.target, id = %order.id, why, "a command is rejected");
+        self.queue.reject(order, Source::Mqtt, why, self.clock.now())
+    }
+
+    /// What changes nothing may be confirmed at once.
+    fn confirm_known(&mut self) {
+        if self.unconfirmed.front().is_some_and(|(count, _)| *count <= self.written) {
+            self.written(self.written);
+        }
+    }
+}
+
+/// By which connection a device can be reached; the gateway always can.
+fn reach(registry: &Registry) -> impl Fn(&Target) -> Option<u64> {
+    move |target| match target {
+        Target::Gateway => Some(0),
+        Target::Device(device) => registry.connection(device),
+    }
+}
+
+/// Waits until devices came or went, and not before `earliest`. Cancel-safe.
+async fn changed(changes: &mut watch::Receiver<()>, earliest: Instant) {
+    sleep_until(earliest).await;
+    if changes.changed().await.is_err() {
+        // The registry is gone, and nothing will change.
+        std::future::pending::<()>().await;
+    }
+}
+
+impl Handle {
+    /// Reads an order; one without an id gets one.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn order(&self, target: Target, body: &[u8]) -> Result<Order, Box<Invalid>> {
+        Order::parse(target, body, Some(CommandId::random()), self.limits)
+    }
+
+    /// How large an order's text may be.
+    pub fn max_order(&self) -> usize {
+        self.limits.max_body()
+    }
+
+    /// Gives a command; returns once it is on disk, with its state if it was known before.
+    ///
+    /// # Errors
+    /// If the gateway is stopping, or as the inner result says.
+    pub async fn submit(&self, order: Order) -> Result<Result<CommandState, Refusal>, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Submit { order, reply }).await.map_err(|_| Stopping)?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// Waits for the end of a command, or as long as given.
+    pub async fn ended(&self, key: &CommandKey, within: Duration) {
+        let (reply, ended) = oneshot::channel();
+        let wait = async {
+            if self.requests.send(Request::Await { key: key.clone(), reply }).await.is_ok() {
+                // Gone with the task: the gateway is stopping.
+                let _ = ended.await;
+            }
+        };
+        let _ = timeout(within, wait).await;
+    }
+
+    /// A command that has not ended, or is remembered.
+    ///
+    /// # Errors
+    /// If the log cannot be read; worth another try later.
+    pub async fn command(&self, key: &CommandKey) -> Result<Option<Command>> {
+        self.log.command(key).await
+    }
+
+    /// The latest commands of one device, or of the gateway.
+    ///
+    /// # Errors
+    /// If the log cannot be read; worth another try later.
+    pub async fn commands(&self, target: &Target, most: u32) -> Result<Vec<Command>> {
+        self.log.commands(target, most).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

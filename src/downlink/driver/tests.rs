@@ -1,0 +1,112 @@
+use super::*;
+use crate::clock::SystemClock;
+use crate::store::{Opened, Stepper};
+use std::path::Path;
+use tokio::task::yield_now;
+
+struct Idle;
+
+impl Operate for Idle {
+    fn operate(&self, name: &str, _payload: Option<&str>) -> Operated {
+        Operated::Done(name.into())
+    }
+}
+
+struct Parts {
+    instructions: mpsc::Sender<Instruction>,
+    handle: Handle,
+    writer: Stepper,
+    metrics: Metrics,
+    _stop: watch::Sender<bool>,
+}
+
+fn start(directory: &Path) -> Parts {
+    let store = config::Store { directory: directory.to_owned(), ..config::Store::default() };
+    let (clock, metrics) = (Arc::new(SystemClock::new()), Metrics::new());
+    let opened = Log::open_stepped(&store, &[], &["cloud"], clock.clone(), metrics.clone(), Arc::new(|| None));
+    let Opened { log, writer, .. } = opened.expect("a log");
+    let registry = Registry::new(&config::Devices::default(), clock.clone(), metrics.clone());
+    let (instructions, taken) = mpsc::channel(8);
+    let commands = config::Commands::default();
+    let (downlink, handle) = Downlink::new(&commands, log, registry, clock, metrics.clone(), Arc::new(Idle), taken);
+    let stop = watch::Sender::new(false);
+    tokio::spawn(downlink.run(stop.subscribe()));
+    Parts { instructions, handle, writer, metrics, _stop: stop }
+}
+
+async fn settle() {
+    for _ in 0..20 {
+        yield_now().await;
+    }
+}
+
+fn instruction(packet: u16, body: &str, acks: &mpsc::Sender<u16>) -> Instruction {
+    let acker = Acker::new(packet, acks.clone());
+    Instruction { target: Target::Gateway, body: body.to_owned().into(), wanted_for: None, acker }
+}
+
+#[tokio::test]
+async fn a_broker_is_answered_once_its_command_is_on_disk_and_in_the_order_of_commands() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut parts = start(directory.path());
+    let (acks_in, mut acks) = mpsc::channel(8);
+    let bodies = [r#"{"id":"a","name":"ping"}"#, r#"{"id":"a","name":"ping"}"#, r#"{"id":"b"}"#, "nonsense"];
+    for (packet, body) in (1..).zip(bodies) {
+        parts.instructions.send(instruction(packet, body, &acks_in)).await.expect("room");
+    }
+    settle().await;
+    assert!(acks.try_recv().is_err(), "nothing is on disk");
+    parts.writer.step();
+    settle().await;
+    let got: Vec<u16> = std::iter::from_fn(|| acks.try_recv().ok()).collect();
+    assert_eq!(got, [1, 2, 3, 4]);
+    parts.writer.step();
+    settle().await;
+    let key = CommandKey { target: Target::Gateway, id: CommandId::new("a").expect("a valid id") };
+    let command = parts.handle.command(&key).await.expect("it reads").expect("it is there");
+    assert_eq!(command.state(), CommandState::Done);
+    assert_eq!(parts.metrics.commands_received.get_or_create(&SourceLabel { source: "mqtt" }).get(), 1);
+
+    // What is known already waits for no commit, but for those before it.
+    parts.instructions.send(instruction(5, r#"{"id":"c","name":"ping"}"#, &acks_in)).await.expect("room");
+    parts.instructions.send(instruction(6, r#"{"id":"a","name":"ping"}"#, &acks_in)).await.expect("room");
+    settle().await;
+    assert!(acks.try_recv().is_err());
+    parts.writer.step();
+    parts.writer.step();
+    settle().await;
+    parts.instructions.send(instruction(7, r#"{"id":"a","name":"ping"}"#, &acks_in)).await.expect("room");
+    settle().await;
+    let got: Vec<u16> = std::iter::from_fn(|| acks.try_recv().ok()).collect();
+    assert_eq!(got, [5, 6], "7 may wait for the end of c, which is being written");
+    parts.writer.step();
+    settle().await;
+    assert_eq!(acks.try_recv(), Ok(7));
+}
+
+#[tokio::test]
+async fn no_more_commands_are_taken_than_can_be_written() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut parts = start(directory.path());
+    let (acks_in, mut acks) = mpsc::channel(256);
+    let mut sent = 0;
+    loop {
+        let body = format!(r#"{{"id":"c-{sent}","name":"ping"}}"#);
+        match parts.instructions.try_send(instruction(sent + 1, &body, &acks_in)) {
+            Ok(()) => sent += 1,
+            Err(_) => {
+                settle().await;
+                if parts.instructions.capacity() == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    assert_eq!(usize::from(sent), MAX_UNCONFIRMED + 8, "and what waits before the door");
+    for _ in 0..4 {
+        parts.writer.step();
+        settle().await;
+    }
+    let got: Vec<u16> = std::iter::from_fn(|| acks.try_recv().ok()).collect();
+    assert_eq!(got, (1..=sent).collect::<Vec<_>>());
+}

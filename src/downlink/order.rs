@@ -1,0 +1,200 @@
+//! What senders ask for, over MQTT and HTTP alike: a JSON object. Pure.
+
+use super::deadline::Expiry;
+use crate::model::{CommandId, CommandKey, CommandName, Target, Timestamp};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::time::Duration;
+
+/// A command that somebody wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    pub target: Target,
+    pub id: CommandId,
+    pub name: CommandName,
+    /// JSON text.
+    pub payload: Option<String>,
+    pub expiry: Expiry,
+}
+
+/// What is no order, as far as it could be understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    pub id: Option<String>,
+    /// The order without what is wrong with it, if it says what it is.
+    pub order: Option<Order>,
+    pub why: String,
+}
+
+/// What an order may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub max_payload: usize,
+    pub default_expiry: Duration,
+}
+
+impl Limits {
+    /// Bytes of an order's text.
+    pub fn max_body(self) -> usize {
+        self.max_payload.saturating_add(1024)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    id: Option<String>,
+    name: String,
+    payload: Option<Box<RawValue>>,
+    expires: Option<String>,
+    time: Option<String>,
+}
+
+/// Of a body that is none, what may be there all the same.
+#[derive(Deserialize)]
+struct Named {
+    id: Option<String>,
+}
+
+impl Order {
+    pub fn key(&self) -> CommandKey {
+        CommandKey { target: self.target.clone(), id: self.id.clone() }
+    }
+
+    /// The same, wanted no longer than this.
+    pub fn within(mut self, wanted_for: Option<Duration>) -> Order {
+        if let (Expiry::In(lifetime), Some(wanted_for)) = (self.expiry, wanted_for) {
+            self.expiry = Expiry::In(lifetime.min(wanted_for));
+        }
+        self
+    }
+
+    /// Reads `{"id", "name", "payload", "expires", "time"}`; one without an id gets that of
+    /// `new_id`, if there is such.
+    ///
+    /// # Errors
+    /// If it is none, or more than `limits` allow.
+    pub fn parse(
+        target: Target,
+        body: &[u8],
+        new_id: Option<CommandId>,
+        limits: Limits,
+    ) -> Result<Order, Box<Invalid>> {
+        if body.len() > limits.max_body() {
+            let why = format!(
+                "{} bytes are more than the {} allowed; see [commands] max_payload",
+                body.len(),
+                limits.max_body()
+            );
+            return Err(Box::new(Invalid { id: None, order: None, why }));
+        }
+        let body: Body = match serde_json::from_slice(body) {
+            Ok(body) => body,
+            Err(why) => {
+                let id = serde_json::from_slice::<Named>(body).ok().and_then(|named| named.id);
+                let why = format!(
+                    "it is not a JSON object of id, name, payload, expires and time: {why}; see docs/commands.md"
+                );
+                return Err(Box::new(Invalid { id, order: None, why }));
+            }
+        };
+        let invalid = |why: String| Box::new(Invalid { id: body.id.clone(), order: None, why });
+        let id = match &body.id {
+            Some(id) => CommandId::new(id).map_err(|why| invalid(format!("the id {why}")))?,
+            None => {
+                new_id.ok_or_else(|| invalid("it has no id: give one, and the same if you send it again".into()))?
+            }
+        };
+        let name = CommandName::new(&body.name).map_err(|why| invalid(format!("the name {why}")))?;
+        let default = Expiry::In(limits.default_expiry);
+        let (expiry, expiry_fault) = match expiry(body.expires.as_deref(), body.time.as_deref(), default) {
+            Ok(expiry) => (expiry, None),
+            Err(why) => (default, Some(why)),
+        };
+        let payload = body.payload.as_ref().map(|payload| payload.get().to_owned());
+        let size = payload.as_ref().map_or(0, String::len);
+        let size_fault = (size > limits.max_payload).then(|| {
+            format!(
+                "a payload of {size} bytes is more than the {} allowed; see [commands] max_payload",
+                limits.max_payload
+            )
+        });
+        let order = Order { target, id, name, payload, expiry };
+        match expiry_fault.or(size_fault) {
+            None => Ok(order),
+            Some(why) => Err(Box::new(Invalid { id: body.id, order: Some(order), why })),
+        }
+    }
+}
+
+/// Until when a command is wanted that was given at `time`, now if that is not said.
+fn expiry(expires: Option<&str>, time: Option<&str>, default: Expiry) -> Result<Expiry, String> {
+    let given = match time.map(|text| (text, text.parse::<Timestamp>())) {
+        None => None,
+        Some((text, Ok(time))) if text.contains('T') => Some(time),
+        Some((text, _)) => return Err(format!("time is {text:?}; write it like 2026-11-23T01:02:03Z")),
+    };
+    Ok(match (expires.map_or(Ok(default), until)?, given) {
+        (Expiry::In(lifetime), Some(given)) => Expiry::At(given.plus(lifetime)),
+        (expiry, _) => expiry,
+    })
+}
+
+fn until(text: &str) -> Result<Expiry, String> {
+    if let Ok(lifetime) = humantime::parse_duration(text) {
+        return Ok(Expiry::In(lifetime));
+    }
+    // A plain number would be taken for microseconds since 1970.
+    match text.parse::<Timestamp>() {
+        Ok(time) if text.contains('T') => Ok(Expiry::At(time)),
+        _ => Err(format!("expires is {text:?}; write a time from now such as \"30s\", or 2026-11-23T01:02:03Z")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { max_payload: 20, default_expiry: Duration::from_secs(600) };
+
+    fn parse(body: &str) -> Result<Order, Box<Invalid>> {
+        Order::parse(Target::Gateway, body.as_bytes(), None, LIMITS)
+    }
+
+    #[test]
+    fn an_order_is_read_and_its_payload_left_as_it_is() {
+        let order = parse(r#"{"id":"c-1","name":"open","payload":{"b": 1.50, "a":2},"expires":"30s"}"#).expect("fine");
+        assert_eq!(order.payload.as_deref(), Some(r#"{"b": 1.50, "a":2}"#));
+        assert_eq!(order.expiry, Expiry::In(Duration::from_secs(30)));
+        let order = parse(r#"{"id":"c-1","name":"open","payload":null}"#).expect("fine");
+        assert_eq!((order.payload, order.expiry), (None, Expiry::In(LIMITS.default_expiry)));
+        let order = parse(r#"{"id":"c-1","name":"open","expires":"2026-11-23T01:02:03Z"}"#).expect("fine");
+        assert!(matches!(order.expiry, Expiry::At(time) if time.to_string().starts_with("2026-11-23T01:02:03")));
+        let order = parse(r#"{"id":"c","name":"o","expires":"30s","time":"2026-11-23T01:02:03Z"}"#).expect("fine");
+        assert!(matches!(order.expiry, Expiry::At(time) if time.to_string().starts_with("2026-11-23T01:02:33")));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_what_could_be_understood() {
+        for (body, id, has_order, why) in [
+            ("", None, false, "JSON"),
+            ("[]", None, false, "JSON"),
+            (r#"{"name":"open"}"#, None, false, "has no id"),
+            (r#"{"id":"a b","name":"open"}"#, Some("a b"), false, "the id"),
+            (r#"{"id":"c"}"#, Some("c"), false, "name"),
+            (r#"{"id":"c","name":"o","expire":"1s"}"#, Some("c"), false, "expire"),
+            (r#"{"id":"c","name":""}"#, Some("c"), false, "the name is empty"),
+            (r#"{"id":"c","name":"o","expires":"soon"}"#, Some("c"), true, "soon"),
+            (r#"{"id":"c","name":"o","expires":"1234"}"#, Some("c"), true, "1234"),
+            (r#"{"id":"c","name":"o","time":"noon"}"#, Some("c"), true, "noon"),
+            (r#"{"id":"c","name":"o","payload":"123456789012345678901"}"#, Some("c"), true, "max_payload"),
+        ] {
+            let invalid = parse(body).expect_err(body);
+            assert_eq!((invalid.id.as_deref(), invalid.order.is_some()), (id, has_order), "{body}");
+            assert!(invalid.why.contains(why), "{body}: {}", invalid.why);
+        }
+        let drawn = CommandId::random();
+        let order = Order::parse(Target::Gateway, br#"{"name":"ping"}"#, Some(drawn.clone()), LIMITS);
+        assert_eq!(order.expect("fine").id, drawn);
+    }
+}

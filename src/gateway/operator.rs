@@ -1,0 +1,112 @@
+//! What the gateway does when it is commanded itself; `docs/commands.md` lists it.
+
+use crate::clock::Clock;
+use crate::downlink::{Operate, Operated};
+use crate::metrics::{Metrics, SinkLabel};
+use crate::sink::Identity;
+use crate::store::Log;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Changes what is logged, or says why not.
+pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// Carries out commands to the gateway.
+pub struct Operator {
+    pub identity: Identity,
+    pub log: Log,
+    pub clock: Arc<dyn Clock>,
+    pub metrics: Metrics,
+    /// On the monotonic clock.
+    pub started: Duration,
+    /// Each sink's name, and what makes it connect anew.
+    pub sinks: Vec<(Arc<str>, Arc<Notify>)>,
+    /// None if whoever runs the gateway logs by other means.
+    pub set_log_level: Option<SetLogLevel>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RestartSink {
+    sink: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogLevel {
+    level: String,
+}
+
+impl Operate for Operator {
+    fn operate(&self, name: &str, payload: Option<&str>) -> Operated {
+        let outcome = match name {
+            "ping" => Ok(Operated::Done(json!({ "time": self.clock.now().wall.to_string() }))),
+            "status" => Ok(self.status()),
+            "restart-sink" => read(payload).map(|RestartSink { sink }| self.restart_sink(&sink)),
+            "set-log-level" => read(payload).map(|LogLevel { level }| self.set_log_level(&level)),
+            _ => Err(format!("the gateway knows no {name}, but ping, status, restart-sink and set-log-level")),
+        };
+        outcome.unwrap_or_else(Operated::Rejected)
+    }
+}
+
+fn read<T: DeserializeOwned>(payload: Option<&str>) -> Result<T, String> {
+    serde_json::from_str(payload.unwrap_or("null")).map_err(|why| format!("the payload is not as expected: {why}"))
+}
+
+impl Operator {
+    fn status(&self) -> Operated {
+        let now = self.clock.now();
+        let sink = |(name, _): &(Arc<str>, Arc<Notify>)| {
+            let label = SinkLabel { sink: name.clone() };
+            json!({
+                "sink": name,
+                "connected": self.metrics.sink_connected.get_or_create(&label).get() == 1,
+                "pending": self.metrics.sink_pending.get_or_create(&label).get(),
+            })
+        };
+        let health = self.log.health();
+        Operated::Done(json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "gateway": self.identity.gateway,
+            "epoch": self.identity.epoch,
+            "uptime": now.monotonic.saturating_sub(self.started).as_secs(),
+            "time": now.wall.to_string(),
+            "time_trusted": now.trusted,
+            "devices": self.metrics.devices_connected.get(),
+            "sinks": self.sinks.iter().map(sink).collect::<Vec<_>>(),
+            "disk": health.disk.name(),
+            "failure": health.failure,
+        }))
+    }
+
+    fn restart_sink(&self, sink: &str) -> Operated {
+        match self.sinks.iter().find(|(name, _)| **name == *sink) {
+            Some((_, restart)) => {
+                restart.notify_one();
+                Operated::Done(json!({ "sink": sink }))
+            }
+            None => {
+                let names: Vec<&str> = self.sinks.iter().map(|(name, _)| &**name).collect();
+                Operated::Rejected(format!("there is no sink {sink:?}, but {}", names.join(", ")))
+            }
+        }
+    }
+
+    fn set_log_level(&self, level: &str) -> Operated {
+        let Some(set) = &self.set_log_level else {
+            return Operated::Rejected("this gateway does not log by itself".to_owned());
+        };
+        match set(level) {
+            Ok(()) => {
+                tracing::info!(level, "what is logged was changed by a command, until the next start");
+                Operated::Done(json!({ "level": level }))
+            }
+            Err(why) => Operated::Rejected(why),
+        }
+    }
+}

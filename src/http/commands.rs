@@ -1,0 +1,224 @@
+//! `/api/v1/devices/DEVICE/commands` and `/api/v1/commands`: commands to devices and to the
+//! gateway, given and looked up.
+
+use super::Shared;
+use super::problem::Refused;
+use crate::downlink::{self, Handle, Order, Refusal};
+use crate::model::{Command, CommandId, CommandKey, CommandState, DeviceId, Target};
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Commands in one answer, if nothing else is asked for, and at most.
+const USUAL: u32 = 100;
+const MOST: u32 = 1000;
+/// More than any command may have.
+const MAX_BODY: usize = 128 << 10;
+/// A request does not wait longer than this: it keeps a place that others may need.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+
+pub(super) fn routes() -> Router<Shared> {
+    Router::new()
+        .route("/api/v1/devices/{device}/commands", get(list_of_device).post(give_device))
+        .route("/api/v1/devices/{device}/commands/{id}", get(one_of_device))
+        .route("/api/v1/commands", get(list_of_gateway).post(give_gateway))
+        .route("/api/v1/commands/{id}", get(one_of_gateway))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+}
+
+type Answer = Result<(StatusCode, Json<Value>), Refused>;
+
+#[derive(Debug, Deserialize)]
+struct Asked {
+    /// Answer when the command has ended, or this has passed.
+    wait: Option<String>,
+    limit: Option<u32>,
+}
+
+impl Asked {
+    fn wait(&self) -> Result<Option<Duration>, Refused> {
+        let parse = |text: &String| {
+            let wait = humantime::parse_duration(text).map_err(|why| bad(format!("wait is {text:?}: {why}")))?;
+            Ok(wait.min(MAX_WAIT))
+        };
+        self.wait.as_ref().map(parse).transpose()
+    }
+}
+
+async fn give_device(
+    State(shared): State<Shared>,
+    Path(device): Path<DeviceId>,
+    Query(asked): Query<Asked>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
+    give(&shared, Target::Device(device), &asked, &headers, &body).await
+}
+
+async fn give_gateway(
+    State(shared): State<Shared>,
+    Query(asked): Query<Asked>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
+    give(&shared, Target::Gateway, &asked, &headers, &body).await
+}
+
+async fn one_of_device(
+    State(shared): State<Shared>,
+    Path((device, id)): Path<(DeviceId, CommandId)>,
+    Query(asked): Query<Asked>,
+) -> Answer {
+    one(&shared, CommandKey { target: Target::Device(device), id }, asked.wait()?).await
+}
+
+async fn one_of_gateway(State(shared): State<Shared>, Path(id): Path<CommandId>, Query(asked): Query<Asked>) -> Answer {
+    one(&shared, CommandKey { target: Target::Gateway, id }, asked.wait()?).await
+}
+
+async fn list_of_device(State(shared): State<Shared>, Path(device): Path<DeviceId>, asked: Query<Asked>) -> Answer {
+    list(&shared, &Target::Device(device), &asked).await
+}
+
+async fn list_of_gateway(State(shared): State<Shared>, asked: Query<Asked>) -> Answer {
+    list(&shared, &Target::Gateway, &asked).await
+}
+
+async fn give(shared: &Shared, target: Target, asked: &Asked, headers: &HeaderMap, body: &[u8]) -> Answer {
+    from_here(headers)?;
+    let wait = asked.wait()?;
+    let commands = &shared.parts()?.commands;
+    let order: Order = commands.order(target, body).map_err(|invalid| bad(invalid.why))?;
+    let key = order.key();
+    let given = commands.submit(order).await.map_err(|why| Refused::unavailable(why.to_string()))?;
+    let state = given.map_err(|refusal| {
+        let status = match refusal {
+            Refusal::Disabled | Refusal::NotAllowed => StatusCode::FORBIDDEN,
+            Refusal::QueueFull | Refusal::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::TooLong => StatusCode::BAD_REQUEST,
+        };
+        Refused::new(status, refusal.to_string())
+    })?;
+    match wait {
+        Some(_) => one(shared, key, wait).await,
+        None => show(commands, &key, state).await,
+    }
+}
+
+async fn one(shared: &Shared, key: CommandKey, wait: Option<Duration>) -> Answer {
+    let commands = &shared.parts()?.commands;
+    if let Some(wait) = wait {
+        commands.ended(&key, wait).await;
+    }
+    match commands.command(&key).await.map_err(unreadable)? {
+        Some(command) => Ok((status(command.state()), Json(shown(&command)))),
+        None => {
+            let CommandKey { target, id } = key;
+            Err(Refused::not_found(format!("{target} was given no command {id}, or it is not remembered")))
+        }
+    }
+}
+
+/// What was just given, which may be more than is remembered.
+async fn show(commands: &Handle, key: &CommandKey, state: CommandState) -> Answer {
+    Ok(match commands.command(key).await.map_err(unreadable)? {
+        Some(command) => (status(command.state()), Json(shown(&command))),
+        None => (status(state), Json(json!({ "device": key.target.device(), "id": key.id, "state": state }))),
+    })
+}
+
+async fn list(shared: &Shared, target: &Target, asked: &Asked) -> Answer {
+    let limit = asked.limit.unwrap_or(USUAL).clamp(1, MOST);
+    let commands = shared.parts()?.commands.commands(target, limit).await.map_err(unreadable)?;
+    let commands: Vec<Value> = commands.iter().map(shown).collect();
+    Ok((StatusCode::OK, Json(json!({ "commands": commands }))))
+}
+
+/// Accepted, or done with.
+fn status(state: CommandState) -> StatusCode {
+    if state.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED }
+}
+
+fn shown(command: &Command) -> Value {
+    let ending = command.ended.as_ref();
+    json!({
+        "device": command.target.device(),
+        "id": command.id,
+        "name": command.name,
+        "payload": command.payload.as_deref().map(downlink::value),
+        "source": command.source,
+        "received": command.received.to_string(),
+        "expires": command.deadline.wall.map(|wall| wall.to_string()),
+        "state": command.state(),
+        "result": ending.and_then(|ending| ending.payload.as_deref()).map(downlink::value),
+        "ended": ending.map(|ending| ending.time.to_string()),
+    })
+}
+
+/// Lets in what no web page from elsewhere can send: a browser asks before it sends JSON to
+/// another host, and names the page's host where it does not ask. A name that resolves to
+/// this machine may be anybody's, so only addresses and localhost are the machine's own.
+fn from_here(headers: &HeaderMap) -> Result<(), Refused> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let media = text(header::CONTENT_TYPE).unwrap_or_default();
+    if !media.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json")) {
+        let why = "send JSON, with Content-Type: application/json".to_owned();
+        return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+    match (origin, text(header::HOST)) {
+        (Some(origin), Some(host)) if origin == host && is_own(host) => Ok(()),
+        _ => Err(Refused::new(StatusCode::FORBIDDEN, "web pages from elsewhere may give no commands".to_owned())),
+    }
+}
+
+/// Whether a host, with or without a port, is an address or localhost.
+fn is_own(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+fn bad(why: String) -> Refused {
+    Refused::new(StatusCode::BAD_REQUEST, why)
+}
+
+fn unreadable(why: anyhow::Error) -> Refused {
+    Refused::unavailable(format!("the log cannot be read: {why:#}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn web_pages_from_elsewhere_are_told_apart() {
+        let check = |media: &str, origin: Option<&str>, host: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, media.parse().expect("a header"));
+            headers.insert(header::HOST, host.parse().expect("a header"));
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, origin.parse().expect("a header"));
+            }
+            from_here(&headers).is_ok()
+        };
+        let json = "application/json; charset=utf-8";
+        assert!(check(json, None, "gw:7412"));
+        assert!(check(json, Some("http://127.0.0.1:7412"), "127.0.0.1:7412"));
+        assert!(check(json, Some("http://localhost:7412"), "localhost:7412"));
+        assert!(check(json, Some("http://[::1]:7412"), "[::1]:7412"));
+        assert!(!check("text/plain", None, "127.0.0.1:7412"));
+        assert!(!check(json, Some("https://evil.example"), "127.0.0.1:7412"));
+        assert!(!check(json, Some("http://evil.example:7412"), "evil.example:7412"), "its name may point here");
+        assert!(!check(json, Some("null"), "127.0.0.1:7412"));
+    }
+}

@@ -1,0 +1,123 @@
+//! Commands that come from a broker, on their way to whoever carries them out.
+//!
+//! They stay the broker's until they are confirmed. Those that are not taken at once wait
+//! here, a bounded number of them; what is more is left to the broker, which sends it
+//! again when the gateway connects again, as it does once the others are taken.
+
+use crate::backoff::Failure;
+use crate::model::Target;
+use crate::mqtt::{Acker, Connection, Message, Topics};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Somebody wants something done.
+#[derive(Debug)]
+pub struct Instruction {
+    pub target: Target,
+    pub body: Bytes,
+    /// For how long it is wanted, if the broker knows that.
+    pub wanted_for: Option<Duration>,
+    pub acker: Acker,
+}
+
+/// What is known of all connections of one sink: how many in a row ended before the broker
+/// answered the subscription. Some brokers end the connection of a client that may not
+/// subscribe.
+#[derive(Debug, Default)]
+pub(super) struct Subscribing(AtomicU32);
+
+/// So many connections may end that way until one goes without commands.
+const MAX_UNANSWERED: u32 = 3;
+
+/// The commands of one connection.
+pub(super) struct Intake {
+    topics: Topics,
+    subscribing: Arc<Subscribing>,
+    taker: mpsc::Sender<Instruction>,
+    waiting: VecDeque<Instruction>,
+    left_to_broker: bool,
+}
+
+/// More than brokers mostly have outstanding.
+const MAX_WAITING: usize = 256;
+
+impl Intake {
+    pub fn new(topics: &Topics, subscribing: Arc<Subscribing>, taker: mpsc::Sender<Instruction>) -> Intake {
+        Intake { topics: topics.clone(), subscribing, taker, waiting: VecDeque::new(), left_to_broker: false }
+    }
+
+    /// Subscribes to commands, unless that ended the last connections.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    pub fn subscribe(&self, connection: &Connection) -> Result<(), Failure> {
+        let unanswered = self.subscribing.0.fetch_add(1, Ordering::Relaxed);
+        if unanswered >= MAX_UNANSWERED {
+            self.subscribing.0.store(MAX_UNANSWERED - 1, Ordering::Relaxed);
+            tracing::warn!(
+                "the broker ends connections when the gateway subscribes to commands; this one goes without: let the \
+                 gateway subscribe, or set commands = false"
+            );
+            return Ok(());
+        }
+        self.topics.command_filters().iter().try_for_each(|filter| connection.subscribe(filter))
+    }
+
+    /// The broker answered a subscription.
+    pub fn subscribed(&self, outcome: Result<(), Failure>) {
+        self.subscribing.0.store(0, Ordering::Relaxed);
+        if let Err(why) = outcome {
+            tracing::warn!(
+                %why,
+                "no commands will come from this broker; let the gateway subscribe, or set commands = false"
+            );
+        }
+    }
+
+    /// A message came.
+    pub fn take(&mut self, message: Message) {
+        let Message { topic, payload, retained, wanted_for, acker } = message;
+        let Some(target) = self.topics.commanded(&topic) else {
+            tracing::warn!(topic, "a message came by a topic of no device; it is passed over");
+            return acker.ack();
+        };
+        if retained {
+            // It would come anew with each connection, long after it was wanted.
+            tracing::warn!(topic, "a retained command is passed over; publish commands without the retain flag");
+            return acker.ack();
+        }
+        if self.waiting.len() < MAX_WAITING && !self.left_to_broker {
+            self.waiting.push_back(Instruction { target, body: payload, wanted_for, acker });
+        } else {
+            self.left_to_broker = true;
+        }
+    }
+
+    /// Waits until one more is taken; for ever if none is there. Cancel-safe.
+    ///
+    /// # Errors
+    /// If the rest is to be fetched by another connection.
+    pub async fn forward(&mut self) -> Result<(), Failure> {
+        if self.waiting.is_empty() {
+            if self.left_to_broker {
+                let what = "more commands came at once than the broker is left with; connecting again for the rest";
+                return Err(Failure { what: what.into(), permanent: false });
+            }
+            return std::future::pending().await;
+        }
+        match self.taker.reserve().await {
+            Ok(room) => {
+                if let Some(instruction) = self.waiting.pop_front() {
+                    room.send(instruction);
+                }
+            }
+            // Nobody takes any more; the broker keeps them.
+            Err(_) => self.waiting.clear(),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! Devices' presence as retained messages, one topic a device.
+//!
+//! What was told of each device has a version, increasing with each change
+//! ([`Registry::told_after`]). A broker is told in that order, a few at a time, beside
+//! the readings and without holding them up; what it confirmed is remembered for as long
+//! as it remembers this client. One that does not is told of every device anew: so its
+//! retained messages are made true after a restart of either side.
+
+use crate::device::{Registry, Told};
+use crate::model::GatewayId;
+use crate::mqtt::{Connection, Publish, Topics};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::watch;
+
+/// Statuses under way at a time.
+pub const WINDOW: u16 = 4;
+/// Tokens from here on are those of statuses.
+const FIRST_TOKEN: u64 = 1 << 62;
+
+/// The version up to which one broker knows devices' presence. Clones share it.
+pub type Position = Arc<AtomicU64>;
+
+/// What one connection tells of devices.
+pub struct Statuses {
+    registry: Registry,
+    told: watch::Receiver<()>,
+    topics: Topics,
+    gateway: GatewayId,
+    position: Position,
+    /// The last version that was sent.
+    sent: u64,
+    /// Token and version of what is not confirmed, oldest first; whether it is by now.
+    under_way: VecDeque<(u64, u64, bool)>,
+    next_token: u64,
+}
+
+impl Statuses {
+    pub fn new(registry: Registry, topics: Topics, gateway: GatewayId, position: Position) -> Statuses {
+        let told = registry.told();
+        let sent = position.load(Ordering::Relaxed);
+        Statuses {
+            registry,
+            told,
+            topics,
+            gateway,
+            position,
+            sent,
+            under_way: VecDeque::new(),
+            next_token: FIRST_TOKEN,
+        }
+    }
+
+    /// Sends what there is to tell, as far as the window goes.
+    pub fn send(&mut self, connection: &Connection) {
+        while self.under_way.len() < usize::from(WINDOW) {
+            let Some((version, told)) = self.registry.told_after(self.sent) else { return };
+            let publish = self.publish(told);
+            // When too much is queued it is sent later; when the connection is gone, on the next.
+            if connection.publish(self.next_token, publish).is_err() {
+                return;
+            }
+            self.under_way.push_back((self.next_token, version, false));
+            self.next_token += 1;
+            self.sent = version;
+        }
+    }
+
+    /// Takes note that `token` was confirmed; false if it is no status's.
+    pub fn confirmed(&mut self, token: u64) -> bool {
+        let Some(found) = self.under_way.iter_mut().find(|(sent, ..)| *sent == token) else { return false };
+        found.2 = true;
+        while let Some((_, version, true)) = self.under_way.front() {
+            self.position.store(*version, Ordering::Relaxed);
+            self.under_way.pop_front();
+        }
+        true
+    }
+
+    /// Waits until there may be something to tell that was not there before; for ever
+    /// while as much is under way as may be. Cancel-safe.
+    pub async fn news(&mut self) {
+        if self.under_way.len() >= usize::from(WINDOW) || self.told.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn publish(&self, told: Told) -> Publish {
+        let (device, payload) = match told {
+            Told::Status(status) => {
+                let mut payload = serde_json::json!({ "gateway": self.gateway });
+                if let (Some(payload), Ok(serde_json::Value::Object(status))) =
+                    (payload.as_object_mut(), serde_json::to_value(&*status))
+                {
+                    payload.extend(status);
+                }
+                (status.device, Bytes::from(payload.to_string()))
+            }
+            // An empty retained message is how a broker is told to forget one.
+            Told::Forgotten(device) => (device, Bytes::new()),
+        };
+        Publish {
+            topic: self.topics.device_status(&device),
+            payload,
+            retain: true,
+            content_type: "application/json",
+            encoding: "json",
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! The inbox: commands that came, how far each has come, and how those of late ended.
+//!
+//! What becomes of a command is decided elsewhere, as a [`Change`], and written with the
+//! log's next commit: the command's row and the event that tells how it ended stand in
+//! one transaction. Changes are written in the order in which they came, and counted;
+//! [`Log::commands_written`] tells how many are on disk. One that was written by a commit
+//! that seemed to fail may be written again, and means the same then.
+
+use super::log::Log;
+use super::row;
+use super::schema;
+use crate::model::{Command, CommandId, CommandKey, CommandState, DeviceId, Target, Timestamp};
+use anyhow::Result;
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use std::time::Duration;
+
+/// What is to be written about a command.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// The command as it is from now on; `None` if it was none that could be kept.
+    pub command: Option<Command>,
+    /// A JSON object that is told upstream.
+    pub event: Option<String>,
+}
+
+/// What the last life of the gateway left of commands.
+#[derive(Debug, Default)]
+pub struct Commands {
+    /// Those that have not ended, in the order in which they came.
+    pub live: Vec<Command>,
+    /// How others ended, the latest last.
+    pub ended: Vec<(CommandKey, CommandState)>,
+    /// Where the next one is to stand in the order.
+    pub next_place: u64,
+}
+
+/// Changes on their way to the disk.
+pub(super) struct Inbox {
+    changes: Vec<Change>,
+    /// Changes taken over so far, and those of them that are on disk.
+    count: u64,
+    written: u64,
+    left: Option<Commands>,
+    /// Commands that ended since surplus ones were forgotten.
+    ended: u64,
+    keep: Keep,
+}
+
+/// How many ended commands are remembered, and for how long.
+#[derive(Debug, Clone, Copy)]
+struct Keep {
+    count: u64,
+    age: Duration,
+}
+
+/// The part of a commit that is about commands.
+#[derive(Default)]
+pub(super) struct Taken {
+    changes: Vec<Change>,
+    upto: u64,
+    forget: Option<Keep>,
+}
+
+/// Surplus ones are forgotten when so many more have ended.
+const FORGET_EVERY: u64 = 256;
+
+impl Inbox {
+    pub fn new(left: Commands) -> Inbox {
+        let keep = Keep { count: 10_000, age: Duration::from_secs(7 * 24 * 3600) };
+        Inbox { changes: Vec::new(), count: 0, written: 0, left: Some(left), ended: FORGET_EVERY, keep }
+    }
+
+    /// Whether somebody waits for a commit.
+    pub fn is_due(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
+    /// What the next commit writes.
+    pub fn take(&mut self) -> Taken {
+        let changes = std::mem::take(&mut self.changes);
+        let is_end = |change: &&Change| change.command.as_ref().is_some_and(|command| command.ended.is_some());
+        self.ended += changes.iter().filter(is_end).count() as u64;
+        let forget = (!changes.is_empty() && self.ended >= FORGET_EVERY).then_some(self.keep);
+        if forget.is_some() {
+            self.ended = 0;
+        }
+        Taken { changes, upto: self.count, forget }
+    }
+
+    /// A commit was not written: what it took is to be written again.
+    pub fn put_back(&mut self, taken: Taken) {
+        let newer = std::mem::replace(&mut self.changes, taken.changes);
+        self.changes.extend(newer);
+        if taken.forget.is_some() {
+            self.ended = FORGET_EVERY;
+        }
+    }
+
+    /// What a commit took is on disk.
+    pub fn saved(&mut self, taken: &Taken) {
+        self.written = self.written.max(taken.upto);
+    }
+}
+
+impl Log {
+    /// What the last life left of commands; for the first who asks.
+    pub fn take_commands(&self) -> Commands {
+        self.shared.state.lock().inbox.left.take().unwrap_or_default()
+    }
+
+    /// Remembers so many ended commands, and none for longer.
+    pub fn remember_commands(&self, count: usize, age: Duration) {
+        self.shared.state.lock().inbox.keep = Keep { count: count as u64, age };
+    }
+
+    /// Has changes written with the next commit, which is due at once.
+    pub fn change_commands(&self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut state = self.shared.state.lock();
+        state.inbox.count += changes.len() as u64;
+        state.inbox.changes.extend(changes);
+        state.wake(&self.shared.due);
+    }
+
+    /// Waits until more than `known` changes are on disk, counted since the log was
+    /// opened, and says how many are. Cancel-safe.
+    pub async fn commands_written(&self, known: u64) -> u64 {
+        loop {
+            let mut committed = std::pin::pin!(self.shared.committed.notified());
+            committed.as_mut().enable();
+            let written = self.shared.state.lock().inbox.written;
+            if written > known {
+                return written;
+            }
+            committed.await;
+        }
+    }
+
+    /// A command that has not ended, or is remembered.
+    ///
+    /// # Errors
+    /// If the log cannot be read; worth another try later.
+    pub async fn command(&self, key: &CommandKey) -> Result<Option<Command>> {
+        let (device, id) = (column(&key.target).to_owned(), key.id.clone());
+        self.shared.on_disk(READER, move |db| find(db, &device, id.as_str())).await
+    }
+
+    /// The commands of one device, or the gateway's own, that have not ended or are
+    /// remembered: the newest first, at most `most`.
+    ///
+    /// # Errors
+    /// If the log cannot be read; worth another try later.
+    pub async fn commands(&self, target: &Target, most: u32) -> Result<Vec<Command>> {
+        let device = column(target).to_owned();
+        self.shared.on_disk(READER, move |db| list(db, &device, most)).await
+    }
+}
+
+/// Reads for whoever asks about commands; sinks count up from 0.
+const READER: usize = usize::MAX - 1;
+
+const COLUMNS: &str = "place, device, id, state, ended, body, guard";
+
+/// How the gateway itself stands in the column for a device: no device has this name.
+const GATEWAY: &str = "";
+
+fn column(target: &Target) -> &str {
+    target.device().map_or(GATEWAY, DeviceId::as_str)
+}
+
+fn find(db: &Connection, device: &str, id: &str) -> Result<Option<Command>> {
+    let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM command WHERE device = ?1 AND id = ?2"))?;
+    Ok(statement.query_row([device, id], |row| Ok(Row::of(row).and_then(|row| row.command()))).optional()?.flatten())
+}
+
+fn list(db: &Connection, device: &str, most: u32) -> Result<Vec<Command>> {
+    let sql = format!("SELECT {COLUMNS} FROM command WHERE device = ?1 ORDER BY place DESC LIMIT ?2");
+    let mut statement = db.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![device, most])?;
+    let mut commands = Vec::new();
+    while let Some(row) = rows.next()? {
+        commands.extend(Row::of(row).and_then(|row| row.command()));
+    }
+    Ok(commands)
+}
+
+/// A row that is what was written.
+struct Row {
+    place: i64,
+    device: String,
+    id: String,
+    state: String,
+    ended: Option<i64>,
+    body: String,
+}
+
+impl Row {
+    /// `None` if it is not what was written. Its columns are [`COLUMNS`].
+    fn of(row: &rusqlite::Row<'_>) -> Option<Row> {
+        let found = Row {
+            place: row.get(0).ok()?,
+            device: row.get(1).ok()?,
+            id: row.get(2).ok()?,
+            state: row.get(3).ok()?,
+            ended: row.get(4).ok()?,
+            body: row.get(5).ok()?,
+        };
+        (row.get::<_, i64>(6).ok()? == found.guard()).then_some(found)
+    }
+
+    fn guard(&self) -> i64 {
+        row::command_guard(self.place, [&self.device, &self.id, &self.state, &self.body], self.ended)
+    }
+
+    fn command(&self) -> Option<Command> {
+        serde_json::from_str(&self.body).ok()
+    }
+
+    fn key(&self) -> Option<CommandKey> {
+        let target = match self.device.as_str() {
+            GATEWAY => Target::Gateway,
+            device => Target::Device(DeviceId::new(device).ok()?),
+        };
+        Some(CommandKey { target, id: CommandId::new(&self.id).ok()? })
+    }
+
+    fn final_state(&self) -> Option<CommandState> {
+        use CommandState::{Done, Expired, Failed, Rejected, Unreachable};
+        [Done, Failed, Rejected, Expired, Unreachable].into_iter().find(|state| state.name() == self.state)
+    }
+}
+
+/// Reads what the last life left, and how many rows were not what was written: those are
+/// taken out.
+pub(super) fn load(db: &mut Connection) -> rusqlite::Result<(Commands, u64)> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let (mut commands, mut damaged) = (Commands { next_place: 1, ..Commands::default() }, Vec::new());
+    {
+        let mut ended = Vec::new();
+        let mut statement = transaction.prepare(&format!("SELECT {COLUMNS} FROM command ORDER BY place"))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let place: i64 = row.get(0)?;
+            commands.next_place = u64::try_from(place).unwrap_or(0).saturating_add(1);
+            let taken = Row::of(row).and_then(|row| match row.ended {
+                Some(when) => Some(ended.push((when, row.key()?, row.final_state()?))),
+                None => Some(commands.live.push(row.command()?)),
+            });
+            if taken.is_none() {
+                damaged.push(place);
+            }
+        }
+        ended.sort_by_key(|(when, ..)| *when);
+        commands.ended = ended.into_iter().map(|(_, key, state)| (key, state)).collect();
+    }
+    for place in &damaged {
+        transaction.execute("DELETE FROM command WHERE place = ?1", [place])?;
+    }
+    transaction.commit()?;
+    Ok((commands, damaged.len() as u64))
+}
+
+/// How many rows are not what was written. A log of an earlier version has none.
+pub(super) fn unproven(db: &Connection) -> rusqlite::Result<u64> {
+    let there = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'command'";
+    if db.query_row(there, [], |_| Ok(())).optional()?.is_none() {
+        return Ok(0);
+    }
+    let mut statement = db.prepare(&format!("SELECT {COLUMNS} FROM command"))?;
+    let mut rows = statement.query([])?;
+    let mut damaged = 0;
+    while let Some(row) = rows.next()? {
+        damaged += u64::from(Row::of(row).is_none());
+    }
+    Ok(damaged)
+}
+
+/// Writes what was taken at `now`, `clock` by the log's own clock. Returns the id of the
+/// last event, if there is one.
+pub(super) fn write(db: &Connection, taken: &Taken, now: Timestamp, clock: u64) -> Result<Option<u64>> {
+    let mut last_event = None;
+    for Change { command, event } in &taken.changes {
+        if let Some(command) = command {
+            put(db, command, clock)?;
+        }
+        if let Some(event) = event {
+            last_event = Some(schema::insert_event(db, now, event)?);
+        }
+    }
+    if let Some(Keep { count, age }) = taken.forget {
+        let oldest = clock.saturating_sub(age.as_secs());
+        // The index is walked over those that are kept.
+        db.prepare_cached(
+            "DELETE FROM command WHERE ended < ?1 OR place IN
+             (SELECT place FROM command WHERE ended IS NOT NULL ORDER BY ended DESC, place DESC LIMIT -1 OFFSET ?2)",
+        )?
+        .execute(params![oldest, count])?;
+    }
+    Ok(last_event)
+}
+
+fn put(db: &Connection, command: &Command, clock: u64) -> Result<()> {
+    let row = Row {
+        place: i64::try_from(command.place).unwrap_or(i64::MAX),
+        device: column(&command.target).to_owned(),
+        id: command.id.to_string(),
+        state: command.state().name().to_owned(),
+        ended: command.ended.as_ref().map(|_| i64::try_from(clock).unwrap_or(i64::MAX)),
+        body: serde_json::to_string(command)?,
+    };
+    db.prepare_cached(&format!("INSERT OR REPLACE INTO command ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"))?
+        .execute(params![row.place, row.device, row.id, row.state, row.ended, row.body, row.guard()])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Opened, Stepper};
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::config::Store;
+    use crate::metrics::Metrics;
+    use crate::model::{BootId, CommandName, Deadline, Ending, Source};
+    use std::path::Path;
+    use std::sync::Arc;
+
+    fn open(directory: &Path) -> (Log, Stepper) {
+        let config = Store { directory: directory.to_owned(), ..Store::default() };
+        let (clock, gauge) = (Arc::new(SystemClock::new()), Arc::new(|| None));
+        let Opened { log, writer, .. } =
+            Log::open_stepped(&config, &[], &["cloud"], clock, Metrics::new(), gauge).expect("a log");
+        (log, writer)
+    }
+
+    fn command(place: u64, ended: Option<CommandState>) -> Command {
+        let deadline = Deadline { boot: BootId([0; 16]), uptime: None, wall: None, lifetime: Duration::ZERO };
+        Command {
+            place,
+            target: Target::Device(DeviceId::new("hub/pump").expect("a valid name")),
+            id: CommandId::new(&format!("c{place}")).expect("a valid id"),
+            name: CommandName::new("start").expect("a valid name"),
+            payload: Some("{\"a\":1}".to_owned()),
+            source: Source::Mqtt,
+            received: Timestamp(0),
+            deadline,
+            sent: None,
+            ended: ended.map(|state| Ending { state, payload: None, time: Timestamp(0) }),
+        }
+    }
+
+    fn change(command: Command) -> Change {
+        Change { command: Some(command), event: None }
+    }
+
+    #[tokio::test]
+    async fn commands_and_how_they_ended_are_there_after_a_restart() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (log, mut writer) = open(directory.path());
+        assert_eq!(log.take_commands().next_place, 1);
+        let event = "{\"type\":\"command-result\"}".to_owned();
+        let ended = Change { command: Some(command(2, Some(CommandState::Done))), event: Some(event) };
+        log.change_commands(vec![change(command(1, None)), change(command(2, None)), ended]);
+        writer.step();
+        assert_eq!(log.commands_written(0).await, 3);
+        let found = log.command(&command(2, None).key()).await.expect("it reads").expect("it is there");
+        assert_eq!(found.state(), CommandState::Done);
+        let listed = log.commands(&found.target, 10).await.expect("it reads");
+        assert_eq!(listed.iter().map(|command| command.place).collect::<Vec<_>>(), [2, 1]);
+        drop((log, writer));
+
+        let (log, _writer) = open(directory.path());
+        let left = log.take_commands();
+        assert_eq!(left.live, [command(1, None)]);
+        assert_eq!(left.ended, [(command(2, None).key(), CommandState::Done)]);
+        assert_eq!(left.next_place, 3);
+        assert!(log.take_commands().live.is_empty(), "they are given out once");
+    }
+
+    #[test]
+    fn of_ended_commands_the_latest_are_remembered() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (log, mut writer) = open(directory.path());
+        log.remember_commands(10, Duration::from_secs(3600));
+        for place in 1..=600 {
+            log.change_commands(vec![change(command(place, Some(CommandState::Failed)))]);
+            writer.step();
+        }
+        drop((log, writer));
+        let (log, _writer) = open(directory.path());
+        let left = log.take_commands();
+        let first = left.ended.first().expect("some are remembered").0.id.to_string();
+        assert!(left.ended.len() as u64 <= 10 + FORGET_EVERY, "{}", left.ended.len());
+        assert_eq!(left.next_place, 601);
+        assert_ne!(first, "c1");
+    }
+
+    #[test]
+    fn a_damaged_row_is_taken_out_and_told() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (log, mut writer) = open(directory.path());
+        log.change_commands(vec![change(command(1, None)), change(command(2, None))]);
+        writer.step();
+        drop((log, writer));
+        let path = directory.path().join(schema::FILE_NAME);
+        let mut db = schema::open(&path, crate::config::Durability::Full).expect("it opens");
+        db.execute("UPDATE command SET body = replace(body, 'start', 'stopp') WHERE place = 1", []).expect("damage");
+        assert_eq!(unproven(&db).expect("it reads"), 1);
+        let (left, damaged) = load(&mut db).expect("it reads");
+        assert_eq!((left.live, damaged), (vec![command(2, None)], 1));
+        assert_eq!(unproven(&db).expect("it reads"), 0);
+    }
+
+    #[test]
+    fn what_a_failed_commit_took_comes_before_what_came_since() {
+        let mut inbox = Inbox::new(Commands::default());
+        inbox.changes = vec![change(command(1, None))];
+        inbox.count = 1;
+        let taken = inbox.take();
+        assert!(!inbox.is_due() && taken.forget.is_some());
+        inbox.changes = vec![change(command(2, None))];
+        inbox.count = 2;
+        inbox.put_back(taken);
+        let again = inbox.take();
+        assert!(again.forget.is_some(), "surplus ones are still there");
+        assert_eq!(again.changes, [change(command(1, None)), change(command(2, None))]);
+        inbox.saved(&again);
+        assert_eq!(inbox.written, 2);
+    }
+}
