@@ -8,10 +8,13 @@ of this program. Exits with 0 once --count readings are acknowledged.
 
     device.py --tcp 127.0.0.1:7411 --device pump-7
     device.py --serial /dev/ttyUSB0 --device pump-7 --interval 0.5 --count 100
+    device.py --tcp gateway:7411 --device pump-7 --key pumps --secret-file pumps.secret
 """
 
 import argparse
+import base64
 import collections
+import hmac
 import json
 import math
 import os
@@ -29,7 +32,7 @@ HEADER = struct.Struct(">4sBBI")  # magic, version, type, length of the body
 JSON = 0x10  # bits 6-4 of the type: the body's encoding
 
 # Types without the bits for the encoding.
-HELLO, READINGS, HEARTBEAT, GOODBYE = 0x01, 0x03, 0x04, 0x06
+HELLO, AUTHENTICATE, READINGS, HEARTBEAT, GOODBYE = 0x01, 0x02, 0x03, 0x04, 0x06
 CHALLENGE, WELCOME, ACK, GATEWAY_GOODBYE = 0x81, 0x82, 0x83, 0x86
 
 MAX_BODY = 65536  # the largest body that this device takes from the gateway
@@ -265,6 +268,12 @@ class Session:
                 self.handle(*message)
                 message = self.reader.next()
 
+    def proof(self, nonce):
+        """That this device has the key, for this Hello and nothing else."""
+        session = struct.pack(">Q", self.readings.session)
+        said = b"tidegate-hmac-v1\0" + nonce + self.args.device.encode() + b"\0" + session
+        return base64.b64encode(hmac.digest(self.args.secret, said, "sha256")).decode()
+
     def send(self, kind, body):
         self.out += frame(self.args.version, kind, body)
         self.last_sent = time.monotonic()
@@ -323,7 +332,9 @@ class Session:
         if kind == GATEWAY_GOODBYE:
             raise SessionOver("the gateway said Goodbye: %s %s" % (body.get("reason"), body.get("text")))
         if kind == CHALLENGE:
-            raise SessionOver("the gateway wants this device to authenticate, which it cannot")
+            if not self.args.key:
+                raise SessionOver("the gateway asks for a key: give --key and --secret-file")
+            self.send(AUTHENTICATE, {"key": self.args.key, "proof": self.proof(base64.b64decode(body["nonce"]))})
         if kind == WELCOME:
             self.last_heard = time.monotonic()
             self.welcome = body
@@ -355,8 +366,16 @@ def arguments():
     parser.add_argument("--count", type=int, default=10, help="readings to take")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between readings")
     parser.add_argument("--version", type=int, choices=(1, 2), default=2, help="frames without or with checksum")
+    parser.add_argument("--key", metavar="NAME", help="the key that `tidegate key new NAME` made for this device")
+    parser.add_argument("--secret-file", metavar="FILE", help="where its secret is, as 64 hexadecimal digits")
     parser.add_argument("--state", metavar="FILE", help="keep readings and numbering here over restarts")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if bool(args.key) != bool(args.secret_file):
+        parser.error("--key and --secret-file go together")
+    if args.key:
+        with open(args.secret_file) as file:
+            args.secret = bytes.fromhex(file.read().strip())
+    return args
 
 
 def main():

@@ -332,6 +332,11 @@ fn credentials_must_make_sense_together() {
     refused("mqtt", "ca_file = '/c'", "mqtt[0].ca_file", "no broker is reached over TLS");
     refused("mqtt", "cert_file = '/c'\nkey_file = '/k'", "mqtt[0].cert_file", "no broker is reached over TLS");
     good(&format!("{TCP}{MQTT}username = 'u'"));
+    refused("tcp", "authentication = 'hash'", "tcp[0].authentication", "expected one of `none`, `token`, `hmac`");
+    refused("tcp", "max_connections_per_address = 0", "tcp[0].max_connections_per_address", "give 1 to 1000000");
+    refused("devices", "allow = ['']", "devices.allow", "matches no name");
+    refused("devices", "deny = ['a', '']", "devices.deny", "matches no name");
+    refused("devices", "lock_out_after = 1001", "devices.lock_out_after", "give 0 to 1000");
     refused("tcp", "cert_file = '/c'", "tcp[0].cert_file", "without `key_file`");
     refused("tcp", "key_file = '/k'", "tcp[0].key_file", "without `cert_file`");
     refused("tcp", "client_ca_file = '/a'", "tcp[0].client_ca_file", "does not speak TLS");

@@ -170,3 +170,20 @@ async fn the_example_devices_deliver_over_tcp_through_a_kill() {
 async fn the_example_devices_deliver_over_serial_lines_through_a_kill() {
     deliver(false).await;
 }
+
+#[tokio::test]
+async fn the_example_device_proves_who_it_is() {
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
+    gateway.keys("[[tcp]]", "authentication = \"hmac\"\n");
+    let gateway = gateway.started().await;
+    let secret = gateway.directory().join("secret");
+    let mut new = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    new.args(["key", "new", "py", "--device", "py", "-c"]).arg(gateway.config_file());
+    std::fs::write(&secret, new.output().expect("the binary runs").stdout).expect("a file");
+    let mut python = Command::new("python3");
+    python.arg(example("device.py")).args(["--device", "py", "--interval", "0.005", "--count", "20"]);
+    python.args(["--tcp", &gateway.tcp_address(), "--key", "py", "--secret-file"]).arg(&secret);
+    let log = gateway.directory().join("py.log");
+    let status = Process::start(python, &log).ended().await;
+    assert!(status.success(), "{}", std::fs::read_to_string(log).unwrap_or_default());
+}

@@ -3,7 +3,7 @@
 use crate::support::device::{POSTCARD, Talk, hello};
 use crate::support::gateway::Gateway;
 use crate::support::tls::Certificates;
-use crate::support::{PATIENCE, eventually};
+use crate::support::{PATIENCE, eventually, installed, real_services_are_required};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
@@ -78,14 +78,23 @@ async fn a_client_certificate_lets_in_the_device_that_it_names_and_no_other() {
     // Without a certificate of this authority there is no connection. (With TLS 1.3 a
     // client learns that only when it reads.)
     let before = gateway.figure(&refused("tls")).await;
-    for (whose, client) in [(&certificates, None), (&stranger, Some("pump"))] {
-        let mut stream = match whose.connect(&address, client).await {
-            Ok(stream) => stream,
-            Err(_) => continue,
-        };
-        assert!(stream.read(&mut [0; 100]).await.is_err());
+    std::fs::copy(stranger.path("pump.pem"), certificates.path("forged.pem")).expect("a file");
+    std::fs::copy(stranger.path("pump.key"), certificates.path("forged.key")).expect("a file");
+    for client in [None, Some("forged")] {
+        if let Ok(mut stream) = certificates.connect(&address, client).await {
+            assert!(stream.read(&mut [0; 100]).await.is_err());
+        }
     }
-    gateway.figure_becomes(&refused("tls"), |refused| refused >= before + 1.0).await;
+    gateway.figure_becomes(&refused("tls"), |refused| refused >= before + 2.0).await;
+
+    // That is an attempt as any other.
+    let failures = "tidegate_authentication_failures_total{link=\"tcp\",reason=\"certificate\"}";
+    gateway.figure_becomes(failures, |failures| failures >= 3.0).await;
+    eventually("the address is locked out", async || {
+        let _ = certificates.connect(&address, None).await;
+        gateway.figure(&refused("locked_out")).await >= 1.0
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -237,4 +246,68 @@ async fn simulated_devices_get_in_by_key_and_by_certificate() {
     assert!(output.status.success(), "{output:?}");
     let output = simulate(&["--devices".as_ref(), "1".as_ref()]);
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stdout).contains("--key"), "{output:?}");
+}
+
+/// What docs/authentication.md says how to make certificates, but for a host of this name.
+#[tokio::test]
+async fn certificates_made_as_documented_let_a_device_in() {
+    if installed("openssl").is_none() {
+        assert!(!real_services_are_required(), "openssl is not installed");
+        return;
+    }
+    let document = include_str!("../docs/authentication.md").replace("gateway.local", "localhost");
+    let commands = document.split("```sh\n").filter_map(|block| block.split_once("```")).map(|(block, _)| block);
+    let commands = commands.filter(|block| block.contains("openssl req")).collect::<String>();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut shell = std::process::Command::new("sh");
+    let made = shell.args(["-e", "-c", &commands]).current_dir(directory.path()).output().expect("a shell");
+    assert!(made.status.success(), "{commands}\n{made:?}");
+
+    let path = |name: &str| directory.path().join(name);
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
+    let keys = [("cert_file", "server.pem"), ("key_file", "server.key"), ("client_ca_file", "devices-ca.pem")];
+    let keys: String = keys.iter().map(|(key, file)| format!("{key} = {:?}\n", path(file))).collect();
+    gateway.keys("[[tcp]]", &keys);
+    let gateway = gateway.started().await;
+    let address = format!("tcp://{}", gateway.tcp_address().replace("127.0.0.1", "localhost"));
+    let mut simulate = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    simulate.args(["simulate", &address, "--devices", "1", "--prefix-id", "pump", "--readings", "10", "--tls"]);
+    for (option, file) in [("--ca-file", "devices-ca.pem"), ("--cert-file", "pump-1.pem"), ("--key-file", "pump-1.key")]
+    {
+        simulate.arg(option).arg(path(file));
+    }
+    let output = simulate.output().expect("the binary runs");
+    assert!(output.status.success(), "{output:?}\n{}", gateway.log());
+}
+
+#[tokio::test]
+async fn an_idle_connection_takes_no_more_memory_than_it_is_charged() {
+    const COUNT: usize = 500;
+    let certificates = Certificates::new();
+    let mut gateway = gateway(&certificates, "").started().await;
+    let address = gateway.tcp_address();
+    let process = gateway.process().id();
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its size");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+    };
+    let connected = async |count: usize, from: usize| {
+        let mut all = Vec::new();
+        for number in from..from + count {
+            let mut talk = talk(&certificates, &address, None).await;
+            talk.say(&hello(&format!("pump-{number}"), 1, 1)).await;
+            talk.welcome().await;
+            all.push(talk);
+        }
+        all
+    };
+    // The first ones pay for what all of them share.
+    let _first = connected(50, 0).await;
+    let (before, charged) = (resident(), gateway.figure("tidegate_memory_links_bytes").await);
+    let _all = connected(COUNT, 50).await;
+    let each = (resident() - before) / COUNT;
+    let charged = (gateway.figure("tidegate_memory_links_bytes").await - charged) as usize / COUNT;
+    println!("{each} bytes each, charged for {charged}");
+    assert!(each <= charged, "{each} bytes each, charged for {charged}");
 }

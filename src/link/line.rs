@@ -3,7 +3,7 @@
 use super::pool::Pool;
 use crate::clock::Clock;
 use crate::config::{self, Authentication};
-use crate::device::auth::Doorman;
+use crate::device::auth::{Doorman, Fault, Origin};
 use crate::device::{Grants, Registry, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
 use crate::store::Log;
@@ -117,6 +117,14 @@ impl Line {
     pub fn unauthenticated(&self, unauthenticated: bool) {
         let label = LinkLabel { link: self.name.clone() };
         self.shared.metrics.link_unauthenticated.get_or_create(&label).set(i64::from(unauthenticated));
+    }
+
+    /// Counts that somebody did not get in, and tells if that locked out where it came from.
+    pub fn failed(&self, origin: &Origin, fault: Fault, from: &str, now: Duration) {
+        let lock = self.shared.doorman.failed(&self.name, origin, fault, now);
+        if let Some(time) = lock.map(humantime::format_duration) {
+            tracing::warn!(link = %self.name, from, %time, "locked out: too many attempts to authenticate failed");
+        }
     }
 
     /// Counts a connection that was turned away.

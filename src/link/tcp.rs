@@ -8,6 +8,7 @@ use super::porch::{self, LEAVING, Place, Porch};
 use super::tls::{self, Tls};
 use crate::config::{self, Authentication};
 use crate::device::Grants;
+use crate::device::auth::Fault;
 use crate::stop;
 use crate::wire::codec::encode_gateway;
 use crate::wire::frame::{Limits, Recovery};
@@ -216,16 +217,22 @@ async fn serve_secure(
     hasten(&stream, &caller);
     let left = (place.since() + line.grants.handshake_timeout.unwrap_or_default())
         .saturating_sub(line.shared.clock.now().monotonic);
-    let handshake = tls::accept(stream, tls, &line.shared.pool, place.turn());
-    let mut stream = tokio::select! {
+    let evicted = place.evicted();
+    let turn = async {
+        place.line_up();
+        place.turn().await;
+        place.step_back();
+    };
+    let handshake = tls::accept(stream, tls, &line.shared.pool, turn);
+    let shaken = tokio::select! {
         biased;
         () = stop::requested(&mut stop) => return,
-        () = place.evicted() => return line.turned_away("evicted"),
-        shaken = tokio::time::timeout(left, handshake) => match shaken {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(why)) => return not_shaken(&line, &caller, &why.to_string()),
-            Err(_) => return not_shaken(&line, &caller, "it took too long"),
-        }
+        () = evicted => return line.turned_away("evicted"),
+        shaken = tokio::time::timeout(left, handshake) => shaken.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
+    };
+    let mut stream = match shaken {
+        Ok(stream) => stream,
+        Err(why) => return not_shaken(&line, &caller, &why),
     };
     let caller = Caller { since: Some(place.since()), certificate: stream.certificate(), ..caller };
     let closed = connection::drive(&mut stream, &line, caller, place, stop).await;
@@ -234,9 +241,14 @@ async fn serve_secure(
     }
 }
 
-fn not_shaken(line: &Line, caller: &Caller, why: &str) {
+fn not_shaken(line: &Line, caller: &Caller, why: &io::Error) {
     line.turned_away("tls");
-    tracing::debug!(link = %line.name, from = caller.name, why, "the TLS handshake failed");
+    let from = &caller.name;
+    tracing::debug!(link = %line.name, from, %why, "the TLS handshake failed");
+    if let (true, Some(address)) = (tls::is_for_certificate(why), caller.address) {
+        let now = line.shared.clock.now().monotonic;
+        line.failed(&address.into(), Fault::Certificate, from, now);
+    }
 }
 
 fn hasten(stream: &TcpStream, caller: &Caller) {

@@ -33,7 +33,7 @@ use tokio_rustls::server::TlsStream;
 /// How often the files are looked at, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What an idle connection's TLS takes, beside what every connection is charged.
-const IDLE: usize = 4 * 1024;
+const IDLE: usize = 8 * 1024;
 /// Bytes that may come without a word of the device among them, before it is charged
 /// for them and at most. A record has 16 KiB; a handshake with a chain of certificates
 /// less.
@@ -148,6 +148,12 @@ pub async fn accept(
     let metered = Metered { stream, lease, unread: 0, delivered: false };
     let stream = TlsAcceptor::from(config).accept(metered).await?;
     Ok(Secure(Prompt::new(stream)))
+}
+
+/// Whether a handshake failed for what the client showed of itself, or did not.
+pub fn is_for_certificate(why: &io::Error) -> bool {
+    let why = why.get_ref().and_then(|why| why.downcast_ref());
+    matches!(why, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
 }
 
 /// A connection under TLS, which holds nothing back.

@@ -94,11 +94,12 @@ impl Peer<'_> {
     fn unauthorized(&mut self, fault: Fault, device: &DeviceId, key: Option<&str>, now: Now) {
         let (line, from) = (self.line, &self.caller.name);
         let (link, reason) = (&line.name, fault.label());
-        tracing::info!(%link, %device, from, key, reason, "device not let in");
-        let lock = line.shared.doorman.failed(link, &self.origin(), fault, now.monotonic);
-        if let Some(time) = lock.map(humantime::format_duration) {
-            tracing::warn!(%link, from, %time, "locked out: too many attempts to authenticate failed");
+        // Whoever is not let in must not fill the log.
+        match fault != Fault::LockedOut && line.shared.doorman.may_tell(now.monotonic) {
+            true => tracing::info!(%link, %device, from, key, reason, "device not let in"),
+            false => tracing::debug!(%link, %device, from, key, reason, "device not let in"),
         }
+        line.failed(&self.origin(), fault, from, now.monotonic);
         let text = match fault {
             Fault::NotAllowed => "this gateway lets in no device of that name",
             Fault::LockedOut => "too many attempts failed; try again later",
