@@ -9,6 +9,7 @@ mod commands;
 mod devices;
 mod env;
 mod forms;
+mod http;
 mod listener;
 mod memory;
 mod password;
@@ -17,20 +18,23 @@ mod read;
 mod sections;
 mod serial;
 mod shipped;
+mod token;
 mod validate;
 
 pub use broker::{Broker, InvalidBroker};
 pub use commands::Commands;
 pub use devices::{Devices, Silence};
+pub use http::Http;
 pub use listener::{Authentication, ClientCertificates, ServerTls, Tcp};
 pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
-    ClockTrust, Config, Deliver, Durability, Encoding, Gateway, HistoryWithin, Http, Mqtt, MqttVersion, Priority,
-    Route, Store, Topics,
+    ClockTrust, Config, Deliver, Durability, Encoding, Gateway, HistoryWithin, Mqtt, MqttVersion, Priority, Route,
+    Store, Topics,
 };
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
+pub use token::{TokenError, read_token};
 pub use validate::{log_filter, prefix_fault};
 
 use problem::Report;

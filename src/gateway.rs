@@ -108,27 +108,37 @@ impl Gateway {
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Metrics::new();
         let memory = limits::memory(&config);
-        limits::open_files(&mut config.tcp);
+        limits::open_files(&mut config);
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
-        let http_listener = match config.http.enabled {
-            true => Some(bind(config.http.listen, HTTP_BACKLOG, "[http]")?),
-            false => None,
-        };
-        let http_address = http_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let pool = link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone());
         let overview = Arc::new(Overview::new(metrics.clone(), clock.clone()));
         let mut http = Part::new();
+        let mut http_address = None;
+        let entrance = config.http.serves_devices().then(http::Devices::default);
         let api = http::Later::default();
-        if let Some(listener) = http_listener {
-            let door = http::Door::new(listener);
-            http.tasks.spawn(http::serve(door, metrics.clone(), overview.clone(), api.clone(), http.stop.subscribe()));
+        if config.http.enabled {
+            let access = http::Access::new(&config.http).context("[http] token_file")?;
+            let site = http::Site {
+                metrics: metrics.clone(),
+                health: overview.clone(),
+                access,
+                parts: api.clone(),
+                devices: entrance.clone(),
+            };
+            let door = door(&config.http, clock.clone(), &pool)?;
+            http_address = Some(door.address()?);
+            http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
         }
         let Opened { log, cursors, devices, writer } = open_log(&config, &clock, &metrics, &overview).await?;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
         let mut keepers = keep_time(&config.gateway, system_clock, &log, &metrics);
         // Whoever may be connected may be known.
-        let connections = config.tcp.iter().map(|tcp| tcp.max_connections).sum::<usize>() + config.serial.len();
+        let mut connections = config.tcp.iter().map(|tcp| tcp.max_connections).sum::<usize>() + config.serial.len();
+        if config.http.serves_devices() {
+            connections += config.http.max_connections;
+        }
         config.devices.max_known = config.devices.max_known.max(connections);
         let registry = Registry::new(&config.devices, clock.clone(), metrics.clone());
         registry.restore(devices);
@@ -187,7 +197,7 @@ impl Gateway {
             registry,
             doorman: Doorman::new(&config.devices, &config.store, metrics.clone()),
             devices: config.devices,
-            pool: link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone()),
+            pool,
             clock,
             metrics,
         };
@@ -195,6 +205,12 @@ impl Gateway {
         links.tasks.spawn(shared.doorman.clone().watch(links.stop.subscribe()));
         for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
             links.tasks.spawn(link::tcp::serve(listener, tcp, shared.clone(), links.stop.subscribe()));
+        }
+        if let Some(devices) = entrance {
+            let (entrance, hall) = link::websocket::open(&config.http, shared.clone());
+            // It is set here only.
+            let _ = devices.set(entrance);
+            links.tasks.spawn(hall.serve(links.stop.subscribe()));
         }
         let ports = link::serial::Ports::new(root, &config.serial);
         for serial in config.serial {
@@ -297,6 +313,16 @@ async fn open_log(config: &Config, clock: &Arc<dyn Clock>, metrics: &Metrics, ov
 fn bind_all(links: &[config::Tcp]) -> Result<Vec<TcpListener>> {
     let bind_one = |tcp: &config::Tcp| bind(tcp.listen, tcp.max_connections, &format!("[[tcp]] {:?}", tcp.name));
     links.iter().map(bind_one).collect()
+}
+
+fn door(config: &config::Http, clock: Arc<dyn Clock>, pool: &link::Pool) -> Result<http::Door> {
+    let backlog = if config.devices { HTTP_BACKLOG.max(config.max_connections) } else { HTTP_BACKLOG };
+    let listener = bind(config.listen, backlog, "[http]")?;
+    let door = http::Door::new(listener, config.handshake_timeout, clock);
+    Ok(match config.tls() {
+        Some(files) => door.secure(link::tls::Tls::new(files), pool.clone()),
+        None => door,
+    })
 }
 
 fn bind(address: SocketAddr, connections: usize, what: &str) -> Result<TcpListener> {

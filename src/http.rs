@@ -1,4 +1,4 @@
-//! Metrics, health and what is known of devices over HTTP, on loopback.
+//! Metrics, health, what is known of devices, and devices over WebSocket, by HTTP.
 //!
 //! | path | what |
 //! |---|---|
@@ -6,25 +6,35 @@
 //! | `/health/live` | 200 while the process makes progress, else 503 and why |
 //! | `/health/ready` | 200 while readings are taken and kept, else 503 and why |
 //! | `/api/v1/...` | see `docs/http.md` |
+//! | `/ws/device` | a device's WebSocket, if the configuration wants that |
+//!
+//! Everything but `/health/live` and `/ws/device` is for those only whom [`Access`] lets
+//! in. Devices are held to what their link demands of them.
 
+mod access;
 mod commands;
 mod devices;
 mod door;
 mod problem;
+mod upgrade;
 
-pub use door::Door;
+pub use access::{Access, Denied};
+pub use door::{Door, Visitor};
 
 use crate::device::Registry;
 use crate::downlink::Handle;
-use crate::metrics::Metrics;
+use crate::link::websocket::Entrance;
+use crate::metrics::{Metrics, ReasonLabel};
 use crate::stop;
 use crate::store::Log;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
+use door::Announced;
 use problem::Refused;
 use serde::Serialize;
 use std::sync::{Arc, OnceLock};
@@ -67,49 +77,99 @@ pub struct Parts {
 /// The parts, once the log is open.
 pub type Later = Arc<OnceLock<Parts>>;
 
-#[derive(Clone)]
-struct Shared {
-    metrics: Metrics,
-    health: Arc<dyn Health>,
-    parts: Later,
+/// Where devices come in, once there is a log for what they bring.
+pub type Devices = Arc<OnceLock<Entrance>>;
+
+/// What the server shows, to whom.
+pub struct Site {
+    pub metrics: Metrics,
+    pub health: Arc<dyn Health>,
+    pub access: Access,
+    pub parts: Later,
+    /// None if devices do not connect here.
+    pub devices: Option<Devices>,
 }
 
-impl Shared {
-    fn parts(&self) -> Result<&Parts, Refused> {
-        self.parts.get().ok_or_else(|| Refused::unavailable("the gateway is starting; try again soon".to_owned()))
-    }
-}
+/// What every request may need.
+type Shared = Arc<Site>;
 
 /// Answers requests until `stop` turns true. Behind a [`Door`], unless the listener
 /// lets in a few at a time itself.
-pub async fn serve<L>(
-    listener: L,
-    metrics: Metrics,
-    health: Arc<dyn Health>,
-    parts: Later,
-    mut stop: watch::Receiver<bool>,
-) where
-    L: Listener<Addr: std::fmt::Debug>,
+pub async fn serve<L>(listener: L, site: Site, mut stop: watch::Receiver<bool>)
+where
+    L: Listener<Addr = Visitor>,
 {
-    let routes = Router::new()
-        .route("/metrics", get(figures))
-        .route("/health/live", get(|State(shared): State<Shared>| async move { answer(&shared.health.live()) }))
-        .route("/health/ready", get(|State(shared): State<Shared>| async move { answer(&shared.health.ready()) }))
-        .merge(devices::routes())
-        .merge(commands::routes())
-        .with_state(Shared { metrics, health, parts });
     let stopped = async move {
         // A sender that is gone is a stop as well.
         let () = stop::requested(&mut stop).await;
     };
-    if let Err(why) = axum::serve(listener, routes).with_graceful_shutdown(stopped).await {
+    let service = routes(Arc::new(site)).into_make_service_with_connect_info::<Visitor>();
+    if let Err(why) = axum::serve(Announced(listener), service).with_graceful_shutdown(stopped).await {
         tracing::error!(%why, "the HTTP server failed");
     }
 }
 
-async fn figures(State(shared): State<Shared>) -> impl IntoResponse {
+fn routes(site: Shared) -> Router {
+    let mut open = Router::new()
+        .route("/health/live", get(|State(site): State<Shared>| async move { answer(&site.health.live()) }));
+    if site.devices.is_some() {
+        open = open.route("/ws/device", get(upgrade::device));
+    }
+    guarded(&site).merge(open).layer(middleware::from_fn(accompany)).with_state(site)
+}
+
+/// What is not for everybody.
+fn guarded(site: &Shared) -> Router<Shared> {
+    Router::new()
+        .route("/metrics", get(figures))
+        .route("/health/ready", get(|State(site): State<Shared>| async move { answer(&site.health.ready()) }))
+        .merge(devices::routes())
+        .merge(commands::routes())
+        .route_layer(middleware::from_fn_with_state(site.clone(), guard))
+}
+
+/// Lets those through who may ask.
+async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Response {
+    match site.access.check(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(denied) => site.deny(denied),
+    }
+}
+
+/// Has the visitor keep its place until it is answered.
+async fn accompany(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request, next: Next) -> Response {
+    visitor.is_heard();
+    let response = next.run(request).await;
+    visitor.is_answered();
+    response
+}
+
+impl Site {
+    fn parts(&self) -> Result<&Parts, Refused> {
+        self.parts.get().ok_or_else(|| Refused::unavailable("the gateway is starting; try again soon".to_owned()))
+    }
+
+    fn deny(&self, denied: Denied) -> Response {
+        self.metrics.http_denied.get_or_create(&ReasonLabel { reason: denied.label() }).inc();
+        let why = denied.to_string();
+        match denied {
+            Denied::Token => {
+                let challenge = [(header::WWW_AUTHENTICATE, "Bearer realm=\"tidegate\"")];
+                (challenge, refuse(StatusCode::UNAUTHORIZED, &why)).into_response()
+            }
+            Denied::Origin | Denied::Host => refuse(StatusCode::FORBIDDEN, &why),
+        }
+    }
+}
+
+/// Says no, and why.
+fn refuse(status: StatusCode, why: &str) -> Response {
+    (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], format!("{why}\n")).into_response()
+}
+
+async fn figures(State(site): State<Shared>) -> impl IntoResponse {
     const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, OPENMETRICS)], shared.metrics.encode())
+    ([(header::CONTENT_TYPE, OPENMETRICS)], site.metrics.encode())
 }
 
 fn answer(condition: &Condition) -> Response {

@@ -10,7 +10,8 @@ mod porch;
 pub mod serial;
 pub mod tcp;
 pub mod tls;
+pub mod websocket;
 
 pub use line::Shared;
 pub use pool::Pool;
-pub use porch::{LEAVING, beyond};
+pub use porch::{LEAVING, Place, Porch, beyond};

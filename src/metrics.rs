@@ -85,6 +85,7 @@ pub struct Metrics {
     pub authentication_failures: Family<LinkReasonLabel, Counter>,
     pub keys: Gauge,
     pub devices_connected: Gauge,
+    pub http_denied: Family<ReasonLabel, Counter>,
     pub devices_known: Gauge,
     pub devices_rivals: Counter,
     pub devices_refused: Family<ReasonLabel, Counter>,
@@ -140,6 +141,7 @@ impl Metrics {
             authentication_failures: Family::default(),
             keys: Gauge::default(),
             devices_connected: Gauge::default(),
+            http_denied: Family::default(),
             devices_known: Gauge::default(),
             devices_rivals: Counter::default(),
             devices_refused: Family::default(),
@@ -210,6 +212,7 @@ impl Metrics {
         registry.register("link_up", "1 while the listener or port is open", m.link_up);
         registry.register("connections_waiting", "Connections whose device is not welcomed yet", m.connections_waiting);
         registry.register("connections_refused", "Connections turned away", m.connections_refused);
+        registry.register("http_denied", "HTTP requests of those who may not ask", m.http_denied);
         registry.register(
             "devices_throttled",
             "Times that a device sent more messages than it may and was read no further for a while",

@@ -166,7 +166,7 @@ fn a_gateway_without_links_or_sinks_is_refused() {
 fn unknown_keys_come_with_what_was_meant_or_what_there_is() {
     refused("store", "max-size = '1GiB'", "store.max-size", "did you mean `max_size`?");
     refused("http", "Listen = ''", "http.Listen", "did you mean `listen`?");
-    refused("http", "password = ''", "http.password", "remove it; known are enabled, listen");
+    refused("http", "password = ''", "http.password", "remove it; known are enabled, listen, token_file");
     refused("http", "'a\\b' = 1", r#"http."a\\b""#, "unknown key");
     refused("http", "a.b.c = 1", "http.a", "unknown key");
     refused("nonsense", "", "nonsense", "known are gateway, tcp, serial");
@@ -244,11 +244,29 @@ fn serial_links_are_checked() {
 }
 
 #[test]
-fn http_stays_on_this_machine() {
-    refused("http", "listen = '0.0.0.0:80'", "http.listen", "no access control; listen on 127.0.0.1:80");
+fn http_is_checked() {
+    refused("http", "listen = '0.0.0.0:80'", "http.listen", "give `token_file`");
     refused("http", "listen = '127.0.0.1:7411'", "http.listen", "tcp[0] listens on");
+    refused("http", "allowed_origins = ['http://a/']", "http.allowed_origins", "write it as browsers do");
+    refused("http", "max_connections = 0", "http.max_connections", "out of range");
+    refused("http", "handshake_timeout = '0s'", "http.handshake_timeout", "out of range");
+    refused("http", "max_frame = '2MiB'", "http.max_frame", "give 256B to 1MiB");
+    refused("http", "frame_timeout = '2h'", "http.frame_timeout", "out of range");
+    refused("http", "cert_file = 'a'", "http.cert_file", "of no use without `key_file`");
+    refused("http", "client_ca_file = 'a'", "http.client_ca_file", "does not speak TLS");
     good(&format!("{TCP}{MQTT}[http]\nlisten = '[::1]:80'"));
+    good(&format!("{TCP}{MQTT}[http]\nlisten = '0.0.0.0:80'\ntoken_file = '/t'\nallowed_origins = ['null']"));
     good(&format!("{TCP}{MQTT}[http]\nenabled = false\nlisten = '0.0.0.0:80'"));
+}
+
+#[test]
+fn devices_over_websocket_are_links_enough_and_their_name_is_taken() {
+    good(&format!("{MQTT}[http]\ndevices = true"));
+    let found = problems(&format!("{MQTT}[http]\nenabled = false\ndevices = true"));
+    assert!(found.len() == 1 && found[0].contains("no device could connect"), "{found:?}");
+    let found = problems(&format!("{MQTT}{TCP}name = 'websocket'\n[http]\ndevices = true"));
+    assert!(found.len() == 1 && found[0].contains("http is named `websocket` already"), "{found:?}");
+    good(&format!("{MQTT}{TCP}name = 'websocket'"));
 }
 
 #[test]

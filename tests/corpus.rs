@@ -16,6 +16,8 @@ mod http;
 mod segment;
 #[path = "../fuzz/checks/session.rs"]
 mod session;
+#[path = "../fuzz/checks/text.rs"]
+mod text;
 
 /// Runs `check` on every file of a target's corpus.
 fn replay(target: &str, check: fn(&[u8])) {
@@ -63,6 +65,11 @@ fn deliveries_stand_their_corpus() {
 #[test]
 fn the_http_server_stands_its_corpus() {
     replay("http", http::check);
+}
+
+#[test]
+fn text_messages_stand_their_corpus() {
+    replay("text", text::check);
 }
 
 #[test]

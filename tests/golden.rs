@@ -7,13 +7,13 @@ use tidegate::device::auth::Secret;
 use tidegate::wire::codec::{self, BodyError};
 use tidegate::wire::frame::{BodyEncoding, Format, FrameRef, HEADER, Version};
 
-const DOCUMENT: &str = include_str!("../docs/protocol.md");
+pub const DOCUMENT: &str = include_str!("../docs/protocol.md");
 
 /// A message and the frames that the document shows for it.
 pub struct Example {
     /// As in the heading: "device Hello (note)".
-    title: String,
-    from_gateway: bool,
+    pub title: String,
+    pub from_gateway: bool,
     pub name: String,
     /// The body as JSON.
     json: String,
@@ -64,6 +64,11 @@ fn bytes(hex: &str) -> Vec<u8> {
 }
 
 impl Example {
+    /// The message that is shown.
+    pub fn shown(&self) -> Message {
+        self.message(self.frames[0].1[5] & 0x8f)
+    }
+
     /// The message that the JSON shows.
     fn message(&self, kind: u8) -> Message {
         let format = Format { version: Version::V1, encoding: BodyEncoding::Json };
@@ -81,7 +86,7 @@ fn every_message() -> BTreeSet<(bool, String)> {
         let error = if gateway { codec::decode_gateway(&frame).err() } else { codec::decode_device(&frame).err() };
         match error.expect("no message is empty") {
             BodyError::Malformed { message, .. } => Some((gateway, message.to_owned())),
-            BodyError::Unknown(_) => None,
+            BodyError::Unknown(_) | BodyError::Text(_) => None,
         }
     };
     (0..=0x0f).chain(0x80..=0x8f).filter_map(name_of).collect()

@@ -24,7 +24,7 @@ fn firehoses() -> u64 {
 
 /// What 300 firehoses may take; more of them need more for their sessions.
 fn limit() -> u64 {
-    48 + firehoses().saturating_sub(300) * 8 / 1024
+    56 + firehoses().saturating_sub(300) * 8 / 1024
 }
 
 async fn gateway() -> Gateway {

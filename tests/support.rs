@@ -15,6 +15,7 @@ pub mod subscriber;
 pub mod sysfs;
 pub mod tls;
 pub mod watch;
+pub mod web;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

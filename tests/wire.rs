@@ -152,7 +152,7 @@ fn any_goodbye() -> impl Strategy<Value = Goodbye> {
     (reason, any::<String>()).prop_map(|(reason, text)| Goodbye { reason, text })
 }
 
-fn any_device_message() -> impl Strategy<Value = DeviceMessage> {
+pub fn any_device_message() -> impl Strategy<Value = DeviceMessage> {
     let state = prop_oneof![Just(ResultState::Done), Just(ResultState::Failed), Just(ResultState::Rejected)];
     prop_oneof![
         any_hello().prop_map(DeviceMessage::Hello),
@@ -168,7 +168,7 @@ fn any_device_message() -> impl Strategy<Value = DeviceMessage> {
     ]
 }
 
-fn any_gateway_message() -> impl Strategy<Value = GatewayMessage> {
+pub fn any_gateway_message() -> impl Strategy<Value = GatewayMessage> {
     let welcome = (any::<u64>(), any::<i64>(), any::<bool>(), any::<u32>(), any::<u32>(), any::<u32>()).prop_map(
         |(settled, time, time_trusted, heartbeat_interval, max_frame, window)| Welcome {
             settled,

@@ -14,7 +14,10 @@ pub fn check(input: &[u8]) {
     }
     let environment = |name: &str| (name.len() % 2 == 1).then(|| format!("value of {name}"));
     match config::parse(text, Path::new("fuzz.toml"), &environment) {
-        Ok(config) => assert!(!config.tcp.is_empty() || !config.serial.is_empty(), "nothing to listen on"),
+        Ok(config) => {
+            let listens = !config.tcp.is_empty() || !config.serial.is_empty() || config.http.serves_devices();
+            assert!(listens, "nothing to listen on");
+        }
         Err(problems) => assert!(problems.to_string().contains("fuzz.toml"), "{problems}"),
     }
 }

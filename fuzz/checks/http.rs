@@ -5,9 +5,10 @@
 
 use axum::serve::Listener;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate::http::{self, Condition, Health};
+use tidegate::http::{self, Access, Condition, Devices, Health, Site, Visitor};
 use tidegate::metrics::Metrics;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{mpsc, watch};
@@ -29,18 +30,22 @@ struct InMemory(mpsc::Receiver<DuplexStream>);
 
 impl Listener for InMemory {
     type Io = DuplexStream;
-    type Addr = ();
+    type Addr = Visitor;
 
-    async fn accept(&mut self) -> (DuplexStream, ()) {
+    async fn accept(&mut self) -> (DuplexStream, Visitor) {
         match self.0.recv().await {
-            Some(stream) => (stream, ()),
+            Some(stream) => (stream, visitor()),
             None => std::future::pending().await,
         }
     }
 
-    fn local_addr(&self) -> io::Result<()> {
-        Ok(())
+    fn local_addr(&self) -> io::Result<Visitor> {
+        Ok(visitor())
     }
+}
+
+fn visitor() -> Visitor {
+    Visitor::from(SocketAddr::from(([127, 0, 0, 1], 1)))
 }
 
 /// Sends `request`, and the end of the stream if it is the `end`; what is answered.
@@ -62,13 +67,15 @@ pub fn check(input: &[u8]) {
     runtime.block_on(async {
         let (connections, accepted) = mpsc::channel(1);
         let (stop, stopped) = watch::channel(false);
-        let server = tokio::spawn(http::serve(
-            InMemory(accepted),
-            Metrics::new(),
-            Arc::new(Fine),
-            http::Later::default(),
-            stopped,
-        ));
+        // Devices would be taken in, were there a log.
+        let site = Site {
+            metrics: Metrics::new(),
+            health: Arc::new(Fine),
+            access: Access::default(),
+            devices: Some(Devices::default()),
+            parts: http::Later::default(),
+        };
+        let server = tokio::spawn(http::serve(InMemory(accepted), site, stopped));
         let exchange = async {
             let answer = ask(&connections, input, true).await;
             assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{answer:?}");

@@ -46,7 +46,11 @@ fn tls_problem(config: &Config) -> Option<String> {
         let why = tls::server_config(&tcp.tls()?).err()?;
         Some(format!("tcp[{i}]: {why:#}"))
     });
-    listener.or_else(|| uplink_problem(config))
+    let http = || {
+        let why = tls::server_config(&config.http.tls().filter(|_| config.http.enabled)?).err()?;
+        Some(format!("http: {why:#}"))
+    };
+    listener.or_else(http).or_else(|| uplink_problem(config))
 }
 
 fn uplink_problem(config: &Config) -> Option<String> {

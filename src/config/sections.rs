@@ -2,11 +2,10 @@
 //! `config/tidegate.toml`.
 
 use super::listener::Tcp;
-use super::{Commands, Devices, Serial};
+use super::{Commands, Devices, Http, Serial};
 use crate::model::GatewayId;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -58,15 +57,6 @@ pub enum ClockTrust {
     File,
     /// Nothing more than that it is plausible.
     Trusted,
-}
-
-/// `[http]`: metrics and health.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Http {
-    pub enabled: bool,
-    /// A loopback address.
-    pub listen: SocketAddr,
 }
 
 /// When a sink is shown a reading.
@@ -232,12 +222,6 @@ impl Default for Gateway {
             clock: ClockTrust::Auto,
             clock_file: "/run/systemd/timesync/synchronized".into(),
         }
-    }
-}
-
-impl Default for Http {
-    fn default() -> Http {
-        Http { enabled: true, listen: SocketAddr::from(([127, 0, 0, 1], 7412)) }
     }
 }
 

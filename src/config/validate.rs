@@ -2,13 +2,14 @@
 
 mod commands;
 mod files;
+mod http;
 mod links;
 mod mqtt;
 mod routes;
 
 use super::problem::Report;
 use super::read::closest;
-use super::{Config, Devices, Gateway, HistoryWithin, Http, Silence, Store};
+use super::{Config, Devices, Gateway, HistoryWithin, Silence, Store};
 use crate::model::Timestamp;
 use bytesize::ByteSize;
 use std::fmt::Display;
@@ -31,7 +32,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     gateway(&config.gateway, Section::new(report, "gateway"));
     memory(config, report);
     links::check(config, report);
-    http(config, Section::new(report, "http"));
+    http::check(config, Section::new(report, "http"));
     devices(&config.devices, Section::new(report, "devices"));
     commands::check(&config.commands, report);
     store(&config.store, Section::new(report, "store"));
@@ -89,17 +90,6 @@ pub fn log_filter(filter: &str) -> Result<EnvFilter, (String, String)> {
     }
     let fix = "write a level such as info, or warn,tidegate=debug";
     EnvFilter::try_new(filter).map_err(|why| (format!("{filter:?}: {why}"), fix.to_owned()))
-}
-
-fn http(config: &Config, mut section: Section) {
-    let Http { enabled: true, listen } = config.http else { return };
-    if !listen.ip().is_loopback() {
-        let what = format!("{listen} can be reached from elsewhere, and there is no access control");
-        section.reject(&["listen"], what, format!("listen on 127.0.0.1:{}", listen.port()));
-    }
-    if let Some(i) = config.tcp.iter().position(|tcp| collide(tcp.listen, listen)) {
-        section.reject(&["listen"], format!("tcp[{i}] listens on {listen} already"), "give another port");
-    }
 }
 
 fn devices(devices: &Devices, mut section: Section) {

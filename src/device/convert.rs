@@ -105,6 +105,11 @@ impl Converter {
         &self.device
     }
 
+    /// What the device's times mean.
+    pub fn clock(&self) -> DeviceClock {
+        self.times.clock()
+    }
+
     /// Memory that is held to convert faster, in bytes.
     pub fn memory(&self) -> usize {
         self.shapes.iter().map(|shape| shape.bytes).sum()

@@ -270,7 +270,8 @@ impl Registry {
         self.0.news.notified().await;
     }
 
-    /// What was told next after `version`; see [`Roll::told_after`].
+    /// The device whose state was told next after `version`, with its own version and what
+    /// was told; what has changed since and is not told yet does not show.
     pub fn told_after(&self, version: u64) -> Option<(u64, Told)> {
         let now = self.0.clock.now();
         let mut table = self.0.table.lock();

@@ -15,6 +15,7 @@ use crate::wire::message::{
     Authenticate, Challenge, CommandResult, DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Readings, Reason,
     SubDevice, Welcome,
 };
+use crate::wire::text::Context;
 use std::time::Duration;
 
 /// What a link grants its devices.
@@ -118,6 +119,17 @@ impl Session {
     /// The device, once it is known to be who it says it is.
     pub fn device(&self) -> Option<&DeviceId> {
         self.device.as_ref().map(|device| device.device())
+    }
+
+    /// What text messages say of the device, once it has said who it is.
+    pub fn context(&self) -> Context<'_> {
+        let introduced = self.introduced.as_ref().map(|introduced| &introduced.converter);
+        let device = self.device.as_ref().or(introduced);
+        device.map_or_else(Context::default, |device| Context {
+            device: Some(device.device().as_str()),
+            clock: Some(device.clock()),
+            now: None,
+        })
     }
 
     /// Memory that the session holds to be fast, in bytes.

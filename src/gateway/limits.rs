@@ -48,7 +48,7 @@ fn group_path(own: &str) -> Option<&str> {
 
 /// Raises the number of files that may be open as far as is allowed, and lowers the
 /// links' limits to what that is enough for: files must be left for log and sinks.
-pub fn open_files(tcp: &mut [config::Tcp]) {
+pub fn open_files(config: &mut Config) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
         && let Err(why) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
@@ -56,16 +56,24 @@ pub fn open_files(tcp: &mut [config::Tcp]) {
         tracing::debug!(%why, "the limit of open files cannot be raised");
     }
     let Some(files) = getrlimit(Resource::Nofile).current else { return };
-    let room = affordable(files, tcp.len());
-    for link in tcp.iter_mut().filter(|link| link.max_connections > room) {
-        tracing::warn!(
-            link = link.name,
-            max_connections = link.max_connections,
-            files,
-            used = room,
-            "only {files} files may be open (LimitNOFILE): fewer connections are taken than max_connections"
-        );
-        link.max_connections = room;
+    let room = affordable(files, config.tcp.len() + usize::from(config.http.serves_devices()));
+    let lower = |link: &str, max_connections: &mut usize| {
+        if *max_connections > room {
+            tracing::warn!(
+                link,
+                max_connections,
+                files,
+                used = room,
+                "only {files} files may be open (LimitNOFILE): fewer connections are taken than max_connections"
+            );
+            *max_connections = room;
+        }
+    };
+    for tcp in &mut config.tcp {
+        lower(&tcp.name, &mut tcp.max_connections);
+    }
+    if config.http.serves_devices() {
+        lower(link::websocket::NAME, &mut config.http.max_connections);
     }
 }
 

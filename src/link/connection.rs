@@ -95,10 +95,11 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     mut stop: watch::Receiver<bool>,
 ) -> Closed {
     let clock = &line.shared.clock;
+    let decoder = Decoder::new(line.before_hello, line.recovery);
     let mut connection = Connection {
         io,
         line,
-        decoder: Decoder::new(line.before_hello, line.recovery),
+        decoder: if line.text { decoder.accept_text() } else { decoder },
         partial_since: None,
         frame_since: None,
         peer: Peer::new(line, caller, place, clock.now()),

@@ -2,7 +2,7 @@
 
 use super::pool::Pool;
 use crate::clock::Clock;
-use crate::config;
+use crate::config::{self, Authentication};
 use crate::device::auth::{Doorman, Fault, Origin};
 use crate::device::{Grants, Registry, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
@@ -10,6 +10,7 @@ use crate::store::Log;
 use crate::wire::frame::{FrameError, Limits, Recovery};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub(super) struct Line {
     /// What is accepted afterwards.
     pub limits: Limits,
     pub recovery: Recovery,
+    /// Whether devices may speak in text messages, and do until they show otherwise.
+    pub text: bool,
     /// How long a frame may stay incomplete without another byte.
     pub frame_timeout: Duration,
     pub shared: Shared,
@@ -86,6 +89,22 @@ impl Line {
     pub fn up(&self, up: bool) {
         let label = LinkLabel { link: self.name.clone() };
         self.shared.metrics.link_up.get_or_create(&label).set(i64::from(up));
+    }
+
+    /// Has keys ready where devices prove who they are by them, and says what is weak about
+    /// how they do at `listen`: they need not, or send their secrets in the clear.
+    pub fn guard(&self, listen: SocketAddr, is_open: bool, is_tapped: bool) {
+        let link = &self.name;
+        self.unauthenticated(is_open);
+        if is_open {
+            tracing::warn!(%link, %listen, "authentication = \"none\": whoever reaches this address is let in");
+        }
+        if is_tapped {
+            tracing::warn!(%link, "tokens are sent in the clear: give cert_file and key_file, or authentication = \"hmac\"");
+        }
+        if self.grants.authentication != Authentication::None {
+            self.shared.doorman.prepare();
+        }
     }
 
     /// Shows how many connections wait for their device to be welcomed.

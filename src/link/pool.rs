@@ -65,7 +65,12 @@ impl Pool {
     /// A lease for a connection, whether or not there is room: see [`Pool::admits`].
     pub fn lease(&self) -> Lease {
         self.add(CONNECTION);
-        Lease { pool: self.clone(), charged: CONNECTION, starved: false }
+        Lease { pool: self.clone(), own: CONNECTION, charged: CONNECTION, starved: false }
+    }
+
+    /// A lease for more of what a connection holds, which has one of its own already.
+    pub fn another_lease(&self) -> Lease {
+        Lease { pool: self.clone(), own: 0, charged: 0, starved: false }
     }
 
     /// Waits until memory was given back. Cancel-safe, but may miss what was given back
@@ -112,12 +117,10 @@ impl Pool {
 /// What one connection is charged; given back when dropped.
 pub struct Lease {
     pool: Pool,
+    /// What it is charged at least.
+    own: usize,
     charged: usize,
     starved: bool,
-}
-
-fn charge(held: usize) -> usize {
-    if held <= ALLOWANCE { CONNECTION } else { CONNECTION + held.next_multiple_of(GRAIN) }
 }
 
 impl Lease {
@@ -125,10 +128,14 @@ impl Lease {
         &self.pool
     }
 
+    fn charge(&self, held: usize) -> usize {
+        if held <= ALLOWANCE { self.own } else { self.own + held.next_multiple_of(GRAIN) }
+    }
+
     /// The connection holds so many bytes now. It is charged for them even if that is
     /// more than there is: they are there.
     pub fn hold(&mut self, bytes: usize) {
-        let charge = charge(bytes);
+        let charge = self.charge(bytes);
         if charge > self.charged {
             self.pool.add(charge - self.charged);
         } else if charge < self.charged {
@@ -139,7 +146,7 @@ impl Lease {
 
     /// Makes sure that the connection may hold `bytes`; false if there is no room.
     pub fn reserve(&mut self, bytes: usize) -> bool {
-        let charge = charge(bytes);
+        let charge = self.charge(bytes);
         if charge <= self.charged {
             return true;
         }

@@ -105,6 +105,7 @@ fn line(config: &config::Serial, shared: Shared) -> Line {
         before_hello: limits,
         limits,
         recovery: Recovery::Resync,
+        text: false,
         frame_timeout: config.frame_timeout,
         shared,
     }

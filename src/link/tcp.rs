@@ -95,18 +95,8 @@ struct Door {
 
 impl Door {
     fn new(config: &config::Tcp, line: Arc<Line>, stop: watch::Receiver<bool>) -> Door {
-        let link = &line.name;
         let by_key = config.authentication() != Authentication::None;
-        line.unauthenticated(config.is_open());
-        if config.is_open() {
-            tracing::warn!(%link, listen = %config.listen, "authentication = \"none\": whoever reaches this address is let in");
-        }
-        if config.is_tapped() {
-            tracing::warn!(%link, "tokens are sent in the clear: give cert_file and key_file, or authentication = \"hmac\"");
-        }
-        if by_key {
-            line.shared.doorman.prepare();
-        }
+        line.guard(config.listen, config.is_open(), config.is_tapped());
         let (tls, guarded) = (config.tls().map(Tls::new), by_key || config.client_ca_file.is_some());
         let addresses = config.max_connections_per_address.map(Addresses::new);
         Door { line, tls, addresses, guarded, stop }
@@ -199,6 +189,7 @@ fn line(config: &config::Tcp, shared: Shared) -> Line {
         before_hello: Limits { max_body: BEFORE_HELLO, require_checksum: false },
         limits: Limits { max_body, require_checksum: false },
         recovery: Recovery::Fail,
+        text: false,
         frame_timeout: config.frame_timeout,
         shared,
     }

@@ -3,7 +3,7 @@
 //! Binary formats carry the variant's index and the plain value. In JSON a number
 //! without fraction and exponent is an integer and any other a float; bytes are
 //! `{"base64": "..."}`; floats that JSON has no number for are `{"float": "NaN"}`,
-//! `"inf"` or `"-inf"`.
+//! `"inf"` or `"-inf"`. `{"float": 21}` is read too: not every language can write 21.0.
 
 use super::Value;
 use base64::Engine;
@@ -71,7 +71,7 @@ impl<'de> Visitor<'de> for Readable {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number, true, false, a string, {\"base64\": \"...\"} or {\"float\": \"NaN\"}")
+        f.write_str("a number, true, false, a string, {\"base64\": \"...\"}, {\"float\": 21} or {\"float\": \"NaN\"}")
     }
 
     fn visit_f64<E>(self, float: f64) -> Result<Value, E> {
@@ -98,18 +98,54 @@ impl<'de> Visitor<'de> for Readable {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
-        let (key, text) = map.next_entry::<String, String>()?.ok_or_else(|| de::Error::invalid_length(0, &self))?;
-        let value = match (key.as_str(), text.as_str()) {
-            ("base64", text) => Value::Bytes(STANDARD.decode(text).map_err(de::Error::custom)?.into()),
-            ("float", "NaN") => Value::Float(f64::NAN),
-            ("float", "inf") => Value::Float(f64::INFINITY),
-            ("float", "-inf") => Value::Float(f64::NEG_INFINITY),
+        let key = map.next_key::<String>()?.ok_or_else(|| de::Error::invalid_length(0, &self))?;
+        let value = match key.as_str() {
+            "base64" => Value::Bytes(STANDARD.decode(map.next_value::<String>()?).map_err(de::Error::custom)?.into()),
+            "float" => Value::Float(map.next_value::<Float>()?.0),
             _ => return Err(de::Error::invalid_value(de::Unexpected::Str(&key), &self)),
         };
         match map.next_key::<String>()? {
             None => Ok(value),
             Some(more) => Err(de::Error::invalid_value(de::Unexpected::Str(&more), &self)),
         }
+    }
+}
+
+/// A float that stands in an object: a number, or the name of one that is none.
+struct Float(f64);
+
+impl<'de> Deserialize<'de> for Float {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Float, D::Error> {
+        struct Named;
+        impl Visitor<'_> for Named {
+            type Value = Float;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number, \"NaN\", \"inf\" or \"-inf\"")
+            }
+
+            fn visit_f64<E>(self, float: f64) -> Result<Float, E> {
+                Ok(Float(float))
+            }
+
+            fn visit_i64<E>(self, integer: i64) -> Result<Float, E> {
+                Ok(Float(integer as f64)) // the nearest float is meant
+            }
+
+            fn visit_u64<E>(self, integer: u64) -> Result<Float, E> {
+                Ok(Float(integer as f64)) // likewise
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Float, E> {
+                match name {
+                    "NaN" => Ok(Float(f64::NAN)),
+                    "inf" => Ok(Float(f64::INFINITY)),
+                    "-inf" => Ok(Float(f64::NEG_INFINITY)),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(name), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Named)
     }
 }
 
@@ -135,6 +171,13 @@ mod tests {
         assert_eq!(values, expected);
         let text = serde_json::to_string(&expected).expect("plain values");
         assert_eq!(text, r#"[21,21.0,-3,1000.0,true,"x",{"base64":"AQI="},{"float":"-inf"}]"#);
+    }
+
+    #[test]
+    fn a_float_without_a_fraction_can_be_written_as_one() {
+        let values: Vec<Value> =
+            serde_json::from_str(r#"[{"float":21}, {"float":-3}, {"float":2.5}]"#).expect("valid values");
+        assert_eq!(values, [Value::Float(21.0), Value::Float(-3.0), Value::Float(2.5)]);
     }
 
     #[test]

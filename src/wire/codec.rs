@@ -1,7 +1,8 @@
 //! Messages to frame bodies and back.
 
-use super::frame::{self, BodyEncoding, Format, FrameRef};
+use super::frame::{self, BodyEncoding, Format, FrameRef, Version};
 use super::message::{DeviceMessage, GatewayMessage};
+use super::text::{self, Context, TextError};
 use serde::{Deserialize, Serialize};
 
 pub(super) mod bytes;
@@ -10,6 +11,9 @@ pub(super) mod values;
 
 /// Bit 7 of a frame's type: from the gateway.
 const FROM_GATEWAY: u8 = 0x80;
+/// Kinds that a link must know.
+pub const WELCOME: u8 = FROM_GATEWAY | 2;
+pub const GOODBYE: u8 = FROM_GATEWAY | 6;
 
 /// A whole frame whose body is no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,10 +22,12 @@ pub enum BodyError {
     Unknown(u8),
     #[error("the body is no {message}: {why}")]
     Malformed { message: &'static str, why: String },
+    #[error(transparent)]
+    Text(#[from] TextError),
 }
 
 macro_rules! messages {
-    ($message:ident, $direction:expr, $decode:ident, $encode:ident, $what:literal, $($variant:ident = $kind:literal),*) => {
+    ($message:ident, $direction:expr, $decode:ident, $decode_in:ident, $encode:ident, $encode_in:ident, $what:literal, $($variant:ident = $kind:literal),*) => {
         #[doc = concat!("Decodes a message from ", $what, ".")]
         ///
         /// # Errors
@@ -29,6 +35,17 @@ macro_rules! messages {
         /// postcard body and unknown fields of the others are ignored: newer peers
         /// may append fields.
         pub fn $decode(frame: &FrameRef<'_>) -> Result<$message, BodyError> {
+            $decode_in(frame, Context::default())
+        }
+
+        #[doc = concat!("Decodes a message from ", $what, " in a conversation, which text messages speak of.")]
+        ///
+        /// # Errors
+        #[doc = concat!("As of [`", stringify!($decode), "`], and if a text message does not belong to the conversation.")]
+        pub fn $decode_in(frame: &FrameRef<'_>, context: Context<'_>) -> Result<$message, BodyError> {
+            if frame.format.version == Version::Text {
+                return Ok(text::$decode(frame.body, context)?);
+            }
             let kind = frame.kind ^ $direction;
             match kind {
                 $($kind => body(frame, stringify!($variant)).map($message::$variant),)*
@@ -38,6 +55,16 @@ macro_rules! messages {
 
         #[doc = concat!("Appends a message from ", $what, " as a frame.")]
         pub fn $encode(message: &$message, format: Format, out: &mut Vec<u8>) {
+            $encode_in(message, format, Context::default(), out);
+        }
+
+        #[doc = concat!("Appends a message from ", $what, " as a frame, in a conversation, which text messages speak of.")]
+        pub fn $encode_in(message: &$message, format: Format, context: Context<'_>, out: &mut Vec<u8>) {
+            if format.version == Version::Text {
+                let kind = $direction | match message { $($message::$variant(_) => $kind,)* };
+                frame::encode(format, kind, out, |out| text::$encode(message, context, out));
+                return;
+            }
             match message {
                 $($message::$variant(body) => put(body, $kind | $direction, format, out),)*
             }
@@ -49,7 +76,9 @@ messages!(
     DeviceMessage,
     0,
     decode_device,
+    decode_device_in,
     encode_device,
+    encode_device_in,
     "a device",
     Hello = 1,
     Authenticate = 2,
@@ -63,7 +92,9 @@ messages!(
     GatewayMessage,
     FROM_GATEWAY,
     decode_gateway,
+    decode_gateway_in,
     encode_gateway,
+    encode_gateway_in,
     "the gateway",
     Challenge = 1,
     Welcome = 2,

@@ -21,6 +21,8 @@ pub const MAGIC: [u8; 4] = [0x12, 0x34, 0x56, 0x7f];
 pub const HEADER: usize = 10;
 /// Bytes of a version 2 frame's checksum.
 pub const CHECKSUM: usize = 4;
+/// In place of the version: the body is a text message.
+const TEXT: u8 = 0xff;
 /// No link may accept bodies larger than this, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
 
@@ -31,6 +33,9 @@ pub enum Version {
     V1,
     /// CRC-32 behind the body.
     V2,
+    /// No frame at all: a text message of a WebSocket, see [`super::text`]. It stands in
+    /// a frame only between a link and its decoder, see [`Decoder::accept_text`].
+    Text,
 }
 
 /// How a body is encoded.
@@ -139,6 +144,7 @@ pub type OnEvent<'f> = dyn FnMut(Event<'_>) -> ControlFlow<Limits> + 'f;
 pub struct Decoder {
     limits: Limits,
     recovery: Recovery,
+    text: bool,
     partial: Vec<u8>,
 }
 
@@ -152,7 +158,14 @@ enum Head<'a> {
 
 impl Decoder {
     pub fn new(limits: Limits, recovery: Recovery) -> Decoder {
-        Decoder { limits, recovery, partial: Vec::new() }
+        Decoder { limits, recovery, text: false, partial: Vec::new() }
+    }
+
+    /// Takes text messages too, around which the link has put a frame ([`text_header`]).
+    /// A device that puts it there itself says nothing that it could not say otherwise.
+    pub fn accept_text(mut self) -> Decoder {
+        self.text = true;
+        self
     }
 
     /// What is accepted from the next frame on.
@@ -233,7 +246,7 @@ impl Decoder {
             if rest.is_empty() {
                 return Ok(at);
             }
-            match head(rest, self.limits) {
+            match head(rest, self.limits, self.text) {
                 Head::Frame(frame, length) => {
                     at += length;
                     self.apply(on_event(Event::Frame(frame)));
@@ -258,9 +271,14 @@ impl Decoder {
 /// How long the whole frame at the start of `bytes` says it is. Only of bytes that
 /// [`head`] took for the start of a frame.
 fn claimed(bytes: &[u8]) -> Option<usize> {
-    let [.., version, _, l0, l1, l2, l3] = *bytes.first_chunk::<HEADER>()?;
+    bytes.first_chunk::<HEADER>().map(whole_length)
+}
+
+/// How long a frame with this header says it is, no longer than any may be.
+pub fn whole_length(header: &[u8; HEADER]) -> usize {
+    let [.., version, _, l0, l1, l2, l3] = *header;
     let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize; // at least 32 bits on every target
-    Some(HEADER + length.min(MAX_BODY) + if version == 2 { CHECKSUM } else { 0 })
+    HEADER + length.min(MAX_BODY) + if version == 2 { CHECKSUM } else { 0 }
 }
 
 /// How many bytes stand before the next magic, or before what may become one.
@@ -272,7 +290,7 @@ fn to_magic(bytes: &[u8]) -> usize {
     bytes.len() - begun
 }
 
-fn head(bytes: &[u8], limits: Limits) -> Head<'_> {
+fn head(bytes: &[u8], limits: Limits, text: bool) -> Head<'_> {
     let known = bytes.len().min(MAGIC.len());
     if bytes[..known] != MAGIC[..known] {
         let mut got = [0; 4];
@@ -285,6 +303,7 @@ fn head(bytes: &[u8], limits: Limits) -> Head<'_> {
         1 if limits.require_checksum => return Head::Invalid(FrameError::ChecksumRequired),
         1 => Version::V1,
         2 => Version::V2,
+        TEXT if text => Version::Text,
         other => return Head::Invalid(FrameError::Version(other)),
     };
     let encoding = match kind >> 4 & 0x7 {
@@ -301,7 +320,7 @@ fn head(bytes: &[u8], limits: Limits) -> Head<'_> {
     let end = HEADER + length;
     let Some(body) = bytes.get(HEADER..end) else { return Head::Partial };
     let frame = FrameRef { format: Format { version, encoding }, kind: kind & 0x8f, body };
-    if version == Version::V1 {
+    if version != Version::V2 {
         return Head::Frame(frame, end);
     }
     let Some(checksum) = bytes.get(end..).and_then(|rest| rest.first_chunk::<CHECKSUM>()) else {
@@ -315,6 +334,31 @@ fn head(bytes: &[u8], limits: Limits) -> Head<'_> {
     Head::Frame(frame, end + CHECKSUM)
 }
 
+/// What a link puts before a text message of so many bytes on its way to a decoder.
+pub fn text_header(length: u64) -> [u8; HEADER] {
+    let [m0, m1, m2, m3] = MAGIC;
+    // What is too long for the field is longer than any limit.
+    let [l0, l1, l2, l3] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    [m0, m1, m2, m3, TEXT, 1 << 4, l0, l1, l2, l3]
+}
+
+/// The first frame of `bytes`, which [`encode`] made, and what follows it: all its bytes,
+/// the kind as in [`FrameRef`], and its body alone if it is a text message.
+pub fn split_encoded(bytes: &[u8]) -> Option<(Encoded<'_>, &[u8])> {
+    let (whole, rest) = bytes.split_at_checked(claimed(bytes)?)?;
+    let [_, _, _, _, version, kind, ..] = *whole.first_chunk::<HEADER>()?;
+    let text = (version == TEXT).then(|| whole.split_at(HEADER).1);
+    Some((Encoded { whole, kind: kind & 0x8f, text }, rest))
+}
+
+/// See [`split_encoded`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encoded<'a> {
+    pub whole: &'a [u8],
+    pub kind: u8,
+    pub text: Option<&'a [u8]>,
+}
+
 /// Appends a frame around the body that `body` appends.
 ///
 /// `kind` holds direction and message as in [`FrameRef::kind`]. The body must not
@@ -324,6 +368,7 @@ pub fn encode(format: Format, kind: u8, out: &mut Vec<u8>, body: impl FnOnce(&mu
     let version = match format.version {
         Version::V1 => 1,
         Version::V2 => 2,
+        Version::Text => TEXT,
     };
     let encoding = match format.encoding {
         BodyEncoding::Postcard => 0,

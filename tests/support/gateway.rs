@@ -58,6 +58,11 @@ impl Gateway {
         self.config = self.config.replace("clock = \"trusted\"", lines);
     }
 
+    /// Has its HTTP server listen on every address.
+    pub fn listen_everywhere(&mut self) {
+        self.config = self.config.replacen(&format!("127.0.0.1:{}", self.http), &format!("0.0.0.0:{}", self.http), 1);
+    }
+
     /// Lets it have no more than so many files open.
     pub fn open_files(&mut self, most: u32) {
         self.open_files = Some(most);

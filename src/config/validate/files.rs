@@ -2,7 +2,7 @@
 
 use super::Section;
 use crate::config::problem::Report;
-use crate::config::{Config, read_password};
+use crate::config::{Config, read_password, read_token};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,15 @@ pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
         check_pem(&mut section, "key_file", mqtt.key_file.as_ref(), PRIVATE_KEY);
         if let Some(Err(why)) = mqtt.password_file.as_deref().map(read_password) {
             section.reject(&["password_file"], why, "give a file that holds the password and that this user may read");
+        }
+    }
+    if config.http.enabled {
+        let mut section = Section::new(report, "http");
+        check_pem(&mut section, "cert_file", config.http.cert_file.as_ref(), CERTIFICATE);
+        check_pem(&mut section, "key_file", config.http.key_file.as_ref(), PRIVATE_KEY);
+        check_pem(&mut section, "client_ca_file", config.http.client_ca_file.as_ref(), CERTIFICATE);
+        if let Some(Err(why)) = config.http.token_file.as_deref().map(read_token) {
+            section.reject(&["token_file"], &why, why.fix());
         }
     }
 }

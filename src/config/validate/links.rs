@@ -6,24 +6,28 @@ use crate::config::{Config, FlowControl, Serial, Tcp};
 use crate::model::Token;
 use bytesize::ByteSize;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
-const MILLISECOND: Duration = Duration::from_millis(1);
+pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
 /// The wire protocol's cap.
-const MAX_FRAME: ByteSize = ByteSize::mib(1);
+pub(super) const MAX_FRAME: ByteSize = ByteSize::mib(1);
 /// What the kernel takes.
 const RS485_MAX_DELAY: Duration = Duration::from_millis(100);
 /// Enough for any serial number, and for what stands around it.
 const LONGEST_PATTERN: usize = 256;
 /// A handshake fits in this.
-const MIN_FRAME: ByteSize = ByteSize::b(256);
+pub(super) const MIN_FRAME: ByteSize = ByteSize::b(256);
 
 pub(super) fn check(config: &Config, report: &mut Report) {
     let refused = report.is_refused("tcp") || report.is_refused("serial");
-    if config.tcp.is_empty() && config.serial.is_empty() && !refused {
+    if config.tcp.is_empty() && config.serial.is_empty() && !config.http.serves_devices() && !refused {
         report.add("tcp", "there is no [[tcp]] and no [[serial]] section: no device could connect", "add one");
     }
     let mut names = Names::default();
+    if config.http.serves_devices() {
+        names.reserve("websocket", "http");
+    }
     for (i, tcp) in config.tcp.iter().enumerate() {
         let mut section = Section::new(report, format!("tcp[{i}]"));
         names.check(&tcp.name, &mut section);
@@ -59,17 +63,17 @@ fn check_tcp(tcp: &Tcp, section: &mut Section) {
     section.duration("handshake_timeout", tcp.handshake_timeout, MILLISECOND, HOUR);
     section.size("max_frame", tcp.max_frame, MIN_FRAME, MAX_FRAME);
     section.duration("frame_timeout", tcp.frame_timeout, MILLISECOND, HOUR);
-    check_tls(tcp, section);
+    check_tls([&tcp.cert_file, &tcp.key_file, &tcp.client_ca_file], section);
 }
 
-fn check_tls(tcp: &Tcp, section: &mut Section) {
-    let files = [("cert_file", &tcp.cert_file, "key_file"), ("key_file", &tcp.key_file, "cert_file")];
-    for ((key, file, missing), other) in files.into_iter().zip([&tcp.key_file, &tcp.cert_file]) {
+/// Certificate, key and authorities of a listener.
+pub(super) fn check_tls([cert, key, client_ca]: [&Option<PathBuf>; 3], section: &mut Section) {
+    for (name, file, missing, other) in [("cert_file", cert, "key_file", key), ("key_file", key, "cert_file", cert)] {
         if file.is_some() && other.is_none() {
-            section.reject(&[key, missing], format!("is of no use without `{missing}`"), "give both or neither");
+            section.reject(&[name, missing], format!("is of no use without `{missing}`"), "give both or neither");
         }
     }
-    if tcp.client_ca_file.is_some() && tcp.cert_file.is_none() && tcp.key_file.is_none() {
+    if client_ca.is_some() && cert.is_none() && key.is_none() {
         let what = "is of no use: the listener does not speak TLS";
         section.reject(&["client_ca_file", "cert_file"], what, "give `cert_file` and `key_file` too, or remove it");
     }
@@ -152,6 +156,11 @@ fn check_rs485(serial: &Serial, section: &mut Section) {
 pub(super) struct Names<'a>(HashMap<&'a str, String>);
 
 impl<'a> Names<'a> {
+    /// What stands at `path` has a name that cannot be chosen.
+    pub fn reserve(&mut self, name: &'a str, path: &str) {
+        self.0.insert(name, path.to_owned());
+    }
+
     pub fn check(&mut self, name: &'a str, section: &mut Section) {
         if let Err(why) = Token::check(name) {
             section.reject(&["name"], format!("{name:?} {why}"), "give 1 to 64 letters, digits, '.', '_' or '-'");

@@ -53,6 +53,10 @@ impl Times {
         Times { clock, rules, tie: None }
     }
 
+    pub fn clock(&self) -> DeviceClock {
+        self.clock
+    }
+
     /// The device's clock showed `time` when it sent what arrived at `now`.
     ///
     /// What arrives late makes the device seem to have booted later than it did, and

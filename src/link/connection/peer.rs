@@ -12,9 +12,10 @@ use crate::device::auth::Credential;
 use crate::device::{Acks, Bucket, Connected, Converted, Introduction, NotAdmitted, Refusal, Session, Step};
 use crate::model::{Batch, Cause, DeviceId};
 use crate::store::{Mark, Saturated};
-use crate::wire::codec::{decode_device, encode_gateway};
+use crate::wire::codec::{decode_device_in, encode_gateway_in};
 use crate::wire::frame::{BodyEncoding, Event, Format, FrameError, FrameRef, Limits, Version};
 use crate::wire::message::{Ack, GatewayMessage, Goodbye, Reason};
+use crate::wire::text::Context;
 use prometheus_client::metrics::counter::Counter;
 use std::collections::VecDeque;
 use std::future::{Future, pending};
@@ -24,6 +25,8 @@ use std::time::Duration;
 
 /// The gateway's format until the device has shown its own.
 pub(in crate::link) const FIRST_FORMAT: Format = Format { version: Version::V2, encoding: BodyEncoding::Json };
+/// The same where devices may speak in text messages.
+const FIRST_TEXT: Format = Format { version: Version::Text, encoding: BodyEncoding::Json };
 
 /// On a line that outlives its sessions, refusals are told this often at most: what
 /// came before Hello may be a whole queue of readings.
@@ -84,7 +87,7 @@ impl<'a> Peer<'a> {
             rate: Bucket::new(line.shared.devices.max_message_rate, line.shared.devices.message_burst),
             rate_told: false,
             session: Session::new(line.grants, since),
-            format: FIRST_FORMAT,
+            format: if line.text { FIRST_TEXT } else { FIRST_FORMAT },
             place,
             established: None,
             credential: None,
@@ -121,7 +124,7 @@ impl<'a> Peer<'a> {
         self.format = frame.format;
         self.frames.inc();
         self.rate.take(now.monotonic);
-        let step = match decode_device(frame) {
+        let step = match decode_device_in(frame, self.session.context()) {
             Ok(message) => self.session.take(message, now),
             Err(why) => {
                 self.line.count_invalid("body");
@@ -133,7 +136,7 @@ impl<'a> Peer<'a> {
             established.connected.silent(self.session.is_idle());
         }
         match step {
-            Ok(Step::Reply(reply)) => encode_gateway(&reply, self.format, &mut self.out),
+            Ok(Step::Reply(reply)) => self.say(&reply),
             Ok(Step::Establish { device, session, first, firmware }) => {
                 if self.is_let_in(&device, now) {
                     self.establish(&device, session, first, firmware.as_deref(), now);
@@ -187,14 +190,7 @@ impl<'a> Peer<'a> {
         let firmware = firmware.map(|text| text.chars().take(MAX_FIRMWARE).collect::<String>().into());
         let shared = &self.line.shared;
         let takes_over = shared.registry.is_connected(device);
-        if self.caller.visit.as_mut().is_some_and(|visit| !visit.enter(takes_over)) {
-            self.line.turned_away("address");
-            self.refuse(busy("as many devices of this address are connected as this gateway allows"), now);
-            return;
-        }
-        if !self.place.enter(takes_over) {
-            self.line.turned_away("too_many");
-            self.refuse(busy("as many devices are connected as this gateway allows; try again later"), now);
+        if !self.enters(takes_over, now) {
             return;
         }
         let (link, alive_within) = (&self.line.name, self.line.grants.idle_after);
@@ -215,7 +211,8 @@ impl<'a> Peer<'a> {
         let acks = Acks::new(self.line.grants.window, settled);
         self.clock_told = false;
         self.established = Some(Established { mark, acks, connected });
-        encode_gateway(&self.session.welcome(first, settled, now), self.format, &mut self.out);
+        let welcome = self.session.welcome(first, settled, now);
+        self.say(&welcome);
         let key = self.credential.as_ref().map(|credential| credential.key());
         tracing::info!(%link, %device, from = self.caller.name, session, settled, key, "device connected");
     }
@@ -271,7 +268,7 @@ impl<'a> Peer<'a> {
         if let Some(established) = &mut self.established
             && let Some(seq) = established.acks.due(established.mark.settled(), now.monotonic)
         {
-            encode_gateway(&GatewayMessage::Ack(Ack { seq }), self.format, &mut self.out);
+            self.say(&GatewayMessage::Ack(Ack { seq }));
         }
     }
 
@@ -418,7 +415,16 @@ impl<'a> Peer<'a> {
 
     fn goodbye(&mut self, refusal: Refusal) {
         let Refusal { reason, text } = refusal;
-        encode_gateway(&GatewayMessage::Goodbye(Goodbye { reason, text }), self.format, &mut self.out);
+        self.say(&GatewayMessage::Goodbye(Goodbye { reason, text }));
+    }
+
+    /// Puts a message into what is to be sent, as the device spoke last.
+    fn say(&mut self, message: &GatewayMessage) {
+        // Nothing else says when it was sent.
+        let is_text = self.format.version == Version::Text;
+        let now = is_text.then(|| self.line.shared.clock.now().wall.0);
+        let context = Context { now, ..self.session.context() };
+        encode_gateway_in(message, self.format, context, &mut self.out);
     }
 
     /// The connection broke.

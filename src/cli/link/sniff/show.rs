@@ -155,6 +155,7 @@ fn version(format: Format) -> u8 {
     match format.version {
         Version::V1 => 1,
         Version::V2 => 2,
+        Version::Text => 0, // there are none on a serial line
     }
 }
 

@@ -4,7 +4,6 @@ use super::{End, Peer};
 use crate::clock::Now;
 use crate::device::{Call, Converted, NotAdmitted, Refusal, Tick};
 use crate::model::{Basis, Batch, Cause};
-use crate::wire::codec::encode_gateway;
 use crate::wire::message::Reason;
 use std::future::{Future, pending};
 
@@ -60,7 +59,7 @@ impl Peer<'_> {
             let room = self.out.len() < MAX_CALLS_OUT;
             let Some(call) = self.established.as_ref().and_then(|e| e.connected.take(room)) else { return };
             match call {
-                Call::Say(message) => encode_gateway(&message, self.format, &mut self.out),
+                Call::Say(message) => self.say(&message),
                 Call::Replaced => {
                     self.place.leave();
                     let text = "the same device connected again";
@@ -75,7 +74,7 @@ impl Peer<'_> {
         match self.session.tick(now) {
             None => {}
             Some(Tick::Idle(reminder)) => {
-                encode_gateway(&reminder, self.format, &mut self.out);
+                self.say(&reminder);
                 if let Some(established) = &mut self.established {
                     established.connected.silent(true);
                 }

@@ -1,0 +1,93 @@
+//! `[http]`.
+
+use super::{Authentication, ClientCertificates, ServerTls};
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// `[http]`: metrics, health, and devices over WebSocket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    pub enabled: bool,
+    pub listen: SocketAddr,
+    /// File with the token that requests must bear; needed beyond loopback.
+    pub token_file: Option<PathBuf>,
+    /// PEM file of the server's certificate chain.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of its private key.
+    pub key_file: Option<PathBuf>,
+    /// PEM file of the authorities that vouch for devices.
+    pub client_ca_file: Option<PathBuf>,
+    /// Pages of these origins may ask, beside those of this server itself.
+    pub allowed_origins: Vec<String>,
+    /// Whether devices may connect at `/ws/device`.
+    pub devices: bool,
+    /// How devices prove who they are; if not given, not at all on loopback, else `Hmac`.
+    pub authentication: Option<Authentication>,
+    /// Devices beyond this many are refused.
+    pub max_connections: usize,
+    /// For a request to be complete, and from the upgrade to the end of the handshake.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// Largest frame body and longest text message accepted, in bytes.
+    pub max_frame: ByteSize,
+    /// How long a frame may stay incomplete without another byte.
+    #[serde(with = "humantime_serde")]
+    pub frame_timeout: Duration,
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http {
+            enabled: true,
+            listen: SocketAddr::from(([127, 0, 0, 1], 7412)),
+            token_file: None,
+            cert_file: None,
+            key_file: None,
+            client_ca_file: None,
+            allowed_origins: Vec::new(),
+            devices: false,
+            authentication: None,
+            max_connections: 1000,
+            handshake_timeout: Duration::from_secs(5),
+            max_frame: ByteSize::kib(64),
+            frame_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Http {
+    /// Whether devices may connect.
+    pub fn serves_devices(&self) -> bool {
+        self.enabled && self.devices
+    }
+
+    /// How devices prove who they are.
+    pub fn authentication(&self) -> Authentication {
+        self.authentication.unwrap_or(Authentication::of(self.listen))
+    }
+
+    /// Whether devices from elsewhere get in that proved nothing.
+    pub fn is_open(&self) -> bool {
+        self.is_public() && self.authentication() == Authentication::None
+    }
+
+    /// Whether devices send their secrets so that others can read them.
+    pub fn is_tapped(&self) -> bool {
+        self.is_public() && self.authentication() == Authentication::Token && self.cert_file.is_none()
+    }
+
+    fn is_public(&self) -> bool {
+        Authentication::of(self.listen) != Authentication::None
+    }
+
+    /// What it speaks TLS with, if it does. Who is no device has no certificate.
+    pub fn tls(&self) -> Option<ServerTls> {
+        let (cert, key) = self.cert_file.clone().zip(self.key_file.clone())?;
+        let client_ca = self.client_ca_file.clone();
+        Some(ServerTls { cert, key, client_ca, client_certificates: ClientCertificates::Optional })
+    }
+}

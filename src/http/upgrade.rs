@@ -1,0 +1,129 @@
+//! From a request to a device's WebSocket (RFC 6455, section 4.2).
+
+use super::{Shared, Visitor, refuse};
+use crate::link::websocket::Refused;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Version, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper_util::rt::TokioIo;
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use std::io;
+
+/// Of the WebSocket protocol; there is no other that anybody speaks.
+const VERSION: &str = "13";
+/// Proves that a server meant to speak it.
+const MAGIC: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+/// When to come back, in seconds. A device knows better, by its own back-off.
+const RETRY_AFTER: &str = "5";
+
+/// Takes a device in that asks for a WebSocket.
+pub(super) async fn device(
+    State(shared): State<Shared>,
+    ConnectInfo(visitor): ConnectInfo<Visitor>,
+    mut request: Request,
+) -> Response {
+    if let Err(denied) = shared.access.check_origin(request.headers()) {
+        return shared.deny(denied);
+    }
+    let accept = match handshake(request.version(), request.headers()) {
+        Ok(accept) => accept,
+        Err(why) => {
+            let upgrade = [(header::SEC_WEBSOCKET_VERSION, VERSION), (header::UPGRADE, "websocket")];
+            return (upgrade, refuse(StatusCode::UPGRADE_REQUIRED, why)).into_response();
+        }
+    };
+    let later = |status, why: &str| ([(header::RETRY_AFTER, RETRY_AFTER)], refuse(status, why)).into_response();
+    let Some(entrance) = shared.devices.as_ref().and_then(|devices| devices.get()) else {
+        let why = "the gateway's log is not open yet; try again later";
+        return later(StatusCode::SERVICE_UNAVAILABLE, why);
+    };
+    let admission = match entrance.admit(visitor.from).await {
+        Ok(admission) => admission,
+        Err(why @ Refused::LockedOut) => return later(StatusCode::TOO_MANY_REQUESTS, &why.to_string()),
+        Err(why @ (Refused::Full | Refused::Stopping)) => {
+            return later(StatusCode::SERVICE_UNAVAILABLE, &why.to_string());
+        }
+    };
+    let upgrade = hyper::upgrade::on(&mut request);
+    let leaves = visitor.clone();
+    let upgrade = async move {
+        let upgraded = upgrade.await.map_err(io::Error::other)?;
+        // It is no request any more.
+        leaves.moves_on();
+        Ok(Box::new(TokioIo::new(upgraded)) as Box<_>)
+    };
+    admission.enter(visitor.from, visitor.certificate(), Box::pin(upgrade));
+    let switch = [
+        (header::CONNECTION, "Upgrade"),
+        (header::UPGRADE, "websocket"),
+        (header::SEC_WEBSOCKET_ACCEPT, accept.as_str()),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, switch).into_response()
+}
+
+/// What answers a request for a WebSocket.
+fn handshake(version: Version, headers: &HeaderMap) -> Result<String, &'static str> {
+    if version != Version::HTTP_11 {
+        return Err("a WebSocket begins with HTTP/1.1");
+    }
+    if !names(headers, header::CONNECTION, "upgrade") || !names(headers, header::UPGRADE, "websocket") {
+        return Err("devices connect here by WebSocket: send Connection: Upgrade and Upgrade: websocket");
+    }
+    if !names(headers, header::SEC_WEBSOCKET_VERSION, VERSION) {
+        return Err("send Sec-WebSocket-Version: 13");
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes()).unwrap_or_default();
+    if STANDARD.decode(key).is_ok_and(|key| key.len() == 16) {
+        Ok(STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key, MAGIC.as_bytes()].concat())))
+    } else {
+        Err("send a Sec-WebSocket-Key of 16 bytes in base64")
+    }
+}
+
+/// Whether one of a header's values, which commas may separate, is `wanted`.
+fn names(headers: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn request(changed: &[(HeaderName, &str)]) -> Result<String, &'static str> {
+        let mut headers = HeaderMap::new();
+        let usual = [
+            (header::CONNECTION, "keep-alive, Upgrade"),
+            (header::UPGRADE, "WebSocket"),
+            (header::SEC_WEBSOCKET_VERSION, "13"),
+            (header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        for (name, value) in usual.iter().chain(changed) {
+            headers.insert(name, HeaderValue::from_str(value).expect("a header's value"));
+        }
+        handshake(Version::HTTP_11, &headers)
+    }
+
+    #[test]
+    fn the_standards_own_key_gives_its_answer() {
+        assert_eq!(request(&[]), Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into()));
+    }
+
+    #[test]
+    fn what_asks_for_no_websocket_is_told_what_is_missing() {
+        for (header, value, word) in [
+            (header::CONNECTION, "keep-alive", "Connection: Upgrade"),
+            (header::UPGRADE, "h2c", "Upgrade: websocket"),
+            (header::SEC_WEBSOCKET_VERSION, "8", "Version: 13"),
+            (header::SEC_WEBSOCKET_KEY, "c2hvcnQ=", "16 bytes"),
+            (header::SEC_WEBSOCKET_KEY, "?", "16 bytes"),
+        ] {
+            let why = request(&[(header.clone(), value)]).expect_err(value);
+            assert!(why.contains(word), "{header}: {why}");
+        }
+        assert!(handshake(Version::HTTP_10, &HeaderMap::new()).is_err());
+    }
+}

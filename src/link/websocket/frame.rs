@@ -1,0 +1,392 @@
+//! The frames of a WebSocket (RFC 6455), from the server's side and without any I/O.
+//! Nothing is collected here but what a control frame holds: what a message holds is
+//! passed on as it comes, however long the message claims to be.
+
+/// Most bytes that a control frame may hold.
+pub const MAX_CONTROL: usize = 125;
+/// The longest header: two bytes, a length of eight and the mask.
+const MAX_HEADER: usize = 14;
+
+const CONTINUATION: u8 = 0x0;
+const TEXT: u8 = 0x1;
+const BINARY: u8 = 0x2;
+const CLOSE: u8 = 0x8;
+const PING: u8 = 0x9;
+const PONG: u8 = 0xa;
+/// Bit 7 of the first byte: the message's last frame.
+const LAST: u8 = 0x80;
+/// Bit 7 of the second byte.
+const MASKED: u8 = 0x80;
+
+/// Why a connection is closed, as the far end is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{why} (WebSocket close code {code})")]
+pub struct Violation {
+    pub code: u16,
+    pub why: &'static str,
+}
+
+/// The far end broke the rules of the WebSocket protocol.
+pub const PROTOCOL_ERROR: u16 = 1002;
+
+fn violation(why: &'static str) -> Violation {
+    Violation { code: PROTOCOL_ERROR, why }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Text,
+    Binary,
+}
+
+/// What came.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A frame of a message begins, which holds `length` bytes. It is the message's first
+    /// if `first`, and the only one or its last if `last`.
+    Begin {
+        kind: Kind,
+        first: bool,
+        last: bool,
+        length: u64,
+    },
+    /// Some of what the frame holds.
+    Data(&'a [u8]),
+    /// The message is complete.
+    Complete,
+    Ping(&'a [u8]),
+    /// The far end takes its leave.
+    Close,
+}
+
+/// Takes frames apart.
+#[derive(Debug, Default)]
+pub struct Reader {
+    header: [u8; MAX_HEADER],
+    have: usize,
+    frame: Option<Frame>,
+    /// The kind of the message under way.
+    message: Option<Kind>,
+    /// What a control frame holds, as far as it came.
+    control: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    opcode: u8,
+    last: bool,
+    left: u64,
+    /// Turned so that its first byte is for what comes next.
+    mask: [u8; 4],
+}
+
+impl Reader {
+    /// Takes the next bytes of the stream, which are unmasked where they stand, and
+    /// reports what they are.
+    ///
+    /// # Errors
+    /// If they are against the protocol, or if `on_event` cannot go on.
+    pub fn push(
+        &mut self,
+        mut bytes: &mut [u8],
+        on_event: &mut dyn FnMut(Event<'_>) -> Result<(), Violation>,
+    ) -> Result<(), Violation> {
+        while !bytes.is_empty() {
+            let Some(mut frame) = self.frame else {
+                let taken = self.take_header(bytes, on_event)?;
+                bytes = bytes.split_at_mut(taken).1; // no more than there is
+                continue;
+            };
+            let length = usize::try_from(frame.left).unwrap_or(usize::MAX).min(bytes.len());
+            let (data, rest) = bytes.split_at_mut(length);
+            bytes = rest;
+            for (at, byte) in data.iter_mut().enumerate() {
+                *byte ^= frame.mask[at % 4]; // a remainder by its length
+            }
+            frame.mask.rotate_left(length % 4); // likewise
+            frame.left -= length as u64; // it is no more
+            self.frame = Some(frame);
+            if frame.opcode >= CLOSE {
+                self.control.extend_from_slice(data);
+            } else {
+                on_event(Event::Data(data))?;
+            }
+            if frame.left == 0 {
+                self.complete(frame, on_event)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in a header as far as it is there; how many bytes of it.
+    fn take_header(
+        &mut self,
+        bytes: &[u8],
+        on_event: &mut dyn FnMut(Event<'_>) -> Result<(), Violation>,
+    ) -> Result<usize, Violation> {
+        for (taken, byte) in bytes.iter().enumerate() {
+            self.header[self.have] = *byte; // it is complete before it is full
+            self.have += 1;
+            if self.have == 2 {
+                self.check_header()?;
+            }
+            if let Some(frame) = self.whole_header()? {
+                self.have = 0;
+                self.begin(frame, on_event)?;
+                return Ok(taken + 1);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    /// Refuses what the first two bytes must not be.
+    fn check_header(&self) -> Result<(), Violation> {
+        let [first, second, ..] = self.header;
+        let (opcode, length) = (first & 0x0f, second & 0x7f);
+        if first & 0x70 != 0 {
+            return Err(violation("a reserved bit is set"));
+        }
+        if second & MASKED == 0 {
+            return Err(violation("a frame from a client is not masked"));
+        }
+        match opcode {
+            CONTINUATION if self.message.is_none() => Err(violation("a message begins with a continuation")),
+            TEXT | BINARY if self.message.is_some() => Err(violation("a message begins within another")),
+            CONTINUATION | TEXT | BINARY => Ok(()),
+            CLOSE | PING | PONG if first & LAST == 0 => Err(violation("a control frame is in pieces")),
+            CLOSE | PING | PONG if usize::from(length) > MAX_CONTROL => Err(violation("a control frame is too long")),
+            CLOSE if length == 1 => Err(violation("half of a close code came")),
+            CLOSE | PING | PONG => Ok(()),
+            _ => Err(violation("the opcode is unknown")),
+        }
+    }
+
+    /// The frame that the header announces, once all of the header is there.
+    fn whole_header(&self) -> Result<Option<Frame>, Violation> {
+        let [first, second, l0, l1, l2, l3, l4, l5, l6, l7, ..] = self.header;
+        let (length, before_mask) = match second & 0x7f {
+            126 => (u64::from(u16::from_be_bytes([l0, l1])), 4),
+            127 => (u64::from_be_bytes([l0, l1, l2, l3, l4, l5, l6, l7]), 10),
+            short => (u64::from(short), 2),
+        };
+        if self.have < before_mask + 4 {
+            return Ok(None);
+        }
+        if length > i64::MAX as u64 {
+            return Err(violation("the length has its highest bit set"));
+        }
+        let mut mask = [0; 4];
+        mask.copy_from_slice(&self.header[before_mask..before_mask + 4]); // at most 10 and 4
+        Ok(Some(Frame { opcode: first & 0x0f, last: first & LAST != 0, left: length, mask }))
+    }
+
+    fn begin(
+        &mut self,
+        frame: Frame,
+        on_event: &mut dyn FnMut(Event<'_>) -> Result<(), Violation>,
+    ) -> Result<(), Violation> {
+        let length = frame.left;
+        self.frame = Some(frame);
+        if frame.opcode < CLOSE {
+            let kind = match frame.opcode {
+                TEXT => Kind::Text,
+                BINARY => Kind::Binary,
+                _ => self.message.unwrap_or(Kind::Binary), // there is one, as was checked
+            };
+            let first = self.message.replace(kind).is_none();
+            on_event(Event::Begin { kind, first, last: frame.last, length })?;
+        }
+        if length == 0 { self.complete(frame, on_event) } else { Ok(()) }
+    }
+
+    /// The frame is complete.
+    fn complete(
+        &mut self,
+        frame: Frame,
+        on_event: &mut dyn FnMut(Event<'_>) -> Result<(), Violation>,
+    ) -> Result<(), Violation> {
+        self.frame = None;
+        let control = std::mem::take(&mut self.control);
+        match frame.opcode {
+            CLOSE => on_event(Event::Close),
+            PING => on_event(Event::Ping(&control)),
+            PONG => Ok(()),
+            _ if frame.last => {
+                self.message = None;
+                on_event(Event::Complete)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Appends a whole message in one frame.
+pub fn put_message(kind: Kind, data: &[u8], out: &mut Vec<u8>) {
+    let opcode = match kind {
+        Kind::Text => TEXT,
+        Kind::Binary => BINARY,
+    };
+    put(opcode, data, out);
+}
+
+/// Appends the answer to a ping.
+pub fn put_pong(data: &[u8], out: &mut Vec<u8>) {
+    put(PONG, data, out);
+}
+
+/// Appends a close frame that says why, as far as that fits.
+pub fn put_close(code: u16, why: &str, out: &mut Vec<u8>) {
+    let room = MAX_CONTROL - 2; // the code takes two bytes
+    let end = (0..=room.min(why.len())).rev().find(|end| why.is_char_boundary(*end)).unwrap_or(0);
+    let why = why.split_at(end).0;
+    let data = [&code.to_be_bytes(), why.as_bytes()].concat();
+    put(CLOSE, &data, out);
+}
+
+fn put(opcode: u8, data: &[u8], out: &mut Vec<u8>) {
+    out.push(LAST | opcode);
+    match data.len() {
+        short @ 0..=125 => out.push(short as u8), // it fits
+        medium @ 126..=0xffff => {
+            out.push(126);
+            out.extend_from_slice(&(medium as u16).to_be_bytes()); // it fits
+        }
+        long => {
+            out.push(127);
+            out.extend_from_slice(&(long as u64).to_be_bytes()); // no target has more than 64 bits
+        }
+    }
+    out.extend_from_slice(data);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A frame as a client sends it.
+    fn masked(first: u8, data: &[u8], mask: [u8; 4]) -> Vec<u8> {
+        let mut plain = Vec::new();
+        put(first & 0x0f, data, &mut plain);
+        let header = plain.len() - data.len();
+        let mut frame = plain[..header].to_vec();
+        frame[0] = first;
+        frame[1] |= MASKED;
+        frame.extend(mask);
+        frame.extend(data.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        frame
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Came {
+        Message(Kind, Vec<u8>),
+        Ping(Vec<u8>),
+        Close,
+    }
+
+    fn read(stream: &[u8], at_a_time: usize) -> Result<Vec<Came>, Violation> {
+        let (mut reader, mut came, mut open) = (Reader::default(), Vec::new(), None);
+        for piece in stream.chunks(at_a_time) {
+            reader.push(&mut piece.to_vec(), &mut |event| {
+                match event {
+                    Event::Begin { kind, first: true, .. } => open = Some((kind, Vec::new())),
+                    Event::Begin { .. } => {}
+                    Event::Data(data) => open.as_mut().expect("it began").1.extend_from_slice(data),
+                    Event::Complete => {
+                        let (kind, data) = open.take().expect("it began");
+                        came.push(Came::Message(kind, data));
+                    }
+                    Event::Ping(data) => came.push(Came::Ping(data.to_vec())),
+                    Event::Close => came.push(Came::Close),
+                }
+                Ok(())
+            })?;
+        }
+        Ok(came)
+    }
+
+    #[test]
+    fn the_standards_own_examples_are_read() {
+        let hello = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
+        assert_eq!(read(&hello, 1), Ok(vec![Came::Message(Kind::Text, b"Hello".to_vec())]));
+        let mut unmasked = Vec::new();
+        put_message(Kind::Text, b"Hello", &mut unmasked);
+        assert_eq!(unmasked, [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]);
+        let mut long = Vec::new();
+        put_message(Kind::Binary, &[7; 65_536], &mut long);
+        assert_eq!(long[..10], [0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn control_frames_come_within_messages() {
+        let mask = [1, 2, 3, 4];
+        let stream = [
+            masked(TEXT, b"ab", mask),
+            masked(LAST | PING, b"?", mask),
+            masked(LAST | PONG, b"!", mask),
+            masked(CONTINUATION, b"", mask),
+            masked(LAST | CONTINUATION, b"c", mask),
+            masked(LAST | CLOSE, b"", mask),
+        ]
+        .concat();
+        let came = read(&stream, 3).expect("all of it is right");
+        assert_eq!(came, [Came::Ping(b"?".to_vec()), Came::Message(Kind::Text, b"abc".to_vec()), Came::Close]);
+    }
+
+    #[test]
+    fn what_is_against_the_protocol_is_refused_by_its_first_two_bytes() {
+        for (bytes, why) in [
+            ([0xc1, 0x81], "reserved"),
+            ([0x81, 0x01], "not masked"),
+            ([0x80, 0x81], "begins with a continuation"),
+            ([0x83, 0x81], "opcode"),
+            ([0x09, 0x81], "in pieces"),
+            ([0x89, 0xfe], "too long"),
+            ([0x88, 0x81], "half of a close code"),
+        ] {
+            let refused = read(&bytes, 1).expect_err(why);
+            assert!(refused.why.contains(why) && refused.code == PROTOCOL_ERROR, "{bytes:02x?}: {refused}");
+        }
+        let within = [masked(TEXT, b"a", [0; 4]), masked(LAST | BINARY, b"b", [0; 4])].concat();
+        assert_eq!(read(&within, 5).expect_err("within").why, "a message begins within another");
+        let endless = [0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert!(read(&endless, 4).is_err());
+    }
+
+    #[test]
+    fn a_reason_that_is_too_long_is_cut_between_characters() {
+        let mut out = Vec::new();
+        put_close(1008, &"é".repeat(100), &mut out);
+        assert_eq!((out[0], out.len()), (LAST | CLOSE, 2 + 2 + 122));
+        assert!(std::str::from_utf8(&out[4..]).is_ok());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn messages_are_read_however_they_are_cut(
+            messages in proptest::collection::vec((any::<bool>(), proptest::collection::vec(any::<u8>(), 0..300)), 1..5),
+            pieces in 1usize..200,
+            at_a_time in 1usize..64,
+            mask in any::<[u8; 4]>(),
+        ) {
+            let (mut stream, mut sent) = (Vec::new(), Vec::new());
+            for (text, data) in messages {
+                let (kind, opcode) = if text { (Kind::Text, TEXT) } else { (Kind::Binary, BINARY) };
+                let chunks: Vec<&[u8]> = if data.is_empty() { vec![&[]] } else { data.chunks(pieces).collect() };
+                for (i, chunk) in chunks.iter().enumerate() {
+                    let last = if i + 1 == chunks.len() { LAST } else { 0 };
+                    stream.extend(masked(last | if i == 0 { opcode } else { CONTINUATION }, chunk, mask));
+                }
+                sent.push(Came::Message(kind, data));
+            }
+            prop_assert_eq!(read(&stream, at_a_time), Ok(sent));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), at_a_time in 1usize..50) {
+            let _ = read(&bytes, at_a_time);
+        }
+    }
+}
