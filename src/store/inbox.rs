@@ -244,12 +244,16 @@ pub(super) fn load(db: &mut Connection) -> rusqlite::Result<(Commands, u64)> {
         while let Some(row) = rows.next()? {
             let place: i64 = row.get(0)?;
             commands.next_place = u64::try_from(place).unwrap_or(0).saturating_add(1);
-            let taken = Row::of(row).and_then(|row| match row.ended {
-                Some(when) => Some(ended.push((when, row.key()?, row.final_state()?))),
-                None => Some(commands.live.push(row.command()?)),
-            });
-            if taken.is_none() {
-                damaged.push(place);
+            match Row::of(row) {
+                Some(row) if row.ended.is_none() => match row.command() {
+                    Some(command) => commands.live.push(command),
+                    None => damaged.push(place),
+                },
+                Some(row) => match (row.ended, row.key(), row.final_state()) {
+                    (Some(when), Some(key), Some(state)) => ended.push((when, key, state)),
+                    _ => damaged.push(place),
+                },
+                None => damaged.push(place),
             }
         }
         ended.sort_by_key(|(when, ..)| *when);

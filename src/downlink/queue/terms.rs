@@ -26,7 +26,7 @@ pub struct Rules {
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Hand a command over; [`Queue::handed`] wants to know whether that worked.
+    /// Hand a command over; [`super::Queue::handed`] wants to know whether that worked.
     Send(Dispatch),
     /// It is on disk how a command ended.
     Ended {
