@@ -185,14 +185,7 @@ impl<'a> Peer<'a> {
         let firmware = firmware.map(|text| text.chars().take(MAX_FIRMWARE).collect::<String>().into());
         let shared = &self.line.shared;
         let takes_over = shared.registry.is_connected(device);
-        if self.caller.visit.as_mut().is_some_and(|visit| !visit.enter(takes_over)) {
-            self.line.turned_away("address");
-            self.refuse(busy("as many devices of this address are connected as this gateway allows"), now);
-            return;
-        }
-        if !self.place.enter(takes_over) {
-            self.line.turned_away("too_many");
-            self.refuse(busy("as many devices are connected as this gateway allows; try again later"), now);
+        if !self.enters(takes_over, now) {
             return;
         }
         let (link, alive_within) = (&self.line.name, self.line.grants.idle_after);

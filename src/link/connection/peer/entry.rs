@@ -1,6 +1,6 @@
 //! Who the device is: whether it may come in, and whether it still may.
 
-use super::Peer;
+use super::{Peer, busy};
 use crate::clock::Now;
 use crate::device::auth::{Attempt, Fault, Origin, certifies};
 use crate::device::{Refusal, Step};
@@ -77,6 +77,21 @@ impl Peer<'_> {
         };
         self.establish(&device, session, first, firmware.as_deref(), now);
         ControlFlow::Break(self.line.limits)
+    }
+
+    /// Takes a place for the device, in that of its older connection if it `takes_over`.
+    /// False if it is refused for want of one.
+    pub(super) fn enters(&mut self, takes_over: bool, now: Now) -> bool {
+        let (label, text) = if self.caller.visit.as_mut().is_some_and(|visit| !visit.enter(takes_over)) {
+            ("address", "as many devices of this address are connected as this gateway allows")
+        } else if !self.place.enter(takes_over) {
+            ("too_many", "as many devices are connected as this gateway allows; try again later")
+        } else {
+            return true;
+        };
+        self.line.turned_away(label);
+        self.refuse(busy(text), now);
+        false
     }
 
     fn origin(&self) -> Origin {
