@@ -30,6 +30,9 @@ const REFUSE_EVERY: Duration = Duration::from_secs(1);
 /// Of what a device says about its firmware so much is kept, in characters.
 const MAX_FIRMWARE: usize = 64;
 
+/// What a device is told of why its session ends has so many characters at most.
+const MAX_REASON: usize = 240;
+
 /// How a session ends.
 #[derive(Debug)]
 pub enum End {
@@ -362,7 +365,12 @@ impl<'a> Peer<'a> {
         }
     }
 
-    fn refuse(&mut self, refusal: Refusal, now: Now) {
+    fn refuse(&mut self, mut refusal: Refusal, now: Now) {
+        // It may repeat what the device sent.
+        if let Some((end, _)) = refusal.text.char_indices().nth(MAX_REASON) {
+            refusal.text.truncate(end);
+            refusal.text += "...";
+        }
         self.because(if refusal.reason == Reason::Timeout { Cause::Timeout } else { Cause::Refused });
         if !self.line.grants.restart {
             self.end(End::Refused(refusal));

@@ -127,3 +127,18 @@ async fn readings_that_found_no_room_are_not_taken_for_those_of_the_next_session
     assert!(matches!(said[..2], [GatewayMessage::Welcome(_), GatewayMessage::Welcome(_)]), "{said:?}");
     assert_eq!(said.len(), 2, "the second session sent nothing that could be acknowledged: {said:?}");
 }
+
+/// What a device sends comes back in what is said to it, and in the log.
+#[tokio::test]
+async fn a_refusal_is_short_whatever_the_device_sent() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (line, mut writer) = line(directory.path());
+    writer.step();
+    let mut peer = Peer::new(&line, Caller::named("/dev/ttyS0"), Place::granted(), line.shared.clock.now());
+    let values = vec![(ChannelRef::Name("\u{1}".repeat(100_000)), Value::Integer(1))];
+    let senseless = Readings { seq: 1, sub: None, samples: vec![Sample { time: 0, values }] };
+    hear(&mut peer, &[hello(1), DeviceMessage::Readings(senseless)]);
+    let said = said(&mut peer);
+    let Some(GatewayMessage::Goodbye(goodbye)) = said.last() else { panic!("{said:?}") };
+    assert!(goodbye.text.starts_with("channel name") && goodbye.text.len() < 300, "{} bytes", goodbye.text.len());
+}
