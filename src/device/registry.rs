@@ -10,8 +10,8 @@ use crate::clock::{Clock, Now};
 use crate::config;
 use crate::metrics::Metrics;
 use crate::model::{Cause, DeviceId, DeviceStatus};
-use crate::wire::message::{Command, CommandResult, GatewayMessage, SubCommand};
-use connected::Slot;
+use crate::wire::message::{Command, CommandResult};
+use connected::{Slot, Waiting};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -202,14 +202,10 @@ impl Registry {
         let Some(session) = table.reachable(device).filter(|session| session.number == connection) else {
             return false;
         };
-        let message = match device.as_str().split_once('/') {
-            None => GatewayMessage::Command(command),
-            Some((_, sub)) => {
-                let Command { id, name, payload, expires_in } = command;
-                GatewayMessage::SubCommand(SubCommand { sub: sub.to_owned(), id, name, payload, expires_in })
-            }
-        };
-        session.slot.call(message)
+        let sub = device.as_str().split_once('/').map(|(_, sub)| sub.to_owned());
+        let now = self.0.clock.now().monotonic;
+        let until = command.expires_in.map(|left| now.saturating_add(Duration::from_millis(left)));
+        session.slot.call(Waiting { sub, command, until })
     }
 
     /// Changes whenever a device becomes reachable or unreachable.

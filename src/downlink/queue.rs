@@ -382,9 +382,10 @@ impl Queue {
         };
         let own = self.lanes.get(from).and_then(|lane| lane.front()).filter(is_it);
         let behind = || {
-            let hub = from.device()?;
-            let lanes =
-                self.lanes.iter().filter(|(target, _)| target.device().map(DeviceId::hub).as_ref() == Some(hub));
+            let hub = from.device()?.as_str();
+            let is_behind =
+                |device: &DeviceId| device.as_str().strip_prefix(hub).is_some_and(|sub| sub.starts_with('/'));
+            let lanes = self.lanes.iter().filter(|(target, _)| target.device().is_some_and(is_behind));
             lanes.filter_map(|(_, lane)| lane.front()).filter(is_it).min()
         };
         own.or_else(behind).copied()

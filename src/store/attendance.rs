@@ -22,7 +22,8 @@ const MAX_WAITING: usize = 10_000;
 pub(super) struct Attendance {
     /// In the order in which it was told.
     changes: Vec<DeviceStatus>,
-    forgotten: Vec<DeviceId>,
+    /// Those that are known no more, each behind so many of the changes.
+    forgotten: Vec<(usize, DeviceId)>,
 }
 
 /// An entry of the trail.
@@ -40,27 +41,45 @@ impl Attendance {
         self.changes.is_empty() && self.forgotten.is_empty()
     }
 
-    fn add(&mut self, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) {
-        self.changes.extend(changes);
+    fn add(&mut self, newer: Attendance) {
+        let before = self.changes.len();
+        self.changes.extend(newer.changes);
+        self.forgotten.extend(newer.forgotten.into_iter().map(|(behind, device)| (before + behind, device)));
         let surplus = self.changes.len().saturating_sub(MAX_WAITING);
         self.changes.drain(..surplus);
-        self.forgotten.extend(forgotten);
-        self.forgotten.truncate(MAX_WAITING);
+        self.forgotten.iter_mut().for_each(|(behind, _)| *behind = behind.saturating_sub(surplus));
+        let surplus = self.forgotten.len().saturating_sub(MAX_WAITING);
+        self.forgotten.drain(..surplus);
     }
 
     /// Takes back what was not written after all.
     pub fn put_back(&mut self, older: Attendance) {
         let newer = std::mem::replace(self, older);
-        self.add(newer.changes, newer.forgotten);
+        self.add(newer);
+    }
+
+    /// The last word on each device; `None` if it is known no more.
+    fn last_words(&self) -> HashMap<&DeviceId, Option<&DeviceStatus>> {
+        let mut last = HashMap::new();
+        let mut forgotten = self.forgotten.iter().peekable();
+        for (before, status) in self.changes.iter().enumerate() {
+            while let Some((_, device)) = forgotten.next_if(|(behind, _)| *behind <= before) {
+                last.insert(device, None);
+            }
+            last.insert(&status.device, Some(status));
+        }
+        last.extend(forgotten.map(|(_, device)| (device, None)));
+        last
     }
 }
 
 impl Log {
     /// Has it written soon, and told as events, that these devices' presence changed, and
-    /// that those are known no more.
+    /// before that, that those are known no more.
     pub fn attend(&self, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) {
         let mut state = self.shared.state.lock();
-        state.attendance.add(changes, forgotten);
+        let forgotten = forgotten.into_iter().map(|device| (0, device)).collect();
+        state.attendance.add(Attendance { changes, forgotten });
         state.wake(&self.shared.due);
     }
 
@@ -79,18 +98,18 @@ const LOOKS: usize = usize::MAX;
 
 /// Writes what is new, and returns the bodies of the events that tell of it.
 pub(super) fn write(db: &Connection, news: &Attendance, now: Timestamp, keep: u32) -> Result<Vec<String>> {
-    let mut last: HashMap<&DeviceId, &DeviceStatus> = HashMap::new();
     for status in &news.changes {
         let body = serde_json::to_string(status)?;
         let row = "INSERT INTO audit (time, body, guard) VALUES (?1, ?2, ?3)";
         db.prepare_cached(row)?.execute(params![now.0, body, row::audit_guard(now.0, &body)])?;
-        last.insert(&status.device, status);
     }
-    for device in &news.forgotten {
-        db.prepare_cached("DELETE FROM device WHERE name = ?1")?.execute([device.as_str()])?;
-    }
-    for (device, status) in last {
-        let (name, body) = (device.as_str(), serde_json::to_string(status)?);
+    for (device, status) in news.last_words() {
+        let name = device.as_str();
+        let Some(status) = status else {
+            db.prepare_cached("DELETE FROM device WHERE name = ?1")?.execute([name])?;
+            continue;
+        };
+        let body = serde_json::to_string(status)?;
         db.prepare_cached("INSERT OR REPLACE INTO device (name, body, guard) VALUES (?1, ?2, ?3)")?
             .execute(params![name, body, row::device_guard(name, &body)])?;
     }
@@ -147,4 +166,59 @@ pub(super) fn trail(
         }
     }
     Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cause, Presence};
+
+    fn device(name: &str) -> DeviceId {
+        DeviceId::new(name).expect("a valid name")
+    }
+
+    fn status(name: &str, state: Presence) -> DeviceStatus {
+        DeviceStatus {
+            device: device(name),
+            state,
+            reason: Cause::Connected,
+            since: Timestamp(0),
+            last_seen: Timestamp(0),
+            time_trusted: true,
+            link: "tcp".into(),
+            flaps: 0,
+            flapping: false,
+            firmware: None,
+        }
+    }
+
+    fn news(changes: &[(&str, Presence)], forgotten: &[&str]) -> Attendance {
+        let changes = changes.iter().map(|(name, state)| status(name, *state)).collect();
+        Attendance { changes, forgotten: forgotten.iter().map(|name| (0, device(name))).collect() }
+    }
+
+    #[test]
+    fn what_happened_last_to_a_device_is_the_last_word_on_it() {
+        let mut waiting = news(&[("gone", Presence::Online), ("back", Presence::Offline)], &[]);
+        waiting.add(news(&[("back", Presence::Online)], &["gone", "back"]));
+        let mut newer = news(&[("again", Presence::Online)], &["never"]);
+        newer.put_back(waiting);
+        let state = |name: &str| newer.last_words()[&device(name)].map(|status| status.state);
+        assert_eq!((state("gone"), state("never")), (None, None));
+        assert_eq!((state("back"), state("again")), (Some(Presence::Online), Some(Presence::Online)));
+        assert_eq!(newer.changes.len(), 4, "the trail has them all");
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_keeps_its_order() {
+        let mut waiting = Attendance::default();
+        for _ in 0..MAX_WAITING {
+            waiting.add(news(&[("pump", Presence::Online)], &["other"]));
+        }
+        waiting.add(news(&[], &["pump"]));
+        waiting.add(news(&[("other", Presence::Online)], &[]));
+        assert_eq!((waiting.changes.len(), waiting.forgotten.len()), (MAX_WAITING, MAX_WAITING));
+        assert!(waiting.last_words()[&device("pump")].is_none());
+        assert!(waiting.last_words()[&device("other")].is_some());
+    }
 }
