@@ -160,8 +160,7 @@ impl Connected {
         if self.is_current(&table) {
             table.roll.silent(&self.device, silent, now);
         }
-        drop(table);
-        self.registry.0.news.notify_one();
+        self.registry.hurry(&table);
     }
 
     /// A device behind this one is there or not, or was heard.
@@ -197,7 +196,7 @@ impl Connected {
         session.subs.insert(sub.clone(), there);
         self.registry.show(&table);
         drop(table);
-        self.registry.changed();
+        self.registry.0.changes.send_replace(());
         Ok(())
     }
 
@@ -232,6 +231,6 @@ impl Drop for Connected {
         }
         self.registry.show(&table);
         drop(table);
-        self.registry.changed();
+        self.registry.0.changes.send_replace(());
     }
 }
