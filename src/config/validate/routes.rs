@@ -4,6 +4,7 @@ use super::Section;
 use super::links::Names;
 use crate::config::Route;
 use crate::config::problem::Report;
+use crate::model::stray_in_devices;
 
 /// Enough for any name, and for what stands around it.
 const LONGEST: usize = 256;
@@ -28,8 +29,7 @@ fn patterns(key: &str, patterns: &[String], section: &mut Section) {
 
 /// Adds a problem for a pattern that matches no device's name.
 pub(super) fn device_patterns(key: &str, all: &[String], section: &mut Section) {
-    let can_be = |c: char| c.is_ascii_alphanumeric() || "._-/*?".contains(c);
-    match all.iter().find_map(|pattern| Some((pattern, pattern.chars().find(|c| !can_be(*c))?))) {
+    match all.iter().find_map(|pattern| Some((pattern, stray_in_devices(pattern)?))) {
         Some((pattern, stray)) => section.reject(
             &[key],
             format!("{pattern:?} matches no device: no name contains {stray:?}"),
