@@ -219,6 +219,9 @@ impl Gateway {
         for address in &tcp_addresses {
             tracing::info!(%address, "listening for devices");
         }
+        if let Some(address) = http_address {
+            tracing::info!(%address, devices = config.http.serves_devices(), "listening for HTTP requests");
+        }
         Ok(Gateway {
             links,
             downlinks,

@@ -5,7 +5,7 @@
 //! | `/metrics` | every figure, in the OpenMetrics text format |
 //! | `/health/live` | 200 while the process makes progress, else 503 and why |
 //! | `/health/ready` | 200 while readings are taken and kept, else 503 and why |
-//! | `/api/v1/...` | see `docs/http.md` |
+//! | `/api/v1/...` | see `docs/presence.md` and `docs/commands.md` |
 //! | `/ws/device` | a device's WebSocket, if the configuration wants that |
 //!
 //! Everything but `/health/live` and `/ws/device` is for those only whom [`Access`] lets
@@ -29,7 +29,7 @@ use crate::stop;
 use crate::store::Log;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -115,7 +115,16 @@ fn routes(site: Shared) -> Router {
     if site.devices.is_some() {
         open = open.route("/ws/device", get(upgrade::device));
     }
-    guarded(&site).merge(open).layer(middleware::from_fn(accompany)).with_state(site)
+    guarded(&site).merge(open).fallback(nothing).layer(middleware::from_fn(accompany)).with_state(site)
+}
+
+/// Says where there is something.
+async fn nothing(uri: Uri) -> Refused {
+    let why = match uri.path() {
+        "/ws/device" => "devices do not connect here; [http] devices = true lets them".to_owned(),
+        path => format!("there is no {path}, but /metrics, /health/live, /health/ready and /api/v1/devices"),
+    };
+    Refused::not_found(why)
 }
 
 /// What is not for everybody.

@@ -206,7 +206,7 @@ async fn a_command_survives_a_kill_at_each_step_and_ends_once() {
     // Once it is taken over.
     gateway.kill();
     gateway.start().await;
-    assert_eq!(gateway.figure("tidegate_commands_live").await, 1.0);
+    gateway.figure_becomes("tidegate_commands_live", |live| live == 1.0).await;
     let mut pump = device(&gateway, "pump").await;
     assert_eq!(next(&mut pump).await.id, "c-1");
     // Once it was handed over.
@@ -298,9 +298,12 @@ async fn the_command_line_sends_commands_and_waits_for_their_end() {
 
     let ping = send(&gateway, &["--gateway", "ping", "--wait"]);
     assert!(ping.status.success() && text(&ping).contains("done"), "{}", text(&ping));
-    for (wrong, why) in
-        [(&["pump"][..], "DEVICE NAME"), (&["a/b/c", "open"], "the device"), (&["pump", "open", "{"], "no JSON")]
-    {
+    for (wrong, why) in [
+        (&["pump"][..], "DEVICE NAME"),
+        (&["a/b/c", "open"], "the device"),
+        (&["pump", "open", "{"], "no JSON"),
+        (&["pump", "open", "--wait", "5s"], "--wait="),
+    ] {
         let output = send(&gateway, wrong);
         assert!(output.status.code() == Some(2) && text(&output).contains(why), "{wrong:?}: {}", text(&output));
     }

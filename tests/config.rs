@@ -275,6 +275,9 @@ fn device_limits_are_checked() {
     refused("devices", "idle_timeout = '30s'", "devices.idle_timeout", "give more than heartbeat_interval, 30s");
     refused("devices", "window = 0", "devices.window", "out of range");
     refused("devices", "message_burst = 0", "devices.message_burst", "give 1 to 1000000");
+    refused("devices", "allow = ['pump-*', 'valve 3']", "devices.allow", "no name contains ' '; give letters");
+    refused("devices", "deny = ['']", "devices.deny", "matches no name");
+    good(&format!("{TCP}{MQTT}[devices]\nallow = ['hub/*', 'p?mp-1.0_a']"));
     refused("devices", "max_message_rate = 1000001", "devices.max_message_rate", "give 0 to 1000000");
 }
 

@@ -2,6 +2,7 @@
 //! binary, and devices whose readings are known beforehand.
 
 pub mod broker;
+pub mod client;
 pub mod cloud;
 pub mod crowd;
 pub mod device;

@@ -91,6 +91,7 @@ impl Answer {
         match self.status {
             200..=299 => Ok(body),
             status => match body["error"].as_str() {
+                Some(error) if status == 404 => bail!("{error}"),
                 Some(error) => bail!("the gateway refuses ({status}): {error}"),
                 None => bail!("the gateway refuses ({status}): {}", self.body.trim()),
             },
@@ -122,12 +123,12 @@ mod tests {
 
     #[test]
     fn an_answer_is_its_status_and_its_body() {
-        let answer = parse(b"HTTP/1.1 404 Not Found\r\ncontent-length: 21\r\n\r\n{\"error\":\"not there\"}");
-        let answer = answer.expect("it is whole");
-        assert_eq!(
-            (answer.status, answer.json().expect_err("refused").to_string()),
-            (404, "the gateway refuses (404): not there".to_owned())
-        );
+        for (status, said) in [(404, "not there"), (403, "the gateway refuses (403): not there")] {
+            let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: 21\r\n\r\n{{\"error\":\"not there\"}}");
+            let answer = parse(answer.as_bytes()).expect("it is whole");
+            assert_eq!(answer.status, status);
+            assert_eq!(answer.json().expect_err("refused").to_string(), said);
+        }
         assert!(parse(b"HTTP/1.1 200 OK\r\ncont").is_err());
         assert!(parse(b"SSH-2.0-OpenSSH_9\r\n").is_err());
     }

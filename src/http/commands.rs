@@ -2,11 +2,11 @@
 //! gateway, given and looked up.
 
 use super::Shared;
-use super::problem::Refused;
+use super::problem::{Path, Query, Refused};
 use crate::downlink::{self, Handle, Order, Refusal};
 use crate::model::{Command, CommandId, CommandKey, CommandState, DeviceId, Target};
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -82,11 +82,15 @@ async fn one_of_gateway(State(shared): State<Shared>, Path(id): Path<CommandId>,
     one(&shared, CommandKey { target: Target::Gateway, id }, asked.wait()?).await
 }
 
-async fn list_of_device(State(shared): State<Shared>, Path(device): Path<DeviceId>, asked: Query<Asked>) -> Answer {
+async fn list_of_device(
+    State(shared): State<Shared>,
+    Path(device): Path<DeviceId>,
+    Query(asked): Query<Asked>,
+) -> Answer {
     list(&shared, &Target::Device(device), &asked).await
 }
 
-async fn list_of_gateway(State(shared): State<Shared>, asked: Query<Asked>) -> Answer {
+async fn list_of_gateway(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Answer {
     list(&shared, &Target::Gateway, &asked).await
 }
 

@@ -1,10 +1,10 @@
 //! `/api/v1/devices` and `/api/v1/history`: who is there, and who was.
 
 use super::Shared;
-use super::problem::Refused;
+use super::problem::{Path, Query, Refused};
 use crate::model::DeviceId;
 use crate::store::Attended;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Deserialize;
