@@ -267,7 +267,7 @@ impl Sealing {
         let key = random()?;
         file.replace(format!("{}\n", hex(&key)).as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
-        Sealing::read(path)
+        Sealing::read_if_there(path)?.with_context(|| format!("{} is gone again", path.display()))
     }
 
     /// `None` if there is none. A crash may have left the file empty: nothing was ever
