@@ -287,3 +287,28 @@ async fn a_broker_that_takes_no_statuses_gets_the_readings_all_the_same() {
     eventually("it is told what to do", async || gateway.log().contains("presence = false")).await;
     assert_eq!(gateway.log().matches("connected to the broker").count(), 1, "{}", gateway.log());
 }
+
+/// Not to be told of everybody is better than to be told of nobody, and of no reading.
+#[tokio::test]
+async fn changes_that_are_too_many_for_a_packet_do_not_stop_the_readings() {
+    let broker = Broker::start().await;
+    let listener = listen(&broker).await;
+    let sections = "max_packet = \"4KiB\"\nmax_batch = \"2KiB\"\n";
+    let gateway = Gateway::with_broker(&broker.gateway_url(), sections).started().await;
+    gateway.connected().await;
+    let mut devices = Vec::new();
+    for n in 0..60 {
+        devices.push(Talk::welcomed(&gateway.tcp_address(), &format!("pump-{n}"), 7).await.0);
+    }
+    eventually("the changes are told, or that they are left out", async || {
+        let events = listener.messages("tidegate/gw/events");
+        let left_out = events.iter().filter(|event| event["error"].as_str().is_some_and(|e| e.contains("left out")));
+        left_out.clone().all(|event| event["type"] == "presence" && event["id"].is_u64()) && left_out.count() > 0
+    })
+    .await;
+    devices[0].readings(1, 1, 10).await;
+    devices[0].acked(10).await;
+    gateway.figure_becomes("tidegate_sink_delivered_total{sink=\"mqtt\"}", |delivered| delivered == 10.0).await;
+    eventually("each has its status", async || (0..60).all(|n| !told(&listener, &format!("pump-{n}")).is_empty()))
+        .await;
+}

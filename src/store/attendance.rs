@@ -12,8 +12,9 @@ use rusqlite::{Connection, params};
 use serde_json::json;
 use std::collections::HashMap;
 
-/// Changes told in one event.
+/// Changes told in one event, and the bytes that they may take: brokers' packets are bounded.
 const AN_EVENT: usize = 50;
+const AN_EVENT_BYTES: usize = 8 * 1024;
 /// Changes that may wait for being written; the oldest are left out of the trail.
 const MAX_WAITING: usize = 10_000;
 
@@ -98,8 +99,14 @@ const LOOKS: usize = usize::MAX;
 
 /// Writes what is new, and returns the bodies of the events that tell of it.
 pub(super) fn write(db: &Connection, news: &Attendance, now: Timestamp, keep: u32) -> Result<Vec<String>> {
-    for status in &news.changes {
+    let (mut events, mut first, mut size) = (Vec::new(), 0, 0);
+    for (at, status) in news.changes.iter().enumerate() {
         let body = serde_json::to_string(status)?;
+        if at - first >= AN_EVENT || size + body.len() > AN_EVENT_BYTES {
+            events.push(event(&news.changes[first..at])); // it has come so far
+            (first, size) = (at, 0);
+        }
+        size += body.len();
         let row = "INSERT INTO audit (time, body, guard) VALUES (?1, ?2, ?3)";
         db.prepare_cached(row)?.execute(params![now.0, body, row::audit_guard(now.0, &body)])?;
     }
@@ -114,11 +121,15 @@ pub(super) fn write(db: &Connection, news: &Attendance, now: Timestamp, keep: u3
             .execute(params![name, body, row::device_guard(name, &body)])?;
     }
     if !news.changes.is_empty() {
+        events.push(event(&news.changes[first..])); // the last is never told before
         db.prepare_cached("DELETE FROM audit WHERE id <= (SELECT id FROM audit ORDER BY id DESC LIMIT 1 OFFSET ?1)")?
             .execute([keep])?;
     }
-    let event = |changes: &[DeviceStatus]| json!({ "type": "presence", "changes": changes }).to_string();
-    Ok(news.changes.chunks(AN_EVENT).map(event).collect())
+    Ok(events)
+}
+
+fn event(changes: &[DeviceStatus]) -> String {
+    json!({ "type": "presence", "changes": changes }).to_string()
 }
 
 /// The last word on each device.
@@ -207,6 +218,30 @@ mod tests {
         assert_eq!((state("gone"), state("never")), (None, None));
         assert_eq!((state("back"), state("again")), (Some(Presence::Online), Some(Presence::Online)));
         assert_eq!(newer.changes.len(), 4, "the trail has them all");
+    }
+
+    #[test]
+    fn every_change_is_told_in_events_of_a_bounded_size() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join(super::super::schema::FILE_NAME);
+        let db = super::super::schema::open(&path, crate::config::Durability::Full).expect("a new database");
+        let firmware = "\u{1}".repeat(64);
+        let change = |n: usize| DeviceStatus {
+            firmware: (n % 3 == 0).then(|| firmware.as_str().into()),
+            ..status(&format!("pump-{n}"), Presence::Online)
+        };
+        for count in [0, 1, 20, 200] {
+            let changes: Vec<_> = (0..count).map(change).collect();
+            let news = Attendance { changes: changes.clone(), forgotten: Vec::new() };
+            let events = write(&db, &news, Timestamp(0), 1000).expect("it is written");
+            assert!(events.iter().all(|event| event.len() < AN_EVENT_BYTES + 100));
+            assert!(events.len() <= count.div_ceil(15), "{} events of {count}", events.len());
+            let told = events.iter().flat_map(|event| {
+                let event: serde_json::Value = serde_json::from_str(event).expect("JSON");
+                serde_json::from_value::<Vec<DeviceStatus>>(event["changes"].clone()).expect("changes")
+            });
+            assert!(told.map(|status| status.device).eq(changes.into_iter().map(|status| status.device)));
+        }
     }
 
     #[test]
