@@ -10,7 +10,7 @@ use crate::model::{DeviceId, DeviceStatus, Timestamp};
 use anyhow::Result;
 use rusqlite::{Connection, params};
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// Changes told in one event.
 const AN_EVENT: usize = 50;
@@ -79,7 +79,7 @@ const LOOKS: usize = usize::MAX;
 
 /// Writes what is new, and returns the bodies of the events that tell of it.
 pub(super) fn write(db: &Connection, news: &Attendance, now: Timestamp, keep: u32) -> Result<Vec<String>> {
-    let mut last: HashMap<&DeviceId, &DeviceStatus> = HashMap::new();
+    let mut last: BTreeMap<&DeviceId, &DeviceStatus> = BTreeMap::new();
     for status in &news.changes {
         let body = serde_json::to_string(status)?;
         let row = "INSERT INTO audit (time, body, guard) VALUES (?1, ?2, ?3)";
