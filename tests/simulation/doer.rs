@@ -77,8 +77,8 @@ impl Doer {
         }
         let ms = Duration::from_millis;
         let begins = if random.u8(..4) > 0 || obedient { now } else { now + ms(random.u64(..8000)) };
-        let mute = random.u8(..8) == 0 && !obedient;
-        let takes = if obedient { Duration::ZERO } else { ms([0, 0, 100, 3000, 40_000][random.usize(..5)]) };
+        let mute = random.u8(..12) == 0 && !obedient;
+        let takes = if obedient { Duration::ZERO } else { ms([0, 0, 0, 100, 3000, 40_000][random.usize(..6)]) };
         let outcome = match random.u8(..8) {
             0 => ResultState::Failed,
             1 => ResultState::Rejected,

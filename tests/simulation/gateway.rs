@@ -20,7 +20,7 @@ use tidegate::device::{Registry, attendance};
 use tidegate::downlink::{Downlink, Handle, Operate, Operated};
 use tidegate::link::{self, tcp::serve_stream};
 use tidegate::metrics::{Metrics, SinkLabel};
-use tidegate::model::{DeviceStatus, GatewayId};
+use tidegate::model::{DeviceId, DeviceStatus, GatewayId};
 use tidegate::sink::{Identity, Pulse, Pump};
 use tidegate::store::{Log, OpenError, Opened, Stepped, Stepper};
 use tokio::io::DuplexStream;
@@ -311,6 +311,11 @@ impl Gateway {
                 }
             }
         });
+    }
+
+    /// Whether the device is connected, for all that the gateway knows.
+    pub fn sees(&self, device: &str) -> bool {
+        DeviceId::new(device).is_ok_and(|device| self.registry.is_connected(&device))
     }
 
     /// Whether no command is live, and nothing is to be told of devices.

@@ -5,7 +5,6 @@ use super::disk::Faults;
 use super::gateway::Gateway;
 use super::world::World;
 use std::time::Duration;
-use tidegate::config::Durability;
 use tidegate::model::Presence;
 use tokio::time::Instant;
 
@@ -65,7 +64,7 @@ impl World {
             controls.switch(&self.context, &name, Some(polite));
         }
         self.drain(0, "after a restart").await;
-        let lossy = self.plan.store.durability == Durability::Normal && self.power_cuts > 0;
+        let lossy = self.context.oracle(|oracle| oracle.lossy);
         for sink in &self.sinks {
             self.context.oracle(|oracle| oracle.account(&sink.name));
             self.settle_presence(&sink.name);
@@ -98,7 +97,10 @@ impl World {
             };
             let posted = self.sinks[dead..].iter().any(|sink| !sink.broker.mailbox.is_empty());
             let is_quiet = self.gateway.as_ref().is_some_and(Gateway::is_quiet) && !posted;
-            let is_back = self.devices.iter().all(|(_, controls)| controls.is_off() || controls.is_there());
+            let is_back = self.devices.iter().all(|(name, controls)| {
+                let seen = self.gateway.as_ref().is_some_and(|gateway| gateway.sees(name));
+                (controls.is_off() || controls.is_there()) && controls.is_there() == seen
+            });
             let done = unacked == 0 && pending.iter().all(|pending| *pending == 0) && is_quiet && is_back;
             quiet = if done { quiet + 1 } else { 0 };
             if began.elapsed() > DRAIN_WITHIN {
@@ -147,7 +149,7 @@ impl World {
             let right = found.map_or(!known, |found| found.state == *state && !found.flapping);
             if !right {
                 let what = format!("the log knew of {device}, which is {state:?}: {found:?}");
-                self.context.oracle(|oracle| oracle.violated(what));
+                self.context.oracle(|oracle| oracle.judge(Err(what)));
             }
         }
     }

@@ -100,7 +100,7 @@ impl Plan {
         };
         let commands = Commands {
             max_queued: one_of(more, &[2, 16]),
-            max_live: one_of(more, &[5, 1000]),
+            max_live: one_of(more, &[5, 1000, 1000]),
             retry_after: ms(one_of(more, &[2000, 10_000])),
             answer_within: ms(one_of(more, &[3000, 10_000])),
             ..Commands::default()

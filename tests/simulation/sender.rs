@@ -25,7 +25,7 @@ const RECENT: usize = 30;
 
 impl Sender {
     pub fn new(mut random: Rng) -> Sender {
-        let pace = [None, Some(200), Some(2000), Some(2000), Some(10_000)][random.usize(..5)];
+        let pace = [None, Some(300), Some(2000), Some(2000), Some(10_000)][random.usize(..5)];
         Sender { random, pace: pace.map(Duration::from_millis), due: Instant::now(), count: 0, recent: VecDeque::new() }
     }
 

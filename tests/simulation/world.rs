@@ -295,6 +295,7 @@ impl World {
                 self.power_cuts += 1;
                 if self.plan.store.durability == Durability::Normal {
                     self.context.machine(Machine::forget);
+                    self.context.oracle(|oracle| oracle.lossy = true);
                 }
                 self.boot();
             }
