@@ -151,7 +151,7 @@ impl Registry {
         let number = table.count;
         let new = Session { slot: slot.clone(), number, id: session, link: link.clone(), subs: HashMap::new() };
         let subs = table.sessions.insert(device.clone(), new).map(|older| older.subs).unwrap_or_default();
-        table.subs_left(subs, now);
+        table.subs_left(subs, Cause::HubOffline, now);
         self.show(&table);
         drop(table);
         if let Some(older) = older {
@@ -325,10 +325,10 @@ impl Table {
     }
 
     /// A hub is gone, and so are those behind it.
-    fn subs_left(&mut self, subs: HashMap<DeviceId, bool>, now: Duration) {
+    fn subs_left(&mut self, subs: HashMap<DeviceId, bool>, cause: Cause, now: Duration) {
         for (sub, there) in subs {
             if there {
-                self.roll.left(&sub, Cause::HubOffline, None, now);
+                self.roll.left(&sub, cause, None, now);
             }
         }
     }

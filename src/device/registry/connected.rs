@@ -227,7 +227,9 @@ impl Drop for Connected {
         if self.is_current(&table) {
             let subs = table.sessions.remove(&self.device).map(|session| session.subs).unwrap_or_default();
             table.roll.left(&self.device, self.cause, Some(heard), now);
-            table.subs_left(subs, now);
+            // A gateway that stops knows nothing of those behind it either.
+            let cause = if self.cause == Cause::GatewayStopping { self.cause } else { Cause::HubOffline };
+            table.subs_left(subs, cause, now);
         }
         self.registry.show(&table);
         drop(table);
