@@ -5,16 +5,19 @@ use crate::support::device::{Talk, sample};
 use crate::support::gateway::Gateway;
 use crate::support::listener::Listener;
 use crate::support::tls::Certificates;
-use crate::support::{PATIENCE, eventually};
+use crate::support::{PATIENCE, eventually, installed, real_services_are_required};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 use tidegate::wire::message::{CommandResult, DeviceMessage, GatewayMessage, Readings, ResultState, SubDevice};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// What the command line says about the gateway.
 fn tidegate(gateway: &Gateway, arguments: &[&str]) -> Output {
@@ -76,6 +79,71 @@ async fn the_command_line_asks_over_tls_and_believes_the_configured_certificate_
     plain.join().expect("it was asked").expect("it answers");
 }
 
+#[tokio::test]
+async fn the_curl_commands_of_the_documentation_do_what_it_says() {
+    if installed("curl").is_none() {
+        assert!(!real_services_are_required(), "curl is not installed");
+        return println!("curl is not installed: not tried");
+    }
+    let gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "").started().await;
+    let (mut hub, _) = Talk::welcomed(&gateway.tcp_address(), "hub", 7).await;
+    hub.say(&DeviceMessage::SubDevice(SubDevice { sub: "door".into(), online: true, reason: None })).await;
+    eventually("the door is known", async || matches!(gateway.get("/api/v1/devices/hub%2Fdoor").await, Some((200, _))))
+        .await;
+    let (mut valve, _) = Talk::welcomed(&gateway.tcp_address(), "valve-3", 7).await;
+    let valve = tokio::spawn(async move {
+        while let Some(message) = valve.hear().await {
+            if let GatewayMessage::Command(command) = message {
+                let (id, payload) = (command.id, command.payload);
+                let result = CommandResult { id, state: ResultState::Done, payload };
+                valve.say(&DeviceMessage::CommandResult(result)).await;
+            }
+        }
+    });
+
+    let certificates = Certificates::new();
+    certificates.issue("server", "gateway.local");
+    let (mut guarded, token) = guarded(&certificates.listener());
+    guarded.start().await;
+    let [open, closed] = [gateway.http_address(), guarded.http_address()];
+    let port = closed.rsplit_once(':').expect("a port").1;
+    let resolve = format!("gateway.local:{port}:127.0.0.1");
+    let mut said = String::new();
+    let documentation = include_str!("../docs/http.md").split("```sh\n").skip(1);
+    for block in documentation.filter_map(|rest| rest.split("```").next()).filter(|block| block.contains("curl ")) {
+        let script = block
+            .replace("http://127.0.0.1:7412", &format!("http://{open}"))
+            .replace("gateway.local:7412", &format!("gateway.local:{port}"))
+            .replace("/etc/tidegate/http-token", &token.display().to_string())
+            .replace("/etc/tidegate/ca.pem", &certificates.path("ca.pem").display().to_string());
+        let curl = format!("curl() {{ command curl --noproxy '*' -fsS --resolve {resolve} \"$@\"; echo; }}");
+        let run = tokio::process::Command::new("sh").args(["-ec", &format!("{curl}\n{script}")]).output().await;
+        let output = run.expect("there is a shell");
+        assert!(output.status.success(), "{script}{output:?}");
+        said += &String::from_utf8_lossy(&output.stdout);
+    }
+    for words in ["\"status\":\"ok\"", "# EOF", "\"device\":\"hub/door\"", "\"history\":[", "\"name\":\"ping\""] {
+        assert!(said.contains(words), "{words} in {said}");
+    }
+    assert!(said.contains("\"id\":\"c-1042\"") && said.contains("\"result\":{\"percent\":40}"), "{said}");
+    valve.abort();
+}
+
+/// Waits until the API is: devices are let in after that only.
+async fn is_open(gateway: &Gateway) {
+    Talk::welcomed(&gateway.tcp_address(), "first", 1).await;
+}
+
+/// A gateway that wants a token, with more keys for `[http]`; and the token's file.
+fn guarded(keys: &str) -> (Gateway, PathBuf) {
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
+    let file = gateway.directory().join("token");
+    std::fs::write(&file, TOKEN).expect("a file");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("a mode");
+    gateway.keys("[http]", &format!("token_file = {file:?}\n{keys}"));
+    (gateway, file)
+}
+
 /// An answer to a request.
 struct Answer {
     status: u16,
@@ -112,6 +180,7 @@ async fn post(gateway: &Gateway, path: &str, body: &Value) -> Answer {
 #[tokio::test]
 async fn what_cannot_be_answered_is_refused_in_json_that_says_why() {
     let gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "").started().await;
+    is_open(&gateway).await;
     let json = "Content-Type: application/json\r\n";
     let long = "x".repeat(65);
     let (long_device, long_id) = (format!("/api/v1/devices/{long}"), format!("/api/v1/commands/{long}"));
@@ -158,14 +227,9 @@ async fn what_cannot_be_answered_is_refused_in_json_that_says_why() {
 
 #[tokio::test]
 async fn a_page_may_command_devices_from_an_allowed_origin_only_even_with_the_token() {
-    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
-    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
-    let file = gateway.directory().join("token");
-    std::fs::write(&file, TOKEN).expect("a file");
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("a mode");
-    let keys = format!("token_file = {file:?}\nallowed_origins = [\"https://plant.example.com\"]\n");
-    gateway.keys("[http]", &keys);
+    let (mut gateway, _) = guarded("allowed_origins = [\"https://plant.example.com\"]\n");
     gateway.start().await;
+    is_open(&gateway).await;
     let command = "{\"name\":\"open\"}";
     for (origin, status) in [("https://plant.example.com", 202), ("https://evil.example.com", 403)] {
         let headers = format!(
@@ -254,7 +318,8 @@ async fn a_device_behind_a_hub_is_asked_about_and_commanded_like_any_other() {
         let late = Listener::start(broker.port(), &[STATUS]).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         let retained = late.messages(STATUS);
-        retained.len() == 1 && ["device", "state", "reason", "since"].iter().all(|key| retained[0][key] == asked[key])
+        retained.len() == 1
+            && ["device", "state", "reason", "link", "flaps"].iter().all(|key| retained[0][key] == asked[key])
     })
     .await;
 }
