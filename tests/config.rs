@@ -249,6 +249,9 @@ fn http_is_checked() {
     refused("http", "listen = '127.0.0.1:7411'", "http.listen", "tcp[0] listens on");
     refused("http", "allowed_origins = ['http://a/']", "http.allowed_origins", "write it as browsers do");
     refused("http", "max_connections = 0", "http.max_connections", "out of range");
+    refused("http", "max_connections_per_address = 0", "http.max_connections_per_address", "out of range");
+    refused("http", "idle_timeout = '20s'", "http.idle_timeout", "give more than heartbeat_interval, 30s");
+    refused("http", "heartbeat_interval = '0s'", "http.heartbeat_interval", "out of range");
     refused("http", "handshake_timeout = '0s'", "http.handshake_timeout", "out of range");
     refused("http", "max_frame = '2MiB'", "http.max_frame", "give 256B to 1MiB");
     refused("http", "frame_timeout = '2h'", "http.frame_timeout", "out of range");

@@ -1,6 +1,6 @@
 //! Who is there, who is not and why: over MQTT, HTTP, and in the log.
 
-use crate::support::broker::Broker;
+use crate::support::broker::{self, Broker};
 use crate::support::device::{JSON, Talk, hello, sample};
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
@@ -263,4 +263,52 @@ async fn the_command_line_lists_devices_and_their_history() {
     gateway.kill();
     let (code, error) = run(&[]);
     assert!(code == Some(1) && error.contains("no gateway answers at 127.0.0.1"), "{code:?} {error}");
+}
+
+/// MQTT 5 brokers say so; a sink that tried for ever would deliver nothing else.
+#[tokio::test]
+async fn a_broker_that_takes_no_statuses_gets_the_readings_all_the_same() {
+    if !broker::is_real() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let rules = directory.path().join("acl");
+    let topics =
+        ["readings", "events", "result", "status", "command"].map(|topic| format!("topic tidegate/gw/{topic}\n"));
+    std::fs::write(&rules, topics.concat()).expect("a file of rules");
+    // With 0, which the others have, Mosquitto ends the connection instead.
+    let lines = format!("max_queued_messages 1000\nallow_anonymous true\nacl_file {}", rules.display());
+    let broker = Broker::mosquitto(&lines).await;
+    let gateway = Gateway::with_broker(&broker.gateway_url(), "version = \"5\"\n").started().await;
+    let (mut pump, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 7).await;
+    pump.readings(1, 1, 10).await;
+    pump.acked(10).await;
+    gateway.figure_becomes("tidegate_sink_delivered_total{sink=\"mqtt\"}", |delivered| delivered == 10.0).await;
+    eventually("it is told what to do", async || gateway.log().contains("presence = false")).await;
+    assert_eq!(gateway.log().matches("connected to the broker").count(), 1, "{}", gateway.log());
+}
+
+/// Not to be told of everybody is better than to be told of nobody, and of no reading.
+#[tokio::test]
+async fn changes_that_are_too_many_for_a_packet_do_not_stop_the_readings() {
+    let broker = Broker::start().await;
+    let listener = listen(&broker).await;
+    let sections = "max_packet = \"4KiB\"\nmax_batch = \"2KiB\"\n";
+    let gateway = Gateway::with_broker(&broker.gateway_url(), sections).started().await;
+    gateway.connected().await;
+    let mut devices = Vec::new();
+    for n in 0..60 {
+        devices.push(Talk::welcomed(&gateway.tcp_address(), &format!("pump-{n}"), 7).await.0);
+    }
+    eventually("the changes are told, or that they are left out", async || {
+        let events = listener.messages("tidegate/gw/events");
+        let left_out = events.iter().filter(|event| event["error"].as_str().is_some_and(|e| e.contains("left out")));
+        left_out.clone().all(|event| event["type"] == "presence" && event["id"].is_u64()) && left_out.count() > 0
+    })
+    .await;
+    devices[0].readings(1, 1, 10).await;
+    devices[0].acked(10).await;
+    gateway.figure_becomes("tidegate_sink_delivered_total{sink=\"mqtt\"}", |delivered| delivered == 10.0).await;
+    eventually("each has its status", async || (0..60).all(|n| !told(&listener, &format!("pump-{n}")).is_empty()))
+        .await;
 }

@@ -39,8 +39,9 @@ pub struct Queue {
     started: Duration,
     live: BTreeMap<u64, Live>,
     keys: HashMap<CommandKey, u64>,
-    /// The places of each device's commands, in order.
-    lanes: HashMap<Target, VecDeque<u64>>,
+    /// The places of each device's commands, in order. Devices have an order, too: what
+    /// is done for several at a time follows from what happened alone.
+    lanes: BTreeMap<Target, VecDeque<u64>>,
     ended: HashMap<CommandKey, CommandState>,
     ended_order: VecDeque<CommandKey>,
     next_place: u64,
@@ -68,7 +69,7 @@ impl Queue {
             started: now.monotonic,
             live: BTreeMap::new(),
             keys: HashMap::new(),
-            lanes: HashMap::new(),
+            lanes: BTreeMap::new(),
             ended: HashMap::new(),
             ended_order: VecDeque::new(),
             next_place: left.next_place.max(1),
@@ -382,9 +383,10 @@ impl Queue {
         };
         let own = self.lanes.get(from).and_then(|lane| lane.front()).filter(is_it);
         let behind = || {
-            let hub = from.device()?;
-            let lanes =
-                self.lanes.iter().filter(|(target, _)| target.device().map(DeviceId::hub).as_ref() == Some(hub));
+            let hub = from.device()?.as_str();
+            let is_behind =
+                |device: &DeviceId| device.as_str().strip_prefix(hub).is_some_and(|sub| sub.starts_with('/'));
+            let lanes = self.lanes.iter().filter(|(target, _)| target.device().is_some_and(is_behind));
             lanes.filter_map(|(_, lane)| lane.front()).filter(is_it).min()
         };
         own.or_else(behind).copied()

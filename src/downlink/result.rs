@@ -17,8 +17,13 @@ pub(super) fn event(command: &Command) -> Option<String> {
     Some(event.to_string())
 }
 
+/// What may be an id has so many bytes at most.
+const LONGEST_ID: usize = 64;
+
 /// The event that tells of something that was meant to be a command and is none.
 pub(super) fn no_command(target: &Target, id: Option<String>, why: &str) -> String {
+    // Where only the payload can be left out, nothing else may be large.
+    let id = id.filter(|id| id.len() <= LONGEST_ID);
     let mut event = json!({
         "type": "command-result", "id": id, "name": null, "state": CommandState::Rejected,
         "payload": { "error": why },
@@ -56,6 +61,15 @@ mod tests {
     fn a_payload_that_is_no_json_is_told_as_text() {
         assert_eq!(value("{\"a\":1}"), json!({"a": 1}));
         assert_eq!(value("valve stuck"), json!("valve stuck"));
+    }
+
+    #[test]
+    fn what_is_too_long_for_an_id_is_none() {
+        let told = |id: &str| {
+            let event = no_command(&Target::Gateway, Some(id.to_owned()), "why");
+            serde_json::from_str::<Value>(&event).expect("JSON")["id"].clone()
+        };
+        assert_eq!((told("a b"), told(&"x".repeat(65))), (json!("a b"), Value::Null));
     }
 
     #[test]

@@ -16,9 +16,9 @@ use crate::files::Stamp;
 use crate::pem;
 use anyhow::{Context as _, Result};
 use parking_lot::Mutex;
-use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{CertificateError, ServerConfig};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -150,10 +150,18 @@ pub async fn accept(
     Ok(Secure(Prompt::new(stream)))
 }
 
-/// Whether a handshake failed for what the client showed of itself, or did not.
+/// Whether a handshake failed for what the client showed of itself, or did not. That a
+/// certificate is out of its time is no fault of the client's: the gateway's clock may
+/// not be set yet.
 pub fn is_for_certificate(why: &io::Error) -> bool {
-    let why = why.get_ref().and_then(|why| why.downcast_ref());
-    matches!(why, Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented))
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    match why.get_ref().and_then(|why| why.downcast_ref()) {
+        Some(rustls::Error::InvalidCertificate(why)) => {
+            !matches!(why, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
+        }
+        Some(rustls::Error::NoCertificatesPresented) => true,
+        _ => false,
+    }
 }
 
 /// A connection under TLS, which holds nothing back.
@@ -238,5 +246,19 @@ impl AsyncWrite for Metered {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_not_locked_out_for_a_clock_that_is_not_set() {
+        let failed = |why| is_for_certificate(&io::Error::new(io::ErrorKind::InvalidData, why));
+        let invalid = rustls::Error::InvalidCertificate;
+        assert!(failed(invalid(CertificateError::UnknownIssuer)) && failed(rustls::Error::NoCertificatesPresented));
+        assert!(!failed(invalid(CertificateError::NotValidYet)) && !failed(invalid(CertificateError::Expired)));
+        assert!(!failed(rustls::Error::DecryptError) && !is_for_certificate(&io::ErrorKind::TimedOut.into()));
     }
 }

@@ -24,6 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+type Object = serde_json::Map<String, serde_json::Value>;
+
 /// An MQTT broker, or several that stand in for each other.
 pub struct MqttDestination {
     brokers: Vec<Broker>,
@@ -70,6 +72,8 @@ struct Status {
 const STATUS: u64 = u64::MAX;
 /// What a packet has beside topic and payload, in bytes, with MQTT 5's properties.
 const OVERHEAD: usize = 128;
+/// In place of what no packet holds.
+const LEFT_OUT: &str = "left out: the broker takes no packet so large";
 /// How long the broker may take to confirm the status message.
 const STATUS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -249,6 +253,19 @@ impl MqttDestination {
     }
 }
 
+impl MqttDestination {
+    /// The message with this body; if no packet of the broker's holds it, what `leave_out`
+    /// leaves of it. One that the broker does not take would hold up all that follows.
+    fn fitting(&self, topic: String, mut body: Object, leave_out: impl FnOnce(&mut Object)) -> Publish {
+        let whole = json_publish(topic.clone(), &body.clone().into(), false);
+        if whole.payload.len() <= self.max_payload {
+            return whole;
+        }
+        leave_out(&mut body);
+        json_publish(topic, &body.into(), false)
+    }
+}
+
 impl Status {
     fn message(&self, state: &str, reason: Option<&str>) -> Publish {
         let mut status = json!({
@@ -339,15 +356,15 @@ impl Destination for MqttDestination {
             body.insert("event".into(), json!(event.id));
             let device = body.get("device").and_then(|device| device.as_str()?.parse().ok());
             let topic = self.topics.result(device.as_ref());
-            let told = json_publish(topic.clone(), &body.clone().into(), false);
-            if told.payload.len() <= self.max_payload {
-                return told;
-            }
-            body.insert("payload".into(), json!({"error": "left out: the broker takes no packet so large"}));
-            return json_publish(topic, &body.into(), false);
+            return self.fitting(topic, body, |body| {
+                body.insert("payload".into(), json!({ "error": LEFT_OUT }));
+            });
         }
         body.insert("id".into(), json!(event.id));
-        json_publish(self.topics.events(), &body.into(), false)
+        self.fitting(self.topics.events(), body, |body| {
+            body.retain(|key, _| ["type", "gateway", "epoch", "time", "id"].contains(&key.as_str()));
+            body.insert("error".into(), json!(LEFT_OUT));
+        })
     }
 }
 
@@ -393,6 +410,7 @@ impl Link for MqttLink {
             };
             match event {
                 Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
+                Event::Refused(token, why) if self.statuses.as_mut().is_some_and(|s| s.refused(token, &why)) => {}
                 Event::Acked(token) => return Outcome::Confirmed(token),
                 Event::Refused(_, failure) | Event::Closed(failure) => return Outcome::Lost(failure),
                 event => instructed(&mut self.intake, event),

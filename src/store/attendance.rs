@@ -10,10 +10,11 @@ use crate::model::{DeviceId, DeviceStatus, Timestamp};
 use anyhow::Result;
 use rusqlite::{Connection, params};
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
-/// Changes told in one event.
+/// Changes told in one event, and the bytes that they may take: brokers' packets are bounded.
 const AN_EVENT: usize = 50;
+const AN_EVENT_BYTES: usize = 8 * 1024;
 /// Changes that may wait for being written; the oldest are left out of the trail.
 const MAX_WAITING: usize = 10_000;
 
@@ -22,7 +23,8 @@ const MAX_WAITING: usize = 10_000;
 pub(super) struct Attendance {
     /// In the order in which it was told.
     changes: Vec<DeviceStatus>,
-    forgotten: Vec<DeviceId>,
+    /// Those that are known no more, each behind so many of the changes.
+    forgotten: Vec<(usize, DeviceId)>,
 }
 
 /// An entry of the trail.
@@ -40,27 +42,45 @@ impl Attendance {
         self.changes.is_empty() && self.forgotten.is_empty()
     }
 
-    fn add(&mut self, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) {
-        self.changes.extend(changes);
+    fn add(&mut self, newer: Attendance) {
+        let before = self.changes.len();
+        self.changes.extend(newer.changes);
+        self.forgotten.extend(newer.forgotten.into_iter().map(|(behind, device)| (before + behind, device)));
         let surplus = self.changes.len().saturating_sub(MAX_WAITING);
         self.changes.drain(..surplus);
-        self.forgotten.extend(forgotten);
-        self.forgotten.truncate(MAX_WAITING);
+        self.forgotten.iter_mut().for_each(|(behind, _)| *behind = behind.saturating_sub(surplus));
+        let surplus = self.forgotten.len().saturating_sub(MAX_WAITING);
+        self.forgotten.drain(..surplus);
     }
 
     /// Takes back what was not written after all.
     pub fn put_back(&mut self, older: Attendance) {
         let newer = std::mem::replace(self, older);
-        self.add(newer.changes, newer.forgotten);
+        self.add(newer);
+    }
+
+    /// The last word on each device; `None` if it is known no more.
+    fn last_words(&self) -> BTreeMap<&DeviceId, Option<&DeviceStatus>> {
+        let mut last = BTreeMap::new();
+        let mut forgotten = self.forgotten.iter().peekable();
+        for (before, status) in self.changes.iter().enumerate() {
+            while let Some((_, device)) = forgotten.next_if(|(behind, _)| *behind <= before) {
+                last.insert(device, None);
+            }
+            last.insert(&status.device, Some(status));
+        }
+        last.extend(forgotten.map(|(_, device)| (device, None)));
+        last
     }
 }
 
 impl Log {
     /// Has it written soon, and told as events, that these devices' presence changed, and
-    /// that those are known no more.
+    /// before that, that those are known no more.
     pub fn attend(&self, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) {
         let mut state = self.shared.state.lock();
-        state.attendance.add(changes, forgotten);
+        let forgotten = forgotten.into_iter().map(|device| (0, device)).collect();
+        state.attendance.add(Attendance { changes, forgotten });
         state.wake(&self.shared.due);
     }
 
@@ -79,27 +99,37 @@ const LOOKS: usize = usize::MAX;
 
 /// Writes what is new, and returns the bodies of the events that tell of it.
 pub(super) fn write(db: &Connection, news: &Attendance, now: Timestamp, keep: u32) -> Result<Vec<String>> {
-    let mut last: HashMap<&DeviceId, &DeviceStatus> = HashMap::new();
-    for status in &news.changes {
+    let (mut events, mut first, mut size) = (Vec::new(), 0, 0);
+    for (at, status) in news.changes.iter().enumerate() {
         let body = serde_json::to_string(status)?;
+        if at - first >= AN_EVENT || size + body.len() > AN_EVENT_BYTES {
+            events.push(event(&news.changes[first..at])); // it has come so far
+            (first, size) = (at, 0);
+        }
+        size += body.len();
         let row = "INSERT INTO audit (time, body, guard) VALUES (?1, ?2, ?3)";
         db.prepare_cached(row)?.execute(params![now.0, body, row::audit_guard(now.0, &body)])?;
-        last.insert(&status.device, status);
     }
-    for device in &news.forgotten {
-        db.prepare_cached("DELETE FROM device WHERE name = ?1")?.execute([device.as_str()])?;
-    }
-    for (device, status) in last {
-        let (name, body) = (device.as_str(), serde_json::to_string(status)?);
+    for (device, status) in news.last_words() {
+        let name = device.as_str();
+        let Some(status) = status else {
+            db.prepare_cached("DELETE FROM device WHERE name = ?1")?.execute([name])?;
+            continue;
+        };
+        let body = serde_json::to_string(status)?;
         db.prepare_cached("INSERT OR REPLACE INTO device (name, body, guard) VALUES (?1, ?2, ?3)")?
             .execute(params![name, body, row::device_guard(name, &body)])?;
     }
     if !news.changes.is_empty() {
+        events.push(event(&news.changes[first..])); // the last is never told before
         db.prepare_cached("DELETE FROM audit WHERE id <= (SELECT id FROM audit ORDER BY id DESC LIMIT 1 OFFSET ?1)")?
             .execute([keep])?;
     }
-    let event = |changes: &[DeviceStatus]| json!({ "type": "presence", "changes": changes }).to_string();
-    Ok(news.changes.chunks(AN_EVENT).map(event).collect())
+    Ok(events)
+}
+
+fn event(changes: &[DeviceStatus]) -> String {
+    json!({ "type": "presence", "changes": changes }).to_string()
 }
 
 /// The last word on each device.
@@ -147,4 +177,83 @@ pub(super) fn trail(
         }
     }
     Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cause, Presence};
+
+    fn device(name: &str) -> DeviceId {
+        DeviceId::new(name).expect("a valid name")
+    }
+
+    fn status(name: &str, state: Presence) -> DeviceStatus {
+        DeviceStatus {
+            device: device(name),
+            state,
+            reason: Cause::Connected,
+            since: Timestamp(0),
+            last_seen: Timestamp(0),
+            time_trusted: true,
+            link: "tcp".into(),
+            flaps: 0,
+            flapping: false,
+            firmware: None,
+        }
+    }
+
+    fn news(changes: &[(&str, Presence)], forgotten: &[&str]) -> Attendance {
+        let changes = changes.iter().map(|(name, state)| status(name, *state)).collect();
+        Attendance { changes, forgotten: forgotten.iter().map(|name| (0, device(name))).collect() }
+    }
+
+    #[test]
+    fn what_happened_last_to_a_device_is_the_last_word_on_it() {
+        let mut waiting = news(&[("gone", Presence::Online), ("back", Presence::Offline)], &[]);
+        waiting.add(news(&[("back", Presence::Online)], &["gone", "back"]));
+        let mut newer = news(&[("again", Presence::Online)], &["never"]);
+        newer.put_back(waiting);
+        let state = |name: &str| newer.last_words()[&device(name)].map(|status| status.state);
+        assert_eq!((state("gone"), state("never")), (None, None));
+        assert_eq!((state("back"), state("again")), (Some(Presence::Online), Some(Presence::Online)));
+        assert_eq!(newer.changes.len(), 4, "the trail has them all");
+    }
+
+    #[test]
+    fn every_change_is_told_in_events_of_a_bounded_size() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join(super::super::schema::FILE_NAME);
+        let db = super::super::schema::open(&path, crate::config::Durability::Full).expect("a new database");
+        let firmware = "\u{1}".repeat(64);
+        let change = |n: usize| DeviceStatus {
+            firmware: (n % 3 == 0).then(|| firmware.as_str().into()),
+            ..status(&format!("pump-{n}"), Presence::Online)
+        };
+        for count in [0, 1, 20, 200] {
+            let changes: Vec<_> = (0..count).map(change).collect();
+            let news = Attendance { changes: changes.clone(), forgotten: Vec::new() };
+            let events = write(&db, &news, Timestamp(0), 1000).expect("it is written");
+            assert!(events.iter().all(|event| event.len() < AN_EVENT_BYTES + 100));
+            assert!(events.len() <= count.div_ceil(15), "{} events of {count}", events.len());
+            let told = events.iter().flat_map(|event| {
+                let event: serde_json::Value = serde_json::from_str(event).expect("JSON");
+                serde_json::from_value::<Vec<DeviceStatus>>(event["changes"].clone()).expect("changes")
+            });
+            assert!(told.map(|status| status.device).eq(changes.into_iter().map(|status| status.device)));
+        }
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_keeps_its_order() {
+        let mut waiting = Attendance::default();
+        for _ in 0..MAX_WAITING {
+            waiting.add(news(&[("pump", Presence::Online)], &["other"]));
+        }
+        waiting.add(news(&[], &["pump"]));
+        waiting.add(news(&[("other", Presence::Online)], &[]));
+        assert_eq!((waiting.changes.len(), waiting.forgotten.len()), (MAX_WAITING, MAX_WAITING));
+        assert!(waiting.last_words()[&device("pump")].is_none());
+        assert!(waiting.last_words()[&device("other")].is_some());
+    }
 }

@@ -6,7 +6,7 @@
 
 use super::proof::{Key, Keys, Material, Secret, TokenHash};
 use crate::config;
-use crate::files::{Locked, SecretError, Stamp, read_secret};
+use crate::files::{Locked, Stamp, read_secret};
 use crate::model::{Timestamp, Token, stray_in_devices};
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine as _;
@@ -256,18 +256,28 @@ impl Sealing {
     }
 
     fn read_or_create(path: &Path) -> Result<Sealing> {
+        if let Some(sealing) = Sealing::read_if_there(path)? {
+            return Ok(sealing);
+        }
+        let file = Locked::open(path).with_context(|| format!("cannot create {}", path.display()))?;
+        // Another process, with keys in another file, may have made it meanwhile.
+        if let Some(sealing) = Sealing::read_if_there(path)? {
+            return Ok(sealing);
+        }
+        let key = random()?;
+        file.replace(format!("{}\n", hex(&key)).as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Sealing::read_if_there(path)?.with_context(|| format!("{} is gone again", path.display()))
+    }
+
+    /// `None` if there is none. A crash may have left the file empty: nothing was ever
+    /// sealed under it.
+    fn read_if_there(path: &Path) -> Result<Option<Sealing>> {
         match read_secret(path, MOST_SEALING_BYTES) {
-            Ok(bytes) if !bytes.is_empty() => Sealing::parse(&bytes, path),
-            Err(why @ (SecretError::Exposed { .. } | SecretError::TooLarge { .. })) => Err(why.into()),
-            Err(why) if !why.is_missing() => Err(why.into()),
-            // A crash may have left it empty: nothing was ever sealed under it.
-            _ => {
-                let key = random()?;
-                let file = Locked::open(path).with_context(|| format!("cannot create {}", path.display()))?;
-                file.replace(format!("{}\n", hex(&key)).as_bytes())
-                    .with_context(|| format!("cannot write {}", path.display()))?;
-                Sealing::parse(&read_secret(path, MOST_SEALING_BYTES)?, path)
-            }
+            Ok(bytes) if bytes.is_empty() => Ok(None),
+            Ok(bytes) => Sealing::parse(&bytes, path).map(Some),
+            Err(why) if why.is_missing() => Ok(None),
+            Err(why) => Err(why.into()),
         }
     }
 
@@ -393,6 +403,23 @@ mod tests {
         assert!(format!("{:#}", files.read().expect_err("no key")).contains("sealing-key"));
         replace(&files.sealing, &sealing);
         assert!(files.load().expect_err("others may read it").to_string().contains("chmod 600"));
+    }
+
+    #[test]
+    fn several_files_of_keys_may_share_a_sealing_key_from_the_first_on() {
+        let (directory, files) = files();
+        let all: Vec<_> = (0..8)
+            .map(|n| {
+                let files = KeyFiles { keys: directory.path().join(n.to_string()), sealing: files.sealing.clone() };
+                std::thread::spawn(move || {
+                    files.add(&hmac("a")).expect("a new key");
+                    files
+                })
+            })
+            .collect();
+        for files in all.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>() {
+            assert_eq!(files.read().expect("its key can be opened").len(), 1);
+        }
     }
 
     #[test]

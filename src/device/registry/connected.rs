@@ -4,7 +4,7 @@ use super::{Answer, NotAdmitted, Registry, Table};
 use crate::device::roll::{Arrival, RollFull};
 use crate::metrics::ReasonLabel;
 use crate::model::{Cause, DeviceId};
-use crate::wire::message::{CommandResult, GatewayMessage};
+use crate::wire::message::{Command, CommandResult, GatewayMessage, SubCommand};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct Connected {
     idle: bool,
 }
 
-/// Messages that may wait for one session.
+/// Commands that may wait for one session.
 pub(super) const CALLS: usize = 64;
 
 /// What a session and the registry share.
@@ -44,7 +44,40 @@ pub(super) struct Slot {
 #[derive(Default)]
 struct Calls {
     replaced: bool,
-    messages: VecDeque<GatewayMessage>,
+    commands: VecDeque<Waiting>,
+}
+
+/// A command that waits until the device takes what it is told.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    /// The device behind this one that is meant.
+    pub sub: Option<String>,
+    pub command: Command,
+    /// When its time is over.
+    pub until: Option<Duration>,
+}
+
+impl Waiting {
+    fn is_same(&self, other: &Waiting) -> bool {
+        (&self.sub, &self.command.id) == (&other.sub, &other.command.id)
+    }
+
+    /// What the device is told at `now`, unless it is too late for that.
+    fn say(self, now: Duration) -> Option<GatewayMessage> {
+        let left = self.until.map(|until| until.saturating_sub(now).as_millis());
+        if left == Some(0) {
+            return None;
+        }
+        let expires_in = left.map(|left| u64::try_from(left).unwrap_or(u64::MAX));
+        let command = Command { expires_in, ..self.command };
+        Some(match self.sub {
+            None => GatewayMessage::Command(command),
+            Some(sub) => {
+                let Command { id, name, payload, expires_in } = command;
+                GatewayMessage::SubCommand(SubCommand { sub, id, name, payload, expires_in })
+            }
+        })
+    }
 }
 
 impl Slot {
@@ -64,12 +97,19 @@ impl Slot {
         self.called.notify_one();
     }
 
-    /// Has the session say something, if there is room.
-    pub fn call(&self, message: GatewayMessage) -> bool {
+    /// Has the session hand a command over, if there is room. One that waits already is
+    /// not put behind itself.
+    pub fn call(&self, new: Waiting) -> bool {
         let mut calls = self.calls.lock();
-        let room = calls.messages.len() < CALLS && !calls.replaced;
+        if calls.replaced {
+            return false;
+        }
+        if calls.commands.iter().any(|waiting| waiting.is_same(&new)) {
+            return true;
+        }
+        let room = calls.commands.len() < CALLS;
         if room {
-            calls.messages.push_back(message);
+            calls.commands.push_back(new);
             self.called.notify_one();
         }
         room
@@ -87,20 +127,22 @@ impl Connected {
         async move { slot.called.notified().await }
     }
 
-    /// What the session is asked to do next; nothing to say unless there is `room`.
+    /// What the session is asked to do next; nothing to say unless there is `room`. What
+    /// waited for room until it was too late is not said.
     pub fn take(&self, room: bool) -> Option<Call> {
         let mut calls = self.slot.calls.lock();
-        match calls.replaced {
-            true => Some(Call::Replaced),
-            false if !room => None,
-            false => {
-                let message = calls.messages.pop_front();
-                if calls.messages.is_empty() {
-                    calls.messages = VecDeque::new();
-                }
-                message.map(Call::Say)
+        if calls.replaced {
+            return Some(Call::Replaced);
+        }
+        while room && let Some(waiting) = calls.commands.pop_front() {
+            if calls.commands.is_empty() {
+                calls.commands = VecDeque::new();
+            }
+            if let Some(message) = waiting.say(self.registry.0.clock.now().monotonic) {
+                return Some(Call::Say(message));
             }
         }
+        None
     }
 
     /// The device said something.
@@ -118,8 +160,7 @@ impl Connected {
         if self.is_current(&table) {
             table.roll.silent(&self.device, silent, now);
         }
-        drop(table);
-        self.registry.0.news.notify_one();
+        self.registry.hurry(&table);
     }
 
     /// A device behind this one is there or not, or was heard.
@@ -155,7 +196,7 @@ impl Connected {
         session.subs.insert(sub.clone(), there);
         self.registry.show(&table);
         drop(table);
-        self.registry.changed();
+        self.registry.0.changes.send_replace(());
         Ok(())
     }
 
@@ -186,10 +227,12 @@ impl Drop for Connected {
         if self.is_current(&table) {
             let subs = table.sessions.remove(&self.device).map(|session| session.subs).unwrap_or_default();
             table.roll.left(&self.device, self.cause, Some(heard), now);
-            table.subs_left(subs, now);
+            // A gateway that stops knows nothing of those behind it either.
+            let cause = if self.cause == Cause::GatewayStopping { self.cause } else { Cause::HubOffline };
+            table.subs_left(subs, cause, now);
         }
         self.registry.show(&table);
         drop(table);
-        self.registry.changed();
+        self.registry.0.changes.send_replace(());
     }
 }

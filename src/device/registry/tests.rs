@@ -1,7 +1,7 @@
 use super::connected::CALLS;
 use super::*;
 use crate::model::{Presence, Timestamp};
-use crate::wire::message::ResultState;
+use crate::wire::message::{GatewayMessage, ResultState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A clock that shows what it is set to, in seconds.
@@ -112,6 +112,20 @@ fn a_sub_device_is_reached_through_its_hub_unless_that_says_otherwise() {
 }
 
 #[test]
+fn a_gateway_that_stops_tells_nothing_of_devices_behind_a_hub() {
+    let (registry, hand) = registry(8);
+    let mut hub = connect(&registry, "hub", 1).expect("it is let in");
+    let door = device("hub/door");
+    hub.sub_device(&door, Some(true)).expect("there is room");
+    assert_eq!(registry.tell(hand.now(), 10).changes.len(), 2);
+    hub.because(Cause::GatewayStopping);
+    drop(hub);
+    hand.0.store(3600, Ordering::Relaxed);
+    assert_eq!(registry.tell(hand.now(), 10), Tellings::default());
+    assert_eq!(registry.status(&door).map(|s| s.reason), Some(Cause::GatewayStopping));
+}
+
+#[test]
 fn a_hub_has_so_many_sub_devices_and_no_more() {
     let (registry, _) = registry(2);
     let hub = connect(&registry, "hub", 1).expect("it is let in");
@@ -132,6 +146,25 @@ fn calls_to_a_session_are_bounded_and_a_takeover_is_never_lost() {
     assert_eq!(older.take(false), None, "there is no room for more");
     let _newer = connect(&registry, "pump", 1).expect("it is let in");
     assert_eq!(older.take(false), Some(Call::Replaced));
+}
+
+/// A device may take nothing for a while; meanwhile the command is repeated.
+#[test]
+fn a_command_that_waited_for_room_until_it_was_too_late_is_not_handed_over() {
+    let (registry, hand) = registry(0);
+    let pump = connect(&registry, "pump", 1).expect("it is let in");
+    let number = registry.connection(&device("pump")).expect("it is there");
+    let give = |id: &str, seconds: u64| {
+        let expires_in = Some(seconds * 1000);
+        registry.command(&device("pump"), number, Command { expires_in, ..command(id) })
+    };
+    assert!(give("late", 30) && give("late", 30) && give("timely", 60) && give("timely", 60));
+    assert_eq!(pump.take(false), None, "there is no room");
+    hand.0.store(40, Ordering::Relaxed);
+    let said = pump.take(true);
+    let Some(Call::Say(GatewayMessage::Command(said))) = said else { panic!("{said:?}") };
+    assert_eq!((said.id.as_str(), said.expires_in), ("timely", Some(20_000)));
+    assert_eq!(pump.take(true), None, "once is enough");
 }
 
 #[test]

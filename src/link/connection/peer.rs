@@ -30,6 +30,9 @@ const REFUSE_EVERY: Duration = Duration::from_secs(1);
 /// Of what a device says about its firmware so much is kept, in characters.
 const MAX_FIRMWARE: usize = 64;
 
+/// What a device is told of why its session ends has so many characters at most.
+const MAX_REASON: usize = 240;
+
 /// How a session ends.
 #[derive(Debug)]
 pub enum End {
@@ -180,8 +183,7 @@ impl<'a> Peer<'a> {
 
     fn establish(&mut self, device: &DeviceId, session: u64, first: u64, firmware: Option<&str>, now: Now) {
         // A device that starts anew on the same line gives up its old place first.
-        self.store();
-        self.established = None;
+        self.part();
         let firmware = firmware.map(|text| text.chars().take(MAX_FIRMWARE).collect::<String>().into());
         let shared = &self.line.shared;
         let takes_over = shared.registry.is_connected(device);
@@ -363,7 +365,12 @@ impl<'a> Peer<'a> {
         }
     }
 
-    fn refuse(&mut self, refusal: Refusal, now: Now) {
+    fn refuse(&mut self, mut refusal: Refusal, now: Now) {
+        // It may repeat what the device sent.
+        if let Some((end, _)) = refusal.text.char_indices().nth(MAX_REASON) {
+            refusal.text.truncate(end);
+            refusal.text += "...";
+        }
         self.because(if refusal.reason == Reason::Timeout { Cause::Timeout } else { Cause::Refused });
         if !self.line.grants.restart {
             self.end(End::Refused(refusal));
@@ -380,11 +387,18 @@ impl<'a> Peer<'a> {
 
     /// The line stays; its session is over.
     fn forget(&mut self, now: Now) {
+        self.part();
+        self.credential = None;
+        self.session.reset(now);
+    }
+
+    /// The session that was established is over, and with it the readings that the log has
+    /// no room for: they were not acknowledged, and the next session counts from its own.
+    fn part(&mut self) {
         self.store();
         self.batches = VecDeque::new();
         (self.stalled, self.stalled_bytes) = (false, 0);
-        (self.established, self.credential) = (None, None);
-        self.session.reset(now);
+        self.established = None;
     }
 
     fn end(&mut self, end: End) {
@@ -431,3 +445,6 @@ impl<'a> Peer<'a> {
 fn busy(text: &str) -> Refusal {
     Refusal { reason: Reason::Busy, text: text.to_owned() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 //! as it remembers this client. One that does not is told of every device anew: so its
 //! retained messages are made true after a restart of either side.
 
+use crate::backoff::Failure;
 use crate::device::{Registry, Told};
 use crate::model::GatewayId;
 use crate::mqtt::{Connection, Publish, Topics};
@@ -35,6 +36,8 @@ pub struct Statuses {
     /// Token and version of what is not confirmed, oldest first; whether it is by now.
     under_way: VecDeque<(u64, u64, bool)>,
     next_token: u64,
+    /// Whether it was logged that the broker does not take them.
+    refusal_told: bool,
 }
 
 impl Statuses {
@@ -50,6 +53,7 @@ impl Statuses {
             sent,
             under_way: VecDeque::new(),
             next_token: FIRST_TOKEN,
+            refusal_told: false,
         }
     }
 
@@ -77,6 +81,19 @@ impl Statuses {
             self.under_way.pop_front();
         }
         true
+    }
+
+    /// As [`Statuses::confirmed`], of one that the broker refused. It is passed over: the
+    /// readings must not wait for what no broker has to take.
+    pub fn refused(&mut self, token: u64, why: &Failure) -> bool {
+        let is_ours = self.confirmed(token);
+        if is_ours && !std::mem::replace(&mut self.refusal_told, true) {
+            tracing::warn!(
+                %why,
+                "the broker does not take devices' presence; let the gateway publish to it, or set presence = false"
+            );
+        }
+        is_ours
     }
 
     /// Waits until there may be something to tell that was not there before; for ever

@@ -26,8 +26,8 @@ impl Peer<'_> {
     /// The device has to prove who it is, unless its certificate did.
     pub(super) fn introduced(&mut self, device: &DeviceId, now: Now) -> ControlFlow<Limits> {
         // On a line that cannot break, whoever was there is gone.
-        self.store();
-        (self.established, self.credential) = (None, None);
+        self.part();
+        self.credential = None;
         if !self.is_let_in(device, now) {
             return ControlFlow::Continue(());
         }

@@ -1,0 +1,144 @@
+use super::*;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, Authentication, Store};
+use crate::device::auth::Doorman;
+use crate::device::{Grants, Registry};
+use crate::link::connection::FIRST_FORMAT;
+use crate::link::line::Shared;
+use crate::link::pool::Pool;
+use crate::metrics::Metrics;
+use crate::model::Value;
+use crate::store::{Log, Opened, Stepper};
+use crate::wire::codec::{decode_gateway, encode_device};
+use crate::wire::frame::{Decoder, MAX_BODY, Recovery};
+use crate::wire::message::{ChannelRef, DeviceClock, DeviceMessage, Hello, Readings, Sample};
+use std::path::Path;
+
+const LIMITS: Limits = Limits { max_body: MAX_BODY, require_checksum: false };
+
+/// A serial line to a log that has room for some 64 KiB, and whose writer is stepped.
+fn line(directory: &Path) -> (Line, Stepper) {
+    let store = Store {
+        directory: directory.to_owned(),
+        max_pending: bytesize::ByteSize::kib(64),
+        segment_size: bytesize::ByteSize::kib(64),
+        commit_within: Duration::ZERO,
+        ..Store::default()
+    };
+    let (clock, metrics): (Arc<dyn Clock>, _) = (Arc::new(SystemClock::new()), Metrics::new());
+    let gauge = Arc::new(|| None);
+    let Opened { log, writer, .. } =
+        Log::open_stepped(&store, &[], &["cloud"], clock.clone(), metrics.clone(), gauge).expect("a log");
+    let devices = config::Devices::default();
+    let shared = Shared {
+        log,
+        registry: Registry::new(&devices, clock.clone(), metrics.clone()),
+        doorman: Doorman::new(&devices, &store, metrics.clone()),
+        pool: Pool::new(1 << 20, metrics.clone()),
+        devices,
+        clock,
+        metrics,
+    };
+    let grants = Grants {
+        handshake_timeout: None,
+        heartbeat_interval: Duration::from_secs(30),
+        idle_after: Duration::from_secs(45),
+        idle_timeout: Duration::from_secs(90),
+        window: 1000,
+        max_frame: 1 << 20,
+        restart: true,
+        times: shared.time_rules(),
+        authentication: Authentication::None,
+    };
+    let line = Line {
+        name: "serial".into(),
+        grants,
+        before_hello: LIMITS,
+        limits: LIMITS,
+        recovery: Recovery::Resync,
+        text: false,
+        frame_timeout: Duration::from_secs(2),
+        shared,
+    };
+    (line, writer)
+}
+
+fn hello(session: u64) -> DeviceMessage {
+    DeviceMessage::Hello(Hello {
+        device: "pump".into(),
+        session,
+        clock: DeviceClock::Wall,
+        time: 0,
+        firmware: None,
+        channels: Vec::new(),
+        first: 1,
+    })
+}
+
+/// One large reading.
+fn reading(seq: u64) -> DeviceMessage {
+    let values = vec![(ChannelRef::Name("x".into()), Value::Bytes(vec![0; 40 * 1024].into()))];
+    DeviceMessage::Readings(Readings { seq, sub: None, samples: vec![Sample { time: 0, values }] })
+}
+
+/// The device says all that at once, as a connection hears it.
+fn hear(peer: &mut Peer<'_>, messages: &[DeviceMessage]) {
+    let now = peer.line.shared.clock.now();
+    let mut bytes = Vec::new();
+    messages.iter().for_each(|message| encode_device(message, FIRST_FORMAT, &mut bytes));
+    let mut decoder = Decoder::new(LIMITS, Recovery::Fail);
+    decoder.push(&bytes, &mut |event| peer.take(event, now)).expect("valid frames");
+    peer.store();
+}
+
+/// What the device was told since.
+fn said(peer: &mut Peer<'_>) -> Vec<GatewayMessage> {
+    let mut said = Vec::new();
+    let bytes = std::mem::take(&mut peer.out);
+    let mut decoder = Decoder::new(LIMITS, Recovery::Fail);
+    let mut take = |event: Event<'_>| {
+        if let Event::Frame(frame) = event {
+            said.push(decode_gateway(&frame).expect("a message"));
+        }
+        ControlFlow::Continue(())
+    };
+    decoder.push(&bytes, &mut take).expect("valid frames");
+    said
+}
+
+/// An Ack for them would make the device forget readings of its new session that have the
+/// same numbers.
+#[tokio::test]
+async fn readings_that_found_no_room_are_not_taken_for_those_of_the_next_session() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (line, mut writer) = line(directory.path());
+    writer.step();
+    let mut peer = Peer::new(&line, Caller::named("/dev/ttyS0"), Place::granted(), line.shared.clock.now());
+    hear(&mut peer, &[hello(1), reading(1)]);
+    // The log has no room for the second; the device restarts.
+    hear(&mut peer, &[reading(2), hello(2)]);
+    assert!(line.shared.log.is_saturated());
+    writer.step();
+    peer.advance(line.shared.clock.now());
+    writer.step();
+    let later = line.shared.clock.now();
+    peer.advance(crate::clock::Now { monotonic: later.monotonic + Duration::from_secs(1), ..later });
+    let said = said(&mut peer);
+    assert!(matches!(said[..2], [GatewayMessage::Welcome(_), GatewayMessage::Welcome(_)]), "{said:?}");
+    assert_eq!(said.len(), 2, "the second session sent nothing that could be acknowledged: {said:?}");
+}
+
+/// What a device sends comes back in what is said to it, and in the log.
+#[tokio::test]
+async fn a_refusal_is_short_whatever_the_device_sent() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (line, mut writer) = line(directory.path());
+    writer.step();
+    let mut peer = Peer::new(&line, Caller::named("/dev/ttyS0"), Place::granted(), line.shared.clock.now());
+    let values = vec![(ChannelRef::Name("\u{1}".repeat(100_000)), Value::Integer(1))];
+    let senseless = Readings { seq: 1, sub: None, samples: vec![Sample { time: 0, values }] };
+    hear(&mut peer, &[hello(1), DeviceMessage::Readings(senseless)]);
+    let said = said(&mut peer);
+    let Some(GatewayMessage::Goodbye(goodbye)) = said.last() else { panic!("{said:?}") };
+    assert!(goodbye.text.starts_with("channel name") && goodbye.text.len() < 300, "{} bytes", goodbye.text.len());
+}
