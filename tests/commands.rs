@@ -206,7 +206,7 @@ async fn a_command_survives_a_kill_at_each_step_and_ends_once() {
     // Once it is taken over.
     gateway.kill();
     gateway.start().await;
-    assert_eq!(gateway.figure("tidegate_commands_live").await, 1.0);
+    gateway.figure_becomes("tidegate_commands_live", |live| live == 1.0).await;
     let mut pump = device(&gateway, "pump").await;
     assert_eq!(next(&mut pump).await.id, "c-1");
     // Once it was handed over.
