@@ -161,7 +161,7 @@ impl Gateway {
             let taker = instructions_in.clone().filter(|_| mqtt.commands);
             let mut destination = MqttDestination::new(mqtt, identity.clone(), registry.clone(), clock.clone())?;
             if let Some(taker) = taker {
-                destination.take_commands(taker);
+                destination.take_commands(taker, config.commands.max_body());
             }
             let pump = pump(mqtt, destination, cursor, &clock, &metrics, pulse.clone());
             restarters.push((mqtt.name.as_str().into(), pump.restarter()));

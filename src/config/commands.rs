@@ -34,6 +34,16 @@ pub struct Commands {
     pub remember_for: Duration,
 }
 
+/// What a command's text may have beside its payload, in bytes.
+const BESIDE_PAYLOAD: u64 = 1024;
+
+impl Commands {
+    /// Bytes of a command's text.
+    pub fn max_body(&self) -> usize {
+        usize::try_from(self.max_payload.as_u64().saturating_add(BESIDE_PAYLOAD)).unwrap_or(usize::MAX)
+    }
+}
+
 impl Default for Commands {
     fn default() -> Commands {
         Commands {

@@ -55,6 +55,7 @@ struct Session {
     /// As the device names it.
     id: u64,
     link: Arc<str>,
+    proven: bool,
     /// Devices behind it, and whether they are there.
     subs: HashMap<DeviceId, bool>,
 }
@@ -66,6 +67,8 @@ pub struct Introduction<'a> {
     pub session: u64,
     pub link: &'a Arc<str>,
     pub firmware: Option<Arc<str>>,
+    /// Whether it proved to be the device.
+    pub proven: bool,
     /// An older connection of the same device that was silent for longer may be dead.
     pub alive_within: Duration,
 }
@@ -75,6 +78,8 @@ pub struct Introduction<'a> {
 pub enum NotAdmitted {
     #[error("another device with this name is connected and alive; give each device a name of its own")]
     Rival,
+    #[error("a device with this name is connected and alive that proved to be it, which this link does not ask for")]
+    Unproven,
     #[error("as many devices are known as this gateway allows; see [devices] max_known")]
     RegistryFull,
     #[error("more sub-devices are behind this hub than this gateway allows; see [devices] max_sub_devices")]
@@ -137,19 +142,25 @@ impl Registry {
     /// # Errors
     /// If it cannot be let in.
     pub fn connect(&self, who: Introduction<'_>) -> Result<Connected, NotAdmitted> {
-        let Introduction { device, session, link, firmware, alive_within } = who;
         let now = self.0.clock.now().monotonic;
         let slot = Arc::new(Slot::default());
         slot.hear(now);
         let mut table = self.0.table.lock();
-        self.judge(&mut table, device, session, alive_within, now)?;
+        self.judge(&mut table, &who, now)?;
+        let Introduction { device, session, link, firmware, proven, .. } = who;
         let older = table.sessions.get(device).map(|older| older.slot.clone());
         let reason = if older.is_some() { Cause::TakenOver } else { Cause::Connected };
         let arrival = Arrival { link: link.clone(), firmware, reason };
         table.roll.arrived(device, arrival, now).map_err(|RollFull| NotAdmitted::RegistryFull)?;
         table.count += 1;
-        let number = table.count;
-        let new = Session { slot: slot.clone(), number, id: session, link: link.clone(), subs: HashMap::new() };
+        let new = Session {
+            slot: slot.clone(),
+            number: table.count,
+            id: session,
+            link: link.clone(),
+            proven,
+            subs: HashMap::new(),
+        };
         let subs = table.sessions.insert(device.clone(), new).map(|older| older.subs).unwrap_or_default();
         table.subs_left(subs, Cause::HubOffline, now);
         self.show(&table);
@@ -162,17 +173,14 @@ impl Registry {
     }
 
     /// Whether a session may take the place of the one that is there.
-    fn judge(
-        &self,
-        table: &mut Table,
-        device: &DeviceId,
-        session: u64,
-        alive_within: Duration,
-        now: Duration,
-    ) -> Result<(), NotAdmitted> {
+    fn judge(&self, table: &mut Table, who: &Introduction<'_>, now: Duration) -> Result<(), NotAdmitted> {
+        let (device, session) = (who.device, who.session);
         let Some(holder) = table.sessions.get(device) else { return Ok(()) };
         let heard = holder.slot.heard();
-        let alive = now.saturating_sub(heard) <= alive_within;
+        let alive = now.saturating_sub(heard) <= who.alive_within;
+        if alive && holder.proven && !who.proven {
+            return Err(NotAdmitted::Unproven);
+        }
         let holder = holder.id;
         if session == holder {
             return Ok(());

@@ -117,7 +117,8 @@ impl Downlink {
             answer_within: config.answer_within,
             remember: config.remember,
         };
-        let limits = Limits { max_payload: bytes(config.max_payload), default_expiry: config.default_expiry };
+        let (max_payload, max_body) = (bytes(config.max_payload), config.max_body());
+        let limits = Limits { max_payload, max_body, default_expiry: config.default_expiry };
         log.remember_commands(config.remember, config.remember_for);
         let now = clock.now();
         let mut queue = Queue::new(rules, clock.boot(), log.take_commands(), now);
@@ -374,7 +375,7 @@ impl Handle {
 
     /// How large an order's text may be.
     pub fn max_order(&self) -> usize {
-        self.limits.max_body()
+        self.limits.max_body
     }
 
     /// Gives a command; returns once it is on disk, with its state if it was known before.

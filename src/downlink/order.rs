@@ -30,14 +30,9 @@ pub struct Invalid {
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub max_payload: usize,
-    pub default_expiry: Duration,
-}
-
-impl Limits {
     /// Bytes of an order's text.
-    pub fn max_body(self) -> usize {
-        self.max_payload.saturating_add(1024)
-    }
+    pub max_body: usize,
+    pub default_expiry: Duration,
 }
 
 #[derive(Deserialize)]
@@ -80,12 +75,8 @@ impl Order {
         new_id: Option<CommandId>,
         limits: Limits,
     ) -> Result<Order, Box<Invalid>> {
-        if body.len() > limits.max_body() {
-            let why = format!(
-                "{} bytes are more than the {} allowed; see [commands] max_payload",
-                body.len(),
-                limits.max_body()
-            );
+        if body.len() > limits.max_body {
+            let why = format!("more than {} bytes are not allowed; see [commands] max_payload", limits.max_body);
             return Err(Box::new(Invalid { id: None, order: None, why }));
         }
         let body: Body = match serde_json::from_slice(body) {
@@ -155,7 +146,7 @@ fn until(text: &str) -> Result<Expiry, String> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { max_payload: 20, default_expiry: Duration::from_secs(600) };
+    const LIMITS: Limits = Limits { max_payload: 20, max_body: 1044, default_expiry: Duration::from_secs(600) };
 
     fn parse(body: &str) -> Result<Order, Box<Invalid>> {
         Order::parse(Target::Gateway, body.as_bytes(), None, LIMITS)

@@ -16,7 +16,7 @@ use crate::mqtt::{self, Connection, Event, Options, Publish, TlsFiles, Topics};
 use crate::store::LogEvent;
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use commands::{Intake, Subscribing};
+use commands::{Intake, Subscribing, Taker};
 use serde_json::json;
 use statuses::{Position, Statuses};
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ pub struct MqttDestination {
     /// What the broker that was connected last takes as a payload, in bytes.
     max_payload: usize,
     /// Takes the commands that come, if they are wanted.
-    commands: Option<(mpsc::Sender<Instruction>, Arc<Subscribing>)>,
+    commands: Option<(Taker, Arc<Subscribing>)>,
 }
 
 /// A connection to a broker.
@@ -126,10 +126,11 @@ impl MqttDestination {
     }
 
     /// Takes commands, too. They wait at the broker while the gateway is away.
-    pub fn take_commands(&mut self, taker: mpsc::Sender<Instruction>) {
+    /// None has more than `max_body` bytes.
+    pub fn take_commands(&mut self, taker: mpsc::Sender<Instruction>, max_body: usize) {
         self.options.clean_session = false;
         self.options.manual_acks = true;
-        self.commands = Some((taker, Arc::default()));
+        self.commands = Some((Taker { taker, max_body }, Arc::default()));
     }
 
     /// The options for one broker, with secrets and certificates read afresh: they

@@ -26,8 +26,12 @@ fn device(name: &str) -> DeviceId {
 }
 
 fn connect(registry: &Registry, name: &str, session: u64) -> Result<Connected, NotAdmitted> {
+    introduce(registry, name, session, false)
+}
+
+fn introduce(registry: &Registry, name: &str, session: u64, proven: bool) -> Result<Connected, NotAdmitted> {
     let (device, link, alive_within) = (device(name), "tcp".into(), Duration::from_secs(45));
-    registry.connect(Introduction { device: &device, session, link: &link, firmware: None, alive_within })
+    registry.connect(Introduction { device: &device, session, link: &link, firmware: None, proven, alive_within })
 }
 
 fn command(id: &str) -> Command {
@@ -54,6 +58,19 @@ async fn a_device_that_connects_again_takes_the_older_connections_place() {
         registry.status(&device("pump")).map(|s| (s.state, s.reason)),
         Some((Presence::Offline, Cause::LinkLost))
     );
+}
+
+#[test]
+fn who_proved_nothing_does_not_take_the_place_of_a_device_that_did() {
+    let (registry, hand) = registry(0);
+    let _pump = introduce(&registry, "pump", 1, true).expect("it is let in");
+    for session in [1, 2] {
+        assert_eq!(connect(&registry, "pump", session).err(), Some(NotAdmitted::Unproven));
+    }
+    let _again = introduce(&registry, "pump", 2, true).expect("it is the device");
+    hand.0.store(46, Ordering::Relaxed);
+    let _unproven = connect(&registry, "pump", 3).expect("the other one is silent");
+    assert!(introduce(&registry, "pump", 4, true).is_ok(), "nobody keeps it out");
 }
 
 #[test]

@@ -30,9 +30,6 @@ const REFUSE_EVERY: Duration = Duration::from_secs(1);
 /// Of what a device says about its firmware so much is kept, in characters.
 const MAX_FIRMWARE: usize = 64;
 
-/// What a device is told of why its session ends has so many characters at most.
-const MAX_REASON: usize = 240;
-
 /// How a session ends.
 #[derive(Debug)]
 pub enum End {
@@ -191,18 +188,21 @@ impl<'a> Peer<'a> {
             return;
         }
         let (link, alive_within) = (&self.line.name, self.line.grants.idle_after);
-        let connected = match shared.registry.connect(Introduction { device, session, link, firmware, alive_within }) {
-            Ok(connected) => connected,
-            Err(why) => {
-                let (label, reason) = match why {
-                    NotAdmitted::Rival => ("rival", Reason::TakenOver),
-                    NotAdmitted::RegistryFull | NotAdmitted::TooManySubDevices => ("registry_full", Reason::Busy),
-                };
-                self.line.turned_away(label);
-                self.refuse(Refusal { reason, text: why.to_string() }, now);
-                return;
-            }
-        };
+        let proven = self.credential.is_some() || self.caller.certificate.is_some();
+        let connected =
+            match shared.registry.connect(Introduction { device, session, link, firmware, proven, alive_within }) {
+                Ok(connected) => connected,
+                Err(why) => {
+                    let (label, reason) = match why {
+                        NotAdmitted::Rival => ("rival", Reason::TakenOver),
+                        NotAdmitted::Unproven => ("unproven", Reason::Unauthorized),
+                        NotAdmitted::RegistryFull | NotAdmitted::TooManySubDevices => ("registry_full", Reason::Busy),
+                    };
+                    self.line.turned_away(label);
+                    self.refuse(Refusal { reason, text: why.to_string() }, now);
+                    return;
+                }
+            };
         let mark = shared.log.mark(device, session);
         let settled = mark.settled();
         let acks = Acks::new(self.line.grants.window, settled);
@@ -366,11 +366,7 @@ impl<'a> Peer<'a> {
     }
 
     fn refuse(&mut self, mut refusal: Refusal, now: Now) {
-        // It may repeat what the device sent.
-        if let Some((end, _)) = refusal.text.char_indices().nth(MAX_REASON) {
-            refusal.text.truncate(end);
-            refusal.text += "...";
-        }
+        voice::shorten(&mut refusal.text);
         self.because(if refusal.reason == Reason::Timeout { Cause::Timeout } else { Cause::Refused });
         if !self.line.grants.restart {
             self.end(End::Refused(refusal));

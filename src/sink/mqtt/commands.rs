@@ -24,6 +24,14 @@ pub struct Instruction {
     pub acker: Acker,
 }
 
+/// Who takes them.
+#[derive(Debug, Clone)]
+pub(super) struct Taker {
+    pub taker: mpsc::Sender<Instruction>,
+    /// Larger ones are none, in bytes.
+    pub max_body: usize,
+}
+
 /// What is known of all connections of one sink: how many in a row ended before the broker
 /// answered the subscription. Some brokers end the connection of a client that may not
 /// subscribe.
@@ -37,7 +45,7 @@ const MAX_UNANSWERED: u32 = 3;
 pub(super) struct Intake {
     topics: Topics,
     subscribing: Arc<Subscribing>,
-    taker: mpsc::Sender<Instruction>,
+    taker: Taker,
     waiting: VecDeque<Instruction>,
     left_to_broker: bool,
 }
@@ -46,7 +54,7 @@ pub(super) struct Intake {
 const MAX_WAITING: usize = 256;
 
 impl Intake {
-    pub fn new(topics: &Topics, subscribing: Arc<Subscribing>, taker: mpsc::Sender<Instruction>) -> Intake {
+    pub fn new(topics: &Topics, subscribing: Arc<Subscribing>, taker: Taker) -> Intake {
         Intake { topics: topics.clone(), subscribing, taker, waiting: VecDeque::new(), left_to_broker: false }
     }
 
@@ -91,7 +99,10 @@ impl Intake {
             return acker.ack();
         }
         if self.waiting.len() < MAX_WAITING && !self.left_to_broker {
-            self.waiting.push_back(Instruction { target, body: payload, wanted_for, acker });
+            // A copy, for the message is a part of all that was read along with it; of one
+            // that is too large, as much as shows that.
+            let part = payload.get(..=self.taker.max_body).unwrap_or(&payload);
+            self.waiting.push_back(Instruction { target, body: Bytes::copy_from_slice(part), wanted_for, acker });
         } else {
             self.left_to_broker = true;
         }
@@ -109,7 +120,7 @@ impl Intake {
             }
             return std::future::pending().await;
         }
-        match self.taker.reserve().await {
+        match self.taker.taker.reserve().await {
             Ok(room) => {
                 if let Some(instruction) = self.waiting.pop_front() {
                     room.send(instruction);
@@ -119,5 +130,30 @@ impl Intake {
             Err(_) => self.waiting.clear(),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::GatewayId;
+
+    #[tokio::test]
+    async fn of_what_is_too_large_to_be_a_command_no_more_is_kept_than_shows_that() {
+        let topics = Topics::new("tidegate", &GatewayId::new("gw").expect("a valid name"));
+        let (taker, mut taken) = mpsc::channel(8);
+        let mut intake = Intake::new(&topics, Arc::default(), Taker { taker, max_body: 100 });
+        for size in [0, 100, 101, 200_000] {
+            intake.take(Message {
+                topic: "tidegate/gw/command".into(),
+                payload: vec![b'x'; size].into(),
+                retained: false,
+                wanted_for: None,
+                acker: Acker::default(),
+            });
+            intake.forward().await.expect("there is room");
+            let body = taken.try_recv().expect("it was passed on").body;
+            assert_eq!(body.len(), size.min(101), "{size}");
+        }
     }
 }

@@ -17,6 +17,17 @@ pub fn first(line: &Line) -> Format {
     if line.text { FIRST_TEXT } else { FIRST_FORMAT }
 }
 
+/// What a device is told of why its session ends has so many characters at most.
+const MAX_REASON: usize = 240;
+
+/// Cuts what may repeat what the device sent.
+pub fn shorten(text: &mut String) {
+    if let Some((end, _)) = text.char_indices().nth(MAX_REASON) {
+        text.truncate(end);
+        text.push_str("...");
+    }
+}
+
 impl Peer<'_> {
     /// Puts a message into what is to be sent.
     pub(super) fn say(&mut self, message: &GatewayMessage) {
