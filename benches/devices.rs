@@ -90,7 +90,14 @@ fn coming_and_going(bencher: Bencher, others: usize) {
     let link: Arc<str> = "tcp".into();
     let connect = |name: &DeviceId| {
         let alive_within = Duration::from_secs(45);
-        registry.connect(Introduction { device: name, session: 7, link: &link, firmware: None, alive_within })
+        registry.connect(Introduction {
+            device: name,
+            session: 7,
+            link: &link,
+            firmware: None,
+            proven: false,
+            alive_within,
+        })
     };
     let name = |i: usize| DeviceId::new(&format!("device-{i}")).expect("a valid name");
     let _others: Vec<_> = (0..others).map(|i| connect(&name(i)).expect("there is room")).collect();
@@ -110,7 +117,14 @@ fn telling_of_ten_thousand(bencher: Bencher) {
                 .map(|i| {
                     let device = DeviceId::new(&format!("device-{i}")).expect("a valid name");
                     let alive_within = Duration::from_secs(45);
-                    let who = Introduction { device: &device, session: 7, link: &link, firmware: None, alive_within };
+                    let who = Introduction {
+                        device: &device,
+                        session: 7,
+                        link: &link,
+                        firmware: None,
+                        proven: false,
+                        alive_within,
+                    };
                     registry.connect(who).expect("there is room")
                 })
                 .collect();
