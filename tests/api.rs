@@ -192,7 +192,7 @@ async fn what_cannot_be_answered_is_refused_in_json_that_says_why() {
         ("GET", "/api/v1/nothing", "", "", 404, "nothing at /api/v1/nothing"),
         ("GET", "/api/v2/devices", "", "", 404, "nothing at"),
         ("GET", "/api/v1/devices/hub/door", "", "", 404, "HUB%2FSUB"),
-        ("GET", "/ws/device", "", "", 404, "nothing at"),
+        ("GET", "/ws/device", "", "", 404, "[http] devices = true"),
         ("DELETE", "/api/v1/devices", "", "", 405, "/api/v1/devices does not answer to DELETE"),
         ("POST", "/metrics", "Content-Length: 1\r\n", "x", 405, "/metrics"),
         ("PUT", "/api/v1/devices/pump/commands", "", "", 405, "PUT"),
