@@ -79,7 +79,7 @@ impl Doer {
             (older.begins, older.outcome) = (None, ResultState::Rejected);
         }
         let ms = Duration::from_millis;
-        let begins = if random.u8(..4) > 0 || obedient { now } else { now + ms(random.u64(..8000)) };
+        let begins = if random.u8(..8) > 0 || obedient { now } else { now + ms(random.u64(..4000)) };
         let mute = random.u8(..12) == 0 && !obedient;
         let takes = if obedient { Duration::ZERO } else { ms([0, 0, 0, 100, 3000, 40_000][random.usize(..6)]) };
         let outcome = match random.u8(..8) {
