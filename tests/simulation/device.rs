@@ -308,6 +308,9 @@ impl Device {
             let what = format!("{} is told {message:?}, long after its key was revoked", self.name);
             self.context.oracle(|oracle| oracle.violated(what));
         }
+        if matches!(message, GatewayMessage::Welcome(_)) && revoked.is_some_and(|revoked| revoked < self.said_hello) {
+            self.context.oracle(|oracle| oracle.violated(format!("{} is let in without a key", self.name)));
+        }
         let upto = match message {
             GatewayMessage::Challenge(challenge) => {
                 let proof = self.secret.hmac(&challenge.nonce, &self.name, self.session);
