@@ -130,7 +130,8 @@ async fn nothing(uri: Uri) -> Refused {
     let why = match uri.path() {
         "/ws/device" => "devices do not connect here; [http] devices = true lets them".to_owned(),
         path => format!(
-            "there is nothing at {path}; docs/http.md lists what there is, and a device behind a hub is HUB%2FSUB"
+            "there is nothing at {path}, but at /metrics, /health/ready, /api/v1/devices, /api/v1/commands and others \
+             (docs/http.md); a device behind a hub is HUB%2FSUB in a path"
         ),
     };
     Refused::not_found(why)

@@ -227,7 +227,7 @@ mod tests {
         let db = super::super::schema::open(&path, crate::config::Durability::Full).expect("a new database");
         let firmware = "\u{1}".repeat(64);
         let change = |n: usize| DeviceStatus {
-            firmware: (n % 3 == 0).then(|| firmware.as_str().into()),
+            firmware: n.is_multiple_of(3).then(|| firmware.as_str().into()),
             ..status(&format!("pump-{n}"), Presence::Online)
         };
         for count in [0, 1, 20, 200] {

@@ -107,13 +107,14 @@ impl Context {
         self.oracle(|oracle| oracle.event(sink, id, body, &|boot, began| machine.began(boot, began), now));
     }
 
-    /// A device does what it was told to; one that is `forgetful` may do it again.
-    pub fn executed(&self, target: &str, id: &str, forgetful: bool) {
+    /// A device does what it was told to; one that is `forgetful` may do it again. It did
+    /// not listen for a while before it was told: `late`.
+    pub fn executed(&self, target: &str, id: &str, forgetful: bool, late: Duration) {
         let (machine, now) = (self.0.machine.lock(), self.elapsed());
         let key = (target.to_owned(), id.to_owned());
         self.oracle(|oracle| {
             let run = oracle.roll.last_run();
-            let limit = |first, taken, lifetime| machine.wanted_until(first, taken, lifetime, run, now);
+            let limit = |first, taken, lifetime| machine.wanted_until(first, taken, lifetime, run, now) + late;
             let verdict = oracle.orders.executed(&key, forgetful, now, &limit);
             oracle.judge(verdict);
         });

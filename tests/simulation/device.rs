@@ -51,6 +51,9 @@ pub struct Device {
     said_hello: Instant,
     doer: Doer,
     secret: Secret,
+    /// How long a message took of late until the gateway took it, and until when what
+    /// came meanwhile may still be there to read.
+    lag: (Duration, Instant),
     /// What is to be said beside readings.
     outbox: VecDeque<DeviceMessage>,
 }
@@ -93,6 +96,7 @@ impl Device {
             said_hello: Instant::now(),
             doer: Doer::new(context, more),
             secret: secret(name),
+            lag: (Duration::ZERO, Instant::now()),
             outbox: VecDeque::new(),
         };
         (device, controls)
@@ -292,7 +296,8 @@ impl Device {
         let target = sub.map_or(self.name.clone(), |sub| format!("{}/{sub}", self.name));
         let obedient = self.controls.lock().obedient;
         let wanted = Duration::from_millis(command.expires_in.unwrap_or(u64::MAX));
-        self.doer.told(&doer::Told { target: &target, id: &command.id, wanted }, obedient);
+        let late = if Instant::now() < self.lag.1 { self.lag.0 } else { Duration::ZERO };
+        self.doer.told(&doer::Told { target: &target, id: &command.id, wanted, late }, obedient);
     }
 
     fn told(&mut self, message: GatewayMessage) {
@@ -302,6 +307,9 @@ impl Device {
         {
             let what = format!("{} is told {message:?}, long after its key was revoked", self.name);
             self.context.oracle(|oracle| oracle.violated(what));
+        }
+        if matches!(message, GatewayMessage::Welcome(_)) && revoked.is_some_and(|revoked| revoked < self.said_hello) {
+            self.context.oracle(|oracle| oracle.violated(format!("{} is let in without a key", self.name)));
         }
         let upto = match message {
             GatewayMessage::Challenge(challenge) => {
@@ -376,7 +384,13 @@ impl Device {
     async fn say(&mut self, stream: &mut DuplexStream, message: &DeviceMessage) -> bool {
         let mut bytes = Vec::new();
         encode_device(message, self.format, &mut bytes);
-        timeout(GIVES_UP, stream.write_all(&bytes)).await.is_ok_and(|written| written.is_ok())
+        let began = Instant::now();
+        let said = timeout(GIVES_UP, stream.write_all(&bytes)).await.is_ok_and(|written| written.is_ok());
+        let took = began.elapsed();
+        if took > Duration::from_millis(100) {
+            self.lag = (took, Instant::now() + Duration::from_secs(5));
+        }
+        said
     }
 }
 

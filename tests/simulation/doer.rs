@@ -24,6 +24,7 @@ struct Asked {
     id: String,
     /// When it begins, and until when it may; not once it has begun or will never.
     begins: Option<(Instant, Instant)>,
+    late: Duration,
     outcome: ResultState,
     /// When it is answered next, if it is, and how often then.
     answers: Option<(Instant, u8)>,
@@ -37,6 +38,8 @@ pub struct Told<'a> {
     pub id: &'a str,
     /// For how long it is still wanted.
     pub wanted: Duration,
+    /// How long the device did not listen before.
+    pub late: Duration,
 }
 
 impl Doer {
@@ -59,7 +62,7 @@ impl Doer {
 
     /// A command came. One that is known is answered again, and no more.
     pub fn told(&mut self, told: &Told<'_>, obedient: bool) {
-        let Told { target, id, wanted } = *told;
+        let Told { target, id, wanted, late } = *told;
         let now = Instant::now();
         let random = &mut self.random;
         let known = self.asked.entry(target.to_owned()).or_default();
@@ -76,7 +79,7 @@ impl Doer {
             (older.begins, older.outcome) = (None, ResultState::Rejected);
         }
         let ms = Duration::from_millis;
-        let begins = if random.u8(..4) > 0 || obedient { now } else { now + ms(random.u64(..8000)) };
+        let begins = if random.u8(..8) > 0 || obedient { now } else { now + ms(random.u64(..4000)) };
         let mute = random.u8(..12) == 0 && !obedient;
         let takes = if obedient { Duration::ZERO } else { ms([0, 0, 0, 100, 3000, 40_000][random.usize(..6)]) };
         let outcome = match random.u8(..8) {
@@ -87,7 +90,7 @@ impl Doer {
         let times = if random.u8(..8) == 0 { 2 } else { 1 };
         let answers = (!mute).then(|| (begins + takes.mul_f64(random.f64()), times));
         let begins = (outcome != ResultState::Rejected).then_some((begins, now + wanted));
-        known.push_back(Asked { id: id.to_owned(), begins, outcome, answers, mute });
+        known.push_back(Asked { id: id.to_owned(), begins, late, outcome, answers, mute });
         while known.len() > self.remembers {
             known.pop_front();
         }
@@ -104,7 +107,7 @@ impl Doer {
                     asked.outcome = ResultState::Rejected;
                 } else {
                     self.context.trace(format_args!("{target} does {}", asked.id));
-                    self.context.executed(target, &asked.id, !self.lasting);
+                    self.context.executed(target, &asked.id, !self.lasting, asked.late);
                 }
             }
         }

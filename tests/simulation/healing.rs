@@ -19,6 +19,7 @@ impl World {
         self.vfs.disk().faults = Faults::default();
         self.clock_due = None;
         self.sender.stop();
+        self.plan.commands.enabled = true;
         self.context.machine(|machine| {
             machine.doubt(false);
             if !machine.is_set() {

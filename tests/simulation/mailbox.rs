@@ -140,7 +140,9 @@ impl Delivery {
 
     /// The broker gets PUBACKs.
     fn arrive(&mut self) {
-        while let Some((_, packet)) = self.coming.pop_front_if(|(at, _)| *at <= Instant::now()) {
+        while self.coming.front().is_some_and(|(at, _)| *at <= Instant::now())
+            && let Some((_, packet)) = self.coming.pop_front()
+        {
             self.mailbox.0.kept.lock().letters.retain(|(other, _)| *other != packet);
         }
     }

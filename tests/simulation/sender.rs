@@ -44,7 +44,7 @@ impl Sender {
         self.due = Instant::now() + pace.mul_f64(2.0 * self.random.f64());
         let random = &mut self.random;
         // As many as a device's queue holds and more, now and then.
-        let count = if random.u8(..10) == 0 { random.usize(2..24) } else { 1 };
+        let count = if random.u8(..16) == 0 { random.usize(2..24) } else { 1 };
         let target = &targets[random.usize(..targets.len())];
         let mut local = gateway;
         for _ in 0..count {
@@ -69,7 +69,7 @@ impl Sender {
 
     fn letter(&mut self, target: &str) -> (Letter, Duration) {
         self.count += 1;
-        let seconds = [1, 3, 10, 30, 60][self.random.usize(..5)];
+        let seconds = [1, 3, 10, 20, 60][self.random.usize(..5)];
         let id = format!("c{}", self.count);
         let name = if target.is_empty() { "ping" } else { "turn" };
         let body = format!("{{\"id\":\"{id}\",\"name\":\"{name}\",\"payload\":[1],\"expires\":\"{seconds}s\"}}");

@@ -100,6 +100,10 @@ impl World {
             self.revive();
         }
         self.vfs.forget();
+        if self.more.u8(..4) == 0 {
+            self.plan.commands.enabled ^= true;
+            self.context.trace(format_args!("commands are taken: {}", self.plan.commands.enabled));
+        }
         let index = self.random.usize(..self.sinks.len());
         match self.random.u8(..3) {
             0 if self.sinks.len() > 1 => {

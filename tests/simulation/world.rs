@@ -63,7 +63,7 @@ pub struct World {
 }
 
 /// A command may be under way to its device for so long, on a line without latency.
-const SLACK: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_millis(500);
 /// The disk is looked at this often.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -100,7 +100,7 @@ impl World {
         let plan = Plan::draw(directory, &mut random, &mut times, &mut more);
         context.oracle(|oracle| {
             oracle.roll.within = plan.sessions.idle_timeout;
-            oracle.orders.slack = SLACK + plan.latency * 40;
+            oracle.orders.slack = SLACK + plan.latency * 12;
         });
         let door = Door::new(context, plan.latency);
         let keys = KeyFiles::of(&plan.sessions, &plan.store);
