@@ -95,8 +95,8 @@ fn coming_and_going(bencher: Bencher, others: usize) {
             session: 7,
             link: &link,
             firmware: None,
-            proven: false,
             alive_within,
+            proven: false,
         })
     };
     let name = |i: usize| DeviceId::new(&format!("device-{i}")).expect("a valid name");
@@ -122,8 +122,8 @@ fn telling_of_ten_thousand(bencher: Bencher) {
                         session: 7,
                         link: &link,
                         firmware: None,
-                        proven: false,
                         alive_within,
+                        proven: false,
                     };
                     registry.connect(who).expect("there is room")
                 })

@@ -5,6 +5,9 @@
  * declared index, times in milliseconds since boot. Each reading is kept until the
  * gateway has acknowledged it, over any number of connections. Exits with 0 once
  * --count readings are acknowledged. Everything has a fixed size: nothing is allocated.
+ * It cannot prove who it is, for which gateways ask on a network; client/ can, and takes
+ * commands. There, give the [[tcp]] that this one connects to `authentication = "none"`
+ * while you try it.
  *
  *     cc -std=c99 -O2 -o device device.c
  *     ./device --tcp 127.0.0.1 7411 --device pump-7
@@ -481,7 +484,7 @@ static const char *handle(uint8_t type, struct body body)
         return why;
     }
     if (type == CHALLENGE)
-        return "the gateway wants this device to authenticate, which it cannot";
+        return "the gateway asks for a key, which this example cannot prove: client/ can";
     if (type == WELCOME) {
         uint64_t settled = get_varint(&body);
         get_varint(&body); /* the gateway's time: this device shows no date */

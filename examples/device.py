@@ -9,6 +9,9 @@ of this program. Exits with 0 once --count readings are acknowledged.
     device.py --tcp 127.0.0.1:7411 --device pump-7
     device.py --serial /dev/ttyUSB0 --device pump-7 --interval 0.5 --count 100
     device.py --tcp gateway:7411 --device pump-7 --key pumps --secret-file pumps.secret
+
+The last is for gateways on a network, which ask who it is: there, `tidegate key new pumps
+--device 'pump-*' > pumps.secret` makes the key.
 """
 
 import argparse

@@ -9,7 +9,9 @@
  * Takes a reading each --interval-ms milliseconds and keeps it until the gateway has
  * acknowledged it, over any number of connections. Exits with 0 once --count readings are
  * acknowledged. Nothing is allocated. The simplest device that loses nothing: it sends
- * one message of readings and waits for its Ack. client/ is one that does more.
+ * one message of readings and waits for its Ack. client/ does more, and proves who it is:
+ * this one cannot, and gateways ask for that on a network. There, give the [[tcp]] that it
+ * connects to `authentication = "none"` while you try it.
  */
 #define _POSIX_C_SOURCE 200809L
 
@@ -33,7 +35,7 @@ enum {
     PATIENCE = 5000, /* ms for a Welcome, and for the rest of a frame */
     /* Types of frames with bodies in Protobuf. */
     HELLO = 0x21, READINGS = 0x23, HEARTBEAT = 0x24, GOODBYE = 0x26,
-    WELCOME = 0xa2, ACK = 0xa3, GATEWAY_GOODBYE = 0xa6,
+    CHALLENGE = 0xa1, WELCOME = 0xa2, ACK = 0xa3, GATEWAY_GOODBYE = 0xa6,
     MAX_KEPT = 512   /* readings kept at most */
 };
 
@@ -227,6 +229,12 @@ static const char *send_readings(uint64_t *sent)
     return send_message(READINGS, tidegate_Readings_fields, &readings);
 }
 
+static const char *said_goodbye(size_t length)
+{
+    static tidegate_Goodbye goodbye;
+    return decode(length, tidegate_Goodbye_fields, &goodbye) ? goodbye.text : "the gateway said Goodbye";
+}
+
 /* Returns why the session is over; NULL if everything is acknowledged. */
 static const char *run_session(void)
 {
@@ -236,6 +244,10 @@ static const char *run_session(void)
     tidegate_Welcome welcome;
     if ((why = say_hello()) || (why = receive(&type, &length)))
         return why;
+    if (type == CHALLENGE)
+        return "the gateway asks for a key, which this example cannot prove: client/ can";
+    if (type == GATEWAY_GOODBYE)
+        return said_goodbye(length);
     if (type != WELCOME || !decode(length, tidegate_Welcome_fields, &welcome))
         return "no Welcome came";
     if (welcome.settled > device.taken)
@@ -266,11 +278,10 @@ static const char *run_session(void)
             return why;
         heard = now_ms();
         tidegate_Ack ack;
-        static tidegate_Goodbye goodbye;
         if (type == ACK && decode(length, tidegate_Ack_fields, &ack) && ack.seq > device.settled && ack.seq <= sent)
             settle(ack.seq);
         if (type == GATEWAY_GOODBYE)
-            return decode(length, tidegate_Goodbye_fields, &goodbye) ? goodbye.text : "the gateway said Goodbye";
+            return said_goodbye(length);
         /* What is unknown is ignored. */
     }
     tidegate_Goodbye goodbye = {tidegate_REASON_NORMAL, ""};

@@ -8,7 +8,9 @@ Debian has it as python3-protobuf, and the compiler for the messages as protobuf
 
 Takes a reading each --interval seconds and keeps it until the gateway has acknowledged
 it, over any number of connections. Exits with 0 once --count readings are acknowledged.
-device.py, which speaks JSON, shows more: serial lines, and keeping readings over restarts.
+device.py, which speaks JSON, shows more: serial lines, keeping readings over restarts, and
+how to prove who it is. This one cannot, and gateways ask for that on a network: there, give
+the [[tcp]] that it connects to `authentication = "none"` while you try it.
 """
 
 import argparse
@@ -29,7 +31,7 @@ MAGIC = 0x1234567F
 HEADER = struct.Struct(">IBBI")  # magic, version, type, length of the body
 # Types of frames with bodies in Protobuf.
 KIND = {pb.Hello: 0x21, pb.Readings: 0x23, pb.Heartbeat: 0x24, pb.Goodbye: 0x26}
-MESSAGE = {0xA2: pb.Welcome, 0xA3: pb.Ack, 0xA4: pb.HeartbeatReply, 0xA6: pb.Goodbye}
+MESSAGE = {0xA1: pb.Challenge, 0xA2: pb.Welcome, 0xA3: pb.Ack, 0xA4: pb.HeartbeatReply, 0xA6: pb.Goodbye}
 
 MAX_BODY = 65536  # the largest body that this device takes from the gateway
 MAX_KEPT = 10_000  # readings kept at most
@@ -118,8 +120,12 @@ class Device:
         send(sock, pb.Hello(device=self.args.device, session=self.session, clock=pb.CLOCK_WALL, time=now(),
                             firmware="protobuf.py 1", first=self.settled + 1))
         welcome = receive(sock)
+        if isinstance(welcome, pb.Challenge):
+            raise SessionOver("the gateway asks for a key, which this example cannot prove: device.py can")
+        if isinstance(welcome, pb.Goodbye):
+            raise SessionOver("the gateway said Goodbye: %s" % welcome.text)
         if not isinstance(welcome, pb.Welcome):
-            raise SessionOver("no Welcome came: %s" % welcome)
+            raise SessionOver("no Welcome came")
         self.settle(max(self.settled, welcome.settled))
         sent = self.settled
         heard = said = time.monotonic()

@@ -4,6 +4,7 @@
 //! [`Session`], [`Converter`] and [`Acks`] are pure; the links drive them.
 
 mod acks;
+pub mod attendance;
 pub mod auth;
 mod convert;
 mod rate;

@@ -52,6 +52,18 @@ impl SecretError {
     }
 }
 
+/// Whether an error comes from a file that this user may not have.
+pub fn is_forbidden(why: &anyhow::Error) -> bool {
+    why.chain().any(|cause| {
+        let of_secret = cause.downcast_ref().and_then(|why| match why {
+            SecretError::Unreadable { why, .. } => Some(why),
+            _ => None,
+        });
+        let error = of_secret.or_else(|| cause.downcast_ref::<io::Error>());
+        error.is_some_and(|why| why.kind() == io::ErrorKind::PermissionDenied)
+    })
+}
+
 /// Reads a file of `most` bytes at most that only its owner may read.
 ///
 /// # Errors

@@ -1,7 +1,6 @@
 //! The composition root: opens, connects and starts the parts in order, and stops
 //! them in the order that loses nothing.
 
-mod attendance;
 mod health;
 mod limits;
 mod operator;
@@ -14,8 +13,8 @@ pub use service::run;
 use crate::backoff::Backoff;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Config};
-use crate::device::Registry;
 use crate::device::auth::Doorman;
+use crate::device::{Registry, attendance};
 use crate::downlink::Downlink;
 use crate::http;
 use crate::link;
@@ -218,6 +217,9 @@ impl Gateway {
         }
         for address in &tcp_addresses {
             tracing::info!(%address, "listening for devices");
+        }
+        if let Some(address) = http_address {
+            tracing::info!(%address, devices = config.http.serves_devices(), "listening for HTTP requests");
         }
         Ok(Gateway {
             links,

@@ -5,13 +5,14 @@
 //! | `/metrics` | every figure, in the OpenMetrics text format |
 //! | `/health/live` | 200 while the process makes progress, else 503 and why |
 //! | `/health/ready` | 200 while readings are taken and kept, else 503 and why |
-//! | `/api/v1/...` | see `docs/http.md` |
+//! | `/api/v1/...` | see `docs/presence.md` and `docs/commands.md` |
 //! | `/ws/device` | a device's WebSocket, if the configuration wants that |
 //!
 //! Everything but `/health/live` and `/ws/device` is for those only whom [`Access`] lets
 //! in. Devices are held to what their link demands of them.
 
 mod access;
+mod asked;
 mod commands;
 mod devices;
 mod door;
@@ -28,8 +29,9 @@ use crate::metrics::{Metrics, ReasonLabel};
 use crate::stop;
 use crate::store::Log;
 use axum::Router;
+use axum::body::HttpBody;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -115,7 +117,28 @@ fn routes(site: Shared) -> Router {
     if site.devices.is_some() {
         open = open.route("/ws/device", get(upgrade::device));
     }
-    guarded(&site).merge(open).layer(middleware::from_fn(accompany)).with_state(site)
+    guarded(&site)
+        .merge(open)
+        .fallback(nothing)
+        .method_not_allowed_fallback(not_so)
+        .layer(middleware::from_fn(accompany))
+        .with_state(site)
+}
+
+/// Says where there is something.
+async fn nothing(uri: Uri) -> Refused {
+    let why = match uri.path() {
+        "/ws/device" => "devices do not connect here; [http] devices = true lets them".to_owned(),
+        path => format!(
+            "there is nothing at {path}; docs/http.md lists what there is, and a device behind a hub is HUB%2FSUB"
+        ),
+    };
+    Refused::not_found(why)
+}
+
+/// The header `Allow` says how; it is added to this.
+async fn not_so(method: Method, uri: Uri) -> Refused {
+    Refused::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not answer to {method}", uri.path()))
 }
 
 /// What is not for everybody.
@@ -138,7 +161,10 @@ async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Resp
 
 /// Has the visitor keep its place until it is answered.
 async fn accompany(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request, next: Next) -> Response {
-    visitor.is_heard();
+    // Of another, the body is still to come; who takes it says so.
+    if request.method() != Method::POST || request.body().is_end_stream() {
+        visitor.is_heard();
+    }
     let response = next.run(request).await;
     visitor.is_answered();
     response
@@ -150,15 +176,21 @@ impl Site {
     }
 
     fn deny(&self, denied: Denied) -> Response {
-        self.metrics.http_denied.get_or_create(&ReasonLabel { reason: denied.label() }).inc();
-        let why = denied.to_string();
+        let refused = self.denied(denied);
         match denied {
-            Denied::Token => {
-                let challenge = [(header::WWW_AUTHENTICATE, "Bearer realm=\"tidegate\"")];
-                (challenge, refuse(StatusCode::UNAUTHORIZED, &why)).into_response()
-            }
-            Denied::Origin | Denied::Host => refuse(StatusCode::FORBIDDEN, &why),
+            Denied::Token => ([(header::WWW_AUTHENTICATE, "Bearer realm=\"tidegate\"")], refused).into_response(),
+            Denied::Origin | Denied::Host => refused.into_response(),
         }
+    }
+
+    /// Counts that somebody may not ask.
+    fn denied(&self, denied: Denied) -> Refused {
+        self.metrics.http_denied.get_or_create(&ReasonLabel { reason: denied.label() }).inc();
+        let status = match denied {
+            Denied::Token => StatusCode::UNAUTHORIZED,
+            Denied::Origin | Denied::Host => StatusCode::FORBIDDEN,
+        };
+        Refused::new(status, denied.to_string())
     }
 }
 

@@ -15,7 +15,7 @@ mod value_serde;
 
 pub use boot::{Basis, BootId, InvalidBootId};
 pub use command::{Command, CommandKey, CommandState, Deadline, Ending, Moment, Source, Target};
-pub use glob::glob;
+pub use glob::{glob, stray_in_devices};
 pub use names::{ChannelName, CommandId, CommandName, DeviceId, GatewayId, InvalidName, Token};
 pub use presence::{Cause, DeviceStatus, Presence};
 pub use reading::{Batch, Channels, Numbered, Reading, ShapeMismatch, Value};

@@ -3,6 +3,7 @@
 use crate::support::device::{JSON, POSTCARD, Talk, hello};
 use crate::support::eventually;
 use crate::support::gateway::{Gateway, figure};
+use crate::support::process::Process;
 use crate::support::pty::Line;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
@@ -419,6 +420,12 @@ async fn what_is_open_to_everybody_is_told_by_check_and_in_the_log() {
     assert!(output.status.success(), "{}", said(&output.stderr));
     assert!(said(&output.stdout).contains("tcp[0]: whoever reaches"), "{}", said(&output.stdout));
     assert!(!said(&check(&gateway.config_file()).stdout).contains("whoever reaches"));
+    let token = gateway.directory().join("token");
+    std::fs::write(&token, "0123456789abcdef0123456789abcdef").expect("a file");
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).expect("a mode");
+    let http = format!("[http]\ndevices = true\nauthentication = \"none\"\ntoken_file = {token:?}");
+    std::fs::write(&path, config.replace("[http]", &http).replacen("127.0.0.1", "0.0.0.0", 1)).expect("a file");
+    assert!(said(&check(&path).stdout).contains("http: whoever reaches"), "{}", said(&check(&path).stderr));
     gateway.keys("[[tcp]]", "authentication = \"token\"\n");
     let output = check(&gateway.config_file());
     assert_eq!(said(&output.stdout).lines().count(), 1, "on this machine tokens are not read by others");
@@ -456,4 +463,19 @@ async fn a_serial_line_asks_for_a_key_where_it_is_told_to() {
     talk.say(&hello("pump", 2, 1)).await;
     assert_eq!(talk.goodbye().await.text, "too many attempts failed; try again later");
     assert_eq!(gateway.figure(&failures("serial", "wrong_proof")).await, 2.0);
+}
+
+/// Who tries a key is told at once, not when the devices have given up.
+#[tokio::test]
+async fn simulated_devices_that_are_not_let_in_say_why_at_once() {
+    let gateway = gateway("", "").started().await;
+    let log = gateway.directory().join("simulate.log");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    command.args(["simulate", &format!("tcp://{}", gateway.tcp_address()), "--devices", "3", "--readings", "3"]);
+    command.env_remove("RUST_LOG");
+    let _simulation = Process::start(command, &log);
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually("it says so", async || said().contains("was refused: ")).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(said().lines().count(), 1, "once: {}", said());
 }

@@ -298,9 +298,12 @@ async fn the_command_line_sends_commands_and_waits_for_their_end() {
 
     let ping = send(&gateway, &["--gateway", "ping", "--wait"]);
     assert!(ping.status.success() && text(&ping).contains("done"), "{}", text(&ping));
-    for (wrong, why) in
-        [(&["pump"][..], "DEVICE NAME"), (&["a/b/c", "open"], "the device"), (&["pump", "open", "{"], "no JSON")]
-    {
+    for (wrong, why) in [
+        (&["pump"][..], "DEVICE NAME"),
+        (&["a/b/c", "open"], "the device"),
+        (&["pump", "open", "{"], "no JSON"),
+        (&["pump", "open", "--wait", "5s"], "--wait="),
+    ] {
         let output = send(&gateway, wrong);
         assert!(output.status.code() == Some(2) && text(&output).contains(why), "{wrong:?}: {}", text(&output));
     }

@@ -249,6 +249,9 @@ fn http_is_checked() {
     refused("http", "listen = '127.0.0.1:7411'", "http.listen", "tcp[0] listens on");
     refused("http", "allowed_origins = ['http://a/']", "http.allowed_origins", "write it as browsers do");
     refused("http", "max_connections = 0", "http.max_connections", "out of range");
+    refused("http", "max_connections_per_address = 0", "http.max_connections_per_address", "out of range");
+    refused("http", "idle_timeout = '20s'", "http.idle_timeout", "give more than heartbeat_interval, 30s");
+    refused("http", "heartbeat_interval = '0s'", "http.heartbeat_interval", "out of range");
     refused("http", "handshake_timeout = '0s'", "http.handshake_timeout", "out of range");
     refused("http", "max_frame = '2MiB'", "http.max_frame", "give 256B to 1MiB");
     refused("http", "frame_timeout = '2h'", "http.frame_timeout", "out of range");
@@ -275,6 +278,9 @@ fn device_limits_are_checked() {
     refused("devices", "idle_timeout = '30s'", "devices.idle_timeout", "give more than heartbeat_interval, 30s");
     refused("devices", "window = 0", "devices.window", "out of range");
     refused("devices", "message_burst = 0", "devices.message_burst", "give 1 to 1000000");
+    refused("devices", "allow = ['pump-*', 'valve 3']", "devices.allow", "no name contains ' '; give letters");
+    refused("devices", "deny = ['']", "devices.deny", "matches no name");
+    good(&format!("{TCP}{MQTT}[devices]\nallow = ['hub/*', 'p?mp-1.0_a']"));
     refused("devices", "max_message_rate = 1000001", "devices.max_message_rate", "give 0 to 1000000");
 }
 

@@ -25,7 +25,7 @@ async fn a_full_disk_holds_devices_back_and_loses_nothing() {
     let store = format!("[store]\ndirectory = \"{}/log\"\nmax_size = \"8MiB\"\n", place.display());
     let mut gateway = Gateway::with_broker(&broker.gateway_url(), &store);
     let witness = Subscriber::start(&tidegate::mqtt::Options { clean_session: false, ..options(broker.port()) }).await;
-    let limited = ["sh", "-c", "trap '' XFSZ; ulimit -S -f 300; exec \"$0\" \"$@\""].map(str::to_owned);
+    let limited = ["sh", "-c", "trap '' XFSZ; ulimit -S -f 160; exec \"$0\" \"$@\""].map(str::to_owned);
     match &disk {
         Some(_) => gateway.start().await,
         None => {
@@ -134,7 +134,7 @@ async fn states_are_announced_upstream_once_they_can_be_written() {
 /// More than any disk has is to be left free: a quarter of it is enough to be normal
 /// again, so nothing but the start is seen here.
 async fn low_without_a_mount() {
-    let gateway = Gateway::new("[store]\nmin_free = \"64TiB\"\n").started().await;
+    let gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "[store]\nmin_free = \"64TiB\"\n").started().await;
     let states = ["normal", "low"].map(|state| format!("tidegate_store_state{{state=\"{state}\"}}"));
     eventually("a state is shown", async || gateway.figure(&states[0]).await + gateway.figure(&states[1]).await == 1.0)
         .await;

@@ -187,3 +187,27 @@ async fn the_example_device_proves_who_it_is() {
     let status = Process::start(python, &log).ended().await;
     assert!(status.success(), "{}", std::fs::read_to_string(log).unwrap_or_default());
 }
+
+/// A device that nobody taught to say who it is must not look as if nothing were there.
+#[tokio::test]
+async fn the_examples_that_cannot_prove_who_they_are_say_what_is_asked_and_who_can() {
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
+    gateway.keys("[[tcp]]", "authentication = \"hmac\"\n");
+    let gateway = gateway.started().await;
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let address = gateway.tcp_address();
+    for example in examples(directory.path(), Some(&address), [Path::new(""); 2], 1) {
+        let who_can = match example.id {
+            "py" => "give --key and --secret-file",
+            "protobuf-py" => "device.py can",
+            _ => "client/ can",
+        };
+        let log = directory.path().join(format!("{}.log", example.id));
+        let _process = Process::start(example.command, &log);
+        let said = || std::fs::read_to_string(&log).unwrap_or_default();
+        eventually(&format!("{} says it: {}", example.id, said()), async || {
+            said().contains("the gateway asks for a key") && said().contains(who_can)
+        })
+        .await;
+    }
+}

@@ -73,6 +73,16 @@ async fn coming_and_going_is_told_by_retained_message_event_api_and_history() {
     assert_eq!(listed["devices"].as_array().map(Vec::len), Some(1), "{listed}");
     let (status, body) = gateway.get("/api/v1/devices/nobody").await.expect("an answer");
     assert!(status == 404 && body.contains("nobody"), "{status} {body}");
+    for (path, wanted, why) in [
+        ("/api/v1/devices?limit=many", 400, "limit"),
+        ("/api/v1/devices/a%20b", 400, "allowed"),
+        ("/api/v2/devices", 404, "/api/v1/devices"),
+        ("/ws/device", 404, "[http] devices = true"),
+    ] {
+        let (status, body) = gateway.get(path).await.expect("an answer");
+        let error = serde_json::from_str::<Value>(&body).expect("JSON")["error"].to_string();
+        assert!(status == wanted && error.contains(why), "{path}: {status} {body}");
+    }
 }
 
 #[tokio::test]
@@ -249,7 +259,7 @@ async fn the_command_line_lists_devices_and_their_history() {
     let (_, history) = run(&["--history", "--limit", "2"]);
     assert_eq!(history.lines().count(), 3, "{history}");
     let (code, error) = run(&["nobody"]);
-    assert!(code == Some(1) && error.contains("no device nobody is known"), "{code:?} {error}");
+    assert_eq!((code, error.as_str()), (Some(1), "tidegate: no device nobody is known\n"));
     gateway.kill();
     let (code, error) = run(&[]);
     assert!(code == Some(1) && error.contains("no gateway answers at 127.0.0.1"), "{code:?} {error}");

@@ -15,18 +15,36 @@ mod broker;
 mod clock;
 #[path = "simulation/context.rs"]
 mod context;
+#[path = "simulation/controls.rs"]
+mod controls;
 #[path = "simulation/device.rs"]
 mod device;
 #[path = "simulation/disk.rs"]
 mod disk;
+#[path = "simulation/doer.rs"]
+mod doer;
 #[path = "simulation/gateway.rs"]
 mod gateway;
+#[path = "simulation/healing.rs"]
+mod healing;
+#[path = "simulation/mailbox.rs"]
+mod mailbox;
 #[path = "simulation/network.rs"]
 mod network;
 #[path = "simulation/oracle.rs"]
 mod oracle;
+#[path = "simulation/orders.rs"]
+mod orders;
 #[path = "simulation/plan.rs"]
 mod plan;
+#[path = "simulation/presence.rs"]
+mod presence;
+#[path = "simulation/sender.rs"]
+mod sender;
+#[path = "simulation/tally.rs"]
+mod tally;
+#[path = "simulation/troubles.rs"]
+mod troubles;
 #[path = "simulation/vfs.rs"]
 mod vfs;
 #[path = "simulation/world.rs"]
@@ -35,6 +53,7 @@ mod world;
 use clap::Parser;
 use std::process::ExitCode;
 use std::time::Instant;
+use tally::Tally;
 use vfs::FaultyVfs;
 use world::{Mode, Outcome};
 
@@ -134,25 +153,10 @@ fn a_seed_replays_exactly(vfs: &FaultyVfs) -> bool {
 
 fn seeds(vfs: &FaultyVfs, arguments: &Arguments, mode: Mode) -> bool {
     let began = Instant::now();
-    let (mut broken, mut done) = (0, 0u64);
-    let mut total = [0u64; 9];
-    let mut virtual_seconds = 0.0;
+    let (mut broken, mut tally) = (0, Tally::default());
     for seed in arguments.from..arguments.from + arguments.seeds {
         let outcome = run(vfs, seed, mode);
-        done += 1;
-        virtual_seconds += outcome.virtual_time.as_secs_f64();
-        let of_seed = [
-            outcome.steps,
-            outcome.deliveries,
-            outcome.duplicates,
-            outcome.power_cuts,
-            outcome.kills,
-            outcome.disk_failures,
-            outcome.qualities[0],
-            outcome.qualities[1],
-            outcome.qualities[2],
-        ];
-        total.iter_mut().zip(of_seed).for_each(|(sum, more)| *sum += more);
+        tally += outcome.tally;
         if let Some(what) = &outcome.violation {
             broken += 1;
             println!("\nseed {seed} broke a promise: {what}");
@@ -166,14 +170,12 @@ fn seeds(vfs: &FaultyVfs, arguments: &Arguments, mode: Mode) -> bool {
         }
     }
     let seconds = began.elapsed().as_secs_f64();
-    let [steps, deliveries, duplicates, power_cuts, kills, failures, placed, untimed, flagged] = total;
     println!(
-        "{done} seeds, {broken} broken, in {seconds:.1} s: {:.1} seeds/s, {:.0} steps/s, {:.0} s of virtual time each;\n\
-         {deliveries} deliveries, {duplicates} of them again, {power_cuts} power cuts, {kills} kills, {failures} disk errors;\n\
-         times: {placed} found after the fact, {untimed} not known, {flagged} by a wrong clock of the device",
-        done as f64 / seconds,
-        steps as f64 / seconds,
-        virtual_seconds / done as f64,
+        "{} seeds, {broken} broken, in {seconds:.1} s: {:.1} seeds/s, {:.0} steps/s, {:.0} s of virtual time each;\n{tally}",
+        tally.seeds,
+        tally.seeds as f64 / seconds,
+        tally.steps as f64 / seconds,
+        tally.virtual_time.as_secs_f64() / tally.seeds as f64,
     );
     broken == 0
 }

@@ -294,6 +294,95 @@ async fn connections_that_say_nothing_or_drip_are_gone_within_the_handshake_time
     }
 }
 
+/// Asks for a WebSocket as slowly as it takes to send so much of the request after a pause;
+/// what is answered until the connection is closed, and when that is.
+async fn slow(address: &str, before: &str, pause: Duration) -> (Duration, String) {
+    const REST: &str = "Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    let since = Instant::now();
+    stream.write_all(before.as_bytes()).await.expect("it is taken");
+    tokio::time::sleep(pause).await;
+    let request = if before.ends_with("\r\n\r\n") { "GET /ws/device HTTP/1.1\r\n" } else { "" };
+    stream.write_all(format!("{request}{REST}").as_bytes()).await.expect("it is taken");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    (since.elapsed(), String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[tokio::test]
+async fn the_handshake_timeout_counts_from_where_the_request_began() {
+    const HANDSHAKE: Duration = Duration::from_secs(3);
+    const PAUSE: Duration = Duration::from_millis(2500);
+    let gateway = offline("handshake_timeout = \"3s\"\n", "").started().await;
+    let address = gateway.http_address();
+    // What a slow request took is not to be had again for the Hello.
+    let first = slow(&address, "GET /ws/device HTTP/1.1\r\n", PAUSE);
+    // A connection that has served another request is none the worse for that.
+    let another = slow(&address, "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n", PAUSE);
+    let ((first, said), (another, later_said)) = tokio::join!(first, another);
+    for answer in [said, later_said] {
+        assert!(answer.contains("101 Switching Protocols") && answer.contains("no Hello came within 3s"), "{answer}");
+    }
+    assert!(first >= HANDSHAKE && first < PAUSE + Duration::from_secs(2), "{first:?}");
+    assert!(another >= HANDSHAKE + PAUSE, "{another:?}");
+}
+
+#[tokio::test]
+async fn a_later_request_of_a_connection_that_drips_is_not_waited_for_either() {
+    let gateway = offline("handshake_timeout = \"1s\"\n", "").started().await;
+    let mut stream = TcpStream::connect(gateway.http_address()).await.expect("it listens");
+    stream.write_all(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("it is taken");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let since = Instant::now();
+    stream.write_all(b"GET /health/live HTTP/1.1\r\n").await.expect("it has time between requests");
+    let mut answer = Vec::new();
+    loop {
+        let _ = stream.write_all(b"x").await;
+        let read = tokio::time::timeout(Duration::from_millis(100), stream.read_buf(&mut answer)).await;
+        if matches!(read, Ok(Ok(0) | Err(_))) {
+            break;
+        }
+        assert!(since.elapsed() < Duration::from_secs(10), "still there");
+    }
+    assert!(since.elapsed() >= Duration::from_millis(900), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn one_address_has_so_many_websockets_as_it_may_and_its_own_heartbeat() {
+    let keys = "max_connections_per_address = 2\nheartbeat_interval = \"1s\"\nidle_timeout = \"2s\"\n";
+    let gateway = offline(keys, "").started().await;
+    let address = gateway.http_address();
+    let mut first = Web::connect(&address).await;
+    first.say(hello("page-1", 1)).await;
+    assert_eq!(first.hear("welcome").await["payload"]["heartbeat_interval"], 1);
+    let (mut second, _) = Web::welcomed(&address, "page-2", 1).await;
+    let mut third = Web::connect(&address).await;
+    let Err((status, why)) = Web::try_connect(&address, &[]).await else { panic!("a fourth") };
+    assert!(status == 429 && why.contains("of this address"), "{status} {why}");
+    third.say(hello("page-3", 1)).await;
+    let (reason, text, _) = third.goodbye().await;
+    assert!(reason == "busy" && text.contains("of this address"), "{reason} {text}");
+    let name = "tidegate_connections_refused_total{link=\"websocket\",reason=\"address\"}";
+    assert_eq!(gateway.figure(name).await, 2.0);
+    // It is silent for longer than it may be here, which is more elsewhere; its place is free.
+    first.hear("heartbeat-reply").await;
+    assert_eq!(first.goodbye().await.1, "nothing was heard within 2s");
+    drop(second.next().await);
+    gateway.figure_becomes("tidegate_devices_connected", |count| count == 0.0).await;
+    Web::welcomed(&address, "page-3", 1).await;
+}
+
+#[tokio::test]
+async fn a_message_in_pieces_whose_rest_does_not_come_ends_its_connection() {
+    let gateway = offline("frame_timeout = \"500ms\"\n", "").started().await;
+    let (mut web, _) = Web::welcomed(&gateway.http_address(), "page", 1).await;
+    web.send(piece(Data::Text, false, b"{\"command\":")).await;
+    let since = Instant::now();
+    assert_eq!(web.closed().await, 1008);
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+}
+
 #[tokio::test]
 async fn other_requests_are_answered_while_more_devices_are_there_than_requests_may_be() {
     const DEVICES: u64 = 100;

@@ -3,8 +3,10 @@
  *
  *     cc -std=c99 -O2 -o client posix.c tidegate_client.c sha256.c
  *     ./client --tcp 127.0.0.1 7411 --device pump-7
- *     TIDEGATE_SECRET=64-hex-digits ./client --serial /dev/ttyUSB0 --key plant-a --count 100
+ *     TIDEGATE_SECRET=$(cat pumps.secret) ./client --tcp gateway 7411 --device pump-7 --key pumps
+ *     ./client --serial /dev/ttyUSB0 --count 100
  *
+ * `tidegate key new pumps --device 'pump-*' > pumps.secret` on the gateway makes the key.
  * Takes a reading each --interval-ms milliseconds, and exits with 0 once --count readings
  * are acknowledged. Does the commands `set-interval` (payload {"ms": N}) and `blink`, which
  * takes a while.
@@ -200,13 +202,11 @@ static uint64_t random_u64(void)
 static int read_secret(uint8_t secret[32])
 {
     const char *hex = getenv("TIDEGATE_SECRET");
-    if (!hex || strlen(hex) != 64)
+    if (!hex || strlen(hex) != 64 || strspn(hex, "0123456789abcdefABCDEF") != 64)
         return 0;
     for (int i = 0; i < 32; i++) {
-        char digits[3] = {hex[2 * i], hex[2 * i + 1], 0}, *end;
-        secret[i] = (uint8_t)strtoul(digits, &end, 16);
-        if (*end)
-            return 0;
+        char digits[3] = {hex[2 * i], hex[2 * i + 1], 0};
+        secret[i] = (uint8_t)strtoul(digits, NULL, 16);
     }
     return 1;
 }
@@ -261,8 +261,12 @@ int main(int argc, char **argv)
             usage();
         }
     }
-    if (!link.host == !link.path || config.memory_size > sizeof memory || (config.key && !read_secret(secret)))
+    if (!link.host == !link.path || config.memory_size > sizeof memory)
         usage();
+    if (config.key && !read_secret(secret)) {
+        fprintf(stderr, "client: TIDEGATE_SECRET has to be the 64 hexadecimal digits that `tidegate key new` printed\n");
+        return 2;
+    }
     config.transport.context = &link;
     config.transport.open = link.path ? open_serial : open_tcp;
     config.transport.read = read_link;

@@ -1,15 +1,22 @@
 //! Asking a running gateway over its HTTP interface.
 
+mod pinned;
+
 use crate::config::{Config, read_token};
+use crate::pem;
 use anyhow::{Context, Result, bail};
+use pinned::Shaken;
 use serde_json::Value;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// How long the gateway may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// A gateway takes no longer to notice that its certificate's file has changed.
+const RENEWED_WITHIN: Duration = Duration::from_millis(1500);
 /// Longest answer taken, in bytes.
 const MOST: u64 = 64 << 20;
 const MAX_HEADERS: usize = 64;
@@ -17,6 +24,8 @@ const MAX_HEADERS: usize = 64;
 /// Where a gateway answers.
 pub(super) struct Api {
     address: SocketAddr,
+    /// The gateway's certificate, if it speaks TLS.
+    cert_file: Option<PathBuf>,
     token: Option<String>,
 }
 
@@ -36,11 +45,9 @@ impl Api {
         if !config.http.enabled {
             bail!("the gateway has no HTTP interface to ask; set [http] enabled = true");
         }
-        if config.http.tls().is_some() {
-            bail!("[http] speaks TLS, which this command does not; ask with curl");
-        }
         let token = config.http.token_file.as_deref().map(read_token).transpose()?;
-        Ok(Api { address: reachable(config.http.listen), token })
+        let cert_file = config.http.tls().map(|files| files.cert);
+        Ok(Api { address: reachable(config.http.listen), cert_file, token })
     }
 
     /// # Errors
@@ -59,9 +66,6 @@ impl Api {
 
     fn ask(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
         let address = self.address;
-        let mut stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN).with_context(|| {
-            format!("no gateway answers at {address}; see whether it runs with this configuration (systemctl status tidegate)")
-        })?;
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
         if let Some(token) = &self.token {
             request += &format!("Authorization: Bearer {token}\r\n");
@@ -71,14 +75,55 @@ impl Api {
         }
         request += "\r\n";
         request += body.unwrap_or_default();
-        let mut answer = Vec::new();
-        stream
-            .set_read_timeout(Some(ANSWER_WITHIN))
-            .and_then(|()| stream.write_all(request.as_bytes()))
-            .and_then(|()| stream.take(MOST).read_to_end(&mut answer))
-            .with_context(|| format!("the gateway at {address} does not answer"))?;
+        let answer = match &self.cert_file {
+            None => exchange(self.connect()?, request.as_bytes()),
+            Some(cert_file) => exchange(self.connect_securely(cert_file)?, request.as_bytes()),
+        };
+        let answer = answer.with_context(|| format!("the gateway at {address} does not answer"))?;
         parse(&answer).with_context(|| format!("what answers at {address} is no gateway"))
     }
+
+    fn connect(&self) -> Result<TcpStream> {
+        let address = self.address;
+        let stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN).with_context(|| {
+            format!("no gateway answers at {address}; see whether it runs with this configuration (systemctl status tidegate)")
+        })?;
+        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+        stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+        Ok(stream)
+    }
+
+    /// Connects to the gateway that has the certificate in the file, which it may be about
+    /// to renew.
+    fn connect_securely(&self, cert_file: &Path) -> Result<impl Read + Write + use<>> {
+        let (address, file) = (self.address, cert_file.display());
+        let shake = || {
+            let certificate = pem::certificates(cert_file)?.swap_remove(0); // there is one
+            pinned::connect(self.connect()?, certificate).with_context(|| {
+                format!("no TLS with what answers at {address}; see whether the gateway runs with this configuration")
+            })
+        };
+        if let Shaken::Secure(stream) = shake()? {
+            return Ok(stream);
+        }
+        std::thread::sleep(RENEWED_WITHIN);
+        match shake()? {
+            Shaken::Secure(stream) => Ok(stream),
+            Shaken::Another => bail!(
+                "what answers at {address} shows another certificate than {file}, which [http] cert_file names; \
+                 either it is not the gateway of this configuration, or a renewal that it cannot use, of which its \
+                 log tells (`tidegate check` does too)"
+            ),
+        }
+    }
+}
+
+fn exchange(mut stream: impl Read + Write, request: &[u8]) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    stream.write_all(request)?;
+    stream.flush()?;
+    stream.take(MOST).read_to_end(&mut answer)?;
+    Ok(answer)
 }
 
 impl Answer {
@@ -91,6 +136,7 @@ impl Answer {
         match self.status {
             200..=299 => Ok(body),
             status => match body["error"].as_str() {
+                Some(error) if status == 404 => bail!("{error}"),
                 Some(error) => bail!("the gateway refuses ({status}): {error}"),
                 None => bail!("the gateway refuses ({status}): {}", self.body.trim()),
             },
@@ -122,12 +168,12 @@ mod tests {
 
     #[test]
     fn an_answer_is_its_status_and_its_body() {
-        let answer = parse(b"HTTP/1.1 404 Not Found\r\ncontent-length: 21\r\n\r\n{\"error\":\"not there\"}");
-        let answer = answer.expect("it is whole");
-        assert_eq!(
-            (answer.status, answer.json().expect_err("refused").to_string()),
-            (404, "the gateway refuses (404): not there".to_owned())
-        );
+        for (status, said) in [(404, "not there"), (403, "the gateway refuses (403): not there")] {
+            let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: 21\r\n\r\n{{\"error\":\"not there\"}}");
+            let answer = parse(answer.as_bytes()).expect("it is whole");
+            assert_eq!(answer.status, status);
+            assert_eq!(answer.json().expect_err("refused").to_string(), said);
+        }
         assert!(parse(b"HTTP/1.1 200 OK\r\ncont").is_err());
         assert!(parse(b"SSH-2.0-OpenSSH_9\r\n").is_err());
     }

@@ -1,10 +1,11 @@
 //! `tidegate check`: all that is wrong with a configuration.
 
 use super::{USAGE, say};
-use crate::config::{self, Broker, Config, Tcp};
+use crate::config::{self, Broker, Config};
 use crate::link::tls;
 use crate::mqtt::{self, TlsFiles};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -15,7 +16,8 @@ pub fn check(path: &Path) -> ExitCode {
         Ok(config) => match tls_problem(&config) {
             Some(problem) => format!("{}: {problem}", path.display()),
             None => {
-                let notes: String = notes(&config).map(|note| format!("\n{}: note: {note}", path.display())).collect();
+                let notes: String =
+                    notes(&config).iter().map(|note| format!("\n{}: note: {note}", path.display())).collect();
                 let _ = writeln!(std::io::stdout(), "{} is fine{notes}", path.display());
                 return ExitCode::SUCCESS;
             }
@@ -26,18 +28,18 @@ pub fn check(path: &Path) -> ExitCode {
 }
 
 /// What is allowed, and had better be meant.
-fn notes(config: &Config) -> impl Iterator<Item = String> {
-    let open = |tcp: &Tcp| {
-        let what = format!("whoever reaches {} is let in: authentication = \"none\"", tcp.listen);
-        tcp.is_open().then_some(what)
-    };
-    let tapped = |tcp: &Tcp| {
+fn notes(config: &Config) -> Vec<String> {
+    let note = |section: String, listen: SocketAddr, is_open: bool, is_tapped: bool| {
+        let open = format!("{section}: whoever reaches {listen} is let in: authentication = \"none\"");
         let what = "tokens are sent in the clear: give cert_file and key_file, or authentication = \"hmac\"";
-        tcp.is_tapped().then(|| what.to_owned())
+        let tapped = format!("{section}: {what}");
+        [is_open.then_some(open), is_tapped.then_some(tapped)].into_iter().flatten()
     };
-    let of =
-        move |(i, tcp)| [open(tcp), tapped(tcp)].into_iter().flatten().map(move |note| format!("tcp[{i}]: {note}"));
-    config.tcp.iter().enumerate().flat_map(of)
+    let tcp = config.tcp.iter().enumerate();
+    let tcp = tcp.flat_map(|(i, tcp)| note(format!("tcp[{i}]"), tcp.listen, tcp.is_open(), tcp.is_tapped()));
+    let http = Some(&config.http).filter(|http| http.serves_devices());
+    tcp.chain(http.into_iter().flat_map(|http| note("http".into(), http.listen, http.is_open(), http.is_tapped())))
+        .collect()
 }
 
 /// What is wrong with the certificates that are to be used, beyond their files.

@@ -48,13 +48,17 @@ pub fn run(args: &Args) -> ExitCode {
 
 fn show(args: &Args, api: &Api, out: &mut dyn Write) -> Result<()> {
     let written = "cannot write the output";
-    if !args.json {
+    let mut headed = args.json;
+    let head = |out: &mut dyn Write| {
         writeln!(out, "{:<28} {:<8} {:<18} {:<28} {:>6}  LINK", "DEVICE", "STATE", "REASON", "SINCE", "FLAPS")
-            .context(written)?;
-    }
+            .context(written)
+    };
     each(args, api, &mut |entry| {
         if args.json {
             return writeln!(out, "{entry}").context(written);
+        }
+        if !std::mem::replace(&mut headed, true) {
+            head(out)?;
         }
         let text = |key: &str| entry[key].as_str().unwrap_or("-");
         let flapping = if entry["flapping"] == true { " (flapping)" } else { "" };
@@ -69,7 +73,9 @@ fn show(args: &Args, api: &Api, out: &mut dyn Write) -> Result<()> {
             text("link")
         )
         .context(written)
-    })
+    })?;
+    // A table without lines; where something was refused there is none.
+    if headed { Ok(()) } else { head(out) }
 }
 
 /// Asks for what is to be shown, page by page.

@@ -3,7 +3,8 @@
 use super::{USAGE, failed, say};
 use crate::clock::{Clock, SystemClock};
 use crate::config;
-use crate::device::auth::{Key, KeyFiles, Material, Secret, hex, random};
+use crate::device::auth::{Key, KeyFiles, Listed, Material, Secret, hex, random};
+use crate::files::is_forbidden;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::Write;
@@ -80,6 +81,9 @@ pub fn run(args: Args) -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(why) if is_forbidden(&why) => {
+            failed(&why.context("keys belong to the user that runs the gateway: sudo -u tidegate, or root"))
+        }
         Err(why) => failed(&why),
     }
 }
@@ -101,15 +105,14 @@ fn new(args: New, files: &KeyFiles) -> Result<()> {
 }
 
 fn list(args: &List, files: &KeyFiles) -> Result<()> {
-    let mut keys = files.read()?;
+    let mut keys = files.list()?;
     keys.sort_by(|a, b| a.name.cmp(&b.name));
     let mut out = std::io::stdout().lock();
     let mut print = |line: String| writeln!(out, "{line}").context("cannot print the keys");
     if !args.json {
         print(format!("{:<24} {:<6} {:<28} DEVICES", "NAME", "KIND", "CREATED"))?;
     }
-    for Key { name, devices, created, material } in keys {
-        let (kind, created) = (material.kind(), created.to_string());
+    for Listed { name, kind, created, devices } in keys {
         print(match args.json {
             true => json!({"name": name, "kind": kind, "created": created, "devices": devices}).to_string(),
             false => format!("{name:<24} {kind:<6} {created:<28} {}", devices.join(" ")),

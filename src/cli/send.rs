@@ -92,7 +92,10 @@ fn sending(args: &Args) -> Result<Sending> {
     };
     let name = CommandName::new(name).map_err(|why| anyhow::anyhow!("the name {name:?} {why}"))?;
     let payload: Option<Value> = payload
-        .map(|payload| serde_json::from_str(payload).with_context(|| format!("{payload} is no JSON; quote it whole")))
+        .map(|payload| {
+            let hint = if args.wait.is_some() { "; a time to wait stands behind =, as in --wait=30s" } else { "" };
+            serde_json::from_str(payload).with_context(|| format!("{payload} is no JSON, to be quoted whole{hint}"))
+        })
         .transpose()?;
     let id = args.id.clone().unwrap_or_else(CommandId::random);
     let mut body = json!({ "id": id, "name": name, "payload": payload });

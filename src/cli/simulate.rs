@@ -19,6 +19,7 @@ use pace::{Length, Pace};
 use report::{Latencies, Report};
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -148,12 +149,13 @@ pub async fn simulate(args: &Args, stop: watch::Receiver<bool>) -> anyhow::Resul
     let clock = Arc::new(SystemClock::new());
     let latencies = Arc::new(Latencies::new()?);
     let sessions = getrandom::u64().context("the system has no random numbers")?;
+    let told = Arc::new(AtomicBool::new(false));
     let mut devices = JoinSet::new();
     for number in 1..=u64::from(args.devices) {
         let client = Client::new(identity(args, number, sessions, holder.clone())?, pace(args, number), patience(args));
         let delay = APART * u32::try_from(number - 1).unwrap_or(u32::MAX); // devices are a u32
-        let (clock, latencies, stop) = (clock.clone(), latencies.clone(), stop.clone());
-        let around = Surroundings { clock, latencies, security: security.clone(), stop };
+        let (clock, latencies, stop, told) = (clock.clone(), latencies.clone(), stop.clone(), told.clone());
+        let around = Surroundings { clock, latencies, security: security.clone(), stop, told };
         let addresses = addresses.clone();
         devices.spawn(async move { device::run(&addresses, client, delay, around).await });
     }

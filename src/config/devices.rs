@@ -27,7 +27,7 @@ pub struct Devices {
     /// Nor is one that says that it took a reading before this.
     #[serde(with = "time_as_text")]
     pub earliest_time: Timestamp,
-    /// From a device's departure until it is told: it may come back.
+    /// From a device's departure, or its silence, until it is told: it may come back.
     #[serde(with = "humantime_serde")]
     pub offline_delay: Duration,
     /// How long the state of a device that comes and goes must last before it is told.

@@ -29,7 +29,9 @@ pub struct Http {
     pub authentication: Option<Authentication>,
     /// Devices beyond this many are refused.
     pub max_connections: usize,
-    /// For a request to be complete, and from the upgrade to the end of the handshake.
+    /// Of one address; no fewer than of all if not given.
+    pub max_connections_per_address: Option<usize>,
+    /// For a request to be complete; where a device asks, for all of its handshake.
     #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
     /// Largest frame body and longest text message accepted, in bytes.
@@ -37,6 +39,12 @@ pub struct Http {
     /// How long a frame may stay incomplete without another byte.
     #[serde(with = "humantime_serde")]
     pub frame_timeout: Duration,
+    /// As in `[devices]`, if not given.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Option<Duration>,
+    /// As in `[devices]`, if not given.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Option<Duration>,
 }
 
 impl Default for Http {
@@ -52,9 +60,12 @@ impl Default for Http {
             devices: false,
             authentication: None,
             max_connections: 1000,
+            max_connections_per_address: None,
             handshake_timeout: Duration::from_secs(5),
             max_frame: ByteSize::kib(64),
             frame_timeout: Duration::from_secs(2),
+            heartbeat_interval: None,
+            idle_timeout: None,
         }
     }
 }

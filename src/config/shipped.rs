@@ -70,10 +70,7 @@ mod tests {
         check::<Tcp>("tcp", &[&tls[..], &tcp, &silence].concat());
         let port = ["path", "usb", "usb_serial", "usb_interface"];
         check::<Serial>("serial", &[&port[..], &silence].concat());
-        check::<Http>(
-            "http",
-            &["token_file", "cert_file", "key_file", "client_ca_file", "allowed_origins", "authentication"],
-        );
+        check::<Http>("http", &[&tls[..], &tcp, &silence, &["token_file", "allowed_origins"]].concat());
         check::<Devices>("devices", &["allow", "deny", "keys_file", "sealing_key_file"]);
         check::<Commands>("commands", &["devices"]);
         check::<Store>("store", &["max_age", "thin"]);

@@ -102,8 +102,8 @@ fn devices(devices: &Devices, mut section: Section) {
     section.number("max_message_rate", devices.max_message_rate, 0, 1_000_000);
     section.number("message_burst", devices.message_burst, 1, 1_000_000);
     section.duration("max_clock_ahead", devices.max_clock_ahead, SECOND, 365 * DAY);
-    routes::patterns("allow", &devices.allow, &mut section);
-    routes::patterns("deny", &devices.deny, &mut section);
+    routes::device_patterns("allow", &devices.allow, &mut section);
+    routes::device_patterns("deny", &devices.deny, &mut section);
     section.number("lock_out_after", devices.lock_out_after, 0, 1000);
     let earliest = devices.earliest_time;
     if !(Timestamp(0)..=LATEST_EARLIEST).contains(&earliest) {

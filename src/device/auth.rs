@@ -11,6 +11,6 @@ mod proof;
 
 pub use certificate::certifies;
 pub use doorman::{Credential, Doorman};
-pub use keyfile::{KeyFiles, from_hex, hex, random};
+pub use keyfile::{KeyFiles, Listed, from_hex, hex, random};
 pub use lockout::{Lockouts, Origin};
 pub use proof::{Attempt, Fault, Key, Keys, Material, Nonce, Secret, TokenHash};

@@ -15,6 +15,7 @@ use connected::{Slot, Waiting};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -26,8 +27,10 @@ struct Inner {
     table: Mutex<Table>,
     /// Somebody came or went.
     changes: watch::Sender<()>,
-    /// Something is to be told earlier than before.
+    /// Something is to be told earlier than expected.
     news: Notify,
+    /// When that is expected, in milliseconds.
+    expected: AtomicU64,
     /// The states that were told changed.
     told: watch::Sender<()>,
     answers: mpsc::Sender<Answer>,
@@ -113,6 +116,7 @@ impl Registry {
             table: Mutex::new(table),
             changes: watch::Sender::new(()),
             news: Notify::new(),
+            expected: AtomicU64::new(0),
             told: watch::Sender::new(()),
             answers,
             answers_out: Mutex::new(Some(answers_out)),
@@ -158,13 +162,13 @@ impl Registry {
             subs: HashMap::new(),
         };
         let subs = table.sessions.insert(device.clone(), new).map(|older| older.subs).unwrap_or_default();
-        table.subs_left(subs, now);
+        table.subs_left(subs, Cause::HubOffline, now);
         self.show(&table);
         drop(table);
         if let Some(older) = older {
             older.replace();
         }
-        self.changed();
+        self.0.changes.send_replace(());
         Ok(Connected::new(self.clone(), device.clone(), slot))
     }
 
@@ -265,7 +269,10 @@ impl Registry {
 
     /// When something is to be told next, if anything is.
     pub fn due(&self) -> Option<Duration> {
-        self.0.table.lock().roll.due()
+        let table = self.0.table.lock();
+        let due = table.roll.due();
+        self.0.expected.store(due.map_or(u64::MAX, millis), Ordering::Relaxed);
+        due
     }
 
     /// Waits until something may be to be told earlier than [`Registry::due`] said.
@@ -289,12 +296,17 @@ impl Registry {
         self.0.told.subscribe()
     }
 
-    fn changed(&self) {
-        self.0.changes.send_replace(());
-        self.0.news.notify_one();
+    /// Wakes whoever tells, if something is to be told earlier than that one expects.
+    fn hurry(&self, table: &Table) {
+        let due = table.roll.due().map_or(u64::MAX, millis);
+        if due < self.0.expected.load(Ordering::Relaxed) {
+            self.0.expected.store(due, Ordering::Relaxed);
+            self.0.news.notify_one();
+        }
     }
 
     fn show(&self, table: &Table) {
+        self.hurry(table);
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.0.metrics.devices_connected.set(gauge(table.sessions.len()));
         self.0.metrics.devices_known.set(gauge(table.roll.len()));
@@ -321,13 +333,17 @@ impl Table {
     }
 
     /// A hub is gone, and so are those behind it.
-    fn subs_left(&mut self, subs: HashMap<DeviceId, bool>, now: Duration) {
+    fn subs_left(&mut self, subs: HashMap<DeviceId, bool>, cause: Cause, now: Duration) {
         for (sub, there) in subs {
             if there {
-                self.roll.left(&sub, Cause::HubOffline, None, now);
+                self.roll.left(&sub, cause, None, now);
             }
         }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

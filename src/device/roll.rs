@@ -1,8 +1,8 @@
 //! Who is there, who was, and what of it is worth telling. Pure.
 //!
 //! A device's state changes at once; the change is *told* (upstream, in the audit trail)
-//! when it has lasted: arrivals at once, departures after a short delay in which the
-//! device may come back, changes of a device that flaps only when it has calmed down.
+//! when it has lasted: arrivals at once, departures and silence after a short delay in which
+//! the device may come back, changes of a device that flaps only when it has calmed down.
 //! What changed and changed back is not told but counted.
 //!
 //! What a gateway that starts anew knows of its devices is what was told before. Those
@@ -18,7 +18,7 @@ use std::time::Duration;
 /// When changes are told, and of how many devices.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// From a departure until it is told.
+    /// From a departure, or silence, until it is told.
     pub offline_delay: Duration,
     /// How long the state of a flapping device must last before it is told.
     pub flap_damping: Duration,
@@ -221,7 +221,7 @@ impl Roll {
             Some((_, _, false)) if flapping => Some(at),
             Some((_, _, true)) => Some(at + rules.flap_damping),
             Some((before, ..)) if before == state => None,
-            _ if state == Presence::Offline && reason != Cause::Goodbye => Some(at + rules.offline_delay),
+            _ if state != Presence::Online && reason != Cause::Goodbye => Some(at + rules.offline_delay),
             _ => Some(at),
         };
         self.look_at(device, due);

@@ -39,8 +39,9 @@ pub struct Queue {
     started: Duration,
     live: BTreeMap<u64, Live>,
     keys: HashMap<CommandKey, u64>,
-    /// The places of each device's commands, in order.
-    lanes: HashMap<Target, VecDeque<u64>>,
+    /// The places of each device's commands, in order. Devices have an order, too: what
+    /// is done for several at a time follows from what happened alone.
+    lanes: BTreeMap<Target, VecDeque<u64>>,
     ended: HashMap<CommandKey, CommandState>,
     ended_order: VecDeque<CommandKey>,
     next_place: u64,
@@ -68,7 +69,7 @@ impl Queue {
             started: now.monotonic,
             live: BTreeMap::new(),
             keys: HashMap::new(),
-            lanes: HashMap::new(),
+            lanes: BTreeMap::new(),
             ended: HashMap::new(),
             ended_order: VecDeque::new(),
             next_place: left.next_place.max(1),

@@ -2,24 +2,21 @@
 //! gateway, given and looked up.
 
 use super::Shared;
+use super::asked::{Body, MAX_BODY, Path, Query};
 use super::problem::Refused;
 use crate::downlink::{self, Handle, Order, Refusal};
 use crate::model::{Command, CommandId, CommandKey, CommandState, DeviceId, Target};
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::net::IpAddr;
 use std::time::Duration;
 
 /// Commands in one answer, if nothing else is asked for, and at most.
 const USUAL: u32 = 100;
 const MOST: u32 = 1000;
-/// More than any command may have.
-const MAX_BODY: usize = 128 << 10;
 /// A request does not wait longer than this: it keeps a place that others may need.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -35,16 +32,23 @@ pub(super) fn routes() -> Router<Shared> {
 type Answer = Result<(StatusCode, Json<Value>), Refused>;
 
 #[derive(Debug, Deserialize)]
-struct Asked {
+#[serde(deny_unknown_fields)]
+struct Patience {
     /// Answer when the command has ended, or this has passed.
     wait: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Latest {
     limit: Option<u32>,
 }
 
-impl Asked {
+impl Patience {
     fn wait(&self) -> Result<Option<Duration>, Refused> {
         let parse = |text: &String| {
-            let wait = humantime::parse_duration(text).map_err(|why| bad(format!("wait is {text:?}: {why}")))?;
+            let wait =
+                humantime::parse_duration(text).map_err(|why| Refused::bad(format!("wait is {text:?}: {why}")))?;
             Ok(wait.min(MAX_WAIT))
         };
         self.wait.as_ref().map(parse).transpose()
@@ -54,18 +58,18 @@ impl Asked {
 async fn give_device(
     State(shared): State<Shared>,
     Path(device): Path<DeviceId>,
-    Query(asked): Query<Asked>,
+    Query(asked): Query<Patience>,
     headers: HeaderMap,
-    body: Bytes,
+    Body(body): Body,
 ) -> Answer {
     give(&shared, Target::Device(device), &asked, &headers, &body).await
 }
 
 async fn give_gateway(
     State(shared): State<Shared>,
-    Query(asked): Query<Asked>,
+    Query(asked): Query<Patience>,
     headers: HeaderMap,
-    body: Bytes,
+    Body(body): Body,
 ) -> Answer {
     give(&shared, Target::Gateway, &asked, &headers, &body).await
 }
@@ -73,28 +77,32 @@ async fn give_gateway(
 async fn one_of_device(
     State(shared): State<Shared>,
     Path((device, id)): Path<(DeviceId, CommandId)>,
-    Query(asked): Query<Asked>,
+    Query(asked): Query<Patience>,
 ) -> Answer {
     one(&shared, CommandKey { target: Target::Device(device), id }, asked.wait()?).await
 }
 
-async fn one_of_gateway(State(shared): State<Shared>, Path(id): Path<CommandId>, Query(asked): Query<Asked>) -> Answer {
+async fn one_of_gateway(
+    State(shared): State<Shared>,
+    Path(id): Path<CommandId>,
+    Query(asked): Query<Patience>,
+) -> Answer {
     one(&shared, CommandKey { target: Target::Gateway, id }, asked.wait()?).await
 }
 
-async fn list_of_device(State(shared): State<Shared>, Path(device): Path<DeviceId>, asked: Query<Asked>) -> Answer {
-    list(&shared, &Target::Device(device), &asked).await
+async fn list_of_device(State(shared): State<Shared>, Path(device): Path<DeviceId>, asked: Query<Latest>) -> Answer {
+    list(&shared, &Target::Device(device), &asked.0).await
 }
 
-async fn list_of_gateway(State(shared): State<Shared>, asked: Query<Asked>) -> Answer {
-    list(&shared, &Target::Gateway, &asked).await
+async fn list_of_gateway(State(shared): State<Shared>, asked: Query<Latest>) -> Answer {
+    list(&shared, &Target::Gateway, &asked.0).await
 }
 
-async fn give(shared: &Shared, target: Target, asked: &Asked, headers: &HeaderMap, body: &[u8]) -> Answer {
-    from_here(headers)?;
+async fn give(shared: &Shared, target: Target, asked: &Patience, headers: &HeaderMap, body: &[u8]) -> Answer {
+    from_here(shared, headers)?;
     let wait = asked.wait()?;
     let commands = &shared.parts()?.commands;
-    let order: Order = commands.order(target, body).map_err(|invalid| bad(invalid.why))?;
+    let order: Order = commands.order(target, body).map_err(|invalid| Refused::bad(invalid.why))?;
     let key = order.key();
     let given = commands.submit(order).await.map_err(|why| Refused::unavailable(why.to_string()))?;
     let state = given.map_err(|refusal| {
@@ -133,7 +141,7 @@ async fn show(commands: &Handle, key: &CommandKey, state: CommandState) -> Answe
     })
 }
 
-async fn list(shared: &Shared, target: &Target, asked: &Asked) -> Answer {
+async fn list(shared: &Shared, target: &Target, asked: &Latest) -> Answer {
     let limit = asked.limit.unwrap_or(USUAL).clamp(1, MOST);
     let commands = shared.parts()?.commands.commands(target, limit).await.map_err(unreadable)?;
     let commands: Vec<Value> = commands.iter().map(shown).collect();
@@ -162,63 +170,17 @@ fn shown(command: &Command) -> Value {
 }
 
 /// Lets in what no web page from elsewhere can send: a browser asks before it sends JSON to
-/// another host, and names the page's host where it does not ask. A name that resolves to
-/// this machine may be anybody's, so only addresses and localhost are the machine's own.
-fn from_here(headers: &HeaderMap) -> Result<(), Refused> {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let media = text(header::CONTENT_TYPE).unwrap_or_default();
+/// another host, which is not allowed here, and says where the page is from.
+fn from_here(shared: &Shared, headers: &HeaderMap) -> Result<(), Refused> {
+    let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !media.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json")) {
         let why = "send JSON, with Content-Type: application/json".to_owned();
         return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
-    match (origin, text(header::HOST)) {
-        (Some(origin), Some(host)) if origin == host && is_own(host) => Ok(()),
-        _ => Err(Refused::new(StatusCode::FORBIDDEN, "web pages from elsewhere may give no commands".to_owned())),
-    }
-}
-
-/// Whether a host, with or without a port, is an address or localhost.
-fn is_own(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
-}
-
-fn bad(why: String) -> Refused {
-    Refused::new(StatusCode::BAD_REQUEST, why)
+    // Also of a page that knows the token.
+    shared.access.check_origin(headers).map_err(|denied| shared.denied(denied))
 }
 
 fn unreadable(why: anyhow::Error) -> Refused {
     Refused::unavailable(format!("the log cannot be read: {why:#}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn web_pages_from_elsewhere_are_told_apart() {
-        let check = |media: &str, origin: Option<&str>, host: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_TYPE, media.parse().expect("a header"));
-            headers.insert(header::HOST, host.parse().expect("a header"));
-            if let Some(origin) = origin {
-                headers.insert(header::ORIGIN, origin.parse().expect("a header"));
-            }
-            from_here(&headers).is_ok()
-        };
-        let json = "application/json; charset=utf-8";
-        assert!(check(json, None, "gw:7412"));
-        assert!(check(json, Some("http://127.0.0.1:7412"), "127.0.0.1:7412"));
-        assert!(check(json, Some("http://localhost:7412"), "localhost:7412"));
-        assert!(check(json, Some("http://[::1]:7412"), "[::1]:7412"));
-        assert!(!check("text/plain", None, "127.0.0.1:7412"));
-        assert!(!check(json, Some("https://evil.example"), "127.0.0.1:7412"));
-        assert!(!check(json, Some("http://evil.example:7412"), "evil.example:7412"), "its name may point here");
-        assert!(!check(json, Some("null"), "127.0.0.1:7412"));
-    }
 }

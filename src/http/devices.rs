@@ -1,10 +1,11 @@
 //! `/api/v1/devices` and `/api/v1/history`: who is there, and who was.
 
 use super::Shared;
+use super::asked::{Path, Query};
 use super::problem::Refused;
 use crate::model::DeviceId;
 use crate::store::Attended;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Deserialize;
@@ -23,6 +24,7 @@ pub(super) fn routes() -> Router<Shared> {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Page {
     /// List what follows this device.
     after: Option<DeviceId>,
@@ -45,6 +47,7 @@ async fn one(State(shared): State<Shared>, Path(device): Path<DeviceId>) -> Resu
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Past {
     /// List what came before the entry with this id.
     before: Option<u64>,

@@ -38,7 +38,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Door {
     listener: TcpListener,
     porch: Porch,
-    /// How long the first request may take to come.
+    /// How long a request may take to come: the first from the connection on, another from
+    /// its first byte.
     patience: Duration,
     secure: Option<(Tls, Pool)>,
     clock: Arc<dyn Clock>,
@@ -87,10 +88,11 @@ impl Door {
         };
         let begun = Instant::now();
         let phase = Phase::Arriving { until: begun + self.patience };
-        let stay = Arc::new(Mutex::new(Stay { place: Some(place), phase }));
+        let stay = Arc::new(Mutex::new(Stay { place: Some(place), phase, asks_since: begun }));
         let timer = Some(Box::pin(sleep_until(begun + self.patience)));
         let visitor = Visitor { from, certificate: certificate.clone(), stay: Some(stay.clone()) };
-        Some((Visit { io, certificate, stay, begun, progress: begun, timer, evicted }, visitor))
+        let patience = self.patience;
+        Some((Visit { io, certificate, stay, patience, begun, progress: begun, timer, evicted }, visitor))
     }
 }
 
@@ -134,18 +136,30 @@ pub struct Visitor {
 struct Stay {
     place: Option<Place>,
     phase: Phase,
+    /// When the request began to come that came last: the first with the connection.
+    asks_since: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Its first request has to be there by then.
+    /// A request has to be there by then.
     Arriving { until: Instant },
     /// Its answer is being worked on.
     Waiting,
-    /// It takes its answer in, or asks for more.
+    /// It takes its answer in, or says nothing.
     Asking,
     /// It is a device's WebSocket.
     MovedOn,
+}
+
+impl Stay {
+    /// Something came: if no request was under way, one is now.
+    fn asks_again(&mut self, patience: Duration) {
+        if self.phase == Phase::Asking {
+            self.asks_since = Instant::now();
+            self.phase = Phase::Arriving { until: self.asks_since + patience };
+        }
+    }
 }
 
 impl From<SocketAddr> for Visitor {
@@ -181,6 +195,11 @@ impl Visitor {
     /// The certificate that it proved to have.
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
         self.certificate.get().cloned()
+    }
+
+    /// How long ago its request began to come.
+    pub fn asks_for(&self) -> Duration {
+        self.stay.as_ref().map_or(Duration::ZERO, |stay| stay.lock().asks_since.elapsed())
     }
 
     /// A request is there: nobody takes its place until it is answered.
@@ -221,6 +240,8 @@ pub struct Visit {
     io: Io,
     certificate: Arc<OnceLock<CertificateDer<'static>>>,
     stay: Arc<Mutex<Stay>>,
+    /// How long a request may take to come.
+    patience: Duration,
     begun: Instant,
     progress: Instant,
     /// None once it moved on.
@@ -272,7 +293,7 @@ impl Visit {
         }
         let phase = self.stay.lock().phase;
         let until = match phase {
-            Phase::Arriving { until } => until,
+            Phase::Arriving { until } => until.min(self.begun + LONGEST),
             Phase::Waiting => self.begun + LONGEST,
             Phase::Asking => (self.progress + IDLE).min(self.begun + LONGEST),
             Phase::MovedOn => {
@@ -295,11 +316,15 @@ impl Visit {
 
 impl AsyncRead for Visit {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let polled = match self.poll_io(cx) {
             Poll::Ready(Ok(io)) => Pin::new(io).poll_read(cx, buffer),
             Poll::Ready(Err(why)) => Poll::Ready(Err(why)),
             Poll::Pending => Poll::Pending,
         };
+        if self.timer.is_some() && buffer.filled().len() > before {
+            self.stay.lock().asks_again(self.patience);
+        }
         self.timed(cx, polled)
     }
 }

@@ -18,6 +18,14 @@ impl Refused {
         Refused(StatusCode::NOT_FOUND, why)
     }
 
+    pub fn bad(why: String) -> Refused {
+        Refused(StatusCode::BAD_REQUEST, why)
+    }
+
+    pub fn too_large(most: usize) -> Refused {
+        Refused(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {most} bytes"))
+    }
+
     /// Another try later may succeed.
     pub fn unavailable(why: String) -> Refused {
         Refused(StatusCode::SERVICE_UNAVAILABLE, why)

@@ -39,9 +39,11 @@ pub(super) async fn device(
         let why = "the gateway's log is not open yet; try again later";
         return later(StatusCode::SERVICE_UNAVAILABLE, why);
     };
-    let admission = match entrance.admit(visitor.from).await {
+    let admission = match entrance.admit(visitor.from, visitor.asks_for()).await {
         Ok(admission) => admission,
-        Err(why @ Refused::LockedOut) => return later(StatusCode::TOO_MANY_REQUESTS, &why.to_string()),
+        Err(why @ (Refused::LockedOut | Refused::Address)) => {
+            return later(StatusCode::TOO_MANY_REQUESTS, &why.to_string());
+        }
         Err(why @ (Refused::Full | Refused::Stopping)) => {
             return later(StatusCode::SERVICE_UNAVAILABLE, &why.to_string());
         }

@@ -55,6 +55,11 @@ pub(super) struct Line {
 }
 
 impl Line {
+    /// From the connection to the end of the handshake.
+    pub fn handshake_timeout(&self) -> Duration {
+        self.grants.handshake_timeout.unwrap_or_default()
+    }
+
     /// Counts whole frames.
     pub fn frames(&self) -> Counter {
         let label = LinkLabel { link: self.name.clone() };

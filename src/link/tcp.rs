@@ -215,8 +215,7 @@ async fn serve_secure(
 ) {
     let porch = place.porch().clone();
     hasten(&stream, &caller);
-    let left = (place.since() + line.grants.handshake_timeout.unwrap_or_default())
-        .saturating_sub(line.shared.clock.now().monotonic);
+    let left = (place.since() + line.handshake_timeout()).saturating_sub(line.shared.clock.now().monotonic);
     let evicted = place.evicted();
     let turn = async {
         place.line_up();

@@ -2,7 +2,9 @@
 
 mod frame;
 mod messages;
+mod patience;
 
+use super::addresses::{Addresses, Visit};
 use super::caller::Caller;
 use super::connection::{self, Closed};
 use super::line::{Line, Shared};
@@ -22,7 +24,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Names the link in logs and metrics.
 pub const NAME: &str = "websocket";
@@ -52,6 +54,8 @@ pub struct Entrance {
     /// Whether devices prove who they are, and so may fail to.
     guarded: bool,
     porch: Porch,
+    /// Where they are limited by address.
+    addresses: Option<Addresses>,
     outside: Arc<Semaphore>,
     guests: mpsc::Sender<Guest>,
 }
@@ -73,6 +77,9 @@ struct Guest {
 /// Leave to come in.
 pub struct Admission {
     place: Place,
+    visit: Option<Visit>,
+    /// When the newcomer began to ask.
+    since: Duration,
     guests: mpsc::OwnedPermit<Guest>,
 }
 
@@ -81,6 +88,8 @@ pub struct Admission {
 pub enum Refused {
     #[error("as many devices are connected as this gateway has room for; try again later")]
     Full,
+    #[error("as many devices of this address are connected as this gateway allows; try again later")]
+    Address,
     #[error("too many attempts failed; try again later")]
     LockedOut,
     #[error("the gateway is stopping; try again later")]
@@ -97,25 +106,32 @@ pub fn open(config: &config::Http, shared: Shared) -> (Entrance, Hall) {
     let most = config.max_connections + 2 * porch::beyond(config.max_connections) + LEAVING;
     let (sender, guests) = mpsc::channel(GUESTS);
     let outside = Arc::new(Semaphore::new(OUTSIDE));
-    let entrance = Entrance { line: line.clone(), guarded, porch: porch.clone(), outside, guests: sender };
+    let addresses = config.max_connections_per_address.map(Addresses::new);
+    let entrance = Entrance { line: line.clone(), guarded, porch: porch.clone(), addresses, outside, guests: sender };
     (entrance, Hall { line, porch, most, guests })
 }
 
 impl Entrance {
-    /// Has a newcomer wait until it may come in.
+    /// Has a newcomer that has asked for some time already wait until it may come in.
     ///
     /// # Errors
     /// If it may not.
-    pub async fn admit(&self, from: SocketAddr) -> Result<Admission, Refused> {
+    pub async fn admit(&self, from: SocketAddr, asked_for: Duration) -> Result<Admission, Refused> {
+        let since = self.now().saturating_sub(asked_for);
+        let until = Instant::now() + self.line.handshake_timeout().saturating_sub(asked_for);
         if self.guarded && self.line.shared.doorman.locked_out(&from.ip().into(), self.now()).is_some() {
             self.turn_away(from, "locked_out");
             return Err(Refused::LockedOut);
         }
-        let full_for = || self.porch.full_for(self.now(), !self.line.shared.pool.admits());
-        if full_for().is_some() {
+        let visit = self.addresses.as_ref().map(|addresses| addresses.arrive(from.ip()));
+        if let Some(None) = visit {
+            self.turn_away(from, "address");
+            return Err(Refused::Address);
+        }
+        if self.full_for().is_some() {
             let Ok(_waits) = self.outside.try_acquire() else { return Err(self.turn_away(from, "too_many")) };
-            while let Some(patience) = full_for() {
-                let _ = timeout(patience, self.porch.left()).await;
+            if timeout_at(until, self.has_room()).await.is_err() {
+                return Err(self.turn_away(from, "too_many"));
             }
         }
         if !self.line.shared.pool.admits() && !self.porch.evict_one() {
@@ -123,9 +139,20 @@ impl Entrance {
             return Err(self.turn_away(from, "memory"));
         }
         let Some(place) = self.porch.arrive(self.now()) else { return Err(self.turn_away(from, "too_many")) };
-        match self.guests.clone().reserve_owned().await {
-            Ok(guests) => Ok(Admission { place, guests }),
-            Err(_) => Err(Refused::Stopping),
+        match timeout_at(until, self.guests.clone().reserve_owned()).await {
+            Ok(Ok(guests)) => Ok(Admission { place, visit: visit.flatten(), since, guests }),
+            Ok(Err(_)) => Err(Refused::Stopping),
+            Err(_) => Err(self.turn_away(from, "too_many")),
+        }
+    }
+
+    fn full_for(&self) -> Option<Duration> {
+        self.porch.full_for(self.now(), !self.line.shared.pool.admits())
+    }
+
+    async fn has_room(&self) {
+        while let Some(patience) = self.full_for() {
+            let _ = timeout(patience, self.porch.left()).await;
         }
     }
 
@@ -144,8 +171,8 @@ impl Admission {
     /// The HTTP server is about to say that the connection is a WebSocket's from here on.
     /// The far end proved to have `certificate`, if any.
     pub fn enter(self, from: SocketAddr, certificate: Option<CertificateDer<'static>>, upgrade: Upgrade) {
-        let Admission { place, guests } = self;
-        let caller = Caller { since: Some(place.since()), certificate, ..Caller::from(from) };
+        let Admission { place, visit, since, guests } = self;
+        let caller = Caller { visit, since: Some(since), certificate, ..Caller::from(from) };
         guests.send(Guest { upgrade, caller, place });
     }
 }
@@ -175,7 +202,7 @@ impl Hall {
 
 fn line(config: &config::Http, shared: Shared) -> Line {
     let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
-    let silence = shared.devices.silence(None, None);
+    let silence = shared.devices.silence(config.heartbeat_interval, config.idle_timeout);
     Line {
         name: NAME.into(),
         grants: Grants {
@@ -201,14 +228,15 @@ fn line(config: &config::Http, shared: Shared) -> Line {
 async fn serve_one(guest: Guest, line: Arc<Line>, porch: Porch, stop: watch::Receiver<bool>) {
     let Guest { upgrade, caller, place } = guest;
     let from = caller.name.as_str();
-    let within = line.grants.handshake_timeout.unwrap_or(LINGER);
+    let now = line.shared.clock.now().monotonic;
+    let within = (caller.since.unwrap_or(now) + line.handshake_timeout()).saturating_sub(now);
     let stream = match timeout(within, upgrade).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(why)) => return tracing::debug!(link = %line.name, from, %why, "no WebSocket came of it"),
         Err(_) => return tracing::debug!(link = %line.name, from, "no WebSocket came of it in time"),
     };
     let lengths = Lengths { now: line.before_hello.max_body, afterwards: line.limits.max_body };
-    let mut messages = Messages::new(stream, lengths, line.shared.pool.another_lease());
+    let mut messages = Messages::new(stream, lengths, line.shared.pool.another_lease(), line.frame_timeout);
     let closed = connection::drive(&mut messages, &line, caller, place, stop).await;
     match closed {
         Closed::Failed(why) if why.kind() == io::ErrorKind::InvalidData => line.count_invalid(NAME),

@@ -30,6 +30,12 @@ pub fn glob(pattern: &str, name: &str) -> bool {
     pattern[p..].iter().all(|byte| *byte == b'*') // p never passes the pattern's end
 }
 
+/// The first character of a pattern of devices that no device's name contains: with it, it
+/// matches none.
+pub fn stray_in_devices(pattern: &str) -> Option<char> {
+    pattern.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-/*?".contains(*c)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

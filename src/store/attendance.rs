@@ -10,7 +10,7 @@ use crate::model::{DeviceId, DeviceStatus, Timestamp};
 use anyhow::Result;
 use rusqlite::{Connection, params};
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// Changes told in one event, and the bytes that they may take: brokers' packets are bounded.
 const AN_EVENT: usize = 50;
@@ -60,8 +60,8 @@ impl Attendance {
     }
 
     /// The last word on each device; `None` if it is known no more.
-    fn last_words(&self) -> HashMap<&DeviceId, Option<&DeviceStatus>> {
-        let mut last = HashMap::new();
+    fn last_words(&self) -> BTreeMap<&DeviceId, Option<&DeviceStatus>> {
+        let mut last = BTreeMap::new();
         let mut forgotten = self.forgotten.iter().peekable();
         for (before, status) in self.changes.iter().enumerate() {
             while let Some((_, device)) = forgotten.next_if(|(behind, _)| *behind <= before) {

@@ -19,13 +19,12 @@ use super::schema::OpenError;
 use super::space::{Gauge, Space};
 use super::state::State;
 use super::tail::{Policy, Tail};
-use super::writer::lock;
+use super::writer::{Lock, lock};
 use crate::clock::Clock;
 use crate::config::{self, Deliver, Route};
 use crate::metrics::Metrics;
 use crate::model::DeviceStatus;
 use parking_lot::{Condvar, Mutex};
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
@@ -37,7 +36,7 @@ pub(super) struct Prepared {
     pub disk: Disk,
     pub jobs: Vec<Job>,
     pub devices: Vec<DeviceStatus>,
-    pub lock: File,
+    pub lock: Lock,
     pub reserve: Reserve,
 }
 

@@ -24,11 +24,11 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 pub struct Writer {
     thread: JoinHandle<()>,
     salvage: Option<JoinHandle<()>>,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Writer {
-    pub(super) fn new(thread: JoinHandle<()>, salvage: Option<JoinHandle<()>>, lock: File) -> Writer {
+    pub(super) fn new(thread: JoinHandle<()>, salvage: Option<JoinHandle<()>>, lock: Lock) -> Writer {
         Writer { thread, salvage, _lock: lock }
     }
 
@@ -43,13 +43,24 @@ impl Writer {
     }
 }
 
+/// The directory is this process's alone.
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    /// A process that was just started may share the file until it runs its program:
+    /// closing it here would not be enough.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
 /// Takes the directory for this process alone.
-pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(directory: &Path) -> Result<Lock, OpenError> {
     let failed = |why| OpenError::Directory { path: directory.to_owned(), why };
     std::fs::create_dir_all(directory).map_err(failed)?;
     let file = File::options().create(true).write(true).truncate(false).open(directory.join("lock")).map_err(failed)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse { path: directory.to_owned() }),
         Err(std::fs::TryLockError::Error(why)) => Err(failed(why)),
     }
@@ -105,7 +116,7 @@ pub struct Stepper {
     shared: Arc<Shared>,
     work: Work,
     paused_until: Duration,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// What a step of the writer came to.
@@ -122,7 +133,7 @@ pub enum Stepped {
 }
 
 impl Stepper {
-    pub(super) fn new(shared: Arc<Shared>, disk: Disk, reserve: Reserve, lock: File) -> Stepper {
+    pub(super) fn new(shared: Arc<Shared>, disk: Disk, reserve: Reserve, lock: Lock) -> Stepper {
         let work = Work::new(&shared, disk, reserve);
         Stepper { shared, work, paused_until: Duration::ZERO, _lock: lock }
     }

@@ -2,6 +2,7 @@
 //! that break with messages and confirmations under way.
 
 use super::context::Context;
+use super::mailbox::{self, Mailbox};
 use fastrand::Rng;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -13,8 +14,10 @@ use tidegate::clock::Now;
 use tidegate::config::Encoding;
 use tidegate::model::{BootId, Numbered, Seq};
 use tidegate::sink::encode::{self, Fit, Replay};
+use tidegate::sink::mqtt::Instruction;
 use tidegate::sink::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
 use tidegate::store::LogEvent;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// What the operator does to a broker.
@@ -34,12 +37,23 @@ pub struct Broker {
     state: Arc<Mutex<(Weather, Rng)>>,
     /// The operator restarted it so many times.
     restarts: Arc<AtomicU64>,
+    /// By which it is told from others, whatever it is called.
+    pub number: u64,
+    /// Commands for the gateway.
+    pub mailbox: Mailbox,
 }
 
 impl Broker {
     pub fn new(context: &Context, sink: &str, weather: Weather, seed: u64) -> Broker {
         let state = Arc::new(Mutex::new((weather, Rng::with_seed(seed))));
-        Broker { context: context.clone(), sink: sink.to_owned(), state, restarts: Arc::default() }
+        Broker {
+            context: context.clone(),
+            sink: sink.to_owned(),
+            state,
+            restarts: Arc::default(),
+            number: seed,
+            mailbox: Mailbox::default(),
+        }
     }
 
     pub fn set(&self, weather: Weather) {
@@ -67,6 +81,7 @@ pub struct SimulatedDestination {
     pub boot: BootId,
     pub identity: Identity,
     pub encoding: Encoding,
+    pub taker: mpsc::Sender<Instruction>,
 }
 
 pub enum Payload {
@@ -84,6 +99,7 @@ pub struct SimulatedLink {
     going: VecDeque<(Instant, u64, Payload)>,
     coming: VecDeque<(Instant, u64)>,
     last: u64,
+    commands: mailbox::Delivery,
 }
 
 fn lost(what: &str) -> Failure {
@@ -105,6 +121,7 @@ impl Destination for SimulatedDestination {
         let breaks = Instant::now() + weather.lifetime.mul_f64(random.f64());
         self.broker.context.trace(format_args!("sink {} connected", self.broker.sink));
         Ok(SimulatedLink {
+            commands: mailbox::Delivery::new(&broker.context, &broker.mailbox, self.taker.clone(), latency),
             restarts: broker.restarts.load(Ordering::Relaxed),
             broker,
             breaks,
@@ -209,7 +226,11 @@ impl Link for SimulatedLink {
             }
             let next = self.going.front().map(|(at, ..)| *at).into_iter().chain(self.coming.front().map(|(at, _)| *at));
             let patience = now + Duration::from_millis(500);
-            sleep_until(next.min().unwrap_or(patience).min(self.breaks).min(patience)).await;
+            tokio::select! {
+                biased;
+                () = self.commands.step() => {}
+                () = sleep_until(next.min().unwrap_or(patience).min(self.breaks).min(patience)) => {}
+            }
         }
     }
 

@@ -231,6 +231,23 @@ impl Machine {
             .ok_or_else(|| format!("the gateway's clock was {:?}", self.views(from, upto).collect::<Vec<_>>()))
     }
 
+    /// Until when a device may begin a command that came at `first`, was taken over at
+    /// `taken` and is wanted for `lifetime`; the gateway started last at `run`. Over a
+    /// boot only a clock that is right can tell; a wrong one prolongs it no further than
+    /// by all its time from a start on.
+    pub fn wanted_until(
+        &self,
+        first: Duration,
+        taken: Duration,
+        lifetime: Duration,
+        run: Duration,
+        now: Duration,
+    ) -> Duration {
+        let booted = self.boots.values().any(|boot| boot.at > first && boot.at <= now);
+        let right = self.views(first, now).all(|view| !view.trusted || view.offset == 0);
+        if booted && !right { taken.max(run) + lifetime } else { taken + lifetime }
+    }
+
     /// Whether a boot began as an event says.
     pub fn began(&self, boot: BootId, began: Timestamp) -> bool {
         self.boots.get(&boot).is_some_and(|boot| boot.offsets.iter().any(|(_, told)| *told == began))

@@ -103,7 +103,20 @@ impl Context {
     /// An event reached a consumer.
     pub fn event(&self, sink: &str, id: u64, body: &serde_json::Map<String, serde_json::Value>) {
         let machine = self.0.machine.lock();
-        self.oracle(|oracle| oracle.event(sink, id, body, &|boot, began| machine.began(boot, began)));
+        let now = self.elapsed();
+        self.oracle(|oracle| oracle.event(sink, id, body, &|boot, began| machine.began(boot, began), now));
+    }
+
+    /// A device does what it was told to; one that is `forgetful` may do it again.
+    pub fn executed(&self, target: &str, id: &str, forgetful: bool) {
+        let (machine, now) = (self.0.machine.lock(), self.elapsed());
+        let key = (target.to_owned(), id.to_owned());
+        self.oracle(|oracle| {
+            let run = oracle.roll.last_run();
+            let limit = |first, taken, lifetime| machine.wanted_until(first, taken, lifetime, run, now);
+            let verdict = oracle.orders.executed(&key, forgetful, now, &limit);
+            oracle.judge(verdict);
+        });
     }
 
     /// Everything has drained: a consumer waits for no time that is known.

@@ -3,20 +3,21 @@
 
 use super::clock::Taken;
 use super::context::Context;
+use super::controls::Controls;
+use super::doer::{self, Doer};
 use super::gateway::Door;
-use super::network::{Line, Relay};
 use super::oracle::{CLOCKLESS, content};
 use fastrand::Rng;
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::Duration;
+use tidegate::device::auth::Secret;
 use tidegate::model::{Timestamp, Value};
 use tidegate::wire::codec::{decode_gateway, encode_device};
 use tidegate::wire::frame::{BodyEncoding, Decoder, Event, Format, Limits, MAX_BODY, Recovery, Version};
 use tidegate::wire::message::{
-    ChannelDeclaration, ChannelRef, DeviceClock, DeviceMessage, GatewayMessage, Heartbeat, Hello, Readings, Sample,
+    Authenticate, ChannelDeclaration, ChannelRef, Command, DeviceClock, DeviceMessage, GatewayMessage, Goodbye,
+    Heartbeat, Hello, Readings, Reason, Sample, SubCommand, SubDevice,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -26,44 +27,8 @@ const KEEPS: usize = 3000;
 /// Silence after which a device connects anew.
 const GIVES_UP: Duration = Duration::from_secs(20);
 
-/// What the operator may do to a device.
-#[derive(Clone)]
-pub struct Controls(Arc<Mutex<State>>);
-
-struct State {
-    /// The lines it has, the newest last; older ones the gateway may not know to be dead.
-    relays: Vec<Relay>,
-    reboot: bool,
-    /// The time between readings; none are taken while it is zero.
-    pace: Duration,
-    session: u64,
-}
-
-impl Controls {
-    pub fn reboot(&self) {
-        self.0.lock().reboot = true;
-    }
-
-    pub fn set_pace(&self, pace: Duration) {
-        self.0.lock().pace = pace;
-    }
-
-    pub fn set_line(&self, context: &Context, device: &str, line: Line) {
-        if let Some(relay) = self.0.lock().relays.last() {
-            relay.set(context, device, line);
-        }
-    }
-
-    /// The session that it is in.
-    pub fn session(&self) -> u64 {
-        self.0.lock().session
-    }
-
-    /// Lines that fell silent break at last.
-    pub fn clear_lines(&self) {
-        self.0.lock().relays.clear();
-    }
-}
+/// How long a device without a key may be served by a gateway that does not know yet.
+const REVOKED_WITHIN: Duration = Duration::from_secs(20);
 
 pub struct Device {
     context: Context,
@@ -84,6 +49,10 @@ pub struct Device {
     /// How far its clock is off, in microseconds.
     off: i64,
     said_hello: Instant,
+    doer: Doer,
+    secret: Secret,
+    /// What is to be said beside readings.
+    outbox: VecDeque<DeviceMessage>,
 }
 
 impl Device {
@@ -96,7 +65,10 @@ impl Device {
         mut random: Rng,
     ) -> (Device, Controls) {
         let session = random.u64(1..);
-        let controls = Controls(Arc::new(Mutex::new(State { relays: Vec::new(), reboot: false, pace, session })));
+        let mut more = Rng::with_seed(!session);
+        let subs = ["door", "lamp"].into_iter().filter_map(|sub| Some((sub, more.bool())).filter(|_| more.bool()));
+        let subs = subs.collect();
+        let controls = Controls::new(pace, session, subs);
         let version = if random.bool() { Version::V1 } else { Version::V2 };
         let encoding = match random.u8(..3) {
             0 => BodyEncoding::Json,
@@ -119,6 +91,9 @@ impl Device {
             booted: Instant::now(),
             off,
             said_hello: Instant::now(),
+            doer: Doer::new(context, more),
+            secret: secret(name),
+            outbox: VecDeque::new(),
         };
         (device, controls)
     }
@@ -127,9 +102,13 @@ impl Device {
     pub async fn run(mut self) {
         loop {
             self.take();
+            while self.controls.is_off() {
+                sleep(Duration::from_millis(200)).await;
+                self.next_reading = Instant::now();
+            }
             if let Some((stream, relay)) = self.door.enter(&self.name, self.random.u64(..)) {
                 {
-                    let mut state = self.controls.0.lock();
+                    let mut state = self.controls.lock();
                     state.relays.push(relay);
                     // An old line is sometimes left to the gateway, as if it had not broken yet.
                     let old = state.relays.len() - 1;
@@ -138,6 +117,7 @@ impl Device {
                     }
                 }
                 let why = self.converse(stream).await;
+                self.controls.lock().there = false;
                 self.context.trace(format_args!("{} disconnected: {why}", self.name));
             }
             let pause = Duration::from_millis(self.random.u64(20..2000));
@@ -148,7 +128,8 @@ impl Device {
 
     /// Takes the readings that are due.
     fn take(&mut self) {
-        let pace = self.controls.0.lock().pace;
+        self.doer.work();
+        let pace = self.controls.lock().pace;
         let now = Instant::now();
         if pace.is_zero() {
             self.next_reading = now;
@@ -183,12 +164,13 @@ impl Device {
     }
 
     fn reboots(&mut self) -> bool {
-        if !std::mem::take(&mut self.controls.0.lock().reboot) {
+        if !std::mem::take(&mut self.controls.lock().reboot) {
             return false;
         }
         self.context.trace(format_args!("{} reboots, {} kept are lost", self.name, self.kept.len()));
         self.session = self.random.u64(1..);
-        self.controls.0.lock().session = self.session;
+        self.controls.lock().session = self.session;
+        self.doer.reboot();
         self.kept.clear();
         self.next = 1;
         self.booted = Instant::now();
@@ -204,6 +186,7 @@ impl Device {
             return "Hello was not sent";
         }
         self.window = 0;
+        self.outbox.clear();
         let mut heard = Instant::now();
         let mut said = heard;
         let mut buffer = vec![0; 2048];
@@ -211,7 +194,25 @@ impl Device {
             if self.reboots() {
                 return "rebooted";
             }
+            let off = self.controls.lock().off;
+            if let Some(polite) = off {
+                if polite {
+                    let goodbye = Goodbye { reason: Reason::Normal, text: String::new() };
+                    self.say(&mut stream, &DeviceMessage::Goodbye(goodbye)).await;
+                }
+                return "switched off";
+            }
             self.take();
+            if self.window > 0 {
+                self.outbox.extend(self.doer.answer());
+                self.look_behind();
+            }
+            while let Some(message) = self.outbox.pop_front() {
+                if !self.say(&mut stream, &message).await {
+                    return "a message was not sent";
+                }
+                said = Instant::now();
+            }
             if self.window > 0 {
                 if self.kept.front().is_some_and(|(seq, ..)| *seq > self.sent + 1) {
                     return "gave up what was not sent yet";
@@ -275,15 +276,60 @@ impl Device {
         })
     }
 
+    /// Now and then a device behind it comes or goes.
+    fn look_behind(&mut self) {
+        let mut state = self.controls.lock();
+        if state.obedient || state.subs.is_empty() || self.random.u32(..300) > 0 {
+            return;
+        }
+        let which = self.random.usize(..state.subs.len());
+        let (sub, online) = &mut state.subs[which];
+        *online = !*online;
+        self.outbox.push_back(about(sub, *online));
+    }
+
+    fn commanded(&mut self, sub: Option<&str>, command: &Command) {
+        let target = sub.map_or(self.name.clone(), |sub| format!("{}/{sub}", self.name));
+        let obedient = self.controls.lock().obedient;
+        let wanted = Duration::from_millis(command.expires_in.unwrap_or(u64::MAX));
+        self.doer.told(&doer::Told { target: &target, id: &command.id, wanted }, obedient);
+    }
+
     fn told(&mut self, message: GatewayMessage) {
+        let revoked = self.controls.lock().revoked;
+        if revoked.is_some_and(|revoked| revoked.elapsed() > REVOKED_WITHIN)
+            && !matches!(message, GatewayMessage::Challenge(_))
+        {
+            let what = format!("{} is told {message:?}, long after its key was revoked", self.name);
+            self.context.oracle(|oracle| oracle.violated(what));
+        }
         let upto = match message {
+            GatewayMessage::Challenge(challenge) => {
+                let proof = self.secret.hmac(&challenge.nonce, &self.name, self.session);
+                let answer = Authenticate { key: self.name.clone(), proof };
+                return self.outbox.push_back(DeviceMessage::Authenticate(answer));
+            }
+            GatewayMessage::Command(command) => return self.commanded(None, &command),
+            GatewayMessage::SubCommand(SubCommand { sub, id, name, payload, expires_in }) => {
+                return self.commanded(Some(&sub), &Command { id, name, payload, expires_in });
+            }
             GatewayMessage::Welcome(welcome) => {
+                let subs = {
+                    let mut state = self.controls.lock();
+                    state.there = true;
+                    state.subs.clone()
+                };
+                self.outbox.extend(subs.into_iter().map(|(sub, online)| about(sub, online)));
                 self.window = u64::from(welcome.window);
                 self.sent = self.kept.front().map_or(self.next, |(seq, ..)| *seq) - 1;
                 self.sent = self.sent.max(welcome.settled);
                 self.context.trace(format_args!("{} welcomed at {}", self.name, welcome.settled));
                 let after = self.said_hello.elapsed();
-                self.context.oracle(|oracle| oracle.welcomed(&self.name, self.session, after));
+                let now = self.context.elapsed();
+                self.context.oracle(|oracle| {
+                    oracle.welcomed(&self.name, self.session, after);
+                    oracle.roll.welcomed(&self.name, now);
+                });
                 welcome.settled
             }
             GatewayMessage::Ack(ack) => {
@@ -332,4 +378,15 @@ impl Device {
         encode_device(message, self.format, &mut bytes);
         timeout(GIVES_UP, stream.write_all(&bytes)).await.is_ok_and(|written| written.is_ok())
     }
+}
+
+/// What a device and the gateway share.
+pub fn secret(name: &str) -> Secret {
+    let mut bytes = [0; 32];
+    bytes.iter_mut().zip(name.bytes().cycle()).for_each(|(byte, of)| *byte = of);
+    Secret(bytes)
+}
+
+fn about(sub: &str, online: bool) -> DeviceMessage {
+    DeviceMessage::SubDevice(SubDevice { sub: sub.to_owned(), online, reason: None })
 }

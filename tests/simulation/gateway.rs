@@ -4,6 +4,7 @@
 
 use super::broker::{Broker, SimulatedDestination};
 use super::context::Context;
+use super::mailbox::Letter;
 use super::network::{self, Relay};
 use super::plan::Plan;
 use super::vfs::FaultyVfs;
@@ -14,15 +15,16 @@ use std::time::Duration;
 use tidegate::backoff::Backoff;
 use tidegate::clock::Clock;
 use tidegate::config::{self, Encoding};
-use tidegate::device::Registry;
 use tidegate::device::auth::Doorman;
+use tidegate::device::{Registry, attendance};
+use tidegate::downlink::{Downlink, Handle, Operate, Operated};
 use tidegate::link::{self, tcp::serve_stream};
 use tidegate::metrics::{Metrics, SinkLabel};
-use tidegate::model::GatewayId;
+use tidegate::model::{DeviceId, DeviceStatus, GatewayId};
 use tidegate::sink::{Identity, Pulse, Pump};
 use tidegate::store::{Log, OpenError, Opened, Stepped, Stepper};
 use tokio::io::DuplexStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -60,7 +62,33 @@ pub struct Gateway {
     stop_pumps: Vec<watch::Sender<bool>>,
     writer: JoinSet<()>,
     time: JoinSet<()>,
+    /// What carries commands, and who waits for word of one.
+    downlink: JoinSet<()>,
+    stop_downlink: watch::Sender<bool>,
+    commands: Handle,
+    requests: JoinSet<()>,
+    /// What keeps attendance, and who looks at keys.
+    keepers: JoinSet<()>,
+    stop_keepers: watch::Sender<bool>,
+    registry: Registry,
+    /// What the log knew of devices.
+    pub restored: Vec<DeviceStatus>,
     max_pending: u64,
+}
+
+/// Commands from brokers that may wait to be taken over.
+const INSTRUCTIONS: usize = 64;
+
+/// The gateway itself can be told one thing.
+struct Operator;
+
+impl Operate for Operator {
+    fn operate(&self, name: &str, _payload: Option<&str>) -> Operated {
+        match name {
+            "ping" => Operated::Done("pong".into()),
+            other => Operated::Rejected(format!("no {other}")),
+        }
+    }
 }
 
 impl Door {
@@ -108,11 +136,19 @@ impl Gateway {
         let names: Vec<_> = sinks.iter().map(|sink| sink.name.as_str()).collect();
         let disk = vfs.clone();
         let gauge = Arc::new(move || Some(disk.disk().space()));
-        let Opened { log, cursors, writer, .. } =
+        let Opened { log, cursors, writer, devices: restored } =
             Log::open_stepped(&plan.store, &plan.routes, &names, clock.clone(), metrics.clone(), gauge)?;
         clock.begin(&log);
         let gateway = GatewayId::new("simulated").expect("a valid name");
         let identity = Identity { gateway, epoch: log.epoch() };
+        let devices = config::Devices { window: [16, 200, 4096][random.usize(..3)], ..plan.sessions.clone() };
+        let registry = Registry::new(&devices, clock.clone(), metrics.clone());
+        registry.restore(restored.clone());
+        let now = context.elapsed();
+        context.oracle(|oracle| oracle.roll.began(now));
+        let (mut keepers, stop_keepers) = (JoinSet::new(), watch::Sender::new(false));
+        keepers.spawn(attendance::keep(registry.clone(), log.clone(), clock.clone(), stop_keepers.subscribe()));
+        let (taker, instructions) = mpsc::channel(INSTRUCTIONS);
         let mut stop_pumps = Vec::new();
         let mut pumps = JoinSet::new();
         for (sink, cursor) in sinks.iter().zip(cursors) {
@@ -121,6 +157,7 @@ impl Gateway {
                 boot: clock.boot(),
                 identity: identity.clone(),
                 encoding: sink.encoding,
+                taker: taker.clone(),
             };
             let (min, max) = (Duration::from_millis(500), Duration::from_secs(20));
             let backoff = Backoff::new(min, max, Duration::from_secs(30), random.u64(..));
@@ -131,18 +168,29 @@ impl Gateway {
             pumps.spawn(pump.run(stop.subscribe(), Duration::from_secs(2)));
             stop_pumps.push(stop);
         }
-        let devices = config::Devices { window: [16, 200, 4096][random.usize(..3)], ..config::Devices::default() };
-        let registry = Registry::new(&devices, clock.clone(), metrics.clone());
+        let (moving, commands) = Downlink::new(
+            &plan.commands,
+            log.clone(),
+            registry.clone(),
+            clock.clone(),
+            metrics.clone(),
+            Arc::new(Operator),
+            instructions,
+        );
+        let (mut downlink, stop_downlink) = (JoinSet::new(), watch::Sender::new(false));
+        downlink.spawn(moving.run(stop_downlink.subscribe()));
+        let doorman = Doorman::new(&devices, &plan.store, metrics.clone());
+        keepers.spawn(doorman.clone().watch(stop_keepers.subscribe()));
         let shared = link::Shared {
             log: log.clone(),
-            registry,
-            doorman: Doorman::new(&devices, &config::Store::default(), metrics.clone()),
+            registry: registry.clone(),
+            doorman,
             devices,
             clock: clock.clone(),
             metrics: metrics.clone(),
             pool: link::Pool::new(64 << 20, metrics.clone()),
         };
-        let tcp = Arc::new(config::Tcp::default());
+        let tcp = Arc::new(config::Tcp { authentication: Some(plan.authentication), ..config::Tcp::default() });
         let listener = Listener { shared, tcp, stops: Vec::new(), connections: JoinSet::new() };
         *door.listener.lock() = Some(listener);
         let mut stepping = JoinSet::new();
@@ -159,6 +207,14 @@ impl Gateway {
             stop_pumps,
             writer: stepping,
             time,
+            downlink,
+            stop_downlink,
+            commands,
+            requests: JoinSet::new(),
+            keepers,
+            stop_keepers,
+            registry,
+            restored,
             max_pending: plan.store.max_pending.as_u64(),
         })
     }
@@ -182,6 +238,14 @@ impl Gateway {
             }
         };
         let _ = timeout(Duration::from_secs(4), async { tokio::join!(links, flush) }).await;
+        self.stop_downlink.send_replace(true);
+        let downlink = async {
+            while let Some(ended) = self.downlink.join_next().await {
+                report_panic(&self.context, "the downlink", ended);
+            }
+        };
+        let _ = timeout(Duration::from_secs(1), downlink).await;
+        self.downlink.shutdown().await;
         for stop in &self.stop_pumps {
             stop.send_replace(true);
         }
@@ -192,15 +256,30 @@ impl Gateway {
         };
         let _ = timeout(Duration::from_secs(4), pumps).await;
         self.pumps.shutdown().await;
+        self.stop_keepers.send_replace(true);
+        let keepers = async { while self.keepers.join_next().await.is_some() {} };
+        let _ = timeout(Duration::from_secs(1), keepers).await;
+        self.keepers.shutdown().await;
+        self.requests.shutdown().await;
         self.time.shutdown().await;
         self.log.close();
         let closed = timeout(Duration::from_secs(2), self.writer.join_next()).await;
         self.context.trace(format_args!("stopped within {:?}, closed: {}", began.elapsed(), closed.is_ok()));
         self.writer.shutdown().await;
+        self.ended();
+    }
+
+    fn ended(&self) {
+        let now = self.context.elapsed();
+        self.context.oracle(|oracle| oracle.roll.ended(now));
     }
 
     /// Ends at once. What its memory held is gone.
     pub async fn crash(mut self) {
+        self.ended();
+        for tasks in [&mut self.requests, &mut self.downlink, &mut self.keepers] {
+            tasks.shutdown().await;
+        }
         let listener = self.door.listener.lock().take();
         if let Some(mut listener) = listener {
             listener.connections.shutdown().await;
@@ -215,6 +294,35 @@ impl Gateway {
         self.metrics.sink_pending.get_or_create(&SinkLabel { sink: sink.into() }).get()
     }
 
+    /// Somebody on this machine gives a command.
+    pub fn submit(&mut self, letter: Letter) {
+        let (context, commands) = (self.context.clone(), self.commands.clone());
+        while self.requests.try_join_next().is_some() {}
+        self.requests.spawn(async move {
+            let Letter { key, target, body } = letter;
+            let Ok(order) = commands.order(target, body.as_bytes()) else { return };
+            let now = context.elapsed();
+            context.oracle(|oracle| oracle.orders.handed(&key, now));
+            if let Ok(answer) = commands.submit(order).await {
+                context.trace(format_args!("{key:?} is answered {answer:?}"));
+                if answer.is_ok() {
+                    let now = context.elapsed();
+                    context.oracle(|oracle| oracle.orders.confirmed(&key, now));
+                }
+            }
+        });
+    }
+
+    /// Whether the device is connected, for all that the gateway knows.
+    pub fn sees(&self, device: &str) -> bool {
+        DeviceId::new(device).is_ok_and(|device| self.registry.is_connected(&device))
+    }
+
+    /// Whether no command is live, and nothing is to be told of devices.
+    pub fn is_quiet(&self) -> bool {
+        self.metrics.commands_live.get() == 0 && self.registry.due().is_none()
+    }
+
     /// Looks whether a part ended that should be running, and whether the bounds are
     /// kept. True if the writer gave the log up as damaged: the gateway starts anew then.
     pub fn check(&mut self) -> bool {
@@ -222,6 +330,12 @@ impl Gateway {
         while let Some(ended) = self.pumps.try_join_next() {
             report_panic(&self.context, "a pump", ended);
             self.context.oracle(|oracle| oracle.violated("a pump ended by itself".into()));
+        }
+        for (tasks, what) in [(&mut self.downlink, "the downlink"), (&mut self.keepers, "a keeper")] {
+            while let Some(ended) = tasks.try_join_next() {
+                report_panic(&self.context, what, ended);
+                self.context.oracle(|oracle| oracle.violated(format!("{what} ended by itself")));
+            }
         }
         while let Some(ended) = self.writer.try_join_next() {
             report_panic(&self.context, "the writer", ended);

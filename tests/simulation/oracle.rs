@@ -1,7 +1,9 @@
 //! What must hold, whatever happens. Knows only what devices and consumers see.
 
 use super::clock::Taken;
+use super::orders::Orders;
 use super::plan::ALARM;
+use super::presence::Roll;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tidegate::model::{BootId, Timestamp, Value};
@@ -27,6 +29,10 @@ pub struct Oracle {
     /// By device and session.
     sessions: BTreeMap<(String, u64), Told>,
     sinks: BTreeMap<String, Sink>,
+    /// A power cut has taken back what the log knew.
+    pub lossy: bool,
+    pub orders: Orders,
+    pub roll: Roll,
     pub deliveries: u64,
     pub duplicates: u64,
     /// Deliveries whose times were found after the fact, are not known, or are by a
@@ -101,6 +107,15 @@ impl Oracle {
         self.violation.get_or_insert(what);
     }
 
+    /// What follows from what the log knew, which nobody can count on if it was lossy.
+    pub fn judge(&mut self, verdict: Result<(), String>) {
+        if let Err(what) = verdict
+            && !self.lossy
+        {
+            self.violated(what);
+        }
+    }
+
     pub fn violation(&self) -> Option<&str> {
         self.violation.as_deref()
     }
@@ -135,7 +150,9 @@ impl Oracle {
     }
 
     /// A sink is configured from now on.
-    pub fn add_sink(&mut self, name: &str) {
+    pub fn add_sink(&mut self, name: &str, now: Duration) {
+        self.orders.add_sink(name, now);
+        self.roll.add_sink(name, now);
         let before = self.sessions.iter().map(|(session, told)| (session.clone(), told.taken)).collect();
         let names = BTreeSet::from([name.to_owned()]);
         self.sinks.insert(name.to_owned(), Sink { names, before, ..Sink::default() });
@@ -143,6 +160,8 @@ impl Oracle {
 
     /// A sink goes on under another name.
     pub fn rename_sink(&mut self, from: &str, to: &str) {
+        self.orders.rename_sink(from, to);
+        self.roll.rename_sink(from, to);
         if let Some(mut sink) = self.sinks.remove(from) {
             sink.names.insert(to.to_owned());
             self.sinks.insert(to.to_owned(), sink);
@@ -150,6 +169,8 @@ impl Oracle {
     }
 
     pub fn remove_sink(&mut self, name: &str) {
+        self.orders.remove_sink(name);
+        self.roll.remove_sink(name);
         self.sinks.remove(name);
     }
 
@@ -254,10 +275,19 @@ impl Oracle {
         id: u64,
         body: &serde_json::Map<String, serde_json::Value>,
         began: &dyn Fn(BootId, Timestamp) -> bool,
+        now: Duration,
     ) {
         let text = |key: &str| body.get(key).and_then(|text| text.as_str());
         match text("type") {
             Some("gap") => {}
+            Some("command-result") => {
+                let verdict = self.orders.ended(sink, id, body);
+                return self.judge(verdict);
+            }
+            Some("presence") => {
+                let verdict = self.roll.told(sink, id, body, now);
+                return self.judge(verdict);
+            }
             Some("clock") => return self.boot_began(sink, text("boot"), text("began"), began),
             _ => return,
         }

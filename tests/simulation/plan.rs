@@ -5,7 +5,7 @@ use bytesize::ByteSize;
 use fastrand::Rng;
 use std::path::Path;
 use std::time::Duration;
-use tidegate::config::{Deliver, Durability, HistoryWithin, Priority, Route, Store};
+use tidegate::config::{Authentication, Commands, Deliver, Devices, Durability, HistoryWithin, Priority, Route, Store};
 
 pub struct Plan {
     pub store: Store,
@@ -17,6 +17,10 @@ pub struct Plan {
     pub troubles: Vec<Trouble>,
     /// The machine has a battery-backed clock.
     pub battery: bool,
+    pub commands: Commands,
+    /// What sessions of devices are granted.
+    pub sessions: Devices,
+    pub authentication: Authentication,
 }
 
 /// Something that the operator, or fate, does.
@@ -37,9 +41,13 @@ pub enum Trouble {
     Pace,
     Clock,
     Sinks,
+    /// A device is switched off or on.
+    Switch,
+    /// A device's key is taken away or given back.
+    Keys,
 }
 
-const TROUBLES: [Trouble; 13] = [
+const TROUBLES: [Trouble; 15] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
@@ -53,6 +61,8 @@ const TROUBLES: [Trouble; 13] = [
     Trouble::Pace,
     Trouble::Clock,
     Trouble::Sinks,
+    Trouble::Switch,
+    Trouble::Keys,
 ];
 
 /// The channel that makes a reading an alarm, which a route may let outlive others.
@@ -63,8 +73,9 @@ fn one_of<T: Copy>(random: &mut Rng, choices: &[T]) -> T {
 }
 
 impl Plan {
-    /// What has to do with time is drawn from `times`, all else from `random`.
-    pub fn draw(directory: &Path, random: &mut Rng, times: &mut Rng) -> Plan {
+    /// What has to do with time is drawn from `times`, what has to do with devices beside
+    /// their readings from `more`, all else from `random`.
+    pub fn draw(directory: &Path, random: &mut Rng, times: &mut Rng, more: &mut Rng) -> Plan {
         let ms = Duration::from_millis;
         let history = [0, 1000, 30_000, 300_000];
         let history_within = match one_of(random, &history) {
@@ -87,6 +98,22 @@ impl Plan {
             segment_size: ByteSize::kib(one_of(random, &[4, 16, 64])),
             ..Store::default()
         };
+        let commands = Commands {
+            max_queued: one_of(more, &[2, 16]),
+            max_live: one_of(more, &[5, 1000, 1000]),
+            retry_after: ms(one_of(more, &[2000, 10_000])),
+            answer_within: ms(one_of(more, &[3000, 10_000])),
+            ..Commands::default()
+        };
+        let sessions = Devices {
+            heartbeat_interval: ms(10_000),
+            idle_timeout: ms(one_of(more, &[20_000, 30_000])),
+            offline_delay: ms(one_of(more, &[0, 5000])),
+            flap_damping: ms(one_of(more, &[5000, 15_000])),
+            lock_out_after: 0,
+            ..Devices::default()
+        };
+        let authentication = one_of(more, &[Authentication::None, Authentication::None, Authentication::Hmac]);
         let troubles = TROUBLES.into_iter().filter(|_| random.bool()).collect();
         Plan {
             store,
@@ -97,6 +124,9 @@ impl Plan {
             latency: ms(one_of(random, &[1, 20, 300])),
             troubles,
             battery: times.bool(),
+            commands,
+            sessions,
+            authentication,
         }
     }
 

@@ -3,18 +3,21 @@
 use super::broker::{Broker, Weather};
 use super::clock::Machine;
 use super::context::Context;
-use super::device::{Controls, Device};
+use super::controls::Controls;
+use super::device::{self, Device};
 use super::disk::{Death, Disk, Faults};
 use super::gateway::{Door, Gateway, SinkPlan};
-use super::network::Line;
 use super::oracle::CLOCKLESS;
-use super::plan::{Plan, Trouble};
+use super::plan::Plan;
+use super::sender::Sender;
+use super::tally::Tally;
 use super::vfs::FaultyVfs;
 use fastrand::Rng;
 use std::path::Path;
 use std::time::Duration;
-use tidegate::config::{Durability, Encoding};
-use tidegate::model::BootId;
+use tidegate::config::{Authentication, Durability, Encoding};
+use tidegate::device::auth::{Key, KeyFiles, Material};
+use tidegate::model::{BootId, Timestamp};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -24,14 +27,7 @@ pub struct Outcome {
     pub tail: Vec<String>,
     /// Number of lines of the trace and their hash.
     pub digest: (u64, u64),
-    pub virtual_time: Duration,
-    pub steps: u64,
-    pub deliveries: u64,
-    pub duplicates: u64,
-    pub qualities: [u64; 3],
-    pub power_cuts: u64,
-    pub kills: u64,
-    pub disk_failures: u64,
+    pub tally: Tally,
 }
 
 /// How a seed is run.
@@ -43,27 +39,31 @@ pub struct Mode {
     pub aloud: bool,
 }
 
-struct World {
-    context: Context,
-    vfs: FaultyVfs,
-    random: Rng,
+pub struct World {
+    pub context: Context,
+    pub vfs: FaultyVfs,
+    pub random: Rng,
     /// What has to do with time is drawn from here.
-    times: Rng,
+    pub times: Rng,
     /// When somebody gives the machine the time.
-    clock_due: Option<Instant>,
-    plan: Plan,
-    door: Door,
-    devices: Vec<(String, Controls)>,
-    sinks: Vec<SinkPlan>,
-    sinks_made: usize,
-    gateway: Option<Gateway>,
-    tasks: JoinSet<()>,
-    power_cuts: u64,
-    kills: u64,
+    pub clock_due: Option<Instant>,
+    pub plan: Plan,
+    pub door: Door,
+    pub devices: Vec<(String, Controls)>,
+    pub sinks: Vec<SinkPlan>,
+    pub sinks_made: usize,
+    pub gateway: Option<Gateway>,
+    pub tasks: JoinSet<()>,
+    /// What has to do with devices beside their readings is drawn from here.
+    pub more: Rng,
+    pub sender: Sender,
+    pub keys: KeyFiles,
+    pub power_cuts: u64,
+    pub kills: u64,
 }
 
-/// How long everything may take to drain once it has healed.
-const DRAIN_WITHIN: Duration = Duration::from_secs(1800);
+/// A command may be under way to its device for so long, on a line without latency.
+const SLACK: Duration = Duration::from_secs(2);
 /// The disk is looked at this often.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -85,31 +85,25 @@ pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome 
             gateway.crash().await;
         }
         tasks.shutdown().await;
-        let (power_cuts, kills) = (*power_cuts, *kills);
-        let (deliveries, duplicates, qualities) =
-            context.oracle(|oracle| (oracle.deliveries, oracle.duplicates, oracle.qualities));
+        let mut tally = context.oracle(|oracle| Tally::of(oracle));
+        (tally.seeds, tally.virtual_time, tally.steps) = (1, context.elapsed(), context.digest().0);
+        (tally.power_cuts, tally.kills, tally.disk_failures) = (*power_cuts, *kills, vfs.disk().failures);
         let violation = context.oracle(|oracle| oracle.violation().map(str::to_owned));
-        Outcome {
-            violation,
-            tail: context.tail(),
-            digest: context.digest(),
-            virtual_time: context.elapsed(),
-            steps: context.digest().0,
-            deliveries,
-            duplicates,
-            qualities,
-            power_cuts,
-            kills,
-            disk_failures: vfs.disk().failures,
-        }
+        Outcome { violation, tail: context.tail(), digest: context.digest(), tally }
     })
 }
 
 impl World {
     fn new(context: &Context, vfs: &FaultyVfs, directory: &Path, seed: u64) -> World {
         let (mut random, mut times) = (Rng::with_seed(seed), Rng::with_seed(!seed));
-        let plan = Plan::draw(directory, &mut random, &mut times);
+        let mut more = Rng::with_seed(seed.rotate_left(32));
+        let plan = Plan::draw(directory, &mut random, &mut times, &mut more);
+        context.oracle(|oracle| {
+            oracle.roll.within = plan.sessions.idle_timeout;
+            oracle.orders.slack = SLACK + plan.latency * 40;
+        });
         let door = Door::new(context, plan.latency);
+        let keys = KeyFiles::of(&plan.sessions, &plan.store);
         let mut world = World {
             context: context.clone(),
             vfs: vfs.clone(),
@@ -123,6 +117,9 @@ impl World {
             sinks_made: 0,
             gateway: None,
             tasks: JoinSet::new(),
+            sender: Sender::new(more.fork()),
+            more,
+            keys,
             power_cuts: 0,
             kills: 0,
         };
@@ -141,10 +138,30 @@ impl World {
             let pace = world.pace();
             let random = world.random.fork();
             let (device, controls) = Device::new(context, &name, world.door.clone(), pace, off, random);
+            world.give_key(&name);
             world.devices.push((name, controls));
             world.tasks.spawn(device.run());
         }
         world
+    }
+
+    /// A device gets its key.
+    pub fn give_key(&self, device: &str) {
+        let material = Material::Hmac(device::secret(device));
+        let key = Key { name: device.to_owned(), devices: vec![device.to_owned()], created: Timestamp(0), material };
+        if self.plan.authentication != Authentication::None {
+            self.keys.add(&key).expect("the key is new");
+        }
+    }
+
+    /// Whom commands may be for: devices, those behind them, the gateway, and nobody.
+    fn targets(&self) -> Vec<String> {
+        let mut targets = vec![String::new(), "nobody".to_owned()];
+        for (name, controls) in &self.devices {
+            targets.extend([name.clone(), name.clone()]);
+            targets.extend(controls.subs().iter().map(|(sub, _)| format!("{name}/{sub}")));
+        }
+        targets
     }
 
     /// The machine boots.
@@ -165,11 +182,11 @@ impl World {
         }
     }
 
-    fn pace(&mut self) -> Duration {
+    pub fn pace(&mut self) -> Duration {
         Duration::from_millis([5, 20, 100, 1000, 5000][self.random.usize(..5)])
     }
 
-    fn weather(&mut self) -> Weather {
+    pub fn weather(&mut self) -> Weather {
         Weather {
             up: self.random.u8(..4) > 0,
             latency: Duration::from_millis([1, 20, 200, 2000][self.random.usize(..4)]),
@@ -178,18 +195,19 @@ impl World {
         }
     }
 
-    fn add_sink(&mut self) {
+    pub fn add_sink(&mut self) {
         self.sinks_made += 1;
         let name = format!("sink{}", self.sinks_made);
         let mut weather = self.weather();
         weather.up = true;
         let broker = Broker::new(&self.context, &name, weather, self.random.u64(..));
         let encoding = if self.random.bool() { Encoding::Json } else { Encoding::Postcard };
-        self.context.oracle(|oracle| oracle.add_sink(&name));
+        let now = self.context.elapsed();
+        self.context.oracle(|oracle| oracle.add_sink(&name, now));
         self.sinks.push(SinkPlan { name, broker, encoding });
     }
 
-    fn is_violated(&self) -> bool {
+    pub fn is_violated(&self) -> bool {
         self.context.oracle(|oracle| oracle.violation().is_some())
     }
 
@@ -226,7 +244,7 @@ impl World {
     }
 
     /// Lets time pass, and starts the gateway again when it dies meanwhile.
-    async fn pass(&mut self, time: Duration) {
+    pub async fn pass(&mut self, time: Duration) {
         let until = Instant::now() + time;
         loop {
             if self.gateway.as_mut().is_some_and(Gateway::check) {
@@ -235,6 +253,7 @@ impl World {
             }
             self.check_disk();
             self.set_clock();
+            self.command();
             let death = self.vfs.disk().death();
             if let Some(death) = death {
                 self.die(death).await;
@@ -250,7 +269,16 @@ impl World {
         }
     }
 
-    async fn die(&mut self, death: Death) {
+    /// Commands are given that are due.
+    fn command(&mut self) {
+        if !self.sender.is_due() {
+            return;
+        }
+        let targets = self.targets();
+        self.sender.work(&self.context, &targets, &self.sinks, self.gateway.as_mut());
+    }
+
+    pub async fn die(&mut self, death: Death) {
         self.vfs.disk().die(death);
         if let Some(gateway) = self.gateway.take() {
             gateway.crash().await;
@@ -258,7 +286,7 @@ impl World {
         self.revive();
     }
 
-    fn revive(&mut self) {
+    pub fn revive(&mut self) {
         let death = self.vfs.disk().death();
         self.vfs.forget();
         let lost = self.vfs.disk().revive();
@@ -267,6 +295,7 @@ impl World {
                 self.power_cuts += 1;
                 if self.plan.store.durability == Durability::Normal {
                     self.context.machine(Machine::forget);
+                    self.context.oracle(|oracle| oracle.lossy = true);
                 }
                 self.boot();
             }
@@ -288,7 +317,7 @@ impl World {
     }
 
     /// Starts the gateway, as often as it takes.
-    async fn start(&mut self) {
+    pub async fn start(&mut self) {
         loop {
             let started =
                 Gateway::start(&self.context, &self.door, &self.vfs, &self.plan, &self.sinks, &mut self.random);
@@ -325,191 +354,5 @@ impl World {
             }
             sleep(Duration::from_secs(1)).await;
         }
-    }
-
-    async fn trouble(&mut self, trouble: Trouble) {
-        self.context.trace(format_args!("{trouble:?}"));
-        match trouble {
-            Trouble::Restart => {
-                if let Some(gateway) = self.gateway.take() {
-                    gateway.stop().await;
-                }
-                if self.vfs.disk().is_dead() {
-                    self.revive();
-                }
-                self.vfs.forget();
-                self.start().await;
-            }
-            Trouble::Kill | Trouble::PowerCut => {
-                self.die(if trouble == Trouble::Kill { Death::Killed } else { Death::PowerCut }).await;
-                let pause = Duration::from_millis(self.random.u64(1..5000));
-                sleep(pause).await;
-                self.start().await;
-            }
-            Trouble::DeathAtWork => {
-                let death = if self.random.bool() { Death::Killed } else { Death::PowerCut };
-                let changes = self.random.u64(..60);
-                self.vfs.disk().light_fuse(changes, death);
-            }
-            Trouble::DiskErrors => {
-                let mut chance = || [0, 0, 50, 1000, 10_000][self.random.usize(..5)];
-                let faults = Faults {
-                    write: chance(),
-                    sync: chance(),
-                    truncate: chance(),
-                    open: chance(),
-                    read: chance(),
-                    ..self.vfs.disk().faults
-                };
-                let Faults { full, low, .. } = faults;
-                let faults = if self.random.bool() { Faults { full, low, ..Faults::default() } } else { faults };
-                self.context.trace(format_args!("{faults:?}"));
-                self.vfs.disk().faults = faults;
-            }
-            Trouble::DiskFull => {
-                let full = self.random.bool();
-                self.context.trace(format_args!("the disk is full: {full}"));
-                self.vfs.disk().faults.full = full;
-            }
-            Trouble::DiskLow => {
-                let low = self.random.bool();
-                self.context.trace(format_args!("the disk is low: {low}"));
-                self.vfs.disk().faults.low = low;
-            }
-            Trouble::Line => {
-                let (name, controls) = &self.devices[self.random.usize(..self.devices.len())];
-                let line = [Line::Up, Line::Silent, Line::Cut][self.random.usize(..3)];
-                controls.set_line(&self.context, name, line);
-            }
-            Trouble::Reboot => self.devices[self.random.usize(..self.devices.len())].1.reboot(),
-            Trouble::Broker => {
-                let weather = self.weather();
-                self.sinks[self.random.usize(..self.sinks.len())].broker.set(weather);
-            }
-            Trouble::Pace => {
-                let pace = if self.random.u8(..5) == 0 { Duration::ZERO } else { self.pace() };
-                self.devices[self.random.usize(..self.devices.len())].1.set_pace(pace);
-            }
-            Trouble::Clock => {
-                let trusted = self.random.bool();
-                let years = self.random.i64(-60..60);
-                let step = [0, 1_000_000, 3_600_000_000, 31_557_600_000_000][self.random.usize(..4)];
-                self.context.machine(|machine| {
-                    machine.doubt(!trusted);
-                    machine.step(years * step);
-                });
-            }
-            Trouble::Sinks => self.change_sinks().await,
-        }
-    }
-
-    /// The operator edits the configuration and restarts.
-    async fn change_sinks(&mut self) {
-        if let Some(gateway) = self.gateway.take() {
-            gateway.stop().await;
-        }
-        if self.vfs.disk().is_dead() {
-            self.revive();
-        }
-        self.vfs.forget();
-        let index = self.random.usize(..self.sinks.len());
-        match self.random.u8(..3) {
-            0 if self.sinks.len() > 1 => {
-                let gone = self.sinks.remove(index);
-                self.context.trace(format_args!("{} is removed", gone.name));
-                self.context.oracle(|oracle| oracle.remove_sink(&gone.name));
-            }
-            1 => {
-                self.sinks_made += 1;
-                let name = format!("sink{}", self.sinks_made);
-                let sink = &mut self.sinks[index];
-                self.context.trace(format_args!("{} becomes {name}", sink.name));
-                self.context.oracle(|oracle| oracle.rename_sink(&sink.name, &name));
-                sink.broker = sink.broker.renamed(&name);
-                sink.name = name;
-            }
-            _ if self.sinks.len() < 4 => {
-                self.add_sink();
-                self.context.trace(format_args!("a sink is added"));
-            }
-            _ => {}
-        }
-        self.start().await;
-    }
-
-    /// Everything works again; nothing new is measured. One sink stays dead at
-    /// first: the others must not need it.
-    async fn heal(&mut self) {
-        self.context.trace(format_args!("all heals"));
-        self.vfs.disk().faults = Faults::default();
-        self.clock_due = None;
-        self.context.machine(|machine| {
-            machine.doubt(false);
-            if !machine.is_set() {
-                machine.set();
-            }
-        });
-        let fine =
-            Weather { up: true, latency: Duration::from_millis(5), lifetime: Duration::from_secs(1 << 30), window: 32 };
-        for (_, controls) in &self.devices {
-            controls.clear_lines();
-            controls.set_pace(Duration::ZERO);
-        }
-        for (number, sink) in self.sinks.iter().enumerate() {
-            let dead = number == 0 && self.sinks.len() > 1;
-            sink.broker.restart(Weather { up: !dead, ..fine.clone() });
-        }
-        self.drain(1, "while one is dead").await;
-        self.sinks[0].broker.restart(fine);
-        self.drain(0, "when all works").await;
-        // A restart must not take anything back.
-        if let Some(gateway) = self.gateway.take() {
-            gateway.stop().await;
-        }
-        self.vfs.forget();
-        self.start().await;
-        self.drain(0, "after a restart").await;
-        let lossy = self.plan.store.durability == Durability::Normal && self.power_cuts > 0;
-        for sink in &self.sinks {
-            self.context.oracle(|oracle| oracle.account(&sink.name));
-            if !lossy {
-                self.context
-                    .oracle(|oracle| oracle.settle(&sink.name, &self.plan.may_drop(), self.plan.keeps_alarms()));
-                self.context.settle_boots(&sink.name);
-            }
-        }
-    }
-
-    /// Waits until devices are acknowledged and sinks have everything, all but the
-    /// first `dead` sinks.
-    async fn drain(&mut self, dead: usize, when: &str) {
-        let dead = if self.sinks.len() > 1 { dead } else { 0 };
-        let began = Instant::now();
-        let mut quiet = 0;
-        while quiet < 3 {
-            self.pass(Duration::from_secs(2)).await;
-            if self.is_violated() {
-                return;
-            }
-            let sessions: Vec<_> =
-                self.devices.iter().map(|(name, controls)| (name.clone(), controls.session())).collect();
-            let unacked = self.context.oracle(|oracle| oracle.unacked(&sessions));
-            let pending: Vec<i64> = match &self.gateway {
-                Some(gateway) => self.sinks[dead..].iter().map(|sink| gateway.pending(&sink.name)).collect(),
-                None => vec![-1],
-            };
-            let done = unacked == 0 && pending.iter().all(|pending| *pending == 0);
-            quiet = if done { quiet + 1 } else { 0 };
-            if began.elapsed() > DRAIN_WITHIN {
-                let health = self.gateway.as_ref().map(|gateway| gateway.log.health());
-                self.context.oracle(|oracle| {
-                    oracle.violated(format!(
-                        "not drained {when}: {unacked} readings are not acknowledged, {pending:?} wait for the sinks; {health:?}"
-                    ));
-                });
-                return;
-            }
-        }
-        self.context.trace(format_args!("drained {when}"));
     }
 }

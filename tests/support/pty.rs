@@ -103,7 +103,8 @@ impl Drop for Relay {
 /// A raw pseudo-terminal that can be opened at `link`: its near side, and its far side
 /// held open so that nobody's closing it shows.
 fn terminal(link: &Path) -> (File, File) {
-    let near = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
+    // Not for processes that are started meanwhile: they would keep the line plugged in.
+    let near = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a pseudo-terminal");
     grantpt(&near).and_then(|()| unlockpt(&near)).expect("a pseudo-terminal of ours");
     let path = ptsname(&near, Vec::new()).expect("it has a path");
     let path = Path::new(path.to_str().expect("a path in ASCII"));

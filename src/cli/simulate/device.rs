@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -31,6 +32,8 @@ pub struct Surroundings {
     pub security: Option<Security>,
     /// Ends the run early when it turns true.
     pub stop: watch::Receiver<bool>,
+    /// Whether the first trouble was told of; the summary has the last.
+    pub told: Arc<AtomicBool>,
 }
 
 impl Surroundings {
@@ -94,17 +97,21 @@ pub async fn run(addresses: &[SocketAddr], mut client: Client, delay: Duration, 
             (Err(why), _) => End::Refused(why),
         };
         client.disconnected();
-        match &end {
+        let trouble = match &end {
             End::Finished | End::GaveUp | End::Stopped => break,
             End::Refused(why) => {
                 outcome.refused += 1;
-                outcome.trouble = Some(format!("{} was refused: {why}", client.identity().id));
+                format!("{} was refused: {why}", client.identity().id)
             }
             End::Lost(why) => {
                 outcome.disconnected += 1;
-                outcome.trouble = Some(format!("{} was disconnected: {why}", client.identity().id));
+                format!("{} was disconnected: {why}", client.identity().id)
             }
+        };
+        if !around.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!("{trouble}; trying on");
         }
+        outcome.trouble = Some(trouble);
         if matches!(end, End::Lost(_)) {
             backoff.worked_for(around.clock.now().monotonic.saturating_sub(began));
         }

@@ -276,7 +276,8 @@ async fn a_client_can_talk_over_anything_that_reads_and_writes() {
     let mut client = Client::new(identity(&args, 1, 9, None).expect("a valid id"), pace(&args, 1), patience(&args));
     let (_stop, stop) = watch::channel(false);
     let latencies = Arc::new(Latencies::new().expect("the bounds are valid"));
-    let around = Surroundings { clock: Arc::new(SystemClock::new()), latencies, security: None, stop };
+    let around =
+        Surroundings { clock: Arc::new(SystemClock::new()), latencies, security: None, stop, told: Arc::default() };
     let (near, far) = tokio::io::duplex(100);
     let behaviour = Behaviour { window: 7, ..Behaviour::default() };
     let gateway = tokio::spawn(serve(far, behaviour, Arc::default()));

@@ -1,20 +1,14 @@
 //! `[commands]`.
 
-use super::{DAY, HOUR, SECOND, Section, time};
+use super::{DAY, HOUR, SECOND, Section, routes, time};
 use crate::config::Commands;
 use crate::config::problem::Report;
 use bytesize::ByteSize;
 use std::time::Duration;
 
-/// Enough for any name, and for what stands around it.
-const LONGEST: usize = 256;
-
 pub(super) fn check(commands: &Commands, report: &mut Report) {
     let mut section = Section::new(report, "commands");
-    if let Some(pattern) = commands.devices.iter().find(|pattern| pattern.is_empty() || pattern.len() > LONGEST) {
-        let what = format!("{pattern:?} matches no name");
-        section.reject(&["devices"], what, "give 1 to 256 bytes, in which * stands for any characters");
-    }
+    routes::device_patterns("devices", &commands.devices, &mut section);
     section.duration("default_expiry", commands.default_expiry, SECOND, 365 * DAY);
     section.duration("max_expiry", commands.max_expiry, SECOND, 365 * DAY);
     if commands.default_expiry > commands.max_expiry {

@@ -49,7 +49,12 @@ pub(super) fn check(config: &Config, report: &mut Report) {
 }
 
 /// A link's own intervals; those of `[devices]` are checked there.
-fn check_silence(config: &Config, heartbeat: Option<Duration>, idle: Option<Duration>, section: &mut Section) {
+pub(super) fn check_silence(
+    config: &Config,
+    heartbeat: Option<Duration>,
+    idle: Option<Duration>,
+    section: &mut Section,
+) {
     if heartbeat.is_some() || idle.is_some() {
         silence(config.devices.silence(heartbeat, idle), section);
     }

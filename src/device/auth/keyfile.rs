@@ -7,7 +7,7 @@
 use super::proof::{Key, Keys, Material, Secret, TokenHash};
 use crate::config;
 use crate::files::{Locked, Stamp, read_secret};
-use crate::model::{Timestamp, Token};
+use crate::model::{Timestamp, Token, stray_in_devices};
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -42,7 +42,16 @@ struct Content {
     key: Vec<Entry>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// What is told of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub name: String,
+    pub kind: &'static str,
+    pub created: String,
+    pub devices: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
     name: String,
@@ -74,16 +83,43 @@ impl KeyFiles {
     /// If a file cannot be read, others may read it, or something in it makes no sense.
     pub fn read(&self) -> Result<Vec<Key>> {
         let content = self.content()?;
-        let sealing = match content.key.iter().any(|entry| entry.sealed.is_some()) {
-            true => Some(Sealing::read(&self.sealing)?),
-            false => None,
+        let sealing = self.sealing_of(&content)?;
+        content.key.into_iter().map(|entry| self.opened(entry, sealing.as_ref())).collect()
+    }
+
+    /// What is told of all keys. Needs no sealing key.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or others may read it.
+    pub fn list(&self) -> Result<Vec<Listed>> {
+        let listed = |entry: Entry| Listed {
+            kind: if entry.sealed.is_some() { "hmac" } else { "token" },
+            name: entry.name,
+            devices: entry.devices,
+            created: entry.created,
         };
-        let open = |entry: Entry| {
-            let name = entry.name.clone();
-            let key = entry.open(sealing.as_ref());
-            key.with_context(|| format!("key {name:?} in {} cannot be used", self.keys.display()))
-        };
-        content.key.into_iter().map(open).collect()
+        Ok(self.content()?.key.into_iter().map(listed).collect())
+    }
+
+    fn opened(&self, entry: Entry, sealing: Option<&Sealing>) -> Result<Key> {
+        let name = entry.name.clone();
+        let key = entry.open(sealing);
+        key.with_context(|| format!("key {name:?} in {} cannot be used", self.keys.display()))
+    }
+
+    /// What the keys are sealed under; none if none is.
+    fn sealing_of(&self, content: &Content) -> Result<Option<Sealing>> {
+        if content.key.iter().all(|entry| entry.sealed.is_none()) {
+            return Ok(None);
+        }
+        match read_secret(&self.sealing, MOST_SEALING_BYTES) {
+            Ok(bytes) => Sealing::parse(&bytes, &self.sealing).map(Some),
+            Err(why) if why.is_missing() => {
+                let keys = self.keys.display();
+                bail!("{why}, but keys in {keys} are sealed under what was there; put it back, or revoke those keys")
+            }
+            Err(why) => Err(why.into()),
+        }
     }
 
     /// As [`KeyFiles::read`], for looking them up.
@@ -102,7 +138,8 @@ impl KeyFiles {
         let text = std::str::from_utf8(&bytes).with_context(|| format!("{} is no text", self.keys.display()))?;
         toml::from_str(text).map_err(|why| {
             // The message alone: the text around it may hold a secret.
-            anyhow!("{} is no file of keys: {}", self.keys.display(), why.message())
+            let keys = self.keys.display();
+            anyhow!("{keys} is no file of keys: {}; restore it, or remove it and make keys anew", why.message())
         })
     }
 
@@ -127,7 +164,16 @@ impl KeyFiles {
             match &key.material {
                 Material::Token(TokenHash(hash)) => entry.hash = Some(hex(hash)),
                 Material::Hmac(secret) => {
-                    let sealing = Sealing::read_or_create(&self.sealing)?;
+                    // Keys under two sealing keys could not be used together.
+                    let sealing = match self.sealing_of(content)? {
+                        Some(sealing) => {
+                            for entry in &content.key {
+                                self.opened(entry.clone(), Some(&sealing))?;
+                            }
+                            sealing
+                        }
+                        None => Sealing::read_or_create(&self.sealing)?,
+                    };
                     entry.sealed = Some(BASE64_STANDARD.encode(sealing.seal(secret, &key.name)?));
                 }
             }
@@ -192,6 +238,9 @@ fn check(name: &str, devices: &[String]) -> Result<()> {
     if let Some(pattern) = devices.iter().find(|p| p.is_empty() || p.len() > LONGEST_PATTERN) {
         bail!("the pattern {pattern:?} matches no device: give 1 to {LONGEST_PATTERN} bytes");
     }
+    if let Some((pattern, stray)) = devices.iter().find_map(|p| Some((p, stray_in_devices(p)?))) {
+        bail!("the pattern {pattern:?} matches no device: no name contains {stray:?}");
+    }
     Ok(())
 }
 
@@ -199,11 +248,6 @@ fn check(name: &str, devices: &[String]) -> Result<()> {
 struct Sealing(LessSafeKey);
 
 impl Sealing {
-    fn read(path: &Path) -> Result<Sealing> {
-        let bytes = read_secret(path, MOST_SEALING_BYTES)?;
-        Sealing::parse(&bytes, path)
-    }
-
     fn parse(bytes: &[u8], path: &Path) -> Result<Sealing> {
         let text = std::str::from_utf8(bytes).unwrap_or_default().trim_ascii();
         let key = from_hex(text).with_context(|| format!("{} does not hold 64 hex digits", path.display()))?;
@@ -223,7 +267,7 @@ impl Sealing {
         let key = random()?;
         file.replace(format!("{}\n", hex(&key)).as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
-        Sealing::read(path)
+        Sealing::read_if_there(path)?.with_context(|| format!("{} is gone again", path.display()))
     }
 
     /// `None` if there is none. A crash may have left the file empty: nothing was ever
@@ -251,10 +295,10 @@ impl Sealing {
     fn open(&self, sealed: Vec<u8>, name: &str) -> Result<Secret> {
         let (nonce, sealed) = sealed.split_first_chunk().context("sealed: too short")?;
         let mut sealed = sealed.to_vec();
-        let opened = self
-            .0
-            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(name), &mut sealed)
-            .map_err(|_| anyhow!("it was sealed under another sealing key, or damaged"))?;
+        let opened =
+            self.0.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(name), &mut sealed).map_err(|_| {
+                anyhow!("it was sealed under another sealing key, or damaged; put that one back, or revoke this key")
+            })?;
         Ok(Secret((*opened).try_into().context("sealed: not 32 bytes")?))
     }
 }
@@ -341,6 +385,20 @@ mod tests {
         assert!(format!("{:#}", files.read().expect_err("another key")).contains("another sealing key"));
         replace(&files.sealing, b"short");
         assert!(format!("{:#}", files.read().expect_err("no key")).contains("64 hex digits"));
+        // Another key under another sealing key would be of no use, nor would the first be.
+        for lost in [true, false] {
+            if lost {
+                std::fs::remove_file(&files.sealing).expect("it is there");
+            } else {
+                replace(&files.sealing, hex(&[1; 32]).as_bytes());
+                std::fs::set_permissions(&files.sealing, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+                    .expect("a mode");
+            }
+            let why = format!("{:#}", files.add(&hmac("b")).expect_err("it is not that one"));
+            assert!(why.contains("sealing") && why.contains("put ") && why.contains("revoke "), "{why}");
+            assert!(lost != files.sealing.exists());
+            assert_eq!(files.list().expect("names")[0].name, "a");
+        }
         std::fs::remove_file(&files.sealing).expect("it is there");
         assert!(format!("{:#}", files.read().expect_err("no key")).contains("sealing-key"));
         replace(&files.sealing, &sealing);

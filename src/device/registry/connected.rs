@@ -160,8 +160,7 @@ impl Connected {
         if self.is_current(&table) {
             table.roll.silent(&self.device, silent, now);
         }
-        drop(table);
-        self.registry.0.news.notify_one();
+        self.registry.hurry(&table);
     }
 
     /// A device behind this one is there or not, or was heard.
@@ -197,7 +196,7 @@ impl Connected {
         session.subs.insert(sub.clone(), there);
         self.registry.show(&table);
         drop(table);
-        self.registry.changed();
+        self.registry.0.changes.send_replace(());
         Ok(())
     }
 
@@ -228,10 +227,12 @@ impl Drop for Connected {
         if self.is_current(&table) {
             let subs = table.sessions.remove(&self.device).map(|session| session.subs).unwrap_or_default();
             table.roll.left(&self.device, self.cause, Some(heard), now);
-            table.subs_left(subs, now);
+            // A gateway that stops knows nothing of those behind it either.
+            let cause = if self.cause == Cause::GatewayStopping { self.cause } else { Cause::HubOffline };
+            table.subs_left(subs, cause, now);
         }
         self.registry.show(&table);
         drop(table);
-        self.registry.changed();
+        self.registry.0.changes.send_replace(());
     }
 }

@@ -129,6 +129,20 @@ fn a_sub_device_is_reached_through_its_hub_unless_that_says_otherwise() {
 }
 
 #[test]
+fn a_gateway_that_stops_tells_nothing_of_devices_behind_a_hub() {
+    let (registry, hand) = registry(8);
+    let mut hub = connect(&registry, "hub", 1).expect("it is let in");
+    let door = device("hub/door");
+    hub.sub_device(&door, Some(true)).expect("there is room");
+    assert_eq!(registry.tell(hand.now(), 10).changes.len(), 2);
+    hub.because(Cause::GatewayStopping);
+    drop(hub);
+    hand.0.store(3600, Ordering::Relaxed);
+    assert_eq!(registry.tell(hand.now(), 10), Tellings::default());
+    assert_eq!(registry.status(&door).map(|s| s.reason), Some(Cause::GatewayStopping));
+}
+
+#[test]
 fn a_hub_has_so_many_sub_devices_and_no_more() {
     let (registry, _) = registry(2);
     let hub = connect(&registry, "hub", 1).expect("it is let in");

@@ -67,9 +67,12 @@ fn idle_and_heard_again_are_told() {
     arrive(&mut roll, "pump", 1);
     told(&mut roll, 1);
     roll.silent(&device("pump"), true, Duration::from_secs(46));
-    assert_eq!(told(&mut roll, 46), [("pump".into(), Presence::Idle, Cause::Silent)]);
-    roll.silent(&device("pump"), false, Duration::from_secs(50));
-    assert_eq!(told(&mut roll, 50), [("pump".into(), Presence::Online, Cause::Heard)]);
+    roll.silent(&device("pump"), false, Duration::from_secs(47));
+    assert_eq!(told(&mut roll, 60), [], "it answered the reminder");
+    roll.silent(&device("pump"), true, Duration::from_secs(100));
+    assert_eq!(told(&mut roll, 105), [("pump".into(), Presence::Idle, Cause::Silent)]);
+    roll.silent(&device("pump"), false, Duration::from_secs(110));
+    assert_eq!(told(&mut roll, 110), [("pump".into(), Presence::Online, Cause::Heard)]);
 }
 
 #[test]

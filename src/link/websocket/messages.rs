@@ -10,6 +10,7 @@
 //! own close frame along.
 
 use super::frame::{self, Event, Kind, Reader, Violation};
+use super::patience::Patience;
 use crate::link::pool::Lease;
 use crate::wire::codec::{GOODBYE, WELCOME, decode_gateway};
 use crate::wire::frame::{
@@ -21,6 +22,7 @@ use std::mem::MaybeUninit;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes read at a time.
@@ -32,6 +34,8 @@ const AT_ONCE: usize = 4 * 1024;
 
 /// The far end is done.
 const NORMAL: u16 = 1000;
+/// The far end does what is no mistake but not put up with.
+const POLICY: u16 = 1008;
 /// There is no memory now.
 const TRY_AGAIN_LATER: u16 = 1013;
 
@@ -47,6 +51,7 @@ pub struct Messages<S> {
     io: S,
     reader: Reader,
     inbox: Inbox,
+    patience: Patience,
     /// Bytes to write, and how many of them are written.
     out: Vec<u8>,
     written: usize,
@@ -85,8 +90,9 @@ enum State {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
-    /// `lease` is for what is collected here.
-    pub fn new(io: S, lengths: Lengths, lease: Lease) -> Messages<S> {
+    /// `lease` is for what is collected here; a message in pieces is given up if nothing of
+    /// it comes for `within`.
+    pub fn new(io: S, lengths: Lengths, lease: Lease, within: Duration) -> Messages<S> {
         let inbox = Inbox {
             lengths,
             ready: Vec::new(),
@@ -101,6 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
             io,
             reader: Reader::default(),
             inbox,
+            patience: Patience::new(within),
             out: Vec::new(),
             written: 0,
             accepted: 0,
@@ -161,9 +168,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
             self.close(NORMAL, "");
         }
         if let Err(violation) = taken {
-            (self.inbox.state, self.inbox.wrong) = (State::Over, Some(violation));
-            self.close(violation.code, violation.why);
+            return self.fail(violation);
         }
+        if !self.inbox.is_collecting() {
+            return self.patience.rest();
+        }
+        self.patience.renew();
+        if self.patience.is_abused(self.inbox.pieces.capacity(), &self.inbox.lease) {
+            self.inbox.lease.pool().refused("frame");
+            self.fail(Violation { code: TRY_AGAIN_LATER, why: "the memory for the message is needed for others" });
+        }
+    }
+
+    fn fail(&mut self, violation: Violation) {
+        (self.inbox.state, self.inbox.wrong) = (State::Over, Some(violation));
+        self.close(violation.code, violation.why);
+    }
+
+    /// Reads what comes next, unless a message's next piece is too long in coming.
+    fn poll_more(&mut self, cx: &mut Context<'_>, raw: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.io).poll_read(cx, raw);
+        if polled.is_pending() && self.inbox.is_collecting() && self.patience.poll(cx).is_ready() {
+            let violation = Violation { code: POLICY, why: "the rest of a message did not come in time" };
+            self.fail(violation);
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, violation)));
+        }
+        polled
     }
 
     fn close(&mut self, code: u16, why: &str) {
@@ -219,6 +249,11 @@ impl Inbox {
         }
     }
 
+    /// Whether a message is under way whose length is not known yet.
+    fn is_collecting(&self) -> bool {
+        !self.pieces.is_empty()
+    }
+
     fn begin_text(&mut self, first: bool, last: bool, length: u64, buffer: &mut ReadBuf<'_>) -> Result<(), Violation> {
         if self.cut.is_within_a_frame() {
             return Err(Violation { code: frame::PROTOCOL_ERROR, why: "a text message came within a frame" });
@@ -252,7 +287,7 @@ impl Inbox {
     }
 
     fn data(&mut self, data: &[u8], buffer: &mut ReadBuf<'_>) {
-        if !self.pieces.is_empty() {
+        if self.is_collecting() {
             self.pieces.extend_from_slice(data);
             return;
         }
@@ -354,7 +389,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Messages<S> {
             }
             let mut storage = [const { MaybeUninit::<u8>::uninit() }; READ];
             let mut raw = ReadBuf::uninit(&mut storage[..buffer.remaining().min(READ)]);
-            ready!(Pin::new(&mut this.io).poll_read(cx, &mut raw))?;
+            ready!(this.poll_more(cx, &mut raw))?;
             if raw.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -407,10 +442,11 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     const LENGTHS: Lengths = Lengths { now: 8 * 1024, afterwards: 8 * 1024 };
+    const WITHIN: Duration = Duration::from_secs(2);
 
     fn over(pool: &Pool, room: usize) -> (DuplexStream, Messages<DuplexStream>) {
         let (far, near) = duplex(room);
-        (far, Messages::new(near, LENGTHS, pool.another_lease()))
+        (far, Messages::new(near, LENGTHS, pool.another_lease(), WITHIN))
     }
 
     /// A frame of a client whose mask is 0, with a length of two bytes.
@@ -425,7 +461,7 @@ mod tests {
         let pool = Pool::new(1 << 20, metrics.clone());
         let (mut far, mut near) = over(&pool, 64 * 1024);
         far.write_all(&[piece(0x01, &[b'x'; 3000]), piece(0x00, &[b'y'; 300])].concat()).await.expect("room");
-        let nothing = tokio::time::timeout(std::time::Duration::from_millis(50), near.read_u8()).await;
+        let nothing = tokio::time::timeout(Duration::from_millis(50), near.read_u8()).await;
         assert!(nothing.is_err(), "it is not complete");
         assert!(metrics.memory_links_bytes.get() >= 3300);
         far.write_all(&piece(0x80, &[b'z'; 200])).await.expect("room");
@@ -451,6 +487,49 @@ mod tests {
         let mut close = [0; 4];
         far.read_exact(&mut close).await.expect("a close frame");
         assert_eq!((close[0], u16::from_be_bytes([close[2], close[3]])), (0x88, TRY_AGAIN_LATER));
+    }
+
+    /// Sends `data` in frames of a byte a second; after how long reading fails, and why.
+    async fn dripped(pool: &Pool, first: u8, data: usize) -> (Duration, String) {
+        let (mut far, mut near) = over(pool, 64 * 1024);
+        let since = tokio::time::Instant::now();
+        let dripping = async {
+            far.write_all(&piece(first, &vec![b'x'; data])).await.expect("room");
+            for _ in 0..60 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                far.write_all(&piece(0x00, b"x")).await.expect("room");
+            }
+            tokio::time::sleep(Duration::from_secs(600)).await;
+        };
+        tokio::select! {
+            read = near.read_u8() => (since.elapsed(), read.expect_err("it never ends").to_string()),
+            () = dripping => panic!("it is still waited for"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_in_pieces_is_given_up_when_no_more_of_it_comes() {
+        let pool = Pool::new(1 << 20, Metrics::new());
+        let (after, why) = dripped(&pool, 0x01, 3000).await;
+        assert!(after >= Duration::from_secs(62) && after < Duration::from_secs(63), "{after:?}");
+        assert!(why.contains("did not come in time (WebSocket close code 1008)"), "{why}");
+        // Between messages there is no haste.
+        let (mut far, mut near) = over(&pool, 64 * 1024);
+        far.write_all(&[piece(0x01, b"x"), piece(0x80, b"y")].concat()).await.expect("room");
+        near.read_exact(&mut [0; HEADER + 2]).await.expect("it is complete");
+        assert!(tokio::time::timeout(100 * WITHIN, near.read_u8()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_message_that_others_need_the_memory_of_has_to_be_complete_in_time() {
+        let pool = Pool::new(1 << 20, Metrics::new());
+        let mut other = pool.lease();
+        other.starve(true);
+        let (after, why) = dripped(&pool, 0x01, 3000).await;
+        assert!(after >= WITHIN && after < 2 * WITHIN, "{after:?}");
+        assert!(why.contains("needed for others"), "{why}");
+        // Small ones take nothing from them.
+        assert!(dripped(&pool, 0x01, 100).await.0 > 10 * WITHIN);
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! Has told what the registry finds worth telling.
 
+use super::Registry;
 use crate::clock::Clock;
-use crate::device::Registry;
 use crate::stop;
 use crate::store::Log;
 use std::sync::Arc;

@@ -1,0 +1,152 @@
+//! TLS with the one gateway whose configuration is at hand: its certificate is known, so
+//! nobody has to vouch for it, and no other will do.
+
+use anyhow::{Context, Result};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use std::io;
+use std::net::TcpStream;
+use std::sync::Arc;
+
+/// How a handshake went.
+pub(super) enum Shaken {
+    Secure(Box<StreamOwned<ClientConnection, TcpStream>>),
+    /// The server has another certificate.
+    Another,
+}
+
+/// Shakes hands with the server that has `certificate`.
+///
+/// # Errors
+/// If what answers does not speak TLS.
+pub(super) fn connect(mut stream: TcpStream, certificate: CertificateDer<'static>) -> Result<Shaken> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let pinned = Pinned { certificate, algorithms: provider.signature_verification_algorithms };
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(pinned))
+        .with_no_client_auth();
+    let host = ServerName::from(stream.peer_addr()?.ip());
+    let mut connection = ClientConnection::new(Arc::new(config), host)?;
+    while connection.is_handshaking() {
+        match connection.complete_io(&mut stream) {
+            Ok(_) => {}
+            Err(why) if is_another(&why) => return Ok(Shaken::Another),
+            Err(why) => return Err(why).context("it does not shake hands as a gateway with TLS"),
+        }
+    }
+    Ok(Shaken::Secure(Box::new(StreamOwned::new(connection, stream))))
+}
+
+fn is_another(why: &io::Error) -> bool {
+    let why = why.get_ref().and_then(|why| why.downcast_ref());
+    let expected = rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
+    why == Some(&expected)
+}
+
+/// Believes one certificate, whatever stands in it, of whoever has its key.
+#[derive(Debug)]
+struct Pinned {
+    certificate: CertificateDer<'static>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if end_entity == &self.certificate {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(CertificateError::ApplicationVerificationFailure.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::server::ServerConnection;
+    use rustls::sign::{CertifiedKey, SingleCertAndKey};
+    use rustls::version::{TLS12, TLS13};
+    use rustls::{ServerConfig, SupportedProtocolVersion};
+    use std::net::TcpListener;
+
+    fn certificate() -> (CertificateDer<'static>, KeyPair) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec!["somebody.example".to_owned()]).expect("a name");
+        (params.self_signed(&key).expect("a certificate").der().clone(), key)
+    }
+
+    /// What comes of a handshake with a server that shows `shown` and signs with `key`.
+    fn shake(
+        wanted: &CertificateDer<'static>,
+        shown: &CertificateDer<'static>,
+        key: &KeyPair,
+        version: &'static SupportedProtocolVersion,
+    ) -> Result<Shaken> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        let key = provider.key_provider.load_private_key(key).expect("a key that ring knows");
+        // Whether they go together nobody asks here.
+        let both = SingleCertAndKey::from(CertifiedKey::new(vec![shown.clone()], key));
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .expect("a version that ring knows")
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(both));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut connection = ServerConnection::new(Arc::new(config)).expect("a connection");
+            // What becomes of it the client tells.
+            while connection.is_handshaking() && connection.complete_io(&mut stream).is_ok() {}
+        });
+        let shaken = connect(TcpStream::connect(address).expect("it listens"), wanted.clone());
+        server.join().expect("it does not panic");
+        shaken
+    }
+
+    #[test]
+    fn only_the_one_certificate_is_believed_and_only_with_its_key() {
+        let ((wanted, key), (other, other_key)) = (certificate(), certificate());
+        for version in [&TLS12, &TLS13] {
+            assert!(matches!(shake(&wanted, &wanted, &key, version), Ok(Shaken::Secure(_))));
+            assert!(matches!(shake(&wanted, &other, &other_key, version), Ok(Shaken::Another)));
+            assert!(shake(&wanted, &wanted, &other_key, version).is_err(), "it has no key for that");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What a request says; what makes no sense is answered in JSON, like everything else.
+
+use super::Visitor;
+use super::problem::Refused;
+use axum::body::Bytes;
+use axum::extract::{self, ConnectInfo, FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use serde::de::DeserializeOwned;
+
+/// More than any command may have, in bytes.
+pub(super) const MAX_BODY: usize = 128 << 10;
+
+/// What stands in the path, as in [`extract::Path`].
+pub(super) struct Path<T>(pub T);
+
+/// What stands in the query, as in [`extract::Query`].
+pub(super) struct Query<T>(pub T);
+
+/// All of a body. Until it is there the request is one that is still coming.
+pub(super) struct Body(pub Bytes);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Path<T>, Refused> {
+        let path = extract::Path::from_request_parts(parts, state).await;
+        path.map(|extract::Path(path)| Path(path)).map_err(|why| Refused::new(why.status(), why.body_text()))
+    }
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Query<T>, Refused> {
+        let query = extract::Query::from_request_parts(parts, state).await;
+        query.map(|extract::Query(query)| Query(query)).map_err(|why| Refused::new(why.status(), why.body_text()))
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, state: &S) -> Result<Body, Refused> {
+        let visitor = request.extensions().get::<ConnectInfo<Visitor>>().map(|ConnectInfo(visitor)| visitor.clone());
+        let length =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        // Whoever says so beforehand need not send it.
+        if length.is_some_and(|length: u64| length > MAX_BODY as u64) {
+            return Err(Refused::too_large(MAX_BODY));
+        }
+        let body = Bytes::from_request(request, state).await;
+        if let Some(visitor) = visitor {
+            visitor.is_heard();
+        }
+        body.map(Body).map_err(|why| match why.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Refused::too_large(MAX_BODY),
+            status => Refused::new(status, why.body_text()),
+        })
+    }
+}

@@ -1,0 +1,52 @@
+//! How long the rest of a message may be waited for that comes in pieces.
+
+use crate::link::pool::{ALLOWANCE, Lease};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// Runs out while nothing comes, and, while others wait for memory, whatever comes.
+pub struct Patience {
+    limit: Duration,
+    heard: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Since when others wait for the memory that the message takes.
+    wanted: Option<Instant>,
+}
+
+impl Patience {
+    pub fn new(limit: Duration) -> Patience {
+        Patience { limit, heard: Instant::now(), timer: None, wanted: None }
+    }
+
+    /// Something of the message came.
+    pub fn renew(&mut self) {
+        self.heard = Instant::now();
+    }
+
+    /// No message is under way.
+    pub fn rest(&mut self) {
+        (self.timer, self.wanted) = (None, None);
+    }
+
+    /// Ready once nothing has come for too long.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let until = self.heard + self.limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if timer.deadline() != until {
+            timer.as_mut().reset(until);
+        }
+        timer.as_mut().poll(cx)
+    }
+
+    /// Whether others wait for too long for the memory that a message of so many bytes takes.
+    pub fn is_abused(&mut self, held: usize, lease: &Lease) -> bool {
+        if held <= ALLOWANCE || !lease.pool().is_wanted() {
+            self.wanted = None;
+            return false;
+        }
+        self.wanted.get_or_insert_with(Instant::now).elapsed() >= self.limit
+    }
+}

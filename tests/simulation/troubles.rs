@@ -1,0 +1,142 @@
+//! What the operator and fate do to the world.
+
+use super::disk::{Death, Faults};
+use super::network::Line;
+use super::plan::Trouble;
+use super::world::World;
+use std::time::Duration;
+use tidegate::config::Authentication;
+use tokio::time::sleep;
+
+impl World {
+    pub async fn trouble(&mut self, trouble: Trouble) {
+        self.context.trace(format_args!("{trouble:?}"));
+        match trouble {
+            Trouble::Restart => {
+                if let Some(gateway) = self.gateway.take() {
+                    gateway.stop().await;
+                }
+                if self.vfs.disk().is_dead() {
+                    self.revive();
+                }
+                self.vfs.forget();
+                self.start().await;
+            }
+            Trouble::Kill | Trouble::PowerCut => {
+                self.die(if trouble == Trouble::Kill { Death::Killed } else { Death::PowerCut }).await;
+                let pause = Duration::from_millis(self.random.u64(1..5000));
+                sleep(pause).await;
+                self.start().await;
+            }
+            Trouble::DeathAtWork => {
+                let death = if self.random.bool() { Death::Killed } else { Death::PowerCut };
+                let changes = self.random.u64(..60);
+                self.vfs.disk().light_fuse(changes, death);
+            }
+            Trouble::DiskErrors => {
+                let mut chance = || [0, 0, 50, 1000, 10_000][self.random.usize(..5)];
+                let faults = Faults {
+                    write: chance(),
+                    sync: chance(),
+                    truncate: chance(),
+                    open: chance(),
+                    read: chance(),
+                    ..self.vfs.disk().faults
+                };
+                let Faults { full, low, .. } = faults;
+                let faults = if self.random.bool() { Faults { full, low, ..Faults::default() } } else { faults };
+                self.context.trace(format_args!("{faults:?}"));
+                self.vfs.disk().faults = faults;
+            }
+            Trouble::DiskFull => {
+                let full = self.random.bool();
+                self.context.trace(format_args!("the disk is full: {full}"));
+                self.vfs.disk().faults.full = full;
+            }
+            Trouble::DiskLow => {
+                let low = self.random.bool();
+                self.context.trace(format_args!("the disk is low: {low}"));
+                self.vfs.disk().faults.low = low;
+            }
+            Trouble::Line => {
+                let (name, controls) = &self.devices[self.random.usize(..self.devices.len())];
+                let line = [Line::Up, Line::Silent, Line::Cut][self.random.usize(..3)];
+                controls.set_line(&self.context, name, line);
+            }
+            Trouble::Reboot => self.devices[self.random.usize(..self.devices.len())].1.reboot(),
+            Trouble::Broker => {
+                let weather = self.weather();
+                self.sinks[self.random.usize(..self.sinks.len())].broker.set(weather);
+            }
+            Trouble::Pace => {
+                let pace = if self.random.u8(..5) == 0 { Duration::ZERO } else { self.pace() };
+                self.devices[self.random.usize(..self.devices.len())].1.set_pace(pace);
+            }
+            Trouble::Clock => {
+                let trusted = self.random.bool();
+                let years = self.random.i64(-60..60);
+                let step = [0, 1_000_000, 3_600_000_000, 31_557_600_000_000][self.random.usize(..4)];
+                self.context.machine(|machine| {
+                    machine.doubt(!trusted);
+                    machine.step(years * step);
+                });
+            }
+            Trouble::Sinks => self.change_sinks().await,
+            Trouble::Switch => {
+                let (name, controls) = &self.devices[self.more.usize(..self.devices.len())];
+                let off = if controls.is_off() { None } else { Some(self.more.bool()) };
+                controls.switch(&self.context, name, off);
+            }
+            Trouble::Keys => self.change_keys(),
+        }
+    }
+
+    /// The operator edits the configuration and restarts.
+    async fn change_sinks(&mut self) {
+        if let Some(gateway) = self.gateway.take() {
+            gateway.stop().await;
+        }
+        if self.vfs.disk().is_dead() {
+            self.revive();
+        }
+        self.vfs.forget();
+        let index = self.random.usize(..self.sinks.len());
+        match self.random.u8(..3) {
+            0 if self.sinks.len() > 1 => {
+                let gone = self.sinks.remove(index);
+                self.context.trace(format_args!("{} is removed", gone.name));
+                self.context.oracle(|oracle| oracle.remove_sink(&gone.name));
+            }
+            1 => {
+                self.sinks_made += 1;
+                let name = format!("sink{}", self.sinks_made);
+                let sink = &mut self.sinks[index];
+                self.context.trace(format_args!("{} becomes {name}", sink.name));
+                self.context.oracle(|oracle| oracle.rename_sink(&sink.name, &name));
+                sink.broker = sink.broker.renamed(&name);
+                sink.name = name;
+            }
+            _ if self.sinks.len() < 4 => {
+                self.add_sink();
+                self.context.trace(format_args!("a sink is added"));
+            }
+            _ => {}
+        }
+        self.start().await;
+    }
+
+    /// Takes the key of a device away, or gives it back.
+    fn change_keys(&mut self) {
+        if self.plan.authentication == Authentication::None {
+            return;
+        }
+        let (name, controls) = &self.devices[self.more.usize(..self.devices.len())];
+        let revoked = controls.is_revoked();
+        self.context.trace(format_args!("the key of {name} counts: {revoked}"));
+        match revoked {
+            true => self.give_key(name),
+            false => self.keys.revoke(name).expect("the key is there"),
+        }
+        controls.revoke(!revoked);
+    }
+}
