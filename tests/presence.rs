@@ -76,7 +76,7 @@ async fn coming_and_going_is_told_by_retained_message_event_api_and_history() {
     for (path, wanted, why) in [
         ("/api/v1/devices?limit=many", 400, "limit"),
         ("/api/v1/devices/a%20b", 400, "allowed"),
-        ("/api/v2/devices", 404, "/api/v1/devices"),
+        ("/api/v2/devices", 404, "docs/http.md"),
         ("/ws/device", 404, "[http] devices = true"),
     ] {
         let (status, body) = gateway.get(path).await.expect("an answer");
