@@ -5,7 +5,7 @@
 //! | `/metrics` | every figure, in the OpenMetrics text format |
 //! | `/health/live` | 200 while the process makes progress, else 503 and why |
 //! | `/health/ready` | 200 while readings are taken and kept, else 503 and why |
-//! | `/api/v1/...` | see `docs/presence.md` and `docs/commands.md` |
+//! | `/api/v1/...` | see `docs/http.md` |
 //! | `/ws/device` | a device's WebSocket, if the configuration wants that |
 //!
 //! Everything but `/health/live` and `/ws/device` is for those only whom [`Access`] lets
