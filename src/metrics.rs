@@ -93,6 +93,7 @@ pub struct Metrics {
     pub memory_links_bytes: Gauge,
     pub memory_refused: Family<ReasonLabel, Counter>,
     pub sink_delivered: Family<SinkLabel, Counter>,
+    pub sink_events_refused: Family<SinkLabel, Counter>,
     pub sink_dropped: Family<SinkReasonLabel, Counter>,
     pub sink_pending: Family<SinkLabel, Gauge>,
     pub sink_oldest_pending_seconds: Family<SinkLabel, Float>,
@@ -149,6 +150,7 @@ impl Metrics {
             memory_links_bytes: Gauge::default(),
             memory_refused: Family::default(),
             sink_delivered: Family::default(),
+            sink_events_refused: Family::default(),
             sink_dropped: Family::default(),
             sink_pending: Family::default(),
             sink_oldest_pending_seconds: Family::default(),
@@ -259,6 +261,11 @@ impl Metrics {
             m.memory_refused,
         );
         registry.register("sink_delivered", "Readings that the sink confirmed", m.sink_delivered);
+        registry.register(
+            "sink_events_refused",
+            "Events and commands' results that a broker refused, which are lost to it",
+            m.sink_events_refused,
+        );
         registry.register("sink_dropped", "Readings that left the log before the sink confirmed them", m.sink_dropped);
         registry.register("sink_pending", "Readings that the sink has yet to confirm", m.sink_pending);
         registry.register_with_unit(

@@ -107,6 +107,8 @@ pub trait Destination: Send {
 pub enum Outcome {
     /// The destination has taken what this token was given for.
     Confirmed(u64),
+    /// It refuses what this token was given for, and will again.
+    Refused(u64, Failure),
     /// The connection is over, and nothing outstanding will be confirmed.
     Lost(Failure),
 }

@@ -278,6 +278,28 @@ async fn a_broker_that_takes_no_statuses_gets_the_readings_all_the_same() {
     assert_eq!(gateway.log().matches("connected to the broker").count(), 1, "{}", gateway.log());
 }
 
+/// Readings behind an event that a broker will never take would wait for ever.
+#[tokio::test]
+async fn a_broker_that_takes_no_events_gets_the_readings_all_the_same() {
+    if !broker::is_real() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let rules = directory.path().join("acl");
+    let topics = ["readings", "status", "command"].map(|topic| format!("topic tidegate/gw/{topic}\n"));
+    std::fs::write(&rules, topics.concat() + "topic tidegate/gw/devices/+/status\n").expect("a file of rules");
+    let lines = format!("max_queued_messages 1000\nallow_anonymous true\nacl_file {}", rules.display());
+    let broker = Broker::mosquitto(&lines).await;
+    let gateway = Gateway::with_broker(&broker.gateway_url(), "version = \"5\"\n").started().await;
+    let (mut pump, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 7).await;
+    gateway.figure_becomes("tidegate_sink_events_refused_total{sink=\"mqtt\"}", |refused| refused >= 1.0).await;
+    pump.readings(1, 1, 10).await;
+    pump.acked(10).await;
+    gateway.figure_becomes("tidegate_sink_delivered_total{sink=\"mqtt\"}", |delivered| delivered == 10.0).await;
+    assert!(gateway.log().contains("refuses events or commands' results"), "{}", gateway.log());
+    assert_eq!(gateway.log().matches("connected to the broker").count(), 1, "{}", gateway.log());
+}
+
 /// Not to be told of everybody is better than to be told of nobody, and of no reading.
 #[tokio::test]
 async fn changes_that_are_too_many_for_a_packet_do_not_stop_the_readings() {

@@ -71,6 +71,12 @@ impl Flight {
         }
     }
 
+    /// Whether the payload with this token, which is outstanding, is an event.
+    pub fn is_event(&self, token: u64) -> bool {
+        let group = self.tokens.get(&token).and_then(|number| usize::try_from(number - self.base).ok());
+        group.and_then(|index| self.groups.get(index)).is_some_and(|group| matches!(group.stretch, Stretch::Event(_)))
+    }
+
     /// The oldest stretch, once it and so everything before it is confirmed.
     pub fn done(&mut self) -> Option<Stretch> {
         let stretch = self.groups.front().filter(|group| group.open == 0)?.stretch;
@@ -99,10 +105,13 @@ mod tests {
         assert!(flight.confirm(token + 1));
         assert!(!flight.confirm(token + 1), "twice");
         assert_eq!(flight.done(), None);
+        let event = flight.add(Stretch::Event(7), 1, 10, 1);
+        assert!(flight.is_event(event) && !flight.is_event(token) && !flight.is_event(99));
         assert_eq!(flight.head(), Some(Head { stretch, bytes: 100, readings: 9 }));
         assert!(flight.confirm(token));
         assert_eq!(flight.done(), Some(stretch));
-        assert_eq!(flight.head(), None);
+        assert!(flight.confirm(event));
+        assert_eq!((flight.done(), flight.head()), (Some(Stretch::Event(7)), None));
         flight.add(Stretch::TooLarge(Seq(10)), 0, 0, 1);
         assert_eq!(flight.done(), Some(Stretch::TooLarge(Seq(10))));
     }

@@ -413,7 +413,8 @@ impl Link for MqttLink {
                 Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
                 Event::Refused(token, why) if self.statuses.as_mut().is_some_and(|s| s.refused(token, &why)) => {}
                 Event::Acked(token) => return Outcome::Confirmed(token),
-                Event::Refused(_, failure) | Event::Closed(failure) => return Outcome::Lost(failure),
+                Event::Refused(token, failure) => return Outcome::Refused(token, failure),
+                Event::Closed(failure) => return Outcome::Lost(failure),
                 event => instructed(&mut self.intake, event),
             }
         }

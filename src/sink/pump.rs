@@ -63,6 +63,8 @@ struct Transfer<P> {
     /// Since when readings wait for company.
     waiting_since: Option<Duration>,
     progress: bool,
+    /// Whether it was logged that an event was refused.
+    refusal_told: bool,
 }
 
 /// What to wait for when nothing more can be sent now.
@@ -189,6 +191,7 @@ impl<D: Destination> Pump<D> {
             untimed: false,
             waiting_since: None,
             progress: false,
+            refusal_told: false,
         };
         let mut figures = interval(FIGURES_EVERY);
         figures.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -212,6 +215,9 @@ impl<D: Destination> Pump<D> {
                 () = self.restart.notified() => return End::Restart,
                 outcome = link.outcome() => match outcome {
                     Outcome::Confirmed(token) => self.confirmed(&mut transfer, token),
+                    Outcome::Refused(token, failure) => if let Err(failure) = self.refused(&mut transfer, token, failure) {
+                        break failure;
+                    },
                     Outcome::Lost(failure) => break failure,
                 },
                 () = self.cursor.available(transfer.next, transfer.next_event), if news => {}
@@ -330,6 +336,21 @@ impl<D: Destination> Pump<D> {
         self.settle(transfer);
     }
 
+    /// A destination that takes no events still gets the readings behind them: what it
+    /// refuses of events is passed over. Readings are never.
+    fn refused(&mut self, transfer: &mut Transfer<D::Payload>, token: u64, failure: Failure) -> Result<(), Failure> {
+        if !transfer.flight.is_event(token) {
+            return Err(failure);
+        }
+        if !std::mem::replace(&mut transfer.refusal_told, true) {
+            let (sink, why) = (&self.label.sink, &failure.what);
+            tracing::error!(%sink, why, "the destination refuses events or commands' results; they are lost to it");
+        }
+        self.metrics.sink_events_refused.get_or_create(&self.label).inc();
+        self.confirmed(transfer, token);
+        Ok(())
+    }
+
     /// Moves the cursor over what is confirmed without a gap.
     fn settle(&mut self, transfer: &mut Transfer<D::Payload>) {
         while let Some(stretch) = transfer.flight.done() {
@@ -368,6 +389,11 @@ impl<D: Destination> Pump<D> {
             while transfer.outstanding > 0 {
                 match link.outcome().await {
                     Outcome::Confirmed(token) => self.confirmed(transfer, token),
+                    Outcome::Refused(token, failure) => {
+                        if self.refused(transfer, token, failure).is_err() {
+                            return;
+                        }
+                    }
                     Outcome::Lost(_) => return,
                 }
             }
