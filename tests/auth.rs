@@ -346,7 +346,7 @@ async fn an_address_that_fails_too_often_is_not_listened_to_for_a_while() {
 #[tokio::test]
 async fn connections_of_one_address_are_limited_until_one_of_them_goes() {
     let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
-    gateway.keys("[[tcp]]", "max_connections_per_address = 2\n");
+    gateway.keys("[[tcp]]", "max_connections_per_address = 2\nhandshake_timeout = \"2s\"\n");
     let gateway = gateway.started().await;
     let persistent = async |device| Talk::persistent(&gateway.tcp_address(), device, 1, &AtomicU64::new(0)).await;
     // The probes of the start may take a moment to be gone.
@@ -364,7 +364,12 @@ async fn connections_of_one_address_are_limited_until_one_of_them_goes() {
     for _ in 0..10 {
         silent.push(connect(&gateway).await);
     }
-    assert_eq!(silent[9].goodbye().await.reason, Reason::Busy);
+    // Which of them get the places that are free depends on when the last ones were given up.
+    let mut busy = 0;
+    for talk in &mut silent {
+        busy += usize::from(talk.goodbye().await.reason == Reason::Busy);
+    }
+    assert!(busy >= 8, "{busy} of 10 were refused");
     let refused = "tidegate_connections_refused_total{link=\"tcp\",reason=\"address\"}";
     assert!(gateway.figure(refused).await >= 2.0);
 }
