@@ -25,7 +25,7 @@ pub use broker::{Broker, InvalidBroker};
 pub use commands::Commands;
 pub use devices::{Devices, Silence};
 pub use http::Http;
-pub use listener::{Authentication, ClientCertificates, ServerTls, Tcp};
+pub use listener::{Authentication, ClientCertificates, ServerTls, Tcp, Terms};
 pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};

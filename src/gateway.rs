@@ -321,7 +321,7 @@ fn door(config: &config::Http, clock: Arc<dyn Clock>, pool: &link::Pool) -> Resu
     let backlog = if config.devices { HTTP_BACKLOG.max(config.max_connections) } else { HTTP_BACKLOG };
     let listener = bind(config.listen, backlog, "[http]")?;
     let door = http::Door::new(listener, config.handshake_timeout, clock);
-    Ok(match config.tls() {
+    Ok(match config.terms().tls() {
         Some(files) => door.secure(link::tls::Tls::new(files), pool.clone()),
         None => door,
     })

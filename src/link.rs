@@ -7,6 +7,7 @@ mod connection;
 mod line;
 mod pool;
 mod porch;
+mod reception;
 pub mod serial;
 pub mod tcp;
 pub mod tls;

@@ -46,7 +46,7 @@ impl Api {
             bail!("the gateway has no HTTP interface to ask; set [http] enabled = true");
         }
         let token = config.http.token_file.as_deref().map(read_token).transpose()?;
-        let cert_file = config.http.tls().map(|files| files.cert);
+        let cert_file = config.http.terms().tls().map(|files| files.cert);
         Ok(Api { address: reachable(config.http.listen), cert_file, token })
     }
 

@@ -1,11 +1,10 @@
 //! `tidegate check`: all that is wrong with a configuration.
 
 use super::{USAGE, say};
-use crate::config::{self, Broker, Config};
+use crate::config::{self, Broker, Config, Terms};
 use crate::link::tls;
 use crate::mqtt::{self, TlsFiles};
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -29,27 +28,27 @@ pub fn check(path: &Path) -> ExitCode {
 
 /// What is allowed, and had better be meant.
 fn notes(config: &Config) -> Vec<String> {
-    let note = |section: String, listen: SocketAddr, is_open: bool, is_tapped: bool| {
+    let note = |section: String, terms: Terms| {
+        let listen = terms.listen;
         let open = format!("{section}: whoever reaches {listen} is let in: authentication = \"none\"");
         let what = "tokens are sent in the clear: give cert_file and key_file, or authentication = \"hmac\"";
         let tapped = format!("{section}: {what}");
-        [is_open.then_some(open), is_tapped.then_some(tapped)].into_iter().flatten()
+        [terms.is_open().then_some(open), terms.is_tapped().then_some(tapped)].into_iter().flatten()
     };
     let tcp = config.tcp.iter().enumerate();
-    let tcp = tcp.flat_map(|(i, tcp)| note(format!("tcp[{i}]"), tcp.listen, tcp.is_open(), tcp.is_tapped()));
+    let tcp = tcp.flat_map(|(i, tcp)| note(format!("tcp[{i}]"), tcp.terms()));
     let http = Some(&config.http).filter(|http| http.serves_devices());
-    tcp.chain(http.into_iter().flat_map(|http| note("http".into(), http.listen, http.is_open(), http.is_tapped())))
-        .collect()
+    tcp.chain(http.into_iter().flat_map(|http| note("http".into(), http.terms()))).collect()
 }
 
 /// What is wrong with the certificates that are to be used, beyond their files.
 fn tls_problem(config: &Config) -> Option<String> {
     let listener = config.tcp.iter().enumerate().find_map(|(i, tcp)| {
-        let why = tls::server_config(&tcp.tls()?).err()?;
+        let why = tls::server_config(&tcp.terms().tls()?).err()?;
         Some(format!("tcp[{i}]: {why:#}"))
     });
     let http = || {
-        let why = tls::server_config(&config.http.tls().filter(|_| config.http.enabled)?).err()?;
+        let why = tls::server_config(&config.http.terms().tls().filter(|_| config.http.enabled)?).err()?;
         Some(format!("http: {why:#}"))
     };
     listener.or_else(http).or_else(|| uplink_problem(config))

@@ -1,6 +1,6 @@
 //! `[http]`.
 
-use super::{Authentication, ClientCertificates, ServerTls};
+use super::{Authentication, ClientCertificates, Terms};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -76,29 +76,22 @@ impl Http {
         self.enabled && self.devices
     }
 
-    /// How devices prove who they are.
-    pub fn authentication(&self) -> Authentication {
-        self.authentication.unwrap_or(Authentication::of(self.listen))
-    }
-
-    /// Whether devices from elsewhere get in that proved nothing.
-    pub fn is_open(&self) -> bool {
-        self.is_public() && self.authentication() == Authentication::None
-    }
-
-    /// Whether devices send their secrets so that others can read them.
-    pub fn is_tapped(&self) -> bool {
-        self.is_public() && self.authentication() == Authentication::Token && self.cert_file.is_none()
-    }
-
-    fn is_public(&self) -> bool {
-        Authentication::of(self.listen) != Authentication::None
-    }
-
-    /// What it speaks TLS with, if it does. Who is no device has no certificate.
-    pub fn tls(&self) -> Option<ServerTls> {
-        let (cert, key) = self.cert_file.clone().zip(self.key_file.clone())?;
-        let client_ca = self.client_ca_file.clone();
-        Some(ServerTls { cert, key, client_ca, client_certificates: ClientCertificates::Optional })
+    /// Who is no device has no certificate, and is let in without.
+    pub fn terms(&self) -> Terms {
+        Terms {
+            listen: self.listen,
+            max_connections: self.max_connections,
+            max_connections_per_address: self.max_connections_per_address,
+            handshake_timeout: self.handshake_timeout,
+            max_frame: self.max_frame,
+            frame_timeout: self.frame_timeout,
+            heartbeat_interval: self.heartbeat_interval,
+            idle_timeout: self.idle_timeout,
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
+            client_ca_file: self.client_ca_file.clone(),
+            client_certificates: ClientCertificates::Optional,
+            authentication: self.authentication.unwrap_or(Authentication::of(self.listen)),
+        }
     }
 }

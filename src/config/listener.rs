@@ -1,4 +1,4 @@
-//! `[[tcp]]`, and what its listeners demand of devices.
+//! `[[tcp]]`, and what listeners demand of devices.
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,24 @@ pub struct Tcp {
     pub client_certificates: ClientCertificates,
     /// By `listen` if not given, see [`Authentication::of`].
     pub authentication: Option<Authentication>,
+}
+
+/// What a listener grants devices and demands of them, whichever section it is of.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    pub listen: SocketAddr,
+    pub max_connections: usize,
+    pub max_connections_per_address: Option<usize>,
+    pub handshake_timeout: Duration,
+    pub max_frame: ByteSize,
+    pub frame_timeout: Duration,
+    pub heartbeat_interval: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    pub client_ca_file: Option<PathBuf>,
+    pub client_certificates: ClientCertificates,
+    pub authentication: Authentication,
 }
 
 /// How devices prove who they are.
@@ -108,27 +126,47 @@ impl Default for Tcp {
 }
 
 impl Tcp {
-    /// How devices prove who they are.
-    pub fn authentication(&self) -> Authentication {
-        self.authentication.unwrap_or(Authentication::of(self.listen))
+    pub fn terms(&self) -> Terms {
+        Terms {
+            listen: self.listen,
+            max_connections: self.max_connections,
+            max_connections_per_address: self.max_connections_per_address,
+            handshake_timeout: self.handshake_timeout,
+            max_frame: self.max_frame,
+            frame_timeout: self.frame_timeout,
+            heartbeat_interval: self.heartbeat_interval,
+            idle_timeout: self.idle_timeout,
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
+            client_ca_file: self.client_ca_file.clone(),
+            client_certificates: self.client_certificates,
+            authentication: self.authentication.unwrap_or(Authentication::of(self.listen)),
+        }
+    }
+}
+
+impl Terms {
+    /// Whether devices prove who they are, and so may fail to.
+    pub fn is_guarded(&self) -> bool {
+        self.authentication != Authentication::None || self.client_ca_file.is_some()
     }
 
     /// Whether devices from elsewhere get in that proved nothing.
     pub fn is_open(&self) -> bool {
         let certified = self.client_ca_file.is_some() && self.client_certificates == ClientCertificates::Required;
-        self.is_public() && self.authentication() == Authentication::None && !certified
+        self.is_public() && self.authentication == Authentication::None && !certified
     }
 
     /// Whether devices send their secrets so that others can read them.
     pub fn is_tapped(&self) -> bool {
-        self.is_public() && self.authentication() == Authentication::Token && self.cert_file.is_none()
+        self.is_public() && self.authentication == Authentication::Token && self.cert_file.is_none()
     }
 
     fn is_public(&self) -> bool {
         Authentication::of(self.listen) != Authentication::None
     }
 
-    /// What it speaks TLS with, if it does.
+    /// What the listener speaks TLS with, if it does.
     pub fn tls(&self) -> Option<ServerTls> {
         let (cert, key) = self.cert_file.clone().zip(self.key_file.clone())?;
         let (client_ca, client_certificates) = (self.client_ca_file.clone(), self.client_certificates);

@@ -20,7 +20,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// Connections served at one time; more wait in the system's backlog, until one that has
 /// asked for nothing yet goes for them.
@@ -67,9 +67,7 @@ impl Door {
 
     /// Takes the next connection as soon as somebody may come.
     async fn next(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        while let Some(patience) = self.porch.full_for(self.clock.now().monotonic, false) {
-            let _ = timeout(patience, self.porch.left()).await;
-        }
+        self.porch.room(&*self.clock, || false).await;
         self.listener.accept().await
     }
 

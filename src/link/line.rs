@@ -2,15 +2,15 @@
 
 use super::pool::Pool;
 use crate::clock::Clock;
-use crate::config::{self, Authentication};
+use crate::config::{self, Authentication, Terms};
 use crate::device::auth::{Doorman, Fault, Origin};
 use crate::device::{Grants, Registry, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
 use crate::store::Log;
 use crate::wire::frame::{FrameError, Limits, Recovery};
+use bytesize::ByteSize;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,12 +28,30 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// How devices' times are taken, by the configuration and this machine's boot.
-    pub(super) fn time_rules(&self) -> TimeRules {
-        TimeRules {
-            boot: self.clock.boot(),
-            max_ahead: self.devices.max_clock_ahead,
-            earliest: self.devices.earliest_time,
+    /// What devices are granted on a link with these settings. A handshake that has to end,
+    /// and a Hello that may begin anew, are for the link to add.
+    pub(super) fn grants(
+        &self,
+        max_frame: ByteSize,
+        heartbeat_interval: Option<Duration>,
+        idle_timeout: Option<Duration>,
+        authentication: Authentication,
+    ) -> Grants {
+        let silence = self.devices.silence(heartbeat_interval, idle_timeout);
+        Grants {
+            handshake_timeout: None,
+            heartbeat_interval: silence.heartbeat_interval,
+            idle_after: silence.idle_after(),
+            idle_timeout: silence.idle_timeout,
+            window: self.devices.window,
+            max_frame: u32::try_from(max_frame.as_u64()).unwrap_or(u32::MAX),
+            restart: false,
+            times: TimeRules {
+                boot: self.clock.boot(),
+                max_ahead: self.devices.max_clock_ahead,
+                earliest: self.devices.earliest_time,
+            },
+            authentication,
         }
     }
 }
@@ -55,6 +73,29 @@ pub(super) struct Line {
 }
 
 impl Line {
+    /// The line of a listener, on which a device begins with at most `before_hello` bytes.
+    pub fn of_listener(name: Arc<str>, terms: &Terms, before_hello: usize, text: bool, shared: Shared) -> Line {
+        let max_body = usize::try_from(terms.max_frame.as_u64()).unwrap_or(usize::MAX);
+        let Terms { max_frame, heartbeat_interval, idle_timeout, authentication, .. } = *terms;
+        Line {
+            name,
+            grants: Grants {
+                handshake_timeout: Some(terms.handshake_timeout),
+                ..shared.grants(max_frame, heartbeat_interval, idle_timeout, authentication)
+            },
+            before_hello: Limits { max_body: before_hello.min(max_body), require_checksum: false },
+            limits: Limits { max_body, require_checksum: false },
+            recovery: Recovery::Fail,
+            text,
+            frame_timeout: terms.frame_timeout,
+            shared,
+        }
+    }
+
+    fn label(&self) -> LinkLabel {
+        LinkLabel { link: self.name.clone() }
+    }
+
     /// From the connection to the end of the handshake.
     pub fn handshake_timeout(&self) -> Duration {
         self.grants.handshake_timeout.unwrap_or_default()
@@ -62,14 +103,12 @@ impl Line {
 
     /// Counts whole frames.
     pub fn frames(&self) -> Counter {
-        let label = LinkLabel { link: self.name.clone() };
-        self.shared.metrics.frames_valid.get_or_create(&label).clone()
+        self.shared.metrics.frames_valid.get_or_create(&self.label()).clone()
     }
 
     /// Counts a device that is read no further for a while.
     pub fn throttled(&self) {
-        let label = LinkLabel { link: self.name.clone() };
-        self.shared.metrics.devices_throttled.get_or_create(&label).inc();
+        self.shared.metrics.devices_throttled.get_or_create(&self.label()).inc();
     }
 
     /// Counts what came in and is no frame or no message.
@@ -86,27 +125,30 @@ impl Line {
 
     /// Counts bytes that belong to no frame.
     pub fn skipped(&self, bytes: usize) {
-        let label = LinkLabel { link: self.name.clone() };
-        self.shared.metrics.link_skipped_bytes.get_or_create(&label).inc_by(bytes as u64);
+        self.shared.metrics.link_skipped_bytes.get_or_create(&self.label()).inc_by(bytes as u64);
     }
 
     /// Shows whether the listener or port is open.
     pub fn up(&self, up: bool) {
-        let label = LinkLabel { link: self.name.clone() };
-        self.shared.metrics.link_up.get_or_create(&label).set(i64::from(up));
+        self.shared.metrics.link_up.get_or_create(&self.label()).set(i64::from(up));
     }
 
     /// Has keys ready where devices prove who they are by them, and says what is weak about
-    /// how they do at `listen`: they need not, or send their secrets in the clear.
-    pub fn guard(&self, listen: SocketAddr, is_open: bool, is_tapped: bool) {
-        let link = &self.name;
-        self.unauthenticated(is_open);
-        if is_open {
+    /// how they do: they need not, or send their secrets in the clear.
+    pub fn guard(&self, terms: &Terms) {
+        let (link, listen) = (&self.name, terms.listen);
+        self.unauthenticated(terms.is_open());
+        if terms.is_open() {
             tracing::warn!(%link, %listen, "authentication = \"none\": whoever reaches this address is let in");
         }
-        if is_tapped {
+        if terms.is_tapped() {
             tracing::warn!(%link, "tokens are sent in the clear: give cert_file and key_file, or authentication = \"hmac\"");
         }
+        self.prepare();
+    }
+
+    /// Has keys ready where devices prove who they are by them.
+    pub fn prepare(&self) {
         if self.grants.authentication != Authentication::None {
             self.shared.doorman.prepare();
         }
@@ -114,14 +156,12 @@ impl Line {
 
     /// Shows how many connections wait for their device to be welcomed.
     pub fn waiting(&self) -> Gauge {
-        let label = LinkLabel { link: self.name.clone() };
-        self.shared.metrics.connections_waiting.get_or_create(&label).clone()
+        self.shared.metrics.connections_waiting.get_or_create(&self.label()).clone()
     }
 
     /// Shows whether devices from elsewhere need not prove who they are.
     pub fn unauthenticated(&self, unauthenticated: bool) {
-        let label = LinkLabel { link: self.name.clone() };
-        self.shared.metrics.link_unauthenticated.get_or_create(&label).set(i64::from(unauthenticated));
+        self.shared.metrics.link_unauthenticated.get_or_create(&self.label()).set(i64::from(unauthenticated));
     }
 
     /// Counts that somebody did not get in, and tells if that locked out where it came from.

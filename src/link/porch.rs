@@ -11,6 +11,7 @@
 //! would keep those inside waiting. So who comes, goes or has just come stands in line,
 //! and a few are seen to at a time: between them all that is ready to run does.
 
+use crate::clock::Clock;
 use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
 /// How long a connection may stand on the porch without a word before it has to go for a
 /// newcomer. A Hello follows its connection at once; one that got lost comes a little
@@ -91,6 +93,12 @@ pub fn beyond(max: usize) -> usize {
     (max / 8).clamp(1, 1024)
 }
 
+/// Connections that may be there at one time where `max` devices are let in: those that go
+/// still are for a while.
+pub fn most(max: usize) -> usize {
+    max + 2 * beyond(max) + LEAVING
+}
+
 impl Porch {
     /// Lets `max` devices in, and shows how many connections are waiting.
     pub fn new(max: usize, waiting: Gauge) -> Porch {
@@ -122,9 +130,12 @@ impl Porch {
         (longest + self.0.grace).checked_sub(now).filter(|left| !left.is_zero())
     }
 
-    /// Waits until somebody left. Cancel-safe, for one who waits.
-    pub async fn left(&self) {
-        self.0.left.notified().await;
+    /// Waits until a newcomer need wait no longer, where memory may be `short`. Cancel-safe,
+    /// for one who waits.
+    pub async fn room(&self, clock: &dyn Clock, short: impl Fn() -> bool) {
+        while let Some(patience) = self.full_for(clock.now().monotonic, short()) {
+            let _ = timeout(patience, self.0.left.notified()).await;
+        }
     }
 
     /// A place for a connection that has just come; `None` if every place is taken by

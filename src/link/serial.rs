@@ -15,7 +15,7 @@ use super::caller::Caller;
 use super::connection::{self, Closed};
 use super::line::{Line, Shared};
 use super::porch::Place;
-use crate::config::{self, Authentication};
+use crate::config;
 use crate::device::Grants;
 use crate::metrics::{LinkLabel, Metrics};
 use crate::stop;
@@ -31,9 +31,7 @@ use tokio::sync::watch;
 pub async fn serve(config: config::Serial, ports: Ports, shared: Shared, mut stop: watch::Receiver<bool>) {
     let line = line(&config, shared);
     let counts = Counts::new(&line.shared.metrics, &config.name);
-    if config.authentication != Authentication::None {
-        line.shared.doorman.prepare();
-    }
+    line.prepare();
     // So that a port that stays away is logged once.
     let mut told = None;
     while !*stop.borrow() {
@@ -87,21 +85,12 @@ async fn serve_port(
 
 fn line(config: &config::Serial, shared: Shared) -> Line {
     let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
-    let silence = shared.devices.silence(config.heartbeat_interval, config.idle_timeout);
+    let (heartbeat, idle) = (config.heartbeat_interval, config.idle_timeout);
+    let grants = shared.grants(config.max_frame, heartbeat, idle, config.authentication);
     let limits = Limits { max_body, require_checksum: config.require_checksum };
     Line {
         name: config.name.as_str().into(),
-        grants: Grants {
-            handshake_timeout: None,
-            heartbeat_interval: silence.heartbeat_interval,
-            idle_after: silence.idle_after(),
-            idle_timeout: silence.idle_timeout,
-            window: shared.devices.window,
-            max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
-            restart: true,
-            times: shared.time_rules(),
-            authentication: config.authentication,
-        },
+        grants: Grants { restart: true, ..grants },
         before_hello: limits,
         limits,
         recovery: Recovery::Resync,

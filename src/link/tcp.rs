@@ -1,17 +1,15 @@
 //! Devices over TCP: one listener, one task a connection.
 
-use super::addresses::Addresses;
 use super::caller::Caller;
 use super::connection::{self, Closed, FIRST_FORMAT};
 use super::line::{Line, Shared};
-use super::porch::{self, LEAVING, Place, Porch};
+use super::porch::{self, Place};
+use super::reception::Reception;
 use super::tls::{self, Tls};
-use crate::config::{self, Authentication};
-use crate::device::Grants;
+use crate::config;
 use crate::device::auth::Fault;
 use crate::stop;
 use crate::wire::codec::encode_gateway;
-use crate::wire::frame::{Limits, Recovery};
 use crate::wire::message::{GatewayMessage, Goodbye, Reason};
 use rustls::ServerConfig;
 use std::io;
@@ -48,12 +46,12 @@ pub fn bind(listen: SocketAddr, max_connections: usize) -> io::Result<TcpListene
 
 /// Serves devices until `stop` turns true and the last of them is gone.
 pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, mut stop: watch::Receiver<bool>) {
-    let line = Arc::new(line(&config, shared));
-    let door = Door::new(&config, line.clone(), stop.clone());
+    let terms = config.terms();
+    let reception = Reception::new(&terms, line(&config, shared));
+    let door = Door { reception: reception.clone(), tls: terms.tls().map(Tls::new), stop: stop.clone() };
+    let Reception { line, porch, .. } = &reception;
     line.up(true);
-    let porch = Porch::new(config.max_connections, line.waiting());
-    // Those that go are still there for a while.
-    let most = config.max_connections + 2 * porch::beyond(config.max_connections) + LEAVING;
+    let most = porch::most(config.max_connections);
     let mut told = false;
     let mut connections = JoinSet::new();
     loop {
@@ -61,10 +59,10 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
             biased;
             () = stop::requested(&mut stop) => break,
             Some(_) = connections.join_next() => {}
-            accepted = accept(&listener, &porch, &line), if connections.len() < most => match accepted {
+            accepted = accept(&listener, &reception), if connections.len() < most => match accepted {
                 Ok((stream, from)) => {
                     told = false;
-                    door.opens(stream, from, &porch, &mut connections);
+                    door.opens(stream, from, &mut connections);
                 }
                 Err(why) => {
                     if !std::mem::replace(&mut told, true) {
@@ -84,56 +82,31 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
 
 /// What becomes of the connections that a listener accepts.
 struct Door {
-    line: Arc<Line>,
+    reception: Reception,
     tls: Option<Tls>,
-    /// Where they are limited by address.
-    addresses: Option<Addresses>,
-    /// Whether devices prove who they are, and so may fail to.
-    guarded: bool,
     stop: watch::Receiver<bool>,
 }
 
 impl Door {
-    fn new(config: &config::Tcp, line: Arc<Line>, stop: watch::Receiver<bool>) -> Door {
-        let by_key = config.authentication() != Authentication::None;
-        line.guard(config.listen, config.is_open(), config.is_tapped());
-        let (tls, guarded) = (config.tls().map(Tls::new), by_key || config.client_ca_file.is_some());
-        let addresses = config.max_connections_per_address.map(Addresses::new);
-        Door { line, tls, addresses, guarded, stop }
-    }
-
     /// Has a new connection served, or turns it away.
-    fn opens(&self, stream: TcpStream, from: SocketAddr, porch: &Porch, connections: &mut JoinSet<()>) {
-        let line = &self.line;
-        let now = line.shared.clock.now().monotonic;
-        if self.guarded && line.shared.doorman.locked_out(&from.ip().into(), now).is_some() {
-            return self.turn_away(&stream, from, "locked_out");
-        }
-        let visit = self.addresses.as_ref().map(|addresses| addresses.arrive(from.ip()));
-        if let Some(None) = visit {
-            return self.turn_away(&stream, from, "address");
-        }
-        let caller = Caller { visit: visit.flatten(), ..Caller::from(from) };
-        if !line.shared.pool.admits() && !porch.evict_one() {
-            line.shared.pool.refused("connection");
-            return self.turn_away(&stream, from, "memory");
-        }
-        let Some(place) = porch.arrive(now) else {
-            return self.turn_away(&stream, from, "too_many");
+    fn opens(&self, stream: TcpStream, from: SocketAddr, connections: &mut JoinSet<()>) {
+        let admitted = self.reception.look_at(from).and_then(|visit| Ok((visit, self.reception.place()?)));
+        let (visit, place) = match admitted {
+            Ok(admitted) => admitted,
+            Err(reason) => return self.turn_away(&stream, from, reason),
         };
-        match self.tls.as_ref().map(|tls| tls.config(now)) {
-            None => drop(connections.spawn(serve_one(stream, caller, place, line.clone(), self.stop.clone()))),
-            Some(Some(tls)) => {
-                drop(connections.spawn(serve_secure(stream, caller, place, line.clone(), tls, self.stop.clone())));
-            }
+        let caller = Caller { visit, ..Caller::from(from) };
+        let (line, stop) = (self.reception.line.clone(), self.stop.clone());
+        match self.tls.as_ref().map(|tls| tls.config(self.reception.now())) {
+            None => drop(connections.spawn(serve_one(stream, caller, place, line, stop))),
+            Some(Some(tls)) => drop(connections.spawn(serve_secure(stream, caller, place, line, tls, stop))),
             Some(None) => self.turn_away(&stream, from, "tls"),
         }
     }
 
     /// Tells one connection too many so, as far as that goes without waiting.
     fn turn_away(&self, stream: &TcpStream, from: SocketAddr, reason: &'static str) {
-        self.line.turned_away(reason);
-        tracing::debug!(link = %self.line.name, %from, reason, "connection refused");
+        self.reception.turned_away(from, reason);
         if self.tls.is_some() {
             return; // whoever expects TLS understands nothing but TLS
         }
@@ -150,11 +123,8 @@ impl Door {
 }
 
 /// Takes the next connection as soon as somebody may come. Cancel-safe.
-async fn accept(listener: &TcpListener, porch: &Porch, line: &Line) -> io::Result<(TcpStream, SocketAddr)> {
-    let full_for = || porch.full_for(line.shared.clock.now().monotonic, !line.shared.pool.admits());
-    while let Some(patience) = full_for() {
-        let _ = tokio::time::timeout(patience, porch.left()).await;
-    }
+async fn accept(listener: &TcpListener, reception: &Reception) -> io::Result<(TcpStream, SocketAddr)> {
+    reception.room().await;
     listener.accept().await
 }
 
@@ -171,28 +141,7 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 fn line(config: &config::Tcp, shared: Shared) -> Line {
-    let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
-    let silence = shared.devices.silence(config.heartbeat_interval, config.idle_timeout);
-    Line {
-        name: config.name.as_str().into(),
-        grants: Grants {
-            handshake_timeout: Some(config.handshake_timeout),
-            heartbeat_interval: silence.heartbeat_interval,
-            idle_after: silence.idle_after(),
-            idle_timeout: silence.idle_timeout,
-            window: shared.devices.window,
-            max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
-            restart: false,
-            times: shared.time_rules(),
-            authentication: config.authentication(),
-        },
-        before_hello: Limits { max_body: BEFORE_HELLO, require_checksum: false },
-        limits: Limits { max_body, require_checksum: false },
-        recovery: Recovery::Fail,
-        text: false,
-        frame_timeout: config.frame_timeout,
-        shared,
-    }
+    Line::of_listener(config.name.as_str().into(), &config.terms(), BEFORE_HELLO, false, shared)
 }
 
 async fn serve_one(mut stream: TcpStream, caller: Caller, place: Place, line: Arc<Line>, stop: watch::Receiver<bool>) {

@@ -4,15 +4,14 @@ mod frame;
 mod messages;
 mod patience;
 
-use super::addresses::{Addresses, Visit};
+use super::addresses::Visit;
 use super::caller::Caller;
 use super::connection::{self, Closed};
 use super::line::{Line, Shared};
-use super::porch::{self, LEAVING, Place, Porch};
-use crate::config::{self, Authentication};
-use crate::device::Grants;
+use super::porch::{self, Place, Porch};
+use super::reception::Reception;
+use crate::config;
 use crate::stop;
-use crate::wire::frame::{Limits, Recovery};
 use messages::{Lengths, Messages};
 use rustls::pki_types::CertificateDer;
 use std::future::Future;
@@ -50,12 +49,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 /// Where devices come in. Clones share it.
 #[derive(Clone)]
 pub struct Entrance {
-    line: Arc<Line>,
-    /// Whether devices prove who they are, and so may fail to.
-    guarded: bool,
-    porch: Porch,
-    /// Where they are limited by address.
-    addresses: Option<Addresses>,
+    reception: Reception,
     outside: Arc<Semaphore>,
     guests: mpsc::Sender<Guest>,
 }
@@ -98,16 +92,12 @@ pub enum Refused {
 
 /// An entrance for devices, and the hall behind it.
 pub fn open(config: &config::Http, shared: Shared) -> (Entrance, Hall) {
-    let line = Arc::new(line(config, shared));
-    line.guard(config.listen, config.is_open(), config.is_tapped());
-    let guarded = config.authentication() != Authentication::None || config.client_ca_file.is_some();
-    let porch = Porch::new(config.max_connections, line.waiting());
-    // Those that go are still there for a while.
-    let most = config.max_connections + 2 * porch::beyond(config.max_connections) + LEAVING;
+    let terms = config.terms();
+    let reception = Reception::new(&terms, Line::of_listener(NAME.into(), &terms, BEFORE_HELLO, true, shared));
+    let Reception { line, porch, .. } = reception.clone();
+    let most = porch::most(config.max_connections);
     let (sender, guests) = mpsc::channel(GUESTS);
-    let outside = Arc::new(Semaphore::new(OUTSIDE));
-    let addresses = config.max_connections_per_address.map(Addresses::new);
-    let entrance = Entrance { line: line.clone(), guarded, porch: porch.clone(), addresses, outside, guests: sender };
+    let entrance = Entrance { reception, outside: Arc::new(Semaphore::new(OUTSIDE)), guests: sender };
     (entrance, Hall { line, porch, most, guests })
 }
 
@@ -117,53 +107,37 @@ impl Entrance {
     /// # Errors
     /// If it may not.
     pub async fn admit(&self, from: SocketAddr, asked_for: Duration) -> Result<Admission, Refused> {
-        let since = self.now().saturating_sub(asked_for);
-        let until = Instant::now() + self.line.handshake_timeout().saturating_sub(asked_for);
-        if self.guarded && self.line.shared.doorman.locked_out(&from.ip().into(), self.now()).is_some() {
-            self.turn_away(from, "locked_out");
-            return Err(Refused::LockedOut);
-        }
-        let visit = self.addresses.as_ref().map(|addresses| addresses.arrive(from.ip()));
-        if let Some(None) = visit {
-            self.turn_away(from, "address");
-            return Err(Refused::Address);
-        }
-        if self.full_for().is_some() {
-            let Ok(_waits) = self.outside.try_acquire() else { return Err(self.turn_away(from, "too_many")) };
-            if timeout_at(until, self.has_room()).await.is_err() {
-                return Err(self.turn_away(from, "too_many"));
+        let reception = &self.reception;
+        let since = reception.now().saturating_sub(asked_for);
+        let until = Instant::now() + reception.line.handshake_timeout().saturating_sub(asked_for);
+        let turn_away = |reason| {
+            reception.turned_away(from, reason);
+            Refused::of(reason)
+        };
+        let visit = reception.look_at(from).map_err(turn_away)?;
+        if reception.is_full() {
+            let Ok(_waits) = self.outside.try_acquire() else { return Err(turn_away("too_many")) };
+            if timeout_at(until, reception.room()).await.is_err() {
+                return Err(turn_away("too_many"));
             }
         }
-        if !self.line.shared.pool.admits() && !self.porch.evict_one() {
-            self.line.shared.pool.refused("connection");
-            return Err(self.turn_away(from, "memory"));
-        }
-        let Some(place) = self.porch.arrive(self.now()) else { return Err(self.turn_away(from, "too_many")) };
+        let place = reception.place().map_err(turn_away)?;
         match timeout_at(until, self.guests.clone().reserve_owned()).await {
-            Ok(Ok(guests)) => Ok(Admission { place, visit: visit.flatten(), since, guests }),
+            Ok(Ok(guests)) => Ok(Admission { place, visit, since, guests }),
             Ok(Err(_)) => Err(Refused::Stopping),
-            Err(_) => Err(self.turn_away(from, "too_many")),
+            Err(_) => Err(turn_away("too_many")),
         }
     }
+}
 
-    fn full_for(&self) -> Option<Duration> {
-        self.porch.full_for(self.now(), !self.line.shared.pool.admits())
-    }
-
-    async fn has_room(&self) {
-        while let Some(patience) = self.full_for() {
-            let _ = timeout(patience, self.porch.left()).await;
+impl Refused {
+    /// What a newcomer is told that is turned away for this reason.
+    fn of(reason: &str) -> Refused {
+        match reason {
+            "locked_out" => Refused::LockedOut,
+            "address" => Refused::Address,
+            _ => Refused::Full,
         }
-    }
-
-    fn now(&self) -> Duration {
-        self.line.shared.clock.now().monotonic
-    }
-
-    fn turn_away(&self, from: SocketAddr, reason: &'static str) -> Refused {
-        self.line.turned_away(reason);
-        tracing::debug!(link = %self.line.name, %from, reason, "connection refused");
-        Refused::Full
     }
 }
 
@@ -197,31 +171,6 @@ impl Hall {
         self.guests.close();
         self.line.up(false);
         while connections.join_next().await.is_some() {}
-    }
-}
-
-fn line(config: &config::Http, shared: Shared) -> Line {
-    let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
-    let silence = shared.devices.silence(config.heartbeat_interval, config.idle_timeout);
-    Line {
-        name: NAME.into(),
-        grants: Grants {
-            handshake_timeout: Some(config.handshake_timeout),
-            heartbeat_interval: silence.heartbeat_interval,
-            idle_after: silence.idle_after(),
-            idle_timeout: silence.idle_timeout,
-            window: shared.devices.window,
-            max_frame: u32::try_from(max_body).unwrap_or(u32::MAX),
-            restart: false,
-            times: shared.time_rules(),
-            authentication: config.authentication(),
-        },
-        before_hello: Limits { max_body: BEFORE_HELLO.min(max_body), require_checksum: false },
-        limits: Limits { max_body, require_checksum: false },
-        recovery: Recovery::Fail,
-        text: true,
-        frame_timeout: config.frame_timeout,
-        shared,
     }
 }
 

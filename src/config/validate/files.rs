@@ -2,7 +2,7 @@
 
 use super::Section;
 use crate::config::problem::Report;
-use crate::config::{Config, read_password, read_token};
+use crate::config::{Config, Terms, read_password, read_token};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,7 @@ const PRIVATE_KEY: &str = "PRIVATE KEY";
 pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
     for (i, tcp) in config.tcp.iter().enumerate() {
         let mut section = Section::new(report, format!("tcp[{i}]"));
-        check_pem(&mut section, "cert_file", tcp.cert_file.as_ref(), CERTIFICATE);
-        check_pem(&mut section, "key_file", tcp.key_file.as_ref(), PRIVATE_KEY);
-        check_pem(&mut section, "client_ca_file", tcp.client_ca_file.as_ref(), CERTIFICATE);
+        check_server(&mut section, &tcp.terms());
     }
     for (i, mqtt) in config.mqtt.iter().enumerate() {
         let mut section = Section::new(report, format!("mqtt[{i}]"));
@@ -29,13 +27,18 @@ pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
     }
     if config.http.enabled {
         let mut section = Section::new(report, "http");
-        check_pem(&mut section, "cert_file", config.http.cert_file.as_ref(), CERTIFICATE);
-        check_pem(&mut section, "key_file", config.http.key_file.as_ref(), PRIVATE_KEY);
-        check_pem(&mut section, "client_ca_file", config.http.client_ca_file.as_ref(), CERTIFICATE);
+        check_server(&mut section, &config.http.terms());
         if let Some(Err(why)) = config.http.token_file.as_deref().map(read_token) {
             section.reject(&["token_file"], &why, why.fix());
         }
     }
+}
+
+/// What a listener speaks TLS with.
+fn check_server(section: &mut Section, terms: &Terms) {
+    check_pem(section, "cert_file", terms.cert_file.as_ref(), CERTIFICATE);
+    check_pem(section, "key_file", terms.key_file.as_ref(), PRIVATE_KEY);
+    check_pem(section, "client_ca_file", terms.client_ca_file.as_ref(), CERTIFICATE);
 }
 
 fn check_pem(section: &mut Section, key: &str, path: Option<&PathBuf>, label: &str) {

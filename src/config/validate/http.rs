@@ -1,7 +1,7 @@
 //! `[http]`.
 
-use super::links::{MAX_FRAME, MILLISECOND, MIN_FRAME, check_silence, check_tls};
-use super::{HOUR, Section, collide};
+use super::links::check_terms;
+use super::{Section, collide};
 use crate::config::Config;
 
 pub(super) fn check(config: &Config, mut section: Section) {
@@ -23,15 +23,7 @@ pub(super) fn check(config: &Config, mut section: Section) {
             section.reject(&["allowed_origins"], format!("{origin:?} {what}"), fix);
         }
     }
-    check_tls([&http.cert_file, &http.key_file, &http.client_ca_file], &mut section);
-    section.number("max_connections", http.max_connections, 1, 1_000_000);
-    if let Some(most) = http.max_connections_per_address {
-        section.number("max_connections_per_address", most, 1, 1_000_000);
-    }
-    section.duration("handshake_timeout", http.handshake_timeout, MILLISECOND, HOUR);
-    section.size("max_frame", http.max_frame, MIN_FRAME, MAX_FRAME);
-    section.duration("frame_timeout", http.frame_timeout, MILLISECOND, HOUR);
-    check_silence(config, http.heartbeat_interval, http.idle_timeout, &mut section);
+    check_terms(config, &http.terms(), &mut section);
 }
 
 /// What keeps a text from being what browsers send as a page's origin, and the remedy.

@@ -2,22 +2,22 @@
 
 use super::{HOUR, SECOND, Section, collide, silence};
 use crate::config::problem::Report;
-use crate::config::{Config, FlowControl, Serial, Tcp};
+use crate::config::{Config, FlowControl, Serial, Terms};
 use crate::model::Token;
 use bytesize::ByteSize;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub(super) const MILLISECOND: Duration = Duration::from_millis(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
 /// The wire protocol's cap.
-pub(super) const MAX_FRAME: ByteSize = ByteSize::mib(1);
+const MAX_FRAME: ByteSize = ByteSize::mib(1);
 /// What the kernel takes.
 const RS485_MAX_DELAY: Duration = Duration::from_millis(100);
 /// Enough for any serial number, and for what stands around it.
 const LONGEST_PATTERN: usize = 256;
 /// A handshake fits in this.
-pub(super) const MIN_FRAME: ByteSize = ByteSize::b(256);
+const MIN_FRAME: ByteSize = ByteSize::b(256);
 
 pub(super) fn check(config: &Config, report: &mut Report) {
     let refused = report.is_refused("tcp") || report.is_refused("serial");
@@ -31,8 +31,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     for (i, tcp) in config.tcp.iter().enumerate() {
         let mut section = Section::new(report, format!("tcp[{i}]"));
         names.check(&tcp.name, &mut section);
-        check_tcp(tcp, &mut section);
-        check_silence(config, tcp.heartbeat_interval, tcp.idle_timeout, &mut section);
+        check_terms(config, &tcp.terms(), &mut section);
         let others = config.tcp.iter().take(i);
         if let Some(other) = others.clone().position(|other| collide(other.listen, tcp.listen)) {
             let what = format!("tcp[{other}] listens on {} already", tcp.listen);
@@ -49,30 +48,27 @@ pub(super) fn check(config: &Config, report: &mut Report) {
 }
 
 /// A link's own intervals; those of `[devices]` are checked there.
-pub(super) fn check_silence(
-    config: &Config,
-    heartbeat: Option<Duration>,
-    idle: Option<Duration>,
-    section: &mut Section,
-) {
+fn check_silence(config: &Config, heartbeat: Option<Duration>, idle: Option<Duration>, section: &mut Section) {
     if heartbeat.is_some() || idle.is_some() {
         silence(config.devices.silence(heartbeat, idle), section);
     }
 }
 
-fn check_tcp(tcp: &Tcp, section: &mut Section) {
-    section.number("max_connections", tcp.max_connections, 1, 1_000_000);
-    if let Some(most) = tcp.max_connections_per_address {
+/// What a listener holds devices to.
+pub(super) fn check_terms(config: &Config, terms: &Terms, section: &mut Section) {
+    section.number("max_connections", terms.max_connections, 1, 1_000_000);
+    if let Some(most) = terms.max_connections_per_address {
         section.number("max_connections_per_address", most, 1, 1_000_000);
     }
-    section.duration("handshake_timeout", tcp.handshake_timeout, MILLISECOND, HOUR);
-    section.size("max_frame", tcp.max_frame, MIN_FRAME, MAX_FRAME);
-    section.duration("frame_timeout", tcp.frame_timeout, MILLISECOND, HOUR);
-    check_tls([&tcp.cert_file, &tcp.key_file, &tcp.client_ca_file], section);
+    section.duration("handshake_timeout", terms.handshake_timeout, MILLISECOND, HOUR);
+    section.size("max_frame", terms.max_frame, MIN_FRAME, MAX_FRAME);
+    section.duration("frame_timeout", terms.frame_timeout, MILLISECOND, HOUR);
+    check_tls([&terms.cert_file, &terms.key_file, &terms.client_ca_file], section);
+    check_silence(config, terms.heartbeat_interval, terms.idle_timeout, section);
 }
 
 /// Certificate, key and authorities of a listener.
-pub(super) fn check_tls([cert, key, client_ca]: [&Option<PathBuf>; 3], section: &mut Section) {
+fn check_tls([cert, key, client_ca]: [&Option<PathBuf>; 3], section: &mut Section) {
     for (name, file, missing, other) in [("cert_file", cert, "key_file", key), ("key_file", key, "cert_file", cert)] {
         if file.is_some() && other.is_none() {
             section.reject(&[name, missing], format!("is of no use without `{missing}`"), "give both or neither");

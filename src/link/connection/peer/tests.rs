@@ -39,17 +39,8 @@ fn line(directory: &Path) -> (Line, Stepper) {
         clock,
         metrics,
     };
-    let grants = Grants {
-        handshake_timeout: None,
-        heartbeat_interval: Duration::from_secs(30),
-        idle_after: Duration::from_secs(45),
-        idle_timeout: Duration::from_secs(90),
-        window: 1000,
-        max_frame: 1 << 20,
-        restart: true,
-        times: shared.time_rules(),
-        authentication: Authentication::None,
-    };
+    let grants = shared.grants(bytesize::ByteSize::mib(1), None, None, Authentication::None);
+    let grants = Grants { window: 1000, restart: true, ..grants };
     let line = Line {
         name: "serial".into(),
         grants,
