@@ -19,9 +19,13 @@ mod send;
 pub mod simulate;
 pub mod subscribe;
 
+use crate::config::{self, Config};
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// Where the service's configuration is.
+const DEFAULT_CONFIG: &str = "/etc/tidegate/tidegate.toml";
 
 /// An edge gateway that loses nothing it acknowledged.
 #[derive(Debug, Parser)]
@@ -34,7 +38,7 @@ struct Cli {
 #[derive(Debug, Clone, clap::Args)]
 struct File {
     /// The configuration file
-    #[arg(short, long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
 }
 
@@ -73,6 +77,14 @@ pub fn main() -> ExitCode {
         Verb::Simulate(args) => tool(simulate::run(args)),
         Verb::Subscribe(args) => tool(subscribe::run(args)),
     }
+}
+
+/// The configuration in a file; if it is wrong that is said, and here is what to exit with.
+fn load(path: &Path) -> Result<Config, ExitCode> {
+    config::load(path).map_err(|problems| {
+        say(&problems.to_string());
+        USAGE.into()
+    })
 }
 
 /// Runs a verb that needs no configuration; it says whether it reached its aim.

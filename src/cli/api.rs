@@ -144,6 +144,11 @@ impl Answer {
     }
 }
 
+/// A device's name, or a sub-device's, as one segment of a path or a value of a query.
+pub(super) fn segment(name: &str) -> String {
+    name.replace('/', "%2F")
+}
+
 /// Where a listener on this address is reached from this machine.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {

@@ -1,8 +1,7 @@
 //! `tidegate devices`: who is there, and who was.
 
-use super::api::Api;
-use super::{File, USAGE, failed, say};
-use crate::config;
+use super::api::{Api, segment};
+use super::{File, failed, load};
 use crate::model::DeviceId;
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -32,12 +31,9 @@ const PAGE: u64 = 1000;
 
 /// Does what the command line says.
 pub fn run(args: &Args) -> ExitCode {
-    let config = match config::load(&args.file.config) {
+    let config = match load(&args.file.config) {
         Ok(config) => config,
-        Err(problems) => {
-            say(&problems.to_string());
-            return USAGE.into();
-        }
+        Err(code) => return code,
     };
     let shown = Api::of(&config).and_then(|api| show(args, &api, &mut std::io::stdout().lock()));
     match shown {
@@ -80,7 +76,7 @@ fn show(args: &Args, api: &Api, out: &mut dyn Write) -> Result<()> {
 
 /// Asks for what is to be shown, page by page.
 fn each(args: &Args, api: &Api, show: &mut dyn FnMut(&Value) -> Result<()>) -> Result<()> {
-    let device = args.device.as_ref().map(|device| device.as_str().replace('/', "%2F"));
+    let device = args.device.as_ref().map(|device| segment(device.as_str()));
     let (path, list, page_by) = match (&device, args.history) {
         (Some(device), false) => return show(&api.get(&format!("/api/v1/devices/{device}"))?.json()?),
         (Some(device), true) => (format!("/api/v1/devices/{device}/history"), "history", "before"),
@@ -96,7 +92,7 @@ fn each(args: &Args, api: &Api, show: &mut dyn FnMut(&Value) -> Result<()>) -> R
             left = left.saturating_sub(1);
         }
         next = match &page["next"] {
-            Value::String(name) => format!("&{page_by}={}", name.replace('/', "%2F")),
+            Value::String(name) => format!("&{page_by}={}", segment(name)),
             Value::Number(id) => format!("&{page_by}={id}"),
             _ => break,
         };

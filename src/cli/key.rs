@@ -1,8 +1,7 @@
 //! `tidegate key`: the keys that devices prove who they are with.
 
-use super::{USAGE, failed, say};
+use super::{failed, load, say};
 use crate::clock::{Clock, SystemClock};
-use crate::config;
 use crate::device::auth::{Key, KeyFiles, Listed, Material, Secret, hex, random};
 use crate::files::is_forbidden;
 use anyhow::{Context, Result};
@@ -66,12 +65,9 @@ pub fn run(args: Args) -> ExitCode {
     let path = match &args.verb {
         Verb::New(New { file, .. }) | Verb::List(List { file, .. }) | Verb::Revoke(Revoke { file, .. }) => &file.config,
     };
-    let config = match config::load(path) {
+    let config = match load(path) {
         Ok(config) => config,
-        Err(problems) => {
-            say(&problems.to_string());
-            return USAGE.into();
-        }
+        Err(code) => return code,
     };
     let files = KeyFiles::of(&config.devices, &config.store);
     let done = match args.verb {

@@ -5,7 +5,7 @@ mod purge;
 mod stats;
 mod verify;
 
-use super::{USAGE, say};
+use super::{DEFAULT_CONFIG, USAGE, say};
 use crate::config::{self, Config};
 use crate::model::{Seq, Timestamp};
 use crate::store::Offline;
@@ -33,7 +33,7 @@ enum Verb {
 #[derive(Debug, Clone, clap::Args)]
 struct Which {
     /// The configuration file, whose [store] directory has the log
-    #[arg(short, long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// A database by name instead, such as a quarantined or copied log.db; it is only
     /// read, and may be damaged

@@ -1,8 +1,7 @@
 //! `tidegate send`: a command to a device, or to the gateway itself.
 
-use super::api::Api;
-use super::{USAGE, failed, say};
-use crate::config;
+use super::api::{Api, segment};
+use super::{DEFAULT_CONFIG, USAGE, failed, load, say};
 use crate::model::{CommandId, CommandName, DeviceId};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -22,7 +21,7 @@ use std::time::{Duration, Instant};
 )]
 pub struct Args {
     /// The configuration file of the gateway that runs
-    #[arg(short, long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// To the gateway itself: ping, status, restart-sink or set-log-level
     #[arg(long)]
@@ -63,12 +62,9 @@ pub fn run(args: &Args) -> ExitCode {
             return USAGE.into();
         }
     };
-    let config = match config::load(&args.config) {
+    let config = match load(&args.config) {
         Ok(config) => config,
-        Err(problems) => {
-            say(&problems.to_string());
-            return USAGE.into();
-        }
+        Err(code) => return code,
     };
     match Api::of(&config).and_then(|api| send(&api, &sending, args)) {
         Ok(true) => ExitCode::SUCCESS,
@@ -85,7 +81,7 @@ fn sending(args: &Args) -> Result<Sending> {
         (true, _) => bail!("give NAME [JSON] with --gateway"),
         (false, [device, name, payload @ ..]) => {
             let device = DeviceId::new(device).map_err(|why| anyhow::anyhow!("the device {device:?} {why}"))?;
-            let path = format!("/api/v1/devices/{}/commands", device.as_str().replace('/', "%2F"));
+            let path = format!("/api/v1/devices/{}/commands", segment(device.as_str()));
             (path, name, payload.first())
         }
         (false, _) => bail!("give DEVICE NAME [JSON], or --gateway NAME [JSON]"),

@@ -1,6 +1,6 @@
 //! `tidegate link list`: the serial ports of this machine.
 
-use crate::cli::{USAGE, failed, say};
+use crate::cli::{DEFAULT_CONFIG, USAGE, failed, say};
 use crate::config::{self, Config, Serial};
 use crate::link::serial::{Port, closeness, list};
 use anyhow::{Context, Result};
@@ -11,8 +11,6 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
-const DEFAULT_CONFIG: &str = "/etc/tidegate/tidegate.toml";
 
 /// Lists the serial ports of this machine, with all that a [[serial]] section can name
 /// them by

@@ -1,7 +1,7 @@
 //! `tidegate queue purge`: readings that shall not be delivered any more.
 
 use super::{Bound, Failure, json, load};
-use crate::cli::say;
+use crate::cli::{DEFAULT_CONFIG, say};
 use crate::clock::{Clock, SystemClock};
 use crate::store::{self, Before};
 use serde_json::json;
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The configuration file, whose [store] directory has the log
-    #[arg(short, long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// Only what waits for this sink; the others still get it
     #[arg(long, value_name = "NAME")]
