@@ -14,6 +14,7 @@ use crate::model::Timestamp;
 use bytesize::ByteSize;
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
@@ -185,6 +186,16 @@ impl Section<'_> {
         }
         let place = keys.first().map_or(self.path.clone(), |key| format!("{}.{key}", self.path));
         self.report.add(&place, what, fix);
+    }
+
+    /// A certificate and its private key are of use together only.
+    fn key_pair(&mut self, cert: Option<&PathBuf>, key: Option<&PathBuf>) {
+        let missing = match (cert, key) {
+            (Some(_), None) => ["cert_file", "key_file"],
+            (None, Some(_)) => ["key_file", "cert_file"],
+            _ => return,
+        };
+        self.reject(&missing, format!("is of no use without `{}`", missing[1]), "give both or neither");
     }
 
     fn number<N: PartialOrd + Display>(&mut self, key: &str, value: N, min: N, max: N) {

@@ -98,16 +98,13 @@ pub struct Answer {
 const ANSWERS: usize = 256;
 /// Names around which something happened that is remembered.
 const RIVALS: usize = 1024;
-/// From the gateway's start until a device that was there before counts as offline, in
-/// idle timeouts.
-const RETURN_WITHIN: u32 = 1;
 
 impl Registry {
     pub fn new(config: &config::Devices, clock: Arc<dyn Clock>, metrics: Metrics) -> Registry {
         let rules = Rules {
             offline_delay: config.offline_delay,
             flap_damping: config.flap_damping,
-            return_within: config.idle_timeout * RETURN_WITHIN,
+            return_within: config.idle_timeout,
             max_known: config.max_known,
         };
         let table = Table { sessions: HashMap::new(), rivals: HashMap::new(), roll: Roll::new(rules), count: 0 };

@@ -69,11 +69,7 @@ pub(super) fn check_terms(config: &Config, terms: &Terms, section: &mut Section)
 
 /// Certificate, key and authorities of a listener.
 fn check_tls([cert, key, client_ca]: [&Option<PathBuf>; 3], section: &mut Section) {
-    for (name, file, missing, other) in [("cert_file", cert, "key_file", key), ("key_file", key, "cert_file", cert)] {
-        if file.is_some() && other.is_none() {
-            section.reject(&[name, missing], format!("is of no use without `{missing}`"), "give both or neither");
-        }
-    }
+    section.key_pair(cert.as_ref(), key.as_ref());
     if client_ca.is_some() && cert.is_none() && key.is_none() {
         let what = "is of no use: the listener does not speak TLS";
         section.reject(&["client_ca_file", "cert_file"], what, "give `cert_file` and `key_file` too, or remove it");

@@ -87,13 +87,7 @@ fn check_credentials(mqtt: &Mqtt, section: &mut Section) {
     if mqtt.username.as_ref().is_some_and(|name| name.len() > usize::from(u16::MAX) || name.contains('\0')) {
         section.reject(&["username"], "is too long or contains NUL", "give at most 65535 bytes without NUL");
     }
-    let files = [("cert_file", &mqtt.cert_file, "key_file"), ("key_file", &mqtt.key_file, "cert_file")];
-    let other = [&mqtt.key_file, &mqtt.cert_file];
-    for ((key, file, missing), other) in files.into_iter().zip(other) {
-        if file.is_some() && other.is_none() {
-            section.reject(&[key, missing], format!("is of no use without `{missing}`"), "give both or neither");
-        }
-    }
+    section.key_pair(mqtt.cert_file.as_ref(), mqtt.key_file.as_ref());
     let all_plain = brokers(mqtt).count() == mqtt.brokers.len() && brokers(mqtt).all(|broker| !broker.tls);
     for (key, file) in [("ca_file", &mqtt.ca_file), ("cert_file", &mqtt.cert_file)] {
         if file.is_some() && all_plain && !mqtt.brokers.is_empty() {
