@@ -6,6 +6,7 @@ use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::listener::Listener;
 use serde_json::Value;
+use std::path::Path;
 use std::time::Duration;
 use tidegate::wire::message::*;
 
@@ -255,6 +256,16 @@ async fn the_command_line_lists_devices_and_their_history() {
     assert!(code == Some(1) && error.contains("no gateway answers at 127.0.0.1"), "{code:?} {error}");
 }
 
+/// A broker that lets nobody use other topics of the gateway; its rules lie in `directory`.
+async fn that_takes(topics: &[&str], directory: &Path) -> Broker {
+    let rules = directory.join("acl");
+    let lines: String = topics.iter().map(|topic| format!("topic tidegate/gw/{topic}\n")).collect();
+    std::fs::write(&rules, lines).expect("a file of rules");
+    // With 0, which the others have, Mosquitto ends the connection instead.
+    let lines = format!("max_queued_messages 1000\nallow_anonymous true\nacl_file {}", rules.display());
+    Broker::mosquitto(&lines).await
+}
+
 /// MQTT 5 brokers say so; a sink that tried for ever would deliver nothing else.
 #[tokio::test]
 async fn a_broker_that_takes_no_statuses_gets_the_readings_all_the_same() {
@@ -262,13 +273,7 @@ async fn a_broker_that_takes_no_statuses_gets_the_readings_all_the_same() {
         return;
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let rules = directory.path().join("acl");
-    let topics =
-        ["readings", "events", "result", "status", "command"].map(|topic| format!("topic tidegate/gw/{topic}\n"));
-    std::fs::write(&rules, topics.concat()).expect("a file of rules");
-    // With 0, which the others have, Mosquitto ends the connection instead.
-    let lines = format!("max_queued_messages 1000\nallow_anonymous true\nacl_file {}", rules.display());
-    let broker = Broker::mosquitto(&lines).await;
+    let broker = that_takes(&["readings", "events", "result", "status", "command"], directory.path()).await;
     let gateway = Gateway::with_broker(&broker.gateway_url(), "version = \"5\"\n").started().await;
     let (mut pump, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 7).await;
     pump.readings(1, 1, 10).await;
@@ -285,11 +290,7 @@ async fn a_broker_that_takes_no_events_gets_the_readings_all_the_same() {
         return;
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let rules = directory.path().join("acl");
-    let topics = ["readings", "status", "command"].map(|topic| format!("topic tidegate/gw/{topic}\n"));
-    std::fs::write(&rules, topics.concat() + "topic tidegate/gw/devices/+/status\n").expect("a file of rules");
-    let lines = format!("max_queued_messages 1000\nallow_anonymous true\nacl_file {}", rules.display());
-    let broker = Broker::mosquitto(&lines).await;
+    let broker = that_takes(&["readings", "status", "command", "devices/+/status"], directory.path()).await;
     let gateway = Gateway::with_broker(&broker.gateway_url(), "version = \"5\"\n").started().await;
     let (mut pump, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 7).await;
     gateway.figure_becomes("tidegate_sink_events_refused_total{sink=\"mqtt\"}", |refused| refused >= 1.0).await;

@@ -22,6 +22,8 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// How long anything may take that is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,6 +49,20 @@ pub async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
     while !done().await {
         assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Goes on dripping a byte into the stream until the far end closes it, which it must
+/// `within` that time `since` then: what came by then.
+pub async fn drip(stream: &mut TcpStream, byte: u8, since: Instant, within: Duration) -> Vec<u8> {
+    let mut answer = Vec::new();
+    loop {
+        let _ = stream.write_all(&[byte]).await;
+        let read = tokio::time::timeout(Duration::from_millis(100), stream.read_buf(&mut answer)).await;
+        if matches!(read, Ok(Ok(0) | Err(_))) {
+            return answer;
+        }
+        assert!(since.elapsed() < within, "still there");
     }
 }
 
