@@ -127,7 +127,7 @@ pub(super) fn prepare(
             attendance: Attendance::default(),
             inbox: Inbox::new(commands),
             disk: DiskState::Normal,
-            log_clock: LogClock::new(found.clock.0, found.clock.1, now),
+            log_clock: LogClock::new(found.clock.0, found.clock.1, clock.boot(), now),
             check_due: now.monotonic,
             warned: None,
             seen_event: found.last_event,

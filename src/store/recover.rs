@@ -153,8 +153,8 @@ pub(super) fn recover(
     }
     let last_event = last_event(&transaction)?;
     let kept = |key: &str| meta.get(key).copied().unwrap_or(0);
-    let wall = Timestamp(i64::try_from(kept("log_clock_wall")).unwrap_or(0));
-    let clock = (Kept { seconds: kept("log_clock"), wall }, newest);
+    let kept = Kept { seconds: kept("log_clock"), boot: kept("log_clock_boot"), uptime: kept("log_clock_uptime") };
+    let clock = (kept, newest);
     let generation = generation(&transaction, &meta, lanes)?;
     transaction.commit()?;
     synchronise(connection, durability)?;

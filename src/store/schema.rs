@@ -318,7 +318,8 @@ pub(super) fn insert_event(connection: &Connection, time: Timestamp, body: &str)
 /// Keeps the log's clock.
 pub(super) fn keep_clock(connection: &Connection, kept: Kept) -> rusqlite::Result<()> {
     set_meta(connection, "log_clock", kept.seconds)?;
-    set_meta(connection, "log_clock_wall", u64::try_from(kept.wall.0).unwrap_or(0))
+    set_meta(connection, "log_clock_boot", kept.boot)?;
+    set_meta(connection, "log_clock_uptime", kept.uptime)
 }
 
 #[cfg(test)]
