@@ -2,6 +2,7 @@
 
 use super::attendance::{self, Attendance};
 use super::boots;
+use super::epochs;
 use super::evict::{self, Evicted, Evictor};
 use super::fault;
 use super::gap::{Gap, OpenGaps};
@@ -16,6 +17,7 @@ use super::row::{self, Info};
 use super::schema::{self, OpenError};
 use super::segment::{Encoder, Header};
 use super::space::{Gauge, Space};
+use super::ticket::Ticket;
 use super::unlisted::Unlisted;
 use super::wal::Wal;
 use crate::config::{self, Durability};
@@ -111,6 +113,8 @@ pub(super) struct Disk {
     merging: Merging,
     wal: Wal,
     open_gaps: OpenGaps,
+    /// By which seqs are reserved.
+    ticket: Ticket,
     doubtful: Option<Work>,
     /// An fsync failed, and what it was to write was not written anew since.
     unsynced: bool,
@@ -122,17 +126,18 @@ const MAX_EVENTS: u64 = 10_000;
 const MIN_FREE_SHARE: u64 = 4;
 
 impl Disk {
-    /// The log at `path`, whose last reading there is `written`.
+    /// The log in the configured directory, whose last reading there is `written`.
     pub fn new(
-        path: PathBuf,
         config: &config::Store,
         gauge: Gauge,
         written: Seq,
         connection: Connection,
         readers: Arc<Readers>,
         evictor: Evictor,
+        ticket: Ticket,
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
+        let path = heal::database(config);
         Ok(Disk {
             wal: Wal::new(&path, &connection, config.max_size.as_u64()),
             path,
@@ -147,6 +152,7 @@ impl Disk {
             unlisted: Unlisted::new(written),
             merging: Merging::default(),
             open_gaps: OpenGaps::default(),
+            ticket,
             doubtful: None,
             unsynced: false,
         })
@@ -184,6 +190,9 @@ impl Disk {
             Some(doubtful) => landed(&connection, doubtful)?,
             None => false,
         };
+        if landed && failed.is_some_and(|commit| commit.reserve.is_some()) {
+            self.ticket.written()?;
+        }
         self.readers.open();
         self.connection = Some(connection);
         let work = self.doubtful.take().filter(|_| landed);
@@ -200,7 +209,12 @@ impl Disk {
     pub fn commit(&mut self, commit: &Commit) -> Result<Outcome> {
         let Some(mut connection) = self.connection.take() else { bail!("the log is not open") };
         let mut work = Work::default();
-        if let Err(why) = self.try_commit(&mut connection, commit, &mut work) {
+        let tried = self.try_commit(&mut connection, commit, &mut work);
+        let written = tried.and_then(|()| match commit.reserve {
+            Some(_) => Ok(self.ticket.written()?),
+            None => Ok(()),
+        });
+        if let Err(why) = written {
             self.leave(connection, &why);
             self.doubtful = Some(work);
             return Err(why);
@@ -245,6 +259,10 @@ impl Disk {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
         work.outcome.written = work.segment.map(|header| header.last());
+        if let Some(reserved) = commit.reserve {
+            schema::set_meta(&transaction, "reserved", reserved.0).with_context(failed)?;
+            schema::set_meta(&transaction, epochs::TICKET, self.ticket.draw()).with_context(failed)?;
+        }
         if commit.clean.is_some() {
             // Nothing comes after it that could list what it says.
             let last = work.outcome.written.unwrap_or_default();
@@ -352,9 +370,6 @@ fn write(
     prune_events(db, commit)?;
     if let Some((key, progress)) = &commit.restored.progress {
         schema::set_meta(db, key, *progress)?;
-    }
-    if let Some(reserved) = commit.reserve {
-        schema::set_meta(db, "reserved", reserved.0)?;
     }
     if let Some(next) = commit.clean {
         schema::set_meta(db, "clean", next.0)?;

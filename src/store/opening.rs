@@ -65,7 +65,7 @@ pub(super) fn prepare(
         tracing::warn!(bytes = reserve.size(), "the disk is full; the reserve file was given up to make room");
         healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
     }
-    let Healed { connection, found, boots, commands, commands_lost, jobs, notes } =
+    let Healed { connection, found, ticket, boots, commands, commands_lost, jobs, notes } =
         healed.inspect_err(|why| match Fault::of_opening(why) {
             Fault::NoSpace => DiskState::Full.show(&metrics),
             Fault::Other => DiskState::Failing.show(&metrics),
@@ -107,7 +107,7 @@ pub(super) fn prepare(
     let path = heal::database(config);
     let stepped = gauge.is_some();
     let gauge = gauge.unwrap_or_else(|| Space::gauge(directory));
-    let disk = Disk::new(path.clone(), config, gauge, found.written, connection, readers.clone(), evictor)
+    let disk = Disk::new(config, gauge, found.written, connection, readers.clone(), evictor, ticket)
         .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
     let shared = Arc::new(Shared {
         visible: AtomicU64::new(tail.visible().0),
@@ -151,7 +151,7 @@ pub(super) fn prepare(
         names: sinks.iter().map(|name| Arc::from(*name)).collect(),
         readers,
         path,
-        epoch: found.epoch,
+        epochs: found.epochs,
         opened: now.monotonic,
         clock,
         metrics,

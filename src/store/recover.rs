@@ -7,6 +7,7 @@
 
 use super::boots;
 use super::cut::{self, Left, UNSYNCED};
+use super::epochs;
 use super::gap::{Hole, condense};
 use super::inbox;
 use super::logclock::Kept;
@@ -14,9 +15,10 @@ use super::row::{self, HEADER_COLUMNS, INFO_COLUMNS};
 use super::schema::{
     OpenError, SEQ_BLOCK, insert_event, put_mark, put_sink, set_meta, small_structure_fault, synchronise,
 };
+use super::ticket::Ticket;
 use super::unlisted;
 use crate::config::Durability;
-use crate::model::{DeviceId, Epoch, Seq, Timestamp};
+use crate::model::{DeviceId, Epochs, Seq, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,7 +31,7 @@ pub(super) enum Fault {
     /// SQLite reads it, but it cannot be what was written.
     #[error("{0}")]
     Damaged(String),
-    /// What is to be put back cannot be written anew.
+    /// What is to be put back cannot be written anew, or that it was.
     #[error(transparent)]
     Encoding(#[from] std::io::Error),
 }
@@ -47,7 +49,7 @@ impl Fault {
 /// What the last life of the gateway left in the log.
 #[derive(Debug)]
 pub(super) struct Recovered {
-    pub epoch: Epoch,
+    pub epochs: Epochs,
     /// The next seq to give out; all up to `reserved` may be.
     pub next: Seq,
     pub reserved: Seq,
@@ -67,6 +69,10 @@ pub(super) struct Recovered {
     pub generation: u64,
 }
 
+/// So many ids of events are passed over after an unclean stop, more than are given out
+/// between two reservations of seqs.
+const EVENT_BLOCK: u64 = 1 << 32;
+
 /// The entry of `meta` for the last seq before those of the life that wrote it.
 const BEGAN_BEHIND: &str = "began_behind";
 
@@ -77,7 +83,7 @@ pub(super) fn recover(
     connection: &mut Connection,
     sinks: &[&str],
     now: Timestamp,
-    new_epoch: Epoch,
+    ticket: &mut Ticket,
     durability: Durability,
     left: &Left,
     lanes: u64,
@@ -96,14 +102,9 @@ pub(super) fn recover(
         cut.put_back(&transaction, Seq(end), meta.get("log_clock").copied().unwrap_or(0))?;
         (holes, disk_end, newest) = read_holes(&transaction)?;
     }
-    let epoch = match meta.get("epoch") {
-        Some(epoch) => Epoch(u32::try_from(*epoch).map_err(|_| Fault::Damaged("the epoch is impossible".into()))?),
-        None if disk_end > 0 || !meta.is_empty() => return Err(Fault::Damaged("the epoch is missing".into())),
-        None => {
-            set_meta(&transaction, "epoch", u64::from(new_epoch.0))?;
-            new_epoch
-        }
-    };
+    if epochs::read(&meta).is_none() && (disk_end > 0 || !meta.is_empty()) {
+        return Err(Fault::Damaged("the epoch is missing or impossible".into()));
+    }
     let reserved = meta.get("reserved").copied().unwrap_or(0).max(left.cut.as_ref().map_or(0, |cut| cut.reserved));
     // What was cut off may have undone it.
     let clean = meta.get("clean").copied().filter(|_| left.cut.is_none());
@@ -144,10 +145,11 @@ pub(super) fn recover(
     let marks = read_marks(&transaction)?;
     let told = holes.iter().filter(|hole| clean.is_none() && hole.first.0 > seen_end && hole.is_whole());
     let told = cut::gaps(told, meta.contains_key(UNSYNCED));
-    // Of events that sinks have seen, too, a power cut may have taken some back.
-    let skipped = if meta.contains_key(UNSYNCED) && !told.is_empty() { SEQ_BLOCK } else { 0 };
+    // Of events that sinks have seen, too, a power cut or an old copy may have taken some back.
+    let skipped = if clean.is_none() && !told.is_empty() { EVENT_BLOCK } else { 0 };
     let confirmed = positions.iter().map(|(_, event)| *event).max().unwrap_or(0);
     scrub_events(&transaction, now, confirmed, skipped)?;
+    let epochs = epochs::go_on(&transaction, &meta, ticket, Seq(next), now)?;
     for body in told {
         insert_event(&transaction, now, &body)?;
     }
@@ -157,9 +159,10 @@ pub(super) fn recover(
     let clock = (kept, newest);
     let generation = generation(&transaction, &meta, lanes)?;
     transaction.commit()?;
+    ticket.written()?;
     synchronise(connection, durability)?;
     Ok(Recovered {
-        epoch,
+        epochs,
         next: Seq(next),
         reserved: Seq(reserved),
         written: Seq(disk_end),
@@ -279,7 +282,7 @@ fn sound_events(connection: &Connection) -> rusqlite::Result<(Events, u64)> {
 /// Takes out events that are damaged, and says so by one that is not. Sees to it that
 /// no id is given out again that a sink has confirmed, and passes over `skipped` more.
 fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64, skipped: u64) -> rusqlite::Result<()> {
-    const FAR: i64 = 1 << 40;
+    const FAR: i64 = 1 << 48;
     let (sound, damaged) = sound_events(transaction)?;
     let last: Option<i64> = transaction
         .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'event'", [], |row| Ok(row.get(0).unwrap_or(-1)))
@@ -338,7 +341,7 @@ fn read_holes(transaction: &Transaction<'_>) -> Result<(Vec<Hole>, u64, u64), Fa
 /// Holes that are collected before they are condensed.
 const MAX_READ: usize = 20_000;
 
-fn read_meta(connection: &Connection) -> Result<BTreeMap<String, u64>, Fault> {
+pub(super) fn read_meta(connection: &Connection) -> Result<BTreeMap<String, u64>, Fault> {
     let mut meta = BTreeMap::new();
     let mut statement = connection.prepare("SELECT key, value, guard FROM meta")?;
     let mut rows = statement.query([])?;
