@@ -36,6 +36,8 @@ pub struct Gaps {
 #[derive(Debug, Default)]
 struct State {
     highest: Option<u64>,
+    /// The first one that came.
+    lowest: Option<u64>,
     /// By first seq; disjoint and below `highest`.
     holes: BTreeMap<u64, Hole>,
     /// Of what is above `highest`, oldest first.
@@ -104,6 +106,7 @@ impl Gaps {
         }
         let state = self.state(line, now, notices);
         state.highest = Some(seq);
+        state.lowest.get_or_insert(seq);
         state.explanations.retain(|(_, last, _)| *last > seq);
     }
 
@@ -124,6 +127,30 @@ impl Gaps {
                 }
                 _ => notices.push(Notice { line: line.clone(), first: seq, last: seq, what: What::Filled }),
             }
+        }
+    }
+
+    /// An `epoch` event says that the line begins with `first`: what stands between that and
+    /// the first reading that came is missing.
+    pub fn begin(&mut self, line: &Line, first: u64, now: Duration, notices: &mut Vec<Notice>) {
+        let state = self.state(line, now, notices);
+        match state.lowest {
+            None => state.highest = state.highest.max(Some(first.saturating_sub(1))),
+            Some(lowest) if lowest > first => {
+                state.lowest = Some(first);
+                self.open(line, first, lowest - 1, now, notices);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// An `epoch` event says that the line ends with `last`: what stands between the highest
+    /// reading that came, if one did, and that is missing.
+    pub fn end(&mut self, line: &Line, last: u64, now: Duration, notices: &mut Vec<Notice>) {
+        let highest = self.lines.get(line).and_then(|state| state.highest);
+        if let Some(highest) = highest.filter(|highest| *highest < last) {
+            self.open(line, highest + 1, last, now, notices);
+            self.state(line, now, notices).highest = Some(last);
         }
     }
 
