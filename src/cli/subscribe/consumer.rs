@@ -181,8 +181,7 @@ impl Consumer {
                 let NewEpoch { gateway, epoch, was, first } = &new;
                 let line = |epoch: &Epoch| Line { gateway: gateway.clone(), epoch: *epoch };
                 let mut notices = Vec::new();
-                self.gaps.end(&line(was), first.saturating_sub(1), now, &mut notices);
-                self.gaps.begin(&line(epoch), *first, now, &mut notices);
+                self.gaps.begin(&line(epoch), *first, &line(was), now, &mut notices);
                 taken.notices.push(Notice::Epoch(new));
                 taken.notices.extend(notices.into_iter().map(Notice::Gap));
                 return Ok(());

@@ -96,6 +96,15 @@ fn a_new_epoch_begins_where_its_event_says_and_the_one_before_ends_there() {
     assert_eq!(seqs(&consumer.take(TOPIC, &reading(12, 11, 3), Duration::ZERO)), [11]);
     assert_eq!(told(&mut consumer), Vec::<String>::new());
 
+    // What waits of the epoch before comes before anything of the new one.
+    let mut consumer = Consumer::new(None, GRACE);
+    consumer.take(TOPIC, &json([(7, 1)]), Duration::ZERO);
+    consumer.take(EVENTS, &begins, Duration::ZERO);
+    assert_eq!(told(&mut consumer), Vec::<String>::new());
+    consumer.take(TOPIC, &json([(8, 2), (9, 3)]), Duration::ZERO);
+    consumer.take(TOPIC, &reading(12, 11, 5), Duration::ZERO);
+    assert_eq!(told(&mut consumer), ["gap: gw-01 epoch 9: seqs 10 to 10 (1) are missing, unexplained"]);
+
     // Some are missing on both sides.
     let mut consumer = Consumer::new(None, GRACE);
     consumer.take(TOPIC, &json([(7, 1), (8, 2)]), Duration::ZERO);
