@@ -68,6 +68,12 @@ pub(super) fn go_on(
     Ok(epochs)
 }
 
+/// Reserves seqs up to `reserved`, by another ticket.
+pub(super) fn reserve(db: &Connection, reserved: Seq, ticket: &mut Ticket) -> rusqlite::Result<()> {
+    set_meta(db, "reserved", reserved.0)?;
+    set_meta(db, TICKET, ticket.draw())
+}
+
 /// Takes over what another database tells of its epochs, the last of which ends at `end`.
 pub(super) fn adopt(db: &Connection, before: &Epochs, end: Seq) -> rusqlite::Result<()> {
     let former = before.former().iter().copied().filter(|(last, _)| *last < end);

@@ -320,25 +320,21 @@ impl Oracle {
         } else if told != gap {
             self.violated(format!("{sink} was told of event {id} as {told:?} and as {gap:?}"));
         } else if gap.reason == "max_age" && !self.lossy {
-            self.check_age(sink, now);
+            self.check_age(sink, &gap, now);
         }
     }
 
-    /// No more readings went for their age than the sink misses that are so old.
-    fn check_age(&mut self, sink: &str, now: Duration) {
-        let (Some(known), Some((max_age, begin))) = (self.sinks.get(sink), self.max_age) else { return };
-        let aged: BTreeMap<u64, &Gap> = known.gaps.iter().map(|((_, id), gap)| (*id, gap)).collect();
-        let told: u64 = aged.values().filter(|gap| gap.reason == "max_age").map(|gap| gap.lost).sum();
+    /// What went for its age was so old in true time, as far as another sink tells what it was.
+    fn check_age(&mut self, sink: &str, gap: &Gap, now: Duration) {
+        let Some((max_age, begin)) = self.max_age else { return };
         let taken_by = begin.plus(now.saturating_sub(max_age));
-        let misses =
-            |(device, session): &(String, u64), seq| !known.received.contains(&(device.clone(), *session, seq));
-        let old = |(session, told): (&(String, u64), &Told)| {
-            let old = told.times.iter().zip(1..).filter(|(time, seq)| time.at <= taken_by && misses(session, *seq));
-            old.count() as u64
+        let gone = self.names.iter().filter(|((_, seq), _)| (gap.first..=gap.last).contains(seq));
+        let young = |(_, (device, session, seq)): &(&(u32, u64), &Origin)| {
+            self.time(device, *session, *seq).is_some_and(|(taken, _)| taken.at > taken_by)
         };
-        let old: u64 = self.sessions.iter().map(old).sum();
-        if told > old {
-            self.violated(format!("{sink} was told that {told} readings were older than {max_age:?}; {old} can be"));
+        let found = gone.filter(|known| young(known)).map(|((_, seq), name)| format!("{seq} ({name:?})")).next();
+        if let Some(young) = found {
+            self.violated(format!("{sink} was told that seq {young} is older than {max_age:?}"));
         }
     }
 

@@ -47,9 +47,11 @@ pub enum Trouble {
     Keys,
     /// A copy of the log is made, or put back.
     Image,
+    /// Somebody copies one of the log's files.
+    Copy,
 }
 
-const TROUBLES: [Trouble; 15] = [
+const TROUBLES: [Trouble; 16] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
@@ -65,6 +67,7 @@ const TROUBLES: [Trouble; 15] = [
     Trouble::Sinks,
     Trouble::Switch,
     Trouble::Keys,
+    Trouble::Copy,
 ];
 
 /// The channel that makes a reading an alarm, which a route may let outlive others.
