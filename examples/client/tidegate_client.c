@@ -601,7 +601,7 @@ static void take_welcome(struct tg_client *c, struct reader *r)
     c->state = TG_READY;
     c->asked = c->remind = 0;
     c->established = c->heartbeat = c->progress = c->now;
-    c->resend_delay = RESEND_AFTER;
+    c->resend_delay = c->hello_delay = RESEND_AFTER;
     c->resend_at = c->now + RESEND_AFTER;
     tell(c, "welcomed", "");
 }
@@ -834,13 +834,18 @@ static int awaits_ack(const struct tg_client *c)
     return c->state == TG_READY && c->config.transport.serial && c->highest >= c->first;
 }
 
+static void not_welcomed(struct tg_client *c)
+{
+    c->hello_delay = c->hello_delay > ANSWER_WITHIN / 2 ? ANSWER_WITHIN : c->hello_delay * 2;
+    over(c, "no Welcome came", "");
+}
+
 static void check_time(struct tg_client *c)
 {
     const uint64_t patience = c->config.transport.serial ? c->hello_delay : ANSWER_WITHIN;
-    if (c->state == TG_GREETED && c->now - c->greeted > patience) {
-        c->hello_delay = c->hello_delay > ANSWER_WITHIN / 2 ? ANSWER_WITHIN : c->hello_delay * 2;
-        over(c, "no Welcome came", "");
-    } else if (c->state == TG_READY && c->now - c->heard > 2 * c->interval)
+    if (c->state == TG_GREETED && c->now - c->greeted > patience)
+        not_welcomed(c);
+    else if (c->state == TG_READY && c->now - c->heard > 2 * c->interval)
         over(c, "the gateway is silent", "");
     else if (awaits_ack(c) && c->now - c->progress > ANSWER_WITHIN)
         over(c, "no Ack came: Readings or Ack were lost", "");
