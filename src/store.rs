@@ -46,6 +46,7 @@ mod mark;
 mod merging;
 mod offline;
 mod opening;
+mod paged;
 mod quarantine;
 mod ranges;
 mod readers;

@@ -8,10 +8,11 @@
 
 use super::boots::{self, Beginnings};
 use super::gap::Gap;
+use super::paged;
 use super::ranges::Ranges;
 use super::recover;
 use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS, LAST_SEQ};
-use super::salvage::{Found, Salvage, Scan};
+use super::salvage::{self, Found, Salvage, Scan};
 use super::schema::{self, FILE_NAME};
 use super::segment;
 use crate::config::Durability;
@@ -20,7 +21,7 @@ use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, TransactionBehavior};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A log that is only read.
@@ -29,7 +30,7 @@ pub struct Offline {
 }
 
 enum Source {
-    Sqlite(Box<Connection>),
+    Sqlite { db: Box<Connection>, path: PathBuf },
     Bytes(Box<Salvage>),
 }
 
@@ -69,6 +70,8 @@ pub struct Verdict {
     pub readings: u64,
     /// One line each, at most 1000.
     pub problems: Vec<String>,
+    /// What could not be checked, and what to do about that.
+    pub notes: Vec<&'static str>,
 }
 
 /// Which readings to purge.
@@ -113,7 +116,7 @@ impl Offline {
                 path.display()
             )
         })?;
-        Ok(Offline { source: Source::Sqlite(Box::new(connection)) })
+        Ok(Offline { source: Source::Sqlite { db: Box::new(connection), path } })
     }
 
     /// A database by name, such as a quarantined or copied one. No gateway may be
@@ -129,7 +132,7 @@ impl Offline {
     /// The epoch of the readings, if it can be told.
     pub fn epoch(&self) -> Option<Epoch> {
         let epoch = match &self.source {
-            Source::Sqlite(db) => recover::meta(db, "epoch").ok()??,
+            Source::Sqlite { db, .. } => recover::meta(db, "epoch").ok()??,
             Source::Bytes(salvage) => *salvage.facts().meta.get("epoch")?,
         };
         u32::try_from(epoch).ok().map(Epoch)
@@ -138,7 +141,7 @@ impl Offline {
     /// When the machine's boots began, as far as the log knows.
     fn beginnings(&self) -> Result<Beginnings> {
         Ok(match &self.source {
-            Source::Sqlite(db) => boots::beginnings(db)?,
+            Source::Sqlite { db, .. } => boots::beginnings(db)?,
             Source::Bytes(salvage) => {
                 let boots = salvage.facts().boots.into_iter();
                 boots.filter_map(|(boot, began)| Some((boot, began?))).collect()
@@ -154,29 +157,23 @@ impl Offline {
     pub fn each(&self, give: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> Result<()> {
         let began = self.beginnings()?;
         match &self.source {
-            Source::Sqlite(db) => {
-                let mut statement =
-                    db.prepare(&format!("SELECT {HEADER_COLUMNS}, {BLOCK_COLUMN} FROM segment ORDER BY first_seq"))?;
-                let mut rows = statement.query([])?;
+            Source::Sqlite { db, .. } => {
                 let mut given = Ranges::default();
-                while let Some(row) = rows.next()? {
-                    let header = row::header_of(row);
-                    let block = row.get_ref(row::BLOCK)?.as_blob().unwrap_or_default();
-                    let piece = match header.map(|header| segment::decode(&header, block)) {
-                        Some(Ok(batches)) => {
-                            // A commit that failed and was repeated may overlap the next.
-                            let fresh = |b: &Numbered| !given.missing(b.first.0, b.last().0).is_empty();
-                            let mut batches: Vec<_> = batches.into_iter().filter(fresh).collect();
-                            boots::give_times(&began, &mut batches);
-                            batches.iter().for_each(|b| given.insert(b.first.0, b.last().0));
-                            Piece::Readings(batches)
-                        }
-                        Some(Err(_)) | None => Piece::Damaged(header.map(|header| (header.first, header.last()))),
+                paged::each(db, &mut |header, block| {
+                    let decoded = header.map(|header| segment::decode(&header, block));
+                    let Some(Ok(batches)) = decoded else {
+                        let claimed = header.map(|header| (header.first, header.last()));
+                        return give(Piece::Damaged(claimed)).map_continue(|()| false);
                     };
-                    if give(piece).is_break() {
-                        break;
+                    // A commit that failed and was repeated may overlap the next, and what
+                    // was given may be part of a larger segment by now.
+                    let mut batches = salvage::fresh(&mut given, batches);
+                    boots::give_times(&began, &mut batches);
+                    match batches.is_empty() {
+                        true => ControlFlow::Continue(true),
+                        false => give(Piece::Readings(batches)).map_continue(|()| true),
                     }
-                }
+                })?;
             }
             Source::Bytes(salvage) => {
                 let mut tell = |found| match found {
@@ -199,7 +196,7 @@ impl Offline {
     /// SQLite tells; of what is missing because of it, nothing may be known.
     pub fn warnings(&self) -> Vec<String> {
         match &self.source {
-            Source::Sqlite(_) => Vec::new(),
+            Source::Sqlite { .. } => Vec::new(),
             Source::Bytes(salvage) => salvage.problems(),
         }
     }
@@ -210,7 +207,7 @@ impl Offline {
     /// If the log cannot be read.
     pub fn contents(&self) -> Result<Contents> {
         let sinks: BTreeMap<String, u64> = match &self.source {
-            Source::Sqlite(db) => recover::places(db)?.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
+            Source::Sqlite { db, .. } => recover::places(db)?.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
             Source::Bytes(salvage) => salvage.facts().sinks.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
         };
         let pending =
@@ -240,17 +237,11 @@ impl Offline {
     fn headers(&self, take: &mut dyn FnMut(segment::Header, u64, Option<Timestamp>)) -> Result<()> {
         let began = self.beginnings()?;
         match &self.source {
-            Source::Sqlite(db) => {
-                let mut statement =
-                    db.prepare(&format!("SELECT {HEADER_COLUMNS}, size FROM segment ORDER BY first_seq"))?;
-                let mut rows = statement.query([])?;
-                while let Some(row) = rows.next()? {
-                    if let Some(header) = row::header_of(row) {
-                        let range = known_range(db, &header, &began)?;
-                        take(header, row.get(row::BLOCK).unwrap_or(0), range.map(|(oldest, _)| oldest));
-                    }
-                }
-            }
+            Source::Sqlite { db, .. } => paged::heads(db, &mut |header, bytes| {
+                let range = known_range(db, &header, &began)?;
+                take(header, bytes, range.map(|(oldest, _)| oldest));
+                Ok(())
+            })?,
             Source::Bytes(salvage) => {
                 let _ = salvage.segments(Scan::IfDamaged, &mut |found| {
                     if let Found::Sound { header, block, batches } = found {
@@ -268,21 +259,20 @@ impl Offline {
     /// # Errors
     /// If the log cannot be read as a whole.
     pub fn verify(&self) -> Result<Verdict> {
-        let mut verdict = Verdict::default();
+        let (mut verdict, mut notes) = (Verdict::default(), Vec::new());
         let mut add = |problem: String| {
             if verdict.problems.len() < MAX_PROBLEMS {
                 verdict.problems.push(problem);
             }
         };
         match &self.source {
-            Source::Sqlite(db) => {
-                let mut statement = db.prepare(&format!("PRAGMA integrity_check({MAX_PROBLEMS})"))?;
-                let mut rows = statement.query([])?;
-                while let Some(row) = rows.next()? {
-                    let found: String = row.get(0)?;
-                    if found != "ok" {
-                        add(format!("structure: {}", found.replace('\n', " ")));
-                    }
+            Source::Sqlite { db, path } => {
+                match paged::unless_in_the_way(db, path, structure_faults)? {
+                    Some(found) => found.into_iter().for_each(&mut add),
+                    None => notes.push(
+                        "the structure was not checked as a whole: the gateway writes too much meanwhile. \
+                         Stop it for that, or check a copy",
+                    ),
                 }
                 recover::unproven(db)?.into_iter().for_each(&mut add);
             }
@@ -302,8 +292,20 @@ impl Offline {
             }
             ControlFlow::Continue(())
         })?;
+        verdict.notes = notes;
         Ok(verdict)
     }
+}
+
+/// What SQLite finds wrong with the structure.
+fn structure_faults(db: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut statement = db.prepare(&format!("PRAGMA integrity_check({MAX_PROBLEMS})"))?;
+    let found = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    Ok(found
+        .into_iter()
+        .filter(|found| found != "ok")
+        .map(|f| format!("structure: {}", f.replace('\n', " ")))
+        .collect())
 }
 
 /// The smallest and largest time in a segment, of those that are known.
