@@ -29,6 +29,7 @@
 
 mod attendance;
 mod boots;
+mod budget;
 mod cursor;
 mod cut;
 mod disk;
@@ -47,10 +48,12 @@ mod merging;
 mod offline;
 mod opening;
 mod paged;
+mod place;
 mod quarantine;
 mod ranges;
 mod readers;
 mod recover;
+mod reopening;
 mod reserve;
 mod restore;
 mod retention;
