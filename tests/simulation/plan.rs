@@ -45,9 +45,13 @@ pub enum Trouble {
     Switch,
     /// A device's key is taken away or given back.
     Keys,
+    /// The log's directory is moved away, or back.
+    Away,
+    /// Another program begins to read the log, and does not let go; or does.
+    Reader,
 }
 
-const TROUBLES: [Trouble; 15] = [
+const TROUBLES: [Trouble; 17] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
@@ -63,6 +67,8 @@ const TROUBLES: [Trouble; 15] = [
     Trouble::Sinks,
     Trouble::Switch,
     Trouble::Keys,
+    Trouble::Away,
+    Trouble::Reader,
 ];
 
 /// The channel that makes a reading an alarm, which a route may let outlive others.

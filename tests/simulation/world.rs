@@ -60,6 +60,10 @@ pub struct World {
     pub keys: KeyFiles,
     pub power_cuts: u64,
     pub kills: u64,
+    /// The log's directory is somewhere else.
+    pub away: bool,
+    /// Another program that reads the log.
+    pub reader: Option<rusqlite::Connection>,
 }
 
 /// A command may be under way to its device for so long, on a line without latency.
@@ -79,6 +83,7 @@ pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome 
         let context = Context::new(directory, mode.aloud);
         let mut world = World::new(&context, vfs, directory, seed);
         world.live().await;
+        world.bring_back();
         let World { tasks, gateway, power_cuts, kills, .. } = &mut world;
         if let Some(gateway) = gateway.take() {
             vfs.disk().die(Death::Killed);
@@ -122,6 +127,8 @@ impl World {
             keys,
             power_cuts: 0,
             kills: 0,
+            away: false,
+            reader: None,
         };
         world.boot();
         for _ in 0..world.plan.sinks {
@@ -287,6 +294,7 @@ impl World {
     }
 
     pub fn revive(&mut self) {
+        self.bring_back();
         let death = self.vfs.disk().death();
         self.vfs.forget();
         let lost = self.vfs.disk().revive();
@@ -318,6 +326,7 @@ impl World {
 
     /// Starts the gateway, as often as it takes.
     pub async fn start(&mut self) {
+        self.bring_back();
         loop {
             let started =
                 Gateway::start(&self.context, &self.door, &self.vfs, &self.plan, &self.sinks, &mut self.random);
