@@ -29,6 +29,7 @@ mod rate;
 mod serial;
 mod service;
 mod space;
+mod start;
 mod support;
 mod tcp;
 mod text;

@@ -4,7 +4,9 @@ use super::attendance::{self, Attendance};
 use super::boots;
 use super::budget::Budget;
 use super::evict::{self, Evicted, Evictor};
+use super::fold::Folding;
 use super::gap::{Gap, OpenGaps};
+use super::holes::Holes;
 use super::inbox::{self, Taken};
 use super::logclock::Kept;
 use super::merging::{self, Merging};
@@ -82,15 +84,28 @@ impl Outcome {
     }
 }
 
+/// What stands on disk.
+pub(super) struct OnDisk {
+    /// The last reading.
+    pub written: Seq,
+    pub holes: Holes,
+    /// What the next commit says of the last checkpoint.
+    pub folding: Folding,
+}
+
 /// What a transaction wrote, before it is known to be on disk. After a failure it may
 /// be so all the same.
 #[derive(Default)]
 pub(super) struct Work {
     pub segment: Option<Header>,
     pub outcome: Outcome,
+    /// What is missing since, if that is more than before.
+    holes: Option<Holes>,
     open_gaps: OpenGaps,
     /// The table of marks was brought up to date.
     listed: bool,
+    /// What the last checkpoint did was written.
+    told_fold: bool,
     merged: bool,
     pub imprint: Option<Imprint>,
 }
@@ -115,6 +130,8 @@ pub(super) struct Disk {
     pub readers: Arc<Readers>,
     encoder: Encoder,
     pub evictor: Evictor,
+    pub holes: Holes,
+    pub folding: Folding,
     unlisted: Unlisted,
     merging: Merging,
     pub wal: Wal,
@@ -127,12 +144,12 @@ pub(super) struct Disk {
 /// Events kept for sinks that do not take them; the oldest go first.
 const MAX_EVENTS: u64 = 10_000;
 impl Disk {
-    /// The log at `path`, whose last reading there is `written`.
+    /// The log at `path`, where `on_disk` is.
     pub fn new(
         path: PathBuf,
         config: &config::Store,
         (gauge, stepped): (Gauge, bool),
-        written: Seq,
+        on_disk: OnDisk,
         (connection, lock): (Connection, Lock),
         readers: Arc<Readers>,
         evictor: Evictor,
@@ -157,7 +174,9 @@ impl Disk {
             readers,
             encoder,
             evictor,
-            unlisted: Unlisted::new(written),
+            holes: on_disk.holes,
+            folding: on_disk.folding,
+            unlisted: Unlisted::new(on_disk.written),
             merging: Merging::default(),
             open_gaps: OpenGaps::default(),
             doubtful: None,
@@ -173,12 +192,15 @@ impl Disk {
         let Some(mut connection) = self.connection.take() else { bail!("the log is not open") };
         let file = schema::sizes(&connection).map(|(_, file)| file).unwrap_or(0);
         self.make_way(file);
-        if let Err(why) = self.wal.admit(&connection, file) {
-            match why.is::<Held>() {
-                true => self.connection = Some(connection),
-                false => self.leave(connection, &why),
+        match self.wal.admit(&connection, file) {
+            Ok(folded) => self.folded(folded),
+            Err(why) => {
+                match why.is::<Held>() {
+                    true => self.connection = Some(connection),
+                    false => self.leave(connection, &why),
+                }
+                return Err(why);
             }
-            return Err(why);
         }
         let mut work = Work::default();
         let committed = self.try_commit(&mut connection, commit, &mut work).and_then(|()| self.check(&connection));
@@ -193,7 +215,10 @@ impl Disk {
             None => Ok(()),
         };
         match back().and_then(|()| self.wal.committed(&connection, commit.reserve.is_some())) {
-            Ok(()) => self.connection = Some(connection),
+            Ok(folded) => {
+                self.folded(folded);
+                self.connection = Some(connection);
+            }
             // What was committed stays so; the rest is as after any failure.
             Err(why) => {
                 tracing::error!(error = format!("{why:#}"), "the log's checkpoint failed; it is opened again");
@@ -223,6 +248,13 @@ impl Disk {
         let (encoder, evictor) = (&mut self.encoder, &mut self.evictor);
         work.outcome =
             write(&transaction, commit, segment, room, encoder, evictor, &mut work.open_gaps).with_context(failed)?;
+        if !work.outcome.leaves_places(commit) {
+            work.told_fold = self.folding.write(&transaction).with_context(failed)?;
+        }
+        work.holes = self.missing(&work.outcome.evicted, work.segment.as_ref());
+        if let Some(holes) = &work.holes {
+            holes.write(&self.holes, &transaction).with_context(failed)?;
+        }
         for body in attendance::write(&transaction, &commit.attendance, commit.now, self.audit).with_context(failed)? {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
@@ -239,6 +271,19 @@ impl Disk {
         transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))
     }
 
+    /// What is missing once this went and that segment came, if that is more than before.
+    fn missing(&self, evicted: &Evicted, segment: Option<&Header>) -> Option<Holes> {
+        let skipped = segment.is_some_and(|header| header.first > self.holes.end().next());
+        (skipped || !evicted.holes.is_empty()).then(|| {
+            let mut holes = self.holes.clone();
+            holes.add(&evicted.holes);
+            if let Some(header) = segment {
+                holes.follow(header);
+            }
+            holes
+        })
+    }
+
     /// Remembers what a commit that is on disk leaves to later ones.
     pub fn done(&mut self, work: Work, commit: &Commit) -> Outcome {
         self.imprint = work.imprint.unwrap_or(self.imprint);
@@ -248,7 +293,14 @@ impl Disk {
         if work.merged {
             self.merging.done();
         }
+        if work.told_fold {
+            self.folding.written();
+        }
+        if let Some(holes) = work.holes {
+            self.holes = holes;
+        }
         if let Some(header) = work.segment {
+            self.holes.reach(header.last());
             self.merging.added();
             self.unlisted.segment(header.last(), u64::from(header.count));
         }

@@ -130,34 +130,40 @@ pub(super) fn heads(
     }
 }
 
-/// Has `look` read the database at `path` in one long look, which is broken off when the
-/// write-ahead log grows behind it. `None` if it was.
+/// What is said where [`structure`] broke off.
+pub(super) const IN_THE_WAY: &str = "the structure was not checked as a whole: the gateway writes too much meanwhile. \
+                                     Stop it for that, or check a copy";
+
+/// What SQLite finds wrong with the structure of the database at `path`, `most` things at
+/// most. That takes one long look, which is broken off when the write-ahead log grows behind
+/// it: `None` then.
 ///
 /// # Errors
-/// What `look` gives.
-pub(super) fn unless_in_the_way<T>(
-    db: &Connection,
-    path: &Path,
-    look: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-) -> rusqlite::Result<Option<T>> {
+/// If the database cannot be read.
+pub(super) fn structure(db: &Connection, path: &Path, most: usize) -> rusqlite::Result<Option<Vec<String>>> {
     let size = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.len());
     let wal = wal_path(path);
-    let most = size(&wal) + GROWTH.min(size(path) / GROWTH_SHARE);
+    let bound = size(&wal) + GROWTH.min(size(path) / GROWTH_SHARE);
     let (handle, (done, is_done)) = (db.get_interrupt_handle(), channel::<()>());
     let found = std::thread::scope(|scope| {
         scope.spawn(move || {
             while is_done.recv_timeout(LOOK_UP) == Err(RecvTimeoutError::Timeout) {
-                if size(&wal) > most {
+                if size(&wal) > bound {
                     handle.interrupt();
                 }
             }
         });
-        let found = look(db);
+        let mut statement = db.prepare(&format!("PRAGMA integrity_check({most})"))?;
+        let found = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>();
         drop(done);
         found
     });
+    let faults = |found: Vec<String>| {
+        let faults = found.into_iter().filter(|found| found != "ok");
+        faults.map(|found| format!("structure: {}", found.replace('\n', " "))).collect()
+    };
     match found {
         Err(why) if why.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => Ok(None),
-        found => found.map(Some),
+        found => found.map(|found| Some(faults(found))),
     }
 }

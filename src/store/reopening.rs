@@ -8,11 +8,13 @@ use super::disk::{Commit, Disk, Outcome, Work};
 use super::fault;
 use super::gap::OpenGaps;
 use super::heal;
+use super::holes::Holes;
 use super::place::{Astray, Imprint, Place};
 use super::quarantine;
 use super::recover;
 use super::schema::{self, OpenError};
 use super::space::Space;
+use super::wal;
 use super::writer::lock;
 use anyhow::{Result, anyhow, bail};
 use rusqlite::config::DbConfig;
@@ -47,7 +49,7 @@ impl Disk {
         let lock = lock(directory)?;
         // What an fsync that failed left in memory only is written anew: a commit that is
         // found there after all must be as safe as any other.
-        heal::settle(&self.path, self.durability, self.unsynced).map_err(|why| match why {
+        let left = heal::settle(&self.path, self.durability, self.unsynced).map_err(|why| match why {
             // A read may fail once; opening the log anew tells more.
             OpenError::Unreadable { .. } => anyhow!("{why}"),
             why => why.into(),
@@ -65,6 +67,12 @@ impl Disk {
             Some(doubtful) => landed(&connection, doubtful)?,
             None => false,
         };
+        let end = self.holes.end();
+        self.holes = Holes::load(&connection)?.0;
+        self.holes.reach(end);
+        if !left.goes_on {
+            self.folding.begin();
+        }
         self.readers.open();
         (self.lock, self.imprint) = (Some(lock), imprint);
         self.connection = Some(connection);
@@ -76,11 +84,13 @@ impl Disk {
     }
 
     /// Whether what was committed is where the log is looked for.
-    pub fn check(&self, connection: &Connection) -> Result<()> {
+    pub fn check(&mut self, connection: &Connection) -> Result<()> {
         let Err(why) = self.place.check() else { return Ok(()) };
         // If only the write-ahead log is gone, what stands in it can still be taken over
         // into the database; if that fails, opening it again tells.
-        self.wal.fold(connection);
+        if let Err(why) = self.wal.fold(connection, wal::PATIENCE_WITH_WRITERS) {
+            tracing::debug!(%why, "the write-ahead log was not folded in");
+        }
         Err(why.into())
     }
 
@@ -114,10 +124,28 @@ impl Disk {
     pub fn close(&mut self) {
         self.readers.close();
         let Some(connection) = self.connection.take() else { return };
-        let folded = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+        let folded = self
+            .list_fold(&connection)
+            .and_then(|()| connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false));
         if let Err(why) = folded.and_then(|_| connection.close().map_err(|(_, why)| why)) {
             tracing::warn!(%why, "the log could not be closed; it is complete all the same");
         }
+    }
+
+    /// A checkpoint put the whole write-ahead log into the database, if it has `frames`.
+    pub fn folded(&mut self, frames: Option<u64>) {
+        if let Some(frames) = frames {
+            self.folding.folded(self.wal.path(), frames);
+        }
+    }
+
+    /// Says what is folded in: the next life begins a new write-ahead log.
+    fn list_fold(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let frames = wal::fold(connection)?;
+        self.folded(frames);
+        let transaction = connection.unchecked_transaction()?;
+        self.folding.write(&transaction)?;
+        transaction.commit()
     }
 }
 

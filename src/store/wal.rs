@@ -18,6 +18,8 @@ use std::time::Duration;
 /// of the log's bound if that is less.
 const FOLD_PAGES: u64 = 4096;
 const FOLD_SHARE: u64 = 32;
+/// The file may take so many times as much before the writer insists.
+const GROWTH: u64 = 2;
 /// What stands before each page in the file.
 const FRAME_HEADER: u64 = 24;
 /// Commits between two times that the writer insists.
@@ -26,7 +28,7 @@ const INSIST_EVERY: u32 = 16;
 /// at other times.
 const PATIENCE: Duration = Duration::from_millis(50);
 const PATIENCE_AT_BOUND: Duration = Duration::from_secs(1);
-const PATIENCE_WITH_WRITERS: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE_WITH_WRITERS: Duration = Duration::from_secs(5);
 
 /// Somebody reads and does not let go, and the write-ahead log may not grow any more.
 #[derive(Debug, thiserror::Error)]
@@ -74,41 +76,52 @@ impl Wal {
     }
 
     /// Before each commit: sees to it that the file may grow, beside a database of `file`
-    /// bytes.
+    /// bytes. Returns what [`Wal::committed`] does.
     ///
     /// # Errors
     /// [`Held`] if somebody who reads does not let go, or if folding it in fails.
-    pub fn admit(&mut self, connection: &Connection, file: u64) -> Result<()> {
-        let (_, pages) = checkpoint(connection, "NOOP")?;
+    pub fn admit(&mut self, connection: &Connection, file: u64) -> Result<Option<u64>> {
+        let pages = checkpoint(connection, "NOOP").context("looking at the write-ahead log failed")?.pages;
         let bytes = pages.saturating_mul(self.page + FRAME_HEADER);
-        if bytes <= self.budget.write_ahead(file) || !self.insist(connection, PATIENCE_AT_BOUND)? {
-            return Ok(());
+        if bytes <= self.budget.write_ahead(file) {
+            return Ok(None);
         }
-        Err(Held { file: self.path.clone(), index: self.index.clone(), bytes }.into())
+        let folded = self.fold(connection, PATIENCE_AT_BOUND).context("folding the write-ahead log in failed")?;
+        match folded {
+            None => Err(Held { file: self.path.clone(), index: self.index.clone(), bytes }.into()),
+            folded => Ok(folded),
+        }
     }
 
-    /// After each commit. One that must be `kept` is folded in at once: damage to the end of
-    /// the write-ahead log, which cannot be told from a commit that was cut off, is then no
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// After each commit. Returns how many frames there are if all of them are in the
+    /// database and the next commit will begin anew. A commit that must be `kept` is folded
+    /// in at once: damage to the end of the write-ahead log, which cannot be told from a commit that was cut off, is then no
     /// damage to it.
     ///
     /// # Errors
     /// If folding it in fails; that somebody still reads is no error.
-    pub fn committed(&mut self, connection: &Connection, kept: bool) -> Result<()> {
+    pub fn committed(&mut self, connection: &Connection, kept: bool) -> Result<Option<u64>> {
         self.commits = self.commits.saturating_add(1);
-        let (_, pages) = checkpoint(connection, "NOOP")?;
+        let pages = checkpoint(connection, "NOOP").context("looking at the write-ahead log failed")?.pages;
         if pages < self.fold_pages && !kept {
-            return Ok(());
+            return Ok(None);
         }
-        checkpoint(connection, "PASSIVE")?;
-        if pages <= self.fold_pages * 2 {
+        let insists = pages > self.fold_pages * GROWTH && self.commits >= INSIST_EVERY;
+        let patience = if insists && self.waits { PATIENCE } else { Duration::ZERO };
+        let folded = fold_within(connection, patience).context("folding the write-ahead log in failed")?;
+        if pages <= self.fold_pages * GROWTH {
             self.told = false;
-            return Ok(());
         }
-        if self.commits < INSIST_EVERY {
-            return Ok(());
+        if !insists {
+            return Ok(folded);
         }
         self.commits = 0;
-        let busy = self.insist(connection, PATIENCE)?;
+        let busy = folded.is_none();
         if busy && !self.told {
             tracing::warn!(
                 file = %self.path.display(), pages,
@@ -116,35 +129,54 @@ impl Wal {
             );
         }
         self.told = busy;
-        Ok(())
+        Ok(folded)
     }
 
-    /// Folds everything in, as far as that can be done.
-    pub fn fold(&self, connection: &Connection) {
-        if !self.waits {
-            // It goes without waiting if it goes at all.
-            let _ = connection.busy_timeout(Duration::ZERO);
-        }
-        if let Err(why) = checkpoint(connection, "FULL") {
-            tracing::debug!(%why, "the write-ahead log was not folded in");
-        }
-    }
-
-    /// Has the file begin anew, waiting so long for readers. True if one is still in the way.
-    fn insist(&self, connection: &Connection, patience: Duration) -> Result<bool> {
-        connection.busy_timeout(if self.waits { patience } else { Duration::ZERO })?;
-        let restarted = checkpoint(connection, "RESTART");
-        connection.busy_timeout(PATIENCE_WITH_WRITERS)?;
-        restarted.map(|(busy, _)| busy)
+    /// Folds everything in, if nobody is in the way for longer than that.
+    ///
+    /// # Errors
+    /// If folding it in fails.
+    pub fn fold(&self, connection: &Connection, patience: Duration) -> rusqlite::Result<Option<u64>> {
+        // There is nothing to wait for where all work is done on one thread.
+        fold_within(connection, if self.waits { patience } else { Duration::ZERO })
     }
 }
 
-/// Folds the write-ahead log into the database as `mode` says. Tells whether a reader
-/// held it up, and how many pages it has.
-fn checkpoint(connection: &Connection, mode: &str) -> Result<(bool, u64)> {
-    connection
-        .prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))
-        .and_then(|mut fold| fold.query_row([], |row| Ok((row.get::<_, i64>(0)? != 0, row.get::<_, i64>(1)?))))
-        .map(|(busy, pages)| (busy, pages.max(0).unsigned_abs()))
-        .context("folding the write-ahead log in failed")
+/// Folds as much of the write-ahead log into the database as nobody reads. Returns how many
+/// frames that were if it is all, and no reader keeps the next commit from beginning anew.
+///
+/// # Errors
+/// If folding it in fails.
+pub(super) fn fold(connection: &Connection) -> rusqlite::Result<Option<u64>> {
+    fold_within(connection, Duration::ZERO)
+}
+
+/// The same; readers are waited for so long.
+fn fold_within(connection: &Connection, patience: Duration) -> rusqlite::Result<Option<u64>> {
+    let folded = checkpoint(connection, "PASSIVE")?;
+    if patience.is_zero() && folded.done < folded.pages {
+        return Ok(None);
+    }
+    connection.busy_timeout(patience)?;
+    let folded = checkpoint(connection, "RESTART")?;
+    connection.busy_timeout(PATIENCE_WITH_WRITERS)?;
+    Ok(Some(folded.pages).filter(|_| !folded.busy && folded.done == folded.pages && folded.pages > 0))
+}
+
+/// What a checkpoint came to.
+struct Folded {
+    /// Somebody held it up.
+    busy: bool,
+    /// Pages in the write-ahead log, and those of them that are in the database.
+    pages: u64,
+    done: u64,
+}
+
+/// Folds the write-ahead log into the database as `mode` says.
+fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Folded> {
+    let pages = |pages: i64| pages.max(0).unsigned_abs();
+    let folded = |row: &rusqlite::Row<'_>| {
+        Ok(Folded { busy: row.get::<_, i64>(0)? != 0, pages: pages(row.get(1)?), done: pages(row.get(2)?) })
+    };
+    connection.prepare_cached(&format!("PRAGMA wal_checkpoint({mode})")).and_then(|mut fold| fold.query_row([], folded))
 }

@@ -49,9 +49,11 @@ pub enum Trouble {
     Away,
     /// Another program begins to read the log, and does not let go; or does.
     Reader,
+    /// Somebody copies one of the log's files.
+    Copy,
 }
 
-const TROUBLES: [Trouble; 17] = [
+const TROUBLES: [Trouble; 18] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
@@ -69,6 +71,7 @@ const TROUBLES: [Trouble; 17] = [
     Trouble::Keys,
     Trouble::Away,
     Trouble::Reader,
+    Trouble::Copy,
 ];
 
 /// The channel that makes a reading an alarm, which a route may let outlive others.
