@@ -30,6 +30,7 @@
 
 mod attendance;
 mod boots;
+mod budget;
 mod cursor;
 mod cut;
 mod damage;
@@ -51,10 +52,13 @@ mod mark;
 mod merging;
 mod offline;
 mod opening;
+mod paged;
+mod place;
 mod quarantine;
 mod ranges;
 mod readers;
 mod recover;
+mod reopening;
 mod reserve;
 mod restore;
 mod retention;

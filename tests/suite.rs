@@ -5,6 +5,7 @@
 mod api;
 mod architecture;
 mod auth;
+mod away;
 mod bounds;
 mod browser;
 mod client;
@@ -28,6 +29,7 @@ mod queue;
 mod rate;
 mod serial;
 mod service;
+mod space;
 mod start;
 mod support;
 mod tcp;

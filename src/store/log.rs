@@ -6,6 +6,7 @@ use super::headroom::DiskState;
 use super::heal;
 use super::mark::Mark;
 use super::opening::{Prepared, opened, prepare};
+use super::place::Astray;
 use super::readers::Readers;
 use super::restore;
 use super::schema::OpenError;
@@ -137,8 +138,7 @@ impl Log {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened, OpenError> {
-        let Prepared { shared, disk, jobs, devices, lock, reserve } =
-            prepare(config, routes, sinks, clock, metrics, None)?;
+        let Prepared { shared, disk, jobs, devices, reserve } = prepare(config, routes, sinks, clock, metrics, None)?;
         let for_writer = shared.clone();
         let failed = |why| OpenError::Directory { path: config.directory.clone(), why };
         let thread = std::thread::Builder::new()
@@ -150,7 +150,7 @@ impl Log {
             true => None,
             false => Some(restore::start(log, config.directory.clone(), jobs).map_err(failed)?),
         };
-        Ok(opened(shared, devices, Writer::new(thread, salvage, lock)))
+        Ok(opened(shared, devices, Writer::new(thread, salvage)))
     }
 
     /// Opens the log as [`Log::open_with`] does, without any thread: the caller steps the
@@ -167,9 +167,9 @@ impl Log {
         metrics: Metrics,
         gauge: Gauge,
     ) -> Result<Opened<Stepper>, OpenError> {
-        let Prepared { shared, disk, devices, lock, reserve, .. } =
+        let Prepared { shared, disk, devices, reserve, .. } =
             prepare(config, routes, sinks, clock, metrics, Some(gauge))?;
-        Ok(opened(shared.clone(), devices, Stepper::new(shared, disk, reserve, lock)))
+        Ok(opened(shared.clone(), devices, Stepper::new(shared, disk, reserve)))
     }
 
     /// The mark of a device's session. A session that the log knows resumes where
@@ -336,17 +336,21 @@ impl Log {
 }
 
 impl Shared {
-    /// Stops writing if `why` says that the database is damaged, and sees to it that
-    /// it heals when it is opened again.
+    /// Stops writing if `why` says that the database is damaged, or older than what was
+    /// written, and sees to it that it heals when it is opened again.
     pub fn examine(&self, why: &anyhow::Error) -> bool {
-        if !heal::is_damage(why, &self.path) {
+        let is_older = matches!(why.downcast_ref(), Some(Astray::Older { .. }));
+        if !is_older && !heal::is_damage(why, &self.path) {
             return false;
         }
         let found = format!("{why:#}");
         let first = !std::mem::replace(&mut self.state.lock().damaged, true);
         if first {
             tracing::error!(error = found, "the log is damaged; it is opened again to heal it");
-            heal::remember(&self.path, &found);
+            // What is whole, only older, is gone on with as after a crash.
+            if !is_older {
+                heal::remember(&self.path, &found);
+            }
             self.state.lock().failure = Some(found);
             self.damaged.notify_waiters();
             self.committed.notify_waiters();

@@ -4,9 +4,15 @@ use super::disk::{Death, Faults};
 use super::network::Line;
 use super::plan::Trouble;
 use super::world::World;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tidegate::config::Authentication;
 use tokio::time::sleep;
+
+/// Where the log is moved.
+fn away(store: &Path) -> PathBuf {
+    store.with_extension("away")
+}
 
 impl World {
     pub async fn trouble(&mut self, trouble: Trouble) {
@@ -90,6 +96,39 @@ impl World {
             Trouble::Keys => self.change_keys(),
             Trouble::Image => self.image().await,
             Trouble::Copy => self.copy_log(),
+            Trouble::Away => match self.away {
+                true => self.bring_back(),
+                false => {
+                    let store = &self.plan.store.directory;
+                    std::fs::rename(store, away(store)).expect("a directory that is there");
+                    self.away = true;
+                }
+            },
+            Trouble::Reader => {
+                // It may fail to open, as the gateway may.
+                let read = || {
+                    let reader =
+                        rusqlite::Connection::open(self.plan.store.directory.join(tidegate::store::FILE_NAME))?;
+                    reader.execute_batch("BEGIN; SELECT count(*) FROM segment")?;
+                    Ok::<_, rusqlite::Error>(reader)
+                };
+                self.reader = match self.reader.take() {
+                    Some(_) => None,
+                    None if self.away => None,
+                    None => read().ok(),
+                };
+                self.context.trace(format_args!("somebody reads: {}", self.reader.is_some()));
+            }
+        }
+    }
+
+    /// What the operator moved away is where it was; nobody else reads.
+    pub fn bring_back(&mut self) {
+        self.reader = None;
+        if std::mem::take(&mut self.away) {
+            self.context.trace(format_args!("the log is back"));
+            let store = &self.plan.store.directory;
+            std::fs::rename(away(store), store).expect("a directory that was moved");
         }
     }
 
