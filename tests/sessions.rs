@@ -118,6 +118,11 @@ async fn a_sample_that_can_never_be_taken_is_named_and_passed() {
     let (_, one) = gateway.get("/api/v1/devices/pump-1/refused").await.expect("it answers");
     let one: Json = serde_json::from_str(&one).expect("JSON");
     assert_eq!(one["refused"].as_array().map(Vec::len), Some(1), "{one}");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    let shown = command.args(["devices", "pump-0", "--refused", "-c"]).arg(gateway.config_file()).output();
+    let shown = String::from_utf8(shown.expect("it runs").stdout).expect("text");
+    assert_eq!(shown.lines().count(), 2, "{shown}");
+    assert!(shown.lines().all(|line| line.contains("WHY") || line.contains("channel name")), "{shown}");
     assert_eq!(gateway.log().matches("samples can never be taken and are refused").count(), 3, "{}", gateway.log());
 }
 

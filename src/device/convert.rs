@@ -172,7 +172,8 @@ impl Converter {
     /// cover them.
     pub fn convert(&mut self, readings: Readings, now: Now) -> Result<Converted, ConvertError> {
         let Readings { seq, sub, samples } = readings;
-        self.take(seq, sub, samples.into_iter().map(Ok), now)
+        let newest = samples.iter().map(|sample| sample.time).max();
+        self.take(seq, sub, newest, samples.into_iter().map(Ok), now)
     }
 
     /// As [`Converter::convert`], of Readings of which some samples cannot be read: those
@@ -186,24 +187,27 @@ impl Converter {
         let Sifted { seq, sub, mut samples, hidden, cut } = sifted;
         let last = seq.saturating_add(samples.len() as u64).saturating_sub(1);
         let is_new = last > self.seen;
+        let newest = samples.iter().flatten().map(|sample| sample.time).max();
         if cut && is_new && samples.len() > 1 && last - 1 > self.seen {
             // It may be that the message had no room for it.
             samples.pop();
             let samples = samples.into_iter().map(|sample| sample.map_err(Some));
-            return Ok((self.take(seq, sub, samples, now)?, Some(last)));
+            return Ok((self.take(seq, sub, newest, samples, now)?, Some(last)));
         }
         let behind = if is_new { 0 } else { usize::try_from(hidden).unwrap_or(usize::MAX) };
         let mut samples: Vec<_> = samples.into_iter().map(|sample| sample.map_err(Some)).collect();
         samples.extend(std::iter::repeat_n(Err(None), behind));
-        let converted = self.take(seq, sub, samples.into_iter(), now)?;
+        let converted = self.take(seq, sub, newest, samples.into_iter(), now)?;
         Ok((converted, (is_new && (hidden > 0 || cut)).then_some(last)))
     }
 
-    /// Of some samples nothing is known but that they are there.
+    /// Of some samples nothing is known but that they are there; `newest` is the latest of
+    /// their times.
     fn take(
         &mut self,
         first: u64,
         sub: Option<String>,
+        newest: Option<i64>,
         samples: impl ExactSizeIterator<Item = Result<Sample, Option<Unreadable>>>,
         now: Now,
     ) -> Result<Converted, ConvertError> {
@@ -226,7 +230,7 @@ impl Converter {
             Some(Ok(device)) => (device, None),
             Some(Err(why)) => (self.device.clone(), Some(why)),
         };
-        if let Some(newest) = samples.iter().map(|sample| sample.time).max() {
+        if let Some(newest) = newest {
             self.times.heard(newest, now);
         }
         let session = Some(self.session);

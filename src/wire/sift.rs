@@ -90,7 +90,7 @@ fn json(body: &[u8]) -> Option<Sifted> {
     };
     let read = |sent: &[u8]| serde_json::from_slice(sent).map_err(|why| why.to_string());
     let time = |sent: &[u8]| serde_json::from_slice(sent).ok();
-    Some(sifted(seq, sub, one(&fields, "samples")?, &read, &time)?)
+    sifted(seq, sub, one(&fields, "samples")?, &read, &time)
 }
 
 /// Reads each sample of a list in JSON by itself.

@@ -80,8 +80,8 @@ impl Peer<'_> {
 fn with_shorter_text(message: &GatewayMessage, excess: usize) -> Option<GatewayMessage> {
     const DOTS: &str = "...";
     let shorter = |text: &str| {
-        let most = text.len().checked_sub(excess + DOTS.len()).unwrap_or_default();
-        let end = text.floor_char_boundary(most);
+        let most = text.len().saturating_sub(excess + DOTS.len());
+        let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
         if end == 0 { String::new() } else { format!("{}{DOTS}", text.split_at(end).0) }
     };
     match message {
