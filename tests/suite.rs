@@ -28,6 +28,7 @@ mod rate;
 mod serial;
 mod service;
 mod sessions;
+mod start;
 mod support;
 mod tcp;
 mod text;
