@@ -96,7 +96,7 @@ pub fn check(input: &[u8]) {
                     assert!(converted.refused.count() <= last);
                 }
                 Ok(Step::Reply(reply)) => encode_gateway(&reply, ANSWER, &mut answers),
-                Ok(Step::Answer(_) | Step::SubDevice { .. } | Step::Leave) => {}
+                Ok(Step::Answer(_) | Step::SubDevice { .. } | Step::Lost { .. } | Step::Leave) => {}
                 Err(refusal) => {
                     assert!(!refusal.text.is_empty());
                     session.reset(now);

@@ -8,6 +8,7 @@
 
 use super::auth::{Attempt, Nonce};
 use super::convert::{ConvertError, Converted, Converter, TimeRules};
+use super::gaps::{Behind, Gaps};
 use crate::clock::Now;
 use crate::config::Authentication;
 use crate::model::DeviceId;
@@ -73,6 +74,11 @@ pub enum Step {
     /// Readings to store, of a message of which no more can be taken: the session is over
     /// then.
     StorePart(Converted, Refusal),
+    /// Readings came behind lost ones, on a line that loses frames, and were dropped: `ask`
+    /// for what is missing, or go on.
+    Lost {
+        ask: bool,
+    },
     /// How a command ended.
     Answer(CommandResult),
     /// A device behind this one is there, or is not.
@@ -101,6 +107,7 @@ pub struct Session {
     device: Option<Box<Converter>>,
     /// The largest body that the device takes, as far as it said so; else 0.
     max_frame: u32,
+    gaps: Gaps,
     heard: Duration,
     idle: bool,
 }
@@ -119,7 +126,8 @@ struct Introduced {
 impl Session {
     /// A connection was made.
     pub fn new(grants: Grants, now: Now) -> Session {
-        Session { grants, introduced: None, device: None, max_frame: 0, heard: now.monotonic, idle: false }
+        let gaps = Gaps::default();
+        Session { grants, introduced: None, device: None, max_frame: 0, gaps, heard: now.monotonic, idle: false }
     }
 
     /// The device, once it is known to be who it says it is.
@@ -229,8 +237,8 @@ impl Session {
             (_, None) => Err(protocol("send Hello first")),
             (DeviceMessage::Readings(mut readings), Some(device)) => {
                 let too_many = cut_to_window(&mut readings.samples, self.grants.window);
-                let converted = device.convert(readings, now).map_err(senseless)?;
-                Ok(part_or_all(converted, too_many))
+                let converted = device.convert(readings, now).map(|converted| (converted, too_many));
+                taken(converted, &mut self.gaps, self.grants.restart, now)
             }
             (DeviceMessage::Heartbeat(heartbeat), Some(device)) => {
                 device.synchronise(heartbeat.time, now);
@@ -260,14 +268,14 @@ impl Session {
         sifted.hidden = sifted.hidden.min(self.grants.window.into());
         let last =
             sifted.samples.last().and_then(|sample| sample.as_ref().err()).map(|unreadable| unreadable.why.clone());
-        let (converted, end) = device.sift(sifted, now).map_err(senseless)?;
-        let unreadable = end.map(|seq| {
+        let unreadable = |seq| {
             let why = last.unwrap_or_default();
             let text =
                 format!("sample {seq} cannot be read ({why}), nor what stands behind it; go on after Welcome.settled");
             refusal(Reason::BadFrame, text)
-        });
-        Ok(part_or_all(converted, too_many.or(unreadable)))
+        };
+        let converted = device.sift(sifted, now).map(|(converted, end)| (converted, too_many.or(end.map(unreadable))));
+        taken(converted, &mut self.gaps, self.grants.restart, now)
     }
 
     fn hello(&mut self, hello: Hello, now: Now) -> Result<Step, Refusal> {
@@ -281,6 +289,7 @@ impl Session {
         converter.synchronise(hello.time, now);
         self.max_frame = hello.max_frame;
         let converter = Box::new(converter);
+        self.gaps = Gaps::default();
         let Hello { session, first, firmware, .. } = hello;
         if self.grants.authentication == Authentication::None {
             self.device = Some(converter);
@@ -344,13 +353,6 @@ impl Session {
     }
 }
 
-fn part_or_all(converted: Converted, end: Option<Refusal>) -> Step {
-    match end {
-        Some(why) => Step::StorePart(converted, why),
-        None => Step::Store(converted),
-    }
-}
-
 /// Leaves no more samples than a message may hold; says so if there were more.
 fn cut_to_window<T>(samples: &mut Vec<T>, window: u32) -> Option<Refusal> {
     let (count, most) = (samples.len(), usize::try_from(window).unwrap_or(usize::MAX));
@@ -362,6 +364,31 @@ fn cut_to_window<T>(samples: &mut Vec<T>, window: u32) -> Option<Refusal> {
         "{count} samples in one message are more than the window of {window}, of which the first {window} are taken; \
          send smaller messages"
     )))
+}
+
+/// What converted Readings ask for; the session is over then if they are only a part. On a `lossy` line a gap in their numbering is no mistake of
+/// the device.
+fn taken(
+    converted: Result<(Converted, Option<Refusal>), ConvertError>,
+    gaps: &mut Gaps,
+    lossy: bool,
+    now: Now,
+) -> Result<Step, Refusal> {
+    match converted {
+        Ok((converted, end)) => {
+            gaps.none();
+            Ok(match end {
+                Some(why) => Step::StorePart(converted, why),
+                None => Step::Store(converted),
+            })
+        }
+        Err(why @ ConvertError::Gap { got, .. }) if lossy => match gaps.behind(got, now.monotonic) {
+            Behind::Ask => Ok(Step::Lost { ask: true }),
+            Behind::Wait => Ok(Step::Lost { ask: false }),
+            Behind::GiveUp => Err(senseless(why)),
+        },
+        Err(why) => Err(senseless(why)),
+    }
 }
 
 fn time_of(now: Now) -> GatewayMessage {
@@ -450,9 +477,9 @@ mod tests {
             assert!(session.take(hello("pump"), at(0)).is_ok());
             session.welcome(0, 0, at(0));
             let step = session.take(reading(31), at(0));
-            assert_eq!(matches!(&step, Ok(Step::Store(converted)) if converted.last == 31), goes_on, "{step:?}");
-            if let Err(refusal) = step {
-                assert!(refusal.text.contains("`first` = 31 if nothing before it is left"), "{refusal:?}");
+            match goes_on {
+                true => assert!(matches!(&step, Ok(Step::Store(converted)) if converted.last == 31), "{step:?}"),
+                false => assert_eq!(step, Ok(Step::Lost { ask: true })),
             }
         }
     }
