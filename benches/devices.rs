@@ -41,6 +41,7 @@ fn hello() -> DeviceMessage {
         firmware: None,
         channels: Vec::new(),
         first: 1,
+        max_frame: 0,
     })
 }
 

@@ -29,6 +29,7 @@ mod queue;
 mod rate;
 mod serial;
 mod service;
+mod sessions;
 mod space;
 mod start;
 mod support;

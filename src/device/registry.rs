@@ -4,6 +4,7 @@ mod connected;
 
 pub use connected::{Call, Connected};
 
+use super::refused_samples::RefusedLog;
 use super::rivals::{Rivals, Verdict};
 use super::roll::{Arrival, Roll, RollFull, Rules, Tellings, Told};
 use crate::clock::{Clock, Now};
@@ -34,6 +35,7 @@ struct Inner {
     /// The states that were told changed.
     told: watch::Sender<()>,
     answers: mpsc::Sender<Answer>,
+    refused: RefusedLog,
     /// Until somebody wants them.
     answers_out: Mutex<Option<mpsc::Receiver<Answer>>>,
     max_subs: usize,
@@ -116,6 +118,7 @@ impl Registry {
             expected: AtomicU64::new(0),
             told: watch::Sender::new(()),
             answers,
+            refused: RefusedLog::default(),
             answers_out: Mutex::new(Some(answers_out)),
             max_subs: config.max_sub_devices,
             clock,
@@ -127,6 +130,11 @@ impl Registry {
     pub fn restore(&self, statuses: Vec<DeviceStatus>) {
         let at = self.0.clock.now().monotonic;
         self.0.table.lock().roll.restore(statuses, at);
+    }
+
+    /// The samples that were refused of late.
+    pub fn refused(&self) -> &RefusedLog {
+        &self.0.refused
     }
 
     /// Whether the device has a connection.

@@ -1,9 +1,9 @@
 //! Drives one device session over anything that reads and writes.
 //!
 //! Bytes are read into a buffer that lives only while they are decoded, so a
-//! connection that says nothing holds no memory for it. Reading pauses while the
-//! log has no room, while the device's window is used up or it sends more messages than it
-//! may, while the device does not take what it is answered, and while the memory for all
+//! connection that says nothing holds no memory for it. Reading pauses while more Readings
+//! wait for room in the log or in the device's window than may, while it sends more messages
+//! than it may, while the device does not take what it is answered, and while the memory for all
 //! connections is used up and the frame under way is a large one.
 
 mod peer;
@@ -79,8 +79,6 @@ struct Connection<'a, S> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Gate {
     Open,
-    /// The log has no room.
-    Log,
     /// There is no memory for a frame as large as the one under way.
     Memory,
     /// The device sent more messages than it may; until then.
@@ -130,7 +128,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         let called = connection.peer.called();
         let evicted = connection.peer.place.evicted();
         let keys = connection.peer.keys_changed();
-        let stalled = connection.peer.is_stalled() || connection.gate == Gate::Log;
+        let stalled = connection.peer.waits_for_log();
         let starved = connection.gate == Gate::Memory;
         let freed = line.shared.pool.freed();
         tokio::select! {
@@ -149,7 +147,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                     connection.peer.place.turn().await;
                 }
             }
-            () = line.shared.log.room(), if stalled => connection.gate = Gate::Open,
+            () = line.shared.log.room(), if stalled => {}
             () = freed, if starved => connection.gate = Gate::Open,
             io = poll_fn(|cx| connection.poll_io(cx)) => match io {
                 Ok(true) if !connection.early.is_empty() => {
@@ -192,8 +190,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             self.partial_since = self.partial_since.map(|_| now.monotonic);
             self.begun.1 = now.monotonic;
             self.look_at_pressure(now);
+            self.peer.reassure(now);
             return;
         }
+        self.peer.is_read();
         self.look_at_pressure(now);
         let peer = &mut self.peer;
         if self.partial_since.is_some_and(|since| now.monotonic >= since + self.line.frame_timeout) {
@@ -233,11 +233,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// How many bytes may be read now; none if the gate is shut, which is noted.
     fn readable(&mut self) -> usize {
-        // A Hello needs no room in the log.
-        if self.line.shared.log.is_saturated() && self.peer.place.is_inside() {
-            self.gate = Gate::Log;
-            return 0;
-        }
         let (partial, whole) = self.decoder.partial();
         let roomy = self.lease.pool().has_room();
         // A serial port cannot wait, and there are few.
@@ -271,7 +266,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// Whether it is the gateway that does not read.
     fn is_paused(&self) -> bool {
-        self.peer.is_stalled() || self.peer.window_is_full()
+        self.peer.is_backed_up()
     }
 
     /// When something becomes due by itself.
@@ -283,7 +278,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         let look = (self.gate == Gate::Memory || self.frame_since.is_some()).then_some(now + LOOK_AGAIN);
         if self.is_paused() || self.gate != Gate::Open {
             let rate = if let Gate::Rate(until) = self.gate { Some(until) } else { None };
-            return [ack, look, rate].into_iter().flatten().min();
+            return [ack, look, rate, self.peer.reassures_at()].into_iter().flatten().min();
         }
         let partial = self.partial_since.map(|since| since + self.line.frame_timeout);
         [ack, look, partial, self.overdue(), self.peer.silence_deadline()].into_iter().flatten().min()

@@ -6,7 +6,7 @@ use super::context::Context;
 use super::controls::Controls;
 use super::doer::{self, Doer};
 use super::gateway::Door;
-use super::oracle::{CLOCKLESS, content};
+use super::oracle::{CLOCKLESS, content, is_senseless};
 use fastrand::Rng;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -17,7 +17,7 @@ use tidegate::wire::codec::{decode_gateway, encode_device};
 use tidegate::wire::frame::{BodyEncoding, Decoder, Event, Format, Limits, MAX_BODY, Recovery, Version};
 use tidegate::wire::message::{
     Authenticate, ChannelDeclaration, ChannelRef, Command, DeviceClock, DeviceMessage, GatewayMessage, Goodbye,
-    Heartbeat, Hello, Readings, Reason, Sample, SubCommand, SubDevice,
+    Heartbeat, Hello, Readings, Reason, Sample, SubCommand, SubDevice, Welcome,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -54,6 +54,10 @@ pub struct Device {
     /// How long a message took of late until the gateway took it, and until when what
     /// came meanwhile may still be there to read.
     lag: (Duration, Instant),
+    /// Whether its Hello says what it still has.
+    says_first: bool,
+    /// What an earlier session was told.
+    stale: Option<Welcome>,
     /// What is to be said beside readings.
     outbox: VecDeque<DeviceMessage>,
 }
@@ -78,6 +82,7 @@ impl Device {
             1 => BodyEncoding::Postcard,
             _ => BodyEncoding::Protobuf,
         };
+        let says_first = more.bool();
         let device = Device {
             context: context.clone(),
             name: name.to_owned(),
@@ -97,6 +102,8 @@ impl Device {
             doer: Doer::new(context, more),
             secret: secret(name),
             lag: (Duration::ZERO, Instant::now()),
+            says_first,
+            stale: None,
             outbox: VecDeque::new(),
         };
         (device, controls)
@@ -191,6 +198,9 @@ impl Device {
         }
         self.window = 0;
         self.outbox.clear();
+        if let Some(stale) = self.stale.take() {
+            self.told(GatewayMessage::Welcome(stale));
+        }
         let mut heard = Instant::now();
         let mut said = heard;
         let mut buffer = vec![0; 2048];
@@ -276,7 +286,8 @@ impl Device {
             time: self.clock(),
             firmware: None,
             channels: vec![ChannelDeclaration { index: 0, name: "n".into(), unit: None }],
-            first: self.kept.front().map_or(self.next, |(seq, ..)| *seq),
+            first: if self.says_first { self.kept.front().map_or(self.next, |(seq, ..)| *seq) } else { 0 },
+            max_frame: 0,
         })
     }
 
@@ -321,7 +332,15 @@ impl Device {
             GatewayMessage::SubCommand(SubCommand { sub, id, name, payload, expires_in }) => {
                 return self.commanded(Some(&sub), &Command { id, name, payload, expires_in });
             }
+            GatewayMessage::Welcome(welcome) if welcome.session != Some(self.session) => {
+                if welcome.settled != u64::MAX {
+                    let what = format!("{} is welcomed for another session than its own: {welcome:?}", self.name);
+                    self.context.oracle(|oracle| oracle.violated(what));
+                }
+                return;
+            }
             GatewayMessage::Welcome(welcome) => {
+                self.stale = Some(Welcome { settled: u64::MAX, session: Some(!self.session), ..welcome });
                 let subs = {
                     let mut state = self.controls.lock();
                     state.there = true;
@@ -368,11 +387,11 @@ impl Device {
                 break;
             }
             next += 1;
-            let values = values.iter().map(|(name, value)| {
-                let channel = if name == "n" { ChannelRef::Index(0) } else { ChannelRef::Name(name.clone()) };
-                (channel, value.clone())
-            });
-            samples.push(Sample { time: *time, values: values.collect() });
+            let values = match is_senseless(self.session, *seq) {
+                true => senseless(*seq),
+                false => values.iter().map(|(name, value)| (channel(name), value.clone())).collect(),
+            };
+            samples.push(Sample { time: *time, values });
         }
         if samples.is_empty() {
             return None;
@@ -392,6 +411,20 @@ impl Device {
         }
         said
     }
+}
+
+fn channel(name: &str) -> ChannelRef {
+    if name == "n" { ChannelRef::Index(0) } else { ChannelRef::Name(name.to_owned()) }
+}
+
+/// What no gateway can take.
+fn senseless(seq: u64) -> Vec<(ChannelRef, Value)> {
+    let channels = match seq % 3 {
+        0 => vec![ChannelRef::Name("x".repeat(65))],
+        1 => vec![ChannelRef::Index(0), ChannelRef::Name("n".into())],
+        _ => vec![ChannelRef::Index(9)],
+    };
+    channels.into_iter().map(|channel| (channel, Value::Integer(1))).collect()
 }
 
 /// What a device and the gateway share.

@@ -59,7 +59,7 @@ impl Peer<'_> {
             let room = self.out.len() < MAX_CALLS_OUT;
             let Some(call) = self.established.as_ref().and_then(|e| e.connected.take(room)) else { return };
             match call {
-                Call::Say(message) => self.say(&message),
+                Call::Say(message) => self.order(&message),
                 Call::Replaced => {
                     self.place.leave();
                     let text = "the same device connected again";
