@@ -64,7 +64,7 @@ mod unlisted;
 mod wal;
 mod writer;
 
-pub use attendance::Attended;
+pub use attendance::{Attended, KnownDevices, MAX_FORGOTTEN};
 pub use cursor::SinkCursor;
 pub use headroom::DiskState;
 pub use inbox::{Change, Commands};

@@ -206,6 +206,13 @@ impl Queue {
         }
     }
 
+    /// Nobody listened to devices for a while: they may take so much longer to answer.
+    pub fn excuse(&mut self, by: Duration, now: Now) {
+        for handed in self.live.values_mut().filter_map(|live| live.handed.as_mut()) {
+            *handed = (*handed + by).min(now.monotonic);
+        }
+    }
+
     /// A device answered; `from` is whose session it came in. False if nothing is known
     /// of such a command, or it has ended already.
     pub fn answered(&mut self, from: &Target, answer: CommandResult, reach: Reach<'_>, now: Now) -> bool {

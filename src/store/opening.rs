@@ -1,6 +1,6 @@
 //! From the files to a log that only lacks its writer.
 
-use super::attendance::{self, Attendance};
+use super::attendance::{self, Attendance, KnownDevices};
 use super::cursor::SinkCursor;
 use super::disk::Disk;
 use super::evict::{Bounds, Evictor};
@@ -23,7 +23,6 @@ use super::writer::{Lock, lock};
 use crate::clock::Clock;
 use crate::config::{self, Deliver, Route};
 use crate::metrics::Metrics;
-use crate::model::DeviceStatus;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -35,7 +34,7 @@ pub(super) struct Prepared {
     pub shared: Arc<Shared>,
     pub disk: Disk,
     pub jobs: Vec<Job>,
-    pub devices: Vec<DeviceStatus>,
+    pub devices: KnownDevices,
     pub lock: Lock,
     pub reserve: Reserve,
 }
@@ -78,7 +77,7 @@ pub(super) fn prepare(
     }
     let devices = attendance::load(&connection).unwrap_or_else(|why| {
         tracing::error!(%why, "what was known of devices' presence cannot be read");
-        Vec::new()
+        KnownDevices::default()
     });
     for name in &found.forgotten {
         tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
@@ -125,6 +124,7 @@ pub(super) fn prepare(
             boots,
             notices,
             attendance: Attendance::default(),
+            attended: (0, 0),
             inbox: Inbox::new(commands),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, now),
@@ -160,7 +160,7 @@ pub(super) fn prepare(
     Ok(Prepared { shared, disk, jobs, devices, lock, reserve })
 }
 
-pub(super) fn opened<W>(shared: Arc<Shared>, devices: Vec<DeviceStatus>, writer: W) -> Opened<W> {
+pub(super) fn opened<W>(shared: Arc<Shared>, devices: KnownDevices, writer: W) -> Opened<W> {
     let cursors = (0..shared.names.len()).map(|index| SinkCursor::new(shared.clone(), index)).collect();
     Opened { log: Log { shared }, cursors, devices, writer }
 }
