@@ -18,7 +18,7 @@ mod terms;
 
 pub use terms::{Action, Dispatch, Receipt, Refusal, Rules};
 
-use super::deadline::{self, Expiry};
+use super::deadline;
 use super::order::Order;
 use super::result;
 use crate::clock::Now;
@@ -140,7 +140,7 @@ impl Queue {
         }
         let place = self.next_place;
         self.next_place += 1;
-        let deadline = deadline::begin(Expiry::In(Duration::ZERO), self.boot, now);
+        let deadline = deadline::begin(order.expiry, self.boot, now);
         let Order { target, id, name, .. } = order;
         let command = Command {
             place,
