@@ -10,16 +10,17 @@
 //! restart looks like nothing at all. While the gateway stood still devices could not be
 //! heard either: those that were lost over that have time to come back, too.
 
+mod known;
+mod moment;
+
 use crate::clock::Now;
 use crate::model::{Cause, DeviceId, DeviceStatus, Presence};
 use crate::store::MAX_FORGOTTEN;
+use known::{FLAPPING, Known, Word};
+use moment::Moment;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
-
-mod moment;
-
-use moment::Moment;
 
 /// When changes are told, and of how many devices.
 #[derive(Debug, Clone, Copy)]
@@ -34,10 +35,6 @@ pub struct Rules {
     pub max_known: usize,
 }
 
-/// Departures remembered halve in number in this time.
-const HALF_LIFE: Duration = Duration::from_secs(60);
-/// So many departures remembered are flapping.
-const FLAPPING: f32 = 3.0;
 /// After a pause of the gateway, devices have no longer than this to come back.
 const MAX_GRACE: Duration = Duration::from_secs(60);
 
@@ -59,35 +56,6 @@ pub struct Roll {
     grace_until: Duration,
     /// Whether the wall clock was believed when it was looked at last.
     trusted: bool,
-}
-
-#[derive(Debug)]
-struct Known {
-    state: Presence,
-    reason: Cause,
-    since: Moment,
-    seen: Moment,
-    link: Arc<str>,
-    firmware: Option<Arc<str>>,
-    flaps: u64,
-    /// Recent departures, decaying.
-    heat: f32,
-    heated: Duration,
-    /// What was told of it, and as which version.
-    told: Option<Word>,
-    version: u64,
-    due: Option<Duration>,
-}
-
-/// What was told of a device.
-#[derive(Debug, Clone)]
-struct Word {
-    state: Presence,
-    reason: Cause,
-    flapping: bool,
-    since: Moment,
-    link: Arc<str>,
-    firmware: Option<Arc<str>>,
 }
 
 /// As many devices are known as there may be, and all of them are there.
@@ -460,31 +428,6 @@ impl Roll {
         {
             self.told.remove(&version);
         }
-    }
-}
-
-impl Word {
-    /// Whether nothing else is to be told of a device that is `flapping` now or is not.
-    fn says_the_same(&self, known: &Known, flapping: bool) -> bool {
-        (self.state, self.flapping) == (known.state, flapping)
-            && (&self.link, &self.firmware) == (&known.link, &known.firmware)
-    }
-}
-
-impl Known {
-    /// It left, or was taken over. What it does in the time of grace after a pause is not
-    /// its fault.
-    fn flap(&mut self, at: Duration, grace_until: Duration) {
-        if at >= grace_until {
-            self.heat = self.heat(at) + 1.0;
-            self.heated = at;
-        }
-        self.flaps += 1;
-    }
-
-    fn heat(&self, at: Duration) -> f32 {
-        let halvings = at.saturating_sub(self.heated).as_secs_f32() / HALF_LIFE.as_secs_f32();
-        self.heat * 0.5_f32.powf(halvings)
     }
 }
 
