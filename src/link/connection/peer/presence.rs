@@ -71,8 +71,10 @@ impl Peer<'_> {
         }
     }
 
-    /// The gateway did not listen for a while: silence counts so much less.
+    /// The gateway did not listen for a while: silence counts so much less, and what waits
+    /// to be read did not come at once.
     pub fn excuse(&mut self, by: Duration, now: Now) {
+        self.rate.excuse(by);
         self.session.excuse(by, now);
     }
 
