@@ -7,7 +7,8 @@
 //! while no gateway runs.
 
 use super::boots::{self, Beginnings};
-use super::gap::Gap;
+use super::gap::{Gap, Hole};
+use super::holes::{self, Holes};
 use super::ranges::Ranges;
 use super::recover;
 use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS, LAST_SEQ};
@@ -38,6 +39,8 @@ pub enum Piece {
     Readings(Vec<Numbered>),
     /// Its checksum does not hold; the seqs that it claims.
     Damaged(Option<(Seq, Seq)>),
+    /// No segment has these seqs, and nothing says why.
+    Missing(Seq, Seq),
 }
 
 /// What a sink has yet to confirm of what is on disk.
@@ -159,8 +162,20 @@ impl Offline {
                     db.prepare(&format!("SELECT {HEADER_COLUMNS}, {BLOCK_COLUMN} FROM segment ORDER BY first_seq"))?;
                 let mut rows = statement.query([])?;
                 let mut given = Ranges::default();
+                let knows_holes = recover::meta(db, holes::COMPLETE).is_ok_and(|complete| complete.is_some());
+                let mut end = Seq::ZERO;
                 while let Some(row) = rows.next()? {
                     let header = row::header_of(row);
+                    if let Some(header) = header {
+                        let missing = match knows_holes && header.first > end.next() {
+                            true => holes::unexplained(db, end.next(), header.first.prev())?,
+                            false => Vec::new(),
+                        };
+                        if missing.into_iter().any(|(first, last)| give(Piece::Missing(first, last)).is_break()) {
+                            break;
+                        }
+                        end = end.max(header.last());
+                    }
                     let block = row.get_ref(row::BLOCK)?.as_blob().unwrap_or_default();
                     let piece = match header.map(|header| segment::decode(&header, block)) {
                         Some(Ok(batches)) => {
@@ -189,7 +204,10 @@ impl Offline {
                     }
                 };
                 // A break is the wish of whoever is given.
-                let _ = salvage.segments(Scan::IfDamaged, &mut tell);
+                if let ControlFlow::Continue(walk) = salvage.segments(Scan::IfDamaged, &mut tell) {
+                    let missing = salvage.unexplained(&walk).into_iter().map(|(first, last)| (Seq(first), Seq(last)));
+                    let _ = missing.map(|(first, last)| give(Piece::Missing(first, last))).find(ControlFlow::is_break);
+                }
             }
         }
         Ok(())
@@ -289,17 +307,19 @@ impl Offline {
             Source::Bytes(salvage) => salvage.problems().into_iter().for_each(&mut add),
         }
         self.each(&mut |piece| {
-            match piece {
+            let problem = match piece {
                 Piece::Readings(batches) => {
                     verdict.segments += 1;
                     verdict.readings += batches.iter().map(|batch| batch.batch.readings.len() as u64).sum::<u64>();
+                    None
                 }
-                Piece::Damaged(claimed) if verdict.problems.len() < MAX_PROBLEMS => {
+                Piece::Damaged(claimed) => {
                     verdict.segments += 1;
-                    verdict.problems.push(damaged(claimed));
+                    Some(damaged(claimed))
                 }
-                Piece::Damaged(_) => verdict.segments += 1,
-            }
+                Piece::Missing(first, last) => Some(missing(first, last)),
+            };
+            verdict.problems.extend(problem.filter(|_| verdict.problems.len() < MAX_PROBLEMS));
             ControlFlow::Continue(())
         })?;
         Ok(verdict)
@@ -327,6 +347,11 @@ pub fn damaged(claimed: Option<(Seq, Seq)>) -> String {
         Some((first, last)) => format!("segment of seqs {first} to {last}: its checksum does not hold"),
         None => "a segment that does not even tell its seqs".to_owned(),
     }
+}
+
+/// How seqs are named that should be in a segment and are in none.
+pub fn missing(first: Seq, last: Seq) -> String {
+    format!("seqs {first} to {last}: no segment has them, and nothing says why")
 }
 
 /// Removes readings that will not be delivered any more, of all sinks or of one, and
@@ -378,7 +403,17 @@ pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestam
         schema::put_sink(&transaction, name, Seq(confirmed.max(last.0)), event)?;
     }
     if only.is_none() {
-        transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
+        let gone = transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
+        if gone > 0 {
+            let left: Option<u64> =
+                transaction.query_row("SELECT min(first_seq) FROM segment", [], |row| row.get(0))?;
+            let kept = left.map_or(last, |left| Seq(left).prev().min(last));
+            let (before, _) = Holes::load(&transaction)?;
+            let mut holes = before.clone();
+            holes.reach(last);
+            holes.add(&[Hole::whole(first, kept)]);
+            holes.write(&before, &transaction)?;
+        }
     }
     let undelivered: Vec<(Arc<str>, u64)> =
         lost.iter().filter(|(_, count)| **count > 0).map(|(name, count)| (Arc::from(*name), *count)).collect();

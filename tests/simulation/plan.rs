@@ -47,9 +47,11 @@ pub enum Trouble {
     Keys,
     /// The gateway stands still for a while.
     Pause,
+    /// Somebody copies one of the log's files.
+    Copy,
 }
 
-const TROUBLES: [Trouble; 16] = [
+const TROUBLES: [Trouble; 17] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
@@ -66,6 +68,7 @@ const TROUBLES: [Trouble; 16] = [
     Trouble::Switch,
     Trouble::Keys,
     Trouble::Pause,
+    Trouble::Copy,
 ];
 
 /// The channel that makes a reading an alarm, which a route may let outlive others.

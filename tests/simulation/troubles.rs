@@ -90,6 +90,7 @@ impl World {
             }
             Trouble::Keys => self.change_keys(),
             Trouble::Pause => self.pause().await,
+            Trouble::Copy => self.copy_log(),
         }
     }
 
