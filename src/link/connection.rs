@@ -62,6 +62,8 @@ struct Connection<'a, S> {
     decoder: Decoder,
     /// When the last byte came, if the decoder holds an incomplete frame.
     partial_since: Option<Duration>,
+    /// Where in the stream that frame begins, and when it did.
+    begun: (u64, Duration),
     /// When the frame that is incomplete began, while another waits for its memory.
     frame_since: Option<Duration>,
     peer: Peer<'a>,
@@ -105,6 +107,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         line,
         decoder: if line.text { decoder.accept_text() } else { decoder },
         partial_since: None,
+        begun: (0, Duration::ZERO),
         frame_since: None,
         peer: Peer::new(line, caller, place, clock.now()),
         lease: line.shared.pool.lease(),
@@ -189,6 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         for since in [&mut self.partial_since, &mut self.frame_since].into_iter().flatten() {
             *since = (*since + by).min(now.monotonic);
         }
+        self.begun.1 = (self.begun.1 + by).min(now.monotonic);
     }
 
     /// Does what has become due, but for [`Connection::judge`].
@@ -207,6 +211,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             // The device is not to blame for a silence that it cannot break.
             self.peer.heard(now);
             self.partial_since = self.partial_since.map(|_| now.monotonic);
+            self.begun.1 = now.monotonic;
             self.look_at_pressure(now);
             return;
         }
@@ -216,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// When the device has been silent for too long, or in the middle of a frame.
     fn silence_deadline(&self) -> Option<Duration> {
         let partial = self.partial_since.map(|since| since + self.line.frame_timeout);
-        partial.into_iter().chain(self.peer.silence_deadline()).min()
+        [partial, self.overdue(), self.peer.silence_deadline()].into_iter().flatten().min()
     }
 
     /// Draws conclusions from a silence, if there was nothing to read when it had lasted too
@@ -229,14 +234,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             return;
         }
         self.last_look = false;
+        let peer = &mut self.peer;
         if self.partial_since.is_some_and(|since| now.monotonic >= since + self.line.frame_timeout) {
-            let peer = &mut self.peer;
             if let Err(error) = self.decoder.give_up_partial(&mut |event| peer.take(event, now)) {
                 peer.broken(error, now);
             }
             self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
+            peer.store();
+        } else if self.overdue().is_some_and(|at| now.monotonic >= at) {
+            let peer = &mut self.peer;
+            self.decoder.look_inside(&mut |event| peer.take(event, now));
+            self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
+            self.begun = (self.decoder.position(), now.monotonic);
+            peer.store();
         }
         self.peer.check_silence(now);
+    }
+
+    /// When the frame under way has taken longer than it could, if another may stand in it.
+    fn overdue(&self) -> Option<Duration> {
+        let (_, whole) = self.decoder.partial();
+        let begun = self.partial_since.map(|_| self.begun.1);
+        begun.filter(|_| self.line.grants.restart).map(|begun| begun + self.line.frame_within(whole))
     }
 
     /// While others wait for memory, a large frame has to be complete in good time: its
@@ -357,11 +376,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     fn take(&mut self, bytes: &[u8]) {
         let now = self.line.shared.clock.now();
         let peer = &mut self.peer;
+        let goes_on = self.decoder.is_partial();
         if let Err(error) = self.decoder.push(bytes, &mut |event| peer.take(event, now)) {
             peer.broken(error, now);
         }
         self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
-        self.last_look = false;
+        if !goes_on || self.begun.0 != self.decoder.position() {
+            self.begun = (self.decoder.position(), now.monotonic);
+        }
         peer.store();
         self.settle_lease();
         if let Some(until) = self.peer.throttled_until(now.monotonic) {
