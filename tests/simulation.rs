@@ -25,8 +25,6 @@ mod device;
 mod disk;
 #[path = "simulation/doer.rs"]
 mod doer;
-#[path = "simulation/freezer.rs"]
-mod freezer;
 #[path = "simulation/gateway.rs"]
 mod gateway;
 #[path = "simulation/healing.rs"]

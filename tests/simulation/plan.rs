@@ -45,13 +45,11 @@ pub enum Trouble {
     Switch,
     /// A device's key is taken away or given back.
     Keys,
-    /// The gateway stands still for a while.
-    Pause,
     /// Somebody copies one of the log's files.
     Copy,
 }
 
-const TROUBLES: [Trouble; 17] = [
+const TROUBLES: [Trouble; 16] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
@@ -67,7 +65,6 @@ const TROUBLES: [Trouble; 17] = [
     Trouble::Sinks,
     Trouble::Switch,
     Trouble::Keys,
-    Trouble::Pause,
     Trouble::Copy,
 ];
 
