@@ -134,7 +134,7 @@ fn telling_of_ten_thousand(bencher: Bencher) {
         .bench_local_values(|(registry, there)| {
             let mut told = 0;
             loop {
-                let tellings = registry.tell(clock.now(), 500);
+                let tellings = registry.tell(500);
                 if tellings.changes.is_empty() {
                     break;
                 }

@@ -74,7 +74,7 @@ mod unlisted;
 mod wal;
 mod writer;
 
-pub use attendance::Attended;
+pub use attendance::{Attended, KnownDevices, MAX_FORGOTTEN};
 pub use cursor::SinkCursor;
 pub use epochs::with_epoch;
 pub use headroom::DiskState;

@@ -23,6 +23,7 @@ mod hostile;
 mod link;
 mod log;
 mod memory;
+mod pauses;
 mod presence;
 mod protobuf;
 mod queue;

@@ -175,6 +175,11 @@ impl Session {
         self.idle = false;
     }
 
+    /// Nobody listened to the device for a while: its silence counts `by` so much less.
+    pub fn excuse(&mut self, by: Duration, now: Now) {
+        self.heard = (self.heard + by).min(now.monotonic);
+    }
+
     /// Whether the device is silent for longer than it should be.
     pub fn is_idle(&self) -> bool {
         self.idle

@@ -12,6 +12,7 @@ use super::caller::Caller;
 use super::line::Line;
 use super::pool::{ALLOWANCE, Lease};
 use super::porch::Place;
+use crate::clock::{Excuses, LAST_LOOK};
 use crate::stop;
 use crate::wire::frame::Decoder;
 pub(super) use peer::voice::FIRST_FORMAT;
@@ -73,6 +74,9 @@ struct Connection<'a, S> {
     early: Vec<u8>,
     /// Set when the gateway stops: nothing more is read.
     stop_at: Option<Duration>,
+    excuses: Excuses,
+    /// The device is late, and is given up unless something can be read now.
+    last_look: bool,
 }
 
 /// Whether a connection is read.
@@ -108,10 +112,13 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         gate: Gate::Open,
         early: Vec::new(),
         stop_at: None,
+        excuses: Excuses::from(clock.put_off()),
+        last_look: false,
     };
     let mut timer = pin!(sleep(LONG));
     loop {
         let now = clock.now();
+        connection.excuse(clock.put_off(), now);
         connection.advance(now);
         if let Some(end) = connection.peer.ended() {
             connection.peer.place.turn().await;
@@ -166,13 +173,27 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                     return Closed::Failed(error);
                 }
             },
-            () = &mut timer => {}
+            // Only now it is known that there is nothing to read.
+            () = &mut timer => connection.judge(clock.now()),
         }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
-    /// Does what has become due without anything read.
+    /// The device is not to blame for a silence while the gateway did not listen.
+    fn excuse(&mut self, put_off: Duration, now: crate::clock::Now) {
+        let by = self.excuses.look(put_off, now.monotonic);
+        if by.is_zero() {
+            return;
+        }
+        self.peer.excuse(by, now);
+        for since in [&mut self.partial_since, &mut self.frame_since].into_iter().flatten() {
+            *since = (*since + by).min(now.monotonic);
+        }
+        self.begun.1 = (self.begun.1 + by).min(now.monotonic);
+    }
+
+    /// Does what has become due, but for [`Connection::judge`].
     fn advance(&mut self, now: crate::clock::Now) {
         self.peer.advance(now);
         if let Some(at) = self.stop_at {
@@ -195,6 +216,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
         self.peer.is_read();
         self.look_at_pressure(now);
+    }
+
+    /// When the device has been silent for too long, or in the middle of a frame.
+    fn silence_deadline(&self) -> Option<Duration> {
+        let partial = self.partial_since.map(|since| since + self.line.frame_timeout);
+        [partial, self.overdue(), self.peer.silence_deadline()].into_iter().flatten().min()
+    }
+
+    /// Draws conclusions from a silence, if there was nothing to read when it had lasted too
+    /// long, nor at another look.
+    fn judge(&mut self, now: crate::clock::Now) {
+        let reads = self.stop_at.is_none() && self.gate == Gate::Open && !self.is_paused();
+        let late = reads && self.silence_deadline().is_some_and(|deadline| now.monotonic >= deadline);
+        if !late || !std::mem::replace(&mut self.last_look, true) {
+            self.last_look &= late;
+            return;
+        }
+        self.last_look = false;
         let peer = &mut self.peer;
         if self.partial_since.is_some_and(|since| now.monotonic >= since + self.line.frame_timeout) {
             if let Err(error) = self.decoder.give_up_partial(&mut |event| peer.take(event, now)) {
@@ -280,8 +319,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             let rate = if let Gate::Rate(until) = self.gate { Some(until) } else { None };
             return [ack, look, rate, self.peer.reassures_at()].into_iter().flatten().min();
         }
-        let partial = self.partial_since.map(|since| since + self.line.frame_timeout);
-        [ack, look, partial, self.overdue(), self.peer.silence_deadline()].into_iter().flatten().min()
+        let silence = if self.last_look { Some(now + LAST_LOOK) } else { self.silence_deadline() };
+        [ack, look, silence].into_iter().flatten().min()
     }
 
     /// Sends what is to be sent and reads once. Ready with false at the end of the

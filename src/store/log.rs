@@ -1,5 +1,6 @@
 //! The handle that links, sinks and the writer share.
 
+use super::attendance::KnownDevices;
 use super::cursor::SinkCursor;
 use super::gap::Gap;
 use super::headroom::DiskState;
@@ -16,7 +17,7 @@ use super::writer::{self, Stepper, Writer};
 use crate::clock::{Clock, Now};
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
-use crate::model::{Batch, DeviceId, DeviceStatus, Epoch, Epochs, Seq, Timestamp};
+use crate::model::{Batch, DeviceId, Epoch, Epochs, Seq, Timestamp};
 use parking_lot::{Condvar, Mutex};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -104,8 +105,8 @@ pub struct Opened<W = Writer> {
     pub log: Log,
     /// One for each of the sinks that were named, in their order.
     pub cursors: Vec<SinkCursor>,
-    /// The last word on the presence of each device that the log knows.
-    pub devices: Vec<DeviceStatus>,
+    /// What was told of devices' presence.
+    pub devices: KnownDevices,
     /// Ends when the log is closed; see [`Log::close`].
     pub writer: W,
 }

@@ -1,6 +1,6 @@
 //! From the files to a log that only lacks its writer.
 
-use super::attendance::{self, Attendance};
+use super::attendance::{self, Attendance, KnownDevices};
 use super::budget::Budget;
 use super::cursor::SinkCursor;
 use super::disk::{Disk, OnDisk};
@@ -24,7 +24,6 @@ use super::writer::lock;
 use crate::clock::Clock;
 use crate::config::{self, Deliver, Route};
 use crate::metrics::Metrics;
-use crate::model::DeviceStatus;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -36,7 +35,7 @@ pub(super) struct Prepared {
     pub shared: Arc<Shared>,
     pub disk: Disk,
     pub jobs: Vec<Job>,
-    pub devices: Vec<DeviceStatus>,
+    pub devices: KnownDevices,
     pub reserve: Reserve,
 }
 
@@ -80,7 +79,7 @@ pub(super) fn prepare(
     }
     let devices = attendance::load(&connection).unwrap_or_else(|why| {
         tracing::error!(%why, "what was known of devices' presence cannot be read");
-        Vec::new()
+        KnownDevices::default()
     });
     for name in &found.forgotten {
         tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
@@ -130,6 +129,7 @@ pub(super) fn prepare(
             boots,
             notices,
             attendance: Attendance::default(),
+            attended: (0, 0),
             inbox: Inbox::new(commands),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, clock.boot(), now),
@@ -165,7 +165,7 @@ pub(super) fn prepare(
     Ok(Prepared { shared, disk, jobs, devices, reserve })
 }
 
-pub(super) fn opened<W>(shared: Arc<Shared>, devices: Vec<DeviceStatus>, writer: W) -> Opened<W> {
+pub(super) fn opened<W>(shared: Arc<Shared>, devices: KnownDevices, writer: W) -> Opened<W> {
     let cursors = (0..shared.names.len()).map(|index| SinkCursor::new(shared.clone(), index)).collect();
     Opened { log: Log { shared }, cursors, devices, writer }
 }

@@ -243,7 +243,11 @@ fn done(shared: &Shared, commit: &Commit, upto: Seq, readings: usize, outcome: O
     if commit.boot.is_some() {
         shared.state.lock().boots.saved();
     }
-    shared.state.lock().inbox.saved(&commit.inbox);
+    {
+        let mut state = shared.state.lock();
+        state.inbox.saved(&commit.inbox);
+        state.attended.1 = state.attended.1.max(commit.attendance.upto);
+    }
     commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
     for dropped in &outcome.evicted.dropped {
         shared.count_gap(&dropped.gap(&commit.sinks));

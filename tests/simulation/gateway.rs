@@ -143,7 +143,8 @@ impl Gateway {
         let identity = Identity { gateway, epoch: log.epoch() };
         let devices = config::Devices { window: [16, 200, 4096][random.usize(..3)], ..plan.sessions.clone() };
         let registry = Registry::new(&devices, clock.clone(), metrics.clone());
-        registry.restore(restored.clone());
+        let statuses = restored.statuses.clone();
+        registry.restore(restored);
         let now = context.elapsed();
         context.oracle(|oracle| oracle.roll.began(now));
         let (mut keepers, stop_keepers) = (JoinSet::new(), watch::Sender::new(false));
@@ -215,7 +216,7 @@ impl Gateway {
             keepers,
             stop_keepers,
             registry,
-            restored,
+            restored: statuses,
             max_pending: plan.store.max_pending.as_u64(),
         })
     }
