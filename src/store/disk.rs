@@ -2,6 +2,7 @@
 
 use super::attendance::{self, Attendance};
 use super::boots;
+use super::epochs;
 use super::evict::{self, Evicted, Evictor};
 use super::fault;
 use super::fold::Folding;
@@ -18,6 +19,7 @@ use super::row::{self, Info};
 use super::schema::{self, OpenError};
 use super::segment::{Encoder, Header};
 use super::space::{Gauge, Space};
+use super::ticket::Ticket;
 use super::unlisted::Unlisted;
 use super::wal::{self, Wal};
 use crate::config::{self, Durability};
@@ -128,6 +130,8 @@ pub(super) struct Disk {
     merging: Merging,
     wal: Wal,
     open_gaps: OpenGaps,
+    /// By which seqs are reserved.
+    ticket: Ticket,
     doubtful: Option<Work>,
     /// An fsync failed, and what it was to write was not written anew since.
     unsynced: bool,
@@ -139,17 +143,18 @@ const MAX_EVENTS: u64 = 10_000;
 const MIN_FREE_SHARE: u64 = 4;
 
 impl Disk {
-    /// The log at `path`, where `on_disk` is.
+    /// The log in the configured directory, where `on_disk` is.
     pub fn new(
-        path: PathBuf,
         config: &config::Store,
         gauge: Gauge,
         on_disk: OnDisk,
         connection: Connection,
         readers: Arc<Readers>,
         evictor: Evictor,
+        ticket: Ticket,
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
+        let path = heal::database(config);
         Ok(Disk {
             wal: Wal::new(&path, &connection, config.max_size.as_u64()),
             path,
@@ -166,6 +171,7 @@ impl Disk {
             unlisted: Unlisted::new(on_disk.written),
             merging: Merging::default(),
             open_gaps: OpenGaps::default(),
+            ticket,
             doubtful: None,
             unsynced: false,
         })
@@ -199,10 +205,10 @@ impl Disk {
         })?;
         self.unsynced = false;
         let connection = schema::open(&self.path, self.durability)?;
-        let landed = match &self.doubtful {
-            Some(doubtful) => landed(&connection, doubtful)?,
-            None => false,
-        };
+        let landed = self.doubtful.as_ref().map_or(Ok(false), |doubtful| landed(&connection, doubtful))?;
+        if landed {
+            self.ticket.written()?;
+        }
         let end = self.holes.end();
         self.holes = Holes::load(&connection)?.0;
         self.holes.reach(end);
@@ -222,7 +228,8 @@ impl Disk {
     pub fn commit(&mut self, commit: &Commit) -> Result<Outcome> {
         let Some(mut connection) = self.connection.take() else { bail!("the log is not open") };
         let mut work = Work::default();
-        if let Err(why) = self.try_commit(&mut connection, commit, &mut work) {
+        let tried = self.try_commit(&mut connection, commit, &mut work);
+        if let Err(why) = tried.and_then(|()| Ok(self.ticket.written()?)) {
             self.leave(connection, &why);
             self.doubtful = Some(work);
             return Err(why);
@@ -279,6 +286,9 @@ impl Disk {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
         work.outcome.written = work.segment.map(|header| header.last());
+        if let Some(reserved) = commit.reserve {
+            epochs::reserve(&transaction, reserved, &mut self.ticket).with_context(failed)?;
+        }
         if commit.clean.is_some() {
             // Nothing comes after it that could list what it says.
             let last = work.outcome.written.unwrap_or_default();
@@ -418,9 +428,6 @@ fn write(
     prune_events(db, commit)?;
     if let Some((key, progress)) = &commit.restored.progress {
         schema::set_meta(db, key, *progress)?;
-    }
-    if let Some(reserved) = commit.reserve {
-        schema::set_meta(db, "reserved", reserved.0)?;
     }
     if let Some(next) = commit.clean {
         schema::set_meta(db, "clean", next.0)?;
