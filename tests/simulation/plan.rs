@@ -47,11 +47,13 @@ pub enum Trouble {
     Keys,
     /// A copy of the log is made, or put back.
     Image,
+    /// The gateway stands still for a while.
+    Pause,
     /// Somebody copies one of the log's files.
     Copy,
 }
 
-const TROUBLES: [Trouble; 16] = [
+const TROUBLES: [Trouble; 17] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
@@ -67,6 +69,7 @@ const TROUBLES: [Trouble; 16] = [
     Trouble::Sinks,
     Trouble::Switch,
     Trouble::Keys,
+    Trouble::Pause,
     Trouble::Copy,
 ];
 
