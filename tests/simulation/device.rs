@@ -267,13 +267,24 @@ impl Device {
                     }
                     for message in messages {
                         match message {
-                            Ok(GatewayMessage::Goodbye(_)) => return "Goodbye",
+                            Ok(GatewayMessage::Goodbye(goodbye)) => {
+                                self.dismissed(&goodbye);
+                                return "Goodbye";
+                            }
                             Ok(message) => self.told(message),
                             Err(why) => self.context.oracle(|oracle| oracle.violated(why.to_string())),
                         }
                     }
                 }
             }
+        }
+    }
+
+    /// Whoever says something in time, over a line that carries it, is not given up.
+    fn dismissed(&self, goodbye: &Goodbye) {
+        if goodbye.reason == Reason::Timeout && self.controls.is_quiet() {
+            let what = format!("{} is dismissed, though it spoke in time: {}", self.name, goodbye.text);
+            self.context.oracle(|oracle| oracle.violated(what));
         }
     }
 
@@ -313,9 +324,11 @@ impl Device {
 
     fn told(&mut self, message: GatewayMessage) {
         let revoked = self.controls.lock().revoked;
-        if revoked.is_some_and(|revoked| revoked.elapsed() > REVOKED_WITHIN)
-            && !matches!(message, GatewayMessage::Challenge(_))
-        {
+        let long = |revoked: Instant| {
+            let since = revoked.elapsed();
+            since > REVOKED_WITHIN + self.context.paused(since)
+        };
+        if revoked.is_some_and(long) && !matches!(message, GatewayMessage::Challenge(_)) {
             let what = format!("{} is told {message:?}, long after its key was revoked", self.name);
             self.context.oracle(|oracle| oracle.violated(what));
         }

@@ -51,11 +51,13 @@ pub enum Trouble {
     Away,
     /// Another program begins to read the log, and does not let go; or does.
     Reader,
+    /// The gateway stands still for a while.
+    Pause,
     /// Somebody copies one of the log's files.
     Copy,
 }
 
-const TROUBLES: [Trouble; 18] = [
+const TROUBLES: [Trouble; 19] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
@@ -73,6 +75,7 @@ const TROUBLES: [Trouble; 18] = [
     Trouble::Keys,
     Trouble::Away,
     Trouble::Reader,
+    Trouble::Pause,
     Trouble::Copy,
 ];
 
