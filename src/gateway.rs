@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::model::GatewayId;
 use crate::sink::mqtt::MqttDestination;
 use crate::sink::{Identity, Pulse, Pump};
-use crate::store::{Log, Opened, SinkCursor, Writer};
+use crate::store::{Log, OpenError, Opened, SinkCursor, Writer};
 use anyhow::{Context, Result};
 use health::Overview;
 use operator::Operator;
@@ -91,7 +91,7 @@ impl Gateway {
     /// # Errors
     /// If the log can never be opened or an address cannot be listened on.
     pub async fn start(config: Config) -> Result<Gateway> {
-        Gateway::start_with(Path::new("/"), None, config).await
+        Gateway::start_with(Path::new("/"), None, config, false).await
     }
 
     /// Starts it with the serial ports of the system whose root directory is `root`.
@@ -99,10 +99,16 @@ impl Gateway {
     /// # Errors
     /// As [`Gateway::start`].
     pub async fn start_with_ports_of(root: &Path, config: Config) -> Result<Gateway> {
-        Gateway::start_with(root, None, config).await
+        Gateway::start_with(root, None, config, false).await
     }
 
-    async fn start_with(root: &Path, set_log_level: Option<SetLogLevel>, mut config: Config) -> Result<Gateway> {
+    /// With `again`, an earlier one in this process may not have let go of the log yet.
+    async fn start_with(
+        root: &Path,
+        set_log_level: Option<SetLogLevel>,
+        mut config: Config,
+        again: bool,
+    ) -> Result<Gateway> {
         let system_clock = Arc::new(SystemClock::since_boot());
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Metrics::new();
@@ -129,7 +135,7 @@ impl Gateway {
             http_address = Some(door.address()?);
             http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
         }
-        let Opened { log, cursors, devices, writer } = open_log(&config, &clock, &metrics, &overview).await?;
+        let Opened { log, cursors, devices, writer } = open_log(&config, &clock, &metrics, &overview, again).await?;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
         let mut keepers = keep_time(&config.gateway, system_clock, &log, &metrics);
@@ -293,14 +299,21 @@ fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
     GatewayId::new(&host).with_context(|| format!("this host's name {host:?} is no gateway id; set [gateway] id"))
 }
 
-/// Opens the log, as soon as that can be done.
-async fn open_log(config: &Config, clock: &Arc<dyn Clock>, metrics: &Metrics, overview: &Overview) -> Result<Opened> {
+/// Opens the log, as soon as that can be done; with `again`, that includes an earlier
+/// writer of this process, which a slow disk may hold up.
+async fn open_log(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    metrics: &Metrics,
+    overview: &Overview,
+    again: bool,
+) -> Result<Opened> {
     let names: Vec<_> = config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).collect();
     let mut pause = OPEN_PAUSE;
     loop {
         match Log::open_with(&config.store, &config.route, &names, clock.clone(), metrics.clone()) {
             Ok(opened) => return Ok(opened),
-            Err(why) if why.may_pass() => {
+            Err(why) if why.may_pass() || (again && matches!(why, OpenError::InUse { .. })) => {
                 if overview.waits(&why.to_string()) {
                     tracing::error!(error = %why, "the log cannot be opened; devices are not served until it can");
                 }
@@ -344,4 +357,28 @@ fn pump(
     let backoff = Backoff::new(mqtt.backoff_min, mqtt.backoff_max, mqtt.stable_after, fastrand::u64(..));
     let max_batch = usize::try_from(mqtt.max_batch.as_u64()).unwrap_or(usize::MAX);
     Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), pulse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_log_whose_earlier_writer_is_late_is_opened_once_that_is_gone() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = config::Store { directory: directory.path().to_owned(), ..config::Store::default() };
+        let config = Config { store, ..Config::default() };
+        let (clock, metrics): (Arc<dyn Clock>, _) = (Arc::new(SystemClock::new()), Metrics::new());
+        let late = Log::open(&config.store, &[], clock.clone(), metrics.clone()).expect("a new log");
+        let overview = Overview::new(metrics.clone(), clock.clone());
+        let refused = open_log(&config, &clock, &metrics, &overview, false).await;
+        assert!(refused.is_err(), "another process may have it");
+        let mut opening = std::pin::pin!(open_log(&config, &clock, &metrics, &overview, true));
+        assert!(timeout(Duration::ZERO, &mut opening).await.is_err(), "it waits");
+        late.log.close();
+        late.writer.join();
+        let opened = opening.await.expect("it opens");
+        opened.log.close();
+        opened.writer.join();
+    }
 }
