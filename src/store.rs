@@ -40,6 +40,7 @@ mod heal;
 mod inbox;
 mod keeper;
 mod lanes;
+mod leftover;
 mod log;
 mod logclock;
 mod mark;

@@ -19,7 +19,7 @@ use super::quarantine::MAX_RANGES;
 use super::recover::Fault;
 use super::row::{self, Info};
 use super::salvage::{Orphan, Salvage, cut, wal_path};
-use super::segment::Encoder;
+use super::segment::{Encoded, Encoder};
 use crate::model::{Numbered, Seq};
 use rusqlite::Connection;
 use std::fs::File;
@@ -126,7 +126,7 @@ impl Cut {
                 continue;
             }
             for run in fresh.chunk_by(|one, next| one.last().next() == next.first) {
-                if let Some((header, block)) = encoder.encode(run)? {
+                for Encoded { header, block, .. } in encoder.encode(run)? {
                     row::put(db, "IGNORE", &header, &block, Info::uncounted(clock))?;
                 }
             }
@@ -168,7 +168,7 @@ mod tests {
         let batch = Batch { device, session: None, basis: Basis::default(), readings: vec![empty(1), empty(2)] };
         let batches = vec![Numbered { first: Seq(first), batch: Arc::new(batch) }];
         let mut encoder = Encoder::new().expect("zstd");
-        let (header, block) = encoder.encode(&batches).expect("it encodes").expect("two readings");
+        let Encoded { header, block, batches } = encoder.encode(&batches).expect("it encodes").remove(0);
         Orphan { header, block, batches }
     }
 

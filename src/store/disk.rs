@@ -14,7 +14,7 @@ use super::recover;
 use super::restore::Restored;
 use super::row::{self, Info};
 use super::schema::{self, OpenError};
-use super::segment::{Encoder, Header};
+use super::segment::{Encoded, Encoder, Header};
 use super::space::{Gauge, Space};
 use super::unlisted::Unlisted;
 use super::wal::Wal;
@@ -35,6 +35,8 @@ pub(super) struct Commit {
     pub marks: Vec<(DeviceId, u64, u64)>,
     /// The same of `batches`.
     pub covered: Vec<(DeviceId, u64, u64)>,
+    /// Some of `batches` do not say how far their sessions came.
+    pub unmarked: bool,
     /// Name, confirmed seq and confirmed event of each sink.
     pub sinks: Vec<(Arc<str>, Seq, u64)>,
     /// Reserve seqs up to here.
@@ -86,7 +88,7 @@ impl Outcome {
 /// be so all the same.
 #[derive(Default)]
 struct Work {
-    segment: Option<Header>,
+    segments: Vec<Header>,
     outcome: Outcome,
     open_gaps: OpenGaps,
     /// The table of marks was brought up to date.
@@ -235,20 +237,22 @@ impl Disk {
             merging::merge(&transaction, &mut self.encoder, before, lanes, generation).with_context(failed)?;
             work.merged = true;
         }
-        let segment = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
-        work.segment = segment.as_ref().map(|(header, _)| *header);
+        let segments = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
+        work.segments = segments.iter().map(|segment| segment.header).collect();
         work.open_gaps = self.open_gaps.clone();
         let (encoder, evictor) = (&mut self.encoder, &mut self.evictor);
         work.outcome =
-            write(&transaction, commit, segment, room, encoder, evictor, &mut work.open_gaps).with_context(failed)?;
+            write(&transaction, commit, &segments, room, encoder, evictor, &mut work.open_gaps).with_context(failed)?;
         for body in attendance::write(&transaction, &commit.attendance, commit.now, self.audit).with_context(failed)? {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
-        work.outcome.written = work.segment.map(|header| header.last());
-        if commit.clean.is_some() {
-            // Nothing comes after it that could list what it says.
+        work.outcome.written = work.segments.last().map(Header::last);
+        if commit.clean.is_some() || commit.unmarked {
+            // Nothing comes after it that could list what it says, or its segment says what
+            // is not so: a start must not hear it.
             let last = work.outcome.written.unwrap_or_default();
             self.unlisted.list_all(&transaction, [&commit.marks, &commit.covered], last)?;
+            work.listed = true;
         } else if !work.outcome.leaves_places(commit) && self.unlisted.is_due(work.outcome.evicted.last()) {
             self.unlisted.list(&transaction)?;
             work.listed = true;
@@ -264,7 +268,7 @@ impl Disk {
         if work.merged {
             self.merging.done();
         }
-        if let Some(header) = work.segment {
+        for header in work.segments {
             self.merging.added();
             self.unlisted.segment(header.last(), u64::from(header.count));
         }
@@ -296,7 +300,7 @@ impl Disk {
 
 /// Whether a commit that was reported as failed is on disk.
 fn landed(connection: &Connection, work: &Work) -> Result<bool> {
-    if let Some(header) = &work.segment {
+    if let Some(header) = work.segments.first() {
         let found: Option<u32> = connection
             .query_row("SELECT checksum FROM segment WHERE first_seq = ?1", [header.first.0], |row| row.get(0))
             .optional()?;
@@ -312,28 +316,29 @@ fn landed(connection: &Connection, work: &Work) -> Result<bool> {
 fn write(
     db: &Connection,
     commit: &Commit,
-    segment: Option<(Header, Vec<u8>)>,
+    segments: &[Encoded],
     room: Option<u64>,
     encoder: &mut Encoder,
     evictor: &mut Evictor,
     open_gaps: &mut OpenGaps,
 ) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    if let Some((header, _)) = &segment {
+    if let Some(Encoded { header, .. }) = segments.first() {
         // A commit that failed may be on disk all the same, and this one repeat it.
         db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1")?.execute([header.first.0])?;
     }
     let confirmed: Vec<Seq> = commit.sinks.iter().map(|(_, confirmed, _)| *confirmed).collect();
-    let blocks = segment.iter().chain(&commit.restored.history).map(|(_, block)| block.len() as u64);
+    let history = commit.restored.history.iter().map(|(_, block)| block);
+    let blocks = segments.iter().map(|segment| &segment.block).chain(history).map(|block| block.len() as u64);
     let incoming = blocks.map(|bytes| bytes + evict::SEGMENT_OVERHEAD).sum();
     outcome.evicted = evictor.make_room(db, encoder, incoming, room, commit.clock, &confirmed)?;
     for (header, block) in &commit.restored.history {
         row::put(db, "IGNORE", header, block, Info::uncounted(commit.clock))?;
     }
-    if let Some((header, block)) = segment {
-        let high = evictor.lanes().count_high(&commit.batches);
+    for Encoded { header, block, batches } in segments {
+        let high = evictor.lanes().count_high(batches);
         let info = Info { committed: commit.clock, generation: evictor.generation(), high, thinned: false };
-        row::put(db, "REPLACE", &header, &block, info)?;
+        row::put(db, "REPLACE", header, block, info)?;
     }
     for (name, confirmed, event) in commit.sinks.iter().filter(|_| !outcome.leaves_places(commit)) {
         schema::put_sink(db, name, *confirmed.max(&outcome.evicted.upto), *event)?;
@@ -350,8 +355,8 @@ fn write(
     }
     outcome.last_event = inbox::write(db, &commit.inbox, commit.now, commit.clock)?.or(outcome.last_event);
     prune_events(db, commit)?;
-    if let Some((key, progress)) = &commit.restored.progress {
-        schema::set_meta(db, key, *progress)?;
+    for progress in &commit.restored.progress {
+        schema::set_meta(db, &progress.key, progress.segments)?;
     }
     if let Some(reserved) = commit.reserve {
         schema::set_meta(db, "reserved", reserved.0)?;

@@ -2,15 +2,17 @@
 
 use super::gap::{Gap, Hole};
 use super::lanes::Lanes;
+use super::leftover::{self, Leftover, filtered};
 use super::merging::JOIN_WITHIN;
 use super::retention::{self, Action, Demand, Reason, Step, Stored};
-use super::row::{self, BLOCK, BLOCK_COLUMN, HEADER_COLUMNS, INFO_COLUMNS, Info, LAST_SEQ};
+use super::row::{self, INFO_COLUMNS, Info, LAST_SEQ};
 use super::schema;
 use super::segment::{self, Encoder};
-use crate::model::{Batch, DeviceId, Numbered, Reading, Seq};
+use crate::model::{DeviceId, Numbered, Seq};
 use anyhow::Result;
 use rusqlite::{Connection, params};
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// What a segment's row takes beside its block.
@@ -297,31 +299,35 @@ impl Evictor {
         confirmed: &[Seq],
         evicted: &mut Evicted,
     ) -> Result<()> {
-        let mut left: Vec<Numbered> = Vec::new();
-        let (mut committed, mut thinned) = (0, false);
-        for step in run {
-            let Row { stored, committed: at } = rows[step.at]; // steps are made from the rows
-            committed = committed.max(at);
-            thinned |= step.action == Action::Thin || stored.thinned;
-            if step.action == Action::Drop {
-                drop_whole(db, &stored, step.reason, confirmed, evicted)?;
-            } else {
-                match read_block(db, stored.first)? {
-                    Some(batches) => left.extend(self.take_out(&batches, step, confirmed, evicted)),
-                    None => drop_whole(db, &stored, Reason::Corrupt, confirmed, evicted)?,
+        let of_run = || run.iter().map(|step| (step, &rows[step.at])); // steps are made from the rows
+        let committed = of_run().map(|(_, row)| row.committed).max().unwrap_or(0);
+        let thinned = of_run().any(|(step, row)| step.action == Action::Thin || row.stored.thinned);
+        let mut left = Leftover::new(Info { committed, generation: self.generation, high: 0, thinned });
+        for (step, Row { stored, .. }) in of_run() {
+            let found = if step.action == Action::Drop { None } else { leftover::find(db, stored.first)? };
+            if found.is_none() {
+                let reason = if step.action == Action::Drop { step.reason } else { Reason::Corrupt };
+                drop_whole(db, stored, reason, confirmed, evicted)?;
+            }
+            // What is written anew may take its place.
+            db.prepare_cached("DELETE FROM segment WHERE first_seq = ?1")?.execute([stored.first.0])?;
+            if let Some((header, block)) = found {
+                let mut written = Ok(());
+                let decoded = segment::decode_pieces(&header, &block, Seq::ZERO, &mut |batches| {
+                    let kept = self.take_out(&batches, step, confirmed, evicted);
+                    written = left.add(kept, db, encoder, &self.lanes);
+                    if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                });
+                written?;
+                if decoded.is_err() {
+                    drop_whole(db, stored, Reason::Corrupt, confirmed, evicted)?;
                 }
             }
-            db.prepare_cached("DELETE FROM segment WHERE first_seq = ?1")?.execute([stored.first.0])?;
             if step.action != Action::Thin && stored.first >= self.low_from {
                 self.low_from = stored.last.next();
             }
         }
-        let high = self.lanes.count_high(&left);
-        if let Some((header, block)) = encoder.encode(&left)? {
-            let info = Info { committed, generation: self.generation, high, thinned };
-            row::put(db, "REPLACE", &header, &block, info)?;
-        }
-        Ok(())
+        left.write(db, encoder, &self.lanes)
     }
 
     /// What is left of the batches after the step; the rest is counted.
@@ -383,12 +389,17 @@ fn drop_whole(
     let divided = confirmed.iter().any(|confirmed| first <= *confirmed && *confirmed < last);
     if divided
         && !dense
-        && let Some(batches) = read_block(db, first)?
+        && let Some((header, block)) = leftover::find(db, first)?
     {
-        for (seq, ..) in batches.iter().flat_map(|batch| batch.after(Seq::ZERO)) {
-            evicted.count_one(reason, seq, confirmed);
+        let counted = segment::decode_pieces(&header, &block, Seq::ZERO, &mut |batches| {
+            for (seq, ..) in batches.iter().flat_map(|batch| batch.after(Seq::ZERO)) {
+                evicted.count_one(reason, seq, confirmed);
+            }
+            ControlFlow::Continue(())
+        });
+        if counted.is_ok() {
+            return Ok(());
         }
-        return Ok(());
     }
     let undelivered: Vec<u64> = confirmed
         .iter()
@@ -401,45 +412,6 @@ fn drop_whole(
     let everywhere = confirmed.iter().copied().min().unwrap_or_default();
     evicted.count(reason, first.max(everywhere.next()), last, most, &undelivered);
     Ok(())
-}
-
-/// The readings of the segment that begins with `first`; `None` if it is damaged.
-fn read_block(db: &Connection, first: Seq) -> rusqlite::Result<Option<Vec<Numbered>>> {
-    let sql = format!("SELECT {HEADER_COLUMNS}, {BLOCK_COLUMN} FROM segment WHERE first_seq = ?1");
-    let mut select = db.prepare_cached(&sql)?;
-    let mut rows = select.query([first.0])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    let block = row.get_ref(BLOCK)?.as_blob().unwrap_or_default();
-    Ok(row::header_of(row).and_then(|header| segment::decode(&header, block).ok()))
-}
-
-/// The readings that `keep` wants, with their seqs.
-pub(super) fn filtered(batches: &[Numbered], keep: &mut dyn FnMut(Seq, &Batch, &Reading) -> bool) -> Vec<Numbered> {
-    let mut left = Vec::new();
-    for Numbered { first, batch } in batches {
-        let mut run: Vec<Reading> = Vec::new();
-        let mut next = *first;
-        for reading in &batch.readings {
-            if keep(next, batch, reading) {
-                run.push(reading.clone());
-            } else {
-                finish(&mut left, &mut run, next, batch);
-            }
-            next = next.next();
-        }
-        finish(&mut left, &mut run, next, batch);
-    }
-    left
-}
-
-/// Closes a run of readings, before `next`.
-fn finish(left: &mut Vec<Numbered>, run: &mut Vec<Reading>, next: Seq, batch: &Batch) {
-    if !run.is_empty() {
-        let first = Seq(next.0 - run.len() as u64); // so many came before it
-        let readings = std::mem::take(run);
-        let batch = Batch { device: batch.device.clone(), session: batch.session, basis: batch.basis, readings };
-        left.push(Numbered { first, batch: Arc::new(batch) });
-    }
 }
 
 #[cfg(test)]

@@ -231,6 +231,12 @@ impl Log {
             shared.due.notify_one();
         }
         shared.show(state.tail.visible());
+        let given_way = state.tail.take_given_way();
+        drop(state);
+        if given_way > 0 {
+            shared.metrics.store_history_lost.inc_by(given_way);
+            shared.announce(&[]);
+        }
         Ok(())
     }
 
@@ -255,13 +261,23 @@ impl Log {
         self.shared.state.lock().boots.is_synchronised()
     }
 
-    /// Waits until something was settled or reserved, after which an append may
-    /// succeed again. Cancel-safe.
+    /// Waits until something was settled or reserved, or history gives way, after which
+    /// an append may succeed again. Cancel-safe.
     pub async fn room(&self) {
         let mut room = std::pin::pin!(self.shared.room.notified());
         room.as_mut().enable();
-        if self.is_saturated() {
-            room.await;
+        if !self.is_saturated() {
+            return;
+        }
+        let gives_way = self.shared.state.lock().tail.gives_way_at();
+        match gives_way {
+            None => room.await,
+            Some(at) => {
+                let left = at.saturating_sub(self.shared.clock.now().monotonic);
+                if tokio::time::timeout(left, room).await.is_err() {
+                    self.shared.saturated.store(false, Ordering::Relaxed);
+                }
+            }
         }
     }
 

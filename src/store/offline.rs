@@ -14,6 +14,7 @@ use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS, LAST_SEQ};
 use super::salvage::{Found, Salvage, Scan};
 use super::schema::{self, FILE_NAME};
 use super::segment;
+use super::unlisted;
 use crate::config::Durability;
 use crate::model::{Epoch, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, bail};
@@ -162,18 +163,22 @@ impl Offline {
                 while let Some(row) = rows.next()? {
                     let header = row::header_of(row);
                     let block = row.get_ref(row::BLOCK)?.as_blob().unwrap_or_default();
-                    let piece = match header.map(|header| segment::decode(&header, block)) {
-                        Some(Ok(batches)) => {
-                            // A commit that failed and was repeated may overlap the next.
-                            let fresh = |b: &Numbered| !given.missing(b.first.0, b.last().0).is_empty();
-                            let mut batches: Vec<_> = batches.into_iter().filter(fresh).collect();
-                            boots::give_times(&began, &mut batches);
-                            batches.iter().for_each(|b| given.insert(b.first.0, b.last().0));
-                            Piece::Readings(batches)
-                        }
-                        Some(Err(_)) | None => Piece::Damaged(header.map(|header| (header.first, header.last()))),
+                    let mut flow = ControlFlow::Continue(());
+                    let mut readings = |batches: Vec<Numbered>| {
+                        // A commit that failed and was repeated may overlap the next.
+                        let fresh = |b: &Numbered| !given.missing(b.first.0, b.last().0).is_empty();
+                        let mut batches: Vec<_> = batches.into_iter().filter(fresh).collect();
+                        boots::give_times(&began, &mut batches);
+                        batches.iter().for_each(|b| given.insert(b.first.0, b.last().0));
+                        flow = give(Piece::Readings(batches));
+                        flow
                     };
-                    if give(piece).is_break() {
+                    let sound = header
+                        .is_some_and(|header| segment::decode_pieces(&header, block, Seq::ZERO, &mut readings).is_ok());
+                    if !sound {
+                        flow = give(Piece::Damaged(header.map(|header| (header.first, header.last()))));
+                    }
+                    if flow.is_break() {
                         break;
                     }
                 }
@@ -318,7 +323,16 @@ fn known_range(
     let block = db
         .prepare_cached(&format!("SELECT {BLOCK_COLUMN} FROM segment WHERE first_seq = ?1"))?
         .query_row([header.first.0], |row| row.get::<_, Vec<u8>>(0))?;
-    Ok(segment::decode(header, &block).ok().and_then(|batches| boots::range(batches, began)))
+    let mut range: Option<(Timestamp, Timestamp)> = None;
+    let decoded = segment::decode_pieces(header, &block, Seq::ZERO, &mut |batches| {
+        let more = boots::range(batches, began);
+        range = match (range, more) {
+            (Some(one), Some(other)) => Some((one.0.min(other.0), one.1.max(other.1))),
+            (one, other) => one.or(other),
+        };
+        ControlFlow::Continue(())
+    });
+    Ok(range.filter(|_| decoded.is_ok()))
 }
 
 /// How a damaged segment is named.
@@ -378,6 +392,12 @@ pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestam
         schema::put_sink(&transaction, name, Seq(confirmed.max(last.0)), event)?;
     }
     if only.is_none() {
+        // What devices' marks follow from may go: after a crash they are not in their table.
+        let end: u64 =
+            transaction
+                .query_row(&format!("SELECT coalesce(max({LAST_SEQ}), 0) FROM segment"), [], |row| row.get(0))?;
+        let listed = recover::meta(&transaction, "listed")?.unwrap_or(end);
+        unlisted::replay(&transaction, Seq(listed), Seq(end))?;
         transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
     }
     let undelivered: Vec<(Arc<str>, u64)> =

@@ -138,6 +138,7 @@ impl State {
             batches: unsaved.batches,
             marks: unsaved.marks,
             covered: unsaved.covered,
+            unmarked: unsaved.unmarked,
             sinks: sinks.collect(),
             reserve,
             gaps: std::mem::take(&mut self.gaps),
@@ -151,7 +152,7 @@ impl State {
             keep_clock: if writes { self.log_clock.keep(now, clean.is_some()) } else { None },
             check_only,
             seen_event: self.seen_event,
-            restored: if check_only { Restored::default() } else { std::mem::take(&mut self.restored) },
+            restored: if check_only { Restored::default() } else { self.restored.take(unsaved.upto) },
         };
         self.committing = true;
         self.restoring = !commit.restored.is_empty();

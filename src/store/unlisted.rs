@@ -11,6 +11,7 @@ use super::segment;
 use crate::model::{DeviceId, Numbered, Seq};
 use rusqlite::Connection;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 /// Readings that a fresh start decodes at most, or nearly so.
 const MAX_READINGS: u64 = 256 * 1024;
@@ -50,7 +51,10 @@ impl Unlisted {
     /// Device, session and the session's last seq: what a segment says, or of
     /// readings that were settled without being written.
     pub fn add(&mut self, marks: &[(DeviceId, u64, u64)]) {
-        self.marks.extend(marks.iter().map(|(device, session, seq)| (device.clone(), (*session, *seq))));
+        for (device, session, seq) in marks {
+            let mark = self.marks.entry(device.clone()).or_insert((*session, *seq));
+            *mark = if mark.0 == *session { (*session, mark.1.max(*seq)) } else { (*session, *seq) };
+        }
     }
 
     /// Whether the table must be brought up to date when readings up to `dropped`
@@ -104,11 +108,12 @@ pub(super) fn replay(db: &Connection, listed: Seq, last: Seq) -> rusqlite::Resul
         if header.last() <= listed {
             return true;
         }
-        match segment::decode(header, block) {
-            Ok(batches) => unlisted.add(&batches.iter().filter_map(says).collect::<Vec<_>>()),
-            Err(why) => {
-                tracing::warn!(first = header.first.0, %why, "a damaged segment says nothing about its devices")
-            }
+        let decoded = segment::decode_pieces(header, block, listed, &mut |batches| {
+            unlisted.add(&batches.iter().filter_map(says).collect::<Vec<_>>());
+            ControlFlow::Continue(())
+        });
+        if let Err(why) = decoded {
+            tracing::warn!(first = header.first.0, %why, "a damaged segment says nothing about its devices");
         }
         true
     })?;
