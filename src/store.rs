@@ -58,6 +58,7 @@ mod row;
 mod salvage;
 mod schema;
 pub mod segment;
+mod small_tables;
 mod space;
 mod state;
 mod tail;

@@ -140,7 +140,7 @@ async fn a_disk_that_stands_still_stops_no_device_whose_readings_brokers_confirm
     assert_eq!(lost.and_then(|lost| lost.parse().ok()), Some(500), "what history lost is counted");
 
     // Once the disk is back, what memory has is written.
-    bench.step();
+    bench.pass(HOUR);
     let database = Connection::open(bench.directory.path().join("log.db")).expect("the database");
     let written: u64 = database.query_row("SELECT sum(count) FROM segment", [], |row| row.get(0)).expect("a sum");
     assert_eq!(written, next - 1);

@@ -15,6 +15,7 @@ use super::restore::Restored;
 use super::row::{self, Info};
 use super::schema::{self, OpenError};
 use super::segment::{Encoded, Encoder, Header};
+use super::small_tables::Shares;
 use super::space::{Gauge, Space};
 use super::unlisted::Unlisted;
 use super::wal::Wal;
@@ -23,6 +24,7 @@ use crate::model::{DeviceId, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, anyhow, bail};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -91,8 +93,8 @@ struct Work {
     segments: Vec<Header>,
     outcome: Outcome,
     open_gaps: OpenGaps,
-    /// The table of marks was brought up to date.
-    listed: bool,
+    /// The table of marks was brought up to date, and has so many rows at most.
+    listed: Option<usize>,
     merged: bool,
 }
 
@@ -135,18 +137,19 @@ impl Disk {
         evictor: Evictor,
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
+        let shares = Shares::of(config.max_size.as_u64());
         Ok(Disk {
             wal: Wal::new(&path, &connection, config.max_size.as_u64()),
             path,
             durability: config.durability,
             min_free: config.min_free.as_u64(),
-            audit: config.audit,
+            audit: config.audit.min(shares.trail),
             gauge,
             connection: Some(connection),
             readers,
             encoder,
             evictor,
-            unlisted: Unlisted::new(written),
+            unlisted: Unlisted::new(written, shares.marks),
             merging: Merging::default(),
             open_gaps: OpenGaps::default(),
             doubtful: None,
@@ -195,14 +198,15 @@ impl Disk {
         Ok(outcome)
     }
 
-    /// Writes `commit` durably, all or nothing. [`Disk::reopen`] goes before it.
+    /// Writes `commit` durably, all or nothing. [`Disk::reopen`] goes before it. The
+    /// sessions of devices that are `in_use` are not forgotten.
     ///
     /// # Errors
     /// Nothing of it may be counted as written then.
-    pub fn commit(&mut self, commit: &Commit) -> Result<Outcome> {
+    pub fn commit(&mut self, commit: &Commit, in_use: &dyn Fn() -> HashSet<DeviceId>) -> Result<Outcome> {
         let Some(mut connection) = self.connection.take() else { bail!("the log is not open") };
         let mut work = Work::default();
-        if let Err(why) = self.try_commit(&mut connection, commit, &mut work) {
+        if let Err(why) = self.try_commit(&mut connection, commit, in_use, &mut work) {
             self.leave(connection, &why);
             self.doubtful = Some(work);
             return Err(why);
@@ -223,7 +227,13 @@ impl Disk {
         Ok(outcome)
     }
 
-    fn try_commit(&mut self, connection: &mut Connection, commit: &Commit, work: &mut Work) -> Result<()> {
+    fn try_commit(
+        &mut self,
+        connection: &mut Connection,
+        commit: &Commit,
+        in_use: &dyn Fn() -> HashSet<DeviceId>,
+        work: &mut Work,
+    ) -> Result<()> {
         if commit.reserve.is_some() {
             // No power cut may take a reservation back, whatever the durability.
             schema::synchronise(connection, Durability::Full)?;
@@ -251,19 +261,18 @@ impl Disk {
             // Nothing comes after it that could list what it says, or its segment says what
             // is not so: a start must not hear it.
             let last = work.outcome.written.unwrap_or_default();
-            self.unlisted.list_all(&transaction, [&commit.marks, &commit.covered], last)?;
-            work.listed = true;
+            work.listed = Some(self.unlisted.list(&transaction, [&commit.marks, &commit.covered], last, in_use)?);
         } else if !work.outcome.leaves_places(commit) && self.unlisted.is_due(work.outcome.evicted.last()) {
-            self.unlisted.list(&transaction)?;
-            work.listed = true;
+            work.listed = Some(self.unlisted.list(&transaction, [&[], &[]], Seq::ZERO, in_use)?);
         }
         transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))
     }
 
     /// Remembers what a commit that is on disk leaves to later ones.
     fn done(&mut self, work: Work, commit: &Commit) -> Outcome {
-        if work.listed {
-            self.unlisted.listed();
+        if let Some(rows) = work.listed {
+            self.unlisted.listed(rows);
+            self.evictor.tables_changed();
         }
         if work.merged {
             self.merging.done();

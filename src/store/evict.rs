@@ -8,6 +8,7 @@ use super::retention::{self, Action, Demand, Reason, Step, Stored};
 use super::row::{self, INFO_COLUMNS, Info, LAST_SEQ};
 use super::schema;
 use super::segment::{self, Encoder};
+use super::small_tables::{Shares, Taken};
 use crate::model::{DeviceId, Numbered, Seq};
 use anyhow::Result;
 use rusqlite::{Connection, params};
@@ -58,12 +59,14 @@ const SLACK: u64 = 8;
 const LEAST: u64 = 1 << 20;
 
 impl Bounds {
-    /// Given the database's size with its free pages, and how far the filesystem is
-    /// from the bytes to leave free there, if that is known.
-    pub fn allowed(&self, file: u64, room: Option<u64>) -> Allowed {
-        let bytes = self.max_size - self.max_size / SLACK;
-        let hard = self.max_size - self.max_size / (2 * SLACK);
-        let floor = room.map(|room| file.saturating_add(room).max(LEAST));
+    /// What readings may take, given the database's size with its free pages, how far the
+    /// filesystem is from the bytes to leave free there, if that is known, and what the
+    /// small tables take of their share.
+    pub fn allowed(&self, file: u64, room: Option<u64>, small: u64) -> Allowed {
+        let share = Shares::of(self.max_size).all;
+        let bytes = self.max_size - self.max_size / SLACK - share;
+        let hard = self.max_size - self.max_size / (2 * SLACK) - share;
+        let floor = room.map(|room| file.saturating_add(room).max(LEAST).saturating_sub(small));
         match floor.filter(|floor| *floor < bytes) {
             Some(floor) => Allowed { bytes: floor, reason: Reason::MinFree, hard: floor },
             None => Allowed { bytes, reason: Reason::MaxSize, hard },
@@ -146,6 +149,8 @@ pub(super) struct Evictor {
     low_from: Seq,
     /// How many samples of each device were looked at while thinning.
     counted: HashMap<DeviceId, u32>,
+    /// What is not the readings'.
+    small: Taken,
 }
 
 /// A segment as its row tells of it, but for its block.
@@ -157,12 +162,19 @@ struct Row {
 
 impl Evictor {
     pub fn new(bounds: Bounds, lanes: Lanes, generation: u64) -> Evictor {
-        Evictor { bounds, lanes, generation, low_from: Seq::ZERO, counted: HashMap::new() }
+        let (low_from, counted, small) = (Seq::ZERO, HashMap::new(), Taken::new(bounds.max_size));
+        Evictor { bounds, lanes, generation, low_from, counted, small }
     }
 
     /// What was done last was undone.
     pub fn forget(&mut self) {
         self.low_from = Seq::ZERO;
+        self.small.changed();
+    }
+
+    /// Much was written to the small tables.
+    pub fn tables_changed(&mut self) {
+        self.small.changed();
     }
 
     pub fn lanes(&self) -> &Lanes {
@@ -188,8 +200,11 @@ impl Evictor {
         let mut limit = LOOK_AT;
         for look in 0..MAX_LOOKS_HARD {
             let (used, file) = schema::sizes(db)?;
-            let allowed = self.bounds.allowed(file, room);
-            let wanted = used + incoming;
+            let (mut allowed, mut wanted) = (self.bounds.allowed(file, room, 0), used + incoming);
+            if wanted > allowed.bytes {
+                let small = self.small.bytes(db, clock)?;
+                (allowed, wanted) = (self.bounds.allowed(file, room, small), wanted.saturating_sub(small));
+            }
             let excess = wanted.saturating_sub(allowed.bytes);
             let aged = match self.bounds.max_age {
                 Some(max_age) => self.oldest_age(db, clock)?.is_some_and(|age| age > max_age),
@@ -423,12 +438,12 @@ mod tests {
     #[test]
     fn the_narrowest_bound_counts() {
         let bounds = Bounds { max_size: 64 * MIB, max_age: None, thin: None };
-        let allowed = bounds.allowed(10 * MIB, Some(1000 * MIB));
-        assert_eq!((allowed.bytes, allowed.reason), (56 * MIB, Reason::MaxSize));
-        assert_eq!(bounds.allowed(10 * MIB, None).bytes, 56 * MIB);
-        let allowed = bounds.allowed(10 * MIB, Some(5 * MIB));
-        assert_eq!((allowed.bytes, allowed.reason), (15 * MIB, Reason::MinFree));
-        assert_eq!(bounds.allowed(10 * MIB, Some(0)).bytes, 10 * MIB, "the log does not grow");
-        assert_eq!(bounds.allowed(4096, Some(0)).bytes, MIB, "but has room for something");
+        let allowed = bounds.allowed(10 * MIB, Some(1000 * MIB), MIB);
+        assert_eq!((allowed.bytes, allowed.reason), (48 * MIB, Reason::MaxSize), "whatever small tables take");
+        assert_eq!(bounds.allowed(10 * MIB, None, 0).bytes, 48 * MIB);
+        let allowed = bounds.allowed(10 * MIB, Some(5 * MIB), MIB);
+        assert_eq!((allowed.bytes, allowed.reason), (14 * MIB, Reason::MinFree));
+        assert_eq!(bounds.allowed(10 * MIB, Some(0), MIB).bytes, 9 * MIB, "the log does not grow");
+        assert_eq!(bounds.allowed(4096, Some(0), 0).bytes, MIB, "but has room for something");
     }
 }

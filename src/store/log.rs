@@ -9,6 +9,7 @@ use super::opening::{Prepared, opened, prepare};
 use super::readers::Readers;
 use super::restore;
 use super::schema::OpenError;
+use super::small_tables::MAX_MARKS;
 use super::space::Gauge;
 use super::state::State;
 use super::writer::{self, Stepper, Writer};
@@ -95,9 +96,6 @@ pub(super) struct Shared {
     pub stepped: bool,
 }
 
-/// Devices whose marks are kept; the ones not connected go first.
-pub(super) const MAX_MARKS: usize = 100_000;
-
 /// The log just opened, and what goes with it.
 pub struct Opened<W = Writer> {
     pub log: Log,
@@ -175,19 +173,7 @@ impl Log {
     /// The mark of a device's session. A session that the log knows resumes where
     /// it stood, also after a restart; a new one starts at 0.
     pub fn mark(&self, device: &DeviceId, session: u64) -> Arc<Mark> {
-        let mut state = self.shared.state.lock();
-        if let Some(mark) = state.marks.get(device).filter(|mark| mark.session() == session) {
-            return mark.clone();
-        }
-        if state.marks.len() >= state.max_marks && !state.marks.contains_key(device) {
-            let idle = state.marks.iter().find(|(_, mark)| Arc::strong_count(mark) == 1).map(|(name, _)| name.clone());
-            if let Some(idle) = idle {
-                state.marks.remove(&idle);
-            }
-        }
-        let mark = Mark::new(device.clone(), session, 0);
-        state.marks.insert(device.clone(), mark.clone());
-        mark
+        self.shared.state.lock().marks.of(device, session)
     }
 
     /// Numbers the readings and takes them over; those that the mark's session
@@ -281,10 +267,11 @@ impl Log {
         }
     }
 
-    /// Remembers the sessions of so many devices; of those not connected, some are
-    /// forgotten. What a forgotten device sends again is not known for a duplicate.
+    /// Remembers the sessions of so many devices; of those not connected, the ones that
+    /// were away for longest are forgotten. What a forgotten device sends again is not
+    /// known for a duplicate.
     pub fn remember_devices(&self, most: usize) {
-        self.shared.state.lock().max_marks = most.clamp(1, MAX_MARKS);
+        self.shared.state.lock().marks.remember(most.clamp(1, MAX_MARKS));
     }
 
     /// Writes everything that is not on disk and waits until it is, or until the

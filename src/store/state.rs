@@ -7,21 +7,19 @@ use super::gap::{Gap, Hole};
 use super::headroom::DiskState;
 use super::inbox::Inbox;
 use super::logclock::LogClock;
-use super::mark::Mark;
+use super::mark::Marks;
 use super::restore::Restored;
 use super::schema;
 use super::tail::{Tail, Unsaved};
 use crate::clock::Now;
-use crate::model::{DeviceId, Seq};
+use crate::model::Seq;
 use parking_lot::Condvar;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) struct State {
     pub tail: Tail,
-    pub marks: HashMap<DeviceId, Arc<Mark>>,
-    pub max_marks: usize,
+    pub marks: Marks,
     /// Confirmed event of each sink.
     pub events: Vec<u64>,
     /// What the disk has of each sink's confirmed seq and event.
