@@ -3,6 +3,7 @@
 
 mod health;
 mod limits;
+mod opening;
 mod operator;
 mod service;
 mod timekeeper;
@@ -22,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::model::GatewayId;
 use crate::sink::mqtt::MqttDestination;
 use crate::sink::{Identity, Pulse, Pump};
-use crate::store::{Log, OpenError, Opened, SinkCursor, Writer};
+use crate::store::{Log, Opened, SinkCursor, Writer};
 use anyhow::{Context, Result};
 use health::Overview;
 use operator::Operator;
@@ -34,7 +35,7 @@ use timekeeper::Witnesses;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// Requests for metrics that may wait to be accepted.
 const HTTP_BACKLOG: usize = 128;
@@ -58,10 +59,6 @@ pub struct Gateway {
 
 /// Commands from brokers that may wait to be taken over.
 const INSTRUCTIONS: usize = 64;
-/// Pause after the first attempt to open the log that failed for a reason that may
-/// pass; it doubles with each further one.
-const OPEN_PAUSE: Duration = Duration::from_millis(500);
-const OPEN_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Tasks that stop together.
 struct Part {
@@ -135,7 +132,8 @@ impl Gateway {
             http_address = Some(door.address()?);
             http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
         }
-        let Opened { log, cursors, devices, writer } = open_log(&config, &clock, &metrics, &overview, again).await?;
+        let opened = opening::open_log(&config, &clock, &metrics, &overview, again).await?;
+        let Opened { log, cursors, devices, writer } = opened;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
         let mut keepers = keep_time(&config.gateway, system_clock, &log, &metrics);
@@ -299,32 +297,6 @@ fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
     GatewayId::new(&host).with_context(|| format!("this host's name {host:?} is no gateway id; set [gateway] id"))
 }
 
-/// Opens the log, as soon as that can be done; with `again`, that includes an earlier
-/// writer of this process, which a slow disk may hold up.
-async fn open_log(
-    config: &Config,
-    clock: &Arc<dyn Clock>,
-    metrics: &Metrics,
-    overview: &Overview,
-    again: bool,
-) -> Result<Opened> {
-    let names: Vec<_> = config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).collect();
-    let mut pause = OPEN_PAUSE;
-    loop {
-        match Log::open_with(&config.store, &config.route, &names, clock.clone(), metrics.clone()) {
-            Ok(opened) => return Ok(opened),
-            Err(why) if why.may_pass() || (again && matches!(why, OpenError::InUse { .. })) => {
-                if overview.waits(&why.to_string()) {
-                    tracing::error!(error = %why, "the log cannot be opened; devices are not served until it can");
-                }
-                sleep(pause).await;
-                pause = (pause * 2).min(OPEN_PAUSE_MAX);
-            }
-            Err(why) => return Err(why).context("cannot open the log"),
-        }
-    }
-}
-
 fn bind_all(links: &[config::Tcp]) -> Result<Vec<TcpListener>> {
     let bind_one = |tcp: &config::Tcp| bind(tcp.listen, tcp.max_connections, &format!("[[tcp]] {:?}", tcp.name));
     links.iter().map(bind_one).collect()
@@ -357,28 +329,4 @@ fn pump(
     let backoff = Backoff::new(mqtt.backoff_min, mqtt.backoff_max, mqtt.stable_after, fastrand::u64(..));
     let max_batch = usize::try_from(mqtt.max_batch.as_u64()).unwrap_or(usize::MAX);
     Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), pulse)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_log_whose_earlier_writer_is_late_is_opened_once_that_is_gone() {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let store = config::Store { directory: directory.path().to_owned(), ..config::Store::default() };
-        let config = Config { store, ..Config::default() };
-        let (clock, metrics): (Arc<dyn Clock>, _) = (Arc::new(SystemClock::new()), Metrics::new());
-        let late = Log::open(&config.store, &[], clock.clone(), metrics.clone()).expect("a new log");
-        let overview = Overview::new(metrics.clone(), clock.clone());
-        let refused = open_log(&config, &clock, &metrics, &overview, false).await;
-        assert!(refused.is_err(), "another process may have it");
-        let mut opening = std::pin::pin!(open_log(&config, &clock, &metrics, &overview, true));
-        assert!(timeout(Duration::ZERO, &mut opening).await.is_err(), "it waits");
-        late.log.close();
-        late.writer.join();
-        let opened = opening.await.expect("it opens");
-        opened.log.close();
-        opened.writer.join();
-    }
 }

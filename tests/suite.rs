@@ -27,6 +27,7 @@ mod queue;
 mod rate;
 mod serial;
 mod service;
+mod start;
 mod support;
 mod tcp;
 mod text;

@@ -28,7 +28,7 @@ pub async fn run(config: Config, set_log_level: SetLogLevel) -> Result<()> {
     loop {
         let Some(gateway) = start(config.clone(), &set_log_level, &mut signals, again).await? else { return Ok(()) };
         again = true;
-        tell(&[NotifyState::Ready]);
+        tell(&[NotifyState::Ready, NotifyState::Status("running")]);
         let why = watch(&gateway, &mut signals).await;
         match why {
             Why::Asked => {
@@ -59,7 +59,8 @@ enum Why {
     Damaged,
 }
 
-/// Starts the gateway, however long the disk is full; `None` if a signal comes first.
+/// Starts the gateway, however long the disk is full or the log is looked through; `None` if
+/// a signal comes first.
 async fn start(
     config: Config,
     set_log_level: &SetLogLevel,
@@ -75,7 +76,11 @@ async fn start(
             gateway = &mut starting => return gateway.map(Some),
             () = signals.next() => return Ok(None),
             // The watchdog waits already if this is not the first start.
-            _ = tick.tick() => tell(&[NotifyState::ExtendTimeoutUsec(EXTEND_USEC), NotifyState::Watchdog]),
+            _ = tick.tick() => tell(&[
+                NotifyState::ExtendTimeoutUsec(EXTEND_USEC),
+                NotifyState::Watchdog,
+                NotifyState::Status("opening the log"),
+            ]),
         }
     }
 }

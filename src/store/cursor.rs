@@ -2,6 +2,7 @@
 //! keeps up, from disk when it fell behind.
 
 use super::gap::Gap;
+use super::holes;
 use super::log::{LogEvent, Shared};
 use super::row;
 use super::segment::{self, Header};
@@ -20,7 +21,7 @@ pub struct SinkCursor {
     index: usize,
     /// No reading stands after the first of these up to the second.
     exhausted: (Seq, Seq),
-    /// First seqs of damaged segments that were reported.
+    /// First seqs of damaged segments, and of what was lost between others, that were reported.
     reported: HashSet<Seq>,
 }
 
@@ -106,25 +107,27 @@ impl SinkCursor {
     async fn fetch_as_stored(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<Numbered>> {
         loop {
             let visible = self.shared.visible.load(Ordering::Acquire);
-            let (in_memory, first_held) = {
+            let written = {
                 let state = self.shared.state.lock();
-                (state.tail.read(after, max_bytes), state.tail.first_held())
+                if let Some(batches) = state.tail.read(after, max_bytes) {
+                    return Ok(batches);
+                }
+                state.written
             };
-            if let Some(batches) = in_memory {
-                return Ok(batches);
+            let found = self.on_disk(move |reader| read(reader, after, max_bytes)).await?;
+            let held = {
+                let state = self.shared.state.lock();
+                // A commit came meanwhile: where what was read ends is not where the log does.
+                if state.written != written && found.reaches_the_end() {
+                    continue;
+                }
+                state.tail.read_held(after, max_bytes)
+            };
+            found.lost.iter().filter(|lost| lost.last > after).for_each(|lost| self.pass_over(lost, written));
+            if !found.batches.is_empty() {
+                return Ok(found.batches);
             }
-            let (batches, damaged) = self.on_disk(move |reader| read(reader, after, max_bytes)).await?;
-            self.pass_damaged(after, damaged);
-            if !batches.is_empty() {
-                return Ok(batches);
-            }
-            // Between the last segment and the first reading in memory there is a hole.
-            // What left memory since was written behind what was looked at on disk.
-            let state = self.shared.state.lock();
-            if state.tail.first_held() != first_held {
-                continue;
-            }
-            let held = state.tail.read_held(after, max_bytes);
+            // Between the last segment and the first reading in memory there may be a hole.
             if held.is_empty() {
                 self.exhausted = (after, Seq(visible));
             }
@@ -132,21 +135,17 @@ impl SinkCursor {
         }
     }
 
-    /// Reports segments that are damaged, and goes on behind them.
-    fn pass_damaged(&mut self, after: Seq, damaged: Vec<(Seq, Header)>) {
-        let written = self.shared.state.lock().written;
-        for (first, header) in damaged.into_iter().filter(|(_, header)| header.last() > after) {
-            let last = header.last().min(written).max(first);
-            let lost = u64::from(header.count).min(last.next().0 - first.0);
-            if self.position().next() >= first {
-                self.advance(last);
-            }
-            if !self.reported.insert(header.first) {
-                continue;
-            }
-            tracing::error!(first = first.0, readings = lost, "a segment of the log is damaged and was skipped");
-            let undelivered = vec![(self.name().clone(), lost)];
-            self.report(Gap { reason: "corrupt", first, last, count: lost, undelivered });
+    /// Reports readings that the sink will never get, and moves over them if they are next.
+    fn pass_over(&mut self, lost: &Lost, written: Seq) {
+        let Lost { first, count, .. } = *lost;
+        let last = lost.last.min(written).max(first);
+        let count = count.min(last.next().0 - first.0);
+        if self.position().next() >= first {
+            self.advance(last);
+        }
+        if self.reported.insert(lost.key) {
+            tracing::error!(first = first.0, readings = count, why = lost.why, "readings of the log are lost");
+            self.report(Gap { reason: "corrupt", first, last, count, undelivered: vec![(self.name().clone(), count)] });
         }
     }
 
@@ -245,39 +244,90 @@ impl SinkCursor {
     }
 }
 
-/// Segments that hold readings after `after`, and the headers of damaged ones with where
-/// those begin. They reach from the one before to the next one: what they say themselves
-/// of their place may be part of the damage.
-fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Numbered>, Vec<(Seq, Header)>)> {
-    let (mut batches, mut damaged) = (Vec::new(), Vec::new());
+/// What one look at the disk found.
+#[derive(Default)]
+struct Read {
+    batches: Vec<Numbered>,
+    lost: Vec<Lost>,
+}
+
+/// Readings that no sink will get any more.
+struct Lost {
+    /// By which this is told from others.
+    key: Seq,
+    first: Seq,
+    /// The largest that there can be if nothing stands behind.
+    last: Seq,
+    /// Readings among these seqs, at most.
+    count: u64,
+    why: &'static str,
+}
+
+/// The last seq of what nothing stands behind.
+const OPEN_END: Seq = Seq(u64::MAX);
+
+impl Read {
+    /// Whether what was found says something of where the log ends.
+    fn reaches_the_end(&self) -> bool {
+        self.batches.is_empty() || self.lost.iter().any(|lost| lost.last == OPEN_END)
+    }
+}
+
+/// Segments that hold readings after `after`, and what is lost between and in them. A
+/// damaged one reaches from the one before to the next one: what it says itself of its place
+/// may be part of the damage. What is between two others and was not taken away on purpose
+/// is lost as well.
+fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<Read> {
+    let mut found = Read::default();
     let (mut bytes, mut upto) = (0, after);
     let mut open: Option<(Seq, Header)> = None;
+    let mut failed = None;
+    let damaged = |first: Seq, last: Seq, header: Header| {
+        let (key, count) = (header.first, u64::from(header.count));
+        Lost { key, first, last, count, why: "a segment is damaged" }
+    };
     row::each(reader, after, &mut |header, block| {
         if let Some((first, before)) = open.take() {
-            let last = header.first.prev();
-            damaged.push((first, Header { last, ..before }));
-            upto = upto.max(last);
+            upto = upto.max(header.first.prev());
+            found.lost.push(damaged(first, header.first.prev(), before));
         }
         if bytes >= max_bytes {
             return false;
         }
+        let between = (upto.next(), header.first.prev());
         let decoded = segment::decode_pieces(header, block, upto, &mut |decoded| {
-            let start = batches.len();
-            batches.extend(decoded.into_iter().filter(|batch| batch.last() > upto));
-            bytes += batches[start..].iter().map(|b: &Numbered| b.batch.memory()).sum::<usize>(); // start was its length
+            let start = found.batches.len();
+            found.batches.extend(decoded.into_iter().filter(|batch| batch.last() > upto));
+            bytes += found.batches[start..].iter().map(|b: &Numbered| b.batch.memory()).sum::<usize>(); // start was its length
             if bytes >= max_bytes { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         match decoded {
-            Ok(()) => upto = upto.max(header.last()),
+            Ok(()) => {
+                if between.0 <= between.1 {
+                    match holes::unexplained(reader, between.0, between.1) {
+                        Ok(lost) => found.lost.extend(lost.into_iter().map(absent)),
+                        Err(why) => failed = Some(why),
+                    }
+                }
+                upto = upto.max(header.last());
+            }
             Err(why) => {
                 tracing::error!(first = header.first.0, %why, "a segment cannot be read");
                 open = Some((header.first.min(upto.next()), *header));
             }
         }
-        bytes < max_bytes || open.is_some()
+        failed.is_none() && (bytes < max_bytes || open.is_some())
     })?;
-    damaged.extend(open.map(|(first, before)| (first, Header { last: Seq(u64::MAX), ..before })));
-    Ok((batches, damaged))
+    if let Some(why) = failed {
+        return Err(why.into());
+    }
+    found.lost.extend(open.map(|(first, before)| damaged(first, OPEN_END, before)));
+    Ok(found)
+}
+
+/// Seqs that should be in a segment and are in none.
+fn absent((first, last): (Seq, Seq)) -> Lost {
+    Lost { key: first, first, last, count: last.0 - first.prev().0, why: "no segment has them" }
 }
 
 fn read_events(reader: &Connection, after: u64, newest: u64) -> Result<Vec<LogEvent>> {
@@ -367,8 +417,8 @@ mod tests {
         row::put(&db, "REPLACE", &header, &block, row::Info::uncounted(0)).expect("it is written");
         let (mut after, mut readings) = (Seq::ZERO, 0);
         loop {
-            let (batches, damaged) = read(&db, after, 1 << 20).expect("it reads");
-            assert!(damaged.is_empty());
+            let Read { batches, lost, .. } = read(&db, after, 1 << 20).expect("it reads");
+            assert!(lost.is_empty());
             let Some(last) = batches.last().map(Numbered::last) else { break };
             assert!(batches.iter().map(|batch| batch.batch.memory()).sum::<usize>() < 32 << 20);
             readings += batches.iter().map(|batch| batch.after(after).len() as u64).sum::<u64>();

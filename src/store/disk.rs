@@ -4,8 +4,10 @@ use super::attendance::{self, Attendance};
 use super::boots;
 use super::evict::{self, Evicted, Evictor};
 use super::fault;
+use super::fold::Folding;
 use super::gap::{Gap, OpenGaps};
 use super::heal;
+use super::holes::Holes;
 use super::inbox::{self, Taken};
 use super::logclock::Kept;
 use super::merging::{self, Merging};
@@ -18,7 +20,7 @@ use super::segment::{Encoded, Encoder, Header};
 use super::small_tables::Shares;
 use super::space::{Gauge, Space};
 use super::unlisted::Unlisted;
-use super::wal::Wal;
+use super::wal::{self, Wal};
 use crate::config::{self, Durability};
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, anyhow, bail};
@@ -86,15 +88,28 @@ impl Outcome {
     }
 }
 
+/// What stands on disk.
+pub(super) struct OnDisk {
+    /// The last reading.
+    pub written: Seq,
+    pub holes: Holes,
+    /// What the next commit says of the last checkpoint.
+    pub folding: Folding,
+}
+
 /// What a transaction wrote, before it is known to be on disk. After a failure it may
 /// be so all the same.
 #[derive(Default)]
 struct Work {
     segments: Vec<Header>,
     outcome: Outcome,
+    /// What is missing since, if that is more than before.
+    holes: Option<Holes>,
     open_gaps: OpenGaps,
     /// The table of marks was brought up to date, and has so many rows at most.
     listed: Option<usize>,
+    /// What the last checkpoint did was written.
+    told_fold: bool,
     merged: bool,
 }
 
@@ -111,6 +126,8 @@ pub(super) struct Disk {
     readers: Arc<Readers>,
     encoder: Encoder,
     evictor: Evictor,
+    holes: Holes,
+    folding: Folding,
     unlisted: Unlisted,
     merging: Merging,
     wal: Wal,
@@ -126,12 +143,12 @@ const MAX_EVENTS: u64 = 10_000;
 const MIN_FREE_SHARE: u64 = 4;
 
 impl Disk {
-    /// The log at `path`, whose last reading there is `written`.
+    /// The log at `path`, where `on_disk` is.
     pub fn new(
         path: PathBuf,
         config: &config::Store,
         gauge: Gauge,
-        written: Seq,
+        on_disk: OnDisk,
         connection: Connection,
         readers: Arc<Readers>,
         evictor: Evictor,
@@ -149,7 +166,9 @@ impl Disk {
             readers,
             encoder,
             evictor,
-            unlisted: Unlisted::new(written, shares.marks),
+            holes: on_disk.holes,
+            folding: on_disk.folding,
+            unlisted: Unlisted::new(on_disk.written, shares.marks),
             merging: Merging::default(),
             open_gaps: OpenGaps::default(),
             doubtful: None,
@@ -189,6 +208,9 @@ impl Disk {
             Some(doubtful) => landed(&connection, doubtful)?,
             None => false,
         };
+        let end = self.holes.end();
+        self.holes = Holes::load(&connection)?.0;
+        self.holes.reach(end);
         self.readers.open();
         self.connection = Some(connection);
         let work = self.doubtful.take().filter(|_| landed);
@@ -217,7 +239,12 @@ impl Disk {
             None => Ok(()),
         };
         match back().and_then(|()| self.wal.committed(&connection, commit.reserve.is_some())) {
-            Ok(()) => self.connection = Some(connection),
+            Ok(folded) => {
+                if let Some(frames) = folded {
+                    self.folding.folded(self.wal.path(), frames);
+                }
+                self.connection = Some(connection);
+            }
             // What was committed stays so; the rest is as after any failure.
             Err(why) => {
                 tracing::error!(error = format!("{why:#}"), "the log's checkpoint failed; it is opened again");
@@ -253,6 +280,13 @@ impl Disk {
         let (encoder, evictor) = (&mut self.encoder, &mut self.evictor);
         work.outcome =
             write(&transaction, commit, &segments, room, encoder, evictor, &mut work.open_gaps).with_context(failed)?;
+        if !work.outcome.leaves_places(commit) {
+            work.told_fold = self.folding.write(&transaction).with_context(failed)?;
+        }
+        work.holes = self.holes.after(&work.outcome.evicted.holes, &work.segments);
+        if let Some(holes) = &work.holes {
+            holes.write(&self.holes, &transaction).with_context(failed)?;
+        }
         for body in attendance::write(&transaction, &commit.attendance, commit.now, self.audit).with_context(failed)? {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
@@ -277,7 +311,14 @@ impl Disk {
         if work.merged {
             self.merging.done();
         }
+        if work.told_fold {
+            self.folding.written();
+        }
+        if let Some(holes) = work.holes {
+            self.holes = holes;
+        }
         for header in work.segments {
+            self.holes.reach(header.last());
             self.merging.added();
             self.unlisted.segment(header.last(), u64::from(header.count));
         }
@@ -300,10 +341,22 @@ impl Disk {
     pub fn close(&mut self) {
         self.readers.close();
         let Some(connection) = self.connection.take() else { return };
-        let folded = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+        let folded = self
+            .list_fold(&connection)
+            .and_then(|()| connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false));
         if let Err(why) = folded.and_then(|_| connection.close().map_err(|(_, why)| why)) {
             tracing::warn!(%why, "the log could not be closed; it is complete all the same");
         }
+    }
+
+    /// Says what is folded in: the next life begins a new write-ahead log.
+    fn list_fold(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        if let Some(frames) = wal::fold(connection)? {
+            self.folding.folded(self.wal.path(), frames);
+        }
+        let transaction = connection.unchecked_transaction()?;
+        self.folding.write(&transaction)?;
+        transaction.commit()
     }
 }
 

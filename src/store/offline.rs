@@ -7,7 +7,8 @@
 //! while no gateway runs.
 
 use super::boots::{self, Beginnings};
-use super::gap::Gap;
+use super::gap::{Gap, Hole};
+use super::holes::{self, Holes};
 use super::ranges::Ranges;
 use super::recover;
 use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS, LAST_SEQ};
@@ -39,6 +40,8 @@ pub enum Piece {
     Readings(Vec<Numbered>),
     /// Its checksum does not hold; the seqs that it claims.
     Damaged(Option<(Seq, Seq)>),
+    /// No segment has these seqs, and nothing says why.
+    Missing(Seq, Seq),
 }
 
 /// What a sink has yet to confirm of what is on disk.
@@ -160,8 +163,20 @@ impl Offline {
                     db.prepare(&format!("SELECT {HEADER_COLUMNS}, {BLOCK_COLUMN} FROM segment ORDER BY first_seq"))?;
                 let mut rows = statement.query([])?;
                 let mut given = Ranges::default();
+                let knows_holes = recover::meta(db, holes::COMPLETE).is_ok_and(|complete| complete.is_some());
+                let mut end = Seq::ZERO;
                 while let Some(row) = rows.next()? {
                     let header = row::header_of(row);
+                    if let Some(header) = header {
+                        let missing = match knows_holes && header.first > end.next() {
+                            true => holes::unexplained(db, end.next(), header.first.prev())?,
+                            false => Vec::new(),
+                        };
+                        if missing.into_iter().any(|(first, last)| give(Piece::Missing(first, last)).is_break()) {
+                            break;
+                        }
+                        end = end.max(header.last());
+                    }
                     let block = row.get_ref(row::BLOCK)?.as_blob().unwrap_or_default();
                     let mut flow = ControlFlow::Continue(());
                     let mut readings = |batches: Vec<Numbered>| {
@@ -194,7 +209,10 @@ impl Offline {
                     }
                 };
                 // A break is the wish of whoever is given.
-                let _ = salvage.segments(Scan::IfDamaged, &mut tell);
+                if let ControlFlow::Continue(walk) = salvage.segments(Scan::IfDamaged, &mut tell) {
+                    let missing = salvage.unexplained(&walk).into_iter().map(|(first, last)| (Seq(first), Seq(last)));
+                    let _ = missing.map(|(first, last)| give(Piece::Missing(first, last))).find(ControlFlow::is_break);
+                }
             }
         }
         Ok(())
@@ -251,7 +269,7 @@ impl Offline {
                 let mut rows = statement.query([])?;
                 while let Some(row) = rows.next()? {
                     if let Some(header) = row::header_of(row) {
-                        let range = known_range(db, &header, &began)?;
+                        let range = boots::known_range(db, &header, &began)?;
                         take(header, row.get(row::BLOCK).unwrap_or(0), range.map(|(oldest, _)| oldest));
                     }
                 }
@@ -294,45 +312,23 @@ impl Offline {
             Source::Bytes(salvage) => salvage.problems().into_iter().for_each(&mut add),
         }
         self.each(&mut |piece| {
-            match piece {
+            let problem = match piece {
                 Piece::Readings(batches) => {
                     verdict.segments += 1;
                     verdict.readings += batches.iter().map(|batch| batch.batch.readings.len() as u64).sum::<u64>();
+                    None
                 }
-                Piece::Damaged(claimed) if verdict.problems.len() < MAX_PROBLEMS => {
+                Piece::Damaged(claimed) => {
                     verdict.segments += 1;
-                    verdict.problems.push(damaged(claimed));
+                    Some(damaged(claimed))
                 }
-                Piece::Damaged(_) => verdict.segments += 1,
-            }
+                Piece::Missing(first, last) => Some(missing(first, last)),
+            };
+            verdict.problems.extend(problem.filter(|_| verdict.problems.len() < MAX_PROBLEMS));
             ControlFlow::Continue(())
         })?;
         Ok(verdict)
     }
-}
-
-/// The smallest and largest time in a segment, of those that are known.
-fn known_range(
-    db: &Connection,
-    header: &segment::Header,
-    began: &Beginnings,
-) -> rusqlite::Result<Option<(Timestamp, Timestamp)>> {
-    if header.has_known_times() {
-        return Ok(Some((header.oldest, header.newest)));
-    }
-    let block = db
-        .prepare_cached(&format!("SELECT {BLOCK_COLUMN} FROM segment WHERE first_seq = ?1"))?
-        .query_row([header.first.0], |row| row.get::<_, Vec<u8>>(0))?;
-    let mut range: Option<(Timestamp, Timestamp)> = None;
-    let decoded = segment::decode_pieces(header, &block, Seq::ZERO, &mut |batches| {
-        let more = boots::range(batches, began);
-        range = match (range, more) {
-            (Some(one), Some(other)) => Some((one.0.min(other.0), one.1.max(other.1))),
-            (one, other) => one.or(other),
-        };
-        ControlFlow::Continue(())
-    });
-    Ok(range.filter(|_| decoded.is_ok()))
 }
 
 /// How a damaged segment is named.
@@ -341,6 +337,11 @@ pub fn damaged(claimed: Option<(Seq, Seq)>) -> String {
         Some((first, last)) => format!("segment of seqs {first} to {last}: its checksum does not hold"),
         None => "a segment that does not even tell its seqs".to_owned(),
     }
+}
+
+/// How seqs are named that should be in a segment and are in none.
+pub fn missing(first: Seq, last: Seq) -> String {
+    format!("seqs {first} to {last}: no segment has them, and nothing says why")
 }
 
 /// Removes readings that will not be delivered any more, of all sinks or of one, and
@@ -393,12 +394,18 @@ pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestam
     }
     if only.is_none() {
         // What devices' marks follow from may go: after a crash they are not in their table.
-        let end: u64 =
-            transaction
-                .query_row(&format!("SELECT coalesce(max({LAST_SEQ}), 0) FROM segment"), [], |row| row.get(0))?;
-        let listed = recover::meta(&transaction, "listed")?.unwrap_or(end);
-        unlisted::replay(&transaction, Seq(listed), Seq(end))?;
-        transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
+        unlisted::catch_up(&transaction, recover::meta(&transaction, "listed")?)?;
+        let gone = transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
+        if gone > 0 {
+            let left: Option<u64> =
+                transaction.query_row("SELECT min(first_seq) FROM segment", [], |row| row.get(0))?;
+            let kept = left.map_or(last, |left| Seq(left).prev().min(last));
+            let (before, _) = Holes::load(&transaction)?;
+            let mut holes = before.clone();
+            holes.reach(last);
+            holes.add(&[Hole::whole(first, kept)]);
+            holes.write(&before, &transaction)?;
+        }
     }
     let undelivered: Vec<(Arc<str>, u64)> =
         lost.iter().filter(|(_, count)| **count > 0).map(|(name, count)| (Arc::from(*name), *count)).collect();
@@ -424,7 +431,7 @@ fn last_before(db: &Connection, before: Before) -> Result<Seq> {
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let Some(header) = row::header_of(row) else { continue };
-        match known_range(db, &header, &began)? {
+        match boots::known_range(db, &header, &began)? {
             Some((_, newest)) if newest < time => upto = header.last(),
             Some(_) => break,
             // What has no time came before what follows it.

@@ -267,7 +267,7 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
 /// A segment as versions made them before there was a bound.
 #[cfg(test)]
 pub(super) fn too_large() -> (Header, Vec<u8>) {
-    tests::encode_as_one(&tests::constant(200_000, &[].into()))
+    tests::encode_as_one(&tests::constant(110_000, &[].into()))
 }
 
 #[cfg(test)]
@@ -473,7 +473,7 @@ mod tests {
     fn a_segment_of_any_length_is_decoded_in_little_memory() {
         let wide: Vec<String> = (0..100).map(|n| format!("c{n}")).collect();
         let wide = channels(&wide.iter().map(String::as_str).collect::<Vec<_>>());
-        for (count, channels) in [(200_000, channels(&["a"])), (30_000, wide)] {
+        for (count, channels) in [(110_000, channels(&["a"])), (12_000, wide)] {
             let all = constant(count, &channels);
             let thinned = super::super::leftover::filtered(&all, &mut |seq, _, _| seq.0 % 3 > 0 || seq.0 % 100 < 2);
             for batches in [all, thinned] {
@@ -483,7 +483,7 @@ mod tests {
                 let mut back = Vec::new();
                 decode_pieces(&header, &block, Seq::ZERO, &mut |piece| {
                     let memory: usize = piece.iter().map(|batch| batch.batch.memory()).sum();
-                    assert!(memory <= whole / 2 && memory < 32 << 20, "{memory} of {whole} bytes");
+                    assert!(memory < whole / 4 * 3 && memory < 32 << 20, "{memory} of {whole} bytes");
                     back.extend(piece);
                     std::ops::ControlFlow::Continue(())
                 })

@@ -348,11 +348,6 @@ impl Tail {
         self.entries.range(start..).take_while(wanted).map(|entry| entry.numbered.clone()).collect()
     }
 
-    /// The first seq in memory; what stands before it and is not on disk is not needed.
-    pub fn first_held(&self) -> Seq {
-        self.entries.front().map_or(self.next, |entry| entry.numbered.first)
-    }
-
     /// When the reading arrived, if it is in memory.
     pub fn arrival(&self, seq: Seq) -> Option<Duration> {
         let index = self.entries.partition_point(|entry| entry.numbered.last() < seq);

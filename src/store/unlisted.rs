@@ -5,7 +5,7 @@
 //! take several times the space of the readings themselves. A fresh start reads
 //! the segments that follow the last time, see [`replay`].
 
-use super::row;
+use super::row::{self, LAST_SEQ};
 use super::schema;
 use super::segment;
 use crate::model::{DeviceId, Numbered, Seq};
@@ -19,7 +19,7 @@ const MAX_READINGS: u64 = 256 * 1024;
 const MAX_SEGMENTS: u32 = 256;
 
 /// So many marks are written to their table in any case.
-const MAX_MARKS: usize = 10_000;
+const MAX_MARKS: usize = 32 << 10;
 /// Of a table that is full, this part is freed at once.
 const FREED: usize = 8;
 
@@ -167,6 +167,16 @@ pub(super) fn replay(db: &Connection, listed: Seq, last: Seq) -> rusqlite::Resul
         true
     })?;
     unlisted.list(db, [&[], &[]], last, &HashSet::new).map(drop)
+}
+
+/// Brings the table up to date from all segments after `listed`; before there was such an
+/// entry, each commit wrote its marks to their table.
+///
+/// # Errors
+/// As [`replay`].
+pub(super) fn catch_up(db: &Connection, listed: Option<u64>) -> rusqlite::Result<()> {
+    let end: u64 = db.query_row(&format!("SELECT coalesce(max({LAST_SEQ}), 0) FROM segment"), [], |row| row.get(0))?;
+    replay(db, Seq(listed.unwrap_or(end)), Seq(end))
 }
 
 /// Device, session and the session's last seq that a batch of a segment stands for.

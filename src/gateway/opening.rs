@@ -1,0 +1,108 @@
+//! Opens the log on a thread of its own: that may take long, and what serves health,
+//! signals and systemd goes on meanwhile.
+
+use super::health::Overview;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::store::{Log, OpenError, Opened};
+use anyhow::{Context, Result};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+
+/// Pause after the first attempt to open the log that failed for a reason that may
+/// pass; it doubles with each further one.
+const PAUSE: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// An attempt that takes longer is told of.
+const LONG: Duration = Duration::from_secs(10);
+
+/// Opens the log, as soon as that can be done; with `again`, that includes an earlier
+/// writer of this process, which a slow disk may hold up.
+///
+/// # Errors
+/// If it can never be opened.
+pub(super) async fn open_log(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    metrics: &Metrics,
+    overview: &Overview,
+    again: bool,
+) -> Result<Opened> {
+    let mut pause = PAUSE;
+    loop {
+        match attempt(config, clock, metrics, overview).await {
+            Ok(opened) => return Ok(opened),
+            Err(why) if why.may_pass() || (again && matches!(why, OpenError::InUse { .. })) => {
+                if overview.waits(&why.to_string()) {
+                    tracing::error!(error = %why, "the log cannot be opened; devices are not served until it can");
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+            Err(why) => return Err(why).context("cannot open the log"),
+        }
+    }
+}
+
+async fn attempt(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    metrics: &Metrics,
+    overview: &Overview,
+) -> Result<Opened, OpenError> {
+    let failed = |why| OpenError::Directory { path: config.store.directory.clone(), why };
+    let (done, opened) = oneshot::channel();
+    let names: Vec<String> = config.mqtt.iter().map(|mqtt| mqtt.name.to_string()).collect();
+    let (store, routes, clock, metrics) = (config.store.clone(), config.route.clone(), clock.clone(), metrics.clone());
+    let open = move || {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let result = Log::open_with(&store, &routes, &names, clock, metrics);
+        // The gateway was told to stop before it had started.
+        if let Err(Ok(unwanted)) = done.send(result) {
+            unwanted.log.close();
+            unwanted.writer.join();
+        }
+    };
+    std::thread::Builder::new().name("log-opener".into()).spawn(open).map_err(failed)?;
+    let mut opened = std::pin::pin!(opened);
+    let result = match timeout(LONG, &mut opened).await {
+        Ok(result) => result,
+        Err(_) => {
+            if overview.waits("the log is being looked through, which takes long") {
+                tracing::warn!("opening the log takes long; devices are served once it is open");
+            }
+            opened.await
+        }
+    };
+    result.unwrap_or_else(|_| Err(failed(io::Error::other("the thread that opened the log has ended"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::config;
+
+    #[tokio::test]
+    async fn a_log_whose_earlier_writer_is_late_is_opened_once_that_is_gone() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = config::Store { directory: directory.path().to_owned(), ..config::Store::default() };
+        let config = Config { store, ..Config::default() };
+        let (clock, metrics): (Arc<dyn Clock>, _) = (Arc::new(SystemClock::new()), Metrics::new());
+        let late = Log::open(&config.store, &[], clock.clone(), metrics.clone()).expect("a new log");
+        let overview = Overview::new(metrics.clone(), clock.clone());
+        let refused = open_log(&config, &clock, &metrics, &overview, false).await;
+        assert!(refused.is_err(), "another process may have it");
+        let mut opening = std::pin::pin!(open_log(&config, &clock, &metrics, &overview, true));
+        assert!(timeout(Duration::ZERO, &mut opening).await.is_err(), "it waits");
+        late.log.close();
+        late.writer.join();
+        let opened = opening.await.expect("it opens");
+        opened.log.close();
+        opened.writer.join();
+    }
+}
