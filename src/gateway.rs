@@ -5,6 +5,7 @@ mod health;
 mod limits;
 mod opening;
 mod operator;
+mod runtime;
 mod service;
 mod timekeeper;
 
@@ -132,6 +133,8 @@ impl Gateway {
             http_address = Some(door.address()?);
             http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
         }
+        let given = std::env::var_os(runtime::VARIABLE);
+        config.store.runtime_directory = runtime::directory(config.store.runtime_directory.take(), given);
         let opened = opening::open_log(&config, &clock, &metrics, &overview, again).await?;
         let Opened { log, cursors, devices, writer } = opened;
         log.remember_devices(memory.devices());
@@ -163,7 +166,8 @@ impl Gateway {
         for (mqtt, cursor) in config.mqtt.iter().zip(cursors) {
             let pulse = Pulse::new(clock.now().monotonic);
             let taker = instructions_in.clone().filter(|_| mqtt.commands);
-            let mut destination = MqttDestination::new(mqtt, identity.clone(), registry.clone(), clock.clone())?;
+            let mut destination =
+                MqttDestination::new(mqtt, identity.clone(), log.epochs().clone(), registry.clone(), clock.clone())?;
             if let Some(taker) = taker {
                 destination.take_commands(taker, config.commands.max_body());
             }

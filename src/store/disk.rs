@@ -2,6 +2,7 @@
 
 use super::attendance::{self, Attendance};
 use super::boots;
+use super::epochs;
 use super::evict::{self, Evicted, Evictor};
 use super::fault;
 use super::fold::Folding;
@@ -19,6 +20,7 @@ use super::schema::{self, OpenError};
 use super::segment::{Encoded, Encoder, Header};
 use super::small_tables::Shares;
 use super::space::{Gauge, Space};
+use super::ticket::Ticket;
 use super::unlisted::Unlisted;
 use super::wal::{self, Wal};
 use crate::config::{self, Durability};
@@ -132,6 +134,8 @@ pub(super) struct Disk {
     merging: Merging,
     wal: Wal,
     open_gaps: OpenGaps,
+    /// By which seqs are reserved.
+    ticket: Ticket,
     doubtful: Option<Work>,
     /// An fsync failed, and what it was to write was not written anew since.
     unsynced: bool,
@@ -143,18 +147,19 @@ const MAX_EVENTS: u64 = 10_000;
 const MIN_FREE_SHARE: u64 = 4;
 
 impl Disk {
-    /// The log at `path`, where `on_disk` is.
+    /// The log in the configured directory, where `on_disk` is.
     pub fn new(
-        path: PathBuf,
         config: &config::Store,
         gauge: Gauge,
         on_disk: OnDisk,
         connection: Connection,
         readers: Arc<Readers>,
         evictor: Evictor,
+        ticket: Ticket,
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
         let shares = Shares::of(config.max_size.as_u64());
+        let path = heal::database(config);
         Ok(Disk {
             wal: Wal::new(&path, &connection, config.max_size.as_u64()),
             path,
@@ -171,6 +176,7 @@ impl Disk {
             unlisted: Unlisted::new(on_disk.written, shares.marks),
             merging: Merging::default(),
             open_gaps: OpenGaps::default(),
+            ticket,
             doubtful: None,
             unsynced: false,
         })
@@ -204,10 +210,10 @@ impl Disk {
         })?;
         self.unsynced = false;
         let connection = schema::open(&self.path, self.durability)?;
-        let landed = match &self.doubtful {
-            Some(doubtful) => landed(&connection, doubtful)?,
-            None => false,
-        };
+        let landed = self.doubtful.as_ref().map_or(Ok(false), |doubtful| landed(&connection, doubtful))?;
+        if landed {
+            self.ticket.written()?;
+        }
         let end = self.holes.end();
         self.holes = Holes::load(&connection)?.0;
         self.holes.reach(end);
@@ -228,7 +234,8 @@ impl Disk {
     pub fn commit(&mut self, commit: &Commit, in_use: &dyn Fn() -> HashSet<DeviceId>) -> Result<Outcome> {
         let Some(mut connection) = self.connection.take() else { bail!("the log is not open") };
         let mut work = Work::default();
-        if let Err(why) = self.try_commit(&mut connection, commit, in_use, &mut work) {
+        let tried = self.try_commit(&mut connection, commit, in_use, &mut work);
+        if let Err(why) = tried.and_then(|()| Ok(self.ticket.written()?)) {
             self.leave(connection, &why);
             self.doubtful = Some(work);
             return Err(why);
@@ -291,6 +298,9 @@ impl Disk {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
         work.outcome.written = work.segments.last().map(Header::last);
+        if let Some(reserved) = commit.reserve {
+            epochs::reserve(&transaction, reserved, &mut self.ticket).with_context(failed)?;
+        }
         if commit.clean.is_some() || commit.unmarked {
             // Nothing comes after it that could list what it says, or its segment says what
             // is not so: a start must not hear it.
@@ -322,8 +332,7 @@ impl Disk {
             self.merging.added();
             self.unlisted.segment(header.last(), u64::from(header.count));
         }
-        self.unlisted.add(&commit.marks);
-        self.unlisted.add(&commit.covered);
+        [&commit.marks, &commit.covered].into_iter().for_each(|marks| self.unlisted.add(marks));
         self.open_gaps = work.open_gaps;
         work.outcome
     }
@@ -391,8 +400,8 @@ fn write(
     }
     let confirmed: Vec<Seq> = commit.sinks.iter().map(|(_, confirmed, _)| *confirmed).collect();
     let history = commit.restored.history.iter().map(|(_, block)| block);
-    let blocks = segments.iter().map(|segment| &segment.block).chain(history).map(|block| block.len() as u64);
-    let incoming = blocks.map(|bytes| bytes + evict::SEGMENT_OVERHEAD).sum();
+    let blocks = segments.iter().map(|segment| &segment.block).chain(history);
+    let incoming = blocks.map(|block| block.len() as u64 + evict::SEGMENT_OVERHEAD).sum();
     outcome.evicted = evictor.make_room(db, encoder, incoming, room, commit.clock, &confirmed)?;
     for (header, block) in &commit.restored.history {
         row::put(db, "IGNORE", header, block, Info::uncounted(commit.clock))?;
@@ -419,9 +428,6 @@ fn write(
     prune_events(db, commit)?;
     for progress in &commit.restored.progress {
         schema::set_meta(db, &progress.key, progress.segments)?;
-    }
-    if let Some(reserved) = commit.reserve {
-        schema::set_meta(db, "reserved", reserved.0)?;
     }
     if let Some(next) = commit.clean {
         schema::set_meta(db, "clean", next.0)?;
