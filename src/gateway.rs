@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::model::GatewayId;
 use crate::sink::mqtt::MqttDestination;
 use crate::sink::{Identity, Pulse, Pump};
-use crate::store::{Log, Opened, SinkCursor, Writer};
+use crate::store::{Log, Opened, SinkCursor, Wanted, Writer};
 use anyhow::{Context, Result};
 use health::Overview;
 use operator::Operator;
@@ -295,10 +295,10 @@ fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
 
 /// Opens the log, as soon as that can be done.
 async fn open_log(config: &Config, clock: &Arc<dyn Clock>, metrics: &Metrics, overview: &Overview) -> Result<Opened> {
-    let names: Vec<_> = config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).collect();
+    let sinks: Vec<_> = config.mqtt.iter().map(|mqtt| Wanted { name: &mqtt.name, start: mqtt.start }).collect();
     let mut pause = OPEN_PAUSE;
     loop {
-        match Log::open_with(&config.store, &config.route, &names, clock.clone(), metrics.clone()) {
+        match Log::open_with(&config.store, &config.route, &sinks, clock.clone(), metrics.clone()) {
             Ok(opened) => return Ok(opened),
             Err(why) if why.may_pass() => {
                 if overview.waits(&why.to_string()) {

@@ -27,6 +27,7 @@ mod queue;
 mod rate;
 mod serial;
 mod service;
+mod sinks;
 mod support;
 mod tcp;
 mod text;

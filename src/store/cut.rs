@@ -178,7 +178,7 @@ mod tests {
         let mut db = schema::open(&directory.path().join(FILE_NAME), Durability::Normal).expect("a new database");
         let mut live = |cut: Option<Cut>| -> Recovered {
             let left = Left { has_wal: true, cut, ..Left::default() };
-            recover::recover(&mut db, &["cloud"], Timestamp(0), Epoch(7), Durability::Normal, &left, 0)
+            recover::recover(&mut db, &["cloud".into()], Timestamp(0), Epoch(7), Durability::Normal, &left, 0)
                 .expect("it reads")
         };
         assert_eq!(live(None).next, Seq(1));

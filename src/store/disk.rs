@@ -2,19 +2,22 @@
 
 use super::attendance::{self, Attendance};
 use super::boots;
+use super::events::{self, Lost};
 use super::evict::{self, Evicted, Evictor};
 use super::fault;
-use super::gap::{Gap, OpenGaps};
+use super::gap::Gap;
 use super::heal;
 use super::inbox::{self, Taken};
 use super::logclock::Kept;
 use super::merging::{self, Merging};
+use super::missed::{self, Missed};
 use super::readers::Readers;
 use super::recover;
 use super::restore::Restored;
 use super::row::{self, Info};
 use super::schema::{self, OpenError};
 use super::segment::{Encoder, Header};
+use super::sinks::{self, Forgotten, Retired};
 use super::space::{Gauge, Space};
 use super::unlisted::Unlisted;
 use super::wal::Wal;
@@ -22,7 +25,8 @@ use crate::config::{self, Durability};
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, anyhow, bail};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,6 +41,13 @@ pub(super) struct Commit {
     pub covered: Vec<(DeviceId, u64, u64)>,
     /// Name, confirmed seq and confirmed event of each sink.
     pub sinks: Vec<(Arc<str>, Seq, u64)>,
+    /// Sinks that are not configured any more, and those of them that are forgotten.
+    pub retired: Vec<Retired>,
+    pub forget: Vec<Forgotten>,
+    /// Sinks that are to be told what they have missed, and those that have confirmed
+    /// what they were told.
+    pub tell: Vec<Arc<str>>,
+    pub heard: Vec<Arc<str>>,
     /// Reserve seqs up to here.
     pub reserve: Option<Seq>,
     /// Readings that left the log undelivered for another reason than its bounds.
@@ -57,8 +68,6 @@ pub(super) struct Commit {
     pub keep_clock: Option<Kept>,
     /// Nothing is to be written but what the log's bounds demand.
     pub check_only: bool,
-    /// The last event that a sink may have seen; later ones may still be changed.
-    pub seen_event: u64,
     /// What comes from a database in quarantine.
     pub restored: Restored,
 }
@@ -69,10 +78,33 @@ pub(super) struct Outcome {
     /// Dropped to stay within the bounds.
     pub evicted: Evicted,
     pub last_event: Option<u64>,
+    /// Sinks that have missed something since, and those that were told all that they had
+    /// missed, with the last event that tells of it if there is any.
+    pub missed: Vec<Arc<str>>,
+    pub told: Vec<(Arc<str>, Option<u64>)>,
+    /// Events that went before sinks had them.
+    pub lost: Vec<Lost>,
     /// The last reading of the segment that was written, if there was one.
     pub written: Option<Seq>,
     /// Size of the log's content in bytes.
     pub size: u64,
+}
+
+impl Commit {
+    /// The places of all sinks: first of those that are configured, then of those that
+    /// were and are not forgotten.
+    pub fn places(&self) -> Vec<(Arc<str>, Seq, u64)> {
+        let is_kept = |sink: &&Retired| !self.forget.iter().any(|gone| gone.name == sink.name);
+        let retired = self.retired.iter().filter(is_kept).map(|sink| (sink.name.clone(), sink.confirmed, sink.event));
+        self.sinks.iter().cloned().chain(retired).collect()
+    }
+
+    /// What the commit dropped to stay within the bounds, by what sinks miss of it.
+    pub fn dropped(&self, outcome: &Outcome) -> Vec<Gap> {
+        let retired = self.retired.iter().map(|sink| sink.name.clone());
+        let names: Vec<_> = self.sinks.iter().map(|(name, ..)| name.clone()).chain(retired).collect();
+        outcome.evicted.dropped.iter().map(|dropped| dropped.gap(&names, self.sinks.len())).collect()
+    }
 }
 
 impl Outcome {
@@ -88,7 +120,10 @@ impl Outcome {
 struct Work {
     segment: Option<Header>,
     outcome: Outcome,
-    open_gaps: OpenGaps,
+    /// See [`missed::next_round`].
+    round: Option<u64>,
+    /// The newest event, if it was looked at whether they are too many.
+    looks_at_events: Option<u64>,
     /// The table of marks was brought up to date.
     listed: bool,
     merged: bool,
@@ -102,6 +137,9 @@ pub(super) struct Disk {
     min_free: u64,
     /// Entries of the trail of devices' presence that are kept.
     audit: u32,
+    max_events: u64,
+    /// The newest event when it was last looked at whether they are too many.
+    looked_at_events: u64,
     gauge: Gauge,
     connection: Option<Connection>,
     readers: Arc<Readers>,
@@ -110,14 +148,11 @@ pub(super) struct Disk {
     unlisted: Unlisted,
     merging: Merging,
     wal: Wal,
-    open_gaps: OpenGaps,
     doubtful: Option<Work>,
     /// An fsync failed, and what it was to write was not written anew since.
     unsynced: bool,
 }
 
-/// Events kept for sinks that do not take them; the oldest go first.
-const MAX_EVENTS: u64 = 10_000;
 /// Of the filesystem, at most this share is left free, whatever `min_free` says.
 const MIN_FREE_SHARE: u64 = 4;
 
@@ -139,6 +174,8 @@ impl Disk {
             durability: config.durability,
             min_free: config.min_free.as_u64(),
             audit: config.audit,
+            max_events: u64::from(config.max_events),
+            looked_at_events: 0,
             gauge,
             connection: Some(connection),
             readers,
@@ -146,7 +183,6 @@ impl Disk {
             evictor,
             unlisted: Unlisted::new(written),
             merging: Merging::default(),
-            open_gaps: OpenGaps::default(),
             doubtful: None,
             unsynced: false,
         })
@@ -187,10 +223,7 @@ impl Disk {
         self.readers.open();
         self.connection = Some(connection);
         let work = self.doubtful.take().filter(|_| landed);
-        let outcome = work.zip(failed).map(|(work, commit)| self.done(work, commit));
-        // Events that were written without its being known cannot be made longer.
-        self.open_gaps = OpenGaps::default();
-        Ok(outcome)
+        Ok(work.zip(failed).map(|(work, commit)| self.done(work, commit)))
     }
 
     /// Writes `commit` durably, all or nothing. [`Disk::reopen`] goes before it.
@@ -237,13 +270,15 @@ impl Disk {
         }
         let segment = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
         work.segment = segment.as_ref().map(|(header, _)| *header);
-        work.open_gaps = self.open_gaps.clone();
         let (encoder, evictor) = (&mut self.encoder, &mut self.evictor);
-        work.outcome =
-            write(&transaction, commit, segment, room, encoder, evictor, &mut work.open_gaps).with_context(failed)?;
+        work.outcome = write(&transaction, commit, segment, room, encoder, evictor).with_context(failed)?;
         for body in attendance::write(&transaction, &commit.attendance, commit.now, self.audit).with_context(failed)? {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
+        let few = self.looked_at_events + self.max_events / events::SHARE;
+        work.looks_at_events = work.outcome.last_event.filter(|newest| *newest >= few);
+        let most = work.looks_at_events.map(|_| self.max_events);
+        work.round = tell(&transaction, commit, &mut work.outcome, most).with_context(failed)?;
         work.outcome.written = work.segment.map(|header| header.last());
         if commit.clean.is_some() {
             // Nothing comes after it that could list what it says.
@@ -270,7 +305,7 @@ impl Disk {
         }
         self.unlisted.add(&commit.marks);
         self.unlisted.add(&commit.covered);
-        self.open_gaps = work.open_gaps;
+        self.looked_at_events = work.looks_at_events.unwrap_or(self.looked_at_events);
         work.outcome
     }
 
@@ -302,6 +337,9 @@ fn landed(connection: &Connection, work: &Work) -> Result<bool> {
             .optional()?;
         return Ok(found == Some(header.checksum));
     }
+    if let Some(round) = work.round {
+        return Ok(missed::round(connection)? >= round);
+    }
     match work.outcome.last_event {
         // Ids are never used twice.
         Some(event) => Ok(recover::last_event(connection)? >= event),
@@ -316,17 +354,18 @@ fn write(
     room: Option<u64>,
     encoder: &mut Encoder,
     evictor: &mut Evictor,
-    open_gaps: &mut OpenGaps,
 ) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     if let Some((header, _)) = &segment {
         // A commit that failed may be on disk all the same, and this one repeat it.
         db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1")?.execute([header.first.0])?;
     }
-    let confirmed: Vec<Seq> = commit.sinks.iter().map(|(_, confirmed, _)| *confirmed).collect();
+    let mut confirmed: Vec<Seq> = commit.sinks.iter().map(|(_, confirmed, _)| *confirmed).collect();
+    let configured = confirmed.len();
+    confirmed.extend(commit.retired.iter().map(|sink| sink.confirmed));
     let blocks = segment.iter().chain(&commit.restored.history).map(|(_, block)| block.len() as u64);
     let incoming = blocks.map(|bytes| bytes + evict::SEGMENT_OVERHEAD).sum();
-    outcome.evicted = evictor.make_room(db, encoder, incoming, room, commit.clock, &confirmed)?;
+    outcome.evicted = evictor.make_room(db, encoder, incoming, room, commit.clock, &confirmed, configured)?;
     for (header, block) in &commit.restored.history {
         row::put(db, "IGNORE", header, block, Info::uncounted(commit.clock))?;
     }
@@ -338,9 +377,10 @@ fn write(
     for (name, confirmed, event) in commit.sinks.iter().filter(|_| !outcome.leaves_places(commit)) {
         schema::put_sink(db, name, *confirmed.max(&outcome.evicted.upto), *event)?;
     }
-    let evicted = outcome.evicted.dropped.iter().map(|dropped| dropped.gap(&commit.sinks));
-    for gap in commit.gaps.iter().cloned().chain(evicted).filter(Gap::matters) {
-        outcome.last_event = Some(open_gaps.record(db, gap, commit.now, commit.seen_event)?);
+    for Retired { name, confirmed, event, since } in &commit.retired {
+        if outcome.evicted.upto > *confirmed {
+            schema::put_place(db, name, outcome.evicted.upto, *event, Some(*since))?;
+        }
     }
     for body in commit.notices.iter().chain(&commit.restored.events) {
         outcome.last_event = Some(schema::insert_event(db, commit.now, body)?);
@@ -349,7 +389,6 @@ fn write(
         outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
     }
     outcome.last_event = inbox::write(db, &commit.inbox, commit.now, commit.clock)?.or(outcome.last_event);
-    prune_events(db, commit)?;
     if let Some((key, progress)) = &commit.restored.progress {
         schema::set_meta(db, key, *progress)?;
     }
@@ -366,12 +405,42 @@ fn write(
     Ok(outcome)
 }
 
-fn prune_events(db: &Connection, commit: &Commit) -> rusqlite::Result<()> {
-    let confirmed = commit.sinks.iter().map(|(_, _, event)| *event).min().unwrap_or(0);
-    // Ids have holes: a restart may pass over many.
-    db.prepare_cached(
-        "DELETE FROM event WHERE id <= ?1 OR id <= (SELECT id FROM event ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-    )?
-    .execute(params![confirmed, MAX_EVENTS])?;
-    Ok(())
+/// Notes what sinks have missed, and tells those of it who listen; forgets what is to be
+/// forgotten. Of more events than `most`, some go. Returns the number of the commit's round
+/// if it changed any of that.
+fn tell(db: &Connection, commit: &Commit, outcome: &mut Outcome, most: Option<u64>) -> Result<Option<u64>> {
+    for forgotten in &commit.forget {
+        if let Some(body) = sinks::forget(db, forgotten)? {
+            outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
+        }
+    }
+    let places = commit.places();
+    let events: Vec<_> = places.iter().map(|(name, _, event)| (name.clone(), *event)).collect();
+    events::confirmed(db, &events, &commit.heard)?;
+    let mut news: BTreeMap<Arc<str>, Vec<Missed>> = BTreeMap::new();
+    let mut add = |(name, missed)| news.entry(name).or_default().push(missed);
+    let confirmed = |name: &str| places.iter().find(|(known, ..)| **known == *name).map(|(_, confirmed, _)| *confirmed);
+    for gap in commit.dropped(outcome) {
+        missed::of_gap(&gap, commit.now, confirmed).for_each(&mut add);
+    }
+    // Over the others their sinks have moved already.
+    for gap in &commit.gaps {
+        missed::of_gap(gap, commit.now, |name| confirmed(name).map(|_| Seq::ZERO)).for_each(&mut add);
+    }
+    if let Some(most) = most {
+        let pruned = events::prune(db, &events, most, commit.now)?;
+        pruned.missed.into_iter().for_each(add);
+        outcome.lost = pruned.lost;
+    }
+    let changed = !(news.is_empty() && commit.forget.is_empty());
+    for (name, missed) in news {
+        missed::record(db, &name, missed)?;
+        outcome.missed.push(name);
+    }
+    for name in &commit.tell {
+        let event = missed::tell(db, name, commit.now)?;
+        outcome.last_event = event.or(outcome.last_event);
+        outcome.told.push((name.clone(), event));
+    }
+    changed.then(|| missed::next_round(db)).transpose().map_err(Into::into)
 }

@@ -7,13 +7,14 @@
 //! while no gateway runs.
 
 use super::boots::{self, Beginnings};
-use super::gap::Gap;
+use super::missed::{self, Missed, What};
 use super::ranges::Ranges;
 use super::recover;
 use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS, LAST_SEQ};
 use super::salvage::{Found, Salvage, Scan};
 use super::schema::{self, FILE_NAME};
 use super::segment;
+use super::sinks::{self, Place};
 use crate::config::Durability;
 use crate::model::{Epoch, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, bail};
@@ -21,7 +22,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
+use std::time::Duration;
 
 /// A log that is only read.
 pub struct Offline {
@@ -45,6 +46,8 @@ pub enum Piece {
 pub struct Pending {
     pub sink: String,
     pub confirmed: Seq,
+    /// For how long it has not been configured, if it is not, by the log's clock.
+    pub retired: Option<Duration>,
     pub readings: u64,
     /// Bytes of the segments that hold them.
     pub bytes: u64,
@@ -209,12 +212,21 @@ impl Offline {
     /// # Errors
     /// If the log cannot be read.
     pub fn contents(&self) -> Result<Contents> {
-        let sinks: BTreeMap<String, u64> = match &self.source {
-            Source::Sqlite(db) => recover::places(db)?.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
-            Source::Bytes(salvage) => salvage.facts().sinks.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
+        let (sinks, clock) = match &self.source {
+            Source::Sqlite(db) => (sinks::places(db)?, recover::meta(db, "log_clock").ok().flatten()),
+            Source::Bytes(salvage) => {
+                let facts = salvage.facts();
+                (facts.sinks, facts.meta.get("log_clock").copied())
+            }
         };
-        let pending =
-            |(sink, confirmed)| Pending { sink, confirmed: Seq(confirmed), readings: 0, bytes: 0, oldest: None };
+        let pending = |(sink, place): (String, Place)| Pending {
+            sink,
+            confirmed: Seq(place.confirmed),
+            retired: place.retired.map(|since| Duration::from_secs(clock.unwrap_or(0).saturating_sub(since))),
+            readings: 0,
+            bytes: 0,
+            oldest: None,
+        };
         let mut contents = Contents {
             epoch: self.epoch(),
             segments: 0,
@@ -347,7 +359,7 @@ pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestam
     // What goes is to be gone, also from pages that are free now.
     db.pragma_update(None, "secure_delete", true)?;
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let places = recover::places(&transaction)?;
+    let places = sinks::places(&transaction)?;
     if let Some(name) = only.filter(|name| !places.contains_key(*name)) {
         let known: Vec<_> = places.keys().map(String::as_str).collect();
         bail!("there is no sink {name:?} in the log; it has {}", known.join(", "));
@@ -366,26 +378,23 @@ pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestam
             purged.readings += header.within(Seq::ZERO, last);
             purged.range = Some((purged.range.map_or(header.first, |(first, _)| first), last));
             for (name, count) in &mut lost {
-                let confirmed = places.get(*name).map_or(0, |(confirmed, _)| *confirmed);
+                let confirmed = places.get(*name).map_or(0, |place| place.confirmed);
                 *count += header.within(Seq(confirmed), last);
             }
         }
     }
     purged.undelivered = lost.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
     let Some((first, last)) = purged.range.filter(|_| really) else { return Ok(purged) };
-    for name in lost.keys() {
-        let (confirmed, event) = places.get(*name).copied().unwrap_or_default();
-        schema::put_sink(&transaction, name, Seq(confirmed.max(last.0)), event)?;
+    for (name, count) in &lost {
+        let Place { confirmed, event, retired } = places.get(*name).copied().unwrap_or_default();
+        schema::put_place(&transaction, name, Seq(confirmed.max(last.0)), event, retired)?;
+        if *count > 0 {
+            let range = (first.0.max(confirmed + 1), last.0);
+            missed::record(&transaction, name, vec![Missed::new(What::Readings, "purged", range, *count, now)])?;
+        }
     }
     if only.is_none() {
         transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
-    }
-    let undelivered: Vec<(Arc<str>, u64)> =
-        lost.iter().filter(|(_, count)| **count > 0).map(|(name, count)| (Arc::from(*name), *count)).collect();
-    if !undelivered.is_empty() {
-        let count = undelivered.iter().map(|(_, count)| *count).max().unwrap_or(0);
-        let gap = Gap { reason: "purged", first, last, count, undelivered };
-        schema::insert_event(&transaction, now, &gap.body())?;
     }
     transaction.commit()?;
     Ok(purged)

@@ -16,6 +16,7 @@ use super::readers::Readers;
 use super::reserve::Reserve;
 use super::restore::{Job, Restored};
 use super::schema::OpenError;
+use super::sinks::{Adopted, Wanted};
 use super::space::{Gauge, Space};
 use super::state::State;
 use super::tail::{Policy, Tail};
@@ -46,7 +47,7 @@ pub(super) struct Prepared {
 pub(super) fn prepare(
     config: &config::Store,
     routes: &[Route],
-    sinks: &[&str],
+    sinks: &[Wanted<'_>],
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     gauge: Option<Gauge>,
@@ -80,9 +81,6 @@ pub(super) fn prepare(
         tracing::error!(%why, "what was known of devices' presence cannot be read");
         Vec::new()
     });
-    for name in &found.forgotten {
-        tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
-    }
     let policy = Policy {
         commit_within: config.commit_within,
         history_within: config.history_within,
@@ -90,7 +88,8 @@ pub(super) fn prepare(
         max_pending: usize::try_from(config.max_pending.as_u64()).unwrap_or(usize::MAX),
         segment_bytes: usize::try_from(config.segment_size.as_u64()).unwrap_or(usize::MAX),
     };
-    let confirmed = found.sinks.iter().map(|(confirmed, _)| *confirmed).collect();
+    let Adopted { places, retired, new } = found.sinks;
+    let confirmed = places.iter().map(|(confirmed, _)| *confirmed).collect();
     let tail = Tail::new(policy, found.next, found.reserved, confirmed);
     let marks = found
         .marks
@@ -116,8 +115,11 @@ pub(super) fn prepare(
             tail,
             marks,
             max_marks: MAX_MARKS,
-            events: found.sinks.iter().map(|(_, event)| *event).collect(),
-            persisted: found.sinks,
+            events: places.iter().map(|(_, event)| *event).collect(),
+            news: found.news,
+            retired,
+            forget_after: config.forget_sinks_after.as_secs(),
+            persisted: places,
             written: found.written,
             places_due: None,
             holes: found.holes,
@@ -130,8 +132,6 @@ pub(super) fn prepare(
             log_clock: LogClock::new(found.clock.0, found.clock.1, now),
             check_due: now.monotonic,
             warned: None,
-            seen_event: found.last_event,
-            committing: false,
             sleeping_until: Duration::ZERO,
             flush: false,
             close: false,
@@ -148,7 +148,7 @@ pub(super) fn prepare(
         saturated: AtomicBool::new(false),
         committed: Notify::new(),
         news: Notify::new(),
-        names: sinks.iter().map(|name| Arc::from(*name)).collect(),
+        names: sinks.iter().map(|sink| Arc::from(sink.name)).collect(),
         readers,
         path,
         epoch: found.epoch,
@@ -157,7 +157,19 @@ pub(super) fn prepare(
         metrics,
         stepped,
     });
+    say_who_waits(&shared, &new);
     Ok(Prepared { shared, disk, jobs, devices, lock, reserve })
+}
+
+/// Says for whom readings are kept that is not configured any more: a sink that was
+/// renamed is such a one, and a new one.
+fn say_who_waits(shared: &Shared, new: &[String]) {
+    let state = shared.state.lock();
+    for sink in &state.retired {
+        if let Some(note) = state.waits_for(sink) {
+            tracing::warn!(new = new.join(", "), "{note}");
+        }
+    }
 }
 
 pub(super) fn opened<W>(shared: Arc<Shared>, devices: Vec<DeviceStatus>, writer: W) -> Opened<W> {

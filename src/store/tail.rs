@@ -63,6 +63,9 @@ pub(super) struct Tail {
     confirmed: Vec<Seq>,
     /// Session and seq of devices whose readings were settled without ever being saved.
     unsaved_marks: HashMap<DeviceId, (u64, u64)>,
+    /// The first and last of the readings that were settled without ever being saved, and
+    /// how many there are between them.
+    unwritten: Option<(Seq, Seq, u64)>,
 }
 
 /// What a commit has to write.
@@ -97,6 +100,7 @@ impl Tail {
             refused: false,
             confirmed,
             unsaved_marks: HashMap::new(),
+            unwritten: None,
         }
     }
 
@@ -157,6 +161,8 @@ impl Tail {
                 self.unsaved_bytes -= entry.bytes;
                 self.saved_entries += 1;
                 self.saved = entry.numbered.last();
+                let (first, _, count) = self.unwritten.unwrap_or((entry.numbered.first, self.saved, 0));
+                self.unwritten = Some((first, self.saved, count + entry.numbered.batch.readings.len() as u64));
                 if let Some(mark) = &entry.mark {
                     self.unsaved_marks.insert(mark.device().clone(), (mark.session(), entry.last_origin));
                 }
@@ -241,6 +247,12 @@ impl Tail {
             marks.into_iter().map(|(device, (session, seq))| (device, session, seq)).collect()
         };
         Unsaved { batches, upto, marks: list(marks), covered: list(covered) }
+    }
+
+    /// The first and last of the readings that were settled without ever being saved since
+    /// this was asked last, and how many there are between them.
+    pub fn take_unwritten(&mut self) -> Option<(Seq, Seq, u64)> {
+        self.unwritten.take()
     }
 
     /// A commit that took `marks` along failed: they are still to be written.

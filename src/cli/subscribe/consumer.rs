@@ -174,6 +174,9 @@ impl Consumer {
         if gap.first > gap.last {
             return Err(format!("no valid gap event: it begins at {} and ends at {}", gap.first, gap.last));
         }
+        if &*gap.reason == NOT_HERE {
+            return Ok(());
+        }
         let line = Line { gateway: gap.gateway, epoch: gap.epoch };
         let mut notices = Vec::new();
         self.gaps.explain(&line, (gap.first, gap.last), &gap.reason, now, &mut notices);
@@ -181,6 +184,9 @@ impl Consumer {
         Ok(())
     }
 }
+
+/// The reason of gaps that another sink has, and that explain none at this one.
+const NOT_HERE: &str = "forgotten";
 
 #[derive(Deserialize)]
 struct Event {
