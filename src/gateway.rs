@@ -3,6 +3,7 @@
 
 mod health;
 mod limits;
+mod opening;
 mod operator;
 mod service;
 mod timekeeper;
@@ -22,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::model::GatewayId;
 use crate::sink::mqtt::MqttDestination;
 use crate::sink::{Identity, Pulse, Pump};
-use crate::store::{Log, Opened, SinkCursor, Wanted, Writer};
+use crate::store::{Log, Opened, SinkCursor, Writer};
 use anyhow::{Context, Result};
 use health::Overview;
 use operator::Operator;
@@ -34,7 +35,7 @@ use timekeeper::Witnesses;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// Requests for metrics that may wait to be accepted.
 const HTTP_BACKLOG: usize = 128;
@@ -58,10 +59,6 @@ pub struct Gateway {
 
 /// Commands from brokers that may wait to be taken over.
 const INSTRUCTIONS: usize = 64;
-/// Pause after the first attempt to open the log that failed for a reason that may
-/// pass; it doubles with each further one.
-const OPEN_PAUSE: Duration = Duration::from_millis(500);
-const OPEN_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Tasks that stop together.
 struct Part {
@@ -129,7 +126,7 @@ impl Gateway {
             http_address = Some(door.address()?);
             http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
         }
-        let Opened { log, cursors, devices, writer } = open_log(&config, &clock, &metrics, &overview).await?;
+        let Opened { log, cursors, devices, writer } = opening::open_log(&config, &clock, &metrics, &overview).await?;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
         let mut keepers = keep_time(&config.gateway, system_clock, &log, &metrics);
@@ -291,25 +288,6 @@ fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy();
     GatewayId::new(&host).with_context(|| format!("this host's name {host:?} is no gateway id; set [gateway] id"))
-}
-
-/// Opens the log, as soon as that can be done.
-async fn open_log(config: &Config, clock: &Arc<dyn Clock>, metrics: &Metrics, overview: &Overview) -> Result<Opened> {
-    let sinks: Vec<_> = config.mqtt.iter().map(|mqtt| Wanted { name: &mqtt.name, start: mqtt.start }).collect();
-    let mut pause = OPEN_PAUSE;
-    loop {
-        match Log::open_with(&config.store, &config.route, &sinks, clock.clone(), metrics.clone()) {
-            Ok(opened) => return Ok(opened),
-            Err(why) if why.may_pass() => {
-                if overview.waits(&why.to_string()) {
-                    tracing::error!(error = %why, "the log cannot be opened; devices are not served until it can");
-                }
-                sleep(pause).await;
-                pause = (pause * 2).min(OPEN_PAUSE_MAX);
-            }
-            Err(why) => return Err(why).context("cannot open the log"),
-        }
-    }
 }
 
 fn bind_all(links: &[config::Tcp]) -> Result<Vec<TcpListener>> {

@@ -17,6 +17,8 @@ mod clock;
 mod context;
 #[path = "simulation/controls.rs"]
 mod controls;
+#[path = "simulation/copies.rs"]
+mod copies;
 #[path = "simulation/device.rs"]
 mod device;
 #[path = "simulation/disk.rs"]

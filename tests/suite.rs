@@ -28,6 +28,7 @@ mod rate;
 mod serial;
 mod service;
 mod sinks;
+mod start;
 mod support;
 mod tcp;
 mod text;

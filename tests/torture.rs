@@ -10,6 +10,7 @@
 //! cargo test --test torture -- storm
 //! cargo test --test torture -- flood
 //! cargo test --release --test torture -- commands
+//! cargo test --release --test torture -- start
 //! ```
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -36,6 +37,8 @@ mod outage;
 mod power;
 #[path = "torture/settings.rs"]
 mod settings;
+#[path = "torture/start.rs"]
+mod start;
 #[path = "torture/storm.rs"]
 mod storm;
 #[allow(dead_code, reason = "the suite uses the rest")]
@@ -62,6 +65,8 @@ enum Torture {
     Flood(storm::FloodArgs),
     /// How long a command takes over MQTT to a device and back, with many devices online.
     Commands(commands::Args),
+    /// How long logs of several sizes take to open from a cold page cache, and what that reads.
+    Start(start::Args),
     /// What these two start as processes of their own.
     #[command(subcommand, hide = true)]
     Load(load::Role),
@@ -78,6 +83,7 @@ fn main() -> ExitCode {
             Torture::Storm(args) => storm::run(&args).await,
             Torture::Flood(args) => storm::flood(&args).await,
             Torture::Commands(args) => commands::run(&args).await,
+            Torture::Start(args) => start::run(&args),
             Torture::Load(role) => load::run(role).await,
         }
     });

@@ -218,6 +218,7 @@ fn exported(log: &Offline) -> Vec<(u64, i64, Basis)> {
         match piece {
             Piece::Readings(batches) => got.extend(times(&batches)),
             Piece::Damaged(claimed) => panic!("{claimed:?}"),
+            Piece::Missing(first, last) => panic!("{first} to {last}"),
         }
         ControlFlow::Continue(())
     })

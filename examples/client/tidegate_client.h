@@ -54,7 +54,8 @@ struct tg_transport {
     int (*write)(void *context, const uint8_t *bytes, size_t size);
     /* Closes the link. NULL where that means nothing. */
     void (*close)(void *context);
-    /* Milliseconds since boot; may wrap around. */
+    /* Milliseconds since boot; may wrap around. It has to go on while the device sleeps: add the
+     * time slept if the counter stands still meanwhile. */
     uint32_t (*now_ms)(void *context);
     /* Not 0 if bytes may get lost or change on the way. */
     int serial;

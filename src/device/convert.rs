@@ -152,6 +152,9 @@ impl Converter {
             None => self.device.clone(),
             Some(sub) => self.device.sub_device(&sub).map_err(|why| ConvertError::SubDevice(sub, why))?,
         };
+        if let Some(newest) = samples.iter().map(|sample| sample.time).max() {
+            self.times.heard(newest, now);
+        }
         let session = Some(self.session);
         let begin = |basis, room| Batch { device: device.clone(), session, basis, readings: Vec::with_capacity(room) };
         let mut batch: Option<Batch> = None;
@@ -358,6 +361,18 @@ mod tests {
         let absurd = Basis::DeviceClock { received: NOW.wall };
         assert_eq!(seqs, [(Basis::Wall, vec![1]), (absurd, vec![2, 3]), (Basis::Wall, vec![4])]);
         assert_eq!((last, repeated), (4, 0));
+    }
+
+    #[test]
+    fn readings_tell_what_their_devices_clock_shows_at_least() {
+        let mut converter = converter(DeviceClock::SinceBoot);
+        let at = |seconds| Now { monotonic: Duration::from_secs(seconds), ..NOW };
+        // Under way for 2 s, and the readings for none.
+        converter.synchronise(1_000, at(3));
+        let samples = [4_000, 5_000].map(|time| Sample { time, values: Vec::new() }).to_vec();
+        let converted = converter.convert(Readings { seq: 1, sub: None, samples }, at(5)).expect("valid readings");
+        let times: Vec<_> = converted.batch.readings.iter().map(|reading| reading.time.0 - NOW.wall.0).collect();
+        assert_eq!((times, converted.batch.basis), (vec![-1_000_000, 0], Basis::Wall));
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub async fn run(config: Config, set_log_level: SetLogLevel) -> Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     loop {
         let Some(gateway) = start(config.clone(), &set_log_level, &mut signals).await? else { return Ok(()) };
-        tell(&[NotifyState::Ready]);
+        tell(&[NotifyState::Ready, NotifyState::Status("running")]);
         let why = watch(&gateway, &mut signals).await;
         match why {
             Why::Asked => {
@@ -57,7 +57,8 @@ enum Why {
     Damaged,
 }
 
-/// Starts the gateway, however long the disk is full; `None` if a signal comes first.
+/// Starts the gateway, however long the disk is full or the log is looked through; `None` if
+/// a signal comes first.
 async fn start(config: Config, set_log_level: &SetLogLevel, signals: &mut Signals) -> Result<Option<Gateway>> {
     let set_log_level = Some(set_log_level.clone());
     let mut starting = std::pin::pin!(Gateway::start_with(Path::new("/"), set_log_level, config));
@@ -68,7 +69,11 @@ async fn start(config: Config, set_log_level: &SetLogLevel, signals: &mut Signal
             gateway = &mut starting => return gateway.map(Some),
             () = signals.next() => return Ok(None),
             // The watchdog waits already if this is not the first start.
-            _ = tick.tick() => tell(&[NotifyState::ExtendTimeoutUsec(EXTEND_USEC), NotifyState::Watchdog]),
+            _ = tick.tick() => tell(&[
+                NotifyState::ExtendTimeoutUsec(EXTEND_USEC),
+                NotifyState::Watchdog,
+                NotifyState::Status("opening the log"),
+            ]),
         }
     }
 }

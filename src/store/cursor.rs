@@ -3,6 +3,7 @@
 
 use super::events;
 use super::gap::Gap;
+use super::holes;
 use super::log::{LogEvent, Shared};
 use super::row;
 use super::segment::{self, Header};
@@ -22,7 +23,7 @@ pub struct SinkCursor {
     exhausted: (Seq, Seq),
     /// No event stands after the first of these up to the second.
     no_events: (u64, u64),
-    /// First seqs of damaged segments that were reported.
+    /// First seqs of damaged segments, and of what was lost between others, that were reported.
     reported: HashSet<Seq>,
 }
 
@@ -105,33 +106,45 @@ impl SinkCursor {
     }
 
     async fn fetch_as_stored(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<Numbered>> {
-        let visible = self.shared.visible.load(Ordering::Acquire);
-        let in_memory = self.shared.state.lock().tail.read(after, max_bytes);
-        if let Some(batches) = in_memory {
-            return Ok(self.moved_on(after, visible, batches));
-        }
-        let (batches, damaged) = self.on_disk(move |reader| read(reader, after, max_bytes)).await?;
-        let written = self.shared.state.lock().written;
-        for (first, header) in damaged.into_iter().filter(|(_, header)| header.last() > after) {
-            let last = header.last().min(written).max(first);
-            let lost = u64::from(header.count).min(last.next().0 - first.0);
-            if self.position().next() >= first {
-                self.advance(last);
+        loop {
+            let visible = self.shared.visible.load(Ordering::Acquire);
+            let (in_memory, written) = {
+                let state = self.shared.state.lock();
+                (state.tail.read(after, max_bytes), state.written)
+            };
+            if let Some(batches) = in_memory {
+                return Ok(self.moved_on(after, visible, batches));
             }
-            if !self.reported.insert(header.first) {
-                continue;
+            let found = self.on_disk(move |reader| read(reader, after, max_bytes)).await?;
+            let held = {
+                let state = self.shared.state.lock();
+                // A commit came meanwhile: where what was read ends is not where the log does.
+                if state.written != written && found.reaches_the_end() {
+                    continue;
+                }
+                state.tail.read_held(after, max_bytes)
+            };
+            found.lost.iter().filter(|lost| lost.last > after).for_each(|lost| self.pass_over(lost, written));
+            if !found.batches.is_empty() {
+                return Ok(found.batches);
             }
-            tracing::error!(first = first.0, readings = lost, "a segment of the log is damaged and was skipped");
-            let undelivered = vec![(self.name().clone(), lost)];
-            self.report(Gap { reason: "corrupt", first, last, count: lost, undelivered });
-        }
-        if batches.is_empty() {
-            // Between the last segment and the first reading in memory there may
-            // be a hole, or a commit made meanwhile.
-            let held = self.shared.state.lock().tail.read_held(after, max_bytes);
+            // Between the last segment and the first reading in memory there may be a hole.
             return Ok(self.moved_on(after, visible, held));
         }
-        Ok(batches)
+    }
+
+    /// Reports readings that the sink will never get, and moves over them if they are next.
+    fn pass_over(&mut self, lost: &Lost, written: Seq) {
+        let Lost { first, count, .. } = *lost;
+        let last = lost.last.min(written).max(first);
+        let count = count.min(last.next().0 - first.0);
+        if self.position().next() >= first {
+            self.advance(last);
+        }
+        if self.reported.insert(lost.key) {
+            tracing::error!(first = first.0, readings = count, why = lost.why, "readings of the log are lost");
+            self.report(Gap { reason: "corrupt", first, last, count, undelivered: vec![(self.name().clone(), count)] });
+        }
     }
 
     /// Where there was nothing to read after `after` up to `visible`, that is not asked
@@ -257,27 +270,67 @@ impl SinkCursor {
     }
 }
 
-/// Segments that hold readings after `after`, and the headers of damaged ones with where
-/// those begin. They reach from the one before to the next one: what they say themselves
-/// of their place may be part of the damage.
-fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Numbered>, Vec<(Seq, Header)>)> {
-    let (mut batches, mut damaged) = (Vec::new(), Vec::new());
+/// What one look at the disk found.
+#[derive(Default)]
+struct Read {
+    batches: Vec<Numbered>,
+    lost: Vec<Lost>,
+}
+
+/// Readings that no sink will get any more.
+struct Lost {
+    /// By which this is told from others.
+    key: Seq,
+    first: Seq,
+    /// The largest that there can be if nothing stands behind.
+    last: Seq,
+    /// Readings among these seqs, at most.
+    count: u64,
+    why: &'static str,
+}
+
+/// The last seq of what nothing stands behind.
+const OPEN_END: Seq = Seq(u64::MAX);
+
+impl Read {
+    /// Whether what was found says something of where the log ends.
+    fn reaches_the_end(&self) -> bool {
+        self.batches.is_empty() || self.lost.iter().any(|lost| lost.last == OPEN_END)
+    }
+}
+
+/// Segments that hold readings after `after`, and what is lost between and in them. A
+/// damaged one reaches from the one before to the next one: what it says itself of its place
+/// may be part of the damage. What is between two others and was not taken away on purpose
+/// is lost as well.
+fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<Read> {
+    let mut found = Read::default();
     let (mut bytes, mut upto) = (0, after);
     let mut open: Option<(Seq, Header)> = None;
+    let mut failed = None;
+    let damaged = |first: Seq, last: Seq, header: Header| {
+        let (key, count) = (header.first, u64::from(header.count));
+        Lost { key, first, last, count, why: "a segment is damaged" }
+    };
     row::each(reader, after, &mut |header, block| {
         if let Some((first, before)) = open.take() {
-            let last = header.first.prev();
-            damaged.push((first, Header { last, ..before }));
-            upto = upto.max(last);
+            upto = upto.max(header.first.prev());
+            found.lost.push(damaged(first, header.first.prev(), before));
         }
         if bytes >= max_bytes {
             return false;
         }
         match segment::decode(header, block) {
             Ok(decoded) => {
-                let start = batches.len();
-                batches.extend(decoded.into_iter().filter(|batch| batch.last() > upto));
-                bytes += batches[start..].iter().map(|b: &Numbered| b.batch.memory()).sum::<usize>(); // start was its length
+                if header.first > upto.next() {
+                    match holes::unexplained(reader, upto.next(), header.first.prev()) {
+                        Ok(between) => found.lost.extend(between.into_iter().map(absent)),
+                        Err(why) => failed = Some(why),
+                    }
+                }
+                let start = found.batches.len();
+                found.batches.extend(decoded.into_iter().filter(|batch| batch.last() > upto));
+                bytes += found.batches[start..].iter().map(|b: &Numbered| b.batch.memory()).sum::<usize>(); // start was its length
                 upto = upto.max(header.last());
             }
             Err(why) => {
@@ -285,8 +338,16 @@ fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<(Vec<Number
                 open = Some((header.first.min(upto.next()), *header));
             }
         }
-        bytes < max_bytes || open.is_some()
+        failed.is_none() && (bytes < max_bytes || open.is_some())
     })?;
-    damaged.extend(open.map(|(first, before)| (first, Header { last: Seq(u64::MAX), ..before })));
-    Ok((batches, damaged))
+    if let Some(why) = failed {
+        return Err(why.into());
+    }
+    found.lost.extend(open.map(|(first, before)| damaged(first, OPEN_END, before)));
+    Ok(found)
+}
+
+/// Seqs that should be in a segment and are in none.
+fn absent((first, last): (Seq, Seq)) -> Lost {
+    Lost { key: first, first, last, count: last.0 - first.prev().0, why: "no segment has them" }
 }

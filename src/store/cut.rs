@@ -36,6 +36,8 @@ pub(super) struct Left {
     pub has_wal: bool,
     /// There is something in it.
     pub has_frames: bool,
+    /// There are commits in it to which others will be added.
+    pub goes_on: bool,
     /// Its header was cut off while it began anew.
     pub begins_anew: bool,
     /// Commits were cut off.
@@ -61,8 +63,12 @@ pub(super) fn look(path: &Path, unsynced: bool) -> Result<Left, String> {
     if wal.header_damaged {
         return Err("the header of its write-ahead log is not what was written".to_owned());
     }
+    if let Some(found) = salvage.torn() {
+        return Err(found);
+    }
     let (has_wal, has_frames) = (wal.length > 0, wal.frames > 0);
-    let mut left = Left { has_wal, has_frames, begins_anew: has_frames && !wal.header_right, cut: None };
+    let (goes_on, begins_anew) = (wal.valid_frames > 0, has_frames && !wal.header_right);
+    let mut left = Left { has_wal, has_frames, goes_on, begins_anew, cut: None };
     // Also of a commit that has no end, what is sound is readings under their seqs.
     if wal.orphaned_frames == 0 {
         return Ok(left);

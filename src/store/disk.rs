@@ -1,117 +1,41 @@
 //! Commits: everything that changes together is written together.
 
-use super::attendance::{self, Attendance};
+use super::attendance;
 use super::boots;
-use super::events::{self, Lost};
+use super::commit::{self, Commit, Outcome};
+use super::events;
 use super::evict::{self, Evicted, Evictor};
 use super::fault;
-use super::gap::Gap;
+use super::fold::Folding;
 use super::heal;
-use super::inbox::{self, Taken};
-use super::logclock::Kept;
+use super::holes::Holes;
+use super::inbox;
 use super::merging::{self, Merging};
-use super::missed::{self, Missed};
+use super::missed;
 use super::readers::Readers;
 use super::recover;
-use super::restore::Restored;
 use super::row::{self, Info};
 use super::schema::{self, OpenError};
 use super::segment::{Encoder, Header};
-use super::sinks::{self, Forgotten, Retired};
+use super::sinks::Retired;
 use super::space::{Gauge, Space};
 use super::unlisted::Unlisted;
-use super::wal::Wal;
+use super::wal::{self, Wal};
 use crate::config::{self, Durability};
-use crate::model::{DeviceId, Numbered, Seq, Timestamp};
+use crate::model::Seq;
 use anyhow::{Context, Result, anyhow, bail};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// What one commit writes.
-#[derive(Default)]
-pub(super) struct Commit {
-    pub batches: Vec<Numbered>,
-    /// Device, session and the session's last settled seq, of readings that were
-    /// never written.
-    pub marks: Vec<(DeviceId, u64, u64)>,
-    /// The same of `batches`.
-    pub covered: Vec<(DeviceId, u64, u64)>,
-    /// Name, confirmed seq and confirmed event of each sink.
-    pub sinks: Vec<(Arc<str>, Seq, u64)>,
-    /// Sinks that are not configured any more, and those of them that are forgotten.
-    pub retired: Vec<Retired>,
-    pub forget: Vec<Forgotten>,
-    /// Sinks that are to be told what they have missed, and those that have confirmed
-    /// what they were told.
-    pub tell: Vec<Arc<str>>,
-    pub heard: Vec<Arc<str>>,
-    /// Reserve seqs up to here.
-    pub reserve: Option<Seq>,
-    /// Readings that left the log undelivered for another reason than its bounds.
-    pub gaps: Vec<Gap>,
-    /// Other events, as JSON objects.
-    pub notices: Vec<String>,
-    /// What is new about devices' presence.
-    pub attendance: Attendance,
-    /// What is new about commands.
-    pub inbox: Taken,
-    /// What is new about the machine's boot.
-    pub boot: Option<boots::News>,
-    /// The gateway stops: the next seq that will be given out.
-    pub clean: Option<Seq>,
-    pub now: Timestamp,
-    /// The log's clock, and whether it is to be kept.
-    pub clock: u64,
-    pub keep_clock: Option<Kept>,
-    /// Nothing is to be written but what the log's bounds demand.
-    pub check_only: bool,
-    /// What comes from a database in quarantine.
-    pub restored: Restored,
-}
-
-/// What a commit did beyond what it was told.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Outcome {
-    /// Dropped to stay within the bounds.
-    pub evicted: Evicted,
-    pub last_event: Option<u64>,
-    /// Sinks that have missed something since, and those that were told all that they had
-    /// missed, with the last event that tells of it if there is any.
-    pub missed: Vec<Arc<str>>,
-    pub told: Vec<(Arc<str>, Option<u64>)>,
-    /// Events that went before sinks had them.
-    pub lost: Vec<Lost>,
-    /// The last reading of the segment that was written, if there was one.
-    pub written: Option<Seq>,
-    /// Size of the log's content in bytes.
-    pub size: u64,
-}
-
-impl Commit {
-    /// The places of all sinks: first of those that are configured, then of those that
-    /// were and are not forgotten.
-    pub fn places(&self) -> Vec<(Arc<str>, Seq, u64)> {
-        let is_kept = |sink: &&Retired| !self.forget.iter().any(|gone| gone.name == sink.name);
-        let retired = self.retired.iter().filter(is_kept).map(|sink| (sink.name.clone(), sink.confirmed, sink.event));
-        self.sinks.iter().cloned().chain(retired).collect()
-    }
-
-    /// What the commit dropped to stay within the bounds, by what sinks miss of it.
-    pub fn dropped(&self, outcome: &Outcome) -> Vec<Gap> {
-        let retired = self.retired.iter().map(|sink| sink.name.clone());
-        let names: Vec<_> = self.sinks.iter().map(|(name, ..)| name.clone()).chain(retired).collect();
-        outcome.evicted.dropped.iter().map(|dropped| dropped.gap(&names, self.sinks.len())).collect()
-    }
-}
-
-impl Outcome {
-    /// Whether the sinks' places were not written.
-    pub fn leaves_places(&self, commit: &Commit) -> bool {
-        commit.check_only && self.evicted.holes.is_empty()
-    }
+/// What stands on disk.
+pub(super) struct OnDisk {
+    /// The last reading.
+    pub written: Seq,
+    pub holes: Holes,
+    /// What the next commit says of the last checkpoint.
+    pub folding: Folding,
 }
 
 /// What a transaction wrote, before it is known to be on disk. After a failure it may
@@ -124,8 +48,12 @@ struct Work {
     round: Option<u64>,
     /// The newest event, if it was looked at whether they are too many.
     looks_at_events: Option<u64>,
+    /// What is missing since, if that is more than before.
+    holes: Option<Holes>,
     /// The table of marks was brought up to date.
     listed: bool,
+    /// What the last checkpoint did was written.
+    told_fold: bool,
     merged: bool,
 }
 
@@ -145,6 +73,8 @@ pub(super) struct Disk {
     readers: Arc<Readers>,
     encoder: Encoder,
     evictor: Evictor,
+    holes: Holes,
+    folding: Folding,
     unlisted: Unlisted,
     merging: Merging,
     wal: Wal,
@@ -157,12 +87,12 @@ pub(super) struct Disk {
 const MIN_FREE_SHARE: u64 = 4;
 
 impl Disk {
-    /// The log at `path`, whose last reading there is `written`.
+    /// The log at `path`, where `on_disk` is.
     pub fn new(
         path: PathBuf,
         config: &config::Store,
         gauge: Gauge,
-        written: Seq,
+        on_disk: OnDisk,
         connection: Connection,
         readers: Arc<Readers>,
         evictor: Evictor,
@@ -181,7 +111,9 @@ impl Disk {
             readers,
             encoder,
             evictor,
-            unlisted: Unlisted::new(written),
+            holes: on_disk.holes,
+            folding: on_disk.folding,
+            unlisted: Unlisted::new(on_disk.written),
             merging: Merging::default(),
             doubtful: None,
             unsynced: false,
@@ -220,6 +152,9 @@ impl Disk {
             Some(doubtful) => landed(&connection, doubtful)?,
             None => false,
         };
+        let end = self.holes.end();
+        self.holes = Holes::load(&connection)?.0;
+        self.holes.reach(end);
         self.readers.open();
         self.connection = Some(connection);
         let work = self.doubtful.take().filter(|_| landed);
@@ -244,7 +179,12 @@ impl Disk {
             None => Ok(()),
         };
         match back().and_then(|()| self.wal.committed(&connection, commit.reserve.is_some())) {
-            Ok(()) => self.connection = Some(connection),
+            Ok(folded) => {
+                if let Some(frames) = folded {
+                    self.folding.folded(self.wal.path(), frames);
+                }
+                self.connection = Some(connection);
+            }
             // What was committed stays so; the rest is as after any failure.
             Err(why) => {
                 tracing::error!(error = format!("{why:#}"), "the log's checkpoint failed; it is opened again");
@@ -272,13 +212,20 @@ impl Disk {
         work.segment = segment.as_ref().map(|(header, _)| *header);
         let (encoder, evictor) = (&mut self.encoder, &mut self.evictor);
         work.outcome = write(&transaction, commit, segment, room, encoder, evictor).with_context(failed)?;
+        if !work.outcome.leaves_places(commit) {
+            work.told_fold = self.folding.write(&transaction).with_context(failed)?;
+        }
+        work.holes = self.missing(&work.outcome.evicted, work.segment.as_ref());
+        if let Some(holes) = &work.holes {
+            holes.write(&self.holes, &transaction).with_context(failed)?;
+        }
         for body in attendance::write(&transaction, &commit.attendance, commit.now, self.audit).with_context(failed)? {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
         let few = self.looked_at_events + self.max_events / events::SHARE;
         work.looks_at_events = work.outcome.last_event.filter(|newest| *newest >= few);
         let most = work.looks_at_events.map(|_| self.max_events);
-        work.round = tell(&transaction, commit, &mut work.outcome, most).with_context(failed)?;
+        work.round = commit::tell(&transaction, commit, &mut work.outcome, most).with_context(failed)?;
         work.outcome.written = work.segment.map(|header| header.last());
         if commit.clean.is_some() {
             // Nothing comes after it that could list what it says.
@@ -291,6 +238,19 @@ impl Disk {
         transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))
     }
 
+    /// What is missing once this went and that segment came, if that is more than before.
+    fn missing(&self, evicted: &Evicted, segment: Option<&Header>) -> Option<Holes> {
+        let skipped = segment.is_some_and(|header| header.first > self.holes.end().next());
+        (skipped || !evicted.holes.is_empty()).then(|| {
+            let mut holes = self.holes.clone();
+            holes.add(&evicted.holes);
+            if let Some(header) = segment {
+                holes.follow(header);
+            }
+            holes
+        })
+    }
+
     /// Remembers what a commit that is on disk leaves to later ones.
     fn done(&mut self, work: Work, commit: &Commit) -> Outcome {
         if work.listed {
@@ -299,7 +259,14 @@ impl Disk {
         if work.merged {
             self.merging.done();
         }
+        if work.told_fold {
+            self.folding.written();
+        }
+        if let Some(holes) = work.holes {
+            self.holes = holes;
+        }
         if let Some(header) = work.segment {
+            self.holes.reach(header.last());
             self.merging.added();
             self.unlisted.segment(header.last(), u64::from(header.count));
         }
@@ -322,10 +289,22 @@ impl Disk {
     pub fn close(&mut self) {
         self.readers.close();
         let Some(connection) = self.connection.take() else { return };
-        let folded = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+        let folded = self
+            .list_fold(&connection)
+            .and_then(|()| connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false));
         if let Err(why) = folded.and_then(|_| connection.close().map_err(|(_, why)| why)) {
             tracing::warn!(%why, "the log could not be closed; it is complete all the same");
         }
+    }
+
+    /// Says what is folded in: the next life begins a new write-ahead log.
+    fn list_fold(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        if let Some(frames) = wal::fold(connection)? {
+            self.folding.folded(self.wal.path(), frames);
+        }
+        let transaction = connection.unchecked_transaction()?;
+        self.folding.write(&transaction)?;
+        transaction.commit()
     }
 }
 
@@ -403,44 +382,4 @@ fn write(
     }
     outcome.size = schema::sizes(db)?.0;
     Ok(outcome)
-}
-
-/// Notes what sinks have missed, and tells those of it who listen; forgets what is to be
-/// forgotten. Of more events than `most`, some go. Returns the number of the commit's round
-/// if it changed any of that.
-fn tell(db: &Connection, commit: &Commit, outcome: &mut Outcome, most: Option<u64>) -> Result<Option<u64>> {
-    for forgotten in &commit.forget {
-        if let Some(body) = sinks::forget(db, forgotten)? {
-            outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
-        }
-    }
-    let places = commit.places();
-    let events: Vec<_> = places.iter().map(|(name, _, event)| (name.clone(), *event)).collect();
-    events::confirmed(db, &events, &commit.heard)?;
-    let mut news: BTreeMap<Arc<str>, Vec<Missed>> = BTreeMap::new();
-    let mut add = |(name, missed)| news.entry(name).or_default().push(missed);
-    let confirmed = |name: &str| places.iter().find(|(known, ..)| **known == *name).map(|(_, confirmed, _)| *confirmed);
-    for gap in commit.dropped(outcome) {
-        missed::of_gap(&gap, commit.now, confirmed).for_each(&mut add);
-    }
-    // Over the others their sinks have moved already.
-    for gap in &commit.gaps {
-        missed::of_gap(gap, commit.now, |name| confirmed(name).map(|_| Seq::ZERO)).for_each(&mut add);
-    }
-    if let Some(most) = most {
-        let pruned = events::prune(db, &events, most, commit.now)?;
-        pruned.missed.into_iter().for_each(add);
-        outcome.lost = pruned.lost;
-    }
-    let changed = !(news.is_empty() && commit.forget.is_empty());
-    for (name, missed) in news {
-        missed::record(db, &name, missed)?;
-        outcome.missed.push(name);
-    }
-    for name in &commit.tell {
-        let event = missed::tell(db, name, commit.now)?;
-        outcome.last_event = event.or(outcome.last_event);
-        outcome.told.push((name.clone(), event));
-    }
-    changed.then(|| missed::next_round(db)).transpose().map_err(Into::into)
 }

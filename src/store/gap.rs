@@ -42,6 +42,12 @@ impl Hole {
         (missing > 0).then_some(Hole { first, last, missing })
     }
 
+    /// What of it stands behind `after`; `None` if nothing does.
+    pub fn rest(self, after: Seq) -> Option<Hole> {
+        let missing = self.missing_between(after, self.last);
+        (self.last > after).then_some(Hole { first: self.first.max(after.next()), missing, ..self })
+    }
+
     /// How many readings are missing after `after` and up to `upto`; about, where
     /// that divides a stretch that has some.
     pub fn missing_between(&self, after: Seq, upto: Seq) -> u64 {
@@ -69,7 +75,7 @@ pub(super) fn add_holes(holes: &mut Vec<Hole>, more: &[Hole]) {
 }
 
 /// Orders `holes`, and takes neighbours together where they are too many.
-pub(super) fn condense(holes: &mut Vec<Hole>) {
+fn condense(holes: &mut Vec<Hole>) {
     holes.sort_by_key(|hole| hole.first);
     while holes.len() > MAX_HOLES {
         *holes = holes

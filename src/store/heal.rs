@@ -17,6 +17,7 @@ use super::salvage::{Facts, Found, Salvage, Scan, wal_path};
 use super::schema::{self, OpenError};
 use super::sinks::Wanted;
 use super::unlisted;
+use super::wal;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Durability};
 use crate::metrics::Metrics;
@@ -189,12 +190,14 @@ fn attempt(
         let jobs = take_over(&mut connection, &config.directory, sinks, now)?;
         let epoch = Epoch(fastrand::u32(1..));
         let (durability, lanes) = (config.durability, lanes.fingerprint());
-        let found = recover::recover(&mut connection, sinks, now.wall, epoch, durability, &left, lanes)?;
+        let mut found = recover::recover(&mut connection, sinks, now.wall, epoch, durability, &left, lanes)?;
         let boots = boots::load(&mut connection, boot, found.next, !jobs.is_empty())?;
         let commands = inbox::load(&mut connection)?;
         // From here on the database alone says that it was not closed: a write-ahead
         // log that goes missing is noticed.
-        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        if let Some(frames) = wal::fold(&connection)? {
+            found.folding.folded(&wal_path(path), frames);
+        }
         Ok((found, boots, commands, jobs))
     };
     let (found, boots, (commands, commands_lost), jobs) = opening().map_err(|fault: Fault| fault.at(path))?;

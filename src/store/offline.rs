@@ -3,23 +3,20 @@
 //!
 //! A gateway's log is read through SQLite, which keeps apart what is being written. A
 //! file given by name is read without SQLite, and so without changing anything beside
-//! it, including what stands in its write-ahead log. Only [`purge`] writes, and only
-//! while no gateway runs.
+//! it, including what stands in its write-ahead log.
 
 use super::boots::{self, Beginnings};
-use super::missed::{self, Missed, What};
+use super::holes;
 use super::ranges::Ranges;
 use super::recover;
-use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS, LAST_SEQ};
+use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS};
 use super::salvage::{Found, Salvage, Scan};
 use super::schema::{self, FILE_NAME};
 use super::segment;
 use super::sinks::{self, Place};
-use crate::config::Durability;
 use crate::model::{Epoch, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, bail};
-use rusqlite::{Connection, TransactionBehavior};
-use std::collections::BTreeMap;
+use rusqlite::Connection;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
@@ -39,6 +36,8 @@ pub enum Piece {
     Readings(Vec<Numbered>),
     /// Its checksum does not hold; the seqs that it claims.
     Damaged(Option<(Seq, Seq)>),
+    /// No segment has these seqs, and nothing says why.
+    Missing(Seq, Seq),
 }
 
 /// What a sink has yet to confirm of what is on disk.
@@ -72,25 +71,6 @@ pub struct Verdict {
     pub readings: u64,
     /// One line each, at most 1000.
     pub problems: Vec<String>,
-}
-
-/// Which readings to purge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Before {
-    Seq(Seq),
-    Time(Timestamp),
-    Everything,
-}
-
-/// What a purge removes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Purged {
-    /// The range of seqs that went, if any did.
-    pub range: Option<(Seq, Seq)>,
-    /// Readings in it.
-    pub readings: u64,
-    /// Sinks, and how many of these readings each had not confirmed.
-    pub undelivered: Vec<(String, u64)>,
 }
 
 const MAX_PROBLEMS: usize = 1000;
@@ -162,8 +142,20 @@ impl Offline {
                     db.prepare(&format!("SELECT {HEADER_COLUMNS}, {BLOCK_COLUMN} FROM segment ORDER BY first_seq"))?;
                 let mut rows = statement.query([])?;
                 let mut given = Ranges::default();
+                let knows_holes = recover::meta(db, holes::COMPLETE).is_ok_and(|complete| complete.is_some());
+                let mut end = Seq::ZERO;
                 while let Some(row) = rows.next()? {
                     let header = row::header_of(row);
+                    if let Some(header) = header {
+                        let missing = match knows_holes && header.first > end.next() {
+                            true => holes::unexplained(db, end.next(), header.first.prev())?,
+                            false => Vec::new(),
+                        };
+                        if missing.into_iter().any(|(first, last)| give(Piece::Missing(first, last)).is_break()) {
+                            break;
+                        }
+                        end = end.max(header.last());
+                    }
                     let block = row.get_ref(row::BLOCK)?.as_blob().unwrap_or_default();
                     let piece = match header.map(|header| segment::decode(&header, block)) {
                         Some(Ok(batches)) => {
@@ -192,7 +184,10 @@ impl Offline {
                     }
                 };
                 // A break is the wish of whoever is given.
-                let _ = salvage.segments(Scan::IfDamaged, &mut tell);
+                if let ControlFlow::Continue(walk) = salvage.segments(Scan::IfDamaged, &mut tell) {
+                    let missing = salvage.unexplained(&walk).into_iter().map(|(first, last)| (Seq(first), Seq(last)));
+                    let _ = missing.map(|(first, last)| give(Piece::Missing(first, last))).find(ControlFlow::is_break);
+                }
             }
         }
         Ok(())
@@ -301,17 +296,19 @@ impl Offline {
             Source::Bytes(salvage) => salvage.problems().into_iter().for_each(&mut add),
         }
         self.each(&mut |piece| {
-            match piece {
+            let problem = match piece {
                 Piece::Readings(batches) => {
                     verdict.segments += 1;
                     verdict.readings += batches.iter().map(|batch| batch.batch.readings.len() as u64).sum::<u64>();
+                    None
                 }
-                Piece::Damaged(claimed) if verdict.problems.len() < MAX_PROBLEMS => {
+                Piece::Damaged(claimed) => {
                     verdict.segments += 1;
-                    verdict.problems.push(damaged(claimed));
+                    Some(damaged(claimed))
                 }
-                Piece::Damaged(_) => verdict.segments += 1,
-            }
+                Piece::Missing(first, last) => Some(missing(first, last)),
+            };
+            verdict.problems.extend(problem.filter(|_| verdict.problems.len() < MAX_PROBLEMS));
             ControlFlow::Continue(())
         })?;
         Ok(verdict)
@@ -319,7 +316,7 @@ impl Offline {
 }
 
 /// The smallest and largest time in a segment, of those that are known.
-fn known_range(
+pub(super) fn known_range(
     db: &Connection,
     header: &segment::Header,
     began: &Beginnings,
@@ -341,84 +338,7 @@ pub fn damaged(claimed: Option<(Seq, Seq)>) -> String {
     }
 }
 
-/// Removes readings that will not be delivered any more, of all sinks or of one, and
-/// leaves a gap event that says so. With `really` false it only counts them.
-///
-/// Without a sink, the readings leave the log, as far as whole segments do. With one,
-/// that sink's place moves over them, and others still get them.
-///
-/// # Errors
-/// If a gateway runs on this log, or it is damaged, or the sink is unknown.
-pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestamp, really: bool) -> Result<Purged> {
-    let _lock = super::writer::lock(directory).context("stop the gateway first")?;
-    let path = directory.join(FILE_NAME);
-    if !path.exists() {
-        bail!("there is no log in {}; see [store] directory", directory.display());
-    }
-    let mut db = schema::open(&path, Durability::Full).context("start the gateway once, so that its log heals")?;
-    // What goes is to be gone, also from pages that are free now.
-    db.pragma_update(None, "secure_delete", true)?;
-    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let places = sinks::places(&transaction)?;
-    if let Some(name) = only.filter(|name| !places.contains_key(*name)) {
-        let known: Vec<_> = places.keys().map(String::as_str).collect();
-        bail!("there is no sink {name:?} in the log; it has {}", known.join(", "));
-    }
-    let mut purged = Purged { range: None, readings: 0, undelivered: Vec::new() };
-    let chosen = places.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
-    let mut lost: BTreeMap<&str, u64> = chosen.map(|(name, _)| (name.as_str(), 0)).collect();
-    let upto = last_before(&transaction, before)?;
-    {
-        let sql = format!("SELECT {HEADER_COLUMNS} FROM segment WHERE first_seq <= ?1 ORDER BY first_seq");
-        let mut statement = transaction.prepare(&sql)?;
-        let mut rows = statement.query([upto.0])?;
-        while let Some(row) = rows.next()? {
-            let Some(header) = row::header_of(row) else { continue };
-            let last = header.last().min(upto);
-            purged.readings += header.within(Seq::ZERO, last);
-            purged.range = Some((purged.range.map_or(header.first, |(first, _)| first), last));
-            for (name, count) in &mut lost {
-                let confirmed = places.get(*name).map_or(0, |place| place.confirmed);
-                *count += header.within(Seq(confirmed), last);
-            }
-        }
-    }
-    purged.undelivered = lost.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
-    let Some((first, last)) = purged.range.filter(|_| really) else { return Ok(purged) };
-    for (name, count) in &lost {
-        let Place { confirmed, event, retired } = places.get(*name).copied().unwrap_or_default();
-        schema::put_place(&transaction, name, Seq(confirmed.max(last.0)), event, retired)?;
-        if *count > 0 {
-            let range = (first.0.max(confirmed + 1), last.0);
-            missed::record(&transaction, name, vec![Missed::new(What::Readings, "purged", range, *count, now)])?;
-        }
-    }
-    if only.is_none() {
-        transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
-    }
-    transaction.commit()?;
-    Ok(purged)
-}
-
-/// The last seq that a purge takes.
-fn last_before(db: &Connection, before: Before) -> Result<Seq> {
-    let time = match before {
-        Before::Everything => return Ok(Seq(i64::MAX as u64)),
-        Before::Seq(seq) => return Ok(seq.prev()),
-        Before::Time(time) => time,
-    };
-    let began = boots::beginnings(db)?;
-    let mut upto = Seq::ZERO;
-    let mut statement = db.prepare(&format!("SELECT {HEADER_COLUMNS} FROM segment ORDER BY first_seq"))?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let Some(header) = row::header_of(row) else { continue };
-        match known_range(db, &header, &began)? {
-            Some((_, newest)) if newest < time => upto = header.last(),
-            Some(_) => break,
-            // What has no time came before what follows it.
-            None => {}
-        }
-    }
-    Ok(upto)
+/// How seqs are named that should be in a segment and are in none.
+pub fn missing(first: Seq, last: Seq) -> String {
+    format!("seqs {first} to {last}: no segment has them, and nothing says why")
 }

@@ -2,7 +2,7 @@
 
 use super::attendance::{self, Attendance};
 use super::cursor::SinkCursor;
-use super::disk::Disk;
+use super::disk::{Disk, OnDisk};
 use super::evict::{Bounds, Evictor};
 use super::fault::Fault;
 use super::headroom::DiskState;
@@ -106,7 +106,11 @@ pub(super) fn prepare(
     let path = heal::database(config);
     let stepped = gauge.is_some();
     let gauge = gauge.unwrap_or_else(|| Space::gauge(directory));
-    let disk = Disk::new(path.clone(), config, gauge, found.written, connection, readers.clone(), evictor)
+    let all = places.iter().map(|(confirmed, _)| *confirmed).chain(retired.iter().map(|sink| sink.confirmed));
+    let everywhere = all.min().unwrap_or_default();
+    let holes = found.holes.behind(everywhere).collect();
+    let on_disk = OnDisk { written: found.written, holes: found.holes, folding: found.folding };
+    let disk = Disk::new(path.clone(), config, gauge, on_disk, connection, readers.clone(), evictor)
         .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
     let shared = Arc::new(Shared {
         visible: AtomicU64::new(tail.visible().0),
@@ -122,7 +126,7 @@ pub(super) fn prepare(
             persisted: places,
             written: found.written,
             places_due: None,
-            holes: found.holes,
+            holes,
             gaps: Vec::new(),
             boots,
             notices,

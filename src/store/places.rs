@@ -1,7 +1,11 @@
-//! What an operator does with the places of sinks while no gateway runs.
+//! What an operator does with readings and the places of sinks while no gateway runs.
 
+use super::boots;
+use super::gap::Hole;
 use super::heal;
-use super::missed;
+use super::holes::Holes;
+use super::missed::{self, Missed, What};
+use super::offline::known_range;
 use super::row::{self, HEADER_COLUMNS, LAST_SEQ};
 use super::schema::{self, FILE_NAME};
 use super::sinks::{self, Forgotten, Place};
@@ -11,6 +15,25 @@ use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Which readings to purge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    Seq(Seq),
+    Time(Timestamp),
+    Everything,
+}
+
+/// What a purge removes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purged {
+    /// The range of seqs that went, if any did.
+    pub range: Option<(Seq, Seq)>,
+    /// Readings in it.
+    pub readings: u64,
+    /// Sinks, and how many of these readings each had not confirmed.
+    pub undelivered: Vec<(String, u64)>,
+}
 
 /// Forgets the place of a sink, which is told to the others. Returns how many readings were
 /// kept for it; with `really` false they are only counted.
@@ -68,6 +91,8 @@ fn change<T>(
         bail!("start the gateway once, so that {} is whole after a power cut", path.display());
     }
     let mut db = schema::open(&path, Durability::Full).context("start the gateway once, so that its log heals")?;
+    // What goes is to be gone, also from pages that are free now.
+    db.pragma_update(None, "secure_delete", true)?;
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let done = work(&transaction, &mut sinks::places(&transaction)?)?;
     if really {
@@ -92,4 +117,95 @@ fn waiting(db: &Connection, place: &Place) -> Result<u64> {
         count += header.map_or(0, |header| header.within(Seq(place.confirmed), header.last()));
     }
     Ok(count)
+}
+
+/// Removes readings that will not be delivered any more, of all sinks or of one, and
+/// leaves a gap event that says so. With `really` false it only counts them.
+///
+/// Without a sink, the readings leave the log, as far as whole segments do. With one,
+/// that sink's place moves over them, and others still get them.
+///
+/// # Errors
+/// If a gateway runs on this log, or it is damaged, or the sink is unknown.
+pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestamp, really: bool) -> Result<Purged> {
+    change(directory, really, |transaction, places| remove(transaction, places, only, before, now, really))
+}
+
+fn remove(
+    transaction: &Transaction<'_>,
+    places: &BTreeMap<String, Place>,
+    only: Option<&str>,
+    before: Before,
+    now: Timestamp,
+    really: bool,
+) -> Result<Purged> {
+    if let Some(name) = only.filter(|name| !places.contains_key(*name)) {
+        bail!("{}", unknown(name, places));
+    }
+    let mut purged = Purged { range: None, readings: 0, undelivered: Vec::new() };
+    let chosen = places.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
+    let mut lost: BTreeMap<&str, u64> = chosen.map(|(name, _)| (name.as_str(), 0)).collect();
+    let upto = last_before(transaction, before)?;
+    {
+        let sql = format!("SELECT {HEADER_COLUMNS} FROM segment WHERE first_seq <= ?1 ORDER BY first_seq");
+        let mut statement = transaction.prepare(&sql)?;
+        let mut rows = statement.query([upto.0])?;
+        while let Some(row) = rows.next()? {
+            let Some(header) = row::header_of(row) else { continue };
+            let last = header.last().min(upto);
+            purged.readings += header.within(Seq::ZERO, last);
+            purged.range = Some((purged.range.map_or(header.first, |(first, _)| first), last));
+            for (name, count) in &mut lost {
+                let confirmed = places.get(*name).map_or(0, |place| place.confirmed);
+                *count += header.within(Seq(confirmed), last);
+            }
+        }
+    }
+    purged.undelivered = lost.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+    let Some((first, last)) = purged.range.filter(|_| really) else { return Ok(purged) };
+    for (name, count) in &lost {
+        let Place { confirmed, event, retired } = places.get(*name).copied().unwrap_or_default();
+        schema::put_place(transaction, name, Seq(confirmed.max(last.0)), event, retired)?;
+        if *count > 0 {
+            let range = (first.0.max(confirmed + 1), last.0);
+            missed::record(transaction, name, vec![Missed::new(What::Readings, "purged", range, *count, now)])?;
+        }
+    }
+    if only.is_none() {
+        let gone = transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
+        if gone > 0 {
+            let left: Option<u64> =
+                transaction.query_row("SELECT min(first_seq) FROM segment", [], |row| row.get(0))?;
+            let kept = left.map_or(last, |left| Seq(left).prev().min(last));
+            let (before, _) = Holes::load(transaction)?;
+            let mut holes = before.clone();
+            holes.reach(last);
+            holes.add(&[Hole::whole(first, kept)]);
+            holes.write(&before, transaction)?;
+        }
+    }
+    Ok(purged)
+}
+
+/// The last seq that a purge takes.
+fn last_before(db: &Connection, before: Before) -> Result<Seq> {
+    let time = match before {
+        Before::Everything => return Ok(Seq(i64::MAX as u64)),
+        Before::Seq(seq) => return Ok(seq.prev()),
+        Before::Time(time) => time,
+    };
+    let began = boots::beginnings(db)?;
+    let mut upto = Seq::ZERO;
+    let mut statement = db.prepare(&format!("SELECT {HEADER_COLUMNS} FROM segment ORDER BY first_seq"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let Some(header) = row::header_of(row) else { continue };
+        match known_range(db, &header, &began)? {
+            Some((_, newest)) if newest < time => upto = header.last(),
+            Some(_) => break,
+            // What has no time came before what follows it.
+            None => {}
+        }
+    }
+    Ok(upto)
 }

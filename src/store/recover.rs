@@ -1,52 +1,27 @@
 //! What a start reads from the database, and how it decides whether to believe it.
 //!
-//! A start reads the small tables and the head of every segment's row, and the whole
-//! structure of a small database. A sink whose place is damaged starts over, a damaged
+//! A start reads the small tables, the newest segments, and the whole structure of a small
+//! database: how long it takes does not depend on how much the log holds. A sink whose place is damaged starts over, a damaged
 //! mark is forgotten, a damaged event is taken out; anything else that cannot be right
 //! is a [`Fault`], and the database goes into quarantine.
 
 use super::boots;
 use super::cut::{self, Left, UNSYNCED};
-use super::gap::{Hole, condense};
+pub(super) use super::damage::Fault;
+use super::fold::{self, Folding};
+use super::gap::Hole;
+use super::holes::{self, Holes};
 use super::inbox;
 use super::logclock::Kept;
 use super::missed::{self, News};
-use super::row::{self, HEADER_COLUMNS, INFO_COLUMNS};
-use super::schema::{OpenError, SEQ_BLOCK, insert_event, put_mark, set_meta, small_structure_fault, synchronise};
+use super::row;
+use super::schema::{SEQ_BLOCK, insert_event, put_mark, set_meta, small_structure_fault, synchronise};
 use super::sinks::{self, Adopted, Extent, Wanted};
 use super::unlisted;
 use crate::config::Durability;
 use crate::model::{DeviceId, Epoch, Seq, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use std::collections::BTreeMap;
-use std::path::Path;
-
-/// Why what is in the database cannot be gone on with.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
-    #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
-    /// SQLite reads it, but it cannot be what was written.
-    #[error("{0}")]
-    Damaged(String),
-    /// What is to be put back cannot be written anew.
-    #[error(transparent)]
-    Encoding(#[from] std::io::Error),
-}
-
-impl Fault {
-    pub fn of(why: anyhow::Error) -> Fault {
-        why.downcast().map_or_else(|why| Fault::Damaged(format!("{why:#}")), Fault::Sqlite)
-    }
-
-    pub fn at(self, path: &Path) -> OpenError {
-        match self {
-            Fault::Sqlite(why) => OpenError::Database { path: path.to_owned(), why },
-            Fault::Damaged(found) => OpenError::Damaged { path: path.to_owned(), found },
-            Fault::Encoding(why) => OpenError::Directory { path: path.to_owned(), why },
-        }
-    }
-}
 
 /// What the last life of the gateway left in the log.
 #[derive(Debug)]
@@ -63,10 +38,12 @@ pub(super) struct Recovered {
     pub news: Vec<News>,
     pub marks: Vec<(DeviceId, u64, u64)>,
     /// Seqs that no reading has.
-    pub holes: Vec<Hole>,
+    pub holes: Holes,
     pub last_event: u64,
     /// The log's clock as it was kept, and what the newest segment has of it.
     pub clock: (Kept, u64),
+    /// What the next commit says of the last checkpoint.
+    pub folding: Folding,
     /// Stands in segments for the lanes by which they are counted from now on.
     pub generation: u64,
 }
@@ -92,13 +69,18 @@ pub(super) fn recover(
         return Err(Fault::Damaged(format!("its structure is broken: {}", found.replace('\n', " "))));
     }
     let meta = read_meta(&transaction)?;
-    let (mut holes, seen_end, mut newest) = read_holes(&transaction)?;
+    let before = Holes::of(&transaction, meta.contains_key(holes::COMPLETE))?;
+    let (seen_end, mut newest) = holes::newest(&transaction)?;
     let mut disk_end = seen_end;
+    let mut holes = before.clone();
+    holes.reach(Seq(seen_end));
+    let known_end = holes.end();
     if let Some(cut) = &left.cut {
         // What an earlier life left was put back or told as a gap when this one began.
-        let end = meta.get(BEGAN_BEHIND).copied().unwrap_or(0).max(seen_end);
-        cut.put_back(&transaction, Seq(end), meta.get("log_clock").copied().unwrap_or(0))?;
-        (holes, disk_end, newest) = read_holes(&transaction)?;
+        let end = known_end.max(Seq(meta.get(BEGAN_BEHIND).copied().unwrap_or(0)));
+        cut.put_back(&transaction, end, meta.get("log_clock").copied().unwrap_or(0))?;
+        holes.follow_all(&transaction)?;
+        (disk_end, newest) = holes::newest(&transaction)?;
     }
     let epoch = match meta.get("epoch") {
         Some(epoch) => Epoch(u32::try_from(*epoch).map_err(|_| Fault::Damaged("the epoch is impossible".into()))?),
@@ -121,9 +103,8 @@ pub(super) fn recover(
         Some(clean) => clean.max(disk_end + 1),
         None => reserved.max(disk_end) + 1,
     };
-    if next > disk_end + 1 {
-        holes.push(Hole::whole(Seq(disk_end + 1), Seq(next - 1)));
-    }
+    holes.skip_to(Seq(next - 1));
+    holes.write(&before, &transaction)?;
     let reserved = next - 1 + SEQ_BLOCK;
     set_meta(&transaction, "reserved", reserved)?;
     set_meta(&transaction, BEGAN_BEHIND, next - 1)?;
@@ -135,13 +116,15 @@ pub(super) fn recover(
 
     let kept = |key: &str| meta.get(key).copied().unwrap_or(0);
     let last = last_event(&transaction)?;
-    let extent = Extent { next, holes: &holes, last_event: last, clock: kept("log_clock"), now };
+    let missing: Vec<Hole> = holes.behind(Seq::ZERO).collect();
+    let extent = Extent { next, holes: &missing, last_event: last, clock: kept("log_clock"), now };
     let sinks = sinks::adopt(&transaction, wanted, meta.get("sinks").copied(), &extent).map_err(Fault::of)?;
     // Before there was such an entry, each commit wrote its marks to their table.
     let listed = meta.get("listed").copied().unwrap_or(disk_end);
     unlisted::replay(&transaction, Seq(listed), Seq(disk_end))?;
     let marks = read_marks(&transaction)?;
-    let told = holes.iter().filter(|hole| clean.is_none() && hole.first.0 > seen_end && hole.is_whole());
+    let new: Vec<Hole> = holes.behind(known_end).filter_map(|hole| hole.rest(known_end)).collect();
+    let told = new.iter().filter(|hole| clean.is_none() && hole.is_whole());
     let told = cut::gaps(told, meta.contains_key(UNSYNCED));
     // Of events that sinks have seen, too, a power cut may have taken some back.
     let skipped = if meta.contains_key(UNSYNCED) && !told.is_empty() { SEQ_BLOCK } else { 0 };
@@ -157,6 +140,10 @@ pub(super) fn recover(
     let wall = Timestamp(i64::try_from(kept("log_clock_wall")).unwrap_or(0));
     let clock = (Kept { seconds: kept("log_clock"), wall }, newest);
     let generation = generation(&transaction, &meta, lanes)?;
+    let mut folding = Folding::after(kept(fold::NUMBER), !left.goes_on);
+    if folding.write(&transaction)? {
+        folding.written();
+    }
     transaction.commit()?;
     synchronise(connection, durability)?;
     Ok(Recovered {
@@ -170,6 +157,7 @@ pub(super) fn recover(
         holes,
         last_event,
         clock,
+        folding,
         generation,
     })
 }
@@ -268,36 +256,6 @@ fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64, s
     Ok(())
 }
 
-/// Seqs that no reading has, the last one that one has, and when the newest segment was
-/// written by the log's clock.
-fn read_holes(transaction: &Transaction<'_>) -> Result<(Vec<Hole>, u64, u64), Fault> {
-    let mut statement =
-        transaction.prepare(&format!("SELECT {HEADER_COLUMNS}, {INFO_COLUMNS} FROM segment ORDER BY first_seq"))?;
-    let mut rows = statement.query([])?;
-    let (mut holes, mut end, mut before, mut newest) = (Vec::new(), 0u64, 0u64, 0u64);
-    while let Some(row) = rows.next()? {
-        let header =
-            row::header_of(row).ok_or_else(|| Fault::Damaged(format!("the segment after seq {end} has no header")))?;
-        if header.first.0 <= before {
-            return Err(Fault::Damaged(format!("the segment of seq {} stands behind that of {before}", header.first)));
-        }
-        before = header.first.0;
-        if header.first.0 > end + 1 {
-            holes.push(Hole::whole(Seq(end + 1), header.first.prev()));
-        }
-        holes.extend(Hole::inside(&header));
-        if holes.len() > MAX_READ {
-            condense(&mut holes);
-        }
-        end = end.max(header.last().0);
-        newest = row::info(row, row::BLOCK).map_or(newest, |info| info.committed);
-    }
-    Ok((holes, end, newest))
-}
-
-/// Holes that are collected before they are condensed.
-const MAX_READ: usize = 20_000;
-
 fn read_meta(connection: &Connection) -> Result<BTreeMap<String, u64>, Fault> {
     let mut meta = BTreeMap::new();
     let mut statement = connection.prepare("SELECT key, value, guard FROM meta")?;
@@ -336,6 +294,10 @@ pub(super) fn unproven(connection: &Connection) -> rusqlite::Result<Vec<String>>
     let gaps = missed::unproven(connection)?.len();
     if gaps > 0 {
         found.push(format!("table gap: {gaps} rows are not what was written"));
+    }
+    let (_, holes) = Holes::load(connection)?;
+    if holes > 0 {
+        found.push(format!("table hole: {holes} rows are not what was written"));
     }
     let boots = boots::unproven(connection)?;
     if boots > 0 {

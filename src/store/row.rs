@@ -180,6 +180,16 @@ pub(super) fn device_guard(name: &str, body: &str) -> i64 {
     Guard::of("device").text(name).text(body).finish()
 }
 
+/// The guard of a row of `hole`.
+pub(super) fn hole_guard(fields: [i64; 3]) -> i64 {
+    fields.into_iter().fold(Guard::of("hole"), Guard::number).finish()
+}
+
+/// The guard of the row of `fold`.
+pub(super) fn fold_guard(pages: &[u8]) -> i64 {
+    Guard::of("fold").bytes(pages).finish()
+}
+
 /// The guard of a row of `audit`.
 pub(super) fn audit_guard(time: i64, body: &str) -> i64 {
     Guard::of("audit").number(time).text(body).finish()

@@ -10,6 +10,7 @@
 mod facts;
 mod pages;
 mod record;
+mod torn;
 
 pub(super) use facts::Facts;
 pub(super) use pages::{WalState, wal_path};
@@ -156,6 +157,7 @@ impl Salvage {
         walk.broken_pages = broken;
         let wal = self.wal_state();
         let damaged = broken + walk.damaged_segments + wal.orphaned_commits > 0 || wal.header_damaged;
+        let damaged = damaged || self.torn().is_some() || !self.unexplained(&walk).is_empty();
         if flow.is_continue() && (scan == Scan::Always || damaged) {
             flow = self.scan(self.pages.images(), &mut walk, give);
         }
@@ -185,6 +187,7 @@ impl Salvage {
             let orphans = wal.orphaned_commits;
             problems.push(format!("{orphans} commits stand behind a damaged one in the write-ahead log"));
         }
+        problems.extend(self.torn().map(|found| format!("the database: {found}")));
         problems
     }
 
@@ -278,6 +281,10 @@ impl Salvage {
     /// Every cell of the tree that begins at `root`, in the order of their keys in a
     /// table. Returns how many of its pages are none.
     fn cells(&self, root: u32, take: &mut dyn FnMut(Image, &Cell<'_>) -> ControlFlow<()>) -> u64 {
+        self.cells_of(root, View::Committed, take)
+    }
+
+    fn cells_of(&self, root: u32, view: View, take: &mut dyn FnMut(Image, &Cell<'_>) -> ControlFlow<()>) -> u64 {
         let mut broken = 0;
         let mut visited = HashSet::new();
         let mut left = vec![(root, 0)];
@@ -286,7 +293,7 @@ impl Salvage {
                 broken += 1;
                 continue;
             }
-            let image = self.pages.image(number, View::Committed);
+            let image = self.pages.image(number, view);
             let Some(page) = self.pages.read(image).filter(|page| record::kind(page, number).is_some()) else {
                 broken += 1;
                 continue;

@@ -2,7 +2,7 @@
 
 use super::attendance::Attendance;
 use super::boots::Boots;
-use super::disk::Commit;
+use super::commit::Commit;
 use super::gap::{Gap, Hole, add_holes};
 use super::headroom::DiskState;
 use super::inbox::Inbox;

@@ -44,30 +44,35 @@ impl Wal {
         Wal { path: path.into(), fold_pages, most_pages: fold_pages * GROWTH, commits: 0, told: false }
     }
 
-    /// After each commit. One that must be `kept` is folded in at once: damage to the end of
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// After each commit. Returns how many frames there are if all of them are in the
+    /// database and the next commit will begin anew. A commit that must be `kept` is folded in at once: damage to the end of
     /// the write-ahead log, which cannot be told from a commit that was cut off, is then no
     /// damage to it.
     ///
     /// # Errors
     /// If folding it in fails; that somebody still reads is no error.
-    pub fn committed(&mut self, connection: &Connection, kept: bool) -> Result<()> {
+    pub fn committed(&mut self, connection: &Connection, kept: bool) -> Result<Option<u64>> {
         self.commits = self.commits.saturating_add(1);
-        let (_, pages) = checkpoint(connection, "NOOP")?;
+        let pages = checkpoint(connection, "NOOP").context("looking at the write-ahead log failed")?.pages;
         if pages < self.fold_pages && !kept {
-            return Ok(());
+            return Ok(None);
         }
-        checkpoint(connection, "PASSIVE")?;
+        let insists = pages > self.most_pages && self.commits >= INSIST_EVERY;
+        let patience = if insists { PATIENCE } else { Duration::ZERO };
+        let folded = fold_within(connection, patience).context("folding the write-ahead log in failed")?;
         if pages <= self.most_pages {
             self.told = false;
-            return Ok(());
         }
-        if self.commits < INSIST_EVERY {
-            return Ok(());
+        if !insists {
+            return Ok(folded);
         }
         self.commits = 0;
-        connection.busy_timeout(PATIENCE)?;
-        let (busy, _) = checkpoint(connection, "RESTART")?;
-        connection.busy_timeout(PATIENCE_WITH_WRITERS)?;
+        let busy = folded.is_none();
         if busy && !self.told {
             tracing::warn!(
                 file = %self.path.display(), pages,
@@ -75,16 +80,45 @@ impl Wal {
             );
         }
         self.told = busy;
-        Ok(())
+        Ok(folded)
     }
 }
 
-/// Folds the write-ahead log into the database as `mode` says. Tells whether a reader
-/// held it up, and how many pages it has.
-fn checkpoint(connection: &Connection, mode: &str) -> Result<(bool, u64)> {
-    connection
-        .prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))
-        .and_then(|mut fold| fold.query_row([], |row| Ok((row.get::<_, i64>(0)? != 0, row.get::<_, i64>(1)?))))
-        .map(|(busy, pages)| (busy, pages.max(0).unsigned_abs()))
-        .context("folding the write-ahead log in failed")
+/// Folds as much of the write-ahead log into the database as nobody reads. Returns how many
+/// frames that were if it is all, and no reader keeps the next commit from beginning anew.
+///
+/// # Errors
+/// If folding it in fails.
+pub(super) fn fold(connection: &Connection) -> rusqlite::Result<Option<u64>> {
+    fold_within(connection, Duration::ZERO)
+}
+
+/// The same; readers are waited for so long.
+fn fold_within(connection: &Connection, patience: Duration) -> rusqlite::Result<Option<u64>> {
+    let folded = checkpoint(connection, "PASSIVE")?;
+    if patience.is_zero() && folded.done < folded.pages {
+        return Ok(None);
+    }
+    connection.busy_timeout(patience)?;
+    let folded = checkpoint(connection, "RESTART")?;
+    connection.busy_timeout(PATIENCE_WITH_WRITERS)?;
+    Ok(Some(folded.pages).filter(|_| !folded.busy && folded.done == folded.pages && folded.pages > 0))
+}
+
+/// What a checkpoint came to.
+struct Folded {
+    /// Somebody held it up.
+    busy: bool,
+    /// Pages in the write-ahead log, and those of them that are in the database.
+    pages: u64,
+    done: u64,
+}
+
+/// Folds the write-ahead log into the database as `mode` says.
+fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Folded> {
+    let pages = |pages: i64| pages.max(0).unsigned_abs();
+    let folded = |row: &rusqlite::Row<'_>| {
+        Ok(Folded { busy: row.get::<_, i64>(0)? != 0, pages: pages(row.get(1)?), done: pages(row.get(2)?) })
+    };
+    connection.prepare_cached(&format!("PRAGMA wal_checkpoint({mode})")).and_then(|mut fold| fold.query_row([], folded))
 }

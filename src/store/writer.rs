@@ -1,7 +1,8 @@
 //! Whoever writes: sleeps until a commit is due, then writes all that is pending
 //! in one transaction. A thread of its own, or a simulation step by step.
 
-use super::disk::{Commit, Disk, Outcome};
+use super::commit::{Commit, Outcome};
+use super::disk::Disk;
 use super::gap::{Gap, add_holes};
 use super::keeper::Keeper;
 use super::log::Shared;

@@ -45,9 +45,11 @@ pub enum Trouble {
     Switch,
     /// A device's key is taken away or given back.
     Keys,
+    /// Somebody copies one of the log's files.
+    Copy,
 }
 
-const TROUBLES: [Trouble; 15] = [
+const TROUBLES: [Trouble; 16] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
@@ -63,6 +65,7 @@ const TROUBLES: [Trouble; 15] = [
     Trouble::Sinks,
     Trouble::Switch,
     Trouble::Keys,
+    Trouble::Copy,
 ];
 
 /// The channel that makes a reading an alarm, which a route may let outlive others.

@@ -15,6 +15,7 @@ use super::vfs::FaultyVfs;
 use fastrand::Rng;
 use std::path::Path;
 use std::time::Duration;
+use tempfile::TempDir;
 use tidegate::config::{Authentication, Durability, Encoding};
 use tidegate::device::auth::{Key, KeyFiles, Material};
 use tidegate::model::{BootId, Timestamp};
@@ -60,6 +61,8 @@ pub struct World {
     pub more: Rng,
     pub sender: Sender,
     pub keys: KeyFiles,
+    /// Of the log, of which only the database was copied.
+    pub copy: Option<TempDir>,
     pub power_cuts: u64,
     pub kills: u64,
 }
@@ -126,6 +129,7 @@ impl World {
             sender: Sender::new(more.fork()),
             more,
             keys,
+            copy: None,
             power_cuts: 0,
             kills: 0,
         };
@@ -293,6 +297,7 @@ impl World {
     }
 
     pub fn revive(&mut self) {
+        self.copy = None;
         let death = self.vfs.disk().death();
         self.vfs.forget();
         let lost = self.vfs.disk().revive();

@@ -4,7 +4,7 @@ use super::{Bound, Failure, Which};
 use crate::cli::say;
 use crate::model::{Epoch, Numbered, Timestamp, Value};
 use crate::sink::encode::{Delivered, Quality};
-use crate::store::{Piece, damaged};
+use crate::store::{Piece, damaged, missing};
 use anyhow::{Context, Result};
 use base64::Engine;
 use serde::Serialize;
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 /// Writes readings out of the log
 ///
 /// Also while the gateway runs. Damaged segments are named on standard error and left
-/// out; the exit code is 1 then.
+/// out, as are seqs that are missing for no reason; the exit code is 1 then.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -99,6 +99,10 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
             Piece::Damaged(claimed) => {
                 fine = false;
                 say(&format!("tidegate: {}; it is left out", damaged(claimed)));
+            }
+            Piece::Missing(first, last) => {
+                fine = false;
+                say(&format!("tidegate: {}", missing(first, last)));
             }
             Piece::Readings(batches) => {
                 written = batches.iter().try_for_each(|batch| writer.put(epoch, batch, args));

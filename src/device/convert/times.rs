@@ -29,6 +29,18 @@ impl Default for TimeRules {
 /// How fast the distance between two clocks may grow by their drift alone, in parts
 /// per million: ten times what a poor crystal does.
 const MAX_DRIFT_PPM: u64 = 1000;
+/// A counter of milliseconds in 32 bits starts over here, after 49.7 days.
+const WRAP: i64 = 1 << 32;
+/// What a device's clock may show beyond what it is expected to show, in milliseconds,
+/// before that is taken for something else.
+const SLACK: i64 = 60_000;
+/// Later than drift explains by so many microseconds, a message says that it was under way
+/// for long, or that the device's counter stood still.
+const LATE: i64 = 2_000_000;
+/// So many late messages in a row say that the counter stands still at times.
+const LATE_IN_A_ROW: u32 = 3;
+/// Messages that arrive closer together than this count as one: they waited together.
+const APART: Duration = Duration::from_secs(1);
 
 /// Places the times of one device.
 #[derive(Debug)]
@@ -36,6 +48,12 @@ pub struct Times {
     clock: DeviceClock,
     rules: TimeRules,
     tie: Option<Tie>,
+    /// The clock has shown more than 32 bits hold: it does not start over there.
+    wide: bool,
+    /// The clock stands still at times, as a counter does while its device sleeps: each
+    /// message that says what it shows is believed.
+    stops: bool,
+    late: Option<Late>,
 }
 
 /// Where the device's boot lies on the gateway's monotonic clock.
@@ -43,14 +61,25 @@ pub struct Times {
 struct Tie {
     /// In microseconds; the device may have booted before the gateway.
     boot: i64,
-    /// When that was found, and what the device's clock showed then.
+    /// When that was found.
     at: Duration,
+    /// What the device's clock showed last, in milliseconds, with what wrapped around.
     time: i64,
+    /// The same, of the last message that was not late.
+    sure: i64,
+}
+
+/// Messages in a row that came later than drift explains.
+#[derive(Debug, Clone, Copy)]
+struct Late {
+    count: u32,
+    /// When the last one of them was counted.
+    at: Duration,
 }
 
 impl Times {
     pub fn new(clock: DeviceClock, rules: TimeRules) -> Times {
-        Times { clock, rules, tie: None }
+        Times { clock, rules, tie: None, wide: false, stops: false, late: None }
     }
 
     pub fn clock(&self) -> DeviceClock {
@@ -61,37 +90,81 @@ impl Times {
     ///
     /// What arrives late makes the device seem to have booted later than it did, and
     /// nothing makes it seem earlier: so an earlier boot is taken at once and a later
-    /// one only as far as clocks drift. A clock that runs backwards started anew.
+    /// one only as far as clocks drift, unless several messages in a row say so: then the
+    /// device's counter stands still at times, and each message is believed. A clock that
+    /// runs backwards, other than by wrapping around, started anew.
     pub fn synchronise(&mut self, time: i64, now: Now) {
         if self.clock != DeviceClock::SinceBoot {
             return;
         }
+        self.wide |= time >= WRAP;
+        let time = self.unwrapped(time, now);
         let seen = micros(now.monotonic).saturating_sub(time.saturating_mul(1000));
-        let boot = match self.tie {
-            Some(tie) if time >= tie.time => {
-                let elapsed = now.monotonic.saturating_sub(tie.at);
-                let drift = micros(elapsed / u32::try_from(1_000_000 / MAX_DRIFT_PPM).unwrap_or(1));
-                seen.min(tie.boot.saturating_add(drift))
-            }
-            _ => seen,
+        let fits = |boot| Tie { boot, at: now.monotonic, time, sure: time };
+        let Some(tie) = self.tie.filter(|tie| time >= tie.time) else {
+            (self.tie, self.late) = (Some(fits(seen)), None);
+            return;
         };
-        self.tie = Some(Tie { boot, at: now.monotonic, time });
+        let elapsed = now.monotonic.saturating_sub(tie.at);
+        let drift = micros(elapsed / u32::try_from(1_000_000 / MAX_DRIFT_PPM).unwrap_or(1));
+        let latest = tie.boot.saturating_add(drift);
+        if !self.stops && seen > latest.saturating_add(LATE) {
+            let late = self.late.get_or_insert(Late { count: 1, at: now.monotonic });
+            if now.monotonic >= late.at + APART {
+                *late = Late { count: late.count + 1, at: now.monotonic };
+            }
+            self.stops = late.count >= LATE_IN_A_ROW;
+            if !self.stops {
+                self.tie = Some(Tie { sure: tie.sure, ..fits(latest) });
+                return;
+            }
+        }
+        self.late = None;
+        self.tie = Some(fits(if self.stops { seen } else { seen.min(latest) }));
+    }
+
+    /// A sample taken at `time` by the device's clock arrived at `now`: the clock shows at
+    /// least as much.
+    pub fn heard(&mut self, time: i64, now: Now) {
+        if self.clock != DeviceClock::SinceBoot {
+            return;
+        }
+        let time = self.unwrapped(time, now);
+        let seen = micros(now.monotonic).saturating_sub(time.saturating_mul(1000));
+        if let Some(tie) = &mut self.tie
+            && seen < tie.boot
+            && tie.boot.saturating_sub(seen) <= SLACK * 1000
+        {
+            tie.boot = seen;
+        }
+    }
+
+    /// The device's `time` with what its counter lost by wrapping around: the latest that
+    /// is not ahead of what the clock is expected to show.
+    fn unwrapped(&self, time: i64, now: Now) -> i64 {
+        let Some(tie) = self.tie.filter(|_| !self.wide && (0..WRAP).contains(&time)) else { return time };
+        let expected = micros(now.monotonic).saturating_sub(tie.boot) / 1000;
+        let ahead = expected.saturating_add(SLACK).saturating_sub(time);
+        time + ahead.div_euclid(WRAP).max(0) * WRAP
     }
 
     /// What the device's `time` is, told at `now`.
     pub fn place(&self, time: i64, now: Now) -> (Timestamp, Basis) {
-        match self.clock {
-            DeviceClock::Wall => self.judge(Timestamp(time), now),
-            DeviceClock::SinceBoot => {
-                let boot = self.tie.map_or(micros(now.monotonic), |tie| tie.boot);
-                let uptime = Timestamp(time.saturating_mul(1000).saturating_add(boot));
-                let received = Timestamp(micros(now.monotonic));
-                match now.trusted {
-                    true => self.judge(Timestamp(uptime.0.saturating_add(now.start().0)), now),
-                    false if uptime > received.plus(self.rules.max_ahead) => (uptime, self.absurd(now)),
-                    false => (uptime, Basis::Boot(self.rules.boot)),
-                }
-            }
+        if self.clock == DeviceClock::Wall {
+            return self.judge(Timestamp(time), now);
+        }
+        let shown = self.unwrapped(time, now);
+        let boot = self.tie.map_or(micros(now.monotonic), |tie| tie.boot);
+        let uptime = Timestamp(shown.saturating_mul(1000).saturating_add(boot));
+        let received = Timestamp(micros(now.monotonic));
+        let before_boot = time < 0;
+        let doubtful = self.late.is_some() && self.tie.is_some_and(|tie| shown > tie.sure);
+        let cannot_be = before_boot || doubtful || uptime > received.plus(self.rules.max_ahead);
+        match now.trusted {
+            true if cannot_be => (Timestamp(uptime.0.saturating_add(now.start().0)), self.absurd(now)),
+            true => self.judge(Timestamp(uptime.0.saturating_add(now.start().0)), now),
+            false if cannot_be => (uptime, self.absurd(now)),
+            false => (uptime, Basis::Boot(self.rules.boot)),
         }
     }
 
@@ -157,8 +230,9 @@ mod tests {
         let mut times = times(DeviceClock::SinceBoot);
         times.synchronise(1_000, at(100, 5, false));
         assert_eq!(times.place(3_000, at(110, 5, false)), (Timestamp(102 * S), Basis::Boot(BOOT)));
-        // The device was up before the gateway.
-        assert_eq!(times.place(-200_000, at(110, 5, false)), (Timestamp(-101 * S), Basis::Boot(BOOT)));
+        // What the device said of a time before it was up cannot be.
+        let since = Basis::DeviceClockSince { boot: BOOT, received: Timestamp(110 * S) };
+        assert_eq!(times.place(-200_000, at(110, 5, false)), (Timestamp(-101 * S), since));
         assert_eq!(times.place(3_000, at(110, WALL, true)), (Timestamp(WALL - 8 * S), Basis::Wall));
     }
 
@@ -191,11 +265,93 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_was_up_before_the_gateway_is_placed_before_its_boot() {
+        let mut times = times(DeviceClock::SinceBoot);
+        times.synchronise(500_000, at(100, 5, false));
+        assert_eq!(times.place(200_000, at(110, 5, false)), (Timestamp(-200 * S), Basis::Boot(BOOT)));
+    }
+
+    #[test]
     fn a_device_whose_clock_starts_anew_is_tied_anew() {
         let mut times = times(DeviceClock::SinceBoot);
-        times.synchronise(4_294_967_000, at(1000, WALL, true));
+        times.synchronise(900_000, at(1000, WALL, true));
         times.synchronise(700, at(1001, WALL, true));
         assert_eq!(times.place(700, at(1001, WALL, true)), (Timestamp(WALL), Basis::Wall));
+    }
+
+    #[test]
+    fn a_counter_of_32_bits_that_wraps_around_goes_on_where_it_was() {
+        let mut times = times(DeviceClock::SinceBoot);
+        times.synchronise(WRAP - 10_000, at(1000, WALL, true));
+        let now = at(1030, WALL, true);
+        // 20 s after it wrapped, before any heartbeat, and from before.
+        assert_eq!(times.place(20_000, now), (now.wall, Basis::Wall));
+        assert_eq!(times.place(WRAP - 1_000, now), (Timestamp(WALL - 21 * S), Basis::Wall));
+        times.synchronise(20_000, now);
+        assert_eq!(times.place(20_000, now), (now.wall, Basis::Wall));
+        assert_eq!(times.place(WRAP - 1_000, now), (Timestamp(WALL - 21 * S), Basis::Wall));
+        // And again, 49.7 days later.
+        let now = at(1030 + 4_294_967, WALL, true);
+        times.synchronise(19_704, now);
+        let now = at(1060 + 4_294_967, WALL, true);
+        let (placed, basis) = times.place(49_704, now);
+        assert!((placed.0 - WALL).abs() < S && basis == Basis::Wall, "{placed} {basis:?}");
+    }
+
+    #[test]
+    fn a_counter_of_64_bits_does_not_wrap_around() {
+        let mut times = times(DeviceClock::SinceBoot);
+        times.synchronise(WRAP + 10_000, at(1000, WALL, true));
+        let first_day = Timestamp(WALL - (WRAP + 10_000) * 1000);
+        assert_eq!(times.place(0, at(1000, WALL, true)), (first_day, Basis::Wall));
+    }
+
+    #[test]
+    fn a_counter_that_stands_still_while_its_device_sleeps_is_followed_and_flagged_until_then() {
+        let mut times = times(DeviceClock::SinceBoot);
+        times.synchronise(0, at(100, WALL, true));
+        // Awake for 10 s of each 30.
+        let (mut flagged, mut followed) = (0, 0);
+        for beat in 1..=20u64 {
+            let (now, shown) = (at(100 + 30 * beat, WALL, true), i64::try_from(10_000 * beat).expect("small"));
+            times.synchronise(shown, now);
+            match times.place(shown, now) {
+                (_, Basis::DeviceClock { received }) => {
+                    assert_eq!((received, followed), (now.wall, 0));
+                    flagged += 1;
+                }
+                placed => {
+                    assert_eq!(placed, (now.wall, Basis::Wall));
+                    followed += 1;
+                }
+            }
+        }
+        assert_eq!((flagged, followed), (2, 18));
+    }
+
+    #[test]
+    fn messages_that_waited_together_do_not_say_that_the_clock_stood_still() {
+        let mut times = times(DeviceClock::SinceBoot);
+        times.synchronise(0, at(100, WALL, true));
+        let now = at(250, WALL + 150 * S, true);
+        for beat in 1..=4 {
+            times.synchronise(30_000 * beat, now);
+        }
+        times.synchronise(150_000, now);
+        let (placed, basis) = times.place(150_000, now);
+        assert!((placed.0 - now.wall.0).abs() <= 150 * S / 1000 && basis == Basis::Wall, "{placed} {basis:?}");
+    }
+
+    #[test]
+    fn a_sample_that_is_newer_than_the_clock_was_thought_to_be_moves_it() {
+        let mut times = times(DeviceClock::SinceBoot);
+        // Under way for 3 s.
+        times.synchronise(1_000, at(103, WALL, true));
+        times.heard(6_000, at(105, WALL, true));
+        assert_eq!(times.place(6_000, at(105, WALL, true)), (Timestamp(WALL), Basis::Wall));
+        // What nobody can believe moves nothing.
+        times.heard(86_400_000, at(105, WALL, true));
+        assert_eq!(times.place(6_000, at(105, WALL, true)), (Timestamp(WALL), Basis::Wall));
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub(in crate::store) struct WalState {
     /// What stands there is in the database already, at least in part: SQLite would mix it
     /// with what was before.
     pub overtaken: bool,
+    /// It began anew and has no commit yet, and the database lacks what it had before.
+    pub behind: bool,
 }
 
 /// A database and its write-ahead log.
@@ -244,6 +246,7 @@ impl Pages {
             self.state.orphaned_frames = self.orphans.len() as u64;
             self.committed = newest;
             self.state.overtaken = self.state.orphaned_commits > 0 && self.is_overtaken(frames);
+            self.state.behind = end == 0 && self.orphans.is_empty() && self.lacks_generation_before(wal);
             return;
         }
         // SQLite begins a generation by writing its header over that of the one before, once
@@ -259,6 +262,18 @@ impl Pages {
             self.state.header_damaged = self.state.orphaned_commits > 0;
             self.orphans = (0..frames.len() as u64).collect();
         }
+    }
+
+    /// Whether the database lacks something of the generation of frames before the one that
+    /// the header begins.
+    fn lacks_generation_before(&self, wal: &Wal) -> bool {
+        let before = (wal.salts.0.wrapping_sub(1), wal.frames.first().map_or(0, |frame| frame.salts.1));
+        let goes_on = |(index, frame): &(usize, &Frame)| frame.salts == before && (*index == 0 || frame.linked);
+        let chain = wal.frames.iter().enumerate().take_while(goes_on).count();
+        let chain = wal.frames.get(..chain).unwrap_or_default();
+        let end = chain.iter().rposition(|frame| frame.commits).map_or(0, |last| last + 1);
+        let newest: HashMap<u32, u64> = (0..).zip(&chain[..end]).map(|(index, frame)| (frame.page, index)).collect(); // a position in it
+        newest.iter().any(|(page, frame)| self.read(Image::Db(*page)) != self.read(Image::Frame(*frame)))
     }
 
     /// Whether the database has a page as it stands in an orphaned frame, where SQLite would

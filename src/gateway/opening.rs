@@ -1,0 +1,80 @@
+//! Opens the log on a thread of its own: that may take long, and what serves health,
+//! signals and systemd goes on meanwhile.
+
+use super::health::Overview;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::store::{Log, OpenError, Opened, Wanted};
+use anyhow::{Context, Result};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+
+/// Pause after the first attempt to open the log that failed for a reason that may
+/// pass; it doubles with each further one.
+const PAUSE: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// An attempt that takes longer is told of.
+const LONG: Duration = Duration::from_secs(10);
+
+/// Opens the log, as soon as that can be done.
+///
+/// # Errors
+/// If it can never be opened.
+pub(super) async fn open_log(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    metrics: &Metrics,
+    overview: &Overview,
+) -> Result<Opened> {
+    let mut pause = PAUSE;
+    loop {
+        match attempt(config, clock, metrics, overview).await {
+            Ok(opened) => return Ok(opened),
+            Err(why) if why.may_pass() => {
+                if overview.waits(&why.to_string()) {
+                    tracing::error!(error = %why, "the log cannot be opened; devices are not served until it can");
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+            Err(why) => return Err(why).context("cannot open the log"),
+        }
+    }
+}
+
+async fn attempt(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    metrics: &Metrics,
+    overview: &Overview,
+) -> Result<Opened, OpenError> {
+    let failed = |why| OpenError::Directory { path: config.store.directory.clone(), why };
+    let (done, opened) = oneshot::channel();
+    let sinks: Vec<_> = config.mqtt.iter().map(|mqtt| (mqtt.name.clone(), mqtt.start)).collect();
+    let (store, routes, clock, metrics) = (config.store.clone(), config.route.clone(), clock.clone(), metrics.clone());
+    let open = move || {
+        let sinks: Vec<_> = sinks.iter().map(|(name, start)| Wanted { name, start: *start }).collect();
+        let result = Log::open_with(&store, &routes, &sinks, clock, metrics);
+        // The gateway was told to stop before it had started.
+        if let Err(Ok(unwanted)) = done.send(result) {
+            unwanted.log.close();
+            unwanted.writer.join();
+        }
+    };
+    std::thread::Builder::new().name("log-opener".into()).spawn(open).map_err(failed)?;
+    let mut opened = std::pin::pin!(opened);
+    let result = match timeout(LONG, &mut opened).await {
+        Ok(result) => result,
+        Err(_) => {
+            if overview.waits("the log is being looked through, which takes long") {
+                tracing::warn!("opening the log takes long; devices are served once it is open");
+            }
+            opened.await
+        }
+    };
+    result.unwrap_or_else(|_| Err(failed(io::Error::other("the thread that opened the log has ended"))))
+}
