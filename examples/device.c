@@ -43,6 +43,7 @@ enum {
     MAX_BODY = 4096,      /* largest body that is sent or taken */
     MAX_FRAME = HEADER + MAX_BODY + CHECKSUM,
     ANSWER_WITHIN = 5000, /* ms for Welcome to answer Hello, and on serial for an Ack */
+    RESEND_AFTER = 1000,  /* serial, ms without an Ack after which readings are sent again */
     FRAME_TIMEOUT = 500   /* serial, ms: a frame that does not go on is given up */
 };
 
@@ -353,6 +354,9 @@ static struct {
     int64_t heartbeat_interval; /* ms */
     uint64_t max_frame, window;
     uint64_t sent;      /* the last seq that was sent */
+    uint64_t highest;   /* the last seq that was ever sent */
+    uint64_t batch;     /* serial: readings in one message at most, for now */
+    int64_t resend_at;
     int64_t last_sent;  /* when anything was sent */
     int64_t last_heartbeat;
     int64_t last_heard;
@@ -414,14 +418,17 @@ static void send_readings(void)
         uint64_t most = room > 2 * READING_BYTES ? (room - READING_BYTES) / READING_BYTES : 1;
         if (most > MAX_BATCH)
             most = MAX_BATCH;
+        if (serial_path && most > session.batch)
+            most = session.batch;
         if (most > session.window - outstanding)
             most = session.window - outstanding;
         if (count > most)
             count = most;
         if (sizeof out->bytes - out->length < MAX_FRAME)
             return; /* later, when the buffer has room */
-        if (outstanding == 0)
-            session.progress = now_ms();
+        if (outstanding == 0 && session.sent + count > session.highest)
+            session.progress = now_ms(); /* else they are sent again */
+        session.resend_at = now_ms() + RESEND_AFTER;
         size_t frame = begin_frame(out, READINGS);
         put_varint(out, session.sent + 1);
         put_byte(out, 0); /* sub: absent */
@@ -441,6 +448,8 @@ static void send_readings(void)
         }
         end_frame(out, frame);
         session.last_sent = now_ms();
+        if (session.sent > session.highest)
+            session.highest = session.sent;
     }
 }
 
@@ -449,6 +458,10 @@ static void settle(uint64_t seq)
     if (seq <= device.settled || seq > device.last)
         return;
     device.settled = seq;
+    if (session.sent < seq)
+        session.sent = seq;
+    if (session.batch < MAX_BATCH)
+        session.batch++;
     session.progress = now_ms();
     retry_delay = 1000;
     printf("acked up to %llu, %llu kept\n", (unsigned long long)seq, (unsigned long long)(device.last - seq));
@@ -474,6 +487,8 @@ static void restart_numbering(void)
 static const char *handle(uint8_t type, struct body body)
 {
     static char why[200];
+    if (type < 0x80)
+        return NULL; /* what this device said, on a line that brings it back */
     if ((type & 0x8f) == GATEWAY_GOODBYE) { /* in any encoding */
         uint64_t reason = type & 0x70 ? 99 : get_varint(&body);
         uint64_t length = type & 0x70 ? 0 : get_varint(&body);
@@ -508,7 +523,7 @@ static const char *handle(uint8_t type, struct body body)
         session.last_heard = now_ms();
         if (type == ACK) {
             uint64_t seq = get_varint(&body);
-            if (!body.bad && seq <= session.sent)
+            if (!body.bad && seq <= session.highest)
                 settle(seq);
         }
         /* A HeartbeatReply needs no more than being heard; what is unknown is ignored. */
@@ -521,12 +536,11 @@ static const char *handle_frames(void)
 {
     struct in *in = &session.in;
     /* The rest of a frame that is not coming must hide no other. */
-    if (serial_path && in->length > 0 && now_ms() - in->last_byte > FRAME_TIMEOUT)
-        skip(in);
+    const int ended = serial_path && now_ms() - in->last_byte > FRAME_TIMEOUT;
     while (in->length > 0) {
         size_t size = 0;
         enum found found = find_frame(in, &size);
-        if (found == PART_OF_A_FRAME)
+        if (found == PART_OF_A_FRAME && !ended)
             return NULL;
         if (found == A_FRAME) {
             struct body body = {in->bytes + HEADER, in->bytes + size - CHECKSUM, 0};
@@ -556,6 +570,11 @@ static const char *check_time(void)
         return "the gateway is silent";
     if (serial_path && session.sent > device.settled && now - session.progress > ANSWER_WITHIN)
         return "no Ack came: Readings or Ack were lost";
+    if (serial_path && session.sent > device.settled && now > session.resend_at) {
+        /* They are sent again, in smaller messages: noise hits those less often. */
+        session.sent = device.settled;
+        session.batch = session.batch > 1 ? session.batch / 2 : 1;
+    }
     return NULL;
 }
 
@@ -564,6 +583,7 @@ static const char *run_session(void)
 {
     const char *why;
     memset(&session, 0, sizeof session);
+    session.batch = MAX_BATCH;
     send_hello();
     for (;;) {
         take_due();

@@ -43,6 +43,7 @@ MAX_KEPT = 10_000  # readings kept at most
 MAX_BATCH = 100  # readings in one message at most
 SAMPLE_BYTES = 120  # a reading's JSON is shorter than this
 ANSWER_WITHIN = 5.0  # seconds for Welcome to answer Hello, and on serial for an Ack
+RESEND_AFTER = 1.0  # serial: seconds without an Ack after which readings are sent again
 FRAME_TIMEOUT = 0.5  # serial: a frame that began and does not go on is given up
 
 
@@ -72,33 +73,39 @@ class FrameReader:
         self.buffer += data
         self.last_byte = time.monotonic()
 
-    def give_up_stale(self):
-        """Serial: the rest of a frame that is not coming must hide no other."""
-        if self.resync and self.buffer and time.monotonic() - self.last_byte > FRAME_TIMEOUT:
-            self.skip()
-
     def skip(self):
         """Goes on at the next magic, never behind a length that may be wrong."""
         at = self.buffer.find(MAGIC[0], 1)
         del self.buffer[: at if at > 0 else len(self.buffer)]
 
+    def size(self):
+        """How large the frame is that the buffer begins with, as far as that can be told;
+        0 if it begins with none."""
+        known = min(len(self.buffer), len(MAGIC))
+        if self.buffer[:known] != MAGIC[:known]:
+            return 0
+        if len(self.buffer) < HEADER.size:
+            return HEADER.size
+        _, version, _, length = HEADER.unpack_from(self.buffer)
+        if version not in (1, 2) or length > MAX_BODY:
+            return 0
+        return HEADER.size + length + (4 if version == 2 else 0)
+
     def next(self):
         """The next message as (type without encoding, body), or None."""
+        # Serial: the rest of a frame that is not coming must hide no other.
+        ended = self.resync and time.monotonic() - self.last_byte > FRAME_TIMEOUT
         while self.buffer:
-            known = min(len(self.buffer), len(MAGIC))
-            if self.buffer[:known] == MAGIC[:known]:
-                if len(self.buffer) < HEADER.size:
-                    return None
-                _, version, kind, length = HEADER.unpack_from(self.buffer)
-                if version in (1, 2) and length <= MAX_BODY:
-                    end = HEADER.size + length
-                    size = end if version == 1 else end + 4
-                    if len(self.buffer) < size:
-                        return None
-                    data = bytes(self.buffer[:size])
-                    if version == 1 or zlib.crc32(data[:end]) == struct.unpack(">I", data[end:])[0]:
-                        del self.buffer[:size]
-                        return kind & 0x8F, self.decode(kind, data[HEADER.size : end])
+            size = self.size()
+            if size > len(self.buffer) and not ended:
+                return None
+            if 0 < size <= len(self.buffer):
+                data = bytes(self.buffer[:size])
+                _, version, kind, length = HEADER.unpack_from(data)
+                end = HEADER.size + length
+                if version == 1 or zlib.crc32(data[:end]) == struct.unpack(">I", data[end:])[0]:
+                    del self.buffer[:size]
+                    return kind & 0x8F, self.decode(kind, data[HEADER.size : end])
             if not self.resync:
                 raise SessionOver("the gateway sent what is no frame")
             self.skip()
@@ -247,6 +254,9 @@ class Session:
         self.welcome = None
         self.sent = 0  # the last seq that was sent
         self.acked = 0  # the last seq that was acknowledged
+        self.highest = 0  # the last seq that was ever sent
+        self.batch = MAX_BATCH  # serial: readings in one message at most, for now
+        self.resend_at = 0.0
         self.last_sent = self.last_heard = self.progress = time.monotonic()
 
     def run(self):
@@ -265,7 +275,6 @@ class Session:
                 self.send_readings()
             self.check_time()
             self.exchange(self.readings.wait())
-            self.reader.give_up_stale()
             message = self.reader.next()
             while message:
                 self.handle(*message)
@@ -284,7 +293,7 @@ class Session:
     def send_readings(self):
         if self.link.serial:
             # A frame may be lost, and what follows it is refused: one at a time.
-            window = 0 if self.sent > self.acked else self.welcome["window"]
+            window = 0 if self.sent > self.acked else min(self.batch, self.welcome["window"])
         else:
             window = self.welcome["window"] - (self.sent - self.acked)
         most = min(MAX_BATCH, max(1, (self.welcome["max_frame"] - 100) // SAMPLE_BYTES))
@@ -294,9 +303,12 @@ class Session:
             if not batch:
                 return
             if self.sent == self.acked:
-                self.progress = time.monotonic()
+                self.resend_at = time.monotonic() + RESEND_AFTER
+                if batch[-1][0] > self.highest:
+                    self.progress = time.monotonic()
             self.send(READINGS, {"seq": batch[0][0], "samples": [sample for _, sample in batch]})
             self.sent = batch[-1][0]
+            self.highest = max(self.highest, self.sent)
             window = 0 if self.link.serial else window - len(batch)
 
     def check_time(self):
@@ -312,6 +324,10 @@ class Session:
             raise SessionOver("the gateway is silent")
         if self.link.serial and self.sent > self.acked and now - self.progress > ANSWER_WITHIN:
             raise SessionOver("no Ack came: Readings or Ack were lost")
+        if self.link.serial and self.sent > self.acked and now > self.resend_at:
+            # They are sent again, in smaller messages: noise hits those less often.
+            self.sent = self.acked
+            self.batch = max(1, self.batch // 2)
 
     def exchange(self, timeout):
         """Writes and reads what is possible now, or waits up to `timeout` for it."""
@@ -332,6 +348,8 @@ class Session:
             termios.tcdrain(self.link.fd)
 
     def handle(self, kind, body):
+        if kind < 0x80:
+            return  # what this device said, on a line that brings it back
         if kind == GATEWAY_GOODBYE:
             raise SessionOver("the gateway said Goodbye: %s %s" % (body.get("reason"), body.get("text")))
         if kind == CHALLENGE:
@@ -353,6 +371,8 @@ class Session:
             self.last_heard = time.monotonic()
             if kind == ACK:
                 self.acked = max(self.acked, body["seq"])
+                self.sent = max(self.sent, self.acked)
+                self.batch = min(self.batch + 1, MAX_BATCH)
                 self.progress = time.monotonic()
                 if self.readings.forget(self.acked):
                     self.on_ack(self.acked)

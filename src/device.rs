@@ -7,6 +7,7 @@ mod acks;
 pub mod attendance;
 pub mod auth;
 mod convert;
+mod gaps;
 mod rate;
 mod registry;
 mod rivals;

@@ -73,6 +73,8 @@ pub struct Metrics {
     pub frames_invalid: Family<LinkReasonLabel, Counter>,
     pub frames_valid: Family<LinkLabel, Counter>,
     pub link_skipped_bytes: Family<LinkLabel, Counter>,
+    pub link_echoes: Family<LinkLabel, Counter>,
+    pub link_resends: Family<LinkLabel, Counter>,
     pub serial_opened: Family<LinkLabel, Counter>,
     pub serial_open_failures: Family<LinkLabel, Counter>,
     pub serial_read_bytes: Family<LinkLabel, Counter>,
@@ -131,6 +133,8 @@ impl Metrics {
             frames_invalid: Family::default(),
             frames_valid: Family::default(),
             link_skipped_bytes: Family::default(),
+            link_echoes: Family::default(),
+            link_resends: Family::default(),
             serial_opened: Family::default(),
             serial_open_failures: Family::default(),
             serial_read_bytes: Family::default(),
@@ -213,6 +217,8 @@ impl Metrics {
             Unit::Bytes,
             m.link_skipped_bytes,
         );
+        registry.register("link_echoes", "Frames of the gateway's own that came back to it", m.link_echoes);
+        registry.register("link_resends", "Times that lost readings were asked for again", m.link_resends);
         registry.register("link_up", "1 while the listener or port is open", m.link_up);
         registry.register("connections_waiting", "Connections whose device is not welcomed yet", m.connections_waiting);
         registry.register("connections_refused", "Connections turned away", m.connections_refused);

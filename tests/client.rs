@@ -12,7 +12,7 @@ use crate::support::pty::Line;
 use crate::support::subscriber::{Subscriber, options};
 use serde_json::{Value as Json, json};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tidegate::clock::{Clock, SystemClock};
 use tidegate::model::Value;
 use tokio::io::copy_bidirectional;
@@ -158,6 +158,27 @@ async fn nothing_is_lost_over_a_serial_line_that_is_unplugged_and_a_gateway_that
     client.succeeds().await;
     subscriber.heard(COUNT as usize).await;
     assert_delivered(&subscriber, "mc", 1..=COUNT);
+}
+
+/// At 100 a second, and at least a third of that: the bound is for slow machines.
+#[tokio::test]
+async fn a_line_that_damages_one_byte_of_a_thousand_carries_all_the_same() {
+    const COUNT: u64 = 400;
+    let line = Line::noisy(1000, 7).await;
+    let serial = format!("[[serial]]\npath = {:?}\nreopen_interval = \"100ms\"\n", line.gateway_end());
+    let gateway = Gateway::with_broker("mqtt://127.0.0.1:1", &serial).started().await;
+    gateway.figure_becomes("tidegate_link_up{link=\"serial\"}", |up| up == 1.0).await;
+    let (end, count) = (line.device_end().display().to_string(), COUNT.to_string());
+    let mut client = Client::start(&["--serial", &end, "--device", "mc", "--count", &count, "--interval-ms", "10"]);
+    let began = Instant::now();
+    client.succeeds().await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_millis(33 * COUNT), "{took:?}\n{}", client.log());
+    let asked = gateway.figure("tidegate_link_resends_total{link=\"serial\"}").await;
+    println!("{COUNT} readings took {took:?}; lost ones were asked for {asked} times");
+    assert!(asked > 0.0, "nothing was lost");
+    assert_eq!(gateway.figure("tidegate_readings_stored_total").await, COUNT as f64);
+    assert!(client.said("welcomed") <= 3, "it keeps its session: {}", client.log());
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
 //! Devices over serial lines, which are noisy, and ports that come and go.
 
-use crate::support::device::{Device, POSTCARD, Talk, hello, sample};
+use crate::support::device::{Device, JSON, POSTCARD, Talk, hello, sample};
 use crate::support::gateway::Gateway;
 use crate::support::pty::Line;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tidegate::wire::codec::encode_device;
 use tidegate::wire::frame::{BodyEncoding, Format, Version};
 use tidegate::wire::message::*;
@@ -73,8 +74,19 @@ async fn a_frame_that_is_lost_is_not_acknowledged_with_those_behind_it() {
     damaged[12] ^= 0x40;
     talk.write(&damaged).await;
     talk.say(&reading(3)).await;
-    let goodbye = talk.goodbye().await;
-    assert!(goodbye.text.contains("expected seq 2, got 3"), "{}", goodbye.text);
+    assert_eq!(talk.hear().await, Some(GatewayMessage::Ack(Ack { seq: 1 })), "it asks for what is missing");
+    // A device that does not know what that means is told in another way.
+    let mut seq = 4;
+    let goodbye = loop {
+        talk.say(&reading(seq)).await;
+        seq += 1;
+        match tokio::time::timeout(Duration::from_millis(50), talk.hear()).await {
+            Ok(Some(GatewayMessage::Goodbye(goodbye))) => break goodbye,
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => {}
+        }
+    };
+    assert!(goodbye.text.contains("expected seq 2, got"), "{}", goodbye.text);
     let invalid = "tidegate_frames_invalid_total{link=\"serial\",reason=\"checksum\"}";
     assert_eq!(gateway.figure(invalid).await, 1.0);
     talk.say(&hello("pump", 1, 2)).await;
@@ -82,6 +94,78 @@ async fn a_frame_that_is_lost_is_not_acknowledged_with_those_behind_it() {
     talk.say(&reading(2)).await;
     talk.say(&reading(3)).await;
     talk.acked(3).await;
+}
+
+#[tokio::test]
+async fn a_device_that_goes_back_for_what_was_lost_keeps_its_session() {
+    let line = Line::new().await;
+    let gateway = gateway(&line, "").started().await;
+    gateway.figure_becomes(UP, |up| up == 1.0).await;
+    let mut talk = talk(&line, POSTCARD).await;
+    talk.say(&hello("pump", 1, 1)).await;
+    talk.welcome().await;
+    for lost in [2, 6, 10] {
+        talk.say(&reading(lost - 1)).await;
+        talk.acked(lost - 1).await;
+        for seq in lost + 1..lost + 4 {
+            talk.say(&reading(seq)).await;
+        }
+        assert_eq!(talk.hear().await, Some(GatewayMessage::Ack(Ack { seq: lost - 1 })));
+        for seq in lost..lost + 3 {
+            talk.say(&reading(seq)).await;
+        }
+        talk.acked(lost + 2).await;
+    }
+    assert_eq!(gateway.figure("tidegate_link_resends_total{link=\"serial\"}").await, 3.0);
+    assert_eq!(gateway.figure("tidegate_readings_stored_total").await, 12.0);
+    assert!(!gateway.log().contains("device disconnected"), "{}", gateway.log());
+}
+
+/// A device that browns out again and again leaves the heads of what it was about to say.
+#[tokio::test]
+async fn a_hello_is_welcomed_within_a_second_whatever_has_begun_before_it() {
+    let line = Line::new().await;
+    let path = line.gateway_end();
+    let serial = format!("[[serial]]\npath = {path:?}\nreopen_interval = \"100ms\"\n");
+    let gateway = Gateway::with_broker("mqtt://127.0.0.1:1", &serial).started().await;
+    gateway.figure_becomes(UP, |up| up == 1.0).await;
+    let mut talk = talk(&line, POSTCARD).await;
+    let readings = DeviceMessage::Readings(Readings { seq: 1, sub: None, samples: vec![sample(1, 1); 40] });
+    let largest = frame(&readings);
+    for (session, heads) in [1, 20, 80, 250].into_iter().enumerate() {
+        talk.write(&largest[..14].repeat(heads)).await;
+        talk.say(&hello("pump", session as u64 + 1, 1)).await;
+        let said = Instant::now();
+        talk.welcome().await;
+        assert!(said.elapsed() < Duration::from_secs(1), "{:?} behind {heads} heads", said.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_brings_back_what_the_gateway_says_ends_no_session() {
+    let line = Line::new().await;
+    let gateway = gateway(&line, "heartbeat_interval = \"1s\"\nidle_timeout = \"3s\"\n").started().await;
+    gateway.figure_becomes(UP, |up| up == 1.0).await;
+    let mut talk = talk(&line, JSON).await;
+    talk.say(&hello("pump", 1, 1)).await;
+    for seq in 1..=10 {
+        let message = talk.echoed().await;
+        assert!(!matches!(message, GatewayMessage::Goodbye(_)), "{message:?}");
+        talk.say(&reading(seq)).await;
+    }
+    // No device is heard any more, but the gateway hears itself.
+    let mut echoes = 10.0;
+    let goodbye = loop {
+        echoes += 1.0;
+        if let GatewayMessage::Goodbye(goodbye) = talk.echoed().await {
+            break goodbye;
+        }
+    };
+    assert_eq!(goodbye.reason, Reason::Timeout, "{}", goodbye.text);
+    assert_eq!(talk.formats().last(), Some(&JSON), "an echo's encoding is no device's");
+    gateway.figure_becomes("tidegate_link_echoes_total{link=\"serial\"}", |count| count == echoes).await;
+    assert_eq!(gateway.figure("tidegate_frames_valid_total{link=\"serial\"}").await, 11.0);
+    assert_eq!(gateway.log().matches("the line brings back what the gateway sends").count(), 1);
 }
 
 #[tokio::test]

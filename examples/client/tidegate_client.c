@@ -12,6 +12,8 @@ enum {
     MIN_DELAY = 1000,      /* ms between sessions, at first */
     MAX_DELAY = 60000,
     ANSWER_WITHIN = 5000,  /* ms for a connection, a Welcome, and on serial for an Ack */
+    RESEND_AFTER = 1000,   /* serial, ms without an Ack: readings are sent again */
+    MIN_BATCH = 32,        /* serial, bytes of Readings in a frame, if there are several */
     FRAME_TIMEOUT = 500,   /* serial, ms: a frame that does not go on is given up */
     STABLE_AFTER = 60000,  /* ms: a session that lasted so long was a good one */
     MAX_REST = 1000        /* ms: tg_poll() never asks for a longer rest */
@@ -260,8 +262,23 @@ static void settle(struct tg_client *c, uint64_t seq)
         return;
     while (c->count > 0 && c->first <= seq)
         forget_first(c);
+    if (c->sent + 1 < c->first)
+        c->sent = c->first - 1;
     c->progress = c->now;
     c->retry_delay = MIN_DELAY;
+    c->resend_delay = RESEND_AFTER;
+    c->resend_at = c->now + RESEND_AFTER;
+    c->batch = c->batch < TG_MAX_BODY - 8 ? c->batch + 8 : TG_MAX_BODY;
+}
+
+/* On a serial line readings were lost: sends them again, and what stands behind them. In
+ * smaller frames, which noise hits less often; they grow again with each Ack. */
+static void go_back(struct tg_client *c)
+{
+    c->sent = c->first - 1;
+    c->unsent = 0;
+    c->batch = c->batch / 2 > MIN_BATCH ? c->batch / 2 : MIN_BATCH;
+    c->resend_at = c->now + c->resend_delay;
 }
 
 static void put_channel(struct writer *w, const struct tg_client *c, unsigned channel)
@@ -317,6 +334,7 @@ static void restart_numbering(struct tg_client *c)
 {
     c->session = chance(c);
     c->first = 1;
+    c->highest = 0;
 }
 
 /* ---- what the device says --------------------------------------------------------- */
@@ -396,15 +414,16 @@ static int send_answer(struct tg_client *c)
 
 static int send_readings(struct tg_client *c)
 {
+    const int serial = c->config.transport.serial;
     uint64_t outstanding = c->sent + 1 - c->first;
-    if (c->config.transport.serial && outstanding > 0)
-        return 0; /* a frame may be lost, and what follows it is refused: one at a time */
+    if (serial && c->unsent >= TG_MAX_OUTSTANDING)
+        return 0; /* if a frame was lost, all that follows it is sent for nothing */
     size_t room = c->max_body < TG_MAX_BODY ? (size_t)c->max_body : TG_MAX_BODY;
     size_t bytes = 10 + 1 + 3; /* seq, no sub-device, number of samples */
     uint64_t samples = 0;
     for (size_t at = c->unsent; at < c->used && outstanding + samples < c->window; samples++) {
         size_t length = length_at(c, at);
-        if (bytes + length > room)
+        if (bytes + length > room || (serial && samples > 0 && bytes + length > c->batch))
             break;
         bytes += length;
         at += 2 + length;
@@ -423,8 +442,12 @@ static int send_readings(struct tg_client *c)
         c->unsent += 2 + length;
     }
     end_frame(c, READINGS, &body);
-    if (outstanding == 0)
+    if (outstanding == 0 && c->sent > c->highest) { /* else they are sent again */
         c->progress = c->now;
+        c->resend_at = c->now + c->resend_delay;
+    }
+    if (c->sent > c->highest)
+        c->highest = c->sent;
     return 1;
 }
 
@@ -578,7 +601,21 @@ static void take_welcome(struct tg_client *c, struct reader *r)
     c->state = TG_READY;
     c->asked = c->remind = 0;
     c->established = c->heartbeat = c->progress = c->now;
+    c->resend_delay = c->hello_delay = RESEND_AFTER;
+    c->resend_at = c->now + RESEND_AFTER;
     tell(c, "welcomed", "");
+}
+
+static void take_ack(struct tg_client *c, uint64_t seq)
+{
+    if (seq >= c->first)
+        settle(c, seq);
+    else if (!c->config.transport.serial || c->sent < c->first)
+        return; /* it came twice */
+    else if (seq + 1 == c->first)
+        go_back(c); /* repeated, it asks for what stands behind it */
+    else
+        over(c, "the gateway waits for readings that were given up", "");
 }
 
 static void take_goodbye(struct tg_client *c, uint8_t type, struct reader *r)
@@ -600,6 +637,8 @@ static void take_goodbye(struct tg_client *c, uint8_t type, struct reader *r)
 
 static void take_message(struct tg_client *c, uint8_t type, struct reader r)
 {
+    if (type < 0x80)
+        return; /* what this device said, on a line that brings it back */
     if ((type & 0x8f) == GATEWAY_GOODBYE) {
         if (c->state == TG_GREETED || c->state == TG_READY)
             take_goodbye(c, type, &r);
@@ -619,8 +658,8 @@ static void take_message(struct tg_client *c, uint8_t type, struct reader r)
         c->heard = c->now;
         if (type == ACK) {
             uint64_t seq = get_varint(&r);
-            if (!r.bad && seq <= c->sent)
-                settle(c, seq);
+            if (!r.bad && seq <= c->highest)
+                take_ack(c, seq);
         } else if (type == HEARTBEAT_REPLY) {
             int64_t time = get_zigzag(&r);
             uint64_t trusted = get_varint(&r);
@@ -652,6 +691,7 @@ static void drop(struct tg_client *c, size_t count)
 {
     c->in_length -= count;
     memmove(c->in, c->in + count, c->in_length);
+    c->begun = c->now;
 }
 
 /* Skips what is no frame: goes on at the next byte that may begin one, never behind a
@@ -666,22 +706,24 @@ static void skip(struct tg_client *c)
 
 enum found { NO_FRAME, PART_OF_A_FRAME, A_FRAME, TOO_LARGE };
 
-/* What `in` begins with. */
-static enum found find_frame(const struct tg_client *c, size_t *size)
+/* What `in` begins with from `at` on. */
+static enum found find_frame(const struct tg_client *c, size_t at, size_t *size)
 {
-    if (memcmp(c->in, MAGIC, c->in_length < 4 ? c->in_length : 4) != 0)
+    const uint8_t *in = c->in + at;
+    size_t there = c->in_length - at;
+    if (memcmp(in, MAGIC, there < 4 ? there : 4) != 0)
         return NO_FRAME;
-    if (c->in_length < HEADER)
+    if (there < HEADER)
         return PART_OF_A_FRAME;
-    uint32_t length = get_u32(c->in + 6);
-    if (c->in[4] != 2 || length > 1 << 20) /* the gateway answers in our version */
+    uint32_t length = get_u32(in + 6);
+    if (in[4] != 2 || length > 1 << 20) /* the gateway answers in our version */
         return NO_FRAME;
     *size = HEADER + (size_t)length + CHECKSUM;
     if (length > TG_MAX_BODY)
         return TOO_LARGE;
-    if (c->in_length < *size)
+    if (there < *size)
         return PART_OF_A_FRAME;
-    return crc32(c->in, HEADER + length) == get_u32(c->in + HEADER + length) ? A_FRAME : NO_FRAME;
+    return crc32(in, HEADER + length) == get_u32(in + HEADER + length) ? A_FRAME : NO_FRAME;
 }
 
 static void take_frames(struct tg_client *c)
@@ -689,7 +731,7 @@ static void take_frames(struct tg_client *c)
     const int serial = c->config.transport.serial;
     while (c->in_length > 0) {
         size_t size = 0;
-        switch (find_frame(c, &size)) {
+        switch (find_frame(c, 0, &size)) {
         case PART_OF_A_FRAME:
             return;
         case A_FRAME: {
@@ -719,12 +761,31 @@ static void take_frames(struct tg_client *c)
     }
 }
 
+/* A frame that takes so long has a wrong length if a whole one stands in it. */
+static void look_inside(struct tg_client *c)
+{
+    size_t size;
+    for (size_t at = 1; at < c->in_length; at++)
+        if (find_frame(c, at, &size) == A_FRAME) {
+            drop(c, at);
+            take_frames(c);
+            return;
+        }
+    c->begun = c->now;
+}
+
 static void receive(struct tg_client *c)
 {
     const struct tg_transport *link = &c->config.transport;
     if (link->serial && c->in_length > 0 && c->now - c->last_byte > FRAME_TIMEOUT) {
-        skip(c); /* the rest of a frame that is not coming must hide no other */
-        take_frames(c);
+        /* The rest of a frame that is not coming must hide no other; what else has begun is
+         * given up with it, for all have waited since the same byte. */
+        do {
+            skip(c);
+            take_frames(c);
+        } while (c->in_length > 0);
+    } else if (link->serial && c->in_length > 0 && c->now - c->begun > FRAME_TIMEOUT) {
+        look_inside(c);
     }
     while (c->state == TG_OPEN || c->state == TG_GREETED || c->state == TG_READY) {
         /* There is room: what fills the buffer is a frame, or skipped. */
@@ -737,6 +798,8 @@ static void receive(struct tg_client *c)
         if (got == 0)
             return;
         c->last_byte = c->now;
+        if (c->in_length == 0)
+            c->begun = c->now;
         size_t skipped = c->in_skip < (size_t)got ? c->in_skip : (size_t)got;
         memmove(c->in, c->in + skipped, (size_t)got - skipped);
         c->in_skip -= skipped;
@@ -765,15 +828,31 @@ static void open_link(struct tg_client *c)
     }
 }
 
+/* Whether an Ack that does not come is a sign that something was lost. */
+static int awaits_ack(const struct tg_client *c)
+{
+    return c->state == TG_READY && c->config.transport.serial && c->highest >= c->first;
+}
+
+static void not_welcomed(struct tg_client *c)
+{
+    c->hello_delay = c->hello_delay > ANSWER_WITHIN / 2 ? ANSWER_WITHIN : c->hello_delay * 2;
+    over(c, "no Welcome came", "");
+}
+
 static void check_time(struct tg_client *c)
 {
-    if (c->state == TG_GREETED && c->now - c->greeted > ANSWER_WITHIN)
-        over(c, "no Welcome came", "");
+    const uint64_t patience = c->config.transport.serial ? c->hello_delay : ANSWER_WITHIN;
+    if (c->state == TG_GREETED && c->now - c->greeted > patience)
+        not_welcomed(c);
     else if (c->state == TG_READY && c->now - c->heard > 2 * c->interval)
         over(c, "the gateway is silent", "");
-    else if (c->state == TG_READY && c->config.transport.serial && c->sent >= c->first
-             && c->now - c->progress > ANSWER_WITHIN)
+    else if (awaits_ack(c) && c->now - c->progress > ANSWER_WITHIN)
         over(c, "no Ack came: Readings or Ack were lost", "");
+    else if (awaits_ack(c) && c->now >= c->resend_at) {
+        c->resend_delay *= 2; /* a gateway whose disk is slow need not get it all again and again */
+        go_back(c);
+    }
 }
 
 /* How long until there is something to do even if nothing arrives. */
@@ -784,6 +863,8 @@ static uint32_t rest(const struct tg_client *c)
         until = c->opening ? c->now + 10 : c->retry_at;
     if (c->state == TG_READY && c->heartbeat + c->interval * 8 / 10 < until)
         until = c->heartbeat + c->interval * 8 / 10;
+    if (awaits_ack(c) && c->resend_at < until)
+        until = c->resend_at;
     if (c->in_length > 0 && c->last_byte + FRAME_TIMEOUT + 1 < until)
         until = c->last_byte + FRAME_TIMEOUT + 1;
     if (c->out_at < c->out_length)
@@ -821,6 +902,8 @@ int tg_init(struct tg_client *c, const struct tg_config *config)
     c->session = c->random = config->session;
     c->first = 1;
     c->retry_delay = MIN_DELAY;
+    c->batch = TG_MAX_BODY;
+    c->hello_delay = RESEND_AFTER;
     c->tick = config->transport.now_ms(config->transport.context);
     c->now = c->tick;
     /* As many channels are declared as a Hello has room for at its largest; the others are

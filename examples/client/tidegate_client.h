@@ -28,6 +28,9 @@ extern "C" {
 #ifndef TG_COMMANDS
 #define TG_COMMANDS 4 /* commands remembered, so that none is done twice */
 #endif
+#ifndef TG_MAX_OUTSTANDING
+#define TG_MAX_OUTSTANDING 2048 /* readings sent and not acknowledged, on a serial line */
+#endif
 #ifndef TG_MAX_ANSWER
 #define TG_MAX_ANSWER 64 /* a command's result with its terminator */
 #endif
@@ -129,13 +132,14 @@ struct tg_client {
     int stopping;
     unsigned declared; /* channels that Hello names */
     /* When things happened or will, in milliseconds since boot. */
-    uint64_t opening, retry_at, greeted, established, heard, heartbeat, progress, last_byte;
-    uint32_t retry_delay;
+    uint64_t opening, retry_at, greeted, established, heard, heartbeat, progress, resend_at;
+    uint32_t retry_delay, resend_delay, hello_delay;
     /* Readings: a ring of samples, each as two bytes of length and its postcard. The first
      * has the seq `first`; `sent` was sent last, and what follows stands `unsent` bytes
-     * behind the first. */
+     * behind the first. `highest` was ever sent. */
     size_t head, used, unsent;
-    uint64_t session, first, count, sent, announced, given_up;
+    uint64_t session, first, count, sent, highest, announced, given_up;
+    size_t batch; /* on a serial line: the largest body of Readings */
     /* What the gateway said. */
     uint64_t interval, window, max_body;
     int asked, remind; /* a heartbeat is not answered; one is wanted at once */
@@ -149,6 +153,7 @@ struct tg_client {
     uint32_t command_count;
     uint8_t in[10 + TG_MAX_BODY + 4], out[10 + TG_MAX_BODY + 4];
     size_t in_length, in_skip, out_length, out_at;
+    uint64_t last_byte, begun; /* when the last byte came; when what `in` begins with did */
 };
 
 /* 1, or 0 if the configuration cannot work. */

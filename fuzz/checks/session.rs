@@ -86,7 +86,7 @@ pub fn check(input: &[u8]) {
                     assert!(converted.last <= last || converted.batch.readings.is_empty());
                 }
                 Ok(Step::Reply(reply)) => encode_gateway(&reply, ANSWER, &mut answers),
-                Ok(Step::Answer(_) | Step::SubDevice { .. } | Step::Leave) => {}
+                Ok(Step::Answer(_) | Step::SubDevice { .. } | Step::Lost { .. } | Step::Leave) => {}
                 Err(refusal) => {
                     assert!(!refusal.text.is_empty());
                     session.reset(now);

@@ -8,6 +8,7 @@
 
 use super::auth::{Attempt, Nonce};
 use super::convert::{ConvertError, Converted, Converter, TimeRules};
+use super::gaps::{Behind, Gaps};
 use crate::clock::Now;
 use crate::config::Authentication;
 use crate::model::DeviceId;
@@ -69,6 +70,11 @@ pub enum Step {
     /// Readings to store; none if the device sent only what it had sent before on
     /// this connection.
     Store(Converted),
+    /// Readings came behind lost ones, on a line that loses frames, and were dropped: `ask`
+    /// for what is missing, or go on.
+    Lost {
+        ask: bool,
+    },
     /// How a command ended.
     Answer(CommandResult),
     /// A device behind this one is there, or is not.
@@ -95,6 +101,7 @@ pub struct Session {
     grants: Grants,
     introduced: Option<Box<Introduced>>,
     device: Option<Box<Converter>>,
+    gaps: Gaps,
     heard: Duration,
     idle: bool,
 }
@@ -113,7 +120,7 @@ struct Introduced {
 impl Session {
     /// A connection was made.
     pub fn new(grants: Grants, now: Now) -> Session {
-        Session { grants, introduced: None, device: None, heard: now.monotonic, idle: false }
+        Session { grants, introduced: None, device: None, gaps: Gaps::default(), heard: now.monotonic, idle: false }
     }
 
     /// The device, once it is known to be who it says it is.
@@ -216,7 +223,8 @@ impl Session {
                 Err(protocol(&format!("{} samples in one message are more than the window of {window}", samples.len())))
             }
             (DeviceMessage::Readings(readings), Some(device)) => {
-                device.convert(readings, now).map(Step::Store).map_err(senseless)
+                let lossy = self.grants.restart;
+                taken(device.convert(readings, now), &mut self.gaps, lossy, now)
             }
             (DeviceMessage::Heartbeat(heartbeat), Some(device)) => {
                 device.synchronise(heartbeat.time, now);
@@ -243,6 +251,7 @@ impl Session {
                 .map_err(senseless)?;
         converter.synchronise(hello.time, now);
         let converter = Box::new(converter);
+        self.gaps = Gaps::default();
         let Hello { session, first, firmware, .. } = hello;
         if self.grants.authentication == Authentication::None {
             self.device = Some(converter);
@@ -300,6 +309,23 @@ impl Session {
             max_frame: self.grants.max_frame,
             window: self.grants.window,
         })
+    }
+}
+
+/// What converted Readings ask for. On a `lossy` line a gap in their numbering is no mistake of
+/// the device.
+fn taken(converted: Result<Converted, ConvertError>, gaps: &mut Gaps, lossy: bool, now: Now) -> Result<Step, Refusal> {
+    match converted {
+        Ok(converted) => {
+            gaps.none();
+            Ok(Step::Store(converted))
+        }
+        Err(why @ ConvertError::Gap { got, .. }) if lossy => match gaps.behind(got, now.monotonic) {
+            Behind::Ask => Ok(Step::Lost { ask: true }),
+            Behind::Wait => Ok(Step::Lost { ask: false }),
+            Behind::GiveUp => Err(senseless(why)),
+        },
+        Err(why) => Err(senseless(why)),
     }
 }
 

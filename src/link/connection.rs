@@ -61,6 +61,8 @@ struct Connection<'a, S> {
     decoder: Decoder,
     /// When the last byte came, if the decoder holds an incomplete frame.
     partial_since: Option<Duration>,
+    /// Where in the stream that frame begins, and when it did.
+    begun: (u64, Duration),
     /// When the frame that is incomplete began, while another waits for its memory.
     frame_since: Option<Duration>,
     peer: Peer<'a>,
@@ -101,6 +103,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         line,
         decoder: if line.text { decoder.accept_text() } else { decoder },
         partial_since: None,
+        begun: (0, Duration::ZERO),
         frame_since: None,
         peer: Peer::new(line, caller, place, clock.now()),
         lease: line.shared.pool.lease(),
@@ -187,18 +190,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             // The device is not to blame for a silence that it cannot break.
             self.peer.heard(now);
             self.partial_since = self.partial_since.map(|_| now.monotonic);
+            self.begun.1 = now.monotonic;
             self.look_at_pressure(now);
             return;
         }
         self.look_at_pressure(now);
+        let peer = &mut self.peer;
         if self.partial_since.is_some_and(|since| now.monotonic >= since + self.line.frame_timeout) {
-            let peer = &mut self.peer;
             if let Err(error) = self.decoder.give_up_partial(&mut |event| peer.take(event, now)) {
                 peer.broken(error, now);
             }
             self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
+            peer.store();
+        } else if self.overdue().is_some_and(|at| now.monotonic >= at) {
+            let peer = &mut self.peer;
+            self.decoder.look_inside(&mut |event| peer.take(event, now));
+            self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
+            self.begun = (self.decoder.position(), now.monotonic);
+            peer.store();
         }
         self.peer.check_silence(now);
+    }
+
+    /// When the frame under way has taken longer than it could, if another may stand in it.
+    fn overdue(&self) -> Option<Duration> {
+        let (_, whole) = self.decoder.partial();
+        let begun = self.partial_since.map(|_| self.begun.1);
+        begun.filter(|_| self.line.grants.restart).map(|begun| begun + self.line.frame_within(whole))
     }
 
     /// While others wait for memory, a large frame has to be complete in good time: its
@@ -268,7 +286,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             return [ack, look, rate].into_iter().flatten().min();
         }
         let partial = self.partial_since.map(|since| since + self.line.frame_timeout);
-        [ack, look, partial, self.peer.silence_deadline()].into_iter().flatten().min()
+        [ack, look, partial, self.overdue(), self.peer.silence_deadline()].into_iter().flatten().min()
     }
 
     /// Sends what is to be sent and reads once. Ready with false at the end of the
@@ -319,10 +337,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     fn take(&mut self, bytes: &[u8]) {
         let now = self.line.shared.clock.now();
         let peer = &mut self.peer;
+        let goes_on = self.decoder.is_partial();
         if let Err(error) = self.decoder.push(bytes, &mut |event| peer.take(event, now)) {
             peer.broken(error, now);
         }
         self.partial_since = self.decoder.is_partial().then_some(now.monotonic);
+        if !goes_on || self.begun.0 != self.decoder.position() {
+            self.begun = (self.decoder.position(), now.monotonic);
+        }
         peer.store();
         self.settle_lease();
         if let Some(until) = self.peer.throttled_until(now.monotonic) {

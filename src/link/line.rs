@@ -7,7 +7,7 @@ use crate::device::auth::{Doorman, Fault, Origin};
 use crate::device::{Grants, Registry, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
 use crate::store::Log;
-use crate::wire::frame::{FrameError, Limits, Recovery};
+use crate::wire::frame::{FrameError, FrameRef, Limits, Recovery};
 use bytesize::ByteSize;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -69,6 +69,8 @@ pub(super) struct Line {
     pub text: bool,
     /// How long a frame may stay incomplete without another byte.
     pub frame_timeout: Duration,
+    /// How long a byte is on its way, where that is known.
+    pub byte_time: Duration,
     pub shared: Shared,
 }
 
@@ -88,8 +90,14 @@ impl Line {
             recovery: Recovery::Fail,
             text,
             frame_timeout: terms.frame_timeout,
+            byte_time: Duration::ZERO,
             shared,
         }
+    }
+
+    /// How long a frame of so many bytes may take that hides another, at half the line's speed.
+    pub fn frame_within(&self, bytes: usize) -> Duration {
+        self.frame_timeout + self.byte_time.saturating_mul(u32::try_from(2 * bytes).unwrap_or(u32::MAX))
     }
 
     fn label(&self) -> LinkLabel {
@@ -126,6 +134,21 @@ impl Line {
     /// Counts bytes that belong to no frame.
     pub fn skipped(&self, bytes: usize) {
         self.shared.metrics.link_skipped_bytes.get_or_create(&self.label()).inc_by(bytes as u64);
+    }
+
+    /// Counts that a device was asked for readings that were lost on the way.
+    pub fn asked_again(&self) {
+        self.shared.metrics.link_resends.get_or_create(&self.label()).inc();
+    }
+
+    /// Whether the frame is the gateway's own, which a serial line may bring back to it; that is
+    /// counted, and told the first time.
+    pub fn is_echo(&self, frame: &FrameRef<'_>) -> bool {
+        let echo = frame.is_from_gateway() && self.recovery == Recovery::Resync;
+        if echo && self.shared.metrics.link_echoes.get_or_create(&self.label()).inc() == 0 {
+            tracing::info!(link = %self.name, "the line brings back what the gateway sends; that is passed over");
+        }
+        echo
     }
 
     /// Shows whether the listener or port is open.

@@ -24,7 +24,12 @@ use claims::Claim;
 use counted::Counted;
 use open::{Opened, open};
 use prometheus_client::metrics::counter::Counter;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+
+/// With start, parity and two stop bits.
+const BITS_OF_A_BYTE: u64 = 12;
 
 /// Serves the port until `stop` turns true, looking it up and opening it again whenever
 /// it vanishes.
@@ -83,6 +88,18 @@ async fn serve_port(
     }
 }
 
+/// Serves one device as [`serve`] does, over a stream that is no port, until it ends or `stop`
+/// turns true.
+pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    from: &str,
+    config: &config::Serial,
+    shared: Shared,
+    stop: watch::Receiver<bool>,
+) {
+    connection::drive(stream, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
+}
+
 fn line(config: &config::Serial, shared: Shared) -> Line {
     let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
     let (heartbeat, idle) = (config.heartbeat_interval, config.idle_timeout);
@@ -96,6 +113,7 @@ fn line(config: &config::Serial, shared: Shared) -> Line {
         recovery: Recovery::Resync,
         text: false,
         frame_timeout: config.frame_timeout,
+        byte_time: Duration::from_secs(BITS_OF_A_BYTE) / config.baud.max(1),
         shared,
     }
 }

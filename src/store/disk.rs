@@ -3,6 +3,7 @@
 use super::attendance;
 use super::boots;
 use super::commit::{self, Commit, Outcome};
+use super::epochs;
 use super::events;
 use super::evict::{self, Evicted, Evictor};
 use super::fault;
@@ -19,6 +20,7 @@ use super::schema::{self, OpenError};
 use super::segment::{Encoder, Header};
 use super::sinks::Retired;
 use super::space::{Gauge, Space};
+use super::ticket::Ticket;
 use super::unlisted::Unlisted;
 use super::wal::{self, Wal};
 use crate::config::{self, Durability};
@@ -78,6 +80,8 @@ pub(super) struct Disk {
     unlisted: Unlisted,
     merging: Merging,
     wal: Wal,
+    /// By which seqs are reserved.
+    ticket: Ticket,
     doubtful: Option<Work>,
     /// An fsync failed, and what it was to write was not written anew since.
     unsynced: bool,
@@ -87,17 +91,18 @@ pub(super) struct Disk {
 const MIN_FREE_SHARE: u64 = 4;
 
 impl Disk {
-    /// The log at `path`, where `on_disk` is.
+    /// The log in the configured directory, where `on_disk` is.
     pub fn new(
-        path: PathBuf,
         config: &config::Store,
         gauge: Gauge,
         on_disk: OnDisk,
         connection: Connection,
         readers: Arc<Readers>,
         evictor: Evictor,
+        ticket: Ticket,
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
+        let path = heal::database(config);
         Ok(Disk {
             wal: Wal::new(&path, &connection, config.max_size.as_u64()),
             path,
@@ -115,6 +120,7 @@ impl Disk {
             folding: on_disk.folding,
             unlisted: Unlisted::new(on_disk.written),
             merging: Merging::default(),
+            ticket,
             doubtful: None,
             unsynced: false,
         })
@@ -148,10 +154,10 @@ impl Disk {
         })?;
         self.unsynced = false;
         let connection = schema::open(&self.path, self.durability)?;
-        let landed = match &self.doubtful {
-            Some(doubtful) => landed(&connection, doubtful)?,
-            None => false,
-        };
+        let landed = self.doubtful.as_ref().map_or(Ok(false), |doubtful| landed(&connection, doubtful))?;
+        if landed {
+            self.ticket.written()?;
+        }
         let end = self.holes.end();
         self.holes = Holes::load(&connection)?.0;
         self.holes.reach(end);
@@ -168,7 +174,8 @@ impl Disk {
     pub fn commit(&mut self, commit: &Commit) -> Result<Outcome> {
         let Some(mut connection) = self.connection.take() else { bail!("the log is not open") };
         let mut work = Work::default();
-        if let Err(why) = self.try_commit(&mut connection, commit, &mut work) {
+        let tried = self.try_commit(&mut connection, commit, &mut work);
+        if let Err(why) = tried.and_then(|()| Ok(self.ticket.written()?)) {
             self.leave(connection, &why);
             self.doubtful = Some(work);
             return Err(why);
@@ -227,6 +234,9 @@ impl Disk {
         let most = work.looks_at_events.map(|_| self.max_events);
         work.round = commit::tell(&transaction, commit, &mut work.outcome, most).with_context(failed)?;
         work.outcome.written = work.segment.map(|header| header.last());
+        if let Some(reserved) = commit.reserve {
+            epochs::reserve(&transaction, reserved, &mut self.ticket).with_context(failed)?;
+        }
         if commit.clean.is_some() {
             // Nothing comes after it that could list what it says.
             let last = work.outcome.written.unwrap_or_default();
@@ -370,9 +380,6 @@ fn write(
     outcome.last_event = inbox::write(db, &commit.inbox, commit.now, commit.clock)?.or(outcome.last_event);
     if let Some((key, progress)) = &commit.restored.progress {
         schema::set_meta(db, key, *progress)?;
-    }
-    if let Some(reserved) = commit.reserve {
-        schema::set_meta(db, "reserved", reserved.0)?;
     }
     if let Some(next) = commit.clean {
         schema::set_meta(db, "clean", next.0)?;

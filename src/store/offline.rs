@@ -6,6 +6,7 @@
 //! it, including what stands in its write-ahead log.
 
 use super::boots::{self, Beginnings};
+use super::epochs;
 use super::holes;
 use super::ranges::Ranges;
 use super::recover;
@@ -14,7 +15,7 @@ use super::salvage::{Found, Salvage, Scan};
 use super::schema::{self, FILE_NAME};
 use super::segment;
 use super::sinks::{self, Place};
-use crate::model::{Epoch, Numbered, Seq, Timestamp};
+use crate::model::{Epochs, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, bail};
 use rusqlite::Connection;
 use std::ops::ControlFlow;
@@ -57,7 +58,7 @@ pub struct Pending {
 /// What the log holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contents {
-    pub epoch: Option<Epoch>,
+    pub epochs: Option<Epochs>,
     pub segments: u64,
     pub readings: u64,
     pub bytes: u64,
@@ -109,13 +110,12 @@ impl Offline {
         Ok(Offline { source: Source::Bytes(Box::new(Salvage::open(path))) })
     }
 
-    /// The epoch of the readings, if it can be told.
-    pub fn epoch(&self) -> Option<Epoch> {
-        let epoch = match &self.source {
-            Source::Sqlite(db) => recover::meta(db, "epoch").ok()??,
-            Source::Bytes(salvage) => *salvage.facts().meta.get("epoch")?,
-        };
-        u32::try_from(epoch).ok().map(Epoch)
+    /// The epochs of the readings, if they can be told.
+    pub fn epochs(&self) -> Option<Epochs> {
+        match &self.source {
+            Source::Sqlite(db) => epochs::read(&recover::read_meta(db).ok()?),
+            Source::Bytes(salvage) => epochs::read(&salvage.facts().meta),
+        }
     }
 
     /// When the machine's boots began, as far as the log knows.
@@ -223,7 +223,7 @@ impl Offline {
             oldest: None,
         };
         let mut contents = Contents {
-            epoch: self.epoch(),
+            epochs: self.epochs(),
             segments: 0,
             readings: 0,
             bytes: 0,

@@ -66,7 +66,7 @@ pub(super) fn prepare(
         tracing::warn!(bytes = reserve.size(), "the disk is full; the reserve file was given up to make room");
         healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
     }
-    let Healed { connection, found, boots, commands, commands_lost, jobs, notes } =
+    let Healed { connection, found, ticket, boots, commands, commands_lost, jobs, notes } =
         healed.inspect_err(|why| match Fault::of_opening(why) {
             Fault::NoSpace => DiskState::Full.show(&metrics),
             Fault::Other => DiskState::Failing.show(&metrics),
@@ -110,7 +110,7 @@ pub(super) fn prepare(
     let everywhere = all.min().unwrap_or_default();
     let holes = found.holes.behind(everywhere).collect();
     let on_disk = OnDisk { written: found.written, holes: found.holes, folding: found.folding };
-    let disk = Disk::new(path.clone(), config, gauge, on_disk, connection, readers.clone(), evictor)
+    let disk = Disk::new(config, gauge, on_disk, connection, readers.clone(), evictor, ticket)
         .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
     let shared = Arc::new(Shared {
         visible: AtomicU64::new(tail.visible().0),
@@ -133,7 +133,7 @@ pub(super) fn prepare(
             attendance: Attendance::default(),
             inbox: Inbox::new(commands),
             disk: DiskState::Normal,
-            log_clock: LogClock::new(found.clock.0, found.clock.1, now),
+            log_clock: LogClock::new(found.clock.0, found.clock.1, clock.boot(), now),
             check_due: now.monotonic,
             warned: None,
             sleeping_until: Duration::ZERO,
@@ -155,7 +155,7 @@ pub(super) fn prepare(
         names: sinks.iter().map(|sink| Arc::from(sink.name)).collect(),
         readers,
         path,
-        epoch: found.epoch,
+        epochs: found.epochs,
         opened: now.monotonic,
         clock,
         metrics,

@@ -1,6 +1,6 @@
 //! Messages to frame bodies and back.
 
-use super::frame::{self, BodyEncoding, Format, FrameRef, Version};
+use super::frame::{self, BodyEncoding, FROM_GATEWAY, Format, FrameRef, Version};
 use super::message::{DeviceMessage, GatewayMessage};
 use super::text::{self, Context, TextError};
 use serde::{Deserialize, Serialize};
@@ -9,8 +9,6 @@ pub(super) mod bytes;
 mod protobuf;
 pub(super) mod values;
 
-/// Bit 7 of a frame's type: from the gateway.
-const FROM_GATEWAY: u8 = 0x80;
 /// Kinds that a link must know.
 pub const WELCOME: u8 = FROM_GATEWAY | 2;
 pub const GOODBYE: u8 = FROM_GATEWAY | 6;

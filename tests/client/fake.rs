@@ -13,7 +13,7 @@ use tidegate::wire::frame::{Decoder, Event, Limits, Recovery};
 use tidegate::wire::message::*;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_serial::SerialPortBuilderExt;
+use tokio_serial::{SerialPortBuilderExt, SerialStream};
 
 /// 2026-01-01T00:00:00Z in microseconds.
 const NOW: i64 = 1_767_225_600_000_000;
@@ -23,12 +23,14 @@ struct Fake<S> {
     stream: S,
     decoder: Decoder,
     heard: VecDeque<DeviceMessage>,
+    /// Whether the line brings back to the client what it says.
+    echoes: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Fake<S> {
     fn over(stream: S) -> Fake<S> {
         let limits = Limits { max_body: 1024, require_checksum: true };
-        Fake { stream, decoder: Decoder::new(limits, Recovery::Resync), heard: VecDeque::new() }
+        Fake { stream, decoder: Decoder::new(limits, Recovery::Resync), heard: VecDeque::new(), echoes: false }
     }
 
     async fn say(&mut self, message: GatewayMessage) {
@@ -50,6 +52,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Fake<S> {
             let read = read.expect("the client says something").unwrap_or(0);
             if read == 0 {
                 return None;
+            }
+            if self.echoes {
+                self.write(&bytes[..read]).await;
             }
             let heard = &mut self.heard;
             let pushed = self.decoder.push(&bytes[..read], &mut |event| {
@@ -210,14 +215,50 @@ async fn a_session_id_that_was_used_before_gives_way_to_a_new_one() {
     client.succeeds().await;
 }
 
+async fn on_a_line(arguments: &[&str]) -> (Line, Fake<SerialStream>, Client) {
+    let line = Line::new().await;
+    let port = tokio_serial::new(line.gateway_end().to_string_lossy(), 115_200).open_native_async();
+    let fake = Fake::over(port.expect("the line's end"));
+    let end = line.device_end().display().to_string();
+    let client = Client::start(&[&["--serial", &end, "--device", "mc"], arguments].concat());
+    (line, fake, client)
+}
+
+#[tokio::test]
+async fn the_client_does_not_take_what_it_says_itself_for_the_gateways_words() {
+    let (_line, mut fake, client) = on_a_line(&["--count", "1000000", "--interval-ms", "20"]).await;
+    fake.echoes = true;
+    fake.hello().await;
+    fake.say(GatewayMessage::Welcome(Welcome { heartbeat_interval: 1, ..welcome(0) })).await;
+    for _ in 0..5 {
+        fake.readings().await;
+    }
+    assert_eq!(client.said("welcomed"), 1, "{}", client.log());
+    // Then it hears nobody but itself.
+    let until = Instant::now() + PATIENCE;
+    while client.said("the gateway is silent") == 0 {
+        assert!(Instant::now() < until, "{}", client.log());
+        fake.next().await;
+    }
+}
+
+#[tokio::test]
+async fn the_client_hears_a_welcome_within_a_second_whatever_has_begun_before_it() {
+    let (_line, mut fake, client) = on_a_line(&["--count", "1", "--interval-ms", "1"]).await;
+    fake.hello().await;
+    let mut head = Vec::new();
+    encode_gateway(&command("c", "n", Some(&"x".repeat(200))), POSTCARD, &mut head);
+    fake.write(&head[..14].repeat(30)).await;
+    fake.welcome(0).await;
+    let said = Instant::now();
+    fake.readings().await;
+    assert!(said.elapsed() < Duration::from_secs(1), "{:?}\n{}", said.elapsed(), client.log());
+}
+
 /// On a serial line anything may come; the sanitizers watch.
 #[tokio::test]
 async fn no_garbage_confuses_the_client() {
-    let line = Line::new().await;
-    let port = tokio_serial::new(line.gateway_end().to_string_lossy(), 115_200).open_native_async();
-    let mut fake = Fake::over(port.expect("the line's end"));
-    let end = line.device_end().display().to_string();
-    let mut client = Client::start(&["--serial", &end, "--device", "mc", "--count", "200", "--interval-ms", "1"]);
+    let (_line, mut fake, mut client) = on_a_line(&["--count", "200", "--interval-ms", "1"]).await;
     let text = "x".repeat(300);
     let messages = [
         GatewayMessage::Challenge(Challenge { nonce: vec![7; 32] }),

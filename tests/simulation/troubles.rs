@@ -89,6 +89,7 @@ impl World {
                 controls.switch(&self.context, name, off);
             }
             Trouble::Keys => self.change_keys(),
+            Trouble::Image => self.image().await,
             Trouble::Copy => self.copy_log(),
         }
     }

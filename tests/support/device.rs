@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tidegate::device::auth::Secret;
 use tidegate::model::Value;
-use tidegate::wire::codec::{decode_gateway, encode_device};
+use tidegate::wire::codec::{decode_gateway, encode_device, encode_gateway};
 use tidegate::wire::frame::{BodyEncoding, Decoder, Event, Format, Limits, MAX_BODY, Recovery, Version};
 use tidegate::wire::message::*;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -130,6 +130,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
             ControlFlow::Continue(())
         });
         taken.expect("resynchronising does not fail");
+    }
+
+    /// The next message, which comes back to the gateway.
+    pub async fn echoed(&mut self) -> GatewayMessage {
+        let message = self.hear().await.expect("the line stays");
+        let mut bytes = Vec::new();
+        encode_gateway(&message, self.format, &mut bytes);
+        self.write(&bytes).await;
+        message
     }
 
     /// How each message that came was written.

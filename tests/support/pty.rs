@@ -20,6 +20,7 @@ use tempfile::TempDir;
 pub struct Line {
     directory: TempDir,
     cable: Option<Cable>,
+    noise: Option<Noise>,
 }
 
 /// What joins the ends; the line is cut when it is dropped.
@@ -28,9 +29,37 @@ enum Cable {
     Thread(#[expect(dead_code, reason = "held for its end")] Relay),
 }
 
+/// What a line does to the bytes that it carries.
+#[derive(Clone)]
+pub struct Noise {
+    random: fastrand::Rng,
+    /// How many of a million are changed.
+    per_million: u32,
+}
+
+impl Noise {
+    fn damage(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            if self.random.u32(..1_000_000) < self.per_million {
+                *byte ^= self.random.u8(1..);
+            }
+        }
+    }
+}
+
 impl Line {
     pub async fn new() -> Line {
-        let mut line = Line { directory: tempfile::tempdir().expect("a temporary directory"), cable: None };
+        Line::with(None).await
+    }
+
+    /// A line that changes so many of a million bytes, both ways.
+    pub async fn noisy(per_million: u32, seed: u64) -> Line {
+        Line::with(Some(Noise { random: fastrand::Rng::with_seed(seed), per_million })).await
+    }
+
+    async fn with(noise: Option<Noise>) -> Line {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut line = Line { directory, cable: None, noise };
         line.plug().await;
         line
     }
@@ -56,13 +85,13 @@ impl Line {
     pub async fn plug(&mut self) {
         let installed = installed("socat").is_some();
         assert!(installed || !real_services_are_required(), "socat is not installed; apt-get install socat");
-        self.cable = Some(if installed {
+        self.cable = Some(if installed && self.noise.is_none() {
             let end = |path: &Path| format!("pty,raw,echo=0,link={}", path.display());
             let mut command = Command::new("socat");
             command.arg(end(&self.gateway_end())).arg(end(&self.device_end()));
             Cable::Socat(Process::start(command, &self.directory.path().join("socat.log")))
         } else {
-            Cable::Thread(Relay::start(&self.gateway_end(), &self.device_end()))
+            Cable::Thread(Relay::start(&self.gateway_end(), &self.device_end(), self.noise.clone()))
         });
         eventually("the line is made", async || self.gateway_end().exists() && self.device_end().exists()).await;
     }
@@ -75,14 +104,15 @@ struct Relay {
 }
 
 impl Relay {
-    fn start(one: &Path, other: &Path) -> Relay {
+    fn start(one: &Path, other: &Path, mut noise: Option<Noise>) -> Relay {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let mut ends = [terminal(one), terminal(other)];
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 let [one, other] = &mut ends;
-                if !carry(&mut one.0, &mut other.0) & !carry(&mut other.0, &mut one.0) {
+                let noise = &mut noise;
+                if !carry(&mut one.0, &mut other.0, noise) & !carry(&mut other.0, &mut one.0, noise) {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
@@ -118,9 +148,12 @@ fn terminal(link: &Path) -> (File, File) {
 }
 
 /// Whether there was something to carry.
-fn carry(from: &mut File, to: &mut File) -> bool {
+fn carry(from: &mut File, to: &mut File, noise: &mut Option<Noise>) -> bool {
     let mut bytes = [0; 4096];
     let Ok(read @ 1..) = from.read(&mut bytes) else { return false };
+    if let Some(noise) = noise {
+        noise.damage(&mut bytes[..read]);
+    }
     let mut rest = &bytes[..read];
     while !rest.is_empty() {
         match to.write(rest) {

@@ -12,7 +12,7 @@ use show::{Shown, Summary};
 use source::Source;
 use std::io::Write;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Shows what goes over a serial line: each message with its fields, and in hexadecimal
 /// what is none, with the reason
@@ -38,7 +38,8 @@ pub struct Args {
     json: bool,
 }
 
-/// A line that is silent for so long has ended what it began.
+/// A line that is silent for so long has ended what it began, and a frame that takes so long
+/// may hide another.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Runs the verb until the input ends or Ctrl-C is pressed. False if a port vanished.
@@ -51,12 +52,22 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     let live = source.is_port();
     let mut ear = Ear::new(usize::try_from(args.max_frame.as_u64()).unwrap_or(usize::MAX));
     let mut summary = Summary::default();
+    let mut begun = Instant::now();
     let mut interrupted = pin!(tokio::signal::ctrl_c());
     let ended = loop {
         let mut heard = Vec::new();
         let ended = tokio::select! {
             bytes = source.next() => match bytes? {
-                Some(bytes) => { ear.hear(&bytes, &mut heard); None }
+                Some(bytes) => {
+                    let before = ear.begun();
+                    ear.hear(&bytes, &mut heard);
+                    if before.is_none() || before != ear.begun() {
+                        begun = Instant::now();
+                    } else if live && begun.elapsed() > PAUSE {
+                        ear.look_inside(&mut heard);
+                    }
+                    None
+                }
                 None => Some(!live),
             },
             interrupted = &mut interrupted => {
@@ -66,7 +77,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
             () = tokio::time::sleep(PAUSE), if ear.is_waiting() => { ear.pause(&mut heard); None }
         };
         if ended.is_some() {
-            ear.end(&mut heard);
+            ear.pause(&mut heard);
         }
         let at = live.then(|| clock.now().wall);
         let mut lines = String::new();

@@ -99,6 +99,7 @@ impl<'a> Peer<'a> {
     /// Takes what the decoder found.
     pub fn take(&mut self, event: Event<'_>, now: Now) -> ControlFlow<Limits> {
         match event {
+            Event::Frame(frame) if self.line.is_echo(&frame) => {}
             Event::Frame(frame) => return self.frame(&frame, now),
             Event::Skipped { bytes } => self.line.skipped(bytes),
             Event::Invalid(error) => self.line.invalid(error),
@@ -159,6 +160,7 @@ impl<'a> Peer<'a> {
                     self.refuse(busy(&why.to_string()), now);
                 }
             }
+            Ok(Step::Lost { ask }) => self.lost(ask),
             Ok(Step::Leave) => self.leave(now),
             Err(refusal) => self.refuse(refusal, now),
         }

@@ -30,8 +30,6 @@ pub enum What {
 
 /// Bytes of noise that are told in one piece.
 const PIECE: usize = 32;
-/// Bit 7 of a frame's type.
-const FROM_GATEWAY: u8 = 0x80;
 
 /// Listens to a line.
 #[derive(Debug)]
@@ -62,21 +60,22 @@ impl Ear {
         });
     }
 
-    /// Nothing came for a while: what has begun is not going to be completed.
+    /// What has begun takes long: a whole frame in it is told, if there is one.
+    pub fn look_inside(&mut self, heard: &mut Vec<Heard>) {
+        self.with_decoder(heard, |decoder, on_event| decoder.look_inside(on_event));
+    }
+
+    /// Where what has begun and is not complete begins.
+    pub fn begun(&self) -> Option<u64> {
+        self.decoder.is_partial().then(|| self.decoder.position())
+    }
+
+    /// Nothing came for a while, or is going to: what has begun is not completed.
     pub fn pause(&mut self, heard: &mut Vec<Heard>) {
         self.with_decoder(heard, |decoder, on_event| {
             let _ = decoder.give_up_partial(on_event);
         });
         self.tell_noise(0, heard);
-    }
-
-    /// Nothing is going to come.
-    pub fn end(&mut self, heard: &mut Vec<Heard>) {
-        // Behind what is given up, another may have begun.
-        while self.decoder.is_partial() {
-            self.pause(heard);
-        }
-        self.pause(heard);
     }
 
     /// Whether something has begun that a pause would end.
@@ -139,7 +138,7 @@ impl Ear {
 }
 
 fn decoded(frame: &FrameRef<'_>) -> What {
-    let from_gateway = frame.kind & FROM_GATEWAY != 0;
+    let from_gateway = frame.is_from_gateway();
     let message = match from_gateway {
         true => decode_gateway(frame).map(|message| What::FromGateway(frame.format, message)),
         false => decode_device(frame).map(|message| What::FromDevice(frame.format, message)),
@@ -172,7 +171,7 @@ mod tests {
     fn heard(stream: &[u8], piece: usize) -> Vec<Heard> {
         let (mut ear, mut heard) = (Ear::new(1024), Vec::new());
         stream.chunks(piece).for_each(|bytes| ear.hear(bytes, &mut heard));
-        ear.end(&mut heard);
+        ear.pause(&mut heard);
         assert!(!ear.is_waiting() && ear.window.is_empty(), "nothing is held back");
         heard
     }
@@ -219,9 +218,21 @@ mod tests {
         let stream = [half, &heartbeat(2)].concat();
         let (mut ear, mut told) = (Ear::new(1024), Vec::new());
         ear.hear(&stream, &mut told);
-        ear.end(&mut told);
+        ear.pause(&mut told);
         assert!(matches!(told[0].what, What::Noise(Some(_))), "{told:?}");
         assert!(matches!(told.last().map(|heard| &heard.what), Some(What::FromDevice(..))), "{told:?}");
+    }
+
+    #[test]
+    fn what_takes_long_is_told_for_what_stands_in_it() {
+        let mut damaged = heartbeat(1);
+        damaged[8] = 3; // it now claims 768 bytes more
+        let (mut ear, mut told) = (Ear::new(1024), Vec::new());
+        ear.hear(&[damaged, heartbeat(2)].concat(), &mut told);
+        assert_eq!((told.len(), ear.begun()), (0, Some(0)));
+        ear.look_inside(&mut told);
+        assert!(matches!(told.last().map(|heard| &heard.what), Some(What::FromDevice(..))), "{told:?}");
+        assert_eq!(ear.begun(), None);
     }
 
     #[test]

@@ -49,6 +49,7 @@ fn line(directory: &Path) -> (Line, Stepper) {
         recovery: Recovery::Resync,
         text: false,
         frame_timeout: Duration::from_secs(2),
+        byte_time: Duration::ZERO,
         shared,
     };
     (line, writer)

@@ -4,7 +4,7 @@ use super::Peer;
 use crate::link::line::Line;
 use crate::wire::codec::encode_gateway_in;
 use crate::wire::frame::{BodyEncoding, Format, Version};
-use crate::wire::message::GatewayMessage;
+use crate::wire::message::{Ack, GatewayMessage};
 use crate::wire::text::Context;
 
 /// The gateway's format until the device has shown its own.
@@ -29,6 +29,15 @@ pub fn shorten(text: &mut String) {
 }
 
 impl Peer<'_> {
+    /// Readings behind lost ones were dropped. The last Ack said once more asks for what is
+    /// missing.
+    pub(super) fn lost(&mut self, ask: bool) {
+        let Some(established) = self.established.as_ref().filter(|_| ask) else { return };
+        let seq = established.acks.acked();
+        self.line.asked_again();
+        self.say(&GatewayMessage::Ack(Ack { seq }));
+    }
+
     /// Puts a message into what is to be sent.
     pub(super) fn say(&mut self, message: &GatewayMessage) {
         // In a text nothing else says when it was sent.
