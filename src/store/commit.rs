@@ -26,6 +26,8 @@ pub(super) struct Commit {
     pub marks: Vec<(DeviceId, u64, u64)>,
     /// The same of `batches`.
     pub covered: Vec<(DeviceId, u64, u64)>,
+    /// Some of `batches` do not say how far their sessions came.
+    pub unmarked: bool,
     /// Name, confirmed seq and confirmed event of each sink.
     pub sinks: Vec<(Arc<str>, Seq, u64)>,
     /// Sinks that are not configured any more, and those of them that are forgotten.

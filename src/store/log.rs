@@ -1,5 +1,6 @@
 //! The handle that links, sinks and the writer share.
 
+use super::attendance::KnownDevices;
 use super::cursor::SinkCursor;
 use super::events::Lost;
 use super::gap::Gap;
@@ -7,17 +8,19 @@ use super::headroom::DiskState;
 use super::heal;
 use super::mark::Mark;
 use super::opening::{Prepared, opened, prepare};
+use super::place::Astray;
 use super::readers::Readers;
 use super::restore;
 use super::schema::OpenError;
 use super::sinks::{Forgotten, Wanted};
+use super::small_tables::MAX_MARKS;
 use super::space::Gauge;
 use super::state::State;
 use super::writer::{self, Stepper, Writer};
 use crate::clock::{Clock, Now};
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
-use crate::model::{Batch, DeviceId, DeviceStatus, Epoch, Epochs, Seq, Timestamp};
+use crate::model::{Batch, DeviceId, Epoch, Epochs, Seq, Timestamp};
 use parking_lot::{Condvar, Mutex};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,16 +100,13 @@ pub(super) struct Shared {
     pub stepped: bool,
 }
 
-/// Devices whose marks are kept; the ones not connected go first.
-pub(super) const MAX_MARKS: usize = 100_000;
-
 /// The log just opened, and what goes with it.
 pub struct Opened<W = Writer> {
     pub log: Log,
     /// One for each of the sinks that were named, in their order.
     pub cursors: Vec<SinkCursor>,
-    /// The last word on the presence of each device that the log knows.
-    pub devices: Vec<DeviceStatus>,
+    /// What was told of devices' presence.
+    pub devices: KnownDevices,
     /// Ends when the log is closed; see [`Log::close`].
     pub writer: W,
 }
@@ -139,7 +139,7 @@ impl Log {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened, OpenError> {
-        let Prepared { shared, disk, jobs, devices, lock, reserve } =
+        let Prepared { shared, disk, jobs, devices, reserve } =
             prepare(config, routes, &wanted(sinks), clock, metrics, None)?;
         let for_writer = shared.clone();
         let failed = |why| OpenError::Directory { path: config.directory.clone(), why };
@@ -152,7 +152,7 @@ impl Log {
             true => None,
             false => Some(restore::start(log, config.directory.clone(), jobs).map_err(failed)?),
         };
-        Ok(opened(shared, devices, Writer::new(thread, salvage, lock)))
+        Ok(opened(shared, devices, Writer::new(thread, salvage)))
     }
 
     /// Opens the log as [`Log::open_with`] does, without any thread: the caller steps the
@@ -169,27 +169,15 @@ impl Log {
         metrics: Metrics,
         gauge: Gauge,
     ) -> Result<Opened<Stepper>, OpenError> {
-        let Prepared { shared, disk, devices, lock, reserve, .. } =
+        let Prepared { shared, disk, devices, reserve, .. } =
             prepare(config, routes, &wanted(sinks), clock, metrics, Some(gauge))?;
-        Ok(opened(shared.clone(), devices, Stepper::new(shared, disk, reserve, lock)))
+        Ok(opened(shared.clone(), devices, Stepper::new(shared, disk, reserve)))
     }
 
     /// The mark of a device's session. A session that the log knows resumes where
     /// it stood, also after a restart; a new one starts at 0.
     pub fn mark(&self, device: &DeviceId, session: u64) -> Arc<Mark> {
-        let mut state = self.shared.state.lock();
-        if let Some(mark) = state.marks.get(device).filter(|mark| mark.session() == session) {
-            return mark.clone();
-        }
-        if state.marks.len() >= state.max_marks && !state.marks.contains_key(device) {
-            let idle = state.marks.iter().find(|(_, mark)| Arc::strong_count(mark) == 1).map(|(name, _)| name.clone());
-            if let Some(idle) = idle {
-                state.marks.remove(&idle);
-            }
-        }
-        let mark = Mark::new(device.clone(), session, 0);
-        state.marks.insert(device.clone(), mark.clone());
-        mark
+        self.shared.state.lock().marks.of(device, session)
     }
 
     /// Numbers the readings and takes them over; those that the mark's session
@@ -233,6 +221,12 @@ impl Log {
             shared.due.notify_one();
         }
         shared.show(state.tail.visible());
+        let given_way = state.tail.take_given_way();
+        drop(state);
+        if given_way > 0 {
+            shared.metrics.store_history_lost.inc_by(given_way);
+            shared.announce(&[]);
+        }
         Ok(())
     }
 
@@ -257,20 +251,31 @@ impl Log {
         self.shared.state.lock().boots.is_synchronised()
     }
 
-    /// Waits until something was settled or reserved, after which an append may
-    /// succeed again. Cancel-safe.
+    /// Waits until something was settled or reserved, or history gives way, after which
+    /// an append may succeed again. Cancel-safe.
     pub async fn room(&self) {
         let mut room = std::pin::pin!(self.shared.room.notified());
         room.as_mut().enable();
-        if self.is_saturated() {
-            room.await;
+        if !self.is_saturated() {
+            return;
+        }
+        let gives_way = self.shared.state.lock().tail.gives_way_at();
+        match gives_way {
+            None => room.await,
+            Some(at) => {
+                let left = at.saturating_sub(self.shared.clock.now().monotonic);
+                if tokio::time::timeout(left, room).await.is_err() {
+                    self.shared.saturated.store(false, Ordering::Relaxed);
+                }
+            }
         }
     }
 
-    /// Remembers the sessions of so many devices; of those not connected, some are
-    /// forgotten. What a forgotten device sends again is not known for a duplicate.
+    /// Remembers the sessions of so many devices; of those not connected, the ones that
+    /// were away for longest are forgotten. What a forgotten device sends again is not
+    /// known for a duplicate.
     pub fn remember_devices(&self, most: usize) {
-        self.shared.state.lock().max_marks = most.clamp(1, MAX_MARKS);
+        self.shared.state.lock().marks.remember(most.clamp(1, MAX_MARKS));
     }
 
     /// Writes everything that is not on disk and waits until it is, or until the
@@ -343,17 +348,21 @@ fn wanted<'a, S: Into<Wanted<'a>> + Copy>(sinks: &[S]) -> Vec<Wanted<'a>> {
 }
 
 impl Shared {
-    /// Stops writing if `why` says that the database is damaged, and sees to it that
-    /// it heals when it is opened again.
+    /// Stops writing if `why` says that the database is damaged, or older than what was
+    /// written, and sees to it that it heals when it is opened again.
     pub fn examine(&self, why: &anyhow::Error) -> bool {
-        if !heal::is_damage(why, &self.path) {
+        let is_older = matches!(why.downcast_ref(), Some(Astray::Older { .. }));
+        if !is_older && !heal::is_damage(why, &self.path) {
             return false;
         }
         let found = format!("{why:#}");
         let first = !std::mem::replace(&mut self.state.lock().damaged, true);
         if first {
             tracing::error!(error = found, "the log is damaged; it is opened again to heal it");
-            heal::remember(&self.path, &found);
+            // What is whole, only older, is gone on with as after a crash.
+            if !is_older {
+                heal::remember(&self.path, &found);
+            }
             self.state.lock().failure = Some(found);
             self.damaged.notify_waiters();
             self.committed.notify_waiters();

@@ -1,6 +1,7 @@
 //! From the files to a log that only lacks its writer.
 
-use super::attendance::{self, Attendance};
+use super::attendance::{self, Attendance, KnownDevices};
+use super::budget::Budget;
 use super::cursor::SinkCursor;
 use super::disk::{Disk, OnDisk};
 use super::evict::{Bounds, Evictor};
@@ -9,22 +10,22 @@ use super::headroom::DiskState;
 use super::heal::{self, Healed};
 use super::inbox::Inbox;
 use super::lanes::Lanes;
-use super::log::{Log, MAX_MARKS, Opened, Shared};
+use super::log::{Log, Opened, Shared};
 use super::logclock::LogClock;
-use super::mark::Mark;
+use super::mark::{Mark, Marks};
 use super::readers::Readers;
 use super::reserve::Reserve;
 use super::restore::{Job, Restored};
 use super::schema::OpenError;
 use super::sinks::{Adopted, Wanted};
+use super::small_tables::{MAX_MARKS, Shares};
 use super::space::{Gauge, Space};
 use super::state::State;
 use super::tail::{Policy, Tail};
-use super::writer::{Lock, lock};
+use super::writer::lock;
 use crate::clock::Clock;
 use crate::config::{self, Deliver, Route};
 use crate::metrics::Metrics;
-use crate::model::DeviceStatus;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -36,8 +37,7 @@ pub(super) struct Prepared {
     pub shared: Arc<Shared>,
     pub disk: Disk,
     pub jobs: Vec<Job>,
-    pub devices: Vec<DeviceStatus>,
-    pub lock: Lock,
+    pub devices: KnownDevices,
     pub reserve: Reserve,
 }
 
@@ -53,8 +53,13 @@ pub(super) fn prepare(
     gauge: Option<Gauge>,
 ) -> Result<Prepared, OpenError> {
     let directory = config.directory.as_path();
-    let lock = lock(directory)?;
-    let mut reserve = Reserve::new(directory, config.max_size.as_u64());
+    let failed = |why: &OpenError| match Fault::of_opening(why) {
+        Fault::NoSpace => DiskState::Full.show(&metrics),
+        Fault::Other => DiskState::Failing.show(&metrics),
+    };
+    let lock = lock(directory).inspect_err(failed)?;
+    let budget = Budget::new(config.max_size.as_u64());
+    let mut reserve = Reserve::new(directory, budget.reserve());
     let lanes = Lanes::new(routes);
     let now = clock.now();
     let mut healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
@@ -67,10 +72,7 @@ pub(super) fn prepare(
         healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
     }
     let Healed { connection, found, ticket, boots, commands, commands_lost, jobs, notes } =
-        healed.inspect_err(|why| match Fault::of_opening(why) {
-            Fault::NoSpace => DiskState::Full.show(&metrics),
-            Fault::Other => DiskState::Failing.show(&metrics),
-        })?;
+        healed.inspect_err(failed)?;
     let mut notices = Vec::new();
     if commands_lost > 0 {
         tracing::error!(commands = commands_lost, "damaged commands were taken out of the log");
@@ -79,23 +81,21 @@ pub(super) fn prepare(
     }
     let devices = attendance::load(&connection).unwrap_or_else(|why| {
         tracing::error!(%why, "what was known of devices' presence cannot be read");
-        Vec::new()
+        KnownDevices::default()
     });
     let policy = Policy {
         commit_within: config.commit_within,
         history_within: config.history_within,
         after_commit: config.deliver == Deliver::AfterCommit,
         max_pending: usize::try_from(config.max_pending.as_u64()).unwrap_or(usize::MAX),
-        segment_bytes: usize::try_from(config.segment_size.as_u64()).unwrap_or(usize::MAX),
+        segment_bytes: usize::try_from(config.segment_size.as_u64().min(budget.commit())).unwrap_or(usize::MAX),
     };
     let Adopted { places, retired, new } = found.sinks;
     let confirmed = places.iter().map(|(confirmed, _)| *confirmed).collect();
     let tail = Tail::new(policy, found.next, found.reserved, confirmed);
-    let marks = found
-        .marks
-        .into_iter()
-        .map(|(device, session, seq)| (device.clone(), Mark::new(device, session, seq)))
-        .collect();
+    // They stand in the order in which they were used.
+    let mut marks = Marks::new(MAX_MARKS);
+    found.marks.into_iter().for_each(|(device, session, seq)| marks.used(Mark::new(device, session, seq)));
     let bounds = Bounds {
         max_size: config.max_size.as_u64(),
         max_age: config.max_age.map(|max_age| max_age.as_secs()),
@@ -110,7 +110,7 @@ pub(super) fn prepare(
     let everywhere = all.min().unwrap_or_default();
     let holes = found.holes.behind(everywhere).collect();
     let on_disk = OnDisk { written: found.written, holes: found.holes, folding: found.folding };
-    let disk = Disk::new(config, gauge, on_disk, connection, readers.clone(), evictor, ticket)
+    let disk = Disk::new(config, (gauge, stepped), on_disk, (connection, lock), readers.clone(), evictor, ticket)
         .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
     let shared = Arc::new(Shared {
         visible: AtomicU64::new(tail.visible().0),
@@ -118,7 +118,6 @@ pub(super) fn prepare(
         state: Mutex::new(State {
             tail,
             marks,
-            max_marks: MAX_MARKS,
             events: places.iter().map(|(_, event)| *event).collect(),
             news: found.news,
             retired,
@@ -131,7 +130,8 @@ pub(super) fn prepare(
             boots,
             notices,
             attendance: Attendance::default(),
-            inbox: Inbox::new(commands),
+            attended: (0, 0),
+            inbox: Inbox::new(commands, Shares::of(config.max_size.as_u64()).commands),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, clock.boot(), now),
             check_due: now.monotonic,
@@ -162,7 +162,7 @@ pub(super) fn prepare(
         stepped,
     });
     say_who_waits(&shared, &new);
-    Ok(Prepared { shared, disk, jobs, devices, lock, reserve })
+    Ok(Prepared { shared, disk, jobs, devices, reserve })
 }
 
 /// Says for whom readings are kept that is not configured any more: a sink that was
@@ -176,7 +176,7 @@ fn say_who_waits(shared: &Shared, new: &[String]) {
     }
 }
 
-pub(super) fn opened<W>(shared: Arc<Shared>, devices: Vec<DeviceStatus>, writer: W) -> Opened<W> {
+pub(super) fn opened<W>(shared: Arc<Shared>, devices: KnownDevices, writer: W) -> Opened<W> {
     let cursors = (0..shared.names.len()).map(|index| SinkCursor::new(shared.clone(), index)).collect();
     Opened { log: Log { shared }, cursors, devices, writer }
 }

@@ -5,10 +5,11 @@ use super::gap::Hole;
 use super::heal;
 use super::holes::Holes;
 use super::missed::{self, Missed, What};
-use super::offline::known_range;
+use super::recover;
 use super::row::{self, HEADER_COLUMNS, LAST_SEQ};
 use super::schema::{self, FILE_NAME};
 use super::sinks::{self, Forgotten, Place};
+use super::unlisted;
 use crate::config::Durability;
 use crate::model::{Seq, Timestamp};
 use anyhow::{Context, Result, bail};
@@ -172,6 +173,8 @@ fn remove(
         }
     }
     if only.is_none() {
+        // What devices' marks follow from may go: after a crash they are not in their table.
+        unlisted::catch_up(transaction, recover::meta(transaction, "listed")?)?;
         let gone = transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
         if gone > 0 {
             let left: Option<u64> =
@@ -200,7 +203,7 @@ fn last_before(db: &Connection, before: Before) -> Result<Seq> {
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let Some(header) = row::header_of(row) else { continue };
-        match known_range(db, &header, &began)? {
+        match boots::known_range(db, &header, &began)? {
             Some((_, newest)) if newest < time => upto = header.last(),
             Some(_) => break,
             // What has no time came before what follows it.

@@ -17,7 +17,7 @@ pub(super) use pages::{WalState, wal_path};
 
 use super::ranges::Ranges;
 use super::row;
-use super::segment::{self, Header};
+use super::segment::{self, Encoded, Encoder, Header};
 use crate::model::{Batch, Numbered, Seq};
 use pages::{Image, Pages, View};
 use record::{Cell, Field};
@@ -58,6 +58,13 @@ pub(super) enum Found {
     Sound { header: Header, block: Vec<u8>, batches: Vec<Numbered> },
     /// A row to which the tree leads, whose checksum does not hold.
     Damaged { header: Option<Header> },
+}
+
+/// A segment whose checksum holds, and its readings if they are few.
+struct Sound {
+    header: Header,
+    block: Vec<u8>,
+    batches: Option<Vec<Numbered>>,
 }
 
 /// A sound segment that SQLite does not see. Of readings that stand in several of them,
@@ -141,17 +148,16 @@ impl Salvage {
         let mut flow = ControlFlow::Continue(());
         let root = self.roots.get("segment").copied().unwrap_or(3);
         let broken = self.cells(root, &mut |image, cell| {
-            let sound = self.segment(cell, image);
-            flow = match sound {
-                Some((header, block, batches)) => walk.give(header, block, batches, give),
+            match self.segment(cell, image) {
+                Some(sound) => flow = walk.give(sound, give),
                 None => {
                     let known = self.record(cell, View::Committed);
                     let header = known.as_deref().and_then(record::fields).and_then(|fields| header(cell, &fields));
                     walk.damaged_segments += 1;
                     walk.damaged.extend(header.map(|header| (header.first.0, header.last().0)));
-                    give(Found::Damaged { header })
+                    flow = give(Found::Damaged { header });
                 }
-            };
+            }
             flow
         });
         walk.broken_pages = broken;
@@ -216,9 +222,9 @@ impl Salvage {
             for at in 0..page.len() {
                 if let Some(cell) = record::table_cell(&page, at).filter(is_segment)
                     && !walk.given.contains(cell.rowid.unsigned_abs())
-                    && let Some((header, block, batches)) = self.segment(&cell, image)
+                    && let Some(sound) = self.segment(&cell, image)
                 {
-                    walk.give(header, block, batches, give)?;
+                    walk.give(sound, give)?;
                 }
             }
         }
@@ -227,7 +233,7 @@ impl Salvage {
 
     /// The segment of which `cell` is the row, if its checksum holds under any view of
     /// the pages on which it goes on.
-    fn segment(&self, cell: &Cell<'_>, image: Image) -> Option<(Header, Vec<u8>, Vec<Numbered>)> {
+    fn segment(&self, cell: &Cell<'_>, image: Image) -> Option<Sound> {
         if !is_segment(cell) {
             return None;
         }
@@ -244,8 +250,12 @@ impl Salvage {
                 (_, Some(Field::Blob(block))) | (Some(Field::Blob(block)), None) => block,
                 _ => return None,
             };
-            let batches = segment::decode(&header, block).ok()?;
-            Some((header, block.to_vec(), batches))
+            let batches = match segment::is_whole(&header) {
+                true => Some(segment::decode(&header, block).ok()?),
+                false => None,
+            };
+            let proven = batches.is_some() || segment::is_sound(&header, block);
+            proven.then(|| Sound { header, block: block.to_vec(), batches })
         })
     }
 
@@ -333,39 +343,52 @@ fn header(cell: &Cell<'_>, fields: &[Field<'_>]) -> Option<Header> {
 }
 
 impl Walk {
-    fn give(
-        &mut self,
-        header: Header,
-        block: Vec<u8>,
-        batches: Vec<Numbered>,
-        give: &mut dyn FnMut(Found) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+    fn give(&mut self, sound: Sound, give: &mut dyn FnMut(Found) -> ControlFlow<()>) -> ControlFlow<()> {
+        let Sound { header, block, batches } = sound;
         self.known.insert(header.first.0, header.last().0);
-        let batches = self.fresh(batches);
+        if let Some(batches) = batches {
+            return self.give_fresh(Encoded { header, block, batches }, give);
+        }
+        // One that is too large to be decoded at once is given as several.
+        let mut flow = ControlFlow::Continue(());
+        let decoded = segment::decode_pieces(&header, &block, Seq::ZERO, &mut |piece| {
+            let segments = Encoder::new().and_then(|mut encoder| encoder.encode(&piece)).unwrap_or_default();
+            flow = segments.into_iter().try_for_each(|segment| self.give_fresh(segment, give));
+            flow
+        });
+        match decoded {
+            Ok(()) => flow,
+            Err(_) => give(Found::Damaged { header: Some(header) }),
+        }
+    }
+
+    fn give_fresh(&mut self, segment: Encoded, give: &mut dyn FnMut(Found) -> ControlFlow<()>) -> ControlFlow<()> {
+        let Encoded { header, block, batches } = segment;
+        let batches = fresh(&mut self.given, batches);
         if batches.is_empty() {
             return ControlFlow::Continue(());
         }
         give(Found::Sound { header, block, batches })
     }
 
-    /// The readings that were not given before; from now on they were.
-    fn fresh(&mut self, batches: Vec<Numbered>) -> Vec<Numbered> {
-        let mut fresh = Vec::with_capacity(batches.len());
-        for batch in batches.into_iter().filter(|batch| !batch.batch.readings.is_empty()) {
-            let (first, last) = (batch.first.0, batch.last().0);
-            match self.given.missing(first, last).as_slice() {
-                [whole] if *whole == (first, last) => fresh.push(batch),
-                parts => fresh.extend(parts.iter().map(|(first, last)| cut(&batch, Seq(*first), Seq(*last)))),
-            }
-            self.given.insert(first, last);
-        }
-        fresh
-    }
-
     /// What between `first` and `last` nothing sound tells of.
     pub fn missing(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
         self.known.missing(first, last)
     }
+}
+
+/// The readings that were not `given` before; from now on they were.
+pub(super) fn fresh(given: &mut Ranges, batches: Vec<Numbered>) -> Vec<Numbered> {
+    let mut fresh = Vec::with_capacity(batches.len());
+    for batch in batches.into_iter().filter(|batch| !batch.batch.readings.is_empty()) {
+        let (first, last) = (batch.first.0, batch.last().0);
+        match given.missing(first, last).as_slice() {
+            [whole] if *whole == (first, last) => fresh.push(batch),
+            parts => fresh.extend(parts.iter().map(|(first, last)| cut(&batch, Seq(*first), Seq(*last)))),
+        }
+        given.insert(first, last);
+    }
+    fresh
 }
 
 /// The readings of `batch` from `first` to `last`.

@@ -1,9 +1,9 @@
 //! The database file: opening it, its schema and migrations, and the rows that are
 //! written with a guard.
 
+use super::budget;
 use super::logclock::Kept;
 use super::row;
-use super::wal;
 use crate::config::Durability;
 use crate::model::{Seq, Timestamp};
 use rusqlite::config::DbConfig;
@@ -66,6 +66,8 @@ const MIGRATIONS: &[&str] = &[
          first INTEGER PRIMARY KEY, last INTEGER NOT NULL, missing INTEGER NOT NULL, guard INTEGER NOT NULL);",
     // See [`super::fold`].
     "CREATE TABLE fold (id INTEGER PRIMARY KEY, pages BLOB NOT NULL, guard INTEGER NOT NULL);",
+    // The last seq when a mark was written: the device of the lowest was away for longest.
+    "ALTER TABLE mark ADD COLUMN used INTEGER;",
     // What sinks have missed and were not told. Events for one sink alone, and kinds of
     // events, as in [`EventKind`]. When, by the log's clock, a sink was found to be
     // configured no more.
@@ -117,7 +119,7 @@ pub(super) const SEQ_BLOCK: u64 = 1 << 20;
 /// Why the log cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("the store's directory {path} cannot be used: {why}; create it, and make it writable for this user")]
+    #[error("the store's directory {path} cannot be used: {why}; {remedy}", remedy = remedy(.why))]
     Directory { path: PathBuf, why: std::io::Error },
     #[error(
         "the store {path} is in use by another process; stop that one first, or give this one its own [store] directory"
@@ -138,6 +140,15 @@ pub enum OpenError {
     Sqlite(&'static str),
     #[error("the store {path} cannot be opened: {why}")]
     Database { path: PathBuf, why: rusqlite::Error },
+}
+
+/// What an operator does about a directory that cannot be used.
+fn remedy(why: &std::io::Error) -> &'static str {
+    match why.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room on its disk",
+        ErrorKind::ReadOnlyFilesystem => "its disk can only be read: see `dmesg` for why, and mount it again",
+        _ => "create it, and make it writable for this user",
+    }
 }
 
 /// Opens or creates the database with the settings that its promises need.
@@ -193,7 +204,7 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
     synchronise(connection, durability)?;
     // It would keep a failure to itself; see [`wal`].
     connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
-    connection.pragma_update_and_check(None, "journal_size_limit", wal::MAX_BYTES, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", budget::KEPT, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -512)?;
     connection.pragma_update(None, "temp_store", "MEMORY")
 }
@@ -292,13 +303,19 @@ pub(super) fn set_meta(connection: &Connection, key: &str, value: u64) -> rusqli
     Ok(())
 }
 
-/// Writes a device's mark.
-pub(super) fn put_mark(connection: &Connection, device: &str, session: u64, seq: u64) -> rusqlite::Result<()> {
+/// Writes a device's mark, which was used when the log came to `used`.
+pub(super) fn put_mark(
+    connection: &Connection,
+    device: &str,
+    session: u64,
+    seq: u64,
+    used: Seq,
+) -> rusqlite::Result<()> {
     // SQLite's integers are signed: the same bits.
     let (session, seq) = (session as i64, i64::try_from(seq).unwrap_or(i64::MAX));
     connection
-        .prepare_cached("INSERT OR REPLACE INTO mark (device, session, seq, guard) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![device, session, seq, row::mark_guard(device, session, seq)])?;
+        .prepare_cached("INSERT OR REPLACE INTO mark (device, session, seq, guard, used) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![device, session, seq, row::mark_guard(device, session, seq), used.0])?;
     Ok(())
 }
 

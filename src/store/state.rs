@@ -7,23 +7,21 @@ use super::gap::{Gap, Hole, add_holes};
 use super::headroom::DiskState;
 use super::inbox::Inbox;
 use super::logclock::LogClock;
-use super::mark::Mark;
+use super::mark::Marks;
 use super::missed::News;
 use super::restore::Restored;
 use super::schema;
 use super::sinks::{self, Forgotten, Retired};
 use super::tail::{Tail, Unsaved};
 use crate::clock::Now;
-use crate::model::{DeviceId, Seq};
+use crate::model::Seq;
 use parking_lot::Condvar;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) struct State {
     pub tail: Tail,
-    pub marks: HashMap<DeviceId, Arc<Mark>>,
-    pub max_marks: usize,
+    pub marks: Marks,
     /// Confirmed event of each sink.
     pub events: Vec<u64>,
     /// What each sink has missed, and is told.
@@ -45,6 +43,8 @@ pub(super) struct State {
     /// Other events that are to be written.
     pub notices: Vec<String>,
     pub attendance: Attendance,
+    /// How often something was to be written of it so far, and how much of that is on disk.
+    pub attended: (u64, u64),
     pub inbox: Inbox,
     pub disk: DiskState,
     pub log_clock: LogClock,
@@ -167,6 +167,7 @@ impl State {
             batches: unsaved.batches,
             marks: unsaved.marks,
             covered: unsaved.covered,
+            unmarked: unsaved.unmarked,
             sinks,
             reserve,
             gaps,
@@ -183,7 +184,7 @@ impl State {
             forget,
             tell,
             heard,
-            restored: if check_only { Restored::default() } else { std::mem::take(&mut self.restored) },
+            restored: if check_only { Restored::default() } else { self.restored.take(unsaved.upto) },
         };
         self.restoring = !commit.restored.is_empty();
         if !check_only {

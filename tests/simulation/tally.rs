@@ -15,6 +15,7 @@ pub struct Tally {
     /// Readings that sinks missed and were told of when they came back.
     pub told_missing: u64,
     pub duplicates: u64,
+    pub refused: u64,
     pub power_cuts: u64,
     pub kills: u64,
     pub disk_failures: u64,
@@ -28,9 +29,9 @@ pub struct Tally {
 impl Tally {
     /// What the oracle has seen.
     pub fn of(oracle: &Oracle) -> Tally {
-        let Oracle { deliveries, told_missing, duplicates, qualities, .. } = *oracle;
+        let Oracle { deliveries, told_missing, duplicates, refused, qualities, .. } = *oracle;
         let (orders, presence) = (oracle.orders.counted(), oracle.roll.counts);
-        Tally { deliveries, told_missing, duplicates, qualities, orders, presence, ..Tally::default() }
+        Tally { deliveries, told_missing, duplicates, refused, qualities, orders, presence, ..Tally::default() }
     }
 }
 
@@ -42,6 +43,7 @@ impl AddAssign for Tally {
         self.deliveries += other.deliveries;
         self.told_missing += other.told_missing;
         self.duplicates += other.duplicates;
+        self.refused += other.refused;
         self.power_cuts += other.power_cuts;
         self.kills += other.kills;
         self.disk_failures += other.disk_failures;
@@ -59,11 +61,12 @@ pub fn add<const N: usize>(sums: &mut [u64; N], more: [u64; N]) {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tally { deliveries, told_missing, duplicates, power_cuts, kills, disk_failures, images, .. } = self;
+        let Tally { deliveries, told_missing, duplicates, refused, power_cuts, kills, disk_failures, images, .. } =
+            self;
         let [placed, untimed, flagged] = self.qualities;
         writeln!(
             f,
-            "{deliveries} deliveries, {duplicates} of them again, {told_missing} readings missed by sinks that came back, {power_cuts} power cuts, {kills} kills, {images} old copies, {disk_failures} disk errors;"
+            "{deliveries} deliveries, {duplicates} of them again, {told_missing} readings missed by sinks that came back, {refused} times told of refused samples, {power_cuts} power cuts, {kills} kills, {images} old copies, {disk_failures} disk errors;"
         )?;
         writeln!(
             f,

@@ -54,7 +54,7 @@ pub struct World {
     pub devices: Vec<(String, Controls)>,
     pub sinks: Vec<SinkPlan>,
     /// Those that are out of the configuration for a while.
-    pub away: Vec<SinkPlan>,
+    pub sinks_away: Vec<SinkPlan>,
     pub sinks_made: usize,
     pub gateway: Option<Gateway>,
     pub tasks: JoinSet<()>,
@@ -67,6 +67,10 @@ pub struct World {
     pub power_cuts: u64,
     pub kills: u64,
     pub images: Images,
+    /// The log's directory is somewhere else.
+    pub away: bool,
+    /// Another program that reads the log.
+    pub reader: Option<rusqlite::Connection>,
 }
 
 /// A command may be under way to its device for so long, on a line without latency.
@@ -88,6 +92,7 @@ pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome 
         let context = Context::new(directory, mode.aloud);
         let mut world = World::new(&context, vfs, directory, seed);
         world.live().await;
+        world.bring_back();
         let World { tasks, gateway, power_cuts, kills, images, .. } = &mut world;
         if let Some(gateway) = gateway.take() {
             vfs.disk().die(Death::Killed);
@@ -129,7 +134,7 @@ impl World {
             door,
             devices: Vec::new(),
             sinks: Vec::new(),
-            away: Vec::new(),
+            sinks_away: Vec::new(),
             sinks_made: 0,
             gateway: None,
             tasks: JoinSet::new(),
@@ -140,6 +145,8 @@ impl World {
             power_cuts: 0,
             kills: 0,
             images: Images::default(),
+            away: false,
+            reader: None,
         };
         world.boot();
         for _ in 0..world.plan.sinks {
@@ -306,6 +313,7 @@ impl World {
     }
 
     pub fn revive(&mut self) {
+        self.bring_back();
         self.copy = None;
         let death = self.vfs.disk().death();
         self.vfs.forget();
@@ -338,6 +346,7 @@ impl World {
 
     /// Starts the gateway, as often as it takes.
     pub async fn start(&mut self) {
+        self.bring_back();
         loop {
             let started =
                 Gateway::start(&self.context, &self.door, &self.vfs, &self.plan, &self.sinks, &mut self.random);
@@ -350,7 +359,7 @@ impl World {
                     // No trouble of these damages what a careful program has written.
                     let notes = gateway.log.health().notes.into_iter();
                     for note in
-                        notes.filter(|note| self.away.is_empty() || !note.contains("is not configured any more"))
+                        notes.filter(|note| self.sinks_away.is_empty() || !note.contains("is not configured any more"))
                     {
                         let note = note.replace(&*self.plan.store.directory.to_string_lossy(), "DIR");
                         self.context.oracle(|oracle| oracle.violated(note));

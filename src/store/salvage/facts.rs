@@ -1,4 +1,4 @@
-//! What the small tables of a damaged database prove.
+//! What the rows of small tables prove.
 
 use super::super::missed::Missed;
 use super::super::row;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// What small tables prove.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(in super::super) struct Facts {
+pub(in crate::store) struct Facts {
     pub meta: BTreeMap<String, u64>,
     /// Places by name.
     pub sinks: BTreeMap<String, Place>,
