@@ -64,7 +64,7 @@ async fn tell(opened: &Opened, known: &mut u64, kind: &str, count: u64) {
     *known = opened.log.commands_written(*known).await;
 }
 
-/// All events that wait for sink number `sink`.
+/// All events that wait for sink number `sink`, but those that each start has.
 async fn events(opened: &mut Opened, sink: usize) -> Vec<LogEvent> {
     let cursor = &mut opened.cursors[sink];
     let (mut after, mut all) = (cursor.event_position(), Vec::new());
@@ -72,7 +72,7 @@ async fn events(opened: &mut Opened, sink: usize) -> Vec<LogEvent> {
         let events = cursor.events(after).await.expect("events");
         let Some(last) = events.last() else { return all };
         after = last.id;
-        all.extend(events);
+        all.extend(events.into_iter().filter(|event| event.body["type"] != "epoch"));
     }
 }
 

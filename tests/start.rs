@@ -74,13 +74,18 @@ async fn drain(opened: &mut Opened, sink: usize) -> Vec<u64> {
     }
 }
 
-/// Reason, first and last of each gap that was told, and which sink it names.
+/// Reason, first and last of each gap that the first sink was told, and which sink it names.
 async fn gaps(opened: &mut Opened) -> Vec<(String, u64, u64, Vec<String>)> {
+    gaps_of(opened, 0).await
+}
+
+/// The same of sink number `sink`.
+async fn gaps_of(opened: &mut Opened, sink: usize) -> Vec<(String, u64, u64, Vec<String>)> {
     opened.log.flush().await.expect("it can be written");
     let mut after = 0;
     let mut gaps = Vec::new();
     loop {
-        let events = opened.cursors[0].events(after).await.expect("events");
+        let events = opened.cursors[sink].events(after).await.expect("events");
         let Some(last) = events.last() else { return gaps };
         after = last.id;
         for event in events.iter().filter(|event| event.body["type"] == "gap") {
@@ -154,11 +159,13 @@ async fn what_retention_took_is_known_after_a_restart_and_what_else_is_missing_i
         assert_eq!(drain(&mut opened, sink).await.len() as u64, left);
         assert_eq!(opened.cursors[sink].pending(), 0);
     }
-    let told = gaps(&mut opened).await;
-    let corrupt: Vec<_> = told.iter().filter(|(reason, ..)| reason == "corrupt").collect();
-    let lost = |sink: &str| ("corrupt".to_owned(), kept[5], kept[6] + 9, vec![sink.to_owned()]);
-    assert_eq!(corrupt, [&lost("a"), &lost("b")], "{told:?}");
-    assert!(told.iter().all(|(reason, ..)| reason == "corrupt" || reason == "max_size"), "{told:?}");
+    for (sink, name) in [(0, "a"), (1, "b")] {
+        let told = gaps_of(&mut opened, sink).await;
+        let corrupt: Vec<_> = told.iter().filter(|(reason, ..)| reason == "corrupt").collect();
+        let lost = ("corrupt".to_owned(), kept[5], kept[6] + 9, vec![name.to_owned()]);
+        assert_eq!(corrupt, [&lost], "{told:?}");
+        assert!(told.iter().all(|(reason, ..)| reason == "corrupt" || reason == "max_size"), "{told:?}");
+    }
     close(opened);
     let verdict = Offline::of_gateway(directory.path()).and_then(|log| log.verify()).expect("it reads");
     let (first, last) = (kept[5], kept[6] + 9);

@@ -81,8 +81,7 @@ impl Disk {
         (self.lock, self.imprint) = (Some(lock), imprint);
         self.connection = Some(connection);
         let work = self.doubtful.take().filter(|_| landed);
-        let outcome = work.zip(failed).map(|(work, commit)| self.done(work, commit));
-        Ok(outcome)
+        Ok(work.zip(failed).map(|(work, commit)| self.done(work, commit)))
     }
 
     /// Whether what was committed is where the log is looked for.

@@ -154,11 +154,11 @@ impl World {
                 let gone = self.sinks.remove(index);
                 self.context.trace(format_args!("{} is removed", gone.name));
                 self.context.oracle(|oracle| oracle.remove_sink(&gone.name));
-                self.away.push(gone);
+                self.sinks_away.push(gone);
             }
             1 => self.rename_sink(index),
-            2 if self.sinks.len() < 4 && !self.away.is_empty() => {
-                let back = self.away.swap_remove(self.random.usize(..self.away.len()));
+            2 if self.sinks.len() < 4 && !self.sinks_away.is_empty() => {
+                let back = self.sinks_away.swap_remove(self.random.usize(..self.sinks_away.len()));
                 self.context.trace(format_args!("{} is back", back.name));
                 self.context.oracle(|oracle| oracle.return_sink(&back.name));
                 self.sinks.push(back);

@@ -54,7 +54,7 @@ pub struct World {
     pub devices: Vec<(String, Controls)>,
     pub sinks: Vec<SinkPlan>,
     /// Those that are out of the configuration for a while.
-    pub away: Vec<SinkPlan>,
+    pub sinks_away: Vec<SinkPlan>,
     pub sinks_made: usize,
     pub gateway: Option<Gateway>,
     pub tasks: JoinSet<()>,
@@ -134,7 +134,7 @@ impl World {
             door,
             devices: Vec::new(),
             sinks: Vec::new(),
-            away: Vec::new(),
+            sinks_away: Vec::new(),
             sinks_made: 0,
             gateway: None,
             tasks: JoinSet::new(),
@@ -359,7 +359,7 @@ impl World {
                     // No trouble of these damages what a careful program has written.
                     let notes = gateway.log.health().notes.into_iter();
                     for note in
-                        notes.filter(|note| self.away.is_empty() || !note.contains("is not configured any more"))
+                        notes.filter(|note| self.sinks_away.is_empty() || !note.contains("is not configured any more"))
                     {
                         let note = note.replace(&*self.plan.store.directory.to_string_lossy(), "DIR");
                         self.context.oracle(|oracle| oracle.violated(note));

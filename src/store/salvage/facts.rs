@@ -1,4 +1,4 @@
-//! What the small tables of a damaged database prove.
+//! What the rows of small tables prove.
 
 use super::super::missed::Missed;
 use super::super::row;
