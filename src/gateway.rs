@@ -5,6 +5,7 @@ mod health;
 mod limits;
 mod opening;
 mod operator;
+mod runtime;
 mod service;
 mod timekeeper;
 
@@ -126,6 +127,8 @@ impl Gateway {
             http_address = Some(door.address()?);
             http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
         }
+        let given = std::env::var_os(runtime::VARIABLE);
+        config.store.runtime_directory = runtime::directory(config.store.runtime_directory.take(), given);
         let Opened { log, cursors, devices, writer } = opening::open_log(&config, &clock, &metrics, &overview).await?;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
@@ -156,7 +159,8 @@ impl Gateway {
         for (mqtt, cursor) in config.mqtt.iter().zip(cursors) {
             let pulse = Pulse::new(clock.now().monotonic);
             let taker = instructions_in.clone().filter(|_| mqtt.commands);
-            let mut destination = MqttDestination::new(mqtt, identity.clone(), registry.clone(), clock.clone())?;
+            let mut destination =
+                MqttDestination::new(mqtt, identity.clone(), log.epochs().clone(), registry.clone(), clock.clone())?;
             if let Some(taker) = taker {
                 destination.take_commands(taker, config.commands.max_body());
             }

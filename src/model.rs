@@ -6,6 +6,7 @@
 
 mod boot;
 mod command;
+mod epochs;
 mod glob;
 mod names;
 mod presence;
@@ -15,6 +16,7 @@ mod value_serde;
 
 pub use boot::{Basis, BootId, InvalidBootId};
 pub use command::{Command, CommandKey, CommandState, Deadline, Ending, Moment, Source, Target};
+pub use epochs::{Epoch, EpochRange, Epochs};
 pub use glob::{glob, stray_in_devices};
 pub use names::{ChannelName, CommandId, CommandName, DeviceId, GatewayId, InvalidName, Token};
 pub use presence::{Cause, DeviceStatus, Presence};
@@ -51,18 +53,6 @@ impl Seq {
 }
 
 impl fmt::Display for Seq {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// Names one life of the log: drawn at random when a database is created, so a
-/// replaced database is never mistaken for its predecessor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Epoch(pub u32);
-
-impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

@@ -23,6 +23,7 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub struct Identity {
     pub gateway: GatewayId,
+    /// Of readings, their own; else the log's current one.
     pub epoch: Epoch,
 }
 

@@ -14,7 +14,8 @@
 //! # Format
 //! One SQLite database, `log.db`, in WAL mode with 1 KiB pages, written by one
 //! thread; readers have connections of their own. Seqs are reserved in blocks
-//! before they are given out, so that none is used twice, whatever happens.
+//! before they are given out, so that none is used twice, whatever happens; where an old
+//! copy of the files may have been put back they go on under a new epoch.
 //!
 //! # What can be lost when
 //! - SIGKILL or a crash: readings that are not settled; their devices were not
@@ -34,6 +35,7 @@ mod cursor;
 mod cut;
 mod damage;
 mod disk;
+mod epochs;
 mod evict;
 mod fault;
 mod fold;
@@ -67,12 +69,14 @@ pub mod segment;
 mod space;
 mod state;
 mod tail;
+mod ticket;
 mod unlisted;
 mod wal;
 mod writer;
 
 pub use attendance::Attended;
 pub use cursor::SinkCursor;
+pub use epochs::with_epoch;
 pub use headroom::DiskState;
 pub use inbox::{Change, Commands};
 pub use log::{Log, LogEvent, LogHealth, Opened, Saturated};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tidegate::clock::{Clock, Now, SystemClock};
 use tidegate::config::{Deliver, Priority, Route, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Reading, Seq, Timestamp, Value};
+use tidegate::model::{Basis, Batch, BootId, ChannelName, Channels, DeviceId, Reading, Seq, Timestamp, Value};
 use tidegate::store::{Log, Opened};
 
 fn config(directory: &Path) -> Store {
@@ -195,12 +195,22 @@ async fn the_oldest_readings_are_thinned_before_any_is_dropped_wholly() {
     }
 }
 
-/// A clock that stands still until it is told.
-struct Manual(Mutex<Now>);
+/// A clock that stands still until it is told, and the boot that it counts from.
+struct Manual(Mutex<Now>, Mutex<BootId>);
+
+impl Manual {
+    fn at(now: Now) -> Arc<Manual> {
+        Arc::new(Manual(Mutex::new(now), Mutex::default()))
+    }
+}
 
 impl Clock for Manual {
     fn now(&self) -> Now {
         *self.0.lock()
+    }
+
+    fn boot(&self) -> BootId {
+        *self.1.lock()
     }
 }
 
@@ -210,7 +220,7 @@ async fn readings_that_are_too_old_go_and_a_step_of_the_clock_ages_nothing() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let config = Store { max_age: Some(10 * HOUR), ..config(directory.path()) };
     let start = Now { wall: Timestamp(1_800_000_000_000_000), trusted: true, monotonic: Duration::ZERO };
-    let clock = Arc::new(Manual(Mutex::new(start)));
+    let clock = Manual::at(start);
     let metrics = Metrics::new();
     let mut opened = Log::open(&config, &["dead"], clock.clone(), metrics.clone()).expect("the log opens");
     let one = |origin| vec![noise(origin, &channels("t"), 10)];
@@ -231,14 +241,44 @@ async fn readings_that_are_too_old_go_and_a_step_of_the_clock_ages_nothing() {
     assert_eq!(gaps(&mut opened).await["max_age"], 1);
     assert_eq!(counted(&metrics, "max_age"), 1);
 
-    // Over a restart the time counts that the wall clock says has passed.
-    clock.0.lock().wall = Timestamp(start.wall.0 + 315_360_000_000_000);
+    // Over a restart within one boot the time counts that the machine was up.
     opened.log.close();
     opened.writer.join();
-    *clock.0.lock() = Now { wall: Timestamp(start.wall.0 + 315_360_000_000_000 + 6 * 3_600_000_000), ..start };
+    *clock.0.lock() = Now { monotonic: 17 * HOUR, ..start };
     let mut opened = Log::open(&config, &["dead"], clock.clone(), metrics).expect("the log opens");
     write(&opened, 4).await;
     assert_eq!(origins(left(&mut opened).await), [3, 4]);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_after_a_boot_ages_no_reading_though_it_is_trusted() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let config = Store { max_age: Some(24 * HOUR), ..config(directory.path()) };
+    let start = Now { wall: Timestamp(1_800_000_000_000_000), trusted: true, monotonic: 9 * HOUR };
+    let clock = Manual::at(start);
+    let metrics = Metrics::new();
+    let open = || Log::open(&config, &["dead"], clock.clone(), metrics.clone()).expect("the log opens");
+    let opened = open();
+    append(&opened, "d", (1..=200).map(|origin| noise(origin, &channels("t"), 10)).collect()).await;
+    opened.log.close();
+    opened.writer.join();
+
+    // The machine boots with a clock that is twenty days ahead.
+    *clock.1.lock() = BootId([7; 16]);
+    let ahead = Timestamp(start.wall.0 + 20 * 24 * 3_600_000_000);
+    *clock.0.lock() = Now { wall: ahead, trusted: true, monotonic: Duration::ZERO };
+    let mut opened = open();
+    append(&opened, "d", vec![noise(201, &channels("t"), 10)]).await;
+    opened.log.flush().await.expect("it can be written");
+    assert_eq!(counted(&metrics, "max_age"), 0);
+    assert_eq!(left(&mut opened).await.len(), 201);
+
+    // From there on they age as the time passes.
+    clock.0.lock().monotonic = 25 * HOUR;
+    append(&opened, "d", vec![noise(202, &channels("t"), 10)]).await;
+    opened.log.flush().await.expect("it can be written");
+    assert_eq!(left(&mut opened).await.len(), 1);
 }
 
 #[tokio::test]
@@ -247,7 +287,7 @@ async fn a_damaged_age_or_lane_makes_no_reading_go_before_its_time() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let config = Store { max_age: Some(10 * HOUR), max_size: ByteSize::kib(512), ..config(directory.path()) };
     let start = Now { wall: Timestamp(1_800_000_000_000_000), trusted: true, monotonic: Duration::ZERO };
-    let clock = Arc::new(Manual(Mutex::new(start)));
+    let clock = Manual::at(start);
     let metrics = Metrics::new();
     let open =
         || Log::open_with(&config, &[alarms()], &["dead"], clock.clone(), metrics.clone()).expect("the log opens");
@@ -269,7 +309,7 @@ async fn a_damaged_age_or_lane_makes_no_reading_go_before_its_time() {
 
     // Then at eleven hours only the first is too old, and when telemetry takes all the
     // room the alarm stays.
-    *clock.0.lock() = Now { wall: Timestamp(start.wall.0 + 4 * 3_600_000_000), ..start };
+    *clock.0.lock() = Now { monotonic: 11 * HOUR, ..start };
     let mut opened = open();
     let telemetry = channels("temperature");
     for first in (4..1004).step_by(20) {

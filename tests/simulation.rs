@@ -29,6 +29,8 @@ mod doer;
 mod gateway;
 #[path = "simulation/healing.rs"]
 mod healing;
+#[path = "simulation/images.rs"]
+mod images;
 #[path = "simulation/mailbox.rs"]
 mod mailbox;
 #[path = "simulation/network.rs"]

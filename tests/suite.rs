@@ -15,6 +15,7 @@ mod console;
 mod corpus;
 mod disk;
 mod end_to_end;
+mod epochs;
 mod examples;
 mod golden;
 mod heal;

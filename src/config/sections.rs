@@ -92,6 +92,8 @@ pub enum HistoryWithin {
 pub struct Store {
     /// Directory of the log's files.
     pub directory: PathBuf,
+    /// In memory: what shows that the log is no old copy of itself is noted there.
+    pub runtime_directory: Option<PathBuf>,
     /// A reading that not every sink has confirmed is on disk this soon.
     #[serde(with = "humantime_serde")]
     pub commit_within: Duration,
@@ -229,6 +231,7 @@ impl Default for Store {
     fn default() -> Store {
         Store {
             directory: "/var/lib/tidegate".into(),
+            runtime_directory: None,
             commit_within: Duration::from_millis(250),
             history_within: HistoryWithin::Within(Duration::from_secs(300)),
             deliver: Deliver::AtOnce,

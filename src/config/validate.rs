@@ -129,6 +129,16 @@ fn store(store: &Store, mut section: Section) {
     if store.directory.as_os_str().is_empty() {
         section.reject(&["directory"], "is empty", "give the directory for the log's files");
     }
+    if let Some(runtime) = &store.runtime_directory {
+        if !runtime.is_absolute() {
+            let what = format!("{} is no absolute path", runtime.display());
+            section.reject(&["runtime_directory"], what, "give the path of a directory in memory, from / on");
+        } else if runtime.starts_with(&store.directory) {
+            let what = format!("{} is copied along with the log", runtime.display());
+            let fix = "give a directory in memory, such as /run/tidegate";
+            section.reject(&["runtime_directory", "directory"], what, fix);
+        }
+    }
     section.duration("commit_within", store.commit_within, Duration::ZERO, HOUR);
     if let HistoryWithin::Within(history_within) = store.history_within {
         section.duration("history_within", history_within, Duration::ZERO, DAY);

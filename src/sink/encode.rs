@@ -10,7 +10,9 @@ pub use quality::Quality;
 use super::{Budget, Identity};
 use crate::clock::Now;
 use crate::config::Encoding;
-use crate::model::{Basis, BootId, DeviceId, Epoch, GatewayId, Numbered, Origin, Reading, Seq, Timestamp, Value};
+use crate::model::{
+    Basis, BootId, DeviceId, Epoch, Epochs, GatewayId, Numbered, Origin, Reading, Seq, Timestamp, Value,
+};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -89,6 +91,19 @@ pub fn entries(chunk: &[Numbered], after: Seq, replay: Replay) -> impl Iterator<
             reading,
         })
     })
+}
+
+/// Of `entries`, those from the first one on that are of its epoch, with the identity under
+/// which they go: a payload has one epoch.
+pub fn of_one_epoch<'a>(
+    identity: &Identity,
+    epochs: &Epochs,
+    entries: impl Iterator<Item = Entry<'a>>,
+) -> (Identity, impl Iterator<Item = Entry<'a>>) {
+    let mut entries = entries.peekable();
+    let first = entries.peek().map_or(Seq(u64::MAX), |entry| entry.seq);
+    let (epoch, last) = epochs.of(first);
+    (Identity { epoch, ..identity.clone() }, entries.take_while(move |entry| entry.seq <= last))
 }
 
 /// What adding a reading to a payload came to.

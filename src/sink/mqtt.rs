@@ -11,9 +11,9 @@ use crate::backoff::Failure;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Broker, Encoding};
 use crate::device::Registry;
-use crate::model::{DeviceId, Numbered, Seq};
+use crate::model::{DeviceId, Epochs, Numbered, Seq};
 use crate::mqtt::{self, Connection, Event, Options, Publish, TlsFiles, Topics};
-use crate::store::LogEvent;
+use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use commands::{Intake, Subscribing, Taker};
@@ -40,6 +40,7 @@ pub struct MqttDestination {
     replay_after: Duration,
     topics: Topics,
     status: Status,
+    epochs: Epochs,
     /// Whose presence is told, if it is.
     registry: Option<Registry>,
     /// How far each broker knows it.
@@ -83,6 +84,7 @@ impl MqttDestination {
     pub fn new(
         config: &config::Mqtt,
         identity: Identity,
+        epochs: Epochs,
         registry: Registry,
         clock: Arc<dyn Clock>,
     ) -> Result<MqttDestination> {
@@ -119,6 +121,7 @@ impl MqttDestination {
             encoding: config.encoding,
             replay_after: config.replay_after,
             status: Status { topic: topics.status(), identity, clock },
+            epochs,
             topics,
             max_payload: usize::MAX,
             commands: None,
@@ -205,10 +208,11 @@ impl MqttDestination {
 
     fn all<'a>(
         &self,
+        identity: &Identity,
         entries: impl Iterator<Item = Entry<'a>>,
         budget: Budget,
     ) -> Result<Encoded<Publish>, Unencodable> {
-        let mut writer = encode::writer(self.encoding, &self.status.identity);
+        let mut writer = encode::writer(self.encoding, identity);
         let (payload, upto, readings) = encode::payload(&mut *writer, entries, budget).map_err(unencodable)?;
         Ok(Encoded { payloads: vec![self.publish(self.topics.readings(), payload)], upto, readings })
     }
@@ -217,6 +221,7 @@ impl MqttDestination {
     /// a batch may be.
     fn each_device<'a>(
         &self,
+        identity: &Identity,
         entries: impl Iterator<Item = Entry<'a>>,
         budget: Budget,
     ) -> Result<Encoded<Publish>, Unencodable> {
@@ -226,7 +231,7 @@ impl MqttDestination {
             let place = match open.iter().position(|(device, ..)| *device == entry.device) {
                 Some(place) => place,
                 None => {
-                    open.push((entry.device, encode::writer(self.encoding, &self.status.identity), 0));
+                    open.push((entry.device, encode::writer(self.encoding, identity), 0));
                     open.len() - 1
                 }
             };
@@ -344,13 +349,13 @@ impl Destination for MqttDestination {
         now: Now,
     ) -> Result<Encoded<Publish>, Unencodable> {
         let entries = encode::entries(chunk, after, Replay::new(self.replay_after, now, self.status.clock.boot()));
-        if self.by_device { self.each_device(entries, budget) } else { self.all(entries, budget) }
+        let (identity, entries) = encode::of_one_epoch(&self.status.identity, &self.epochs, entries);
+        if self.by_device { self.each_device(&identity, entries, budget) } else { self.all(&identity, entries, budget) }
     }
 
     fn event(&self, event: &LogEvent) -> Publish {
-        let mut body = event.body.clone();
+        let mut body = with_epoch(event.body.clone(), &self.epochs);
         body.insert("gateway".into(), json!(self.status.identity.gateway));
-        body.insert("epoch".into(), json!(self.status.identity.epoch));
         body.insert("time".into(), json!(event.time.to_string()));
         if event.is_command_result() {
             // Its `id` is the command's.

@@ -212,6 +212,7 @@ pub(super) fn gaps<'h>(holes: impl Iterator<Item = &'h Hole>, unsynced: bool) ->
 mod tests {
     use super::super::recover::{self, Recovered};
     use super::super::schema::{self, FILE_NAME, SEQ_BLOCK};
+    use super::super::ticket::Ticket;
     use super::*;
     use crate::config::Durability;
     use crate::model::{Basis, Batch, DeviceId, Epoch, Reading, Timestamp};
@@ -233,8 +234,16 @@ mod tests {
         let mut db = schema::open(&directory.path().join(FILE_NAME), Durability::Normal).expect("a new database");
         let mut live = |cut: Option<Cut>| -> Recovered {
             let left = Left { has_wal: true, cut, ..Left::default() };
-            recover::recover(&mut db, &["cloud"], Timestamp(0), Epoch(7), Durability::Normal, &left, 0)
-                .expect("it reads")
+            recover::recover(
+                &mut db,
+                &["cloud"],
+                Timestamp(0),
+                &mut Ticket::none(Epoch(7)),
+                Durability::Normal,
+                &left,
+                0,
+            )
+            .expect("it reads")
         };
         assert_eq!(live(None).next, Seq(1));
         assert_eq!(live(None).next, Seq(SEQ_BLOCK + 1), "a gap tells of all before");

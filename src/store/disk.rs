@@ -3,9 +3,11 @@
 use super::attendance::{self, Attendance};
 use super::boots;
 use super::budget::Budget;
+use super::epochs;
 use super::evict::{self, Evicted, Evictor};
 use super::fold::Folding;
 use super::gap::{Gap, OpenGaps};
+use super::heal;
 use super::holes::Holes;
 use super::inbox::{self, Taken};
 use super::logclock::Kept;
@@ -18,6 +20,7 @@ use super::row::{self, Info};
 use super::schema;
 use super::segment::{Encoder, Header};
 use super::space::Gauge;
+use super::ticket::Ticket;
 use super::unlisted::Unlisted;
 use super::wal::{Held, Wal};
 use super::writer::Lock;
@@ -136,6 +139,8 @@ pub(super) struct Disk {
     merging: Merging,
     pub wal: Wal,
     pub open_gaps: OpenGaps,
+    /// By which seqs are reserved.
+    pub ticket: Ticket,
     pub doubtful: Option<Work>,
     /// An fsync failed, and what it was to write was not written anew since.
     pub unsynced: bool,
@@ -144,17 +149,18 @@ pub(super) struct Disk {
 /// Events kept for sinks that do not take them; the oldest go first.
 const MAX_EVENTS: u64 = 10_000;
 impl Disk {
-    /// The log at `path`, where `on_disk` is.
+    /// The log in the configured directory, where `on_disk` is.
     pub fn new(
-        path: PathBuf,
         config: &config::Store,
         (gauge, stepped): (Gauge, bool),
         on_disk: OnDisk,
         (connection, lock): (Connection, Lock),
         readers: Arc<Readers>,
         evictor: Evictor,
+        ticket: Ticket,
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
+        let path = heal::database(config);
         let budget = Budget::new(config.max_size.as_u64());
         let wal = Wal::new(&path, &connection, budget, !stepped);
         wal.bound(&connection)?;
@@ -179,6 +185,7 @@ impl Disk {
             unlisted: Unlisted::new(on_disk.written),
             merging: Merging::default(),
             open_gaps: OpenGaps::default(),
+            ticket,
             doubtful: None,
             unsynced: false,
         })
@@ -203,8 +210,8 @@ impl Disk {
             }
         }
         let mut work = Work::default();
-        let committed = self.try_commit(&mut connection, commit, &mut work).and_then(|()| self.check(&connection));
-        if let Err(why) = committed {
+        let tried = self.try_commit(&mut connection, commit, &mut work).and_then(|()| self.check(&connection));
+        if let Err(why) = tried.and_then(|()| Ok(self.ticket.written()?)) {
             self.leave(connection, &why);
             self.doubtful = Some(work);
             return Err(why);
@@ -259,6 +266,9 @@ impl Disk {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
         work.outcome.written = work.segment.map(|header| header.last());
+        if let Some(reserved) = commit.reserve {
+            epochs::reserve(&transaction, reserved, &mut self.ticket).with_context(failed)?;
+        }
         if commit.clean.is_some() {
             // Nothing comes after it that could list what it says.
             let last = work.outcome.written.unwrap_or_default();
@@ -354,9 +364,6 @@ fn write(
     prune_events(db, commit)?;
     if let Some((key, progress)) = &commit.restored.progress {
         schema::set_meta(db, key, *progress)?;
-    }
-    if let Some(reserved) = commit.reserve {
-        schema::set_meta(db, "reserved", reserved.0)?;
     }
     if let Some(next) = commit.clean {
         schema::set_meta(db, "clean", next.0)?;

@@ -8,6 +8,7 @@
 
 use super::boots::{self, Boots};
 use super::cut::{self, Left};
+use super::epochs;
 use super::inbox::{self, Commands};
 use super::lanes::Lanes;
 use super::quarantine::{self, Entry, State};
@@ -15,13 +16,14 @@ use super::recover::{self, Fault, Recovered};
 use super::restore::{DONE, Job};
 use super::salvage::{Facts, Found, Salvage, Scan, wal_path};
 use super::schema::{self, OpenError};
+use super::ticket::Ticket;
 use super::unlisted;
 use super::wal;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Durability};
 use crate::files::Replacement;
 use crate::metrics::Metrics;
-use crate::model::{BootId, DeviceId, Epoch, Seq};
+use crate::model::{BootId, DeviceId, Seq};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write as _};
@@ -32,6 +34,8 @@ use std::path::{Path, PathBuf};
 pub(super) struct Healed {
     pub connection: Connection,
     pub found: Recovered,
+    /// By which more seqs may be reserved.
+    pub ticket: Ticket,
     pub boots: Boots,
     pub commands: Commands,
     /// Of commands, so many were not what was written.
@@ -97,7 +101,7 @@ pub(super) fn open(
         },
         opened => opened?,
     };
-    let Opening { connection, found, boots, commands, commands_lost, jobs } = opened;
+    let Opening { connection, found, ticket, boots, commands, commands_lost, jobs } = opened;
     quarantine::prune(store);
     let notes = quarantine::list(store)
         .iter()
@@ -106,7 +110,7 @@ pub(super) fn open(
             format!("a damaged log was moved aside ({}); read {}", entry.report.found, report.display())
         })
         .collect();
-    Ok(Healed { connection, found, boots, commands, commands_lost, jobs, notes })
+    Ok(Healed { connection, found, ticket, boots, commands, commands_lost, jobs, notes })
 }
 
 /// Notes that the database is damaged, so that the next opening heals it.
@@ -178,6 +182,7 @@ fn is_readable(path: &Path) -> bool {
 struct Opening {
     connection: Connection,
     found: Recovered,
+    ticket: Ticket,
     boots: Boots,
     commands: Commands,
     commands_lost: u64,
@@ -194,11 +199,11 @@ fn attempt(
 ) -> Result<Opening, OpenError> {
     let left = settle(path, config.durability, false)?;
     let mut connection = schema::open(path, config.durability)?;
+    let mut ticket = Ticket::read(config.runtime_directory.as_deref(), boot);
     let mut opening = || {
-        let jobs = take_over(&mut connection, &config.directory, sinks, now)?;
-        let epoch = Epoch(fastrand::u32(1..));
+        let jobs = take_over(&mut connection, &config.directory, sinks, now, &mut ticket)?;
         let (durability, lanes) = (config.durability, lanes.fingerprint());
-        let mut found = recover::recover(&mut connection, sinks, now.wall, epoch, durability, &left, lanes)?;
+        let mut found = recover::recover(&mut connection, sinks, now.wall, &mut ticket, durability, &left, lanes)?;
         let boots = boots::load(&mut connection, boot, found.next, !jobs.is_empty())?;
         let commands = inbox::load(&mut connection)?;
         // From here on the database alone says that it was not closed: a write-ahead
@@ -209,7 +214,7 @@ fn attempt(
         Ok((found, boots, commands, jobs))
     };
     let (found, boots, (commands, commands_lost), jobs) = opening().map_err(|fault: Fault| fault.at(path))?;
-    Ok(Opening { connection, found, boots, commands, commands_lost, jobs })
+    Ok(Opening { connection, found, ticket, boots, commands, commands_lost, jobs })
 }
 
 /// Looks at the files before SQLite touches anything, and puts on the medium what may
@@ -278,7 +283,13 @@ const ELOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
 
 /// Takes what small facts are proven over from quarantined databases that have not been
 /// looked at, and says what else there is to take.
-fn take_over(connection: &mut Connection, store: &Path, sinks: &[&str], now: Now) -> Result<Vec<Job>, Fault> {
+fn take_over(
+    connection: &mut Connection,
+    store: &Path,
+    sinks: &[&str],
+    now: Now,
+    ticket: &mut Ticket,
+) -> Result<Vec<Job>, Fault> {
     let mut jobs = Vec::new();
     for mut entry in quarantine::list(store).into_iter().filter(|entry| entry.report.state == State::Salvaging) {
         let key = entry.progress_key();
@@ -308,10 +319,18 @@ fn take_over(connection: &mut Connection, store: &Path, sinks: &[&str], now: Now
             None => (highest / FAR + 1) * FAR,
         };
         if progress.is_none() {
-            begin(connection, &mut entry, &facts, sinks, end, behind.1, now)?;
+            if begin(connection, &mut entry, &facts, sinks, end, behind.1, now)? {
+                ticket.epoch_is_unused();
+            }
             note(&entry);
         }
-        jobs.push(Job { entry, confirmed: behind.0, end, done: progress.unwrap_or(0) });
+        jobs.push(Job {
+            epochs: epochs::read(&facts.meta),
+            entry,
+            confirmed: behind.0,
+            end,
+            done: progress.unwrap_or(0),
+        });
     }
     Ok(jobs)
 }
@@ -340,7 +359,8 @@ fn note(entry: &Entry) {
     }
 }
 
-/// Takes the facts into the new database, in one transaction.
+/// Takes the facts into the new database, in one transaction. True if its epoch begins
+/// by that.
 fn begin(
     connection: &mut Connection,
     entry: &mut Entry,
@@ -349,15 +369,21 @@ fn begin(
     end: u64,
     told: u64,
     now: Now,
-) -> Result<(), Fault> {
-    let old_epoch = facts.meta.get("epoch").and_then(|epoch| u32::try_from(*epoch).ok());
+) -> Result<bool, Fault> {
+    let before = epochs::read(&facts.meta);
+    let old_epoch = before.as_ref().map(|before| before.current().0);
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let epoch = match recover::meta(&transaction, "epoch")? {
+    let known = recover::meta(&transaction, epochs::CURRENT)?;
+    let epoch = match known {
         Some(epoch) => epoch,
         None => {
             let drawn = fastrand::u32(1..u32::MAX);
             let epoch = u64::from(if Some(drawn) == old_epoch { drawn + 1 } else { drawn });
-            schema::set_meta(&transaction, "epoch", epoch)?;
+            schema::set_meta(&transaction, epochs::CURRENT, epoch)?;
+            // What comes back as history stays what it was.
+            if let Some(before) = &before {
+                epochs::adopt(&transaction, before, Seq(end))?;
+            }
             schema::set_meta(&transaction, "reserved", end)?;
             schema::set_meta(&transaction, "clean", end + 1)?;
             let kept: Vec<&str> = match sinks.is_empty() {
@@ -390,6 +416,9 @@ fn begin(
     schema::insert_event(&transaction, now.wall, &body.to_string())?;
     for (id, (time, body)) in facts.events.range(told + 1..) {
         let Ok(mut body) = serde_json::from_str::<serde_json::Map<_, _>>(body) else { continue };
+        if let Some(before) = &before {
+            epochs::name_former(&mut body, before);
+        }
         body.entry("of_epoch").or_insert_with(|| old_epoch.into());
         body.entry("of_id").or_insert_with(|| (*id).into());
         let body = serde_json::Value::Object(body).to_string();
@@ -398,7 +427,7 @@ fn begin(
     }
     schema::set_meta(&transaction, &entry.progress_key(), 0)?;
     transaction.commit()?;
-    Ok(())
+    Ok(known.is_none())
 }
 
 /// Where the store's database is.

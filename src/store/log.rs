@@ -16,7 +16,7 @@ use super::writer::{self, Stepper, Writer};
 use crate::clock::{Clock, Now};
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
-use crate::model::{Batch, DeviceId, DeviceStatus, Epoch, Seq, Timestamp};
+use crate::model::{Batch, DeviceId, DeviceStatus, Epoch, Epochs, Seq, Timestamp};
 use parking_lot::{Condvar, Mutex};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ pub(super) struct Shared {
     pub names: Vec<Arc<str>>,
     pub readers: Arc<Readers>,
     pub path: PathBuf,
-    pub epoch: Epoch,
+    pub epochs: Epochs,
     /// On the monotonic clock.
     pub opened: Duration,
     pub clock: Arc<dyn Clock>,
@@ -302,8 +302,14 @@ impl Log {
         self.shared.due.notify_one();
     }
 
+    /// The epoch that new readings are of.
     pub fn epoch(&self) -> Epoch {
-        self.shared.epoch
+        self.shared.epochs.current()
+    }
+
+    /// Which epoch each seq is of.
+    pub fn epochs(&self) -> &Epochs {
+        &self.shared.epochs
     }
 
     pub fn health(&self) -> LogHealth {

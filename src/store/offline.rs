@@ -7,6 +7,7 @@
 //! while no gateway runs.
 
 use super::boots::{self, Beginnings};
+use super::epochs;
 use super::gap::{Gap, Hole};
 use super::holes::{self, Holes};
 use super::paged;
@@ -17,7 +18,7 @@ use super::salvage::{self, Found, Salvage, Scan};
 use super::schema::{self, FILE_NAME};
 use super::segment;
 use crate::config::Durability;
-use crate::model::{Epoch, Numbered, Seq, Timestamp};
+use crate::model::{Epochs, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, TransactionBehavior};
 use std::collections::BTreeMap;
@@ -59,7 +60,7 @@ pub struct Pending {
 /// What the log holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contents {
-    pub epoch: Option<Epoch>,
+    pub epochs: Option<Epochs>,
     pub segments: u64,
     pub readings: u64,
     pub bytes: u64,
@@ -132,13 +133,12 @@ impl Offline {
         Ok(Offline { source: Source::Bytes(Box::new(Salvage::open(path))) })
     }
 
-    /// The epoch of the readings, if it can be told.
-    pub fn epoch(&self) -> Option<Epoch> {
-        let epoch = match &self.source {
-            Source::Sqlite { db, .. } => recover::meta(db, "epoch").ok()??,
-            Source::Bytes(salvage) => *salvage.facts().meta.get("epoch")?,
-        };
-        u32::try_from(epoch).ok().map(Epoch)
+    /// The epochs of the readings, if they can be told.
+    pub fn epochs(&self) -> Option<Epochs> {
+        match &self.source {
+            Source::Sqlite { db, .. } => epochs::read(&recover::read_meta(db).ok()?),
+            Source::Bytes(salvage) => epochs::read(&salvage.facts().meta),
+        }
     }
 
     /// When the machine's boots began, as far as the log knows.
@@ -240,7 +240,7 @@ impl Offline {
         let pending =
             |(sink, confirmed)| Pending { sink, confirmed: Seq(confirmed), readings: 0, bytes: 0, oldest: None };
         let mut contents = Contents {
-            epoch: self.epoch(),
+            epochs: self.epochs(),
             segments: 0,
             readings: 0,
             bytes: 0,

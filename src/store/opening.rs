@@ -70,7 +70,8 @@ pub(super) fn prepare(
         tracing::warn!(bytes = reserve.size(), "the disk is full; the reserve file was given up to make room");
         healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
     }
-    let Healed { connection, found, boots, commands, commands_lost, jobs, notes } = healed.inspect_err(failed)?;
+    let Healed { connection, found, ticket, boots, commands, commands_lost, jobs, notes } =
+        healed.inspect_err(failed)?;
     let mut notices = Vec::new();
     if commands_lost > 0 {
         tracing::error!(commands = commands_lost, "damaged commands were taken out of the log");
@@ -111,7 +112,7 @@ pub(super) fn prepare(
     let everywhere = found.sinks.iter().map(|(confirmed, _)| *confirmed).min().unwrap_or_default();
     let holes = found.holes.behind(everywhere).collect();
     let on_disk = OnDisk { written: found.written, holes: found.holes, folding: found.folding };
-    let disk = Disk::new(path.clone(), config, (gauge, stepped), on_disk, (connection, lock), readers.clone(), evictor)
+    let disk = Disk::new(config, (gauge, stepped), on_disk, (connection, lock), readers.clone(), evictor, ticket)
         .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
     let shared = Arc::new(Shared {
         visible: AtomicU64::new(tail.visible().0),
@@ -131,7 +132,7 @@ pub(super) fn prepare(
             attendance: Attendance::default(),
             inbox: Inbox::new(commands),
             disk: DiskState::Normal,
-            log_clock: LogClock::new(found.clock.0, found.clock.1, now),
+            log_clock: LogClock::new(found.clock.0, found.clock.1, clock.boot(), now),
             check_due: now.monotonic,
             warned: None,
             seen_event: found.last_event,
@@ -155,7 +156,7 @@ pub(super) fn prepare(
         names: sinks.iter().map(|name| Arc::from(*name)).collect(),
         readers,
         path,
-        epoch: found.epoch,
+        epochs: found.epochs,
         opened: now.monotonic,
         clock,
         metrics,

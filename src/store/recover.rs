@@ -8,6 +8,7 @@
 use super::boots;
 use super::cut::{self, Left, UNSYNCED};
 pub(super) use super::damage::Fault;
+use super::epochs;
 use super::fold::{self, Folding};
 use super::gap::Hole;
 use super::holes::{self, Holes};
@@ -15,16 +16,17 @@ use super::inbox;
 use super::logclock::Kept;
 use super::row;
 use super::schema::{SEQ_BLOCK, insert_event, put_mark, put_sink, set_meta, small_structure_fault, synchronise};
+use super::ticket::Ticket;
 use super::unlisted;
 use crate::config::Durability;
-use crate::model::{DeviceId, Epoch, Seq, Timestamp};
+use crate::model::{DeviceId, Epochs, Seq, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use std::collections::BTreeMap;
 
 /// What the last life of the gateway left in the log.
 #[derive(Debug)]
 pub(super) struct Recovered {
-    pub epoch: Epoch,
+    pub epochs: Epochs,
     /// The next seq to give out; all up to `reserved` may be.
     pub next: Seq,
     pub reserved: Seq,
@@ -46,6 +48,10 @@ pub(super) struct Recovered {
     pub generation: u64,
 }
 
+/// So many ids of events are passed over after an unclean stop, more than are given out
+/// between two reservations of seqs.
+const EVENT_BLOCK: u64 = 1 << 32;
+
 /// The entry of `meta` for the last seq before those of the life that wrote it.
 const BEGAN_BEHIND: &str = "began_behind";
 
@@ -56,7 +62,7 @@ pub(super) fn recover(
     connection: &mut Connection,
     sinks: &[&str],
     now: Timestamp,
-    new_epoch: Epoch,
+    ticket: &mut Ticket,
     durability: Durability,
     left: &Left,
     lanes: u64,
@@ -80,14 +86,9 @@ pub(super) fn recover(
         holes.follow_all(&transaction)?;
         (disk_end, newest) = holes::newest(&transaction)?;
     }
-    let epoch = match meta.get("epoch") {
-        Some(epoch) => Epoch(u32::try_from(*epoch).map_err(|_| Fault::Damaged("the epoch is impossible".into()))?),
-        None if disk_end > 0 || !meta.is_empty() => return Err(Fault::Damaged("the epoch is missing".into())),
-        None => {
-            set_meta(&transaction, "epoch", u64::from(new_epoch.0))?;
-            new_epoch
-        }
-    };
+    if epochs::read(&meta).is_none() && (disk_end > 0 || !meta.is_empty()) {
+        return Err(Fault::Damaged("the epoch is missing or impossible".into()));
+    }
     let reserved = meta.get("reserved").copied().unwrap_or(0).max(left.cut.as_ref().map_or(0, |cut| cut.reserved));
     // What was cut off may have undone it.
     let clean = meta.get("clean").copied().filter(|_| left.cut.is_none());
@@ -128,26 +129,28 @@ pub(super) fn recover(
     let new: Vec<Hole> = holes.behind(known_end).filter_map(|hole| hole.rest(known_end)).collect();
     let told = new.iter().filter(|hole| clean.is_none() && hole.is_whole());
     let told = cut::gaps(told, meta.contains_key(UNSYNCED));
-    // Of events that sinks have seen, too, a power cut may have taken some back.
-    let skipped = if meta.contains_key(UNSYNCED) && !told.is_empty() { SEQ_BLOCK } else { 0 };
+    // Of events that sinks have seen, too, a power cut or an old copy may have taken some back.
+    let skipped = if clean.is_none() && !told.is_empty() { EVENT_BLOCK } else { 0 };
     let confirmed = positions.iter().map(|(_, event)| *event).max().unwrap_or(0);
     scrub_events(&transaction, now, confirmed, skipped)?;
+    let epochs = epochs::go_on(&transaction, &meta, ticket, Seq(next), now)?;
     for body in told {
         insert_event(&transaction, now, &body)?;
     }
     let last_event = last_event(&transaction)?;
     let kept = |key: &str| meta.get(key).copied().unwrap_or(0);
-    let wall = Timestamp(i64::try_from(kept("log_clock_wall")).unwrap_or(0));
-    let clock = (Kept { seconds: kept("log_clock"), wall }, newest);
+    let clock = Kept { seconds: kept("log_clock"), boot: kept("log_clock_boot"), uptime: kept("log_clock_uptime") };
+    let clock = (clock, newest);
     let generation = generation(&transaction, &meta, lanes)?;
     let mut folding = Folding::after(kept(fold::NUMBER), !left.goes_on);
     if folding.write(&transaction)? {
         folding.written();
     }
     transaction.commit()?;
+    ticket.written()?;
     synchronise(connection, durability)?;
     Ok(Recovered {
-        epoch,
+        epochs,
         next: Seq(next),
         reserved: Seq(reserved),
         written: Seq(disk_end),
@@ -268,7 +271,7 @@ fn sound_events(connection: &Connection) -> rusqlite::Result<(Events, u64)> {
 /// Takes out events that are damaged, and says so by one that is not. Sees to it that
 /// no id is given out again that a sink has confirmed, and passes over `skipped` more.
 fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64, skipped: u64) -> rusqlite::Result<()> {
-    const FAR: i64 = 1 << 40;
+    const FAR: i64 = 1 << 48;
     let (sound, damaged) = sound_events(transaction)?;
     let last: Option<i64> = transaction
         .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'event'", [], |row| Ok(row.get(0).unwrap_or(-1)))
@@ -297,7 +300,7 @@ fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64, s
     Ok(())
 }
 
-fn read_meta(connection: &Connection) -> Result<BTreeMap<String, u64>, Fault> {
+pub(super) fn read_meta(connection: &Connection) -> Result<BTreeMap<String, u64>, Fault> {
     let mut meta = BTreeMap::new();
     let mut statement = connection.prepare("SELECT key, value, guard FROM meta")?;
     let mut rows = statement.query([])?;

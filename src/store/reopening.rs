@@ -63,10 +63,10 @@ impl Disk {
         }
         self.wal.bound(&connection)?;
         self.place = Place::of(&self.path)?;
-        let landed = match &self.doubtful {
-            Some(doubtful) => landed(&connection, doubtful)?,
-            None => false,
-        };
+        let landed = self.doubtful.as_ref().map_or(Ok(false), |doubtful| landed(&connection, doubtful))?;
+        if landed {
+            self.ticket.written()?;
+        }
         let end = self.holes.end();
         self.holes = Holes::load(&connection)?.0;
         self.holes.reach(end);

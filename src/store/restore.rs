@@ -13,7 +13,7 @@ use super::salvage::{Found, Salvage, Scan, Walk, cut};
 use super::segment::Header;
 use super::space::Space;
 use crate::metrics::ReasonLabel;
-use crate::model::{Numbered, Seq};
+use crate::model::{Epoch, Epochs, Numbered, Seq};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +32,8 @@ const SPARE: u64 = 64 << 20;
 /// A quarantined database and what to take from it.
 pub(super) struct Job {
     pub entry: Entry,
+    /// Which its seqs are of, if that can be told.
+    pub epochs: Option<Epochs>,
     /// Every sink confirmed its readings up to here.
     pub confirmed: u64,
     /// No seq in it is larger.
@@ -197,17 +199,21 @@ impl Restore<'_> {
     fn finish(&mut self, walk: &Walk) -> ControlFlow<()> {
         let missing = missing(walk, self.job.confirmed, self.job.end);
         let entry = &mut self.job.entry;
-        let events: Vec<String> = missing
-            .iter()
-            .map(|(first, last)| {
-                let of_epoch = entry.report.epoch;
-                let body = serde_json::json!({
-                    "type": "gap", "reason": "corrupt", "of_epoch": of_epoch, "first": first, "last": last,
-                    "count": last - first + 1,
-                });
-                body.to_string()
-            })
-            .collect();
+        let parts = |(first, last): &(u64, u64)| match &self.job.epochs {
+            Some(epochs) => {
+                let parts = epochs.parts(Seq(*first), Seq(*last)).into_iter();
+                parts.map(|part| (Some(part.epoch), part.first.0, part.last.0)).collect()
+            }
+            None => vec![(None, *first, *last)],
+        };
+        let body = |(of_epoch, first, last): (Option<Epoch>, u64, u64)| {
+            let body = serde_json::json!({
+                "type": "gap", "reason": "corrupt", "of_epoch": of_epoch, "first": first, "last": last,
+                "count": last - first + 1,
+            });
+            body.to_string()
+        };
+        let events: Vec<String> = missing.iter().flat_map(parts).map(body).collect();
         entry.report.salvaged.missing = missing;
         let salvaged = &entry.report.salvaged;
         let body = serde_json::json!({

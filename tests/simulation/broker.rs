@@ -12,11 +12,11 @@ use std::time::Duration;
 use tidegate::backoff::Failure;
 use tidegate::clock::Now;
 use tidegate::config::Encoding;
-use tidegate::model::{BootId, Numbered, Seq};
+use tidegate::model::{BootId, Epochs, Numbered, Seq};
 use tidegate::sink::encode::{self, Fit, Replay};
 use tidegate::sink::mqtt::Instruction;
 use tidegate::sink::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
-use tidegate::store::LogEvent;
+use tidegate::store::{LogEvent, with_epoch};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -80,6 +80,7 @@ pub struct SimulatedDestination {
     pub broker: Broker,
     pub boot: BootId,
     pub identity: Identity,
+    pub epochs: Epochs,
     pub encoding: Encoding,
     pub taker: mpsc::Sender<Instruction>,
 }
@@ -141,7 +142,8 @@ impl Destination for SimulatedDestination {
         now: Now,
     ) -> Result<Encoded<Payload>, Unencodable> {
         let entries = encode::entries(chunk, after, Replay::new(Duration::from_secs(60), now, self.boot));
-        let mut writer = encode::writer(self.encoding, &self.identity);
+        let (identity, entries) = encode::of_one_epoch(&self.identity, &self.epochs, entries);
+        let mut writer = encode::writer(self.encoding, &identity);
         match encode::payload(&mut *writer, entries, budget) {
             Ok((payload, upto, readings)) => {
                 let size = payload.len();
@@ -153,7 +155,7 @@ impl Destination for SimulatedDestination {
     }
 
     fn event(&self, event: &LogEvent) -> Payload {
-        Payload::Event(event.clone())
+        Payload::Event(LogEvent { body: with_epoch(event.body.clone(), &self.epochs), ..event.clone() })
     }
 }
 

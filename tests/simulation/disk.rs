@@ -117,6 +117,11 @@ impl Disk {
         Ok(lost)
     }
 
+    /// Files were replaced, and all of them are on the disk.
+    pub fn replaced(&mut self) {
+        self.files.clear();
+    }
+
     /// How much room there seems to be.
     pub fn space(&self) -> Space {
         let free = match self.faults {

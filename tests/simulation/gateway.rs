@@ -156,6 +156,7 @@ impl Gateway {
                 broker: sink.broker.clone(),
                 boot: clock.boot(),
                 identity: identity.clone(),
+                epochs: log.epochs().clone(),
                 encoding: sink.encoding,
                 taker: taker.clone(),
             };

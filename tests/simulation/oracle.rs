@@ -23,14 +23,19 @@ pub type Origin = (String, u64, u64);
 pub struct Oracle {
     /// The first promise seen broken.
     violation: Option<String>,
+    /// What the log calls the seqs that it gives out, as its last start decided.
     epoch: Option<u32>,
-    /// The reading that each seq stands for, wherever it was seen.
-    names: BTreeMap<u64, Origin>,
+    /// The reading that each seq of an epoch stands for, wherever it was seen.
+    names: BTreeMap<(u32, u64), Origin>,
     /// By device and session.
     sessions: BTreeMap<(String, u64), Told>,
     sinks: BTreeMap<String, Sink>,
-    /// A power cut has taken back what the log knew.
+    /// What the log knew was taken back, by a power cut or an old copy of it.
     pub lossy: bool,
+    /// An old copy of the log was put back, which takes seqs along that nothing tells of.
+    pub restored: bool,
+    /// How long the log keeps readings, if there is a bound, and when the simulation began.
+    pub max_age: Option<(Duration, Timestamp)>,
     pub orders: Orders,
     pub roll: Roll,
     pub deliveries: u64,
@@ -63,8 +68,8 @@ struct Sink {
     received: BTreeSet<Origin>,
     /// The last one that came for the first time, by session.
     newest: BTreeMap<(String, u64), u64>,
-    /// Gaps by event id.
-    gaps: BTreeMap<u64, Gap>,
+    /// Gaps by epoch and event id.
+    gaps: BTreeMap<(u32, u64), Gap>,
     /// Seqs that came or of which a gap told: first and last of ranges, in no order.
     accounted: Vec<(u64, u64)>,
     /// Boots from which readings count that came without a time, and those of which it
@@ -118,6 +123,18 @@ impl Oracle {
 
     pub fn violation(&self) -> Option<&str> {
         self.violation.as_deref()
+    }
+
+    /// The gateway has started, and goes on under this epoch. `same`: whether nothing but
+    /// the process ended since it started before; `copied`: whether what it found may be an
+    /// old copy of its log.
+    pub fn began(&mut self, epoch: u32, same: bool, copied: bool) {
+        let Some(before) = self.epoch.replace(epoch) else { return };
+        if same && before != epoch {
+            self.violated(format!("epoch {epoch} begins after {before}, though no copy can have been put back"));
+        } else if !same && !copied && before == epoch {
+            self.violated(format!("epoch {epoch} goes on, though nothing proves that the log is no old copy"));
+        }
     }
 
     /// A device took a reading.
@@ -178,9 +195,6 @@ impl Oracle {
     /// connection.
     pub fn delivered(&mut self, sink: &str, delivery: &Delivery, last: &mut u64, judge: Judge<'_>) {
         let epoch = delivery.epoch.0;
-        if *self.epoch.get_or_insert(epoch) != epoch {
-            self.violated(format!("{sink} got readings of epoch {epoch}, but the log was never replaced"));
-        }
         for reading in &delivery.readings {
             self.deliveries += 1;
             let seq = reading.seq.0;
@@ -222,10 +236,10 @@ impl Oracle {
                 known.untimed.insert(boot);
             }
             let name = (device, session, origin);
-            let known = self.names.entry(seq).or_insert_with(|| name.clone());
+            let known = self.names.entry((epoch, seq)).or_insert_with(|| name.clone());
             if *known != name {
                 let known = known.clone();
-                self.violated(format!("seq {seq} stood for {known:?}, and now for {name:?}"));
+                self.violated(format!("seq {seq} of epoch {epoch} stood for {known:?}, and now for {name:?}"));
             }
             self.first_arrival(sink, seq, name);
             if let Some(known) = self.sinks.get_mut(sink) {
@@ -299,11 +313,28 @@ impl Oracle {
         let lost = named.filter_map(|(_, lost)| lost.as_u64()).sum();
         let gap = Gap { reason, first: number("first"), last: number("last"), lost };
         known.accounted.push((gap.first, gap.last));
-        let told = known.gaps.entry(id).or_insert_with(|| gap.clone()).clone();
+        let epoch = u32::try_from(number("epoch")).unwrap_or_default();
+        let told = known.gaps.entry((epoch, id)).or_insert_with(|| gap.clone()).clone();
         if gap.first == 0 || gap.lost > (gap.last + 1).saturating_sub(gap.first) {
             self.violated(format!("{sink} was told of an impossible gap: {gap:?}"));
         } else if told != gap {
             self.violated(format!("{sink} was told of event {id} as {told:?} and as {gap:?}"));
+        } else if gap.reason == "max_age" && !self.lossy {
+            self.check_age(sink, &gap, now);
+        }
+    }
+
+    /// What went for its age was so old in true time, as far as another sink tells what it was.
+    fn check_age(&mut self, sink: &str, gap: &Gap, now: Duration) {
+        let Some((max_age, begin)) = self.max_age else { return };
+        let taken_by = begin.plus(now.saturating_sub(max_age));
+        let gone = self.names.iter().filter(|((_, seq), _)| (gap.first..=gap.last).contains(seq));
+        let young = |(_, (device, session, seq)): &(&(u32, u64), &Origin)| {
+            self.time(device, *session, *seq).is_some_and(|(taken, _)| taken.at > taken_by)
+        };
+        let found = gone.filter(|known| young(known)).map(|((_, seq), name)| format!("{seq} ({name:?})")).next();
+        if let Some(young) = found {
+            self.violated(format!("{sink} was told that seq {young} is older than {max_age:?}"));
         }
     }
 
@@ -355,8 +386,10 @@ impl Oracle {
                 }
             }
         }
-        let reported: u64 = known.gaps.values().map(|gap| gap.lost).sum();
-        let losses = known.gaps.values().filter(|gap| gap.lost > 0);
+        // Of an event that is told again under a later epoch only the latter counts.
+        let gaps: BTreeMap<u64, &Gap> = known.gaps.iter().map(|((_, id), gap)| (*id, gap)).collect();
+        let reported: u64 = gaps.values().map(|gap| gap.lost).sum();
+        let losses = gaps.values().filter(|gap| gap.lost > 0);
         let reasons: BTreeSet<_> = losses.map(|gap| gap.reason.clone()).collect();
         if missing > reported {
             self.violated(format!(
@@ -371,6 +404,9 @@ impl Oracle {
 
     /// Everything has drained: each seq before the last one came, or a gap told of it.
     pub fn account(&mut self, sink: &str) {
+        if self.restored {
+            return;
+        }
         let Some(known) = self.sinks.get(sink).filter(|known| known.before.is_empty()) else { return };
         let mut ranges = known.accounted.clone();
         ranges.sort_unstable();

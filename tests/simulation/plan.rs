@@ -49,6 +49,8 @@ pub enum Trouble {
     Away,
     /// Another program begins to read the log, and does not let go; or does.
     Reader,
+    /// A copy of the log is made, or put back.
+    Image,
     /// Somebody copies one of the log's files.
     Copy,
 }
@@ -96,6 +98,8 @@ impl Plan {
         let routes = if is_small && random.bool() { vec![alarms] } else { Vec::new() };
         let store = Store {
             directory: directory.to_owned(),
+            // It is in memory: no copy of the log has it, and it is told of another boot.
+            runtime_directory: (random.u8(..8) > 0).then(|| directory.join("run")),
             commit_within: ms(one_of(random, &[0, 20, 250, 2000])),
             history_within,
             deliver: if random.u8(..3) == 0 { Deliver::AfterCommit } else { Deliver::AtOnce },
@@ -123,7 +127,11 @@ impl Plan {
             ..Devices::default()
         };
         let authentication = one_of(more, &[Authentication::None, Authentication::None, Authentication::Hmac]);
-        let troubles = TROUBLES.into_iter().filter(|_| random.bool()).collect();
+        let mut troubles: Vec<Trouble> = TROUBLES.into_iter().filter(|_| random.bool()).collect();
+        // What a copy takes back, nobody can be asked for: few have them, but often.
+        if more.u8(..6) == 0 {
+            troubles.extend([Trouble::Image, Trouble::Image]);
+        }
         Plan {
             store,
             routes,
@@ -143,7 +151,12 @@ impl Plan {
     /// stop as a rule, or where clocks begin.
     pub fn clock_after_boot(&self, times: &mut Rng) -> i64 {
         const HOUR: i64 = 3_600_000_000;
-        if self.battery { 0 } else { one_of(times, &[-HOUR / 60, -HOUR, -24 * HOUR, -56 * 365 * 24 * HOUR]) }
+        // A battery-backed clock may be set wrong, and is believed all the same.
+        if self.battery {
+            one_of(times, &[0, 0, 0, 20 * 24 * HOUR])
+        } else {
+            one_of(times, &[-HOUR / 60, -HOUR, -24 * HOUR, -56 * 365 * 24 * HOUR])
+        }
     }
 
     /// How long after a boot somebody gives the machine the time, if ever.

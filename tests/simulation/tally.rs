@@ -16,6 +16,8 @@ pub struct Tally {
     pub power_cuts: u64,
     pub kills: u64,
     pub disk_failures: u64,
+    /// Copies of the log that were put back.
+    pub images: u64,
     pub qualities: [u64; 3],
     pub orders: orders::Counts,
     pub presence: presence::Counts,
@@ -40,6 +42,7 @@ impl AddAssign for Tally {
         self.power_cuts += other.power_cuts;
         self.kills += other.kills;
         self.disk_failures += other.disk_failures;
+        self.images += other.images;
         add(&mut self.qualities, other.qualities);
         self.orders += other.orders;
         self.presence += other.presence;
@@ -53,11 +56,11 @@ pub fn add<const N: usize>(sums: &mut [u64; N], more: [u64; N]) {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tally { deliveries, duplicates, power_cuts, kills, disk_failures, .. } = self;
+        let Tally { deliveries, duplicates, power_cuts, kills, disk_failures, images, .. } = self;
         let [placed, untimed, flagged] = self.qualities;
         writeln!(
             f,
-            "{deliveries} deliveries, {duplicates} of them again, {power_cuts} power cuts, {kills} kills, {disk_failures} disk errors;"
+            "{deliveries} deliveries, {duplicates} of them again, {power_cuts} power cuts, {kills} kills, {images} old copies, {disk_failures} disk errors;"
         )?;
         writeln!(
             f,

@@ -94,6 +94,7 @@ impl World {
                 controls.switch(&self.context, name, off);
             }
             Trouble::Keys => self.change_keys(),
+            Trouble::Image => self.image().await,
             Trouble::Copy => self.copy_log(),
             Trouble::Away => match self.away {
                 true => self.bring_back(),

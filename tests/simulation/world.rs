@@ -7,6 +7,7 @@ use super::controls::Controls;
 use super::device::{self, Device};
 use super::disk::{Death, Disk, Faults};
 use super::gateway::{Door, Gateway, SinkPlan};
+use super::images::Images;
 use super::oracle::CLOCKLESS;
 use super::plan::Plan;
 use super::sender::Sender;
@@ -67,6 +68,7 @@ pub struct World {
     pub away: bool,
     /// Another program that reads the log.
     pub reader: Option<rusqlite::Connection>,
+    pub images: Images,
 }
 
 /// A command may be under way to its device for so long, on a line without latency.
@@ -87,7 +89,7 @@ pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome 
         let mut world = World::new(&context, vfs, directory, seed);
         world.live().await;
         world.bring_back();
-        let World { tasks, gateway, power_cuts, kills, .. } = &mut world;
+        let World { tasks, gateway, power_cuts, kills, images, .. } = &mut world;
         if let Some(gateway) = gateway.take() {
             vfs.disk().die(Death::Killed);
             gateway.crash().await;
@@ -96,6 +98,7 @@ pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome 
         let mut tally = context.oracle(|oracle| Tally::of(oracle));
         (tally.seeds, tally.virtual_time, tally.steps) = (1, context.elapsed(), context.digest().0);
         (tally.power_cuts, tally.kills, tally.disk_failures) = (*power_cuts, *kills, vfs.disk().failures);
+        tally.images = images.put_back;
         let violation = context.oracle(|oracle| oracle.violation().map(str::to_owned));
         Outcome { violation, tail: context.tail(), digest: context.digest(), tally }
     })
@@ -108,9 +111,13 @@ impl World {
         let plan = Plan::draw(directory, &mut random, &mut times, &mut more);
         context.oracle(|oracle| {
             oracle.roll.within = plan.sessions.idle_timeout;
+            oracle.max_age = plan.store.max_age.map(|max_age| (max_age, context.begin()));
             oracle.orders.slack = SLACK + plan.latency * 12;
         });
         let door = Door::new(context, plan.latency);
+        if let Some(runtime) = &plan.store.runtime_directory {
+            std::fs::create_dir(runtime).expect("a directory can be made");
+        }
         let keys = KeyFiles::of(&plan.sessions, &plan.store);
         let mut world = World {
             context: context.clone(),
@@ -133,6 +140,7 @@ impl World {
             kills: 0,
             away: false,
             reader: None,
+            images: Images::default(),
         };
         world.boot();
         for _ in 0..world.plan.sinks {
@@ -176,7 +184,8 @@ impl World {
     }
 
     /// The machine boots.
-    fn boot(&mut self) {
+    pub fn boot(&mut self) {
+        self.images.booted();
         let boot = BootId(self.times.u128(..).to_be_bytes());
         let offset = self.plan.clock_after_boot(&mut self.times);
         self.clock_due = self.plan.clock_is_set_after(&mut self.times).map(|after| Instant::now() + after);
@@ -338,6 +347,9 @@ impl World {
             match started {
                 Ok(gateway) if !self.vfs.disk().is_dead() => {
                     self.context.trace(format_args!("started"));
+                    let (same, copied) = self.images.started(self.plan.store.runtime_directory.is_some());
+                    let epoch = gateway.log.epoch().0;
+                    self.context.oracle(|oracle| oracle.began(epoch, same, copied));
                     // No trouble of these damages what a careful program has written.
                     for note in gateway.log.health().notes {
                         let note = note.replace(&*self.plan.store.directory.to_string_lossy(), "DIR");

@@ -75,6 +75,8 @@ pub async fn run(args: &Args) -> bool {
 
 struct Torture {
     directory: PathBuf,
+    /// In memory.
+    runtime: tempfile::TempDir,
     random: fastrand::Rng,
     oracle: Arc<Oracle>,
     fleet: Fleet,
@@ -103,6 +105,7 @@ struct Torture {
 impl Torture {
     async fn new(args: &Args, seed: u64) -> Torture {
         let directory = tempfile::Builder::new().prefix("tidegate-torture-").tempdir().expect("a directory").keep();
+        let runtime = tempfile::Builder::new().prefix("tidegate-torture-").tempdir_in("/dev/shm").expect("a tmpfs");
         let mut random = fastrand::Rng::with_seed(seed);
         let oracle = Oracle::new(&SINKS);
         let (mut brokers, mut taps) = (Vec::new(), Vec::new());
@@ -119,6 +122,7 @@ impl Torture {
         let diary = std::fs::File::create(directory.join("diary.log")).expect("a file");
         Torture {
             directory,
+            runtime,
             random,
             oracle,
             fleet,
@@ -250,6 +254,7 @@ impl Torture {
             http: Some(self.http),
             serial: Some(&self.line.gateway_end().display().to_string()),
             log: &self.directory.join("log").display().to_string(),
+            runtime: Some(&self.runtime.path().display().to_string()),
             brokers: &brokers,
         };
         let durability = if self.random.bool() { "full" } else { "normal" };

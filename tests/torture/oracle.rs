@@ -280,12 +280,18 @@ impl State {
 
     fn event(&mut self, sink: usize, payload: &[u8]) -> Result<(), String> {
         let event: serde_json::Value = serde_json::from_slice(payload).map_err(|why| why.to_string())?;
+        let number = |key: &str| event[key].as_u64().ok_or(format!("no {key} in {event}"));
+        let named = |key: &str| u32::try_from(number(key)?).map_err(|why| why.to_string());
+        if event["type"] == "epoch" {
+            let before = number("first")?.saturating_sub(1);
+            self.sinks[sink].explained.entry(named("epoch")?).or_default().insert(1, before);
+            return Ok(());
+        }
         if event["type"] != "gap" {
             return Ok(());
         }
-        let number = |key: &str| event[key].as_u64().ok_or(format!("no {key} in {event}"));
-        let (epoch, first, last) = (number("epoch")?, number("first")?, number("last")?);
-        let epoch = u32::try_from(epoch).map_err(|why| why.to_string())?;
+        let epoch = if event["of_epoch"].is_null() { named("epoch")? } else { named("of_epoch")? };
+        let (first, last) = (number("first")?, number("last")?);
         if first > last || event["reason"] != "restart" {
             return Err(format!("nothing but restarts leaves gaps here: {event}"));
         }

@@ -8,6 +8,8 @@ pub struct Places<'a> {
     pub http: Option<u16>,
     pub serial: Option<&'a str>,
     pub log: &'a str,
+    /// In memory, where what proves that the log is no old copy lies.
+    pub runtime: Option<&'a str>,
     pub brokers: &'a [String],
 }
 
@@ -30,6 +32,7 @@ pub fn draw(places: &Places, durability: &str, random: &mut Rng) -> String {
         pick(&["16", "64", "4096"]),
         places.log,
     );
+    toml += &places.runtime.map_or(String::new(), |path| format!("runtime_directory = \"{path}\"\n"));
     for (i, url) in places.brokers.iter().enumerate() {
         toml += &format!(
             "\n[[mqtt]]\nname = \"sink-{i}\"\nbrokers = [\"{url}\"]\nversion = \"{}\"\ntopics = \"{}\"\n\

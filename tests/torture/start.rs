@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1000)]
     segment: u64,
     /// Bytes of each that do not compress, beside a float.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 4)]
     noise: usize,
     /// A start that takes longer, other than the first after an upgrade, is a failure.
     #[arg(long, default_value = "1s")]

@@ -2,7 +2,7 @@
 
 use super::{Bound, Failure, Which};
 use crate::cli::say;
-use crate::model::{Epoch, Numbered, Timestamp, Value};
+use crate::model::{Epoch, Epochs, Numbered, Timestamp, Value};
 use crate::sink::encode::{Delivered, Quality};
 use crate::store::{Piece, damaged, missing};
 use anyhow::{Context, Result};
@@ -57,7 +57,7 @@ enum Writer<'a> {
 
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
     let log = args.which.open()?;
-    let epoch = log.epoch();
+    let epochs = log.epochs();
     let mut file = match &args.output {
         None => None,
         Some(path) => {
@@ -105,7 +105,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
                 say(&format!("tidegate: {}", missing(first, last)));
             }
             Piece::Readings(batches) => {
-                written = batches.iter().try_for_each(|batch| writer.put(epoch, batch, args));
+                written = batches.iter().try_for_each(|batch| writer.put(epochs.as_ref(), batch, args));
             }
         }
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -141,7 +141,7 @@ fn when(reading: &Delivered) -> Option<Timestamp> {
 }
 
 impl Writer<'_> {
-    fn put(&mut self, epoch: Option<Epoch>, batch: &Numbered, args: &Args) -> Result<()> {
+    fn put(&mut self, epochs: Option<&Epochs>, batch: &Numbered, args: &Args) -> Result<()> {
         for (seq, origin, reading) in batch.after(batch.first.prev()) {
             let reading = Delivered {
                 seq,
@@ -153,7 +153,7 @@ impl Writer<'_> {
                 values: reading.iter().map(|(channel, value)| (channel.to_string(), value.clone())).collect(),
             };
             if args.wants(&reading) {
-                self.line(Line { epoch, reading })?;
+                self.line(Line { epoch: epochs.map(|epochs| epochs.of(seq).0), reading })?;
             }
         }
         Ok(())

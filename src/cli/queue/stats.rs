@@ -3,6 +3,7 @@
 use super::super::api::Api;
 use super::{Failure, Which, json, load};
 use crate::clock::{Clock, SystemClock};
+use crate::model::Epochs;
 use crate::store::Pending;
 use bytesize::ByteSize;
 use serde_json::json;
@@ -45,6 +46,8 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
         Duration::try_from_secs_f64((sink.readings as f64 / rate).ceil()).ok()
     };
     if args.json {
+        let former = contents.epochs.iter().flat_map(Epochs::former);
+        let former: Vec<_> = former.map(|(last, epoch)| json!({ "epoch": epoch, "last": last })).collect();
         let sinks: Vec<_> = contents
             .sinks
             .iter()
@@ -59,13 +62,13 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
         json(
             out,
             &json!({
-                "epoch": contents.epoch, "segments": contents.segments, "readings": contents.readings,
+                "epoch": contents.epochs.as_ref().map(Epochs::current), "former_epochs": former, "segments": contents.segments, "readings": contents.readings,
                 "bytes": contents.bytes, "sinks": sinks,
             }),
         )?;
         return Ok(true);
     }
-    let epoch = contents.epoch.map_or("unknown".to_owned(), |epoch| epoch.to_string());
+    let epoch = contents.epochs.as_ref().map_or("unknown".to_owned(), |epochs| epochs.current().to_string());
     let bytes = ByteSize(contents.bytes);
     writeln!(out, "epoch {epoch}: {} readings in {} segments, {bytes}", contents.readings, contents.segments)?;
     writeln!(out, "{:<20} {:>12} {:>10} {:>14} {:>14}", "SINK", "PENDING", "BYTES", "OLDEST", "DRAINED IN")?;

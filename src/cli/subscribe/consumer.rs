@@ -3,7 +3,7 @@
 
 use super::gaps::{self, Gaps, Line, Totals};
 use super::seen::Seen;
-use crate::model::{BootId, DeviceId, Epoch, GatewayId, InvalidTime, Timestamp};
+use crate::model::{BootId, DeviceId, Epoch, EpochRange, GatewayId, InvalidTime, Seq, Timestamp};
 use crate::sink::encode::{self, Delivered};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -42,12 +42,25 @@ pub enum Notice {
         boot: BootId,
         began: Timestamp,
     },
+    /// The gateway goes on under another epoch.
+    Epoch(NewEpoch),
     /// A command ended.
     Ended(Ended),
     Undecodable {
         topic: String,
         why: String,
     },
+}
+
+/// An epoch began.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct NewEpoch {
+    pub gateway: GatewayId,
+    pub epoch: Epoch,
+    /// The one before.
+    pub was: Epoch,
+    /// Where it begins; the one before ends there.
+    pub first: u64,
 }
 
 /// How a command ended.
@@ -163,6 +176,16 @@ impl Consumer {
                 taken.notices.push(Notice::Boot { gateway, boot, began });
                 return Ok(());
             }
+            "epoch" => {
+                let new = serde_json::from_slice(payload).map_err(|why| format!("no valid epoch event: {why}"))?;
+                let NewEpoch { gateway, epoch, was, first } = &new;
+                let line = |epoch: &Epoch| Line { gateway: gateway.clone(), epoch: *epoch };
+                let mut notices = Vec::new();
+                self.gaps.begin(&line(epoch), *first, &line(was), now, &mut notices);
+                taken.notices.push(Notice::Epoch(new));
+                taken.notices.extend(notices.into_iter().map(Notice::Gap));
+                return Ok(());
+            }
             "command-result" => {
                 let ended = serde_json::from_slice(payload).map_err(|why| format!("no valid result: {why}"))?;
                 taken.notices.push(Notice::Ended(ended));
@@ -174,9 +197,11 @@ impl Consumer {
         if gap.first > gap.last {
             return Err(format!("no valid gap event: it begins at {} and ends at {}", gap.first, gap.last));
         }
-        let line = Line { gateway: gap.gateway, epoch: gap.epoch };
         let mut notices = Vec::new();
-        self.gaps.explain(&line, (gap.first, gap.last), &gap.reason, now, &mut notices);
+        for part in gap.parts() {
+            let line = Line { gateway: gap.gateway.clone(), epoch: part.epoch };
+            self.gaps.explain(&line, (part.first.0, part.last.0), &gap.reason, now, &mut notices);
+        }
         taken.notices.extend(notices.into_iter().map(Notice::Gap));
         Ok(())
     }
@@ -199,9 +224,24 @@ struct ClockEvent {
 struct GapEvent {
     gateway: GatewayId,
     epoch: Epoch,
+    /// Of which the seqs are, if not of that.
+    of_epoch: Option<Epoch>,
     first: u64,
     last: u64,
     reason: Arc<str>,
+    /// Where they are of several epochs.
+    #[serde(default)]
+    parts: Vec<EpochRange>,
+}
+
+impl GapEvent {
+    fn parts(&self) -> Vec<EpochRange> {
+        if self.parts.is_empty() {
+            let epoch = self.of_epoch.unwrap_or(self.epoch);
+            return vec![EpochRange { epoch, first: Seq(self.first), last: Seq(self.last) }];
+        }
+        self.parts.iter().filter(|part| part.first <= part.last).copied().collect()
+    }
 }
 
 impl fmt::Display for Fresh {
@@ -227,6 +267,9 @@ impl fmt::Display for Notice {
         match self {
             Notice::Gap(gap) => gap.fmt(f),
             Notice::Boot { gateway, boot, began } => write!(f, "{gateway}: boot {boot} began at {began}"),
+            Notice::Epoch(NewEpoch { gateway, epoch, was, first }) => {
+                write!(f, "{gateway}: epoch {was} ended before seq {first}, where epoch {epoch} begins")
+            }
             Notice::Ended(Ended { gateway, device, id, state, payload }) => {
                 let device = device.as_ref().map_or(String::new(), |device| format!("/{device}"));
                 // What was meant as an id may be any text.

@@ -36,6 +36,10 @@ pub struct Gaps {
 #[derive(Debug, Default)]
 struct State {
     highest: Option<u64>,
+    /// The first one that came.
+    lowest: Option<u64>,
+    /// The line that this one goes on from, with its last seq. What it has comes first.
+    after: Option<(Line, u64)>,
     /// By first seq; disjoint and below `highest`.
     holes: BTreeMap<u64, Hole>,
     /// Of what is above `highest`, oldest first.
@@ -104,7 +108,11 @@ impl Gaps {
         }
         let state = self.state(line, now, notices);
         state.highest = Some(seq);
+        state.lowest.get_or_insert(seq);
         state.explanations.retain(|(_, last, _)| *last > seq);
+        if let Some((before, last)) = state.after.take() {
+            self.end(&before, last, now, notices);
+        }
     }
 
     /// A reading came that is not to begin or continue a line, only to fill holes.
@@ -124,6 +132,32 @@ impl Gaps {
                 }
                 _ => notices.push(Notice { line: line.clone(), first: seq, last: seq, what: What::Filled }),
             }
+        }
+    }
+
+    /// An `epoch` event says that the line begins with `first`, where the one `before` ends.
+    /// Once something of it came, what is missing up to there of both will not come.
+    pub fn begin(&mut self, line: &Line, first: u64, before: &Line, now: Duration, notices: &mut Vec<Notice>) {
+        let state = self.state(line, now, notices);
+        let Some(lowest) = state.lowest else {
+            state.highest = state.highest.max(Some(first.saturating_sub(1)));
+            state.after = Some((before.clone(), first.saturating_sub(1)));
+            return;
+        };
+        if lowest > first {
+            state.lowest = Some(first);
+            self.open(line, first, lowest - 1, now, notices);
+        }
+        self.end(before, first.saturating_sub(1), now, notices);
+    }
+
+    /// What stands between the highest reading of the line, if there was one, and `last` is
+    /// missing.
+    fn end(&mut self, line: &Line, last: u64, now: Duration, notices: &mut Vec<Notice>) {
+        let highest = self.lines.get(line).and_then(|state| state.highest);
+        if let Some(highest) = highest.filter(|highest| *highest < last) {
+            self.open(line, highest + 1, last, now, notices);
+            self.state(line, now, notices).highest = Some(last);
         }
     }
 

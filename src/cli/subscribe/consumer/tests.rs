@@ -76,6 +76,61 @@ fn a_reading_sent_again_under_a_new_seq_after_a_crash_is_dropped() {
 }
 
 #[test]
+fn a_new_epoch_begins_where_its_event_says_and_the_one_before_ends_there() {
+    let event = |body: serde_json::Value| body.to_string().into_bytes();
+    let begins = event(serde_json::json!({"type": "epoch", "was": 9, "first": 11, "gateway": "gw-01", "epoch": 12}));
+    let reading = |epoch: u32, seq: u64, origin: u64| {
+        let text = r#"{"gateway":"gw-01","epoch":EPOCH,"readings":[{"seq":SEQ,"device":"d","origin":[7,ORIGIN],"time":"0","values":{}}]}"#;
+        let text = text.replace("EPOCH", &epoch.to_string()).replace("SEQ", &seq.to_string());
+        text.replace("ORIGIN", &origin.to_string()).into_bytes()
+    };
+    let told = |consumer: &mut Consumer| consumer.tick(GRACE * 9).iter().map(Notice::to_string).collect::<Vec<_>>();
+
+    // Everything before the boundary came, and the first of those behind it.
+    let mut consumer = Consumer::new(None, GRACE);
+    consumer.take(TOPIC, &json([(9, 1), (10, 2)]), Duration::ZERO);
+    let taken = consumer.take(EVENTS, &begins, Duration::ZERO);
+    let notices: Vec<_> = taken.notices.iter().map(Notice::to_string).collect();
+    assert_eq!(notices, ["gw-01: epoch 9 ended before seq 11, where epoch 12 begins"]);
+    // An old copy of the log was put back: what it gives the same seqs is another reading.
+    assert_eq!(seqs(&consumer.take(TOPIC, &reading(12, 11, 3), Duration::ZERO)), [11]);
+    assert_eq!(told(&mut consumer), Vec::<String>::new());
+
+    // What waits of the epoch before comes before anything of the new one.
+    let mut consumer = Consumer::new(None, GRACE);
+    consumer.take(TOPIC, &json([(7, 1)]), Duration::ZERO);
+    consumer.take(EVENTS, &begins, Duration::ZERO);
+    assert_eq!(told(&mut consumer), Vec::<String>::new());
+    consumer.take(TOPIC, &json([(8, 2), (9, 3)]), Duration::ZERO);
+    consumer.take(TOPIC, &reading(12, 11, 5), Duration::ZERO);
+    assert_eq!(told(&mut consumer), ["gap: gw-01 epoch 9: seqs 10 to 10 (1) are missing, unexplained"]);
+
+    // Some are missing on both sides.
+    let mut consumer = Consumer::new(None, GRACE);
+    consumer.take(TOPIC, &json([(7, 1), (8, 2)]), Duration::ZERO);
+    consumer.take(TOPIC, &reading(12, 13, 3), Duration::ZERO);
+    consumer.take(EVENTS, &begins, Duration::ZERO);
+    let gap = serde_json::json!({
+        "type": "gap", "reason": "restart", "first": 9, "last": 12, "gateway": "gw-01", "epoch": 12,
+        "parts": [{"epoch": 9, "first": 9, "last": 10}, {"epoch": 12, "first": 11, "last": 11}],
+    });
+    consumer.take(EVENTS, &event(gap), Duration::ZERO);
+    assert_eq!(told(&mut consumer).len(), 3);
+    let missing = consumer.finish().1.missing;
+    assert_eq!(missing.explained, Missing { gaps: 2, seqs: 3 });
+    assert_eq!(missing.unexplained, Missing { gaps: 1, seqs: 1 });
+
+    // A gap of seqs of another epoch than that under which it is told.
+    let mut consumer = Consumer::new(None, GRACE);
+    consumer.take(TOPIC, &json([(7, 1), (10, 4)]), Duration::ZERO);
+    let gap = serde_json::json!({
+        "type": "gap", "reason": "max_size", "first": 8, "last": 9, "gateway": "gw-01", "epoch": 12, "of_epoch": 9,
+    });
+    consumer.take(EVENTS, &event(gap), Duration::ZERO);
+    assert_eq!(consumer.finish().1.missing.explained, Missing { gaps: 1, seqs: 2 });
+}
+
+#[test]
 fn a_lost_reading_is_an_unexplained_gap() {
     let mut consumer = Consumer::new(None, GRACE);
     consumer.take(TOPIC, &batch(Encoding::Postcard, None, [(1, 0), (3, 0)]), Duration::ZERO);
