@@ -66,6 +66,7 @@ pub struct Metrics {
     pub readings_received: Counter,
     pub readings_stored: Counter,
     pub readings_duplicate: Counter,
+    pub readings_refused: Family<ReasonLabel, Counter>,
     pub readings_unsynchronised: Counter,
     pub readings_device_clock: Counter,
     pub clock_trusted: Gauge,
@@ -105,6 +106,7 @@ pub struct Metrics {
     pub store_bytes: Gauge,
     pub store_written_bytes: Counter,
     pub store_pending_bytes: Gauge,
+    pub store_history_lost: Counter,
     pub commit_seconds: Histogram,
     pub store_quarantines: Counter,
     pub store_salvaged_readings: Counter,
@@ -125,6 +127,7 @@ impl Metrics {
             readings_received: Counter::default(),
             readings_stored: Counter::default(),
             readings_duplicate: Counter::default(),
+            readings_refused: Family::default(),
             readings_unsynchronised: Counter::default(),
             readings_device_clock: Counter::default(),
             clock_trusted: Gauge::default(),
@@ -167,6 +170,7 @@ impl Metrics {
             commit_seconds: latency(),
             store_quarantines: Counter::default(),
             store_salvaged_readings: Counter::default(),
+            store_history_lost: Counter::default(),
             commands_received: Family::default(),
             commands_ended: Family::default(),
             commands_live: Gauge::default(),
@@ -185,6 +189,11 @@ impl Metrics {
             "readings_duplicate",
             "Readings that a device sent again and that were dropped before the log",
             m.readings_duplicate,
+        );
+        registry.register(
+            "readings_refused",
+            "Samples that can never be taken; readings without values stand in their places",
+            m.readings_refused,
         );
         registry.register(
             "readings_unsynchronised",
@@ -300,6 +309,11 @@ impl Metrics {
             "Memory that readings not yet settled take",
             Unit::Bytes,
             m.store_pending_bytes,
+        );
+        registry.register(
+            "store_history_lost",
+            "Readings that every sink confirmed, and that gave way to new ones before they were on disk",
+            m.store_history_lost,
         );
         registry.register_with_unit("commit", "Time that a commit to the log took", Unit::Seconds, m.commit_seconds);
         registry.register("store_quarantines", "Damaged logs that were moved aside", m.store_quarantines);

@@ -1,6 +1,6 @@
 //! From the files to a log that only lacks its writer.
 
-use super::attendance::{self, Attendance};
+use super::attendance::{self, Attendance, KnownDevices};
 use super::budget::Budget;
 use super::cursor::SinkCursor;
 use super::disk::{Disk, OnDisk};
@@ -10,13 +10,14 @@ use super::headroom::DiskState;
 use super::heal::{self, Healed};
 use super::inbox::Inbox;
 use super::lanes::Lanes;
-use super::log::{Log, MAX_MARKS, Opened, Shared};
+use super::log::{Log, Opened, Shared};
 use super::logclock::LogClock;
-use super::mark::Mark;
+use super::mark::{Mark, Marks};
 use super::readers::Readers;
 use super::reserve::Reserve;
 use super::restore::{Job, Restored};
 use super::schema::OpenError;
+use super::small_tables::{MAX_MARKS, Shares};
 use super::space::{Gauge, Space};
 use super::state::State;
 use super::tail::{Policy, Tail};
@@ -24,7 +25,6 @@ use super::writer::lock;
 use crate::clock::Clock;
 use crate::config::{self, Deliver, Route};
 use crate::metrics::Metrics;
-use crate::model::DeviceStatus;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -36,7 +36,7 @@ pub(super) struct Prepared {
     pub shared: Arc<Shared>,
     pub disk: Disk,
     pub jobs: Vec<Job>,
-    pub devices: Vec<DeviceStatus>,
+    pub devices: KnownDevices,
     pub reserve: Reserve,
 }
 
@@ -80,7 +80,7 @@ pub(super) fn prepare(
     }
     let devices = attendance::load(&connection).unwrap_or_else(|why| {
         tracing::error!(%why, "what was known of devices' presence cannot be read");
-        Vec::new()
+        KnownDevices::default()
     });
     for name in &found.forgotten {
         tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
@@ -94,11 +94,9 @@ pub(super) fn prepare(
     };
     let confirmed = found.sinks.iter().map(|(confirmed, _)| *confirmed).collect();
     let tail = Tail::new(policy, found.next, found.reserved, confirmed);
-    let marks = found
-        .marks
-        .into_iter()
-        .map(|(device, session, seq)| (device.clone(), Mark::new(device, session, seq)))
-        .collect();
+    // They stand in the order in which they were used.
+    let mut marks = Marks::new(MAX_MARKS);
+    found.marks.into_iter().for_each(|(device, session, seq)| marks.used(Mark::new(device, session, seq)));
     let bounds = Bounds {
         max_size: config.max_size.as_u64(),
         max_age: config.max_age.map(|max_age| max_age.as_secs()),
@@ -120,7 +118,6 @@ pub(super) fn prepare(
         state: Mutex::new(State {
             tail,
             marks,
-            max_marks: MAX_MARKS,
             events: found.sinks.iter().map(|(_, event)| *event).collect(),
             persisted: found.sinks,
             written: found.written,
@@ -130,7 +127,8 @@ pub(super) fn prepare(
             boots,
             notices,
             attendance: Attendance::default(),
-            inbox: Inbox::new(commands),
+            attended: (0, 0),
+            inbox: Inbox::new(commands, Shares::of(config.max_size.as_u64()).commands),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, clock.boot(), now),
             check_due: now.monotonic,
@@ -165,7 +163,7 @@ pub(super) fn prepare(
     Ok(Prepared { shared, disk, jobs, devices, reserve })
 }
 
-pub(super) fn opened<W>(shared: Arc<Shared>, devices: Vec<DeviceStatus>, writer: W) -> Opened<W> {
+pub(super) fn opened<W>(shared: Arc<Shared>, devices: KnownDevices, writer: W) -> Opened<W> {
     let cursors = (0..shared.names.len()).map(|index| SinkCursor::new(shared.clone(), index)).collect();
     Opened { log: Log { shared }, cursors, devices, writer }
 }

@@ -217,7 +217,7 @@ impl Work {
         let now = shared.clock.now();
         let (mut commit, upto) = shared.state.lock().commit(&shared.names, now);
         let readings: usize = commit.batches.iter().map(|b| b.batch.readings.len()).sum();
-        let result = self.disk.commit(&commit);
+        let result = self.disk.commit(&commit, &|| shared.state.lock().marks.in_use());
         let wrote = result.as_ref().map_or(true, |outcome| !outcome.leaves_places(&commit));
         if wrote {
             shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
@@ -243,7 +243,11 @@ fn done(shared: &Shared, commit: &Commit, upto: Seq, readings: usize, outcome: O
     if commit.boot.is_some() {
         shared.state.lock().boots.saved();
     }
-    shared.state.lock().inbox.saved(&commit.inbox);
+    {
+        let mut state = shared.state.lock();
+        state.inbox.saved(&commit.inbox);
+        state.attended.1 = state.attended.1.max(commit.attendance.upto);
+    }
     commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
     for dropped in &outcome.evicted.dropped {
         shared.count_gap(&dropped.gap(&commit.sinks));

@@ -45,17 +45,19 @@ pub enum Trouble {
     Switch,
     /// A device's key is taken away or given back.
     Keys,
+    /// A copy of the log is made, or put back.
+    Image,
     /// The log's directory is moved away, or back.
     Away,
     /// Another program begins to read the log, and does not let go; or does.
     Reader,
-    /// A copy of the log is made, or put back.
-    Image,
+    /// The gateway stands still for a while.
+    Pause,
     /// Somebody copies one of the log's files.
     Copy,
 }
 
-const TROUBLES: [Trouble; 18] = [
+const TROUBLES: [Trouble; 19] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
@@ -73,6 +75,7 @@ const TROUBLES: [Trouble; 18] = [
     Trouble::Keys,
     Trouble::Away,
     Trouble::Reader,
+    Trouble::Pause,
     Trouble::Copy,
 ];
 

@@ -64,11 +64,11 @@ pub struct World {
     pub copy: Option<TempDir>,
     pub power_cuts: u64,
     pub kills: u64,
+    pub images: Images,
     /// The log's directory is somewhere else.
     pub away: bool,
     /// Another program that reads the log.
     pub reader: Option<rusqlite::Connection>,
-    pub images: Images,
 }
 
 /// A command may be under way to its device for so long, on a line without latency.
@@ -138,9 +138,9 @@ impl World {
             copy: None,
             power_cuts: 0,
             kills: 0,
+            images: Images::default(),
             away: false,
             reader: None,
-            images: Images::default(),
         };
         world.boot();
         for _ in 0..world.plan.sinks {
