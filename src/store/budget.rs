@@ -8,7 +8,7 @@ const RESERVE: (u64, u64) = (256 << 10, 8 << 20);
 /// The most that the write-ahead log's file keeps once it begins anew.
 pub(super) const KEPT: u64 = 16 << 20;
 /// The write-ahead log may always take this much, or nothing could be written.
-const LEAST: u64 = 256 << 10;
+const LEAST: u64 = 128 << 10;
 
 /// The bound of everything in the store's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,9 +30,10 @@ impl Budget {
         (self.max_size / 32).clamp(RESERVE.0, RESERVE.1)
     }
 
-    /// Readings that one commit writes take about this much at most.
+    /// Readings that one commit writes take about this much at most; what it writes beside
+    /// them takes no more than that.
     pub fn commit(self) -> u64 {
-        self.max_size / 16
+        self.max_size / 32
     }
 
     /// What there is beside the database as a rule.
@@ -48,7 +49,7 @@ impl Budget {
     /// The write-ahead log may take this much before a commit, beside a database of
     /// `file` bytes: what is left, but no more than a start reads in a moment.
     pub fn write_ahead(self, file: u64) -> u64 {
-        let left = self.max_size.saturating_sub(file + self.reserve() + self.commit());
+        let left = self.max_size.saturating_sub(file + self.reserve() + 2 * self.commit());
         left.min(self.max_size / 8).max(LEAST)
     }
 }
@@ -64,8 +65,8 @@ mod tests {
         for max_size in [8 * MIB, 24 * MIB, 64 * MIB, 1024 * MIB, 1 << 40] {
             let budget = Budget::new(max_size);
             let content = max_size - max_size / 8;
-            let all = content + budget.reserve() + budget.write_ahead(content) + budget.commit();
-            assert!(all <= max_size + LEAST, "{max_size}: {all}");
+            let all = content + budget.reserve() + budget.write_ahead(content) + 2 * budget.commit();
+            assert!(all <= max_size, "{max_size}: {all}");
             assert!(budget.kept() + content + budget.reserve() <= max_size, "{max_size}");
         }
     }

@@ -10,6 +10,7 @@
 //!
 //! Where there is no such file, nothing is proven, and a start begins a new epoch.
 
+use crate::files;
 use crate::model::{BootId, Epoch};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -115,8 +116,11 @@ impl Ticket {
         let Some(path) = &self.path else { return Ok(()) };
         let tickets: Vec<String> = self.told.iter().map(u64::to_string).collect();
         let new = path.with_extension("new");
-        std::fs::write(&new, format!("{} {}\n", self.boot, tickets.join(" ")))?;
-        std::fs::rename(new, path)
+        let written = std::fs::write(&new, format!("{} {}\n", self.boot, tickets.join(" ")));
+        written.and_then(|()| std::fs::rename(&new, path)).inspect_err(|_| {
+            // What is left of it is in nobody's way.
+            let _ = files::discard(&new);
+        })
     }
 }
 

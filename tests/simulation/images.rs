@@ -44,6 +44,7 @@ fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
 impl World {
     /// Makes a copy of the log, or puts one back that was made before.
     pub async fn image(&mut self) {
+        self.bring_back();
         let directory = self.plan.store.directory.clone();
         if self.more.bool() || self.images.image.is_none() {
             let read = |path: PathBuf| Ok((path.clone(), std::fs::read(path)?));
