@@ -41,6 +41,7 @@ fn hello() -> DeviceMessage {
         firmware: None,
         channels: Vec::new(),
         first: 1,
+        max_frame: 0,
     })
 }
 
@@ -133,7 +134,7 @@ fn telling_of_ten_thousand(bencher: Bencher) {
         .bench_local_values(|(registry, there)| {
             let mut told = 0;
             loop {
-                let tellings = registry.tell(clock.now(), 500);
+                let tellings = registry.tell(500);
                 if tellings.changes.is_empty() {
                     break;
                 }

@@ -368,6 +368,8 @@ static int64_t retry_delay = 1000;
 static void send_hello(void)
 {
     struct out *out = &session.out;
+    if (serial_path)
+        tcflush(link_fd, TCIFLUSH); /* what is still there is not for this session */
     size_t frame = begin_frame(out, HELLO);
     put_string(out, device.name);
     put_varint(out, device.session);
@@ -509,6 +511,9 @@ static const char *handle(uint8_t type, struct body body)
         session.window = get_varint(&body);
         if (body.bad)
             return "the gateway sent a Welcome that is none";
+        /* Since some version it names the session that it is for. */
+        if (body.at < body.end && get_varint(&body) == 1 && get_varint(&body) != device.session)
+            return NULL; /* it answers the Hello of an earlier life, over a serial line */
         if (settled > device.last) {
             restart_numbering();
             return "the session id was used before";

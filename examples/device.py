@@ -36,7 +36,7 @@ JSON = 0x10  # bits 6-4 of the type: the body's encoding
 
 # Types without the bits for the encoding.
 HELLO, AUTHENTICATE, READINGS, HEARTBEAT, GOODBYE = 0x01, 0x02, 0x03, 0x04, 0x06
-CHALLENGE, WELCOME, ACK, GATEWAY_GOODBYE = 0x81, 0x82, 0x83, 0x86
+CHALLENGE, WELCOME, ACK, GATEWAY_GOODBYE, REFUSED = 0x81, 0x82, 0x83, 0x86, 0x88
 
 MAX_BODY = 65536  # the largest body that this device takes from the gateway
 MAX_KEPT = 10_000  # readings kept at most
@@ -261,6 +261,8 @@ class Session:
 
     def run(self):
         """Returns once everything is acknowledged."""
+        if self.link.serial:
+            termios.tcflush(self.link.fd, termios.TCIFLUSH)  # what is still there is not for this session
         hello = {"device": self.args.device, "session": self.readings.session, "clock": "wall"}
         hello["first"] = self.readings.kept[0][0] if self.readings.kept else self.readings.next_seq
         self.send(HELLO, dict(hello, time=time.time_ns() // 1000, firmware="device.py 1"))
@@ -357,6 +359,8 @@ class Session:
                 raise SessionOver("the gateway asks for a key: give --key and --secret-file")
             self.send(AUTHENTICATE, {"key": self.args.key, "proof": self.proof(base64.b64decode(body["nonce"]))})
         if kind == WELCOME:
+            if body.get("session", self.readings.session) != self.readings.session:
+                return  # it answers the Hello of an earlier life, over a serial line
             self.last_heard = time.monotonic()
             self.welcome = body
             settled = body["settled"]
@@ -376,6 +380,8 @@ class Session:
                 self.progress = time.monotonic()
                 if self.readings.forget(self.acked):
                     self.on_ack(self.acked)
+            if kind == REFUSED:
+                print("refused from %d on, %d readings: %s" % (body["seq"], body["count"], body["text"]), flush=True)
             # A HeartbeatReply needs no more than being heard; what is unknown is ignored.
 
 

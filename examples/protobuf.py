@@ -118,7 +118,7 @@ class Device:
     def run(self, sock):
         """One session. Returns once everything is acknowledged."""
         send(sock, pb.Hello(device=self.args.device, session=self.session, clock=pb.CLOCK_WALL, time=now(),
-                            firmware="protobuf.py 1", first=self.settled + 1))
+                            firmware="protobuf.py 1", first=self.settled + 1, max_frame=MAX_BODY))
         welcome = receive(sock)
         if isinstance(welcome, pb.Challenge):
             raise SessionOver("the gateway asks for a key, which this example cannot prove: device.py can")

@@ -5,7 +5,12 @@
 //! Who believes the wall clock and why is decided elsewhere ([`SystemClock::believe`]);
 //! everything that waits, times out or is ordered goes by monotonic time only.
 
+mod pauses;
+
+pub use pauses::{Excuses, LAST_LOOK, LONGEST_NAP, Pauses, keep, patiently};
+
 use crate::model::{BootId, Timestamp};
+use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -38,6 +43,17 @@ pub trait Clock: Send + Sync {
     fn boot(&self) -> BootId {
         BootId::default()
     }
+
+    /// By how much deadlines for others have been put off so far, since the gateway did not
+    /// listen all the time; see [`Pauses`].
+    fn put_off(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// The gateway is running. Returns for how long it stood still, if that is news.
+    fn look(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// The operating system's clocks.
@@ -47,6 +63,7 @@ pub struct SystemClock {
     /// What the machine's uptime was when `monotonic` was zero.
     zero: Duration,
     believed: AtomicBool,
+    pauses: Mutex<Pauses>,
 }
 
 /// 2026-01-01T00:00:00Z: no box can run this program before it was written.
@@ -60,7 +77,7 @@ const BOOT_ID_VARIABLE: &str = "TIDEGATE_BOOT_ID";
 impl SystemClock {
     /// A clock that counts from now on and is believed whenever it is plausible.
     pub fn new() -> SystemClock {
-        SystemClock { boot: random(), zero: uptime(), believed: AtomicBool::new(true) }
+        SystemClock::of(random(), uptime(), true)
     }
 
     /// A clock that counts from the machine's boot and is not believed until
@@ -74,7 +91,11 @@ impl SystemClock {
                  set gets no time if the gateway restarts before that"
             );
         }
-        SystemClock { boot: boot.unwrap_or_else(random), zero: Duration::ZERO, believed: AtomicBool::new(false) }
+        SystemClock::of(boot.unwrap_or_else(random), Duration::ZERO, false)
+    }
+
+    fn of(boot: BootId, zero: Duration, believed: bool) -> SystemClock {
+        SystemClock { boot, zero, believed: AtomicBool::new(believed), pauses: Mutex::default() }
     }
 
     /// From now on the wall clock is believed whenever it is plausible. It stays so
@@ -116,6 +137,15 @@ impl Clock for SystemClock {
 
     fn boot(&self) -> BootId {
         self.boot
+    }
+
+    fn put_off(&self) -> Duration {
+        let pauses = *self.pauses.lock();
+        pauses.put_off(uptime())
+    }
+
+    fn look(&self) -> Option<Duration> {
+        self.pauses.lock().look(uptime())
     }
 }
 

@@ -9,14 +9,16 @@ pub mod auth;
 mod convert;
 mod gaps;
 mod rate;
+mod refused_samples;
 mod registry;
 mod rivals;
 mod roll;
 mod session;
 
 pub use acks::Acks;
-pub use convert::{ConvertError, Converted, Converter, TimeRules};
+pub use convert::{ConvertError, Converted, Converter, Refused, TimeRules};
 pub use rate::Bucket;
+pub use refused_samples::{RefusedLog, RefusedSamples};
 pub use registry::{Answer, Call, Connected, Introduction, NotAdmitted, Registry};
 pub use roll::{Tellings, Told};
 pub use session::{Grants, Refusal, Session, Step, Tick};

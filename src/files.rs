@@ -83,6 +83,71 @@ pub fn read_secret(path: &Path, most: u64) -> Result<Vec<u8>, SecretError> {
     Ok(content)
 }
 
+/// A new content that is written beside a file until it can take its place as a whole. If
+/// that fails it is removed: on a full disk it would be in the way of every later attempt.
+pub struct Replacement {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: File,
+    placed: bool,
+}
+
+impl Replacement {
+    /// For the file at `path`, whether there is one or not.
+    ///
+    /// # Errors
+    /// As the operating system gives them.
+    pub fn of(path: &Path, mode: u32) -> io::Result<Replacement> {
+        let temporary = Replacement::temporary(path);
+        // What a crash left is nobody's.
+        let _ = discard(&temporary);
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        Ok(Replacement { path: path.to_owned(), temporary, file, placed: false })
+    }
+
+    /// Where the new content of the file at `path` is written.
+    pub fn temporary(path: &Path) -> PathBuf {
+        with_suffix(path, ".new")
+    }
+
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Puts it on the disk, and in its place.
+    ///
+    /// # Errors
+    /// As the operating system gives them.
+    pub fn put(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(&self.temporary, &self.path)?;
+        self.placed = true;
+        File::open(directory_of(&self.path))?.sync_all()
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if !self.placed {
+            // If it stays, the next attempt and the next start remove it.
+            let _ = discard(&self.temporary);
+        }
+    }
+}
+
+/// Removes a file that is of no use, and gives its space back even if it cannot be removed:
+/// on some filesystems a full disk refuses to unlink, but not to truncate.
+///
+/// # Errors
+/// As the operating system gives them; that there is none is no error.
+pub fn discard(path: &Path) -> io::Result<()> {
+    let cut = File::options().write(true).open(path).and_then(|file| file.set_len(0));
+    match std::fs::remove_file(path) {
+        Err(why) if why.kind() != io::ErrorKind::NotFound => cut,
+        _ => Ok(()),
+    }
+}
+
 /// A file that is changed by one process at a time. Unlocked when dropped.
 pub struct Locked {
     path: PathBuf,
@@ -124,15 +189,10 @@ impl Locked {
     /// # Errors
     /// As the operating system gives them.
     pub fn replace(&self, content: &[u8]) -> io::Result<()> {
-        let temporary = with_suffix(&self.path, ".new");
-        // What a crash left is nobody's.
-        let _ = std::fs::remove_file(&temporary);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        take_over_owner(&file, &self.file.metadata()?)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, &self.path)?;
-        File::open(directory_of(&self.path))?.sync_all()
+        let mut new = Replacement::of(&self.path, 0o600)?;
+        take_over_owner(new.file(), &self.file.metadata()?)?;
+        new.file().write_all(content)?;
+        new.put()
     }
 }
 
@@ -175,6 +235,24 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("a mode");
         assert_eq!(read_secret(&path, 10).expect("a secret"), b"1234567890");
         assert!(matches!(read_secret(&path, 9), Err(SecretError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_new_content_that_could_not_be_written_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("file");
+        std::fs::write(&path, "old").expect("a file");
+        std::fs::write(Replacement::temporary(&path), "of an earlier life").expect("a file");
+        let mut new = Replacement::of(&path, 0o644).expect("a new file");
+        new.file().write_all(b"half").expect("a write");
+        drop(new);
+        let left: Vec<_> = std::fs::read_dir(directory.path()).expect("it").map(|e| e.expect("one").path()).collect();
+        assert_eq!((left, std::fs::read(&path).expect("it")), (vec![path.clone()], b"old".to_vec()));
+
+        let mut new = Replacement::of(&path, 0o644).expect("a new file");
+        new.file().write_all(b"new").expect("a write");
+        new.put().expect("it takes its place");
+        assert_eq!(std::fs::read(&path).expect("it"), b"new");
     }
 
     #[test]

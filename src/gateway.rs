@@ -13,7 +13,7 @@ pub use operator::SetLogLevel;
 pub use service::run;
 
 use crate::backoff::Backoff;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{self, Clock, SystemClock};
 use crate::config::{self, Config};
 use crate::device::auth::Doorman;
 use crate::device::{Registry, attendance};
@@ -288,6 +288,7 @@ fn keep_time(config: &config::Gateway, clock: Arc<SystemClock>, log: &Log, metri
         tracing::debug!(witness, "the clock is set");
     }
     let mut part = Part::new();
+    part.tasks.spawn(clock::keep(clock.clone() as Arc<dyn Clock>, part.stop.subscribe()));
     part.tasks.spawn(timekeeper::keep(clock, witnesses, log.clone(), metrics.clone(), part.stop.subscribe()));
     part
 }

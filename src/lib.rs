@@ -10,12 +10,13 @@
 
 pub mod model;
 
+pub mod stop;
+
 pub mod backoff;
 pub mod clock;
 pub mod files;
 pub mod metrics;
 pub mod pem;
-pub mod stop;
 
 pub mod config;
 

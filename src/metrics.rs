@@ -66,6 +66,7 @@ pub struct Metrics {
     pub readings_received: Counter,
     pub readings_stored: Counter,
     pub readings_duplicate: Counter,
+    pub readings_refused: Family<ReasonLabel, Counter>,
     pub readings_unsynchronised: Counter,
     pub readings_device_clock: Counter,
     pub clock_trusted: Gauge,
@@ -126,6 +127,7 @@ impl Metrics {
             readings_received: Counter::default(),
             readings_stored: Counter::default(),
             readings_duplicate: Counter::default(),
+            readings_refused: Family::default(),
             readings_unsynchronised: Counter::default(),
             readings_device_clock: Counter::default(),
             clock_trusted: Gauge::default(),
@@ -187,6 +189,11 @@ impl Metrics {
             "readings_duplicate",
             "Readings that a device sent again and that were dropped before the log",
             m.readings_duplicate,
+        );
+        registry.register(
+            "readings_refused",
+            "Samples that can never be taken; readings without values stand in their places",
+            m.readings_refused,
         );
         registry.register(
             "readings_unsynchronised",

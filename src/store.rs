@@ -30,6 +30,7 @@
 
 mod attendance;
 mod boots;
+mod budget;
 mod cursor;
 mod cut;
 mod damage;
@@ -52,10 +53,13 @@ mod mark;
 mod merging;
 mod offline;
 mod opening;
+mod paged;
+mod place;
 mod quarantine;
 mod ranges;
 mod readers;
 mod recover;
+mod reopening;
 mod reserve;
 mod restore;
 mod retention;
@@ -72,7 +76,7 @@ mod unlisted;
 mod wal;
 mod writer;
 
-pub use attendance::Attended;
+pub use attendance::{Attended, KnownDevices, MAX_FORGOTTEN};
 pub use cursor::SinkCursor;
 pub use epochs::with_epoch;
 pub use headroom::DiskState;

@@ -4,4 +4,5 @@
 pub mod codec;
 pub mod frame;
 pub mod message;
+pub mod sift;
 pub mod text;

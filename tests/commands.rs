@@ -10,6 +10,7 @@ use crate::support::script::{Manners, Script};
 use serde_json::{Value, json};
 use std::process::{Command as Process, Output};
 use std::time::Duration;
+use tidegate::model::Timestamp;
 use tidegate::wire::message::{Command, CommandResult, DeviceMessage, GatewayMessage, ResultState, SubCommand};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -179,6 +180,25 @@ async fn what_may_not_be_is_rejected_with_the_reason() {
         assert_eq!(result["state"], "rejected");
         assert!(result["payload"]["error"].as_str().is_some_and(|error| error.contains(why)), "{result}");
     }
+    // What is asked for shows in what was rejected; what makes no sense does not.
+    for (path, lasts) in
+        [("pump1/commands/x-3", Some(60)), ("pump1/commands/x-4", Some(7200)), ("pump1/commands/x-5", None)]
+    {
+        let (_, shown) = request(&gateway, "GET", &format!("/api/v1/devices/{path}"), "", "").await;
+        let time = |field: &str| shown[field].as_str().map(|text| text.parse::<Timestamp>().expect("a time"));
+        let wanted = time("expires").map(|expires| expires.since(time("received").expect("it came")).as_secs());
+        assert_eq!(wanted, lasts, "{shown}");
+    }
+    // One that is too large in all is still known by its id, wherever that stands.
+    let filler = "x".repeat(6000);
+    let large = format!("{{\"payload\":\"{filler}\",\"name\":\"open\",\"id\":\"x-7\"}}");
+    cloud.publish("tidegate/gw/devices/pump1/command", &large, false).await;
+    let (_, result) = cloud.result("x-7").await;
+    assert_eq!((&result["device"], &result["name"]), (&json!("pump1"), &json!("open")), "{result}");
+    assert!(result["payload"]["error"].as_str().is_some_and(|error| error.contains("max_payload")), "{result}");
+    let (status, answer) =
+        request(&gateway, "POST", "/api/v1/devices/pump1/commands", "Content-Type: application/json\r\n", &large).await;
+    assert!(status == 400 && answer["error"].as_str().is_some_and(|error| error.contains("max_payload")), "{answer}");
     cloud.publish("tidegate/gw/devices/pump1/command", "{\"name\":\"open\"}", false).await;
     eventually("a command without an id is rejected", async || {
         cloud.all().iter().any(|(_, result)| result["id"].is_null() && result["state"] == "rejected")
@@ -330,6 +350,10 @@ async fn the_gateway_itself_can_be_commanded() {
     let status = tell("g-2", json!({"name": "status"})).await;
     assert_eq!((&status["payload"]["devices"], &status["payload"]["disk"]), (&json!(1), &json!("normal")), "{status}");
     assert_eq!(status["payload"]["sinks"][0]["sink"], "mqtt");
+    // Whose result it is stands in all of them, as over HTTP.
+    assert_eq!(status.as_object().and_then(|result| result.get("device")), Some(&Value::Null), "{status}");
+    let (_, shown) = request(&gateway, "GET", "/api/v1/commands/g-2", "", "").await;
+    assert_eq!(shown.as_object().and_then(|shown| shown.get("device")), Some(&Value::Null), "{shown}");
     let rejected = tell("g-3", json!({"name": "dance"})).await;
     assert!(rejected["payload"]["error"].as_str().is_some_and(|error| error.contains("restart-sink")), "{rejected}");
 

@@ -114,6 +114,104 @@ async fn after_a_crash_those_who_come_back_were_never_gone_and_the_others_are_to
     assert!(told(&listener, "stays").iter().all(|(state, _)| state == "online"), "{:?}", told(&listener, "stays"));
 }
 
+/// Since when it is in its state, and why, as MQTT, API and history say it.
+async fn said_everywhere(gateway: &Gateway, broker: &Broker, device: &str) -> [(Value, Value); 3] {
+    let listener = listen(broker).await;
+    let topic = format!("tidegate/gw/devices/{device}/status");
+    eventually("it is retained", async || !listener.messages(&topic).is_empty()).await;
+    let api = json(gateway, &format!("/api/v1/devices/{device}")).await;
+    let history = json(gateway, &format!("/api/v1/devices/{device}/history?limit=1")).await;
+    [listener.messages(&topic)[0].clone(), api, history["history"][0].clone()]
+        .map(|status| (status["since"].clone(), status["reason"].clone()))
+}
+
+/// What is retained for ever must be true, and the same wherever somebody asks.
+#[tokio::test]
+async fn after_a_crash_everybody_is_told_since_when_a_device_is_online_as_before() {
+    let broker = Broker::start().await;
+    let sections = QUICK.replace("idle_timeout = \"3s\"", "idle_timeout = \"60s\"");
+    let mut gateway = Gateway::with_broker(&broker.gateway_url(), &sections).started().await;
+    let address = gateway.tcp_address();
+    let _talk = Talk::welcomed(&address, "pump", 7).await;
+    becomes(&listen(&broker).await, "pump", "online", "connected").await;
+    eventually("it is in the log", async || {
+        json(&gateway, "/api/v1/history").await["history"].as_array().is_some_and(|entries| entries.len() == 1)
+    })
+    .await;
+    let [before, api, history] = said_everywhere(&gateway, &broker, "pump").await;
+    assert_eq!((&before, &before), (&api, &history));
+    gateway.kill();
+    let listener = listen(&broker).await;
+    gateway.start().await;
+    eventually("it is told again", async || told(&listener, "pump").len() >= 2).await;
+    let [again, _, history] = said_everywhere(&gateway, &broker, "pump").await;
+    assert_eq!((&again, &history), (&before, &before), "while it is not back");
+    let _talk = Talk::welcomed(&address, "pump", 7).await;
+    // A device that comes last of all is told, and with it whatever else there was to tell.
+    let _last = Talk::welcomed(&address, "last", 7).await;
+    becomes(&listener, "last", "online", "connected").await;
+    assert_eq!(said_everywhere(&gateway, &broker, "pump").await, [before.clone(), before.clone(), before]);
+}
+
+/// Within `offline_delay` the device counts as online, and since when it does.
+#[tokio::test]
+async fn a_broker_that_forgot_everything_is_not_told_of_a_departure_that_is_none_yet() {
+    let mut broker = Broker::start().await;
+    let sections = QUICK.replace("300ms", "60s");
+    let gateway = Gateway::with_broker(&broker.gateway_url(), &sections).started().await;
+    let (talk, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 7).await;
+    becomes(&listen(&broker).await, "pump", "online", "connected").await;
+    let [before, ..] = said_everywhere(&gateway, &broker, "pump").await;
+    drop(talk);
+    gateway.figure_becomes("tidegate_devices_connected", |n| n == 0.0).await;
+    broker.stop().await;
+    broker.resume().await;
+    let [mqtt, api, history] = said_everywhere(&gateway, &broker, "pump").await;
+    assert_eq!((&mqtt, &history), (&before, &before));
+    assert_eq!(api.1, "link-lost");
+}
+
+/// Nobody else would ever take back what is retained of them.
+#[tokio::test]
+async fn devices_that_were_forgotten_while_the_broker_was_away_are_taken_back_after_a_crash() {
+    let broker = Broker::start().await;
+    let mut gateway = Gateway::with_broker(&broker.gateway_url(), "[devices]\nmax_known = 4\n");
+    gateway.keys("[[tcp]]", "max_connections = 4");
+    let mut gateway = gateway.started().await;
+    let come_and_go = async |gateway: &Gateway, kind: &str, entries: usize| {
+        for n in 0..4 {
+            let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), &format!("{kind}-{n}"), 7).await;
+            talk.say(&goodbye()).await;
+            gateway.figure_becomes("tidegate_devices_connected", |n| n == 0.0).await;
+        }
+        eventually("all is in the log", async || {
+            let history = json(gateway, "/api/v1/history").await;
+            history["history"].as_array().is_some_and(|list| {
+                let known = |n: i32| list.iter().any(|entry| entry["device"] == format!("{kind}-{n}"));
+                list.len() >= entries && (0..4).all(known)
+            })
+        })
+        .await;
+    };
+    come_and_go(&gateway, "old", 4).await;
+    let listener = listen(&broker).await;
+    for n in 0..4 {
+        becomes(&listener, &format!("old-{n}"), "offline", "goodbye").await;
+    }
+    gateway.kill();
+    gateway.use_broker("mqtt://127.0.0.1:1");
+    gateway.start().await;
+    come_and_go(&gateway, "new", 8).await;
+    gateway.kill();
+    gateway.use_broker(&broker.gateway_url());
+    gateway.start().await;
+    for n in 0..4 {
+        becomes(&listener, &format!("new-{n}"), "offline", "goodbye").await;
+        let topic = format!("tidegate/gw/devices/old-{n}/status");
+        eventually("it is taken back", async || listener.messages(&topic).last() == Some(&Value::Null)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_broker_that_forgot_everything_is_told_anew() {
     let mut broker = Broker::start().await;

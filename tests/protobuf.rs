@@ -97,6 +97,16 @@ fn decode(encoding: BodyEncoding, kind: u8, body: &[u8]) -> Result<Message, Stri
     Message::decode(&FrameRef { format, kind, body }).map_err(|why| why.to_string())
 }
 
+/// Adds the fields of later versions that are not written while they say nothing.
+fn with_appended(message: &str, json: &mut serde_json::Value) {
+    let (field, nothing) = match message {
+        "Hello" => ("max_frame", json!(0)),
+        "Welcome" => ("session", json!(null)),
+        _ => return,
+    };
+    json.as_object_mut().expect("an object").entry(field).or_insert(nothing);
+}
+
 #[test]
 fn the_gateway_speaks_what_the_proto_file_says() {
     let proto = proto();
@@ -104,7 +114,8 @@ fn the_gateway_speaks_what_the_proto_file_says() {
     proptest!(config, |(message in any_message())| {
         let (kind, body) = body_of(&message, BodyEncoding::Protobuf);
         let (_, json) = body_of(&message, BodyEncoding::Json);
-        let json: serde_json::Value = serde_json::from_slice(&json).expect("it was encoded as JSON");
+        let mut json: serde_json::Value = serde_json::from_slice(&json).expect("it was encoded as JSON");
+        with_appended(message.name(), &mut json);
         let theirs = decoded(&proto, message.name(), &body);
         prop_assert_eq!(json_of(&theirs), json);
         // They leave out what is empty; where that is not allowed, it is found missing.

@@ -25,6 +25,8 @@ mod device;
 mod disk;
 #[path = "simulation/doer.rs"]
 mod doer;
+#[path = "simulation/freezer.rs"]
+mod freezer;
 #[path = "simulation/gateway.rs"]
 mod gateway;
 #[path = "simulation/healing.rs"]

@@ -114,10 +114,9 @@ async fn mistakes_are_answered_with_what_was_wrong() {
     assert_eq!(talk.goodbye().await.reason, Reason::TooLarge, "only small frames before Welcome");
 
     let (mut talk, _) = Talk::welcomed(&address, "pump", 1).await;
-    let undeclared = Sample { time: 0, values: vec![(ChannelRef::Index(9), tidegate::model::Value::Integer(1))] };
-    talk.say(&readings(1, vec![undeclared])).await;
+    talk.say(&readings(0, vec![sample(1, 1)])).await;
     let goodbye = talk.goodbye().await;
-    assert!(goodbye.text.contains("channel index 9"), "{}", goodbye.text);
+    assert!(goodbye.text.contains("seqs start at 1"), "{}", goodbye.text);
 
     let (mut talk, _) = Talk::welcomed(&address, "pump", 2).await;
     let mut damaged = Vec::new();
@@ -213,6 +212,7 @@ async fn a_hub_speaks_for_its_sub_devices_and_clocks_since_boot_are_placed() {
         firmware: None,
         channels: Vec::new(),
         first: 1,
+        max_frame: 0,
     }))
     .await;
     let welcome = talk.welcome().await;

@@ -32,6 +32,7 @@ async fn without_clock(gateway: &Gateway, session: u64, uptime_ms: i64) -> (Talk
         firmware: None,
         channels: Vec::new(),
         first: 1,
+        max_frame: 0,
     };
     talk.say(&DeviceMessage::Hello(hello)).await;
     let welcome = talk.welcome().await;

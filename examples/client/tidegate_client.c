@@ -8,6 +8,7 @@ enum {
     /* Types: bit 7 from the gateway, bits 6-4 encoding (postcard is 0), 3-0 message. */
     HELLO = 0x01, AUTHENTICATE = 0x02, READINGS = 0x03, HEARTBEAT = 0x04, COMMAND_RESULT = 0x05, GOODBYE = 0x06,
     CHALLENGE = 0x81, WELCOME = 0x82, ACK = 0x83, HEARTBEAT_REPLY = 0x84, COMMAND = 0x85, GATEWAY_GOODBYE = 0x86,
+    REFUSED = 0x88,
     HELLO_MAX = 256,       /* what the gateway takes before its Welcome */
     MIN_DELAY = 1000,      /* ms between sessions, at first */
     MAX_DELAY = 60000,
@@ -334,7 +335,7 @@ static void restart_numbering(struct tg_client *c)
 {
     c->session = chance(c);
     c->first = 1;
-    c->highest = 0;
+    c->sent = c->highest = 0;
 }
 
 /* ---- what the device says --------------------------------------------------------- */
@@ -353,10 +354,22 @@ static void put_hello(struct tg_client *c, struct writer *w, unsigned declared)
         put_option(w, c->config.channels[i].unit);
     }
     put_varint(w, c->first);
+    put_varint(w, TG_MAX_BODY);
+}
+
+/* What came and was not read yet is not for the session that begins. */
+static void flush_line(struct tg_client *c)
+{
+    const struct tg_transport *link = &c->config.transport;
+    for (int i = 0; i < 16 && link->read(link->context, c->in, sizeof c->in) > 0; i++)
+        ;
+    c->in_length = c->in_skip = 0;
 }
 
 static void say_hello(struct tg_client *c)
 {
+    if (c->config.transport.serial)
+        flush_line(c);
     struct writer body = begin_frame(c);
     put_hello(c, &body, c->declared);
     end_frame(c, HELLO, &body);
@@ -578,13 +591,24 @@ static void take_welcome(struct tg_client *c, struct reader *r)
     int64_t time = get_zigzag(r);
     uint64_t trusted = get_varint(r);
     uint64_t interval = get_varint(r), max_body = get_varint(r), window = get_varint(r);
+    int named = r->at < r->end && get_varint(r) == 1; /* older gateways do not name the session */
+    uint64_t session = named ? get_varint(r) : c->session;
     if (r->bad || interval == 0 || interval > UINT32_MAX)
         return;
-    if (settled >= c->first + c->count) {
+    if (session != c->session)
+        return; /* it answers an earlier Hello on this line */
+    if (settled > c->highest) {
+        /* No reading may be forgotten that was never sent. */
+        if (c->config.transport.serial && !named && !c->doubted) {
+            c->doubted = 1; /* maybe likewise; if it is, the right one follows */
+            return;
+        }
+        c->doubted = 0;
         restart_numbering(c);
         over(c, "the session id was used before", "");
         return;
     }
+    c->doubted = 0;
     c->interval = interval * 1000;
     c->max_body = max_body;
     c->window = window;
@@ -682,6 +706,11 @@ static void take_message(struct tg_client *c, uint8_t type, struct reader r)
             command.name = terminated(name);
             command.payload = payload.at ? terminated(payload) : NULL;
             take_command(c, &command);
+        } else if (type == REFUSED) {
+            uint64_t seq = get_varint(&r), count = get_varint(&r);
+            struct slice text = get_bytes(&r);
+            if (!r.bad && seq > 0 && count > 0) /* they are settled: an Ack follows */
+                tell(c, "readings were refused", terminated(text));
         }
         /* What is unknown is ignored. */
     }

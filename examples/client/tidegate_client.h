@@ -20,7 +20,7 @@ extern "C" {
 
 /* Sizes in bytes, to be changed on the compiler's command line. */
 #ifndef TG_MAX_BODY
-#define TG_MAX_BODY 512 /* largest body sent or taken: a larger command is not seen */
+#define TG_MAX_BODY 512 /* largest body sent or taken: the gateway rejects a larger command */
 #endif
 #ifndef TG_MAX_SAMPLE
 #define TG_MAX_SAMPLE 128 /* a reading with all its values */
@@ -136,10 +136,11 @@ struct tg_client {
     uint32_t retry_delay, resend_delay, hello_delay;
     /* Readings: a ring of samples, each as two bytes of length and its postcard. The first
      * has the seq `first`; `sent` was sent last, and what follows stands `unsent` bytes
-     * behind the first. `highest` was ever sent. */
+     * behind the first. Nothing of the session was ever sent behind `highest`. */
     size_t head, used, unsent;
     uint64_t session, first, count, sent, highest, announced, given_up;
     size_t batch; /* on a serial line: the largest body of Readings */
+    int doubted; /* a Welcome said more than can be */
     /* What the gateway said. */
     uint64_t interval, window, max_body;
     int asked, remind; /* a heartbeat is not answered; one is wanted at once */

@@ -16,6 +16,7 @@ use tidegate::device::{Grants, Session, Step, TimeRules};
 use tidegate::model::{BootId, Timestamp};
 use tidegate::wire::codec::{decode_device, encode_gateway};
 use tidegate::wire::frame::{BodyEncoding, Decoder, Event, Format, Limits, Recovery, Version};
+use tidegate::wire::sift::sift;
 
 const LIMITS: Limits = Limits { max_body: 64 * 1024, require_checksum: false };
 const GRANTS: Grants = Grants {
@@ -47,8 +48,16 @@ pub fn check(input: &[u8]) {
     for piece in stream.chunks(usize::from(*size).max(1)) {
         let pushed = decoder.push(piece, &mut |event| {
             let Event::Frame(frame) = event else { return ControlFlow::Continue(()) };
-            let Ok(message) = decode_device(&frame) else { return ControlFlow::Continue(()) };
-            match session.take(message, now) {
+            let step = match decode_device(&frame) {
+                Ok(message) => session.take(message, now),
+                Err(_) => match sift(&frame, session.context()) {
+                    Some(sifted) => session.sift(sifted, now),
+                    None => return ControlFlow::Continue(()),
+                },
+            };
+            // What is left of a message is to come in the next session.
+            let ends = matches!(step, Ok(Step::StorePart(..)));
+            match step {
                 Ok(Step::Introduced(device)) => {
                     assert!(session.device().is_none(), "{device} has still to prove who it is");
                     challenges = challenges.wrapping_add(1);
@@ -76,7 +85,7 @@ pub fn check(input: &[u8]) {
                     encode_gateway(&session.welcome(first, 0, now), ANSWER, &mut answers);
                     last = first.saturating_sub(1);
                 }
-                Ok(Step::Store(converted)) => {
+                Ok(Step::Store(converted) | Step::StorePart(converted, _)) => {
                     assert!(admitted && session.device().is_some());
                     for reading in converted.batches().flat_map(|batch| &batch.readings) {
                         assert_eq!(reading.origin_seq, last + 1, "readings are stored without a gap");
@@ -84,6 +93,7 @@ pub fn check(input: &[u8]) {
                         last += 1;
                     }
                     assert!(converted.last <= last || converted.batch.readings.is_empty());
+                    assert!(converted.refused.count() <= last);
                 }
                 Ok(Step::Reply(reply)) => encode_gateway(&reply, ANSWER, &mut answers),
                 Ok(Step::Answer(_) | Step::SubDevice { .. } | Step::Lost { .. } | Step::Leave) => {}
@@ -92,6 +102,10 @@ pub fn check(input: &[u8]) {
                     session.reset(now);
                     (open, admitted) = (None, authentication == Authentication::None);
                 }
+            }
+            if ends {
+                session.reset(now);
+                (open, admitted) = (None, authentication == Authentication::None);
             }
             ControlFlow::Continue(())
         });

@@ -1,4 +1,4 @@
-//! `tidegate devices`: who is there, and who was.
+//! `tidegate devices`: who is there, and who was; and what of theirs could not be taken.
 
 use super::api::{Api, segment};
 use super::{File, failed, load};
@@ -18,6 +18,9 @@ pub struct Args {
     /// What was told of them, the newest first
     #[arg(long)]
     history: bool,
+    /// Samples of theirs that were refused since the gateway started, the newest first
+    #[arg(long, conflicts_with = "history")]
+    refused: bool,
     /// At most so many lines
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
@@ -46,6 +49,14 @@ fn show(args: &Args, api: &Api, out: &mut dyn Write) -> Result<()> {
     let written = "cannot write the output";
     let mut headed = args.json;
     let head = |out: &mut dyn Write| {
+        if args.refused {
+            return writeln!(
+                out,
+                "{:<28} {:<28} {:>20} {:>10} {:>7}  WHY",
+                "TIME", "DEVICE", "SESSION", "SEQ", "COUNT"
+            )
+            .context(written);
+        }
         writeln!(out, "{:<28} {:<8} {:<18} {:<28} {:>6}  LINK", "DEVICE", "STATE", "REASON", "SINCE", "FLAPS")
             .context(written)
     };
@@ -57,6 +68,19 @@ fn show(args: &Args, api: &Api, out: &mut dyn Write) -> Result<()> {
             head(out)?;
         }
         let text = |key: &str| entry[key].as_str().unwrap_or("-");
+        let number = |key: &str| entry[key].as_u64().unwrap_or_default();
+        if args.refused {
+            let (session, seq, count) = (number("session"), number("seq"), number("count"));
+            // Devices choose what stands there: no terminal escape gets through.
+            let why: String = text("text").chars().flat_map(char::escape_debug).collect();
+            return writeln!(
+                out,
+                "{:<28} {:<28} {session:>20} {seq:>10} {count:>7}  {why}",
+                text("time"),
+                text("device")
+            )
+            .context(written);
+        }
         let flapping = if entry["flapping"] == true { " (flapping)" } else { "" };
         writeln!(
             out,
@@ -65,7 +89,7 @@ fn show(args: &Args, api: &Api, out: &mut dyn Write) -> Result<()> {
             text("state"),
             text("reason"),
             text("since"),
-            entry["flaps"].as_u64().unwrap_or_default(),
+            number("flaps"),
             text("link")
         )
         .context(written)
@@ -78,6 +102,8 @@ fn show(args: &Args, api: &Api, out: &mut dyn Write) -> Result<()> {
 fn each(args: &Args, api: &Api, show: &mut dyn FnMut(&Value) -> Result<()>) -> Result<()> {
     let device = args.device.as_ref().map(|device| segment(device.as_str()));
     let (path, list, page_by) = match (&device, args.history) {
+        (Some(device), _) if args.refused => (format!("/api/v1/devices/{device}/refused"), "refused", "before"),
+        (None, _) if args.refused => ("/api/v1/refused".to_owned(), "refused", "before"),
         (Some(device), false) => return show(&api.get(&format!("/api/v1/devices/{device}"))?.json()?),
         (Some(device), true) => (format!("/api/v1/devices/{device}/history"), "history", "before"),
         (None, true) => ("/api/v1/history".to_owned(), "history", "before"),

@@ -73,7 +73,7 @@ mod tests {
         check::<Http>("http", &[&tls[..], &tcp, &silence, &["token_file", "allowed_origins"]].concat());
         check::<Devices>("devices", &["allow", "deny", "keys_file", "sealing_key_file"]);
         check::<Commands>("commands", &["devices"]);
-        check::<Store>("store", &["max_age", "thin"]);
+        check::<Store>("store", &["max_age", "runtime_directory", "thin"]);
         check::<Route>("route", &["devices", "channels"]);
         let without_default = ["client_id", "username", "password_file", "ca_file", "cert_file", "key_file"];
         check::<Mqtt>("mqtt", &[&without_default[..], &["brokers"]].concat());

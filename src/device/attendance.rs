@@ -1,13 +1,15 @@
 //! Has told what the registry finds worth telling.
 
 use super::Registry;
-use crate::clock::Clock;
+use crate::clock::{Clock, LONGEST_NAP};
 use crate::stop;
 use crate::store::Log;
+use std::collections::VecDeque;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until};
 
 /// Changes are gathered for so long: a commit for each would wear the disk.
 const GATHER: Duration = Duration::from_secs(1);
@@ -16,29 +18,52 @@ const AT_A_TIME: usize = 500;
 /// Sleep when nothing is to be waited for.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// Tells changes of devices' presence until `stop` turns true.
+/// Tells changes of devices' presence until `stop` turns true. Everybody else may hear of
+/// them when they are on disk: what was told before would be forgotten by a crash, and
+/// nobody could take it back.
 pub async fn keep(registry: Registry, log: Log, clock: Arc<dyn Clock>, mut stop: watch::Receiver<bool>) {
+    let mut next = Instant::now();
+    let mut gathering = false;
+    // What is being written, as calls of the log and the version of what they told.
+    let mut unwritten = VecDeque::new();
     loop {
-        let now = clock.now();
-        let told = registry.tell(now, AT_A_TIME);
-        if !told.changes.is_empty() || !told.forgotten.is_empty() {
-            for status in &told.changes {
-                let (device, link) = (&status.device, &status.link);
-                let (state, reason) = (status.state.name(), status.reason.name());
-                tracing::debug!(%device, state, reason, %link, flapping = status.flapping, "presence");
+        if Instant::now() >= next {
+            let now = clock.now();
+            let told = registry.tell(AT_A_TIME);
+            let version = registry.version();
+            gathering = !told.changes.is_empty() || !told.forgotten.is_empty();
+            if gathering {
+                for status in &told.changes {
+                    let (device, link) = (&status.device, &status.link);
+                    let (state, reason) = (status.state.name(), status.reason.name());
+                    tracing::debug!(%device, state, reason, %link, flapping = status.flapping, "presence");
+                }
+                let count = log.attend(told.changes, told.forgotten);
+                // While the disk cannot be written, the oldest and the newest are enough.
+                unwritten.truncate(1);
+                unwritten.push_back((count, version));
+            } else if unwritten.is_empty() {
+                registry.publish(version);
             }
-            log.attend(told.changes, told.forgotten);
-            if timeout(GATHER, stop::requested(&mut stop)).await.is_ok() {
-                return;
-            }
-            continue;
+            let due = || registry.due().map_or(LONG, |due| due.saturating_sub(now.monotonic).min(LONGEST_NAP));
+            next = Instant::now() + if gathering { GATHER } else { due() };
         }
-        let wait = registry.due().map_or(LONG, |due| due.saturating_sub(now.monotonic));
+        let oldest = unwritten.front().copied();
+        let written = async {
+            match oldest {
+                Some((count, _)) => log.attended_upto(count).await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = stop::requested(&mut stop) => return,
-            () = registry.news() => {}
-            () = sleep(wait) => {}
+            () = written => {
+                unwritten.pop_front();
+                oldest.into_iter().for_each(|(_, version)| registry.publish(version));
+            }
+            () = registry.news(), if !gathering => next = Instant::now(),
+            () = sleep_until(next) => {}
         }
     }
 }

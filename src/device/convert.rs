@@ -1,17 +1,21 @@
 //! From a device's Readings to batches for the log: channel indexes become names,
 //! the device's times become the gateway's.
 
+mod refused;
 mod times;
 
+pub use refused::{Refusals, Refused};
 pub use times::TimeRules;
 
 use crate::clock::Now;
 use crate::model::{Basis, Batch, ChannelName, Channels, DeviceId, InvalidName, Reading, Value};
-use crate::wire::message::{ChannelDeclaration, ChannelRef, DeviceClock, Readings};
+use crate::wire::message::{ChannelDeclaration, ChannelRef, DeviceClock, Readings, Sample};
+use crate::wire::sift::{Sifted, Unreadable};
+use refused::Why;
 use std::collections::HashSet;
 use times::Times;
 
-/// Why Readings, or the channels declared for them, make no sense.
+/// Why Readings, one of their samples, or the channels declared for them make no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConvertError {
     #[error("channel name {0:?} {1}")]
@@ -28,8 +32,24 @@ pub enum ConvertError {
     SeqZero,
     #[error("seq {0} leaves no room for the samples behind it")]
     SeqOverflow(u64),
-    #[error("expected seq {expected}, got {got}: what stands between was lost on the way; say Hello again")]
+    #[error(
+        "expected seq {expected}, got {got}: what stands between was lost on the way; say Hello again, with `first` = \
+         {got} if nothing before it is left"
+    )]
     Gap { expected: u64, got: u64 },
+}
+
+impl ConvertError {
+    /// A short constant name for metrics.
+    fn label(&self) -> &'static str {
+        match self {
+            ConvertError::Channel(..) => "channel_name",
+            ConvertError::DeclaredTwice(_) | ConvertError::Twice(_) => "channel_twice",
+            ConvertError::Undeclared(_) => "channel_index",
+            ConvertError::SubDevice(..) => "sub_device",
+            ConvertError::SeqZero | ConvertError::SeqOverflow(_) | ConvertError::Gap { .. } => "seq",
+        }
+    }
 }
 
 /// A list of channels as the device wrote it, and what it stands for.
@@ -57,6 +77,10 @@ pub struct Converted {
     pub last: u64,
     /// Samples that were left out because they had come before.
     pub repeated: u64,
+    /// Samples that can never be taken: readings without values stand in their places.
+    pub refused: Refusals,
+    /// Where readings were to go on, if the device goes on elsewhere and may.
+    pub skipped_from: Option<u64>,
 }
 
 impl Converted {
@@ -72,33 +96,35 @@ pub struct Converter {
     device: DeviceId,
     session: u64,
     times: Times,
-    declared: Vec<(u16, ChannelName)>,
+    /// What indexes stand for, or why they stand for nothing.
+    declared: Vec<(u16, Result<ChannelName, ConvertError>)>,
     shapes: Vec<Shape>,
     next_shape: usize,
     /// The highest seq that came on this connection, or need not come on it.
     seen: u64,
+    /// Whether the first Readings may begin behind that.
+    anywhere: bool,
 }
 
 impl Converter {
-    /// # Errors
-    /// If a declared channel has an impossible name or an index is declared twice.
+    /// A session with these declared channels. Samples are refused whose channels have
+    /// impossible names, or indexes that are declared twice.
     pub fn new(
         device: DeviceId,
         session: u64,
         clock: DeviceClock,
         rules: TimeRules,
         channels: &[ChannelDeclaration],
-    ) -> Result<Converter, ConvertError> {
-        let mut declared: Vec<(u16, ChannelName)> = Vec::with_capacity(channels.len());
+    ) -> Converter {
+        let mut declared: Vec<(u16, Result<ChannelName, ConvertError>)> = Vec::with_capacity(channels.len());
         for channel in channels {
-            let name = name(&channel.name)?;
             match declared.binary_search_by_key(&channel.index, |(index, _)| *index) {
-                Ok(_) => return Err(ConvertError::DeclaredTwice(channel.index)),
-                Err(at) => declared.insert(at, (channel.index, name)),
+                Ok(at) => declared[at].1 = Err(ConvertError::DeclaredTwice(channel.index)), // it was found there
+                Err(at) => declared.insert(at, (channel.index, name(&channel.name))),
             }
         }
         let times = Times::new(clock, rules);
-        Ok(Converter { device, session, times, declared, shapes: Vec::new(), next_shape: 0, seen: 0 })
+        Converter { device, session, times, declared, shapes: Vec::new(), next_shape: 0, seen: 0, anywhere: false }
     }
 
     pub fn device(&self) -> &DeviceId {
@@ -120,10 +146,16 @@ impl Converter {
         self.shapes = Vec::new();
     }
 
+    /// As the device names it.
+    pub fn session(&self) -> u64 {
+        self.session
+    }
+
     /// Everything up to `seen` is settled, or given up by the device: readings go on
-    /// behind it.
-    pub fn go_on_after(&mut self, seen: u64) {
-        self.seen = seen;
+    /// behind it, or `anywhere` at first, where nothing is lost on the way and the device
+    /// did not say what it still has.
+    pub fn go_on_after(&mut self, seen: u64, anywhere: bool) {
+        (self.seen, self.anywhere) = (seen, anywhere);
     }
 
     /// The device's clock showed `time` just now.
@@ -132,42 +164,96 @@ impl Converter {
     }
 
     /// The batches that `readings` hold, which came at `now`. Samples that came on this
-    /// connection before are left out.
+    /// connection before are left out; those whose channels or sub-device cannot be named
+    /// are refused.
     ///
     /// # Errors
-    /// If a channel or the sub-device cannot be named, if seqs are out of range, or
-    /// if some are missing: an Ack is cumulative and must not cover them.
+    /// If seqs are out of range, or if some are missing: an Ack is cumulative and must not
+    /// cover them.
     pub fn convert(&mut self, readings: Readings, now: Now) -> Result<Converted, ConvertError> {
-        let Readings { seq: first, sub, samples } = readings;
+        let Readings { seq, sub, samples } = readings;
+        let newest = samples.iter().map(|sample| sample.time).max();
+        self.take(seq, sub, newest, samples.into_iter().map(Ok), now)
+    }
+
+    /// As [`Converter::convert`], of Readings of which some samples cannot be read: those
+    /// are refused. The second is the seq of one behind which nothing can be found, if there
+    /// is such a one: what stands there is to come again in another message. A device that
+    /// knows that, and sends the same message, does not do so: then all of it is refused.
+    ///
+    /// # Errors
+    /// As of [`Converter::convert`].
+    pub fn sift(&mut self, sifted: Sifted, now: Now) -> Result<(Converted, Option<u64>), ConvertError> {
+        let Sifted { seq, sub, mut samples, hidden, cut } = sifted;
+        let last = seq.saturating_add(samples.len() as u64).saturating_sub(1);
+        let is_new = last > self.seen;
+        let newest = samples.iter().flatten().map(|sample| sample.time).max();
+        if cut && is_new && samples.len() > 1 && last - 1 > self.seen {
+            // It may be that the message had no room for it.
+            samples.pop();
+            let samples = samples.into_iter().map(|sample| sample.map_err(Some));
+            return Ok((self.take(seq, sub, newest, samples, now)?, Some(last)));
+        }
+        let behind = if is_new { 0 } else { usize::try_from(hidden).unwrap_or(usize::MAX) };
+        let mut samples: Vec<_> = samples.into_iter().map(|sample| sample.map_err(Some)).collect();
+        samples.extend(std::iter::repeat_n(Err(None), behind));
+        let converted = self.take(seq, sub, newest, samples.into_iter(), now)?;
+        Ok((converted, (is_new && (hidden > 0 || cut)).then_some(last)))
+    }
+
+    /// Of some samples nothing is known but that they are there; `newest` is the latest of
+    /// their times.
+    fn take(
+        &mut self,
+        first: u64,
+        sub: Option<String>,
+        newest: Option<i64>,
+        samples: impl ExactSizeIterator<Item = Result<Sample, Option<Unreadable>>>,
+        now: Now,
+    ) -> Result<Converted, ConvertError> {
         if first == 0 {
             return Err(ConvertError::SeqZero);
         }
-        let expected = self.seen.saturating_add(1);
-        if first > expected {
-            return Err(ConvertError::Gap { expected, got: first });
-        }
         let count = samples.len() as u64;
         let end = first.checked_add(count).ok_or(ConvertError::SeqOverflow(first))?;
-        let device = match sub {
-            None => self.device.clone(),
-            Some(sub) => self.device.sub_device(&sub).map_err(|why| ConvertError::SubDevice(sub, why))?,
+        let expected = self.seen.saturating_add(1);
+        let anywhere = std::mem::take(&mut self.anywhere);
+        let skipped_from = (first > expected).then_some(expected);
+        match skipped_from {
+            Some(_) if anywhere => self.seen = first - 1,
+            Some(expected) => return Err(ConvertError::Gap { expected, got: first }),
+            None => {}
+        }
+        let sub = sub.map(|sub| self.device.sub_device(&sub).map_err(|why| ConvertError::SubDevice(sub, why)));
+        let (device, nameless) = match sub {
+            None => (self.device.clone(), None),
+            Some(Ok(device)) => (device, None),
+            Some(Err(why)) => (self.device.clone(), Some(why)),
         };
-        if let Some(newest) = samples.iter().map(|sample| sample.time).max() {
+        if let Some(newest) = newest {
             self.times.heard(newest, now);
         }
         let session = Some(self.session);
         let begin = |basis, room| Batch { device: device.clone(), session, basis, readings: Vec::with_capacity(room) };
         let mut batch: Option<Batch> = None;
         let mut before: Vec<Batch> = Vec::new();
+        let mut refused = Refusals::default();
         let mut fresh = 0;
         for (seq, sample) in (first..end).zip(samples) {
-            let channels = self.channels(&sample.values)?;
             if seq <= self.seen {
                 continue;
             }
-            let values: Box<[Value]> = sample.values.into_iter().map(|(_, value)| value).collect();
+            let (time, basis) = match &sample {
+                Ok(Sample { time, .. }) | Err(Some(Unreadable { time: Some(time), .. })) => {
+                    self.times.place(*time, now)
+                }
+                Err(_) => self.times.unknown(now),
+            };
+            let (channels, values) = match self.contents(sample, nameless.as_ref(), seq, &mut refused) {
+                Some(contents) => contents,
+                None => (self.nothing(), Box::default()),
+            };
             // The channels were made from these very values.
-            let (time, basis) = self.times.place(sample.time, now);
             let Ok(reading) = Reading::new(seq, time, channels, values) else { continue };
             fresh += 1;
             let room = usize::try_from(end - seq).unwrap_or(0);
@@ -191,7 +277,40 @@ impl Converter {
                 (first, before)
             }
         };
-        Ok(Converted { batch, more, last: end - 1, repeated: count - fresh })
+        Ok(Converted { batch, more, last: end - 1, repeated: count - fresh, refused, skipped_from })
+    }
+
+    /// What a sample holds, unless it is refused.
+    fn contents(
+        &mut self,
+        sample: Result<Sample, Option<Unreadable>>,
+        nameless: Option<&ConvertError>,
+        seq: u64,
+        refused: &mut Refusals,
+    ) -> Option<(Channels, Box<[Value]>)> {
+        let sample = match sample {
+            Ok(sample) => sample,
+            Err(unreadable) => {
+                refused.push(seq, &unreadable.as_ref().map_or(Why::Hidden, Why::Unreadable));
+                return None;
+            }
+        };
+        let channels = match nameless {
+            Some(why) => Err(why.clone()),
+            None => self.channels(&sample.values),
+        };
+        match channels {
+            Ok(channels) => Some((channels, sample.values.into_iter().map(|(_, value)| value).collect())),
+            Err(why) => {
+                refused.push(seq, &Why::Senseless(&why, &sample));
+                None
+            }
+        }
+    }
+
+    /// The channels of a reading without values.
+    fn nothing(&mut self) -> Channels {
+        self.channels(&[]).unwrap_or_else(|_| Channels::from([]))
     }
 
     fn channels(&mut self, values: &[(ChannelRef, Value)]) -> Result<Channels, ConvertError> {
@@ -230,7 +349,7 @@ impl Converter {
         match channel {
             ChannelRef::Name(text) => name(text),
             ChannelRef::Index(index) => match self.declared.binary_search_by_key(index, |(index, _)| *index) {
-                Ok(at) => Ok(self.declared[at].1.clone()), // it was found there
+                Ok(at) => self.declared[at].1.clone(), // it was found there
                 Err(_) => Err(ConvertError::Undeclared(*index)),
             },
         }
@@ -269,8 +388,10 @@ mod tests {
         let declare = |index, name: &str| ChannelDeclaration { index, name: name.into(), unit: None };
         let device = DeviceId::new("hub").expect("a valid name");
         let rules = TimeRules::default();
-        Converter::new(device, 5, clock, rules, &[declare(3, "temperature"), declare(1, "level")])
-            .expect("valid channels")
+        let bad = "x".repeat(65);
+        let channels =
+            [declare(3, "temperature"), declare(1, "level"), declare(8, &bad), declare(9, "a"), declare(9, "b")];
+        Converter::new(device, 5, clock, rules, &channels)
     }
 
     fn readings(seq: u64, count: i64, channels: &[ChannelRef]) -> Readings {
@@ -289,21 +410,53 @@ mod tests {
         assert!(std::sync::Arc::ptr_eq(batch.readings[0].channels(), batch.readings[1].channels()));
     }
 
+    /// The seqs and numbers of values of what is stored, and what is refused.
+    fn taken(converted: &Converted) -> (Vec<(u64, usize)>, Vec<(u64, u64, &'static str)>) {
+        let readings = converted.batches().flat_map(|batch| &batch.readings);
+        let stored = readings.map(|reading| (reading.origin_seq, reading.values().len())).collect();
+        (stored, converted.refused.runs().iter().map(|run| (run.seq, run.count, run.reason)).collect())
+    }
+
     #[test]
-    fn what_cannot_be_named_is_refused() {
+    fn what_cannot_be_named_is_refused_and_keeps_its_place() {
         let mut converter = converter(DeviceClock::Wall);
-        let mut failure =
-            |channels: &[ChannelRef]| converter.convert(readings(1, 1, channels), NOW).expect_err("no sense");
-        assert_eq!(failure(&[ChannelRef::Index(2)]), ConvertError::Undeclared(2));
-        assert!(matches!(failure(&[ChannelRef::Name(String::new())]), ConvertError::Channel(..)));
-        assert!(matches!(
-            failure(&[ChannelRef::Index(1), ChannelRef::Name("level".into())]),
-            ConvertError::Twice(name) if name.as_str() == "level"
-        ));
-        let sub = Readings { sub: Some("a b".into()), ..readings(1, 1, &[]) };
-        assert!(matches!(converter.convert(sub, NOW), Err(ConvertError::SubDevice(..))));
+        let good = [ChannelRef::Index(1)];
+        let twice = [ChannelRef::Index(1), ChannelRef::Name("level".into())];
+        let written: [&[ChannelRef]; 9] = [
+            &good,
+            &[ChannelRef::Index(2)],
+            &[ChannelRef::Name(String::new())],
+            &[ChannelRef::Name("x".repeat(65))],
+            &[ChannelRef::Name("x".repeat(65))],
+            &twice,
+            &[ChannelRef::Index(8)],
+            &[ChannelRef::Index(9)],
+            &good,
+        ];
+        let samples = written.map(|channels| readings(1, 1, channels).samples.remove(0)).to_vec();
+        let converted = converter.convert(Readings { seq: 1, sub: None, samples }, NOW).expect("the others are taken");
+        let (stored, refused) = taken(&converted);
+        let values: Vec<usize> = stored.iter().map(|(_, values)| *values).collect();
+        assert_eq!(values, [1, 0, 0, 0, 0, 0, 0, 0, 1]);
+        let expected = [
+            (2, 1, "channel_index"),
+            (3, 1, "channel_name"),
+            (4, 2, "channel_name"),
+            (6, 1, "channel_twice"),
+            (7, 1, "channel_name"),
+            (8, 1, "channel_twice"),
+        ];
+        assert_eq!((refused, converted.refused.count()), (expected.to_vec(), 7));
+        assert_eq!(converted.refused.runs()[0].text, "channel index 2 was not declared in Hello");
+        assert_eq!(converted.refused.runs()[0].sample, r##"{"time":0,"values":{"#2":1}}"##);
+
+        let sub = Readings { sub: Some("a b".into()), ..readings(10, 2, &good) };
+        let converted = converter.convert(sub, NOW).expect("they keep their places");
+        assert_eq!(taken(&converted), (vec![(10, 0), (11, 0)], vec![(10, 2, "sub_device")]));
+        assert_eq!(converted.batch.device.as_str(), "hub");
+
         assert_eq!(converter.convert(readings(0, 1, &[]), NOW), Err(ConvertError::SeqZero));
-        converter.go_on_after(u64::MAX - 1);
+        converter.go_on_after(u64::MAX - 1, false);
         assert_eq!(converter.convert(readings(u64::MAX, 2, &[]), NOW), Err(ConvertError::SeqOverflow(u64::MAX)));
     }
 
@@ -321,7 +474,7 @@ mod tests {
             let seqs: Vec<_> = converted.batch.readings.iter().map(|r| r.origin_seq).collect();
             (seqs, converted.last, converted.repeated)
         };
-        converter.go_on_after(4);
+        converter.go_on_after(4, false);
         assert_eq!(converter.convert(readings(5, 3, &[]), NOW).map(seqs), Ok((vec![5, 6, 7], 7, 0)));
         assert_eq!(converter.convert(readings(6, 3, &[]), NOW).map(seqs), Ok((vec![8], 8, 2)));
         assert_eq!(converter.convert(readings(1, 2, &[]), NOW).map(seqs), Ok((vec![], 2, 2)));
@@ -334,6 +487,63 @@ mod tests {
         assert!(converter.convert(readings(1, 5, &[]), NOW).is_ok());
         assert_eq!(converter.convert(readings(7, 1, &[]), NOW), Err(ConvertError::Gap { expected: 6, got: 7 }));
         assert!(converter.convert(readings(6, 2, &[]), NOW).is_ok());
+    }
+
+    #[test]
+    fn a_device_that_does_not_say_what_it_has_may_begin_anywhere_once() {
+        let mut converter = converter(DeviceClock::Wall);
+        converter.go_on_after(3, true);
+        let converted = converter.convert(readings(31, 2, &[]), NOW).expect("it goes on there");
+        assert_eq!((converted.skipped_from, converted.last), (Some(4), 32));
+        assert_eq!(converter.convert(readings(34, 1, &[]), NOW), Err(ConvertError::Gap { expected: 33, got: 34 }));
+        converter.go_on_after(3, true);
+        assert_eq!(converter.convert(readings(2, 4, &[]), NOW).map(|c| (c.skipped_from, c.repeated)), Ok((None, 2)));
+        assert!(converter.convert(readings(7, 1, &[]), NOW).is_err());
+    }
+
+    fn unreadable() -> std::result::Result<Sample, Unreadable> {
+        Err(Unreadable { time: None, why: "no sense".into(), sent: "00".into() })
+    }
+
+    fn sifted(seq: u64, fine: usize, hidden: u64, cut: bool) -> Sifted {
+        let mut samples: Vec<_> = readings(seq, 10, &[ChannelRef::Index(1)]).samples.into_iter().map(Ok).collect();
+        samples.truncate(fine);
+        samples.push(unreadable());
+        Sifted { seq, sub: None, samples, hidden, cut }
+    }
+
+    #[test]
+    fn a_sample_that_cannot_be_read_is_refused_and_what_it_hides_comes_again() {
+        let mut converter = converter(DeviceClock::Wall);
+        let (converted, end) = converter.sift(sifted(1, 2, 3, false), NOW).expect("two are taken");
+        assert_eq!(taken(&converted), (vec![(1, 1), (2, 1), (3, 0)], vec![(3, 1, "unreadable")]));
+        assert_eq!((converted.last, end), (3, Some(3)));
+        assert!(matches!(converted.more[0].basis, Basis::DeviceClock { received } if received == NOW.wall));
+        // The device was told that 3 is settled, and cannot but send the message again.
+        converter.go_on_after(3, false);
+        let (converted, end) = converter.sift(sifted(1, 2, 3, false), NOW).expect("it gets by");
+        assert_eq!(taken(&converted), (vec![(4, 0), (5, 0), (6, 0)], vec![(4, 3, "hidden")]));
+        assert_eq!((converted.last, end), (6, None));
+    }
+
+    /// A message that ends too early may have had no room for its last sample.
+    #[test]
+    fn a_sample_that_is_cut_off_is_refused_only_if_nothing_new_stands_before_it() {
+        let mut converter = converter(DeviceClock::Wall);
+        let (converted, end) = converter.sift(sifted(1, 2, 0, true), NOW).expect("two are taken");
+        assert_eq!((taken(&converted), end), ((vec![(1, 1), (2, 1)], vec![]), Some(3)));
+        let (converted, end) = converter.sift(sifted(3, 0, 0, true), NOW).expect("it is refused");
+        assert_eq!((taken(&converted), end), ((vec![(3, 0)], vec![(3, 1, "unreadable")]), Some(3)));
+    }
+
+    #[test]
+    fn refused_samples_take_little_memory_however_many_there_are() {
+        let mut converter = converter(DeviceClock::Wall);
+        let name = |seq: i64| ChannelRef::Name(format!("{seq}{}", "x".repeat(64)));
+        let samples = (0..4096).map(|seq| Sample { time: seq, values: vec![(name(seq), Value::Integer(1))] }).collect();
+        let refused =
+            converter.convert(Readings { seq: 1, sub: None, samples }, NOW).expect("they are settled").refused;
+        assert_eq!((refused.runs().len(), refused.count()), (16, 4096));
     }
 
     #[test]
@@ -353,7 +563,7 @@ mod tests {
         let good = NOW.wall.0 - 1000;
         let samples = [good, -1, -5, good].map(|time| Sample { time, values: Vec::new() });
         let readings = Readings { seq: 1, sub: None, samples: samples.to_vec() };
-        let Converted { batch, more, last, repeated } = converter.convert(readings, NOW).expect("valid readings");
+        let Converted { batch, more, last, repeated, .. } = converter.convert(readings, NOW).expect("valid readings");
         let seqs: Vec<(Basis, Vec<u64>)> = std::iter::once(batch)
             .chain(more)
             .map(|batch| (batch.basis, batch.readings.iter().map(|r| r.origin_seq).collect()))

@@ -13,18 +13,29 @@ pub struct Bucket {
     tolerance: Duration,
     /// When all that came is paid for, on the monotonic clock.
     paid_at: Duration,
+    /// For what may have come while nobody read.
+    credit: Duration,
 }
 
 impl Bucket {
     /// A full bucket; no limit if `per_second` is 0.
     pub fn new(per_second: u32, burst: u32) -> Bucket {
         let interval = Duration::from_secs(1).checked_div(per_second).unwrap_or_default();
-        Bucket { interval, tolerance: interval * burst, paid_at: Duration::ZERO }
+        Bucket { interval, tolerance: interval * burst, paid_at: Duration::ZERO, credit: Duration::ZERO }
     }
 
     /// A message came.
     pub fn take(&mut self, now: Duration) {
+        if let Some(left) = self.credit.checked_sub(self.interval) {
+            self.credit = left;
+            return;
+        }
         self.paid_at = self.paid_at.max(now) + self.interval;
+    }
+
+    /// Nobody read for so long: what came meanwhile did not come at once.
+    pub fn excuse(&mut self, by: Duration) {
+        self.credit = by;
     }
 
     /// When the next message may be read, if that is not now.
@@ -81,6 +92,16 @@ mod tests {
         let later = 3600 * SECOND;
         (0..21).for_each(|_| bucket.take(later));
         assert_eq!(bucket.closed_until(later), Some(later + SECOND / 100));
+    }
+
+    #[test]
+    fn what_came_while_nobody_read_came_in_time() {
+        let mut bucket = Bucket::new(100, 20);
+        bucket.excuse(10 * SECOND);
+        (0..1020).for_each(|_| bucket.take(SECOND));
+        assert_eq!(bucket.closed_until(SECOND), None);
+        (0..100).for_each(|_| bucket.take(SECOND));
+        assert_eq!(bucket.closed_until(SECOND), Some(2 * SECOND));
     }
 
     #[test]

@@ -4,15 +4,17 @@ mod connected;
 
 pub use connected::{Call, Connected};
 
+use super::refused_samples::RefusedLog;
 use super::rivals::{Rivals, Verdict};
 use super::roll::{Arrival, Roll, RollFull, Rules, Tellings, Told};
-use crate::clock::{Clock, Now};
+use crate::clock::{Clock, Excuses, Now};
 use crate::config;
 use crate::metrics::Metrics;
 use crate::model::{Cause, DeviceId, DeviceStatus};
+use crate::store::KnownDevices;
 use crate::wire::message::{Command, CommandResult};
 use connected::{Slot, Waiting};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +36,7 @@ struct Inner {
     /// The states that were told changed.
     told: watch::Sender<()>,
     answers: mpsc::Sender<Answer>,
+    refused: RefusedLog,
     /// Until somebody wants them.
     answers_out: Mutex<Option<mpsc::Receiver<Answer>>>,
     max_subs: usize,
@@ -45,6 +48,9 @@ struct Table {
     sessions: HashMap<DeviceId, Session>,
     rivals: HashMap<DeviceId, Rivals>,
     roll: Roll,
+    /// Up to this version everybody may hear what was told.
+    published: u64,
+    excuses: Excuses,
     /// Sessions so far.
     count: u64,
 }
@@ -107,7 +113,14 @@ impl Registry {
             return_within: config.idle_timeout,
             max_known: config.max_known,
         };
-        let table = Table { sessions: HashMap::new(), rivals: HashMap::new(), roll: Roll::new(rules), count: 0 };
+        let table = Table {
+            sessions: HashMap::new(),
+            rivals: HashMap::new(),
+            roll: Roll::new(rules),
+            published: 0,
+            excuses: Excuses::from(clock.put_off()),
+            count: 0,
+        };
         let (answers, answers_out) = mpsc::channel(ANSWERS);
         Registry(Arc::new(Inner {
             table: Mutex::new(table),
@@ -116,6 +129,7 @@ impl Registry {
             expected: AtomicU64::new(0),
             told: watch::Sender::new(()),
             answers,
+            refused: RefusedLog::default(),
             answers_out: Mutex::new(Some(answers_out)),
             max_subs: config.max_sub_devices,
             clock,
@@ -124,9 +138,29 @@ impl Registry {
     }
 
     /// Takes over what an earlier life of the gateway knew of devices.
-    pub fn restore(&self, statuses: Vec<DeviceStatus>) {
-        let at = self.0.clock.now().monotonic;
-        self.0.table.lock().roll.restore(statuses, at);
+    pub fn restore(&self, known: KnownDevices) {
+        let (now, mut table) = self.look();
+        table.roll.restore(known.statuses, known.forgotten, now);
+        table.published = table.roll.version();
+    }
+
+    /// The table, and what time it is: what became of that since is taken note of.
+    fn look(&self) -> (Now, MutexGuard<'_, Table>) {
+        let mut table = self.0.table.lock();
+        let now = self.0.clock.now();
+        let excused = table.excuses.look(self.0.clock.put_off(), now.monotonic);
+        if !excused.is_zero() {
+            table.roll.excuse(excused, now.monotonic);
+        }
+        if table.roll.believe(now) {
+            self.0.news.notify_one();
+        }
+        (now, table)
+    }
+
+    /// The samples that were refused of late.
+    pub fn refused(&self) -> &RefusedLog {
+        &self.0.refused
     }
 
     /// Whether the device has a connection.
@@ -139,11 +173,10 @@ impl Registry {
     /// # Errors
     /// If it cannot be let in.
     pub fn connect(&self, who: Introduction<'_>) -> Result<Connected, NotAdmitted> {
-        let now = self.0.clock.now().monotonic;
+        let (now, mut table) = self.look();
         let slot = Arc::new(Slot::default());
-        slot.hear(now);
-        let mut table = self.0.table.lock();
-        self.judge(&mut table, &who, now)?;
+        slot.hear(now.monotonic);
+        self.judge(&mut table, &who, now.monotonic)?;
         let Introduction { device, session, link, firmware, proven, .. } = who;
         let older = table.sessions.get(device).map(|older| older.slot.clone());
         let reason = if older.is_some() { Cause::TakenOver } else { Cause::Connected };
@@ -174,7 +207,7 @@ impl Registry {
         let (device, session) = (who.device, who.session);
         let Some(holder) = table.sessions.get(device) else { return Ok(()) };
         let heard = holder.slot.heard();
-        let alive = now.saturating_sub(heard) <= who.alive_within;
+        let alive = table.excuses.silence(heard, now) <= who.alive_within;
         if alive && holder.proven && !who.proven {
             return Err(NotAdmitted::Unproven);
         }
@@ -229,17 +262,15 @@ impl Registry {
 
     /// How things are with one device.
     pub fn status(&self, device: &DeviceId) -> Option<DeviceStatus> {
-        let now = self.0.clock.now();
-        let mut table = self.0.table.lock();
-        table.hear(device);
-        table.roll.status(device, now)
+        let (now, mut table) = self.look();
+        table.hear(device, now);
+        table.roll.status(device)
     }
 
     /// How things are with at most `limit` devices behind `after`, in the order of their
     /// names.
     pub fn statuses(&self, after: Option<&DeviceId>, limit: usize) -> Vec<DeviceStatus> {
-        let now = self.0.clock.now();
-        let mut table = self.0.table.lock();
+        let (now, mut table) = self.look();
         let mut names: Vec<_> =
             table.roll.devices().filter(|device| after.is_none_or(|after| *device > after)).cloned().collect();
         if names.len() > limit {
@@ -247,21 +278,31 @@ impl Registry {
             names.truncate(limit);
         }
         names.sort_unstable();
-        names.iter().for_each(|device| table.hear(device));
-        names.iter().filter_map(|device| table.roll.status(device, now)).collect()
+        names.iter().for_each(|device| table.hear(device, now));
+        names.iter().filter_map(|device| table.roll.status(device)).collect()
     }
 
     /// Changes that are to be told now, at most `most`.
-    pub fn tell(&self, now: Now, most: usize) -> Tellings {
-        let mut table = self.0.table.lock();
+    pub fn tell(&self, most: usize) -> Tellings {
+        let (now, mut table) = self.look();
         let due: Vec<_> = table.roll.due_at(now.monotonic).take(most).cloned().collect();
-        due.iter().for_each(|device| table.hear(device));
-        let told = table.roll.tell(now, most);
-        drop(table);
-        if told != Tellings::default() {
+        due.iter().for_each(|device| table.hear(device, now));
+        table.roll.tell(now, most)
+    }
+
+    /// The version of the last of all that was told so far.
+    pub fn version(&self) -> u64 {
+        self.0.table.lock().roll.version()
+    }
+
+    /// What was told up to this version is on disk: [`Registry::told_after`] passes it on.
+    pub fn publish(&self, version: u64) {
+        let mut table = self.0.table.lock();
+        if version > table.published {
+            table.published = version;
+            drop(table);
             self.0.told.send_replace(());
         }
-        told
     }
 
     /// When something is to be told next, if anything is.
@@ -279,13 +320,16 @@ impl Registry {
     }
 
     /// The device whose state was told next after `version`, with its own version and what
-    /// was told; what has changed since and is not told yet does not show.
+    /// was told; what has changed since and is not told yet, or not on disk, does not show.
     pub fn told_after(&self, version: u64) -> Option<(u64, Told)> {
-        let now = self.0.clock.now();
-        let mut table = self.0.table.lock();
-        let device = table.roll.told_next(version).cloned()?;
-        table.hear(&device);
-        table.roll.told_after(version, now)
+        let (now, mut table) = self.look();
+        let (next, device) = table.roll.told_next(version)?;
+        if next > table.published {
+            return None;
+        }
+        let device = device.clone();
+        table.hear(&device, now);
+        table.roll.told_after(version)
     }
 
     /// Changes whenever something was told.
@@ -322,15 +366,15 @@ impl Table {
     }
 
     /// Brings up to date when a device was heard.
-    fn hear(&mut self, device: &DeviceId) {
+    fn hear(&mut self, device: &DeviceId, now: Now) {
         if let Some(session) = self.sessions.get(device) {
             let heard = session.slot.heard();
-            self.roll.heard(device, heard);
+            self.roll.heard(device, heard, now);
         }
     }
 
     /// A hub is gone, and so are those behind it.
-    fn subs_left(&mut self, subs: HashMap<DeviceId, bool>, cause: Cause, now: Duration) {
+    fn subs_left(&mut self, subs: HashMap<DeviceId, bool>, cause: Cause, now: Now) {
         for (sub, there) in subs {
             if there {
                 self.roll.left(&sub, cause, None, now);

@@ -3,14 +3,21 @@
 //! A device's state changes at once; the change is *told* (upstream, in the audit trail)
 //! when it has lasted: arrivals at once, departures and silence after a short delay in which
 //! the device may come back, changes of a device that flaps only when it has calmed down.
-//! What changed and changed back is not told but counted.
+//! What changed and changed back is not told but counted, and shows nowhere afterwards.
 //!
 //! What a gateway that starts anew knows of its devices is what was told before. Those
 //! that were there have some time to come back before they count as offline, so that a
-//! restart looks like nothing at all.
+//! restart looks like nothing at all. While the gateway stood still devices could not be
+//! heard either: those that were lost over that have time to come back, too.
+
+mod known;
+mod moment;
 
 use crate::clock::Now;
-use crate::model::{Cause, DeviceId, DeviceStatus, Presence, Timestamp};
+use crate::model::{Cause, DeviceId, DeviceStatus, Presence};
+use crate::store::MAX_FORGOTTEN;
+use known::{FLAPPING, Known, Word};
+use moment::Moment;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,12 +35,8 @@ pub struct Rules {
     pub max_known: usize,
 }
 
-/// Departures remembered halve in number in this time.
-const HALF_LIFE: Duration = Duration::from_secs(60);
-/// So many departures remembered are flapping.
-const FLAPPING: f32 = 3.0;
-/// Devices that were forgotten and that not everybody may have heard of.
-const MAX_FORGOTTEN: usize = 1024;
+/// After a pause of the gateway, devices have no longer than this to come back.
+const MAX_GRACE: Duration = Duration::from_secs(60);
 
 /// Every device seen, and what of it is to be told.
 #[derive(Debug)]
@@ -49,31 +52,10 @@ pub struct Roll {
     forgotten: BTreeSet<u64>,
     /// Of those, the ones since something was told.
     newly_forgotten: Vec<DeviceId>,
-}
-
-#[derive(Debug)]
-struct Known {
-    state: Presence,
-    reason: Cause,
-    since: Moment,
-    seen: Moment,
-    link: Arc<str>,
-    firmware: Option<Arc<str>>,
-    flaps: u64,
-    /// Recent departures, decaying.
-    heat: f32,
-    heated: Duration,
-    /// What was told of it, and as which version.
-    told: Option<(Presence, Cause, bool)>,
-    version: u64,
-    due: Option<Duration>,
-}
-
-/// A time of this life, or one that an earlier life wrote down.
-#[derive(Debug, Clone, Copy)]
-enum Moment {
-    Here(Duration),
-    Before(Timestamp),
+    /// Until then what devices do may be because the gateway stood still.
+    grace_until: Duration,
+    /// Whether the wall clock was believed when it was looked at last.
+    trusted: bool,
 }
 
 /// As many devices are known as there may be, and all of them are there.
@@ -114,22 +96,37 @@ impl Roll {
             version: 0,
             forgotten: BTreeSet::new(),
             newly_forgotten: Vec::new(),
+            grace_until: Duration::ZERO,
+            trusted: false,
         }
     }
 
-    /// Takes over what an earlier life of the gateway had told.
-    pub fn restore(&mut self, statuses: Vec<DeviceStatus>, at: Duration) {
-        for status in statuses.into_iter().take(self.rules.max_known) {
+    /// Takes over what an earlier life of the gateway had told: the last word on devices,
+    /// and which of them are known no more.
+    pub fn restore(&mut self, mut statuses: Vec<DeviceStatus>, forgotten: Vec<DeviceId>, now: Now) {
+        let at = now.monotonic;
+        // Where fewer may be known than before, those that are gone for longest are forgotten.
+        statuses.sort_by_key(|status| (status.state == Presence::Offline, std::cmp::Reverse(status.since)));
+        let surplus = statuses.split_off(self.rules.max_known.min(statuses.len()));
+        for status in statuses {
             let was_there = status.state != Presence::Offline;
-            let told = Some((status.state, status.reason, status.flapping));
+            let since = Moment::before(status.since, status.time_trusted);
+            let told = Some(Word {
+                state: status.state,
+                reason: status.reason,
+                flapping: status.flapping,
+                since,
+                link: status.link.clone(),
+                firmware: status.firmware.clone(),
+            });
             let device = status.device;
             self.version += 1;
             self.told.insert(self.version, device.clone());
             let known = Known {
                 state: if was_there { Presence::Offline } else { status.state },
                 reason: if was_there { Cause::GatewayRestarted } else { status.reason },
-                since: if was_there { Moment::Here(at) } else { Moment::Before(status.since) },
-                seen: Moment::Before(status.last_seen),
+                since: if was_there { Moment::here(now) } else { since },
+                seen: Moment::before(status.last_seen, status.time_trusted),
                 link: status.link,
                 firmware: status.firmware,
                 flaps: status.flaps,
@@ -143,26 +140,65 @@ impl Roll {
             let calms = status.flapping.then_some(at + self.rules.flap_damping);
             self.look_at(&device, if was_there { Some(at + self.rules.return_within) } else { calms });
         }
+        for device in forgotten {
+            self.note_forgotten(device);
+        }
+        for status in surplus {
+            self.newly_forgotten.push(status.device.clone());
+            self.note_forgotten(status.device);
+        }
+    }
+
+    /// The gateway did not listen for a while: all that has to last has to last for `by`
+    /// longer, and those that were lost meanwhile have time to come back.
+    pub fn excuse(&mut self, by: Duration, at: Duration) {
+        self.grace_until = at + by.min(MAX_GRACE);
+        for (due, device) in std::mem::take(&mut self.due) {
+            if let Some(known) = self.known.get_mut(&device) {
+                known.due = Some(due + by);
+            }
+            self.due.insert((due + by, device));
+        }
+    }
+
+    /// Times that were taken while the clock could not be believed are put right as soon as
+    /// it can, and so is what was told with them.
+    /// True if anything was told anew.
+    pub fn believe(&mut self, now: Now) -> bool {
+        if std::mem::replace(&mut self.trusted, now.trusted) || !now.trusted {
+            return false;
+        }
+        let mut corrected = Vec::new();
+        for (device, known) in &mut self.known {
+            known.since.correct(now);
+            known.seen.correct(now);
+            if known.told.as_mut().is_some_and(|told| told.since.correct(now)) {
+                corrected.push((known.version, device.clone()));
+            }
+        }
+        corrected.sort_unstable();
+        corrected.iter().for_each(|(_, device)| self.give_version(device));
+        !corrected.is_empty()
     }
 
     /// The device is there.
     ///
     /// # Errors
     /// If there is no room for another device.
-    pub fn arrived(&mut self, device: &DeviceId, arrival: Arrival, at: Duration) -> Result<(), RollFull> {
+    pub fn arrived(&mut self, device: &DeviceId, arrival: Arrival, now: Now) -> Result<(), RollFull> {
         let Arrival { link, firmware, reason } = arrival;
         if !self.known.contains_key(device) {
             self.make_room()?;
             let known = Known {
                 state: Presence::Offline,
                 reason,
-                since: Moment::Here(at),
-                seen: Moment::Here(at),
+                since: Moment::here(now),
+                seen: Moment::here(now),
                 link: link.clone(),
                 firmware: None,
                 flaps: 0,
                 heat: 0.0,
-                heated: at,
+                heated: now.monotonic,
                 told: None,
                 version: 0,
                 due: None,
@@ -172,56 +208,65 @@ impl Roll {
         if let Some(known) = self.known.get_mut(device) {
             known.link = link;
             known.firmware = firmware.or(known.firmware.take());
-            known.seen = Moment::Here(at);
+            known.seen = Moment::here(now);
             if known.state != Presence::Offline && reason == Cause::TakenOver {
-                known.flap(at);
+                known.flap(now.monotonic, self.grace_until);
             }
         }
-        self.change(device, Presence::Online, reason, at);
+        self.change(device, Presence::Online, reason, now);
         Ok(())
     }
 
     /// The device is gone, and was heard last at `seen`, if that is news.
-    pub fn left(&mut self, device: &DeviceId, reason: Cause, seen: Option<Duration>, at: Duration) {
+    pub fn left(&mut self, device: &DeviceId, reason: Cause, seen: Option<Duration>, now: Now) {
         let Some(known) = self.known.get_mut(device) else { return };
-        known.seen = seen.map_or(known.seen, Moment::Here);
+        known.seen = seen.map_or(known.seen, |seen| known.seen.unless_at(seen, now));
         if known.state != Presence::Offline && reason != Cause::GatewayStopping {
-            known.flap(at);
+            known.flap(now.monotonic, self.grace_until);
         }
-        self.change(device, Presence::Offline, reason, at);
+        self.change(device, Presence::Offline, reason, now);
     }
 
     /// The device, whose session goes on, is silent, or is heard again.
-    pub fn silent(&mut self, device: &DeviceId, silent: bool, at: Duration) {
+    pub fn silent(&mut self, device: &DeviceId, silent: bool, now: Now) {
         let (state, reason) = if silent { (Presence::Idle, Cause::Silent) } else { (Presence::Online, Cause::Heard) };
         if self.known.get(device).is_some_and(|known| known.state != Presence::Offline) {
-            self.change(device, state, reason, at);
+            self.change(device, state, reason, now);
         }
     }
 
     /// The device was heard at `at`.
-    pub fn heard(&mut self, device: &DeviceId, at: Duration) {
+    pub fn heard(&mut self, device: &DeviceId, at: Duration, now: Now) {
         if let Some(known) = self.known.get_mut(device) {
-            known.seen = Moment::Here(at);
+            known.seen = known.seen.unless_at(at, now);
         }
     }
 
-    fn change(&mut self, device: &DeviceId, state: Presence, reason: Cause, at: Duration) {
-        let rules = self.rules;
+    fn change(&mut self, device: &DeviceId, state: Presence, reason: Cause, now: Now) {
+        let (rules, at) = (self.rules, now.monotonic);
         let Some(known) = self.known.get_mut(device) else { return };
         if known.state != state {
-            known.since = Moment::Here(at);
+            known.since = Moment::here(now);
         }
         (known.state, known.reason) = (state, reason);
-        let told = known.told;
         let flapping = known.heat(at) >= FLAPPING;
-        let due = match told {
+        let due = match &known.told {
             // Nobody asks how things are with a gateway that stops.
             _ if reason == Cause::GatewayStopping => None,
-            Some((_, _, false)) if flapping => Some(at),
-            Some((_, _, true)) => Some(at + rules.flap_damping),
-            Some((before, ..)) if before == state => None,
-            _ if state != Presence::Online && reason != Cause::Goodbye => Some(at + rules.offline_delay),
+            Some(told) if !told.flapping && flapping => Some(at),
+            Some(told) if told.flapping => Some(at + rules.flap_damping),
+            Some(told) if told.state == state => {
+                // It was never anything else. Only where it is connected now may be news.
+                known.since = told.since;
+                let moved = told.link != known.link || told.firmware != known.firmware;
+                if !moved {
+                    known.reason = told.reason;
+                }
+                moved.then_some(at)
+            }
+            _ if state != Presence::Online && reason != Cause::Goodbye => {
+                Some(at.max(self.grace_until) + rules.offline_delay)
+            }
             _ => Some(at),
         };
         self.look_at(device, due);
@@ -253,21 +298,28 @@ impl Roll {
         {
             let Some(known) = self.known.get_mut(&device) else { continue };
             known.due = None;
-            let calm = known.told.is_some_and(|(_, _, flapping)| flapping);
+            let calm = known.told.as_ref().is_some_and(|told| told.flapping);
             let flapping = !calm && known.heat(now.monotonic) >= FLAPPING;
             if calm {
                 known.heat = 0.0;
             }
-            if known.told.is_some_and(|(state, _, before)| (state, before) == (known.state, flapping)) {
+            if known.told.as_ref().is_some_and(|told| told.says_the_same(known, flapping)) {
                 continue;
             }
-            known.told = Some((known.state, known.reason, flapping));
+            known.told = Some(Word {
+                state: known.state,
+                reason: known.reason,
+                flapping,
+                since: known.since,
+                link: known.link.clone(),
+                firmware: known.firmware.clone(),
+            });
             if flapping {
                 // It is told again when it has calmed down.
                 self.look_at(&device, Some(now.monotonic + self.rules.flap_damping));
             }
             self.give_version(&device);
-            changes.extend(self.status(&device, now));
+            changes.extend(self.status(&device));
         }
         Tellings { changes, forgotten }
     }
@@ -287,40 +339,43 @@ impl Roll {
 
     /// The device whose state was told next after `version`, with its own version and
     /// what was told; what has changed since and is not told yet does not show.
-    pub fn told_after(&self, version: u64, now: Now) -> Option<(u64, Told)> {
-        let (version, device) = self.told.range(version + 1..).next()?;
-        let told = match self.status(device, now) {
-            Some(mut status) => {
-                if let Some((state, reason, flapping)) = self.known.get(device).and_then(|known| known.told)
-                    && (status.state, status.flapping) != (state, flapping)
-                {
-                    (status.state, status.reason, status.flapping) = (state, reason, flapping);
-                }
-                Told::Status(Box::new(status))
+    pub fn told_after(&self, version: u64) -> Option<(u64, Told)> {
+        let (version, device) = self.told_next(version)?;
+        let told = match (self.status(device), self.known.get(device).and_then(|known| known.told.clone())) {
+            (Some(status), Some(Word { state, reason, flapping, since, link, firmware })) => {
+                let time_trusted = since.is_trusted() && status.time_trusted;
+                let since = since.on_the_wall();
+                let said = DeviceStatus { state, reason, flapping, since, link, firmware, time_trusted, ..status };
+                Told::Status(Box::new(said))
             }
-            None => Told::Forgotten(device.clone()),
+            _ => Told::Forgotten(device.clone()),
         };
-        Some((*version, told))
+        Some((version, told))
     }
 
-    /// The device whose state was told next after `version`.
-    pub fn told_next(&self, version: u64) -> Option<&DeviceId> {
-        self.told.range(version + 1..).next().map(|(_, device)| device)
+    /// The device whose state was told next after `version`, and the version of that.
+    pub fn told_next(&self, version: u64) -> Option<(u64, &DeviceId)> {
+        self.told.range(version + 1..).next().map(|(version, device)| (*version, device))
+    }
+
+    /// The version of the last of all that was told so far.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// How things are with the device.
-    pub fn status(&self, device: &DeviceId, now: Now) -> Option<DeviceStatus> {
+    pub fn status(&self, device: &DeviceId) -> Option<DeviceStatus> {
         let known = self.known.get(device)?;
         Some(DeviceStatus {
             device: device.clone(),
             state: known.state,
             reason: known.reason,
-            since: known.since.on_the_wall(now),
-            last_seen: known.seen.on_the_wall(now),
-            time_trusted: now.trusted,
+            since: known.since.on_the_wall(),
+            last_seen: known.seen.on_the_wall(),
+            time_trusted: known.since.is_trusted() && known.seen.is_trusted(),
             link: known.link.clone(),
             flaps: known.flaps,
-            flapping: known.told.is_some_and(|(_, _, flapping)| flapping),
+            flapping: known.told.as_ref().is_some_and(|told| told.flapping),
             firmware: known.firmware.clone(),
         })
     }
@@ -350,11 +405,6 @@ impl Roll {
         for (_, device) in gone {
             self.forget(device);
         }
-        while self.forgotten.len() > MAX_FORGOTTEN
-            && let Some(version) = self.forgotten.pop_first()
-        {
-            self.told.remove(&version);
-        }
         Ok(())
     }
 
@@ -363,41 +413,20 @@ impl Roll {
         let Some(known) = self.known.remove(&device) else { return };
         self.told.remove(&known.version);
         if known.told.is_some() {
-            self.version += 1;
-            self.told.insert(self.version, device.clone());
-            self.forgotten.insert(self.version);
-            self.newly_forgotten.push(device);
-        }
-    }
-}
-
-impl Known {
-    /// It left, or was taken over.
-    fn flap(&mut self, at: Duration) {
-        self.heat = self.heat(at) + 1.0;
-        self.heated = at;
-        self.flaps += 1;
-    }
-
-    fn heat(&self, at: Duration) -> f32 {
-        let halvings = at.saturating_sub(self.heated).as_secs_f32() / HALF_LIFE.as_secs_f32();
-        self.heat * 0.5_f32.powf(halvings)
-    }
-}
-
-impl Moment {
-    fn on_the_wall(self, now: Now) -> Timestamp {
-        match self {
-            Moment::Before(time) => time,
-            Moment::Here(at) => Timestamp(now.start().plus(at).0),
+            self.newly_forgotten.push(device.clone());
+            self.note_forgotten(device);
         }
     }
 
-    /// What an earlier life wrote down comes first.
-    fn order(self) -> (bool, i64) {
-        match self {
-            Moment::Before(time) => (false, time.0),
-            Moment::Here(at) => (true, i64::try_from(at.as_micros()).unwrap_or(i64::MAX)),
+    /// Has told that a device is known no more.
+    fn note_forgotten(&mut self, device: DeviceId) {
+        self.version += 1;
+        self.told.insert(self.version, device);
+        self.forgotten.insert(self.version);
+        while self.forgotten.len() > MAX_FORGOTTEN
+            && let Some(version) = self.forgotten.pop_first()
+        {
+            self.told.remove(&version);
         }
     }
 }

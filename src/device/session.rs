@@ -13,9 +13,10 @@ use crate::clock::Now;
 use crate::config::Authentication;
 use crate::model::DeviceId;
 use crate::wire::message::{
-    Authenticate, Challenge, CommandResult, DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Readings, Reason,
-    SubDevice, Welcome,
+    Authenticate, Challenge, CommandResult, DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Reason, SubDevice,
+    Welcome,
 };
+use crate::wire::sift::Sifted;
 use crate::wire::text::Context;
 use std::time::Duration;
 
@@ -70,6 +71,9 @@ pub enum Step {
     /// Readings to store; none if the device sent only what it had sent before on
     /// this connection.
     Store(Converted),
+    /// Readings to store, of a message of which no more can be taken: the session is over
+    /// then.
+    StorePart(Converted, Refusal),
     /// Readings came behind lost ones, on a line that loses frames, and were dropped: `ask`
     /// for what is missing, or go on.
     Lost {
@@ -101,6 +105,8 @@ pub struct Session {
     grants: Grants,
     introduced: Option<Box<Introduced>>,
     device: Option<Box<Converter>>,
+    /// The largest body that the device takes, as far as it said so; else 0.
+    max_frame: u32,
     gaps: Gaps,
     heard: Duration,
     idle: bool,
@@ -120,7 +126,8 @@ struct Introduced {
 impl Session {
     /// A connection was made.
     pub fn new(grants: Grants, now: Now) -> Session {
-        Session { grants, introduced: None, device: None, gaps: Gaps::default(), heard: now.monotonic, idle: false }
+        let gaps = Gaps::default();
+        Session { grants, introduced: None, device: None, max_frame: 0, gaps, heard: now.monotonic, idle: false }
     }
 
     /// The device, once it is known to be who it says it is.
@@ -139,6 +146,11 @@ impl Session {
         })
     }
 
+    /// The largest body that the device takes, in bytes; 0 if it did not say.
+    pub fn max_frame(&self) -> u32 {
+        self.max_frame
+    }
+
     /// Memory that the session holds to be fast, in bytes.
     pub fn memory(&self) -> usize {
         self.device.as_ref().map_or(0, |device| device.memory())
@@ -153,7 +165,7 @@ impl Session {
 
     /// Forgets the device: the next message must be a Hello.
     pub fn reset(&mut self, now: Now) {
-        (self.introduced, self.device) = (None, None);
+        (self.introduced, self.device, self.max_frame) = (None, None, 0);
         self.heard(now);
     }
 
@@ -161,6 +173,11 @@ impl Session {
     pub fn heard(&mut self, now: Now) {
         self.heard = now.monotonic;
         self.idle = false;
+    }
+
+    /// Nobody listened to the device for a while: its silence counts `by` so much less.
+    pub fn excuse(&mut self, by: Duration, now: Now) {
+        self.heard = (self.heard + by).min(now.monotonic);
     }
 
     /// Whether the device is silent for longer than it should be.
@@ -176,6 +193,11 @@ impl Session {
             Some(_) => Some(self.heard + self.grants.idle_after.min(self.grants.idle_timeout)),
             None => self.grants.handshake_timeout.map(|timeout| self.heard + timeout),
         }
+    }
+
+    /// A sign of life.
+    pub fn reminder(&self, now: Now) -> GatewayMessage {
+        time_of(now)
     }
 
     /// What has become due at `now` for want of a word from the device.
@@ -208,7 +230,6 @@ impl Session {
         if self.device.is_some() {
             self.heard(now);
         }
-        let window = u64::from(self.grants.window);
         let introduced = self.introduced.is_some();
         match (message, &mut self.device) {
             (DeviceMessage::Goodbye(_), _) => Ok(Step::Leave),
@@ -219,12 +240,10 @@ impl Session {
             (DeviceMessage::Hello(hello), _) => self.hello(hello, now),
             (_, None) if introduced => Err(protocol("answer the Challenge first")),
             (_, None) => Err(protocol("send Hello first")),
-            (DeviceMessage::Readings(Readings { samples, .. }), Some(_)) if samples.len() as u64 > window => {
-                Err(protocol(&format!("{} samples in one message are more than the window of {window}", samples.len())))
-            }
-            (DeviceMessage::Readings(readings), Some(device)) => {
-                let lossy = self.grants.restart;
-                taken(device.convert(readings, now), &mut self.gaps, lossy, now)
+            (DeviceMessage::Readings(mut readings), Some(device)) => {
+                let too_many = cut_to_window(&mut readings.samples, self.grants.window);
+                let converted = device.convert(readings, now).map(|converted| (converted, too_many));
+                taken(converted, &mut self.gaps, self.grants.restart, now)
             }
             (DeviceMessage::Heartbeat(heartbeat), Some(device)) => {
                 device.synchronise(heartbeat.time, now);
@@ -240,6 +259,30 @@ impl Session {
         }
     }
 
+    /// Takes Readings of which some samples cannot be read.
+    ///
+    /// # Errors
+    /// As of [`Session::take`].
+    pub fn sift(&mut self, mut sifted: Sifted, now: Now) -> Result<Step, Refusal> {
+        self.heard(now);
+        let Some(device) = &mut self.device else { return Err(protocol("send Hello first")) };
+        let too_many = cut_to_window(&mut sifted.samples, self.grants.window);
+        if too_many.is_some() {
+            (sifted.hidden, sifted.cut) = (0, false);
+        }
+        sifted.hidden = sifted.hidden.min(self.grants.window.into());
+        let last =
+            sifted.samples.last().and_then(|sample| sample.as_ref().err()).map(|unreadable| unreadable.why.clone());
+        let unreadable = |seq| {
+            let why = last.unwrap_or_default();
+            let text =
+                format!("sample {seq} cannot be read ({why}), nor what stands behind it; go on after Welcome.settled");
+            refusal(Reason::BadFrame, text)
+        };
+        let converted = device.sift(sifted, now).map(|(converted, end)| (converted, too_many.or(end.map(unreadable))));
+        taken(converted, &mut self.gaps, self.grants.restart, now)
+    }
+
     fn hello(&mut self, hello: Hello, now: Now) -> Result<Step, Refusal> {
         let device = match DeviceId::new(&hello.device) {
             Ok(device) if !hello.device.contains('/') => device,
@@ -247,9 +290,9 @@ impl Session {
             Err(why) => return Err(protocol(&format!("device id {:?} {why}", hello.device))),
         };
         let mut converter =
-            Converter::new(device.clone(), hello.session, hello.clock, self.grants.times, &hello.channels)
-                .map_err(senseless)?;
+            Converter::new(device.clone(), hello.session, hello.clock, self.grants.times, &hello.channels);
         converter.synchronise(hello.time, now);
+        self.max_frame = hello.max_frame;
         let converter = Box::new(converter);
         self.gaps = Gaps::default();
         let Hello { session, first, firmware, .. } = hello;
@@ -298,7 +341,9 @@ impl Session {
     /// the session is.
     pub fn welcome(&mut self, first: u64, settled: u64, now: Now) -> GatewayMessage {
         if let Some(device) = &mut self.device {
-            device.go_on_after(settled.max(first.saturating_sub(1)));
+            // Where a frame may be lost, what comes first may not be the oldest that there is.
+            let anywhere = first == 0 && !self.grants.restart;
+            device.go_on_after(settled.max(first.saturating_sub(1)), anywhere);
         }
         let seconds = u32::try_from(self.grants.heartbeat_interval.as_secs()).unwrap_or(u32::MAX);
         GatewayMessage::Welcome(Welcome {
@@ -308,17 +353,39 @@ impl Session {
             heartbeat_interval: seconds,
             max_frame: self.grants.max_frame,
             window: self.grants.window,
+            session: self.device.as_ref().map(|device| device.session()),
         })
     }
 }
 
-/// What converted Readings ask for. On a `lossy` line a gap in their numbering is no mistake of
+/// Leaves no more samples than a message may hold; says so if there were more.
+fn cut_to_window<T>(samples: &mut Vec<T>, window: u32) -> Option<Refusal> {
+    let (count, most) = (samples.len(), usize::try_from(window).unwrap_or(usize::MAX));
+    if count <= most {
+        return None;
+    }
+    samples.truncate(most);
+    Some(protocol(&format!(
+        "{count} samples in one message are more than the window of {window}, of which the first {window} are taken; \
+         send smaller messages"
+    )))
+}
+
+/// What converted Readings ask for; the session is over then if they are only a part. On a `lossy` line a gap in their numbering is no mistake of
 /// the device.
-fn taken(converted: Result<Converted, ConvertError>, gaps: &mut Gaps, lossy: bool, now: Now) -> Result<Step, Refusal> {
+fn taken(
+    converted: Result<(Converted, Option<Refusal>), ConvertError>,
+    gaps: &mut Gaps,
+    lossy: bool,
+    now: Now,
+) -> Result<Step, Refusal> {
     match converted {
-        Ok(converted) => {
+        Ok((converted, end)) => {
             gaps.none();
-            Ok(Step::Store(converted))
+            Ok(match end {
+                Some(why) => Step::StorePart(converted, why),
+                None => Step::Store(converted),
+            })
         }
         Err(why @ ConvertError::Gap { got, .. }) if lossy => match gaps.behind(got, now.monotonic) {
             Behind::Ask => Ok(Step::Lost { ask: true }),
@@ -349,7 +416,7 @@ fn senseless(why: ConvertError) -> Refusal {
 mod tests {
     use super::*;
     use crate::model::{BootId, Timestamp};
-    use crate::wire::message::{DeviceClock, Goodbye, Heartbeat, ResultState, Sample};
+    use crate::wire::message::{DeviceClock, Goodbye, Heartbeat, Readings, ResultState, Sample};
 
     const GRANTS: Grants = Grants {
         handshake_timeout: Some(Duration::from_secs(5)),
@@ -376,6 +443,7 @@ mod tests {
             firmware: None,
             channels: Vec::new(),
             first: 1,
+            max_frame: 0,
         })
     }
 
@@ -408,6 +476,28 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_does_not_say_what_it_has_goes_on_where_it_is_unless_frames_may_be_lost() {
+        for (restart, goes_on) in [(false, true), (true, false)] {
+            let mut session = Session::new(Grants { restart, ..GRANTS }, at(0));
+            assert!(session.take(hello("pump"), at(0)).is_ok());
+            session.welcome(0, 0, at(0));
+            let step = session.take(reading(31), at(0));
+            match goes_on {
+                true => assert!(matches!(&step, Ok(Step::Store(converted)) if converted.last == 31), "{step:?}"),
+                false => assert_eq!(step, Ok(Step::Lost { ask: true })),
+            }
+        }
+    }
+
+    #[test]
+    fn a_welcome_names_its_session() {
+        let mut session = Session::new(GRANTS, at(0));
+        assert!(session.take(hello("pump"), at(0)).is_ok());
+        let GatewayMessage::Welcome(welcome) = session.welcome(1, 0, at(0)) else { panic!("no Welcome") };
+        assert_eq!(welcome.session, Some(7));
+    }
+
+    #[test]
     fn messages_out_of_place_end_the_session() {
         let mut session = Session::new(GRANTS, at(0));
         for bad in ["a/b", "", "a b"] {
@@ -429,7 +519,10 @@ mod tests {
             DeviceMessage::Readings(Readings { seq: 1, sub: None, samples })
         };
         assert!(session.take(readings(100), at(0)).is_ok());
-        assert!(session.take(readings(101), at(0)).is_err());
+        session.welcome(1, 0, at(0));
+        let Ok(Step::StorePart(part, refusal)) = session.take(readings(101), at(0)) else { panic!("all or nothing") };
+        assert_eq!((part.last, part.batch.readings.len(), refusal.reason), (100, 100, Reason::Protocol));
+        assert!(refusal.text.contains("101 samples in one message are more than the window of 100"), "{refusal:?}");
     }
 
     #[test]

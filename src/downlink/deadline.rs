@@ -15,6 +15,8 @@ use std::time::Duration;
 pub enum Expiry {
     In(Duration),
     At(Timestamp),
+    /// In a way that makes no sense.
+    Senseless,
 }
 
 /// The deadline of a command that comes now. How long it is wanted is not known where it
@@ -31,6 +33,7 @@ pub fn begin(expiry: Expiry, boot: BootId, now: Now) -> Deadline {
             let lifetime = wall.since(now.wall);
             Deadline { boot, uptime: Some(now.monotonic.saturating_add(lifetime)), wall: Some(wall), lifetime }
         }
+        Expiry::Senseless => Deadline { boot, uptime: Some(now.monotonic), wall: None, lifetime: Duration::ZERO },
         Expiry::At(wall) => Deadline { boot, uptime: None, wall: Some(wall), lifetime: Duration::MAX },
     }
 }

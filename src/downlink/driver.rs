@@ -4,7 +4,7 @@
 use super::order::{Invalid, Limits, Order};
 use super::queue::{Action, Dispatch, Queue, Receipt, Refusal, Rules};
 use super::result;
-use crate::clock::Clock;
+use crate::clock::{Clock, Excuses, LONGEST_NAP};
 use crate::config;
 use crate::device::{Answer, Registry};
 use crate::metrics::{Metrics, SourceLabel, StateLabel};
@@ -42,6 +42,7 @@ pub struct Downlink {
     log: Log,
     registry: Registry,
     clock: Arc<dyn Clock>,
+    excuses: Excuses,
     metrics: Metrics,
     gateway: Arc<dyn Operate>,
     instructions: mpsc::Receiver<Instruction>,
@@ -132,6 +133,7 @@ impl Downlink {
             limits,
             log,
             registry,
+            excuses: Excuses::from(clock.put_off()),
             clock,
             metrics,
             gateway,
@@ -157,7 +159,8 @@ impl Downlink {
         loop {
             let written = self.flush();
             let now = self.clock.now();
-            let due = self.queue.due(now).map(|due| Instant::now() + due.saturating_sub(now.monotonic));
+            let due =
+                self.queue.due(now).map(|due| Instant::now() + due.saturating_sub(now.monotonic).min(LONGEST_NAP));
             let room = self.unconfirmed.len() < MAX_UNCONFIRMED;
             let busy = !self.queue.is_empty();
             tokio::select! {
@@ -248,7 +251,12 @@ impl Downlink {
     }
 
     fn look(&mut self) {
-        self.queue.look(&reach(&self.registry), self.clock.now());
+        let now = self.clock.now();
+        let excused = self.excuses.look(self.clock.put_off(), now.monotonic);
+        if !excused.is_zero() {
+            self.queue.excuse(excused, now);
+        }
+        self.queue.look(&reach(&self.registry), now);
     }
 
     /// So many changes are on disk.

@@ -46,9 +46,27 @@ struct Body {
 }
 
 /// Of a body that is none, what may be there all the same.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Named {
     id: Option<String>,
+    name: Option<String>,
+    expires: Option<String>,
+    time: Option<String>,
+}
+
+impl Named {
+    fn of(body: &[u8]) -> Named {
+        serde_json::from_slice(body).unwrap_or_default()
+    }
+
+    /// The order without its payload, if it says what it is.
+    fn order(&self, target: Target, limits: Limits) -> Option<Order> {
+        let id = CommandId::new(self.id.as_deref()?).ok()?;
+        let name = CommandName::new(self.name.as_deref()?).ok()?;
+        let default = Expiry::In(limits.default_expiry);
+        let expiry = expiry(self.expires.as_deref(), self.time.as_deref(), default).unwrap_or(Expiry::Senseless);
+        Some(Order { target, id, name, payload: None, expiry })
+    }
 }
 
 impl Order {
@@ -77,12 +95,13 @@ impl Order {
     ) -> Result<Order, Box<Invalid>> {
         if body.len() > limits.max_body {
             let why = format!("more than {} bytes are not allowed; see [commands] max_payload", limits.max_body);
-            return Err(Box::new(Invalid { id: None, order: None, why }));
+            let named = Named::of(body);
+            return Err(Box::new(Invalid { order: named.order(target, limits), id: named.id, why }));
         }
         let body: Body = match serde_json::from_slice(body) {
             Ok(body) => body,
             Err(why) => {
-                let id = serde_json::from_slice::<Named>(body).ok().and_then(|named| named.id);
+                let id = Named::of(body).id;
                 let why = format!(
                     "it is not a JSON object of id, name, payload, expires and time: {why}; see docs/commands.md"
                 );
@@ -100,7 +119,7 @@ impl Order {
         let default = Expiry::In(limits.default_expiry);
         let (expiry, expiry_fault) = match expiry(body.expires.as_deref(), body.time.as_deref(), default) {
             Ok(expiry) => (expiry, None),
-            Err(why) => (default, Some(why)),
+            Err(why) => (Expiry::Senseless, Some(why)),
         };
         let payload = body.payload.as_ref().map(|payload| payload.get().to_owned());
         let size = payload.as_ref().map_or(0, String::len);
@@ -163,6 +182,18 @@ mod tests {
         assert!(matches!(order.expiry, Expiry::At(time) if time.to_string().starts_with("2026-11-23T01:02:03")));
         let order = parse(r#"{"id":"c","name":"o","expires":"30s","time":"2026-11-23T01:02:03Z"}"#).expect("fine");
         assert!(matches!(order.expiry, Expiry::At(time) if time.to_string().starts_with("2026-11-23T01:02:33")));
+    }
+
+    #[test]
+    fn an_order_that_is_too_large_is_known_by_its_names() {
+        let filler = "x".repeat(2000);
+        let invalid = parse(&format!(r#"{{"payload":"{filler}","expires":"30s","name":"open","id":"c-1"}}"#));
+        let invalid = invalid.expect_err("it is too large");
+        let order = invalid.order.expect("it says what it is");
+        assert_eq!((order.id.as_str(), order.name.as_str(), order.payload), ("c-1", "open", None));
+        assert_eq!((order.expiry, invalid.id.as_deref()), (Expiry::In(Duration::from_secs(30)), Some("c-1")));
+        assert!(invalid.why.contains("max_payload"), "{}", invalid.why);
+        assert_eq!(parse(&filler).expect_err("it is too large").id, None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod terms;
 
 pub use terms::{Action, Dispatch, Receipt, Refusal, Rules};
 
-use super::deadline::{self, Expiry};
+use super::deadline;
 use super::order::Order;
 use super::result;
 use crate::clock::Now;
@@ -140,7 +140,7 @@ impl Queue {
         }
         let place = self.next_place;
         self.next_place += 1;
-        let deadline = deadline::begin(Expiry::In(Duration::ZERO), self.boot, now);
+        let deadline = deadline::begin(order.expiry, self.boot, now);
         let Order { target, id, name, .. } = order;
         let command = Command {
             place,
@@ -203,6 +203,13 @@ impl Queue {
         let targets: Vec<Target> = self.lanes.keys().cloned().collect();
         for target in targets {
             self.advance(&target, reach, now);
+        }
+    }
+
+    /// Nobody listened to devices for a while: they may take so much longer to answer.
+    pub fn excuse(&mut self, by: Duration, now: Now) {
+        for handed in self.live.values_mut().filter_map(|live| live.handed.as_mut()) {
+            *handed = (*handed + by).min(now.monotonic);
         }
     }
 

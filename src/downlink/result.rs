@@ -7,13 +7,10 @@ use std::fmt::Display;
 /// The event that tells how a command ended; `None` if it has not.
 pub(super) fn event(command: &Command) -> Option<String> {
     let ending = command.ended.as_ref()?;
-    let mut event = json!({
-        "type": "command-result", "id": command.id, "name": command.name, "state": ending.state,
-        "payload": ending.payload.as_deref().map(value),
+    let event = json!({
+        "type": "command-result", "device": command.target.device(), "id": command.id, "name": command.name,
+        "state": ending.state, "payload": ending.payload.as_deref().map(value),
     });
-    if let (Some(device), Some(event)) = (command.target.device(), event.as_object_mut()) {
-        event.insert("device".into(), json!(device));
-    }
     Some(event.to_string())
 }
 
@@ -24,13 +21,10 @@ const LONGEST_ID: usize = 64;
 pub(super) fn no_command(target: &Target, id: Option<String>, why: &str) -> String {
     // Where only the payload can be left out, nothing else may be large.
     let id = id.filter(|id| id.len() <= LONGEST_ID);
-    let mut event = json!({
-        "type": "command-result", "id": id, "name": null, "state": CommandState::Rejected,
+    let event = json!({
+        "type": "command-result", "device": target.device(), "id": id, "name": null, "state": CommandState::Rejected,
         "payload": { "error": why },
     });
-    if let (Some(device), Some(event)) = (target.device(), event.as_object_mut()) {
-        event.insert("device".into(), json!(device));
-    }
     event.to_string()
 }
 

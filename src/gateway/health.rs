@@ -1,6 +1,6 @@
 //! How the gateway is, put together from its parts.
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Excuses};
 use crate::http::{Condition, Health, Problem};
 use crate::metrics::{Metrics, SinkLabel};
 use crate::sink::Pulse;
@@ -20,6 +20,7 @@ pub struct Overview {
     waiting: Mutex<Option<String>>,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
+    excuses: Mutex<Excuses>,
     stopping: AtomicBool,
 }
 
@@ -34,7 +35,8 @@ impl Overview {
     /// Before the log is open.
     pub fn new(metrics: Metrics, clock: Arc<dyn Clock>) -> Overview {
         let (parts, waiting) = (OnceLock::new(), Mutex::new(None));
-        Overview { parts, waiting, metrics, clock, stopping: AtomicBool::new(false) }
+        let excuses = Mutex::new(Excuses::from(clock.put_off()));
+        Overview { parts, waiting, metrics, clock, excuses, stopping: AtomicBool::new(false) }
     }
 
     /// The log cannot be opened at present. True if that is news.
@@ -64,13 +66,18 @@ impl Health for Overview {
         let mut condition = Condition::default();
         // Waiting for room is no lack of progress.
         let Some(Parts { log, sinks }) = self.parts.get() else { return condition };
-        let overdue = log.health().overdue;
+        let now = self.clock.now().monotonic;
+        let excuses = {
+            let mut excuses = self.excuses.lock();
+            excuses.look(self.clock.put_off(), now);
+            *excuses
+        };
+        let overdue = excuses.silence(now.saturating_sub(log.health().overdue), now);
         if overdue >= HANGS_AFTER {
             condition.problems.push(problem("log", format!("a commit is overdue by {} s", overdue.as_secs())));
         }
-        let now = self.clock.now().monotonic;
         for (name, pulse) in sinks {
-            let age = pulse.age(now);
+            let age = excuses.silence(now.saturating_sub(pulse.age(now)), now);
             if age >= HANGS_AFTER {
                 condition.problems.push(problem(name, format!("no progress for {} s", age.as_secs())));
             }

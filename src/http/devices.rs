@@ -1,4 +1,5 @@
-//! `/api/v1/devices` and `/api/v1/history`: who is there, and who was.
+//! `/api/v1/devices` and `/api/v1/history`: who is there, and who was; and
+//! `/api/v1/refused`: what of theirs could not be taken.
 
 use super::Shared;
 use super::asked::{Path, Query};
@@ -21,6 +22,8 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/api/v1/devices/{device}", get(one))
         .route("/api/v1/devices/{device}/history", get(history_of))
         .route("/api/v1/history", get(history))
+        .route("/api/v1/devices/{device}/refused", get(refused_of))
+        .route("/api/v1/refused", get(refused))
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,6 +67,32 @@ async fn history_of(
 
 async fn history(State(shared): State<Shared>, Query(past): Query<Past>) -> Result<Json<Value>, Refused> {
     entries(&shared, None, &past).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Latest {
+    limit: Option<usize>,
+}
+
+async fn refused_of(
+    State(shared): State<Shared>,
+    Path(device): Path<DeviceId>,
+    Query(latest): Query<Latest>,
+) -> Result<Json<Value>, Refused> {
+    refused_samples(&shared, Some(&device), &latest)
+}
+
+async fn refused(State(shared): State<Shared>, Query(latest): Query<Latest>) -> Result<Json<Value>, Refused> {
+    refused_samples(&shared, None, &latest)
+}
+
+/// There are few of them: no pages are needed.
+fn refused_samples(shared: &Shared, device: Option<&DeviceId>, latest: &Latest) -> Result<Json<Value>, Refused> {
+    let limit = latest.limit.unwrap_or(USUAL).clamp(1, MOST);
+    let mut refused = shared.parts()?.registry.refused().list(device);
+    refused.truncate(limit);
+    Ok(Json(json!({ "refused": refused })))
 }
 
 async fn entries(shared: &Shared, device: Option<DeviceId>, past: &Past) -> Result<Json<Value>, Refused> {

@@ -3,7 +3,7 @@
 //! A connection that becomes a device's WebSocket moves on and gives its place up; the
 //! link that it moves to has places of its own.
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Excuses, LAST_LOOK};
 use crate::link::tls::{self, Secure, Tls};
 use crate::link::{Place, Pool, Porch};
 use axum::extract::connect_info::Connected;
@@ -87,7 +87,7 @@ impl Door {
         let begun = Instant::now();
         let phase = Phase::Arriving { until: begun + self.patience };
         let stay = Arc::new(Mutex::new(Stay { place: Some(place), phase, asks_since: begun }));
-        let timer = Some(Box::pin(sleep_until(begun + self.patience)));
+        let timer = Some(Timer::new(self.clock.clone(), self.patience));
         let visitor = Visitor { from, certificate: certificate.clone(), stay: Some(stay.clone()) };
         let patience = self.patience;
         Some((Visit { io, certificate, stay, patience, begun, progress: begun, timer, evicted }, visitor))
@@ -243,8 +243,41 @@ pub struct Visit {
     begun: Instant,
     progress: Instant,
     /// None once it moved on.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Timer>,
     evicted: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// Runs out at a time that pauses of the gateway put off, by this at most.
+struct Timer {
+    most: Duration,
+    clock: Arc<dyn Clock>,
+    excuses: Excuses,
+    until: Instant,
+    sleep: Pin<Box<Sleep>>,
+    last_look: bool,
+}
+
+impl Timer {
+    fn new(clock: Arc<dyn Clock>, most: Duration) -> Timer {
+        let (excuses, until) = (Excuses::from(clock.put_off()), Instant::now() + most);
+        Timer { most, clock, excuses, until, sleep: Box::pin(sleep_until(until)), last_look: false }
+    }
+
+    fn poll(&mut self, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        if self.until != until {
+            (self.until, self.last_look) = (until, false);
+            self.sleep.as_mut().reset(until);
+        }
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            let put_off = self.excuses.look(self.clock.put_off(), Duration::ZERO).min(self.most);
+            if put_off.is_zero() && self.last_look {
+                return Poll::Ready(());
+            }
+            self.last_look = put_off.is_zero();
+            self.sleep.as_mut().reset(Instant::now() + put_off.max(LAST_LOOK));
+        }
+    }
 }
 
 enum Io {
@@ -300,10 +333,7 @@ impl Visit {
                 return polled;
             }
         };
-        if timer.deadline() != until {
-            timer.as_mut().reset(until);
-        }
-        if timer.as_mut().poll(cx).is_ready() || self.evicted.as_mut().poll(cx).is_ready() {
+        if timer.poll(until, cx).is_ready() || self.evicted.as_mut().poll(cx).is_ready() {
             // It may not be polled again.
             self.evicted = Box::pin(std::future::ready(()));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

@@ -1,9 +1,9 @@
 //! Drives one device session over anything that reads and writes.
 //!
 //! Bytes are read into a buffer that lives only while they are decoded, so a
-//! connection that says nothing holds no memory for it. Reading pauses while the
-//! log has no room, while the device's window is used up or it sends more messages than it
-//! may, while the device does not take what it is answered, and while the memory for all
+//! connection that says nothing holds no memory for it. Reading pauses while more Readings
+//! wait for room in the log or in the device's window than may, while it sends more messages
+//! than it may, while the device does not take what it is answered, and while the memory for all
 //! connections is used up and the frame under way is a large one.
 
 mod peer;
@@ -12,6 +12,7 @@ use super::caller::Caller;
 use super::line::Line;
 use super::pool::{ALLOWANCE, Lease};
 use super::porch::Place;
+use crate::clock::{Excuses, LAST_LOOK};
 use crate::stop;
 use crate::wire::frame::Decoder;
 pub(super) use peer::voice::FIRST_FORMAT;
@@ -73,14 +74,15 @@ struct Connection<'a, S> {
     early: Vec<u8>,
     /// Set when the gateway stops: nothing more is read.
     stop_at: Option<Duration>,
+    excuses: Excuses,
+    /// The device is late, and is given up unless something can be read now.
+    last_look: bool,
 }
 
 /// Whether a connection is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Gate {
     Open,
-    /// The log has no room.
-    Log,
     /// There is no memory for a frame as large as the one under way.
     Memory,
     /// The device sent more messages than it may; until then.
@@ -110,10 +112,13 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         gate: Gate::Open,
         early: Vec::new(),
         stop_at: None,
+        excuses: Excuses::from(clock.put_off()),
+        last_look: false,
     };
     let mut timer = pin!(sleep(LONG));
     loop {
         let now = clock.now();
+        connection.excuse(clock.put_off(), now);
         connection.advance(now);
         if let Some(end) = connection.peer.ended() {
             connection.peer.place.turn().await;
@@ -130,7 +135,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         let called = connection.peer.called();
         let evicted = connection.peer.place.evicted();
         let keys = connection.peer.keys_changed();
-        let stalled = connection.peer.is_stalled() || connection.gate == Gate::Log;
+        let stalled = connection.peer.waits_for_log();
         let starved = connection.gate == Gate::Memory;
         let freed = line.shared.pool.freed();
         tokio::select! {
@@ -149,7 +154,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                     connection.peer.place.turn().await;
                 }
             }
-            () = line.shared.log.room(), if stalled => connection.gate = Gate::Open,
+            () = line.shared.log.room(), if stalled => {}
             () = freed, if starved => connection.gate = Gate::Open,
             io = poll_fn(|cx| connection.poll_io(cx)) => match io {
                 Ok(true) if !connection.early.is_empty() => {
@@ -168,13 +173,27 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                     return Closed::Failed(error);
                 }
             },
-            () = &mut timer => {}
+            // Only now it is known that there is nothing to read.
+            () = &mut timer => connection.judge(clock.now()),
         }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
-    /// Does what has become due without anything read.
+    /// The device is not to blame for a silence while the gateway did not listen.
+    fn excuse(&mut self, put_off: Duration, now: crate::clock::Now) {
+        let by = self.excuses.look(put_off, now.monotonic);
+        if by.is_zero() {
+            return;
+        }
+        self.peer.excuse(by, now);
+        for since in [&mut self.partial_since, &mut self.frame_since].into_iter().flatten() {
+            *since = (*since + by).min(now.monotonic);
+        }
+        self.begun.1 = (self.begun.1 + by).min(now.monotonic);
+    }
+
+    /// Does what has become due, but for [`Connection::judge`].
     fn advance(&mut self, now: crate::clock::Now) {
         self.peer.advance(now);
         if let Some(at) = self.stop_at {
@@ -192,9 +211,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             self.partial_since = self.partial_since.map(|_| now.monotonic);
             self.begun.1 = now.monotonic;
             self.look_at_pressure(now);
+            self.peer.reassure(now);
             return;
         }
+        self.peer.is_read();
         self.look_at_pressure(now);
+    }
+
+    /// When the device has been silent for too long, or in the middle of a frame.
+    fn silence_deadline(&self) -> Option<Duration> {
+        let partial = self.partial_since.map(|since| since + self.line.frame_timeout);
+        [partial, self.overdue(), self.peer.silence_deadline()].into_iter().flatten().min()
+    }
+
+    /// Draws conclusions from a silence, if there was nothing to read when it had lasted too
+    /// long, nor at another look.
+    fn judge(&mut self, now: crate::clock::Now) {
+        let reads = self.stop_at.is_none() && self.gate == Gate::Open && !self.is_paused();
+        let late = reads && self.silence_deadline().is_some_and(|deadline| now.monotonic >= deadline);
+        if !late || !std::mem::replace(&mut self.last_look, true) {
+            self.last_look &= late;
+            return;
+        }
+        self.last_look = false;
         let peer = &mut self.peer;
         if self.partial_since.is_some_and(|since| now.monotonic >= since + self.line.frame_timeout) {
             if let Err(error) = self.decoder.give_up_partial(&mut |event| peer.take(event, now)) {
@@ -233,11 +272,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// How many bytes may be read now; none if the gate is shut, which is noted.
     fn readable(&mut self) -> usize {
-        // A Hello needs no room in the log.
-        if self.line.shared.log.is_saturated() && self.peer.place.is_inside() {
-            self.gate = Gate::Log;
-            return 0;
-        }
         let (partial, whole) = self.decoder.partial();
         let roomy = self.lease.pool().has_room();
         // A serial port cannot wait, and there are few.
@@ -271,7 +305,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// Whether it is the gateway that does not read.
     fn is_paused(&self) -> bool {
-        self.peer.is_stalled() || self.peer.window_is_full()
+        self.peer.is_backed_up()
     }
 
     /// When something becomes due by itself.
@@ -283,10 +317,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         let look = (self.gate == Gate::Memory || self.frame_since.is_some()).then_some(now + LOOK_AGAIN);
         if self.is_paused() || self.gate != Gate::Open {
             let rate = if let Gate::Rate(until) = self.gate { Some(until) } else { None };
-            return [ack, look, rate].into_iter().flatten().min();
+            return [ack, look, rate, self.peer.reassures_at()].into_iter().flatten().min();
         }
-        let partial = self.partial_since.map(|since| since + self.line.frame_timeout);
-        [ack, look, partial, self.overdue(), self.peer.silence_deadline()].into_iter().flatten().min()
+        let silence = if self.last_look { Some(now + LAST_LOOK) } else { self.silence_deadline() };
+        [ack, look, silence].into_iter().flatten().min()
     }
 
     /// Sends what is to be sent and reads once. Ready with false at the end of the

@@ -6,6 +6,7 @@ use super::line::{Line, Shared};
 use super::porch::{self, Place};
 use super::reception::Reception;
 use super::tls::{self, Tls};
+use crate::clock::patiently;
 use crate::config;
 use crate::device::auth::Fault;
 use crate::stop;
@@ -176,7 +177,7 @@ async fn serve_secure(
         biased;
         () = stop::requested(&mut stop) => return,
         () = evicted => return line.turned_away("evicted"),
-        shaken = tokio::time::timeout(left, handshake) => shaken.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
+        shaken = patiently(&*line.shared.clock, left, handshake) => shaken.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
     };
     let mut stream = match shaken {
         Ok(stream) => stream,

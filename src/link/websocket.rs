@@ -10,6 +10,7 @@ use super::connection::{self, Closed};
 use super::line::{Line, Shared};
 use super::porch::{self, Place, Porch};
 use super::reception::Reception;
+use crate::clock::patiently;
 use crate::config;
 use crate::stop;
 use messages::{Lengths, Messages};
@@ -179,10 +180,10 @@ async fn serve_one(guest: Guest, line: Arc<Line>, porch: Porch, stop: watch::Rec
     let from = caller.name.as_str();
     let now = line.shared.clock.now().monotonic;
     let within = (caller.since.unwrap_or(now) + line.handshake_timeout()).saturating_sub(now);
-    let stream = match timeout(within, upgrade).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(why)) => return tracing::debug!(link = %line.name, from, %why, "no WebSocket came of it"),
-        Err(_) => return tracing::debug!(link = %line.name, from, "no WebSocket came of it in time"),
+    let stream = match patiently(&*line.shared.clock, within, upgrade).await {
+        Some(Ok(stream)) => stream,
+        Some(Err(why)) => return tracing::debug!(link = %line.name, from, %why, "no WebSocket came of it"),
+        None => return tracing::debug!(link = %line.name, from, "no WebSocket came of it in time"),
     };
     let lengths = Lengths { now: line.before_hello.max_body, afterwards: line.limits.max_body };
     let mut messages = Messages::new(stream, lengths, line.shared.pool.another_lease(), line.frame_timeout);

@@ -18,9 +18,23 @@ const AN_EVENT_BYTES: usize = 8 * 1024;
 /// Changes that may wait for being written; the oldest are left out of the trail.
 const MAX_WAITING: usize = 10_000;
 
+/// Devices that are known no more and that not every consumer may have heard of.
+pub const MAX_FORGOTTEN: usize = 4096;
+
+/// What the last life of the gateway had told of devices.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct KnownDevices {
+    /// The last word on each.
+    pub statuses: Vec<DeviceStatus>,
+    /// Those that were known once, the latest last.
+    pub forgotten: Vec<DeviceId>,
+}
+
 /// What is to be written about devices.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Attendance {
+    /// What was told by so many calls of [`Log::attend`].
+    pub upto: u64,
     /// In the order in which it was told.
     changes: Vec<DeviceStatus>,
     /// Those that are known no more, each behind so many of the changes.
@@ -43,6 +57,7 @@ impl Attendance {
     }
 
     fn add(&mut self, newer: Attendance) {
+        self.upto = self.upto.max(newer.upto);
         let before = self.changes.len();
         self.changes.extend(newer.changes);
         self.forgotten.extend(newer.forgotten.into_iter().map(|(behind, device)| (before + behind, device)));
@@ -76,12 +91,28 @@ impl Attendance {
 
 impl Log {
     /// Has it written soon, and told as events, that these devices' presence changed, and
-    /// before that, that those are known no more.
-    pub fn attend(&self, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) {
+    /// before that, that those are known no more. Returns how many such calls there were,
+    /// for [`Log::attended_upto`].
+    pub fn attend(&self, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) -> u64 {
         let mut state = self.shared.state.lock();
         let forgotten = forgotten.into_iter().map(|device| (0, device)).collect();
-        state.attendance.add(Attendance { changes, forgotten });
+        state.attended.0 += 1;
+        let upto = state.attended.0;
+        state.attendance.add(Attendance { upto, changes, forgotten });
         state.wake(&self.shared.due);
+        upto
+    }
+
+    /// Waits until what was told by so many calls of [`Log::attend`] is on disk. Cancel-safe.
+    pub async fn attended_upto(&self, count: u64) {
+        loop {
+            let mut committed = std::pin::pin!(self.shared.committed.notified());
+            committed.as_mut().enable();
+            if self.shared.state.lock().attended.1 >= count {
+                return;
+            }
+            committed.await;
+        }
     }
 
     /// Changes of presence, the newest first, of one device or of all, before the entry
@@ -112,13 +143,19 @@ pub(super) fn write(db: &Connection, news: &Attendance, now: Timestamp, keep: u3
     }
     for (device, status) in news.last_words() {
         let name = device.as_str();
-        let Some(status) = status else {
-            db.prepare_cached("DELETE FROM device WHERE name = ?1")?.execute([name])?;
-            continue;
+        let body = match status {
+            Some(status) => serde_json::to_string(status)?,
+            None => forgotten(now),
         };
-        let body = serde_json::to_string(status)?;
         db.prepare_cached("INSERT OR REPLACE INTO device (name, body, guard) VALUES (?1, ?2, ?3)")?
             .execute(params![name, body, row::device_guard(name, &body)])?;
+    }
+    if !news.forgotten.is_empty() {
+        db.prepare_cached(
+            "DELETE FROM device WHERE name IN (SELECT name FROM device WHERE substr(body, 1, length(?1)) = ?1
+             ORDER BY body DESC, name LIMIT -1 OFFSET ?2)",
+        )?
+        .execute(params![FORGOTTEN, MAX_FORGOTTEN as i64])?;
     }
     if !news.changes.is_empty() {
         events.push(event(&news.changes[first..])); // the last is never told before
@@ -128,27 +165,39 @@ pub(super) fn write(db: &Connection, news: &Attendance, now: Timestamp, keep: u3
     Ok(events)
 }
 
+/// How the row of a device begins that is known no more. Whoever was told of it may still
+/// show it, and is to hear of that.
+const FORGOTTEN: &str = r#"{"forgotten":""#;
+
+fn forgotten(now: Timestamp) -> String {
+    format!("{FORGOTTEN}{now}\"}}")
+}
+
 fn event(changes: &[DeviceStatus]) -> String {
     json!({ "type": "presence", "changes": changes }).to_string()
 }
 
 /// The last word on each device.
-pub(super) fn load(db: &Connection) -> rusqlite::Result<Vec<DeviceStatus>> {
+pub(super) fn load(db: &Connection) -> rusqlite::Result<KnownDevices> {
     let mut statement = db.prepare("SELECT name, body, guard FROM device")?;
     let mut rows = statement.query([])?;
-    let mut statuses = Vec::new();
+    let (mut statuses, mut forgotten) = (Vec::new(), Vec::new());
     while let Some(row) = rows.next()? {
         let (Ok(name), Ok(body), Ok(guard)) = (row.get::<_, String>(0), row.get::<_, String>(1), row.get::<_, i64>(2))
         else {
             continue;
         };
-        if guard == row::device_guard(&name, &body)
-            && let Ok(status) = serde_json::from_str(&body)
-        {
+        if guard != row::device_guard(&name, &body) {
+            continue;
+        }
+        if let (true, Ok(device)) = (body.starts_with(FORGOTTEN), DeviceId::new(&name)) {
+            forgotten.push((body, device));
+        } else if let Ok(status) = serde_json::from_str(&body) {
             statuses.push(status);
         }
     }
-    Ok(statuses)
+    forgotten.sort_unstable();
+    Ok(KnownDevices { statuses, forgotten: forgotten.into_iter().map(|(_, device)| device).collect() })
 }
 
 /// See [`Log::attended`].
@@ -205,7 +254,7 @@ mod tests {
 
     fn news(changes: &[(&str, Presence)], forgotten: &[&str]) -> Attendance {
         let changes = changes.iter().map(|(name, state)| status(name, *state)).collect();
-        Attendance { changes, forgotten: forgotten.iter().map(|name| (0, device(name))).collect() }
+        Attendance { changes, forgotten: forgotten.iter().map(|name| (0, device(name))).collect(), upto: 0 }
     }
 
     #[test]
@@ -232,7 +281,7 @@ mod tests {
         };
         for count in [0, 1, 20, 200] {
             let changes: Vec<_> = (0..count).map(change).collect();
-            let news = Attendance { changes: changes.clone(), forgotten: Vec::new() };
+            let news = Attendance { changes: changes.clone(), ..Attendance::default() };
             let events = write(&db, &news, Timestamp(0), 1000).expect("it is written");
             assert!(events.iter().all(|event| event.len() < AN_EVENT_BYTES + 100));
             assert!(events.len() <= count.div_ceil(15), "{} events of {count}", events.len());
@@ -242,6 +291,33 @@ mod tests {
             });
             assert!(told.map(|status| status.device).eq(changes.into_iter().map(|status| status.device)));
         }
+    }
+
+    #[test]
+    fn devices_that_are_forgotten_are_kept_in_mind_as_such_and_in_bounds() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join(super::super::schema::FILE_NAME);
+        let db = super::super::schema::open(&path, crate::config::Durability::Full).expect("a new database");
+        let write = |news: &Attendance, seconds: i64| {
+            write(&db, news, Timestamp(seconds * 1_000_000), 1000).expect("it is written");
+        };
+        write(&news(&[("a", Presence::Online), ("b", Presence::Online)], &[]), 1);
+        write(&news(&[], &["b"]), 3);
+        write(&news(&[], &["a"]), 2);
+        let known = load(&db).expect("it is read");
+        assert_eq!((known.statuses.len(), known.forgotten), (0, vec![device("a"), device("b")]));
+        write(&news(&[("a", Presence::Online)], &[]), 4);
+        let known = load(&db).expect("it is read");
+        assert_eq!((known.statuses.len(), known.forgotten), (1, vec![device("b")]));
+        let many: Vec<String> = (0..MAX_FORGOTTEN + 10).map(|n| format!("d{n:05}")).collect();
+        for (second, names) in (5..).zip(many.chunks(100)) {
+            write(&news(&[], &names.iter().map(String::as_str).collect::<Vec<_>>()), second);
+        }
+        let known = load(&db).expect("it is read");
+        assert_eq!((known.statuses.len(), known.forgotten.len()), (1, MAX_FORGOTTEN));
+        assert!(
+            !known.forgotten.contains(&device("b")) && known.forgotten.last() == Some(&device(&many[many.len() - 1]))
+        );
     }
 
     #[test]

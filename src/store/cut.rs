@@ -20,10 +20,13 @@ use super::recover::Fault;
 use super::row::{self, Info};
 use super::salvage::{Orphan, Salvage, cut, wal_path};
 use super::segment::{Encoded, Encoder};
+use super::space::Space;
+use crate::files::{self, Replacement};
 use crate::model::{Numbered, Seq};
 use rusqlite::Connection;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// The entry of `meta` that says that commits are not synced one by one.
@@ -93,19 +96,65 @@ pub(super) fn look(path: &Path, unsynced: bool) -> Result<Left, String> {
 /// in the header, and stale frames could be mistaken for those that follow.
 ///
 /// # Errors
-/// If the directory cannot be written to.
+/// If the directory cannot be written to, or has no room for the new file: then nothing is
+/// written.
 pub(super) fn renew(path: &Path, left: &Left) -> io::Result<()> {
-    let (wal, new) = (wal_path(path), path.with_extension("new"));
-    let mut file = File::create(&new)?;
+    let wal = wal_path(path);
+    let mut old = File::open(&wal)?;
+    let needed = if left.begins_anew { 0 } else { old.metadata()?.len() };
+    let directory = path.parent().unwrap_or(Path::new("."));
+    if Space::of(directory).is_some_and(|space| space.free < needed + SPARE) {
+        return Err(ErrorKind::StorageFull.into());
+    }
+    let mut new = Replacement::of(&wal, MODE)?;
     match left.begins_anew {
         // As long as a header, so that it is not taken for one that is missing.
-        true => file.write_all(&[0; 32])?,
-        false => drop(io::copy(&mut File::open(&wal)?, &mut file)?),
+        true => new.file().write_all(&NO_HEADER)?,
+        false => drop(io::copy(&mut old, new.file())?),
     }
-    file.sync_all()?;
-    std::fs::rename(new, &wal)?;
-    wal.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    new.put()
 }
+
+/// Does the same where there is no room for a new file: every byte is written once more
+/// where it stands, which takes none.
+///
+/// # Errors
+/// If it cannot be written.
+pub(super) fn rewrite(path: &Path, left: &Left) -> io::Result<()> {
+    let file = File::options().read(true).write(true).open(wal_path(path))?;
+    if left.begins_anew {
+        file.write_all_at(&NO_HEADER, 0)?;
+        file.set_len(NO_HEADER.len() as u64)?;
+    } else {
+        let (mut block, mut at) = (vec![0; 1 << 16], 0);
+        loop {
+            let read = file.read_at(&mut block, at)?;
+            if read == 0 {
+                break;
+            }
+            file.write_all_at(block.get(..read).unwrap_or_default(), at)?;
+            at += read as u64;
+        }
+    }
+    file.sync_all()
+}
+
+/// Removes what an earlier life could not finish of [`renew`].
+pub(super) fn clear(path: &Path) {
+    // Where earlier versions wrote it, too.
+    for left in [Replacement::temporary(&wal_path(path)), path.with_extension("new")] {
+        if let Err(why) = files::discard(&left) {
+            tracing::warn!(file = %left.display(), %why, "a file that is of no use cannot be removed");
+        }
+    }
+}
+
+/// A header of a write-ahead log that says that there is nothing in it.
+const NO_HEADER: [u8; 32] = [0; 32];
+/// Free bytes that a new write-ahead log must leave.
+const SPARE: u64 = 64 << 10;
+/// As SQLite gives it to files that it makes.
+const MODE: u32 = 0o644;
 
 impl Cut {
     /// Puts back the readings that are sound and stand behind `end`, the last one that

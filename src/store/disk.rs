@@ -2,9 +2,9 @@
 
 use super::attendance::{self, Attendance};
 use super::boots;
+use super::budget::Budget;
 use super::epochs;
 use super::evict::{self, Evicted, Evictor};
-use super::fault;
 use super::fold::Folding;
 use super::gap::{Gap, OpenGaps};
 use super::heal;
@@ -12,22 +12,23 @@ use super::holes::Holes;
 use super::inbox::{self, Taken};
 use super::logclock::Kept;
 use super::merging::{self, Merging};
+use super::place::{Imprint, Place};
+use super::quarantine;
 use super::readers::Readers;
-use super::recover;
 use super::restore::Restored;
 use super::row::{self, Info};
-use super::schema::{self, OpenError};
+use super::schema;
 use super::segment::{Encoded, Encoder, Header};
 use super::small_tables::Shares;
-use super::space::{Gauge, Space};
+use super::space::Gauge;
 use super::ticket::Ticket;
 use super::unlisted::Unlisted;
-use super::wal::{self, Wal};
+use super::wal::{Held, Wal};
+use super::writer::Lock;
 use crate::config::{self, Durability};
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
-use anyhow::{Context, Result, anyhow, bail};
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use anyhow::{Context, Result, bail};
+use rusqlite::{Connection, TransactionBehavior, params};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -102,9 +103,9 @@ pub(super) struct OnDisk {
 /// What a transaction wrote, before it is known to be on disk. After a failure it may
 /// be so all the same.
 #[derive(Default)]
-struct Work {
-    segments: Vec<Header>,
-    outcome: Outcome,
+pub(super) struct Work {
+    pub segments: Vec<Header>,
+    pub outcome: Outcome,
     /// What is missing since, if that is more than before.
     holes: Option<Holes>,
     open_gaps: OpenGaps,
@@ -113,46 +114,52 @@ struct Work {
     /// What the last checkpoint did was written.
     told_fold: bool,
     merged: bool,
+    pub imprint: Option<Imprint>,
 }
 
 /// The write connection, opened again after each failure: what a failed fsync
-/// left behind on a handle cannot be known.
+/// left behind on a handle cannot be known. Until then no file is open where the log lies,
+/// so that its disk can be unmounted, checked and mounted again.
 pub(super) struct Disk {
-    path: PathBuf,
-    durability: Durability,
-    min_free: u64,
+    pub path: PathBuf,
+    pub lock: Option<Lock>,
+    pub place: Place,
+    pub imprint: Imprint,
+    pub budget: Budget,
+    /// Bytes of quarantined databases, as of the last look.
+    pub quarantined: u64,
+    pub durability: Durability,
+    pub min_free: u64,
     /// Entries of the trail of devices' presence that are kept.
     audit: u32,
-    gauge: Gauge,
-    connection: Option<Connection>,
-    readers: Arc<Readers>,
+    pub gauge: Gauge,
+    pub connection: Option<Connection>,
+    pub readers: Arc<Readers>,
     encoder: Encoder,
-    evictor: Evictor,
-    holes: Holes,
-    folding: Folding,
+    pub evictor: Evictor,
+    pub holes: Holes,
+    pub folding: Folding,
     unlisted: Unlisted,
     merging: Merging,
-    wal: Wal,
-    open_gaps: OpenGaps,
+    pub wal: Wal,
+    pub open_gaps: OpenGaps,
     /// By which seqs are reserved.
-    ticket: Ticket,
-    doubtful: Option<Work>,
+    pub ticket: Ticket,
+    pub doubtful: Option<Work>,
     /// An fsync failed, and what it was to write was not written anew since.
-    unsynced: bool,
+    pub unsynced: bool,
 }
 
 /// Events kept for sinks that do not take them; the oldest go first.
 const MAX_EVENTS: u64 = 10_000;
-/// Of the filesystem, at most this share is left free, whatever `min_free` says.
-const MIN_FREE_SHARE: u64 = 4;
 
 impl Disk {
     /// The log in the configured directory, where `on_disk` is.
     pub fn new(
         config: &config::Store,
-        gauge: Gauge,
+        (gauge, stepped): (Gauge, bool),
         on_disk: OnDisk,
-        connection: Connection,
+        (connection, lock): (Connection, Lock),
         readers: Arc<Readers>,
         evictor: Evictor,
         ticket: Ticket,
@@ -160,8 +167,16 @@ impl Disk {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
         let shares = Shares::of(config.max_size.as_u64());
         let path = heal::database(config);
+        let budget = Budget::new(config.max_size.as_u64());
+        let wal = Wal::new(&path, &connection, budget, !stepped);
+        wal.bound(&connection)?;
         Ok(Disk {
-            wal: Wal::new(&path, &connection, config.max_size.as_u64()),
+            wal,
+            place: Place::of(&path)?,
+            imprint: Imprint::of(&connection)?,
+            budget,
+            quarantined: quarantine::size(&config.directory),
+            lock: Some(lock),
             path,
             durability: config.durability,
             min_free: config.min_free.as_u64(),
@@ -182,50 +197,6 @@ impl Disk {
         })
     }
 
-    /// Bytes that are free where the log lies, and that are to be left so; `None` if
-    /// that is not known.
-    pub fn space(&self) -> Option<(u64, u64)> {
-        let Space { free, total } = (self.gauge)()?;
-        Some((free, self.min_free.min(total / MIN_FREE_SHARE)))
-    }
-
-    /// Opens the database again after a failure, on handles that have not seen it.
-    /// Gives the outcome of the commit that failed if that is on disk after all.
-    ///
-    /// # Errors
-    /// If it cannot be opened yet; nothing may be written then.
-    pub fn reopen(&mut self, failed: Option<&Commit>) -> Result<Option<Outcome>> {
-        if self.connection.is_some() {
-            return Ok(None);
-        }
-        if !self.readers.close() {
-            bail!("waiting for {} to be read to the end", self.path.display());
-        }
-        // What an fsync that failed left in memory only is written anew: a commit that is
-        // found there after all must be as safe as any other.
-        heal::settle(&self.path, self.durability, self.unsynced).map_err(|why| match why {
-            // A read may fail once; opening the log anew tells more.
-            OpenError::Unreadable { .. } => anyhow!("{why}"),
-            why => why.into(),
-        })?;
-        self.unsynced = false;
-        let connection = schema::open(&self.path, self.durability)?;
-        let landed = self.doubtful.as_ref().map_or(Ok(false), |doubtful| landed(&connection, doubtful))?;
-        if landed {
-            self.ticket.written()?;
-        }
-        let end = self.holes.end();
-        self.holes = Holes::load(&connection)?.0;
-        self.holes.reach(end);
-        self.readers.open();
-        self.connection = Some(connection);
-        let work = self.doubtful.take().filter(|_| landed);
-        let outcome = work.zip(failed).map(|(work, commit)| self.done(work, commit));
-        // Events that were written without its being known cannot be made longer.
-        self.open_gaps = OpenGaps::default();
-        Ok(outcome)
-    }
-
     /// Writes `commit` durably, all or nothing. [`Disk::reopen`] goes before it. The
     /// sessions of devices that are `in_use` are not forgotten.
     ///
@@ -233,8 +204,20 @@ impl Disk {
     /// Nothing of it may be counted as written then.
     pub fn commit(&mut self, commit: &Commit, in_use: &dyn Fn() -> HashSet<DeviceId>) -> Result<Outcome> {
         let Some(mut connection) = self.connection.take() else { bail!("the log is not open") };
+        let file = schema::sizes(&connection).map(|(_, file)| file).unwrap_or(0);
+        self.make_way(file);
+        match self.wal.admit(&connection, file) {
+            Ok(folded) => self.folded(folded),
+            Err(why) => {
+                match why.is::<Held>() {
+                    true => self.connection = Some(connection),
+                    false => self.leave(connection, &why),
+                }
+                return Err(why);
+            }
+        }
         let mut work = Work::default();
-        let tried = self.try_commit(&mut connection, commit, in_use, &mut work);
+        let tried = self.try_commit(&mut connection, commit, in_use, &mut work).and_then(|()| self.check(&connection));
         if let Err(why) = tried.and_then(|()| Ok(self.ticket.written()?)) {
             self.leave(connection, &why);
             self.doubtful = Some(work);
@@ -247,9 +230,7 @@ impl Disk {
         };
         match back().and_then(|()| self.wal.committed(&connection, commit.reserve.is_some())) {
             Ok(folded) => {
-                if let Some(frames) = folded {
-                    self.folding.folded(self.wal.path(), frames);
-                }
+                self.folded(folded);
                 self.connection = Some(connection);
             }
             // What was committed stays so; the rest is as after any failure.
@@ -309,11 +290,13 @@ impl Disk {
         } else if !work.outcome.leaves_places(commit) && self.unlisted.is_due(work.outcome.evicted.last()) {
             work.listed = Some(self.unlisted.list(&transaction, [&[], &[]], Seq::ZERO, in_use)?);
         }
+        work.imprint = Some(Imprint::of(&transaction)?);
         transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))
     }
 
     /// Remembers what a commit that is on disk leaves to later ones.
-    fn done(&mut self, work: Work, commit: &Commit) -> Outcome {
+    pub fn done(&mut self, work: Work, commit: &Commit) -> Outcome {
+        self.imprint = work.imprint.unwrap_or(self.imprint);
         if let Some(rows) = work.listed {
             self.unlisted.listed(rows);
             self.evictor.tables_changed();
@@ -335,52 +318,6 @@ impl Disk {
         [&commit.marks, &commit.covered].into_iter().for_each(|marks| self.unlisted.add(marks));
         self.open_gaps = work.open_gaps;
         work.outcome
-    }
-
-    /// Parts with a connection that failed, and with those that share its state.
-    fn leave(&mut self, connection: Connection, why: &anyhow::Error) {
-        self.unsynced |= fault::is_sync(why);
-        // It is not folded together on the handle that failed; see `schema::open`.
-        drop(connection);
-        self.readers.close();
-        self.evictor.forget();
-    }
-
-    /// Closes the database, folding the write-ahead log into it.
-    pub fn close(&mut self) {
-        self.readers.close();
-        let Some(connection) = self.connection.take() else { return };
-        let folded = self
-            .list_fold(&connection)
-            .and_then(|()| connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false));
-        if let Err(why) = folded.and_then(|_| connection.close().map_err(|(_, why)| why)) {
-            tracing::warn!(%why, "the log could not be closed; it is complete all the same");
-        }
-    }
-
-    /// Says what is folded in: the next life begins a new write-ahead log.
-    fn list_fold(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        if let Some(frames) = wal::fold(connection)? {
-            self.folding.folded(self.wal.path(), frames);
-        }
-        let transaction = connection.unchecked_transaction()?;
-        self.folding.write(&transaction)?;
-        transaction.commit()
-    }
-}
-
-/// Whether a commit that was reported as failed is on disk.
-fn landed(connection: &Connection, work: &Work) -> Result<bool> {
-    if let Some(header) = work.segments.first() {
-        let found: Option<u32> = connection
-            .query_row("SELECT checksum FROM segment WHERE first_seq = ?1", [header.first.0], |row| row.get(0))
-            .optional()?;
-        return Ok(found == Some(header.checksum));
-    }
-    match work.outcome.last_event {
-        // Ids are never used twice.
-        Some(event) => Ok(recover::last_event(connection)? >= event),
-        None => Ok(false),
     }
 }
 

@@ -35,10 +35,22 @@ impl Fault {
 }
 
 impl OpenError {
-    /// Whether it may pass by itself: the disk is full or fails, or the system has no
-    /// resources left.
+    /// Whether it may pass while the gateway waits: the disk is full, fails, or can only be
+    /// read until it is mounted again, or the system has no resources left.
     pub fn may_pass(&self) -> bool {
-        const PASSING: [Errno; 4] = [Errno::IO, Errno::NOMEM, Errno::NFILE, Errno::MFILE];
+        const PASSING: [Errno; 11] = [
+            Errno::IO,
+            Errno::ROFS,
+            Errno::NODEV,
+            Errno::NXIO,
+            Errno::STALE,
+            Errno::NOTCONN,
+            Errno::TIMEDOUT,
+            Errno::BUSY,
+            Errno::NOMEM,
+            Errno::NFILE,
+            Errno::MFILE,
+        ];
         match self {
             OpenError::Directory { why, .. } => {
                 is_full_disk(why) || PASSING.iter().any(|errno| why.raw_os_error() == Some(errno.raw_os_error()))
@@ -47,6 +59,7 @@ impl OpenError {
                 matches!(
                     code,
                     ErrorCode::DiskFull
+                        | ErrorCode::ReadOnly
                         | ErrorCode::SystemIoFailure
                         | ErrorCode::CannotOpen
                         | ErrorCode::OutOfMemory

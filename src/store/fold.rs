@@ -97,6 +97,11 @@ impl Folding {
         Folding { number, next: begins.then(Fold::default) }
     }
 
+    /// The next commit begins a write-ahead log of which nothing else is known.
+    pub fn begin(&mut self) {
+        self.next = Some(Fold::default());
+    }
+
     /// A checkpoint put the whole write-ahead log at `wal`, which has so many frames, into
     /// the database, and the next commit begins it anew.
     pub fn folded(&mut self, wal: &Path, frames: u64) {

@@ -21,11 +21,12 @@ use super::unlisted;
 use super::wal;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Durability};
+use crate::files::Replacement;
 use crate::metrics::Metrics;
 use crate::model::{BootId, DeviceId, Seq};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write as _};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +68,8 @@ pub(super) fn open(
     let (now, boot) = (clock.now(), clock.boot());
     let store = config.directory.as_path();
     let path = store.join(schema::FILE_NAME);
+    cut::clear(&path);
+    quarantine::clear(store);
     let moving = |why| OpenError::Directory { path: store.join("quarantine"), why };
     for mut entry in quarantine::list(store).into_iter().filter(|entry| entry.report.state == State::Moving) {
         quarantine::complete(store, &mut entry).map_err(moving)?;
@@ -112,7 +115,13 @@ pub(super) fn open(
 
 /// Notes that the database is damaged, so that the next opening heals it.
 pub(super) fn remember(database: &Path, found: &str) {
-    if let Err(why) = std::fs::write(database.with_file_name(MARKER), found) {
+    let marker = database.with_file_name(MARKER);
+    let written = Replacement::of(&marker, 0o644).and_then(|mut new| {
+        new.file().write_all(found.as_bytes())?;
+        new.put()
+    });
+    // On a full disk there may be room for its name only, which is enough.
+    if let Err(why) = written.or_else(|_| std::fs::File::create(&marker).map(drop)) {
         tracing::error!(%why, "that the log is damaged cannot be noted beside it");
     }
 }
@@ -216,14 +225,15 @@ fn attempt(
 /// If the files are damaged, or cannot be read or written.
 pub(super) fn settle(path: &Path, durability: Durability, must: bool) -> Result<Left, OpenError> {
     let left = examine(path, durability)?;
-    if left.has_frames {
-        match cut::renew(path, &left) {
-            Err(why) if why.kind() == ErrorKind::StorageFull && !must => {
-                tracing::warn!("the disk is too full to copy the write-ahead log; the log goes on without");
-            }
-            renewed => renewed.map_err(|why| OpenError::Directory { path: path.to_owned(), why })?,
+    let renewed = match left.has_frames.then(|| cut::renew(path, &left)) {
+        Some(Err(why)) if why.kind() == ErrorKind::StorageFull && !must => {
+            tracing::debug!("the disk is too full to copy the write-ahead log; the log goes on without");
+            Ok(())
         }
-    }
+        Some(Err(why)) if why.kind() == ErrorKind::StorageFull => cut::rewrite(path, &left),
+        renewed => renewed.unwrap_or(Ok(())),
+    };
+    renewed.map_err(|why| OpenError::Directory { path: path.to_owned(), why })?;
     Ok(left)
 }
 

@@ -1,11 +1,13 @@
 //! The handle that links, sinks and the writer share.
 
+use super::attendance::KnownDevices;
 use super::cursor::SinkCursor;
 use super::gap::Gap;
 use super::headroom::DiskState;
 use super::heal;
 use super::mark::Mark;
 use super::opening::{Prepared, opened, prepare};
+use super::place::Astray;
 use super::readers::Readers;
 use super::restore;
 use super::schema::OpenError;
@@ -16,7 +18,7 @@ use super::writer::{self, Stepper, Writer};
 use crate::clock::{Clock, Now};
 use crate::config::{self, Route};
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
-use crate::model::{Batch, DeviceId, DeviceStatus, Epoch, Epochs, Seq, Timestamp};
+use crate::model::{Batch, DeviceId, Epoch, Epochs, Seq, Timestamp};
 use parking_lot::{Condvar, Mutex};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -101,8 +103,8 @@ pub struct Opened<W = Writer> {
     pub log: Log,
     /// One for each of the sinks that were named, in their order.
     pub cursors: Vec<SinkCursor>,
-    /// The last word on the presence of each device that the log knows.
-    pub devices: Vec<DeviceStatus>,
+    /// What was told of devices' presence.
+    pub devices: KnownDevices,
     /// Ends when the log is closed; see [`Log::close`].
     pub writer: W,
 }
@@ -135,8 +137,7 @@ impl Log {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened, OpenError> {
-        let Prepared { shared, disk, jobs, devices, lock, reserve } =
-            prepare(config, routes, sinks, clock, metrics, None)?;
+        let Prepared { shared, disk, jobs, devices, reserve } = prepare(config, routes, sinks, clock, metrics, None)?;
         let for_writer = shared.clone();
         let failed = |why| OpenError::Directory { path: config.directory.clone(), why };
         let thread = std::thread::Builder::new()
@@ -148,7 +149,7 @@ impl Log {
             true => None,
             false => Some(restore::start(log, config.directory.clone(), jobs).map_err(failed)?),
         };
-        Ok(opened(shared, devices, Writer::new(thread, salvage, lock)))
+        Ok(opened(shared, devices, Writer::new(thread, salvage)))
     }
 
     /// Opens the log as [`Log::open_with`] does, without any thread: the caller steps the
@@ -165,9 +166,9 @@ impl Log {
         metrics: Metrics,
         gauge: Gauge,
     ) -> Result<Opened<Stepper>, OpenError> {
-        let Prepared { shared, disk, devices, lock, reserve, .. } =
+        let Prepared { shared, disk, devices, reserve, .. } =
             prepare(config, routes, sinks, clock, metrics, Some(gauge))?;
-        Ok(opened(shared.clone(), devices, Stepper::new(shared, disk, reserve, lock)))
+        Ok(opened(shared.clone(), devices, Stepper::new(shared, disk, reserve)))
     }
 
     /// The mark of a device's session. A session that the log knows resumes where
@@ -339,17 +340,21 @@ impl Log {
 }
 
 impl Shared {
-    /// Stops writing if `why` says that the database is damaged, and sees to it that
-    /// it heals when it is opened again.
+    /// Stops writing if `why` says that the database is damaged, or older than what was
+    /// written, and sees to it that it heals when it is opened again.
     pub fn examine(&self, why: &anyhow::Error) -> bool {
-        if !heal::is_damage(why, &self.path) {
+        let is_older = matches!(why.downcast_ref(), Some(Astray::Older { .. }));
+        if !is_older && !heal::is_damage(why, &self.path) {
             return false;
         }
         let found = format!("{why:#}");
         let first = !std::mem::replace(&mut self.state.lock().damaged, true);
         if first {
             tracing::error!(error = found, "the log is damaged; it is opened again to heal it");
-            heal::remember(&self.path, &found);
+            // What is whole, only older, is gone on with as after a crash.
+            if !is_older {
+                heal::remember(&self.path, &found);
+            }
             self.state.lock().failure = Some(found);
             self.damaged.notify_waiters();
             self.committed.notify_waiters();

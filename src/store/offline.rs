@@ -10,10 +10,11 @@ use super::boots::{self, Beginnings};
 use super::epochs;
 use super::gap::{Gap, Hole};
 use super::holes::{self, Holes};
+use super::paged;
 use super::ranges::Ranges;
 use super::recover;
-use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS, LAST_SEQ};
-use super::salvage::{Found, Salvage, Scan};
+use super::row::{self, HEADER_COLUMNS, LAST_SEQ};
+use super::salvage::{self, Found, Salvage, Scan};
 use super::schema::{self, FILE_NAME};
 use super::segment;
 use super::unlisted;
@@ -23,7 +24,7 @@ use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, TransactionBehavior};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A log that is only read.
@@ -32,7 +33,7 @@ pub struct Offline {
 }
 
 enum Source {
-    Sqlite(Box<Connection>),
+    Sqlite { db: Box<Connection>, path: PathBuf },
     Bytes(Box<Salvage>),
 }
 
@@ -74,6 +75,8 @@ pub struct Verdict {
     pub readings: u64,
     /// One line each, at most 1000.
     pub problems: Vec<String>,
+    /// What could not be checked, and what to do about that.
+    pub notes: Vec<&'static str>,
 }
 
 /// Which readings to purge.
@@ -118,7 +121,7 @@ impl Offline {
                 path.display()
             )
         })?;
-        Ok(Offline { source: Source::Sqlite(Box::new(connection)) })
+        Ok(Offline { source: Source::Sqlite { db: Box::new(connection), path } })
     }
 
     /// A database by name, such as a quarantined or copied one. No gateway may be
@@ -134,7 +137,7 @@ impl Offline {
     /// The epochs of the readings, if they can be told.
     pub fn epochs(&self) -> Option<Epochs> {
         match &self.source {
-            Source::Sqlite(db) => epochs::read(&recover::read_meta(db).ok()?),
+            Source::Sqlite { db, .. } => epochs::read(&recover::read_meta(db).ok()?),
             Source::Bytes(salvage) => epochs::read(&salvage.facts().meta),
         }
     }
@@ -142,7 +145,7 @@ impl Offline {
     /// When the machine's boots began, as far as the log knows.
     fn beginnings(&self) -> Result<Beginnings> {
         Ok(match &self.source {
-            Source::Sqlite(db) => boots::beginnings(db)?,
+            Source::Sqlite { db, .. } => boots::beginnings(db)?,
             Source::Bytes(salvage) => {
                 let boots = salvage.facts().boots.into_iter();
                 boots.filter_map(|(boot, began)| Some((boot, began?))).collect()
@@ -158,44 +161,48 @@ impl Offline {
     pub fn each(&self, give: &mut dyn FnMut(Piece) -> ControlFlow<()>) -> Result<()> {
         let began = self.beginnings()?;
         match &self.source {
-            Source::Sqlite(db) => {
-                let mut statement =
-                    db.prepare(&format!("SELECT {HEADER_COLUMNS}, {BLOCK_COLUMN} FROM segment ORDER BY first_seq"))?;
-                let mut rows = statement.query([])?;
+            Source::Sqlite { db, .. } => {
                 let mut given = Ranges::default();
                 let knows_holes = recover::meta(db, holes::COMPLETE).is_ok_and(|complete| complete.is_some());
-                let mut end = Seq::ZERO;
-                while let Some(row) = rows.next()? {
-                    let header = row::header_of(row);
+                let (mut end, mut failed) = (Seq::ZERO, None);
+                paged::each(db, &mut |header, block| {
                     if let Some(header) = header {
                         let missing = match knows_holes && header.first > end.next() {
-                            true => holes::unexplained(db, end.next(), header.first.prev())?,
-                            false => Vec::new(),
+                            true => holes::unexplained(db, end.next(), header.first.prev()),
+                            false => Ok(Vec::new()),
                         };
-                        if missing.into_iter().any(|(first, last)| give(Piece::Missing(first, last)).is_break()) {
-                            break;
+                        let missing = missing.unwrap_or_else(|why| {
+                            failed.get_or_insert(why);
+                            Vec::new()
+                        });
+                        if failed.is_some()
+                            || missing.into_iter().any(|(first, last)| give(Piece::Missing(first, last)).is_break())
+                        {
+                            return ControlFlow::Break(());
                         }
                         end = end.max(header.last());
                     }
-                    let block = row.get_ref(row::BLOCK)?.as_blob().unwrap_or_default();
                     let mut flow = ControlFlow::Continue(());
                     let mut readings = |batches: Vec<Numbered>| {
-                        // A commit that failed and was repeated may overlap the next.
-                        let fresh = |b: &Numbered| !given.missing(b.first.0, b.last().0).is_empty();
-                        let mut batches: Vec<_> = batches.into_iter().filter(fresh).collect();
+                        // A commit that failed and was repeated may overlap the next, and
+                        // what was given may be part of a larger segment by now.
+                        let mut batches = salvage::fresh(&mut given, batches);
                         boots::give_times(&began, &mut batches);
-                        batches.iter().for_each(|b| given.insert(b.first.0, b.last().0));
-                        flow = give(Piece::Readings(batches));
+                        if !batches.is_empty() {
+                            flow = give(Piece::Readings(batches));
+                        }
                         flow
                     };
                     let sound = header
                         .is_some_and(|header| segment::decode_pieces(&header, block, Seq::ZERO, &mut readings).is_ok());
-                    if !sound {
-                        flow = give(Piece::Damaged(header.map(|header| (header.first, header.last()))));
+                    if sound {
+                        return flow.map_continue(|()| true);
                     }
-                    if flow.is_break() {
-                        break;
-                    }
+                    let claimed = header.map(|header| (header.first, header.last()));
+                    give(Piece::Damaged(claimed)).map_continue(|()| false)
+                })?;
+                if let Some(why) = failed {
+                    return Err(why.into());
                 }
             }
             Source::Bytes(salvage) => {
@@ -222,7 +229,7 @@ impl Offline {
     /// SQLite tells; of what is missing because of it, nothing may be known.
     pub fn warnings(&self) -> Vec<String> {
         match &self.source {
-            Source::Sqlite(_) => Vec::new(),
+            Source::Sqlite { .. } => Vec::new(),
             Source::Bytes(salvage) => salvage.problems(),
         }
     }
@@ -233,7 +240,7 @@ impl Offline {
     /// If the log cannot be read.
     pub fn contents(&self) -> Result<Contents> {
         let sinks: BTreeMap<String, u64> = match &self.source {
-            Source::Sqlite(db) => recover::places(db)?.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
+            Source::Sqlite { db, .. } => recover::places(db)?.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
             Source::Bytes(salvage) => salvage.facts().sinks.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
         };
         let pending =
@@ -263,17 +270,11 @@ impl Offline {
     fn headers(&self, take: &mut dyn FnMut(segment::Header, u64, Option<Timestamp>)) -> Result<()> {
         let began = self.beginnings()?;
         match &self.source {
-            Source::Sqlite(db) => {
-                let mut statement =
-                    db.prepare(&format!("SELECT {HEADER_COLUMNS}, size FROM segment ORDER BY first_seq"))?;
-                let mut rows = statement.query([])?;
-                while let Some(row) = rows.next()? {
-                    if let Some(header) = row::header_of(row) {
-                        let range = boots::known_range(db, &header, &began)?;
-                        take(header, row.get(row::BLOCK).unwrap_or(0), range.map(|(oldest, _)| oldest));
-                    }
-                }
-            }
+            Source::Sqlite { db, .. } => paged::heads(db, &mut |header, bytes| {
+                let range = boots::known_range(db, &header, &began)?;
+                take(header, bytes, range.map(|(oldest, _)| oldest));
+                Ok(())
+            })?,
             Source::Bytes(salvage) => {
                 let _ = salvage.segments(Scan::IfDamaged, &mut |found| {
                     if let Found::Sound { header, block, batches } = found {
@@ -291,21 +292,17 @@ impl Offline {
     /// # Errors
     /// If the log cannot be read as a whole.
     pub fn verify(&self) -> Result<Verdict> {
-        let mut verdict = Verdict::default();
+        let (mut verdict, mut notes) = (Verdict::default(), Vec::new());
         let mut add = |problem: String| {
             if verdict.problems.len() < MAX_PROBLEMS {
                 verdict.problems.push(problem);
             }
         };
         match &self.source {
-            Source::Sqlite(db) => {
-                let mut statement = db.prepare(&format!("PRAGMA integrity_check({MAX_PROBLEMS})"))?;
-                let mut rows = statement.query([])?;
-                while let Some(row) = rows.next()? {
-                    let found: String = row.get(0)?;
-                    if found != "ok" {
-                        add(format!("structure: {}", found.replace('\n', " ")));
-                    }
+            Source::Sqlite { db, path } => {
+                match paged::structure(db, path, MAX_PROBLEMS)? {
+                    Some(found) => found.into_iter().for_each(&mut add),
+                    None => notes.push(paged::IN_THE_WAY),
                 }
                 recover::unproven(db)?.into_iter().for_each(&mut add);
             }
@@ -327,6 +324,7 @@ impl Offline {
             verdict.problems.extend(problem.filter(|_| verdict.problems.len() < MAX_PROBLEMS));
             ControlFlow::Continue(())
         })?;
+        verdict.notes = notes;
         Ok(verdict)
     }
 }

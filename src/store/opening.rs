@@ -1,6 +1,7 @@
 //! From the files to a log that only lacks its writer.
 
-use super::attendance::{self, Attendance};
+use super::attendance::{self, Attendance, KnownDevices};
+use super::budget::Budget;
 use super::cursor::SinkCursor;
 use super::disk::{Disk, OnDisk};
 use super::evict::{Bounds, Evictor};
@@ -20,11 +21,10 @@ use super::small_tables::{MAX_MARKS, Shares};
 use super::space::{Gauge, Space};
 use super::state::State;
 use super::tail::{Policy, Tail};
-use super::writer::{Lock, lock};
+use super::writer::lock;
 use crate::clock::Clock;
 use crate::config::{self, Deliver, Route};
 use crate::metrics::Metrics;
-use crate::model::DeviceStatus;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -36,8 +36,7 @@ pub(super) struct Prepared {
     pub shared: Arc<Shared>,
     pub disk: Disk,
     pub jobs: Vec<Job>,
-    pub devices: Vec<DeviceStatus>,
-    pub lock: Lock,
+    pub devices: KnownDevices,
     pub reserve: Reserve,
 }
 
@@ -53,8 +52,13 @@ pub(super) fn prepare(
     gauge: Option<Gauge>,
 ) -> Result<Prepared, OpenError> {
     let directory = config.directory.as_path();
-    let lock = lock(directory)?;
-    let mut reserve = Reserve::new(directory, config.max_size.as_u64());
+    let failed = |why: &OpenError| match Fault::of_opening(why) {
+        Fault::NoSpace => DiskState::Full.show(&metrics),
+        Fault::Other => DiskState::Failing.show(&metrics),
+    };
+    let lock = lock(directory).inspect_err(failed)?;
+    let budget = Budget::new(config.max_size.as_u64());
+    let mut reserve = Reserve::new(directory, budget.reserve());
     let lanes = Lanes::new(routes);
     let now = clock.now();
     let mut healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
@@ -67,10 +71,7 @@ pub(super) fn prepare(
         healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
     }
     let Healed { connection, found, ticket, boots, commands, commands_lost, jobs, notes } =
-        healed.inspect_err(|why| match Fault::of_opening(why) {
-            Fault::NoSpace => DiskState::Full.show(&metrics),
-            Fault::Other => DiskState::Failing.show(&metrics),
-        })?;
+        healed.inspect_err(failed)?;
     let mut notices = Vec::new();
     if commands_lost > 0 {
         tracing::error!(commands = commands_lost, "damaged commands were taken out of the log");
@@ -79,7 +80,7 @@ pub(super) fn prepare(
     }
     let devices = attendance::load(&connection).unwrap_or_else(|why| {
         tracing::error!(%why, "what was known of devices' presence cannot be read");
-        Vec::new()
+        KnownDevices::default()
     });
     for name in &found.forgotten {
         tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
@@ -89,7 +90,7 @@ pub(super) fn prepare(
         history_within: config.history_within,
         after_commit: config.deliver == Deliver::AfterCommit,
         max_pending: usize::try_from(config.max_pending.as_u64()).unwrap_or(usize::MAX),
-        segment_bytes: usize::try_from(config.segment_size.as_u64()).unwrap_or(usize::MAX),
+        segment_bytes: usize::try_from(config.segment_size.as_u64().min(budget.commit())).unwrap_or(usize::MAX),
     };
     let confirmed = found.sinks.iter().map(|(confirmed, _)| *confirmed).collect();
     let tail = Tail::new(policy, found.next, found.reserved, confirmed);
@@ -109,7 +110,7 @@ pub(super) fn prepare(
     let everywhere = found.sinks.iter().map(|(confirmed, _)| *confirmed).min().unwrap_or_default();
     let holes = found.holes.behind(everywhere).collect();
     let on_disk = OnDisk { written: found.written, holes: found.holes, folding: found.folding };
-    let disk = Disk::new(config, gauge, on_disk, connection, readers.clone(), evictor, ticket)
+    let disk = Disk::new(config, (gauge, stepped), on_disk, (connection, lock), readers.clone(), evictor, ticket)
         .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
     let shared = Arc::new(Shared {
         visible: AtomicU64::new(tail.visible().0),
@@ -126,6 +127,7 @@ pub(super) fn prepare(
             boots,
             notices,
             attendance: Attendance::default(),
+            attended: (0, 0),
             inbox: Inbox::new(commands, Shares::of(config.max_size.as_u64()).commands),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, clock.boot(), now),
@@ -158,10 +160,10 @@ pub(super) fn prepare(
         metrics,
         stepped,
     });
-    Ok(Prepared { shared, disk, jobs, devices, lock, reserve })
+    Ok(Prepared { shared, disk, jobs, devices, reserve })
 }
 
-pub(super) fn opened<W>(shared: Arc<Shared>, devices: Vec<DeviceStatus>, writer: W) -> Opened<W> {
+pub(super) fn opened<W>(shared: Arc<Shared>, devices: KnownDevices, writer: W) -> Opened<W> {
     let cursors = (0..shared.names.len()).map(|index| SinkCursor::new(shared.clone(), index)).collect();
     Opened { log: Log { shared }, cursors, devices, writer }
 }

@@ -6,6 +6,7 @@
 
 use super::salvage::wal_path;
 use super::schema::FILE_NAME;
+use crate::files::{self, Replacement};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -91,6 +92,41 @@ impl Entry {
         format!("{DIRECTORY}/{:04}-{}", self.number, self.report.reason)
     }
 
+    /// Bytes of the files in it. What is not a file in the place of a database is not ours
+    /// and does not count.
+    pub fn size(&self) -> u64 {
+        let Ok(files) = fs::read_dir(&self.directory) else { return 0 };
+        let sizes = files.filter_map(|file| file.ok()?.metadata().ok().filter(fs::Metadata::is_file));
+        sizes.map(|file| file.len()).sum()
+    }
+
+    /// Whether all that is sound in it was taken over.
+    fn is_salvaged(&self) -> bool {
+        let Salvaged { sent_again, history, .. } = self.report.salvaged;
+        self.report.state == State::Finished && sent_again + history > 0
+    }
+
+    /// Whether it may be removed when space is needed. A directory, or whatever else stood
+    /// in the place of a database, is somebody else's.
+    fn may_go(&self) -> bool {
+        let is_file = fs::symlink_metadata(self.database()).map_or(true, |found| found.is_file());
+        self.report.state == State::Finished && is_file
+    }
+
+    /// Removes it, and says what for.
+    fn remove(&self, reason: &str) -> bool {
+        match fs::remove_dir_all(&self.directory) {
+            Ok(()) => {
+                tracing::warn!(quarantine = self.name(), reason, "an old quarantined log was removed to save space");
+                true
+            }
+            Err(why) => {
+                tracing::warn!(quarantine = self.name(), %why, "an old quarantined log cannot be removed");
+                false
+            }
+        }
+    }
+
     /// Writes both reports.
     pub fn write(&self) -> io::Result<()> {
         let json = serde_json::to_string_pretty(&self.report).map_err(io::Error::other)?;
@@ -139,11 +175,21 @@ impl Entry {
 
 /// Writes a file in one step.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(new, path)
+    let mut new = Replacement::of(path, 0o644)?;
+    new.file().write_all(text.as_bytes())?;
+    new.put()
+}
+
+/// Removes what an earlier life could not finish writing.
+pub(super) fn clear(store: &Path) {
+    for entry in list(store) {
+        let reports = ["report.txt", "report.json"].map(|report| Replacement::temporary(&entry.directory.join(report)));
+        // Where earlier versions wrote both.
+        for left in reports.iter().chain([&entry.directory.join("report.new")]) {
+            // It takes little space, and the next start tries again.
+            let _ = files::discard(left);
+        }
+    }
 }
 
 /// All quarantined databases of a store, oldest first.
@@ -214,20 +260,37 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes the oldest databases of which nothing more can be had, so that quarantine
-/// does not fill the disk. What held nothing of ours may be somebody else's: it stays.
+/// Bytes of all quarantined databases.
+pub(super) fn size(store: &Path) -> u64 {
+    list(store).iter().map(Entry::size).sum()
+}
+
+/// Removes the oldest databases from which everything was taken over but for the last few,
+/// so that quarantine is not looked through for ever.
 pub(super) fn prune(store: &Path) {
-    let done = |entry: &Entry| {
-        let Salvaged { sent_again, history, .. } = entry.report.salvaged;
-        entry.report.state == State::Finished && sent_again + history > 0
-    };
-    let entries: Vec<Entry> = list(store).into_iter().filter(done).collect();
+    let entries: Vec<Entry> = list(store).into_iter().filter(Entry::is_salvaged).collect();
     for entry in entries.iter().take(entries.len().saturating_sub(KEPT)) {
-        match fs::remove_dir_all(&entry.directory) {
-            Ok(()) => tracing::warn!(quarantine = entry.name(), "an old quarantined log was removed to save space"),
-            Err(why) => tracing::warn!(quarantine = entry.name(), %why, "an old quarantined log cannot be removed"),
+        entry.remove("the last three are kept");
+    }
+}
+
+/// Removes databases of which nothing more can be had until `wanted` bytes are free:
+/// first those from which everything was taken over, then those that held nothing of ours,
+/// the oldest first. Returns the bytes that this freed.
+pub(super) fn make_way(store: &Path, wanted: u64) -> u64 {
+    let mut entries: Vec<Entry> = list(store).into_iter().filter(Entry::may_go).collect();
+    entries.sort_by_key(|entry| (!entry.is_salvaged(), entry.number));
+    let mut freed = 0;
+    for entry in entries {
+        if freed >= wanted {
+            break;
+        }
+        let size = entry.size();
+        if entry.remove("the log needs its space") {
+            freed += size;
         }
     }
+    freed
 }
 
 #[cfg(test)]
@@ -252,6 +315,32 @@ mod tests {
         assert_eq!(fs::read(wal_path(&found.database())).expect("its log"), b"wal");
         assert!(!store.path().join("log.db-wal").exists());
         assert_eq!(list(store.path())[0].report.state, State::Salvaging);
+    }
+
+    #[test]
+    fn the_oldest_salvaged_database_makes_way_first_and_what_is_not_a_file_never() {
+        let store = tempfile::tempdir().expect("a temporary directory");
+        let states = [(State::Finished, 0), (State::Finished, 9), (State::Salvaging, 9), (State::Finished, 9)];
+        for (state, history) in states {
+            fs::write(store.path().join(FILE_NAME), [7; 100_000]).expect("a file");
+            let mut entry = take(store.path(), "damaged", "a test", "now".into()).expect("it moves");
+            entry.report.state = state;
+            entry.report.salvaged.history = history;
+            entry.write().expect("a report");
+        }
+        fs::create_dir(store.path().join(FILE_NAME)).expect("a directory");
+        let mut entry = take(store.path(), "unreadable", "a test", "now".into()).expect("it moves");
+        entry.report.state = State::Finished;
+        entry.write().expect("a report");
+
+        let left = || list(store.path()).iter().map(|entry| entry.number).collect::<Vec<_>>();
+        assert!(size(store.path()) > 400_000);
+        assert!(make_way(store.path(), 1) > 100_000);
+        assert_eq!(left(), [1, 3, 4, 5], "no more than is needed");
+        make_way(store.path(), 150_000);
+        assert_eq!(left(), [3, 5], "what held nothing of ours goes when nothing else is left");
+        assert_eq!(make_way(store.path(), u64::MAX), 0);
+        assert_eq!(left(), [3, 5]);
     }
 
     #[test]

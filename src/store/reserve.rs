@@ -1,6 +1,7 @@
 //! A file that only takes up space, to be released when there is none: then what the
 //! log needs in order to make room can be written.
 
+use crate::files;
 use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::io::{self, Write};
@@ -18,11 +19,9 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// A reserve for a log of at most `max_size` bytes: a write-ahead log and a commit
-    /// fit into it.
-    pub fn new(directory: &Path, max_size: u64) -> Reserve {
+    /// A reserve of `size` bytes for the log in `directory`.
+    pub fn new(directory: &Path, size: u64) -> Reserve {
         let path = directory.join(FILE_NAME);
-        let size = (max_size / 32).clamp(256 << 10, 8 << 20);
         let there = std::fs::metadata(&path).is_ok_and(|found| found.len() == size);
         Reserve { path, size, there }
     }
@@ -38,10 +37,7 @@ impl Reserve {
     /// Gives its space back. True if there was any.
     pub fn release(&mut self) -> bool {
         self.there = false;
-        // On some filesystems a full disk refuses to unlink, but not to truncate.
-        let cut = File::options().write(true).open(&self.path).and_then(|file| file.set_len(0));
-        let gone = std::fs::remove_file(&self.path);
-        cut.is_ok() || gone.is_ok()
+        self.path.exists() && files::discard(&self.path).is_ok()
     }
 
     /// Takes its space, if it does not have it.
@@ -84,13 +80,13 @@ mod tests {
     #[test]
     fn it_takes_real_blocks_and_gives_them_back() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut reserve = Reserve::new(directory.path(), 64 << 20);
+        let mut reserve = Reserve::new(directory.path(), 2 << 20);
         assert!(!reserve.is_there() && !reserve.release());
         reserve.take().expect("there is room");
         let found = std::fs::metadata(directory.path().join(FILE_NAME)).expect("the file");
         assert_eq!(found.len(), reserve.size());
         assert!(found.blocks() * 512 >= reserve.size());
-        assert!(Reserve::new(directory.path(), 64 << 20).is_there());
+        assert!(Reserve::new(directory.path(), 2 << 20).is_there());
         assert!(reserve.release() && !reserve.is_there());
         assert!(!directory.path().join(FILE_NAME).exists());
     }

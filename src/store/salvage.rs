@@ -364,31 +364,31 @@ impl Walk {
 
     fn give_fresh(&mut self, segment: Encoded, give: &mut dyn FnMut(Found) -> ControlFlow<()>) -> ControlFlow<()> {
         let Encoded { header, block, batches } = segment;
-        let batches = self.fresh(batches);
+        let batches = fresh(&mut self.given, batches);
         if batches.is_empty() {
             return ControlFlow::Continue(());
         }
         give(Found::Sound { header, block, batches })
     }
 
-    /// The readings that were not given before; from now on they were.
-    fn fresh(&mut self, batches: Vec<Numbered>) -> Vec<Numbered> {
-        let mut fresh = Vec::with_capacity(batches.len());
-        for batch in batches.into_iter().filter(|batch| !batch.batch.readings.is_empty()) {
-            let (first, last) = (batch.first.0, batch.last().0);
-            match self.given.missing(first, last).as_slice() {
-                [whole] if *whole == (first, last) => fresh.push(batch),
-                parts => fresh.extend(parts.iter().map(|(first, last)| cut(&batch, Seq(*first), Seq(*last)))),
-            }
-            self.given.insert(first, last);
-        }
-        fresh
-    }
-
     /// What between `first` and `last` nothing sound tells of.
     pub fn missing(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
         self.known.missing(first, last)
     }
+}
+
+/// The readings that were not `given` before; from now on they were.
+pub(super) fn fresh(given: &mut Ranges, batches: Vec<Numbered>) -> Vec<Numbered> {
+    let mut fresh = Vec::with_capacity(batches.len());
+    for batch in batches.into_iter().filter(|batch| !batch.batch.readings.is_empty()) {
+        let (first, last) = (batch.first.0, batch.last().0);
+        match given.missing(first, last).as_slice() {
+            [whole] if *whole == (first, last) => fresh.push(batch),
+            parts => fresh.extend(parts.iter().map(|(first, last)| cut(&batch, Seq(*first), Seq(*last)))),
+        }
+        given.insert(first, last);
+    }
+    fresh
 }
 
 /// The readings of `batch` from `first` to `last`.

@@ -1,9 +1,9 @@
 //! The database file: opening it, its schema and migrations, and the rows that are
 //! written with a guard.
 
+use super::budget;
 use super::logclock::Kept;
 use super::row;
-use super::wal;
 use crate::config::Durability;
 use crate::model::{Seq, Timestamp};
 use rusqlite::config::DbConfig;
@@ -101,7 +101,7 @@ pub(super) const SEQ_BLOCK: u64 = 1 << 20;
 /// Why the log cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("the store's directory {path} cannot be used: {why}; create it, and make it writable for this user")]
+    #[error("the store's directory {path} cannot be used: {why}; {remedy}", remedy = remedy(.why))]
     Directory { path: PathBuf, why: std::io::Error },
     #[error(
         "the store {path} is in use by another process; stop that one first, or give this one its own [store] directory"
@@ -122,6 +122,15 @@ pub enum OpenError {
     Sqlite(&'static str),
     #[error("the store {path} cannot be opened: {why}")]
     Database { path: PathBuf, why: rusqlite::Error },
+}
+
+/// What an operator does about a directory that cannot be used.
+fn remedy(why: &std::io::Error) -> &'static str {
+    match why.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room on its disk",
+        ErrorKind::ReadOnlyFilesystem => "its disk can only be read: see `dmesg` for why, and mount it again",
+        _ => "create it, and make it writable for this user",
+    }
 }
 
 /// Opens or creates the database with the settings that its promises need.
@@ -177,7 +186,7 @@ fn configure(connection: &Connection, durability: Durability) -> rusqlite::Resul
     synchronise(connection, durability)?;
     // It would keep a failure to itself; see [`wal`].
     connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
-    connection.pragma_update_and_check(None, "journal_size_limit", wal::MAX_BYTES, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", budget::KEPT, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -512)?;
     connection.pragma_update(None, "temp_store", "MEMORY")
 }

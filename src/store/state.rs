@@ -35,6 +35,8 @@ pub(super) struct State {
     /// Other events that are to be written.
     pub notices: Vec<String>,
     pub attendance: Attendance,
+    /// How often something was to be written of it so far, and how much of that is on disk.
+    pub attended: (u64, u64),
     pub inbox: Inbox,
     pub disk: DiskState,
     pub log_clock: LogClock,

@@ -4,8 +4,11 @@
 //! the device least. SQLite would fold it by itself, but says nothing if that fails, and
 //! would try an fsync that failed again on the same handle. While somebody reads (a copy
 //! being taken, or a sink that drains without a pause) it cannot begin anew and the file
-//! grows. Then the writer insists: it waits a moment for readers to finish, now and then.
+//! grows. Then the writer insists: it waits a moment for readers to finish, now and then,
+//! and before each commit that would go beyond the log's bound. Nothing is written there
+//! while a reader does not let go.
 
+use super::budget::Budget;
 use anyhow::{Context, Result};
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
@@ -15,33 +18,79 @@ use std::time::Duration;
 /// of the log's bound if that is less.
 const FOLD_PAGES: u64 = 4096;
 const FOLD_SHARE: u64 = 32;
-/// The file may take so many times as much.
-const GROWTH: u64 = 4;
-/// Bytes to which its file is cut when it begins anew after it grew.
-pub(super) const MAX_BYTES: u64 = 16 << 20;
+/// The file may take so many times as much before the writer insists.
+const GROWTH: u64 = 2;
+/// What stands before each page in the file.
+const FRAME_HEADER: u64 = 24;
 /// Commits between two times that the writer insists.
-const INSIST_EVERY: u32 = 256;
-/// How long readers are waited for then, and how long another writer at other times.
+const INSIST_EVERY: u32 = 16;
+/// How long readers are waited for then, at the log's bound, and how long another writer
+/// at other times.
 const PATIENCE: Duration = Duration::from_millis(50);
-const PATIENCE_WITH_WRITERS: Duration = Duration::from_secs(5);
+const PATIENCE_AT_BOUND: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE_WITH_WRITERS: Duration = Duration::from_secs(5);
+
+/// Somebody reads and does not let go, and the write-ahead log may not grow any more.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "another program has been reading the log for long, and {file} has grown to {bytes} bytes, which is all that \
+     max_size leaves; end that program (`fuser {index}` names it)", file = .file.display(), index = .index.display()
+)]
+pub(super) struct Held {
+    file: PathBuf,
+    index: PathBuf,
+    bytes: u64,
+}
 
 /// An eye on the file's size.
 pub(super) struct Wal {
     path: PathBuf,
+    /// What SQLite keeps beside it, which whoever reads has open.
+    index: PathBuf,
+    budget: Budget,
+    page: u64,
     fold_pages: u64,
-    most_pages: u64,
     commits: u32,
     told: bool,
+    /// Readers are on other threads, so that waiting for them is of use.
+    waits: bool,
 }
 
 impl Wal {
-    /// Of the database at `database`, whose log may take `max_size` bytes.
-    pub fn new(database: &Path, connection: &Connection, max_size: u64) -> Wal {
-        let mut path = database.as_os_str().to_owned();
-        path.push("-wal");
-        let page: u64 = connection.pragma_query_value(None, "page_size", |row| row.get(0)).unwrap_or(1024);
-        let fold_pages = (max_size / FOLD_SHARE / page.max(1)).clamp(64, FOLD_PAGES);
-        Wal { path: path.into(), fold_pages, most_pages: fold_pages * GROWTH, commits: 0, told: false }
+    /// Of the database at `database`, whose log has this budget. With `waits` false readers
+    /// are never waited for.
+    pub fn new(database: &Path, connection: &Connection, budget: Budget, waits: bool) -> Wal {
+        let page: u64 = connection.pragma_query_value(None, "page_size", |row| row.get(0)).unwrap_or(1024).max(512);
+        let fold_pages = (budget.whole() / FOLD_SHARE / page).clamp(64, FOLD_PAGES);
+        let [path, index] = ["-wal", "-shm"].map(|suffix| {
+            let mut path = database.as_os_str().to_owned();
+            path.push(suffix);
+            PathBuf::from(path)
+        });
+        Wal { path, index, budget, page, fold_pages, commits: 0, told: false, waits }
+    }
+
+    /// Has the file cut to its share whenever it begins anew; for each new connection.
+    pub fn bound(&self, connection: &Connection) -> rusqlite::Result<()> {
+        connection.pragma_update_and_check(None, "journal_size_limit", self.budget.kept(), |_| Ok(()))
+    }
+
+    /// Before each commit: sees to it that the file may grow, beside a database of `file`
+    /// bytes. Returns what [`Wal::committed`] does.
+    ///
+    /// # Errors
+    /// [`Held`] if somebody who reads does not let go, or if folding it in fails.
+    pub fn admit(&mut self, connection: &Connection, file: u64) -> Result<Option<u64>> {
+        let pages = checkpoint(connection, "NOOP").context("looking at the write-ahead log failed")?.pages;
+        let bytes = pages.saturating_mul(self.page + FRAME_HEADER);
+        if bytes <= self.budget.write_ahead(file) {
+            return Ok(None);
+        }
+        let folded = self.fold(connection, PATIENCE_AT_BOUND).context("folding the write-ahead log in failed")?;
+        match folded {
+            None => Err(Held { file: self.path.clone(), index: self.index.clone(), bytes }.into()),
+            folded => Ok(folded),
+        }
     }
 
     /// Its file.
@@ -50,8 +99,8 @@ impl Wal {
     }
 
     /// After each commit. Returns how many frames there are if all of them are in the
-    /// database and the next commit will begin anew. A commit that must be `kept` is folded in at once: damage to the end of
-    /// the write-ahead log, which cannot be told from a commit that was cut off, is then no
+    /// database and the next commit will begin anew. A commit that must be `kept` is folded
+    /// in at once: damage to the end of the write-ahead log, which cannot be told from a commit that was cut off, is then no
     /// damage to it.
     ///
     /// # Errors
@@ -62,10 +111,10 @@ impl Wal {
         if pages < self.fold_pages && !kept {
             return Ok(None);
         }
-        let insists = pages > self.most_pages && self.commits >= INSIST_EVERY;
-        let patience = if insists { PATIENCE } else { Duration::ZERO };
+        let insists = pages > self.fold_pages * GROWTH && self.commits >= INSIST_EVERY;
+        let patience = if insists && self.waits { PATIENCE } else { Duration::ZERO };
         let folded = fold_within(connection, patience).context("folding the write-ahead log in failed")?;
-        if pages <= self.most_pages {
+        if pages <= self.fold_pages * GROWTH {
             self.told = false;
         }
         if !insists {
@@ -81,6 +130,15 @@ impl Wal {
         }
         self.told = busy;
         Ok(folded)
+    }
+
+    /// Folds everything in, if nobody is in the way for longer than that.
+    ///
+    /// # Errors
+    /// If folding it in fails.
+    pub fn fold(&self, connection: &Connection, patience: Duration) -> rusqlite::Result<Option<u64>> {
+        // There is nothing to wait for where all work is done on one thread.
+        fold_within(connection, if self.waits { patience } else { Duration::ZERO })
     }
 }
 

@@ -24,12 +24,11 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 pub struct Writer {
     thread: JoinHandle<()>,
     salvage: Option<JoinHandle<()>>,
-    _lock: Lock,
 }
 
 impl Writer {
-    pub(super) fn new(thread: JoinHandle<()>, salvage: Option<JoinHandle<()>>, lock: Lock) -> Writer {
-        Writer { thread, salvage, _lock: lock }
+    pub(super) fn new(thread: JoinHandle<()>, salvage: Option<JoinHandle<()>>) -> Writer {
+        Writer { thread, salvage }
     }
 
     /// Waits for the thread to end, which [`super::Log::close`] asks it to. Blocks.
@@ -116,7 +115,6 @@ pub struct Stepper {
     shared: Arc<Shared>,
     work: Work,
     paused_until: Duration,
-    _lock: Lock,
 }
 
 /// What a step of the writer came to.
@@ -133,9 +131,9 @@ pub enum Stepped {
 }
 
 impl Stepper {
-    pub(super) fn new(shared: Arc<Shared>, disk: Disk, reserve: Reserve, lock: Lock) -> Stepper {
+    pub(super) fn new(shared: Arc<Shared>, disk: Disk, reserve: Reserve) -> Stepper {
         let work = Work::new(&shared, disk, reserve);
-        Stepper { shared, work, paused_until: Duration::ZERO, _lock: lock }
+        Stepper { shared, work, paused_until: Duration::ZERO }
     }
 
     /// Commits if that is due.
@@ -245,7 +243,11 @@ fn done(shared: &Shared, commit: &Commit, upto: Seq, readings: usize, outcome: O
     if commit.boot.is_some() {
         shared.state.lock().boots.saved();
     }
-    shared.state.lock().inbox.saved(&commit.inbox);
+    {
+        let mut state = shared.state.lock();
+        state.inbox.saved(&commit.inbox);
+        state.attended.1 = state.attended.1.max(commit.attendance.upto);
+    }
     commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
     for dropped in &outcome.evicted.dropped {
         shared.count_gap(&dropped.gap(&commit.sinks));

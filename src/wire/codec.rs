@@ -3,13 +3,15 @@
 use super::frame::{self, BodyEncoding, FROM_GATEWAY, Format, FrameRef, Version};
 use super::message::{DeviceMessage, GatewayMessage};
 use super::text::{self, Context, TextError};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 pub(super) mod bytes;
 mod protobuf;
 pub(super) mod values;
 
 /// Kinds that a link must know.
+pub const READINGS: u8 = 3;
 pub const WELCOME: u8 = FROM_GATEWAY | 2;
 pub const GOODBYE: u8 = FROM_GATEWAY | 6;
 
@@ -25,7 +27,7 @@ pub enum BodyError {
 }
 
 macro_rules! messages {
-    ($message:ident, $direction:expr, $decode:ident, $decode_in:ident, $encode:ident, $encode_in:ident, $what:literal, $($variant:ident = $kind:literal),*) => {
+    ($message:ident, $direction:expr, $decode:ident, $decode_in:ident, $encode:ident, $encode_in:ident, $what:literal, $($variant:ident = $kind:literal $(with $appended:literal appended)?),*) => {
         #[doc = concat!("Decodes a message from ", $what, ".")]
         ///
         /// # Errors
@@ -46,7 +48,7 @@ macro_rules! messages {
             }
             let kind = frame.kind ^ $direction;
             match kind {
-                $($kind => body(frame, stringify!($variant)).map($message::$variant),)*
+                $($kind => body(frame, stringify!($variant), 0 $(+ $appended)?).map($message::$variant),)*
                 _ => Err(BodyError::Unknown(frame.kind)),
             }
         }
@@ -78,7 +80,7 @@ messages!(
     encode_device,
     encode_device_in,
     "a device",
-    Hello = 1,
+    Hello = 1 with 2 appended,
     Authenticate = 2,
     Readings = 3,
     Heartbeat = 4,
@@ -95,27 +97,45 @@ messages!(
     encode_gateway_in,
     "the gateway",
     Challenge = 1,
-    Welcome = 2,
+    Welcome = 2 with 1 appended,
     Ack = 3,
     HeartbeatReply = 4,
     Command = 5,
     Goodbye = 6,
-    SubCommand = 7
+    SubCommand = 7,
+    Refused = 8
 );
 
-fn body<'a, T: Deserialize<'a> + protobuf::Message>(
-    frame: &FrameRef<'a>,
+fn body<T: DeserializeOwned + protobuf::Message>(
+    frame: &FrameRef<'_>,
     message: &'static str,
+    appended: usize,
 ) -> Result<T, BodyError> {
     match frame.format.encoding {
-        BodyEncoding::Postcard => postcard::take_from_bytes(frame.body)
-            .map(|(body, _)| body)
-            .map_err(|why| BodyError::Malformed { message, why: why.to_string() }),
+        BodyEncoding::Postcard => {
+            postcard_body(frame.body, appended).map_err(|why| BodyError::Malformed { message, why: why.to_string() })
+        }
         BodyEncoding::Json => {
             serde_json::from_slice(frame.body).map_err(|why| BodyError::Malformed { message, why: why.to_string() })
         }
         BodyEncoding::Protobuf => protobuf::read(frame.body).map_err(|why| BodyError::Malformed { message, why }),
     }
+}
+
+/// Of a message to which `appended` fields were added later. Each of them is one zero where
+/// it says nothing, and so is what an older peer leaves out.
+fn postcard_body<T: DeserializeOwned>(body: &[u8], appended: usize) -> postcard::Result<T> {
+    if appended == 0 {
+        return postcard::take_from_bytes(body).map(|(message, _)| message);
+    }
+    let mut whole = body.to_vec();
+    whole.resize(body.len() + appended, 0);
+    postcard::take_from_bytes(&whole).map(|(message, _)| message)
+}
+
+/// See [`super::sift`].
+pub(super) fn sift_protobuf(body: &[u8]) -> Option<super::sift::Sifted> {
+    protobuf::sift(body)
 }
 
 fn put<T: Serialize + protobuf::Message>(body: &T, kind: u8, format: Format, out: &mut Vec<u8>) {

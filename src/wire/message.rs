@@ -1,7 +1,10 @@
 //! What devices and the gateway say to each other.
 //!
 //! Field order and variant order are the postcard format: only ever append, and
-//! never change what stands (see `docs/protocol.md`, "Compatibility").
+//! never change what stands (see `docs/protocol.md`, "Compatibility"). A field that was
+//! appended is not written while it has nothing to say, so that what was written before it
+//! existed stays what it was; of several, one is written if one behind it is. The codec
+//! has their number.
 
 use crate::model::Value;
 use serde::{Deserialize, Serialize};
@@ -28,6 +31,7 @@ pub enum GatewayMessage {
     Command(Command),
     Goodbye(Goodbye),
     SubCommand(SubCommand),
+    Refused(Refused),
 }
 
 /// The first message on a connection.
@@ -50,6 +54,13 @@ pub struct Hello {
     /// up by the device.
     #[serde(default)]
     pub first: u64,
+    /// The largest body that the device takes, in bytes; 0 if it does not say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_frame: u32,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// What a device's times mean.
@@ -182,12 +193,27 @@ pub struct Welcome {
     pub max_frame: u32,
     /// Samples that may be outstanding without an Ack.
     pub window: u32,
+    /// The session that is welcomed. On a line that outlives its sessions an earlier one's
+    /// Welcome may still be under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<u64>,
 }
 
 /// Everything up to `seq` is settled: the device may forget it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
     pub seq: u64,
+}
+
+/// Samples that can never be taken: they are settled, and travel on without their values.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The first of them.
+    pub seq: u64,
+    /// How many there are from there on; some between them may be fine.
+    pub count: u64,
+    /// What is wrong with the first, for people to read.
+    pub text: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ use super::message::{
     Ack, Authenticate, Challenge, Command, CommandResult, DeviceClock, DeviceMessage, GatewayMessage, Goodbye,
     Heartbeat, HeartbeatReply, Hello, Readings, Sample, SubCommand, SubDevice, Welcome,
 };
+use super::sift::{self, Sifted};
 use fields::{Nothing, Time};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -125,12 +126,34 @@ pub fn decode_device(text: &[u8], context: Context<'_>) -> Result<DeviceMessage,
     })
 }
 
+/// See [`super::sift`].
+pub(super) fn sift(text: &[u8], context: Context<'_>) -> Option<Sifted> {
+    let message = sift::members(text)?;
+    let string = |name| sift::one(&message, name).map(serde_json::from_slice::<String>).transpose().ok();
+    if string("command")?? != "readings" {
+        return None;
+    }
+    let read =
+        Read { device_id: string("deviceId")?, command: String::new(), payload: None, timestamp: None, id: None };
+    let reader = Reader { name: "readings", read, context };
+    let sub = reader.sub_device().ok()?;
+    let payload = sift::members(sift::one(&message, "payload")?)?;
+    let seq = serde_json::from_slice(sift::one(&payload, "seq")?).ok()?;
+    let sample = |sent: &[u8]| {
+        let fields::Sample { time, values } = serde_json::from_slice(sent).map_err(|why| why.to_string())?;
+        Ok(Sample { time: reader.time(time, "time").map_err(|why| why.to_string())?, values })
+    };
+    let time = |sent: &[u8]| reader.time(serde_json::from_slice(sent).ok()?, "time").ok();
+    sift::sifted(seq, sub, sift::one(&payload, "samples")?, &sample, &time)
+}
+
 /// Decodes a text message from the gateway.
 ///
 /// # Errors
 /// As of [`decode_device`].
 pub fn decode_gateway(text: &[u8], context: Context<'_>) -> Result<GatewayMessage, TextError> {
-    const KNOWN: [&str; 7] = ["challenge", "welcome", "ack", "heartbeat-reply", "command", "sub-command", "goodbye"];
+    const KNOWN: [&str; 8] =
+        ["challenge", "welcome", "ack", "heartbeat-reply", "command", "sub-command", "refused", "goodbye"];
     // The gateway's times are of its own clock, whatever the device's is.
     let context = Context { clock: Some(DeviceClock::Wall), ..context };
     let mut reader = read(text, &KNOWN, context)?;
@@ -146,9 +169,11 @@ pub fn decode_gateway(text: &[u8], context: Context<'_>) -> Result<GatewayMessag
             GatewayMessage::Challenge(Challenge { nonce })
         }
         "welcome" => {
-            let fields::Welcome { settled, time_trusted, heartbeat_interval, max_frame, window } = reader.payload()?;
-            let time = reader.timestamp()?;
-            GatewayMessage::Welcome(Welcome { settled, time, time_trusted, heartbeat_interval, max_frame, window })
+            let fields::Welcome { settled, time_trusted, heartbeat_interval, max_frame, window, session } =
+                reader.payload()?;
+            let (time, session) = (reader.timestamp()?, session.map(|fields::SessionId(session)| session));
+            let welcome = Welcome { settled, time, time_trusted, heartbeat_interval, max_frame, window, session };
+            GatewayMessage::Welcome(welcome)
         }
         "ack" => {
             let Ack { seq } = reader.payload()?;
@@ -159,6 +184,7 @@ pub fn decode_gateway(text: &[u8], context: Context<'_>) -> Result<GatewayMessag
             GatewayMessage::HeartbeatReply(HeartbeatReply { time: reader.timestamp()?, time_trusted })
         }
         "command" => GatewayMessage::Command(reader.command()?),
+        "refused" => GatewayMessage::Refused(reader.payload()?),
         _ => GatewayMessage::Goodbye(reader.goodbye()?),
     })
 }
@@ -181,9 +207,9 @@ impl Reader<'_> {
 
     fn hello(&mut self) -> Result<Hello, TextError> {
         let device = self.read.device_id.take().ok_or(TextError::Missing(self.name, "deviceId"))?;
-        let fields::Hello { session, clock, firmware, channels, first } = self.payload()?;
+        let fields::Hello { session, clock, firmware, channels, first, max_frame } = self.payload()?;
         self.context.clock = Some(clock);
-        Ok(Hello { device, session, clock, time: self.timestamp()?, firmware, channels, first })
+        Ok(Hello { device, session, clock, time: self.timestamp()?, firmware, channels, first, max_frame })
     }
 
     fn command(&mut self) -> Result<Command, TextError> {
@@ -235,10 +261,11 @@ pub fn encode_device(message: &DeviceMessage, context: Context<'_>, out: &mut Ve
     let writer = Writer { context, out };
     match message {
         DeviceMessage::Hello(hello) => {
-            let Hello { device, session, clock, time, firmware, channels, first } = hello;
+            let Hello { device, session, clock, time, firmware, channels, first, max_frame } = hello;
             let own = Context { device: Some(device), clock: Some(*clock), now: Some(*time) };
             let (session, clock, firmware, channels) = (*session, *clock, firmware.clone(), channels.clone());
-            let payload = fields::Hello { session, clock, firmware, channels, first: *first };
+            let (first, max_frame) = (*first, *max_frame);
+            let payload = fields::Hello { session, clock, firmware, channels, first, max_frame };
             Writer { context: own, ..writer }.put("hello", payload);
         }
         DeviceMessage::Authenticate(Authenticate { key, proof }) => {
@@ -271,8 +298,9 @@ pub fn encode_gateway(message: &GatewayMessage, context: Context<'_>, out: &mut 
     match message {
         GatewayMessage::Challenge(challenge) => writer.put("challenge", challenge),
         GatewayMessage::Welcome(welcome) => {
-            let Welcome { settled, time, time_trusted, heartbeat_interval, max_frame, window } = *welcome;
-            let payload = fields::Welcome { settled, time_trusted, heartbeat_interval, max_frame, window };
+            let Welcome { settled, time, time_trusted, heartbeat_interval, max_frame, window, session } = *welcome;
+            let session = session.map(fields::SessionId);
+            let payload = fields::Welcome { settled, time_trusted, heartbeat_interval, max_frame, window, session };
             writer.at(time).put("welcome", payload);
         }
         GatewayMessage::Ack(ack) => writer.put("ack", ack),
@@ -285,6 +313,7 @@ pub fn encode_gateway(message: &GatewayMessage, context: Context<'_>, out: &mut 
             writer.about("command", None, Some(id), payload);
         }
         GatewayMessage::Goodbye(goodbye) => writer.put("goodbye", goodbye),
+        GatewayMessage::Refused(refused) => writer.put("refused", refused),
         GatewayMessage::SubCommand(SubCommand { sub, id, name, payload, expires_in }) => {
             let payload = fields::Command::new(name, payload.as_deref(), *expires_in);
             writer.about("sub-command", Some(sub), Some(id), payload);

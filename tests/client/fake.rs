@@ -112,7 +112,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Fake<S> {
 }
 
 fn welcome(settled: u64) -> Welcome {
-    Welcome { settled, time: 0, time_trusted: false, heartbeat_interval: 30, max_frame: 4096, window: 100 }
+    Welcome {
+        settled,
+        time: 0,
+        time_trusted: false,
+        heartbeat_interval: 30,
+        max_frame: 4096,
+        window: 100,
+        session: None,
+    }
 }
 
 fn command(id: &str, name: &str, payload: Option<&str>) -> GatewayMessage {
@@ -213,6 +221,29 @@ async fn a_session_id_that_was_used_before_gives_way_to_a_new_one() {
     let readings = fake.readings().await;
     assert_eq!((readings.seq, readings.samples.len()), (1, 5));
     client.succeeds().await;
+}
+
+/// On a serial line what was said to the device's earlier life may still be under way.
+#[tokio::test]
+async fn a_welcome_that_is_not_for_this_session_costs_no_reading() {
+    const COUNT: u64 = 25;
+    let count = COUNT.to_string();
+    let (_line, mut fake, mut client) = on_a_line(&["--count", &count, "--interval-ms", "1"]).await;
+    let hello = fake.hello().await;
+    assert_eq!(hello.max_frame, 512);
+    // All its readings are taken by then, and none is sent.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    fake.say(GatewayMessage::Welcome(Welcome { session: Some(!hello.session), ..welcome(20) })).await;
+    fake.welcome(20).await; // of a gateway that names no session
+    fake.say(GatewayMessage::Welcome(Welcome { session: Some(hello.session), ..welcome(0) })).await;
+    let mut next = 1;
+    while next <= COUNT {
+        let readings = fake.readings().await;
+        assert_eq!(readings.seq, next, "{}", client.log());
+        next += readings.samples.len() as u64;
+    }
+    client.succeeds().await;
+    assert_eq!(client.said("welcomed"), 1, "{}", client.log());
 }
 
 async fn on_a_line(arguments: &[&str]) -> (Line, Fake<SerialStream>, Client) {

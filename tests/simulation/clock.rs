@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tidegate::clock::{Clock, Now};
+use tidegate::clock::{Clock, Now, Pauses};
 use tidegate::model::{BootId, Timestamp};
 use tidegate::sink::encode::{Delivered, Quality};
 use tidegate::store::Log;
@@ -59,6 +59,8 @@ pub struct Machine {
     offset: i64,
     /// What each look at the clock showed, where that changed.
     views: Vec<(Duration, View)>,
+    /// When the gateway stood still, and until when.
+    pauses: Vec<(Duration, Duration)>,
 }
 
 /// A reading as its device knows it.
@@ -80,6 +82,7 @@ impl Default for Machine {
             doubted: false,
             offset: 0,
             views: Vec::new(),
+            pauses: Vec::new(),
         }
     }
 }
@@ -95,6 +98,16 @@ impl Machine {
     /// The clock gets the true time from somebody who vouches for it.
     pub fn set(&mut self) {
         (self.set, self.offset) = (true, 0);
+    }
+
+    pub fn pauses_for(&mut self, now: Duration, time: Duration) {
+        self.pauses.push((now, now + time));
+    }
+
+    /// For how long the gateway stood still between two times.
+    pub fn paused(&self, from: Duration, upto: Duration) -> Duration {
+        let part = |(began, ended): &(Duration, Duration)| (*ended).min(upto).saturating_sub(from.max(*began));
+        self.pauses.iter().map(part).sum()
     }
 
     pub fn is_set(&self) -> bool {
@@ -190,7 +203,9 @@ impl Machine {
             known.map(|known| (known, begin.plus(known.at).0)).ok_or(format!("it did not come in boot {boot}"))
         };
         let timed = |boot: &Boot| match boot.placed {
-            Some(since) if upto > since + UNDER_WAY => Err("its boot's beginning was known long before".to_owned()),
+            Some(since) if upto > since + UNDER_WAY + self.paused(since, upto) => {
+                Err("its boot's beginning was known long before".to_owned())
+            }
             _ => Ok(()),
         };
         let when = reading.time.0;
@@ -265,12 +280,19 @@ pub struct SimulatedClock {
     machine: Arc<Mutex<Machine>>,
     boot: BootId,
     believed: AtomicBool,
+    pauses: Mutex<Pauses>,
 }
 
 impl SimulatedClock {
     pub fn new(context: &Context, machine: &Arc<Mutex<Machine>>) -> SimulatedClock {
         let boot = machine.lock().boot;
-        SimulatedClock { context: context.clone(), machine: machine.clone(), boot, believed: AtomicBool::new(false) }
+        SimulatedClock {
+            context: context.clone(),
+            machine: machine.clone(),
+            boot,
+            believed: AtomicBool::new(false),
+            pauses: Mutex::default(),
+        }
     }
 
     /// Watches the clock as `gateway::timekeeper` does, for as long as the log is open.
@@ -315,5 +337,15 @@ impl Clock for SimulatedClock {
 
     fn boot(&self) -> BootId {
         self.boot
+    }
+
+    fn put_off(&self) -> Duration {
+        let pauses = *self.pauses.lock();
+        pauses.put_off(self.now().monotonic)
+    }
+
+    fn look(&self) -> Option<Duration> {
+        let now = self.now().monotonic;
+        self.pauses.lock().look(now)
     }
 }

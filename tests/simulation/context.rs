@@ -74,6 +74,18 @@ impl Context {
         trace.lines.push_back(line);
     }
 
+    /// The gateway stands still from now on.
+    pub fn pauses_for(&self, time: Duration) {
+        let now = self.elapsed();
+        self.machine(|machine| machine.pauses_for(now, time));
+    }
+
+    /// For how long the gateway stood still in the last `span`.
+    pub fn paused(&self, span: Duration) -> Duration {
+        let now = self.elapsed();
+        self.machine(|machine| machine.paused(now.saturating_sub(span), now))
+    }
+
     /// The number of lines, and a number that differs where any of them does.
     pub fn digest(&self) -> (u64, u64) {
         let trace = self.0.trace.lock();

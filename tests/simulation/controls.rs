@@ -91,6 +91,11 @@ impl Controls {
         self.lock().there
     }
 
+    /// Whether nothing ever happened to its line.
+    pub fn is_quiet(&self) -> bool {
+        self.lock().relays.last().is_some_and(Relay::is_quiet)
+    }
+
     /// The devices behind it, and whether they are there as far as it knows.
     pub fn subs(&self) -> Vec<(&'static str, bool)> {
         self.lock().subs.clone()

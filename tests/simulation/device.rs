@@ -6,7 +6,7 @@ use super::context::Context;
 use super::controls::Controls;
 use super::doer::{self, Doer};
 use super::gateway::Door;
-use super::oracle::{CLOCKLESS, content};
+use super::oracle::{CLOCKLESS, content, is_senseless};
 use fastrand::Rng;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -17,7 +17,7 @@ use tidegate::wire::codec::{decode_gateway, encode_device};
 use tidegate::wire::frame::{BodyEncoding, Decoder, Event, Format, Limits, MAX_BODY, Recovery, Version};
 use tidegate::wire::message::{
     Authenticate, ChannelDeclaration, ChannelRef, Command, DeviceClock, DeviceMessage, GatewayMessage, Goodbye,
-    Heartbeat, Hello, Readings, Reason, Sample, SubCommand, SubDevice,
+    Heartbeat, Hello, Readings, Reason, Sample, SubCommand, SubDevice, Welcome,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -54,6 +54,10 @@ pub struct Device {
     /// How long a message took of late until the gateway took it, and until when what
     /// came meanwhile may still be there to read.
     lag: (Duration, Instant),
+    /// Whether its Hello says what it still has.
+    says_first: bool,
+    /// What an earlier session was told.
+    stale: Option<Welcome>,
     /// What is to be said beside readings.
     outbox: VecDeque<DeviceMessage>,
 }
@@ -78,6 +82,7 @@ impl Device {
             1 => BodyEncoding::Postcard,
             _ => BodyEncoding::Protobuf,
         };
+        let says_first = more.bool();
         let device = Device {
             context: context.clone(),
             name: name.to_owned(),
@@ -97,6 +102,8 @@ impl Device {
             doer: Doer::new(context, more),
             secret: secret(name),
             lag: (Duration::ZERO, Instant::now()),
+            says_first,
+            stale: None,
             outbox: VecDeque::new(),
         };
         (device, controls)
@@ -191,6 +198,9 @@ impl Device {
         }
         self.window = 0;
         self.outbox.clear();
+        if let Some(stale) = self.stale.take() {
+            self.told(GatewayMessage::Welcome(stale));
+        }
         let mut heard = Instant::now();
         let mut said = heard;
         let mut buffer = vec![0; 2048];
@@ -257,13 +267,24 @@ impl Device {
                     }
                     for message in messages {
                         match message {
-                            Ok(GatewayMessage::Goodbye(_)) => return "Goodbye",
+                            Ok(GatewayMessage::Goodbye(goodbye)) => {
+                                self.dismissed(&goodbye);
+                                return "Goodbye";
+                            }
                             Ok(message) => self.told(message),
                             Err(why) => self.context.oracle(|oracle| oracle.violated(why.to_string())),
                         }
                     }
                 }
             }
+        }
+    }
+
+    /// Whoever says something in time, over a line that carries it, is not given up.
+    fn dismissed(&self, goodbye: &Goodbye) {
+        if goodbye.reason == Reason::Timeout && self.controls.is_quiet() {
+            let what = format!("{} is dismissed, though it spoke in time: {}", self.name, goodbye.text);
+            self.context.oracle(|oracle| oracle.violated(what));
         }
     }
 
@@ -276,7 +297,8 @@ impl Device {
             time: self.clock(),
             firmware: None,
             channels: vec![ChannelDeclaration { index: 0, name: "n".into(), unit: None }],
-            first: self.kept.front().map_or(self.next, |(seq, ..)| *seq),
+            first: if self.says_first { self.kept.front().map_or(self.next, |(seq, ..)| *seq) } else { 0 },
+            max_frame: 0,
         })
     }
 
@@ -302,9 +324,11 @@ impl Device {
 
     fn told(&mut self, message: GatewayMessage) {
         let revoked = self.controls.lock().revoked;
-        if revoked.is_some_and(|revoked| revoked.elapsed() > REVOKED_WITHIN)
-            && !matches!(message, GatewayMessage::Challenge(_))
-        {
+        let long = |revoked: Instant| {
+            let since = revoked.elapsed();
+            since > REVOKED_WITHIN + self.context.paused(since)
+        };
+        if revoked.is_some_and(long) && !matches!(message, GatewayMessage::Challenge(_)) {
             let what = format!("{} is told {message:?}, long after its key was revoked", self.name);
             self.context.oracle(|oracle| oracle.violated(what));
         }
@@ -321,7 +345,15 @@ impl Device {
             GatewayMessage::SubCommand(SubCommand { sub, id, name, payload, expires_in }) => {
                 return self.commanded(Some(&sub), &Command { id, name, payload, expires_in });
             }
+            GatewayMessage::Welcome(welcome) if welcome.session != Some(self.session) => {
+                if welcome.settled != u64::MAX {
+                    let what = format!("{} is welcomed for another session than its own: {welcome:?}", self.name);
+                    self.context.oracle(|oracle| oracle.violated(what));
+                }
+                return;
+            }
             GatewayMessage::Welcome(welcome) => {
+                self.stale = Some(Welcome { settled: u64::MAX, session: Some(!self.session), ..welcome });
                 let subs = {
                     let mut state = self.controls.lock();
                     state.there = true;
@@ -368,11 +400,11 @@ impl Device {
                 break;
             }
             next += 1;
-            let values = values.iter().map(|(name, value)| {
-                let channel = if name == "n" { ChannelRef::Index(0) } else { ChannelRef::Name(name.clone()) };
-                (channel, value.clone())
-            });
-            samples.push(Sample { time: *time, values: values.collect() });
+            let values = match is_senseless(self.session, *seq) {
+                true => senseless(*seq),
+                false => values.iter().map(|(name, value)| (channel(name), value.clone())).collect(),
+            };
+            samples.push(Sample { time: *time, values });
         }
         if samples.is_empty() {
             return None;
@@ -392,6 +424,20 @@ impl Device {
         }
         said
     }
+}
+
+fn channel(name: &str) -> ChannelRef {
+    if name == "n" { ChannelRef::Index(0) } else { ChannelRef::Name(name.to_owned()) }
+}
+
+/// What no gateway can take.
+fn senseless(seq: u64) -> Vec<(ChannelRef, Value)> {
+    let channels = match seq % 3 {
+        0 => vec![ChannelRef::Name("x".repeat(65))],
+        1 => vec![ChannelRef::Index(0), ChannelRef::Name("n".into())],
+        _ => vec![ChannelRef::Index(9)],
+    };
+    channels.into_iter().map(|channel| (channel, Value::Integer(1))).collect()
 }
 
 /// What a device and the gateway share.

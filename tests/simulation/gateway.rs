@@ -4,23 +4,25 @@
 
 use super::broker::{Broker, SimulatedDestination};
 use super::context::Context;
+use super::freezer::{Freezer, Thawing};
 use super::mailbox::Letter;
 use super::network::{self, Relay};
 use super::plan::Plan;
 use super::vfs::FaultyVfs;
 use fastrand::Rng;
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate::backoff::Backoff;
-use tidegate::clock::Clock;
+use tidegate::clock::{self, Clock};
 use tidegate::config::{self, Encoding};
 use tidegate::device::auth::Doorman;
-use tidegate::device::{Registry, attendance};
+use tidegate::device::{Registry, Told, attendance};
 use tidegate::downlink::{Downlink, Handle, Operate, Operated};
 use tidegate::link::{self, tcp::serve_stream};
 use tidegate::metrics::{Metrics, SinkLabel};
-use tidegate::model::{DeviceId, DeviceStatus, GatewayId};
+use tidegate::model::{DeviceId, DeviceStatus, GatewayId, Presence};
 use tidegate::sink::{Identity, Pulse, Pump};
 use tidegate::store::{Log, OpenError, Opened, Stepped, Stepper};
 use tokio::io::DuplexStream;
@@ -51,6 +53,7 @@ struct Listener {
     /// tokio draws at random.
     stops: Vec<watch::Sender<bool>>,
     connections: JoinSet<()>,
+    freezer: Freezer,
 }
 
 pub struct Gateway {
@@ -74,6 +77,8 @@ pub struct Gateway {
     /// What the log knew of devices.
     pub restored: Vec<DeviceStatus>,
     max_pending: u64,
+    /// What all of it runs under.
+    pub freezer: Freezer,
 }
 
 /// Commands from brokers that may wait to be taken over.
@@ -99,16 +104,17 @@ impl Door {
     /// Connects a device, if somebody listens.
     pub fn enter(&self, device: &str, seed: u64) -> Option<(DuplexStream, Relay)> {
         let mut listener = self.listener.lock();
-        let Listener { shared, tcp, stops, connections } = listener.as_mut()?;
+        let Listener { shared, tcp, stops, connections, freezer } = listener.as_mut()?;
         while let Some(ended) = connections.try_join_next() {
             report_panic(&self.context, "a connection", ended);
         }
-        let network::Connected { device: near, gateway: mut far, relay } = network::connect(self.latency, seed);
+        let network::Connected { device: near, gateway: far, relay } = network::connect(self.latency, seed);
         let stop = watch::Sender::new(false);
         let (shared, tcp, stopped, from) = (shared.clone(), tcp.clone(), stop.subscribe(), device.to_owned());
         stops.retain(|stop| !stop.is_closed());
         stops.push(stop);
-        connections.spawn(async move { serve_stream(&mut far, &from, &tcp, shared, stopped).await });
+        let mut far = Thawing::new(far, freezer);
+        connections.spawn(freezer.run(async move { serve_stream(&mut far, &from, &tcp, shared, stopped).await }));
         Some((near, relay))
     }
 }
@@ -132,7 +138,7 @@ impl Gateway {
         sinks: &[SinkPlan],
         random: &mut Rng,
     ) -> Result<Gateway, OpenError> {
-        let (clock, metrics) = (context.clock(), Metrics::new());
+        let (clock, metrics, freezer) = (context.clock(), Metrics::new(), Freezer::default());
         let names: Vec<_> = sinks.iter().map(|sink| sink.name.as_str()).collect();
         let disk = vfs.clone();
         let gauge = Arc::new(move || Some(disk.disk().space()));
@@ -143,11 +149,14 @@ impl Gateway {
         let identity = Identity { gateway, epoch: log.epoch() };
         let devices = config::Devices { window: [16, 200, 4096][random.usize(..3)], ..plan.sessions.clone() };
         let registry = Registry::new(&devices, clock.clone(), metrics.clone());
-        registry.restore(restored.clone());
+        let statuses = restored.statuses.clone();
+        registry.restore(restored);
         let now = context.elapsed();
         context.oracle(|oracle| oracle.roll.began(now));
         let (mut keepers, stop_keepers) = (JoinSet::new(), watch::Sender::new(false));
-        keepers.spawn(attendance::keep(registry.clone(), log.clone(), clock.clone(), stop_keepers.subscribe()));
+        let attended = attendance::keep(registry.clone(), log.clone(), clock.clone(), stop_keepers.subscribe());
+        keepers.spawn(freezer.run(attended));
+        keepers.spawn(freezer.run(clock::keep(clock.clone() as Arc<dyn Clock>, stop_keepers.subscribe())));
         let (taker, instructions) = mpsc::channel(INSTRUCTIONS);
         let mut stop_pumps = Vec::new();
         let mut pumps = JoinSet::new();
@@ -166,7 +175,7 @@ impl Gateway {
             let max_batch = [512, 4096, 16 * 1024][random.usize(..3)];
             let pump = Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), pulse);
             let stop = watch::Sender::new(false);
-            pumps.spawn(pump.run(stop.subscribe(), Duration::from_secs(2)));
+            pumps.spawn(freezer.run(pump.run(stop.subscribe(), Duration::from_secs(2))));
             stop_pumps.push(stop);
         }
         let (moving, commands) = Downlink::new(
@@ -179,9 +188,9 @@ impl Gateway {
             instructions,
         );
         let (mut downlink, stop_downlink) = (JoinSet::new(), watch::Sender::new(false));
-        downlink.spawn(moving.run(stop_downlink.subscribe()));
+        downlink.spawn(freezer.run(moving.run(stop_downlink.subscribe())));
         let doorman = Doorman::new(&devices, &plan.store, metrics.clone());
-        keepers.spawn(doorman.clone().watch(stop_keepers.subscribe()));
+        keepers.spawn(freezer.run(doorman.clone().watch(stop_keepers.subscribe())));
         let shared = link::Shared {
             log: log.clone(),
             registry: registry.clone(),
@@ -192,13 +201,14 @@ impl Gateway {
             pool: link::Pool::new(64 << 20, metrics.clone()),
         };
         let tcp = Arc::new(config::Tcp { authentication: Some(plan.authentication), ..config::Tcp::default() });
-        let listener = Listener { shared, tcp, stops: Vec::new(), connections: JoinSet::new() };
+        let listener =
+            Listener { shared, tcp, stops: Vec::new(), connections: JoinSet::new(), freezer: freezer.clone() };
         *door.listener.lock() = Some(listener);
         let mut stepping = JoinSet::new();
-        stepping.spawn(step(context.clone(), clock.clone(), vfs.clone(), writer));
+        stepping.spawn(freezer.run(step(context.clone(), clock.clone(), vfs.clone(), writer)));
         let mut time = JoinSet::new();
         let (known, disk) = (log.clone(), vfs.clone());
-        time.spawn(async move { clock.keep(&known, &disk).await });
+        time.spawn(freezer.run(async move { clock.keep(&known, &disk).await }));
         Ok(Gateway {
             context: context.clone(),
             door: door.clone(),
@@ -215,8 +225,9 @@ impl Gateway {
             keepers,
             stop_keepers,
             registry,
-            restored,
+            restored: statuses,
             max_pending: plan.store.max_pending.as_u64(),
+            freezer,
         })
     }
 
@@ -299,7 +310,7 @@ impl Gateway {
     pub fn submit(&mut self, letter: Letter) {
         let (context, commands) = (self.context.clone(), self.commands.clone());
         while self.requests.try_join_next().is_some() {}
-        self.requests.spawn(async move {
+        self.requests.spawn(self.freezer.run(async move {
             let Letter { key, target, body } = letter;
             let Ok(order) = commands.order(target, body.as_bytes()) else { return };
             let now = context.elapsed();
@@ -311,7 +322,17 @@ impl Gateway {
                     context.oracle(|oracle| oracle.orders.confirmed(&key, now));
                 }
             }
-        });
+        }));
+    }
+
+    /// The devices of which it was told last that they are there.
+    pub fn told_there(&self) -> BTreeSet<String> {
+        let all = std::iter::successors(self.registry.told_after(0), |(version, _)| self.registry.told_after(*version));
+        all.filter_map(|(_, told)| match told {
+            Told::Status(status) if status.state != Presence::Offline => Some(status.device.to_string()),
+            _ => None,
+        })
+        .collect()
     }
 
     /// Whether the device is connected, for all that the gateway knows.

@@ -17,6 +17,7 @@ impl World {
     pub async fn heal(&mut self) {
         self.context.trace(format_args!("all heals"));
         self.vfs.disk().faults = Faults::default();
+        self.bring_back();
         self.clock_due = None;
         self.sender.stop();
         self.plan.commands.enabled = true;

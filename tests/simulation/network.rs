@@ -3,6 +3,7 @@
 
 use super::context::Context;
 use fastrand::Rng;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 use tokio::sync::watch;
@@ -21,6 +22,8 @@ pub enum Line {
 
 /// The way between two streams. Dropping it cuts them.
 pub struct Relay {
+    /// It was never anything but up.
+    quiet: AtomicBool,
     /// One for each direction: tokio wakes those who wait for the same in an order
     /// that it draws at random.
     states: [watch::Sender<Line>; 2],
@@ -46,15 +49,21 @@ pub fn connect(latency: Duration, seed: u64) -> Connected {
     let mut tasks = JoinSet::new();
     tasks.spawn(carry(near_read, far_write, states[0].subscribe(), latency, Rng::with_seed(seed)));
     tasks.spawn(carry(far_read, near_write, states[1].subscribe(), latency, Rng::with_seed(!seed)));
-    Connected { device, gateway, relay: Relay { states, _tasks: tasks } }
+    Connected { device, gateway, relay: Relay { quiet: true.into(), states, _tasks: tasks } }
 }
 
 impl Relay {
     pub fn set(&self, context: &Context, device: &str, line: Line) {
         context.trace(format_args!("line of {device}: {line:?}"));
+        self.quiet.fetch_and(line == Line::Up, Ordering::Relaxed);
         for state in &self.states {
             state.send_replace(line);
         }
+    }
+
+    /// Whether it was never anything but up.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::Relaxed)
     }
 }
 

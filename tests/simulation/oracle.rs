@@ -40,6 +40,8 @@ pub struct Oracle {
     pub roll: Roll,
     pub deliveries: u64,
     pub duplicates: u64,
+    /// Events that told of refused samples.
+    pub refused: u64,
     /// Deliveries whose times were found after the fact, are not known, or are by a
     /// wrong clock of the device.
     pub qualities: [u64; 3],
@@ -87,8 +89,17 @@ struct Gap {
     lost: u64,
 }
 
-/// The values of a reading follow from its name, so that any copy can be checked.
+/// Whether the device makes such a sample that no gateway can take it.
+pub fn is_senseless(session: u64, seq: u64) -> bool {
+    session.is_multiple_of(3) && seq % 50 == 7
+}
+
+/// The values of a reading follow from its name, so that any copy can be checked. What was
+/// refused comes without any.
 pub fn content(session: u64, seq: u64) -> Vec<(String, Value)> {
+    if is_senseless(session, seq) {
+        return Vec::new();
+    }
     let mut random = fastrand::Rng::with_seed(session ^ seq.rotate_left(32));
     let mut values = vec![("n".to_owned(), Value::Integer(seq as i64)), ("f".to_owned(), Value::Float(random.f64()))];
     if is_alarm(seq) {
@@ -302,6 +313,7 @@ impl Oracle {
                 let verdict = self.roll.told(sink, id, body, now);
                 return self.judge(verdict);
             }
+            Some("refused") => return self.refused(sink, body),
             Some("clock") => return self.boot_began(sink, text("boot"), text("began"), began),
             _ => return,
         }
@@ -335,6 +347,15 @@ impl Oracle {
         let found = gone.filter(|known| young(known)).map(|((_, seq), name)| format!("{seq} ({name:?})")).next();
         if let Some(young) = found {
             self.violated(format!("{sink} was told that seq {young} is older than {max_age:?}"));
+        }
+    }
+
+    fn refused(&mut self, sink: &str, body: &serde_json::Map<String, serde_json::Value>) {
+        let number = |key: &str| body.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
+        let (session, first, last) = (number("session"), number("first"), number("last"));
+        self.refused += 1;
+        if first == 0 || !(first..=last).all(|seq| is_senseless(session, seq)) {
+            self.violated(format!("{sink} was told that {first} to {last} of session {session} are refused"));
         }
     }
 

@@ -47,11 +47,17 @@ pub enum Trouble {
     Keys,
     /// A copy of the log is made, or put back.
     Image,
+    /// The log's directory is moved away, or back.
+    Away,
+    /// Another program begins to read the log, and does not let go; or does.
+    Reader,
+    /// The gateway stands still for a while.
+    Pause,
     /// Somebody copies one of the log's files.
     Copy,
 }
 
-const TROUBLES: [Trouble; 16] = [
+const TROUBLES: [Trouble; 19] = [
     Trouble::Restart,
     Trouble::Kill,
     Trouble::PowerCut,
@@ -67,6 +73,9 @@ const TROUBLES: [Trouble; 16] = [
     Trouble::Sinks,
     Trouble::Switch,
     Trouble::Keys,
+    Trouble::Away,
+    Trouble::Reader,
+    Trouble::Pause,
     Trouble::Copy,
 ];
 

@@ -117,7 +117,7 @@ impl Roll {
             self.counts.restarted += u64::from(restarted);
             let before = told.last.insert(name.clone(), status.clone());
             if let Some(before) = before
-                && (before.state, before.flapping) == (status.state, status.flapping)
+                && (before.state, before.flapping, &before.link) == (status.state, status.flapping, &status.link)
             {
                 let DeviceStatus { state, reason, .. } = status;
                 return Err(format!(

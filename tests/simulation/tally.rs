@@ -13,6 +13,7 @@ pub struct Tally {
     pub steps: u64,
     pub deliveries: u64,
     pub duplicates: u64,
+    pub refused: u64,
     pub power_cuts: u64,
     pub kills: u64,
     pub disk_failures: u64,
@@ -26,9 +27,9 @@ pub struct Tally {
 impl Tally {
     /// What the oracle has seen.
     pub fn of(oracle: &Oracle) -> Tally {
-        let Oracle { deliveries, duplicates, qualities, .. } = *oracle;
+        let Oracle { deliveries, duplicates, refused, qualities, .. } = *oracle;
         let (orders, presence) = (oracle.orders.counted(), oracle.roll.counts);
-        Tally { deliveries, duplicates, qualities, orders, presence, ..Tally::default() }
+        Tally { deliveries, duplicates, refused, qualities, orders, presence, ..Tally::default() }
     }
 }
 
@@ -39,6 +40,7 @@ impl AddAssign for Tally {
         self.steps += other.steps;
         self.deliveries += other.deliveries;
         self.duplicates += other.duplicates;
+        self.refused += other.refused;
         self.power_cuts += other.power_cuts;
         self.kills += other.kills;
         self.disk_failures += other.disk_failures;
@@ -56,11 +58,11 @@ pub fn add<const N: usize>(sums: &mut [u64; N], more: [u64; N]) {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tally { deliveries, duplicates, power_cuts, kills, disk_failures, images, .. } = self;
+        let Tally { deliveries, duplicates, refused, power_cuts, kills, disk_failures, images, .. } = self;
         let [placed, untimed, flagged] = self.qualities;
         writeln!(
             f,
-            "{deliveries} deliveries, {duplicates} of them again, {power_cuts} power cuts, {kills} kills, {images} old copies, {disk_failures} disk errors;"
+            "{deliveries} deliveries, {duplicates} of them again, {refused} times told of refused samples, {power_cuts} power cuts, {kills} kills, {images} old copies, {disk_failures} disk errors;"
         )?;
         writeln!(
             f,

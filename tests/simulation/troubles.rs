@@ -1,12 +1,19 @@
 //! What the operator and fate do to the world.
 
+use super::controls::Controls;
 use super::disk::{Death, Faults};
 use super::network::Line;
 use super::plan::Trouble;
 use super::world::World;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tidegate::config::Authentication;
 use tokio::time::sleep;
+
+/// Where the log is moved.
+fn away(store: &Path) -> PathBuf {
+    store.with_extension("away")
+}
 
 impl World {
     pub async fn trouble(&mut self, trouble: Trouble) {
@@ -89,7 +96,41 @@ impl World {
             }
             Trouble::Keys => self.change_keys(),
             Trouble::Image => self.image().await,
+            Trouble::Pause => self.pause().await,
             Trouble::Copy => self.copy_log(),
+            Trouble::Away => match self.away {
+                true => self.bring_back(),
+                false => {
+                    let store = &self.plan.store.directory;
+                    std::fs::rename(store, away(store)).expect("a directory that is there");
+                    self.away = true;
+                }
+            },
+            Trouble::Reader => {
+                // It may fail to open, as the gateway may.
+                let read = || {
+                    let reader =
+                        rusqlite::Connection::open(self.plan.store.directory.join(tidegate::store::FILE_NAME))?;
+                    reader.execute_batch("BEGIN; SELECT count(*) FROM segment")?;
+                    Ok::<_, rusqlite::Error>(reader)
+                };
+                self.reader = match self.reader.take() {
+                    Some(_) => None,
+                    None if self.away => None,
+                    None => read().ok(),
+                };
+                self.context.trace(format_args!("somebody reads: {}", self.reader.is_some()));
+            }
+        }
+    }
+
+    /// What the operator moved away is where it was; nobody else reads.
+    pub fn bring_back(&mut self) {
+        self.reader = None;
+        if std::mem::take(&mut self.away) {
+            self.context.trace(format_args!("the log is back"));
+            let store = &self.plan.store.directory;
+            std::fs::rename(away(store), store).expect("a directory that was moved");
         }
     }
 
@@ -129,6 +170,42 @@ impl World {
             _ => {}
         }
         self.start().await;
+    }
+
+    /// The gateway stands still for seconds to minutes, and its lines, devices and brokers do
+    /// not. Nobody is told gone for that.
+    async fn pause(&mut self) {
+        let Some(gateway) = &self.gateway else { return };
+        let time = Duration::from_millis([1500, 10_000, 45_000, 300_000][self.times.usize(..4)]);
+        let time = time.mul_f64(0.5 + self.times.f64() / 2.0);
+        let told = gateway.told_there();
+        let there = |(name, controls): &&(String, Controls)| {
+            controls.is_there()
+                && !controls.is_off()
+                && !controls.is_revoked()
+                && controls.is_quiet()
+                && told.contains(name)
+        };
+        let there: Vec<String> = self.devices.iter().filter(there).map(|(name, _)| name.clone()).collect();
+        self.context.trace(format_args!("the gateway stands still for {time:?}; {there:?} are there"));
+        let freezer = gateway.freezer.clone();
+        let run = self.context.oracle(|oracle| oracle.roll.last_run());
+        self.context.pauses_for(time);
+        freezer.freeze();
+        sleep(time).await;
+        freezer.thaw();
+        self.context.trace(format_args!("it goes on"));
+        self.pass(time.min(Duration::from_secs(8))).await;
+        let Some(gateway) =
+            self.gateway.as_ref().filter(|_| self.context.oracle(|oracle| oracle.roll.last_run()) == run)
+        else {
+            return;
+        };
+        let told = gateway.told_there();
+        if let Some(name) = there.iter().find(|name| !told.contains(*name)) {
+            let what = format!("{name} is told gone because the gateway stood still");
+            self.context.oracle(|oracle| oracle.violated(what));
+        }
     }
 
     /// Takes the key of a device away, or gives it back.

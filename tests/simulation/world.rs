@@ -65,6 +65,10 @@ pub struct World {
     pub power_cuts: u64,
     pub kills: u64,
     pub images: Images,
+    /// The log's directory is somewhere else.
+    pub away: bool,
+    /// Another program that reads the log.
+    pub reader: Option<rusqlite::Connection>,
 }
 
 /// A command may be under way to its device for so long, on a line without latency.
@@ -84,6 +88,7 @@ pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome 
         let context = Context::new(directory, mode.aloud);
         let mut world = World::new(&context, vfs, directory, seed);
         world.live().await;
+        world.bring_back();
         let World { tasks, gateway, power_cuts, kills, images, .. } = &mut world;
         if let Some(gateway) = gateway.take() {
             vfs.disk().die(Death::Killed);
@@ -134,6 +139,8 @@ impl World {
             power_cuts: 0,
             kills: 0,
             images: Images::default(),
+            away: false,
+            reader: None,
         };
         world.boot();
         for _ in 0..world.plan.sinks {
@@ -300,6 +307,7 @@ impl World {
     }
 
     pub fn revive(&mut self) {
+        self.bring_back();
         self.copy = None;
         let death = self.vfs.disk().death();
         self.vfs.forget();
@@ -332,6 +340,7 @@ impl World {
 
     /// Starts the gateway, as often as it takes.
     pub async fn start(&mut self) {
+        self.bring_back();
         loop {
             let started =
                 Gateway::start(&self.context, &self.door, &self.vfs, &self.plan, &self.sinks, &mut self.random);

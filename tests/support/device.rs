@@ -38,6 +38,7 @@ pub fn hello(device: &str, session: u64, first: u64) -> DeviceMessage {
         firmware: None,
         channels: vec![ChannelDeclaration { index: 0, name: "level".into(), unit: None }],
         first,
+        max_frame: 0,
     })
 }
 

@@ -69,7 +69,7 @@ impl Gateway {
     }
 
     /// From the next start on, its uplink goes to `url`.
-    #[allow(dead_code, reason = "only tests/faults.rs moves it")]
+    #[allow(dead_code, reason = "not every test program moves it")]
     pub fn use_broker(&mut self, url: &str) {
         let lines = self.config.lines().map(|line| match line.starts_with("brokers = ") {
             true => format!("brokers = [\"{url}\"]\n"),

@@ -53,6 +53,10 @@ impl Listener {
 }
 
 fn take(messages: &Messages, topic: &str, payload: &[u8]) {
-    let message = serde_json::from_slice(payload).expect("these messages are JSON");
+    // What is empty takes a retained message back.
+    let message = match payload {
+        [] => Value::Null,
+        payload => serde_json::from_slice(payload).expect("these messages are JSON"),
+    };
     messages.lock().expect("no test panicked there").push((topic.to_owned(), message));
 }

@@ -200,8 +200,15 @@ async fn answer() {
 }
 
 async fn answer_one(mut stream: TcpStream) {
-    let welcome =
-        Welcome { settled: 0, time: 0, time_trusted: true, heartbeat_interval: 30, max_frame: 65_536, window: 4096 };
+    let welcome = Welcome {
+        settled: 0,
+        time: 0,
+        time_trusted: true,
+        heartbeat_interval: 30,
+        max_frame: 65_536,
+        window: 4096,
+        session: None,
+    };
     let mut message = GatewayMessage::Welcome(welcome);
     let mut bytes = [0; 4096];
     while stream.read(&mut bytes).await.is_ok_and(|read| read > 0) {

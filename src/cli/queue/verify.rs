@@ -1,6 +1,7 @@
 //! `tidegate queue verify`: whether everything in the log is what was written.
 
 use super::{Failure, Which, json};
+use crate::cli::say;
 use serde_json::json;
 use std::io::Write;
 
@@ -26,6 +27,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
             out,
             &json!({
                 "fine": fine, "segments": verdict.segments, "readings": verdict.readings, "problems": problems,
+                "notes": verdict.notes,
             }),
         )?;
         return Ok(fine);
@@ -33,6 +35,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
     for problem in &verdict.problems {
         writeln!(out, "{problem}")?;
     }
+    verdict.notes.iter().for_each(|note| say(&format!("tidegate: {note}")));
     let summary = if fine { "fine".to_owned() } else { format!("{} problems", verdict.problems.len()) };
     writeln!(out, "{} readings in {} segments: {summary}", verdict.readings, verdict.segments)?;
     Ok(fine)

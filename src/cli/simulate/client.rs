@@ -187,6 +187,7 @@ impl Client {
             firmware: None,
             channels: declarations(self.identity.encoding),
             first: self.settled + 1,
+            max_frame: 0,
         });
         self.put(&hello, out);
     }
@@ -209,9 +210,12 @@ impl Client {
         latencies: &mut Histogram<u64>,
     ) -> Result<(), String> {
         match (message, self.stage) {
+            // On a line that outlives its sessions some may be left over from the last one.
+            (GatewayMessage::Welcome(welcome), _) if welcome.session.is_some_and(|s| s != self.identity.session) => {
+                Ok(())
+            }
             (GatewayMessage::Welcome(welcome), Stage::Greeting) => self.welcome(welcome, now, latencies),
             (GatewayMessage::Ack(ack), Stage::Welcomed) => self.settle(ack.seq, now, latencies),
-            // On a line that outlives its sessions some may be left over from the last one.
             (GatewayMessage::Ack(_), Stage::Greeting) => Ok(()),
             (GatewayMessage::HeartbeatReply(_), _) => Ok(()),
             (GatewayMessage::Command(Command { id, .. }) | GatewayMessage::SubCommand(SubCommand { id, .. }), _) => {

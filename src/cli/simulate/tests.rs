@@ -188,6 +188,7 @@ impl Connection {
             heartbeat_interval: 30,
             max_frame: 1024,
             window: self.behaviour.window,
+            session: None,
         })
     }
 }

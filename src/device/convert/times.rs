@@ -168,6 +168,12 @@ impl Times {
         }
     }
 
+    /// The time of a sample whose own cannot be read: when it came, and flagged.
+    pub fn unknown(&self, now: Now) -> (Timestamp, Basis) {
+        let received = if now.trusted { now.wall } else { Timestamp(micros(now.monotonic)) };
+        (received, self.absurd(now))
+    }
+
     /// Flags a time that cannot be. A gateway that does not know the time itself can
     /// tell only of the distant past that it is over.
     fn judge(&self, time: Timestamp, now: Now) -> (Timestamp, Basis) {

@@ -155,8 +155,7 @@ impl Connected {
         if std::mem::replace(&mut self.idle, silent) == silent {
             return;
         }
-        let now = self.registry.0.clock.now().monotonic;
-        let mut table = self.registry.0.table.lock();
+        let (now, mut table) = self.registry.look();
         if self.is_current(&table) {
             table.roll.silent(&self.device, silent, now);
         }
@@ -169,8 +168,7 @@ impl Connected {
     /// If there is no room for it.
     pub fn sub_device(&self, sub: &DeviceId, there: Option<bool>) -> Result<(), NotAdmitted> {
         let inner = &self.registry.0;
-        let now = inner.clock.now().monotonic;
-        let mut table = inner.table.lock();
+        let (now, mut table) = self.registry.look();
         let Table { sessions, roll, .. } = &mut *table;
         let Some(session) = sessions.get_mut(&self.device).filter(|session| Arc::ptr_eq(&session.slot, &self.slot))
         else {
@@ -183,7 +181,7 @@ impl Connected {
         }
         let there = there.unwrap_or(true);
         if before == Some(there) {
-            roll.heard(sub, now);
+            roll.heard(sub, now.monotonic, now);
             return Ok(());
         }
         if there {
@@ -221,9 +219,8 @@ impl Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        let now = self.registry.0.clock.now().monotonic;
         let heard = self.slot.heard();
-        let mut table = self.registry.0.table.lock();
+        let (now, mut table) = self.registry.look();
         if self.is_current(&table) {
             let subs = table.sessions.remove(&self.device).map(|session| session.subs).unwrap_or_default();
             table.roll.left(&self.device, self.cause, Some(heard), now);

@@ -6,12 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A clock that shows what it is set to, in seconds.
 #[derive(Default)]
-struct Hand(AtomicU64);
+struct Hand(AtomicU64, AtomicU64);
 
 impl Clock for Hand {
     fn now(&self) -> Now {
         let monotonic = Duration::from_secs(self.0.load(Ordering::Relaxed));
         Now { wall: Timestamp(0).plus(monotonic), trusted: true, monotonic }
+    }
+
+    fn put_off(&self) -> Duration {
+        Duration::from_secs(self.1.load(Ordering::Relaxed))
     }
 }
 
@@ -71,6 +75,29 @@ fn who_proved_nothing_does_not_take_the_place_of_a_device_that_did() {
     hand.0.store(46, Ordering::Relaxed);
     let _unproven = connect(&registry, "pump", 3).expect("the other one is silent");
     assert!(introduce(&registry, "pump", 4, true).is_ok(), "nobody keeps it out");
+}
+
+#[test]
+fn a_device_that_could_not_be_heard_for_a_pause_is_alive() {
+    let (registry, hand) = registry(0);
+    let _pump = introduce(&registry, "pump", 1, true).expect("it is let in");
+    hand.0.store(130, Ordering::Relaxed);
+    hand.1.store(100, Ordering::Relaxed);
+    assert_eq!(connect(&registry, "pump", 2).err(), Some(NotAdmitted::Unproven));
+    hand.0.store(170, Ordering::Relaxed);
+    assert!(connect(&registry, "pump", 2).is_ok(), "it is silent for longer than it may be");
+}
+
+#[test]
+fn what_was_told_is_passed_on_once_it_is_on_disk() {
+    let (registry, _) = registry(0);
+    let pump = connect(&registry, "pump", 1).expect("it is let in");
+    assert_eq!(registry.tell(10).changes.len(), 1);
+    let written = registry.version();
+    assert_eq!(registry.told_after(0), None);
+    registry.publish(written);
+    drop(pump);
+    assert!(matches!(registry.told_after(0), Some((1, Told::Status(s))) if s.state == Presence::Online));
 }
 
 #[test]
@@ -134,11 +161,11 @@ fn a_gateway_that_stops_tells_nothing_of_devices_behind_a_hub() {
     let mut hub = connect(&registry, "hub", 1).expect("it is let in");
     let door = device("hub/door");
     hub.sub_device(&door, Some(true)).expect("there is room");
-    assert_eq!(registry.tell(hand.now(), 10).changes.len(), 2);
+    assert_eq!(registry.tell(10).changes.len(), 2);
     hub.because(Cause::GatewayStopping);
     drop(hub);
     hand.0.store(3600, Ordering::Relaxed);
-    assert_eq!(registry.tell(hand.now(), 10), Tellings::default());
+    assert_eq!(registry.tell(10), Tellings::default());
     assert_eq!(registry.status(&door).map(|s| s.reason), Some(Cause::GatewayStopping));
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::Timestamp;
 
 const RULES: Rules = Rules {
     offline_delay: Duration::from_secs(5),
@@ -8,7 +9,12 @@ const RULES: Rules = Rules {
 };
 
 fn at(seconds: u64) -> Now {
-    Now { wall: Timestamp(1_800_000_000_000_000), trusted: true, monotonic: Duration::from_secs(seconds) }
+    let monotonic = Duration::from_secs(seconds);
+    Now { wall: wall(seconds), trusted: true, monotonic }
+}
+
+fn wall(seconds: u64) -> Timestamp {
+    Timestamp(1_800_000_000_000_000).plus(Duration::from_secs(seconds))
 }
 
 fn device(name: &str) -> DeviceId {
@@ -17,11 +23,11 @@ fn device(name: &str) -> DeviceId {
 
 fn arrive(roll: &mut Roll, name: &str, seconds: u64) {
     let arrival = Arrival { link: "tcp".into(), firmware: None, reason: Cause::Connected };
-    roll.arrived(&device(name), arrival, at(seconds).monotonic).expect("there is room");
+    roll.arrived(&device(name), arrival, at(seconds)).expect("there is room");
 }
 
 fn leave(roll: &mut Roll, name: &str, cause: Cause, seconds: u64) {
-    roll.left(&device(name), cause, Some(at(seconds).monotonic), at(seconds).monotonic);
+    roll.left(&device(name), cause, Some(at(seconds).monotonic), at(seconds));
 }
 
 /// What is told at that time, as device, state and reason.
@@ -58,7 +64,7 @@ fn a_device_that_comes_back_soon_was_never_gone() {
     leave(&mut roll, "pump", Cause::Timeout, 10);
     arrive(&mut roll, "pump", 12);
     assert_eq!((told(&mut roll, 100), roll.due()), (vec![], None));
-    assert_eq!(roll.status(&device("pump"), at(100)).map(|status| status.flaps), Some(1));
+    assert_eq!(roll.status(&device("pump")).map(|status| status.flaps), Some(1));
 }
 
 #[test]
@@ -66,12 +72,12 @@ fn idle_and_heard_again_are_told() {
     let mut roll = Roll::new(RULES);
     arrive(&mut roll, "pump", 1);
     told(&mut roll, 1);
-    roll.silent(&device("pump"), true, Duration::from_secs(46));
-    roll.silent(&device("pump"), false, Duration::from_secs(47));
+    roll.silent(&device("pump"), true, at(46));
+    roll.silent(&device("pump"), false, at(47));
     assert_eq!(told(&mut roll, 60), [], "it answered the reminder");
-    roll.silent(&device("pump"), true, Duration::from_secs(100));
+    roll.silent(&device("pump"), true, at(100));
     assert_eq!(told(&mut roll, 105), [("pump".into(), Presence::Idle, Cause::Silent)]);
-    roll.silent(&device("pump"), false, Duration::from_secs(110));
+    roll.silent(&device("pump"), false, at(110));
     assert_eq!(told(&mut roll, 110), [("pump".into(), Presence::Online, Cause::Heard)]);
 }
 
@@ -106,8 +112,8 @@ fn after_a_restart_those_who_come_back_in_time_were_never_gone() {
     assert_eq!((before.tell(at(500), 10), before.due()), (Tellings::default(), None));
 
     let mut roll = Roll::new(RULES);
-    roll.restore(statuses, Duration::from_secs(7));
-    assert_eq!(roll.status(&device("a"), at(8)).map(|status| status.reason), Some(Cause::GatewayRestarted));
+    roll.restore(statuses, Vec::new(), at(7));
+    assert_eq!(roll.status(&device("a")).map(|status| status.reason), Some(Cause::GatewayRestarted));
     arrive(&mut roll, "a", 20);
     assert_eq!(told(&mut roll, 96), []);
     assert_eq!(told(&mut roll, 97), [("b".into(), Presence::Offline, Cause::GatewayRestarted)]);
@@ -125,13 +131,13 @@ fn what_was_told_last_can_be_told_to_everybody_who_was_not_there() {
     leave(&mut roll, "b", Cause::LinkLost, 3);
 
     let (mut version, mut all) = (0, Vec::new());
-    while let Some((next, Told::Status(status))) = roll.told_after(version, at(4)) {
+    while let Some((next, Told::Status(status))) = roll.told_after(version) {
         all.push((status.device.to_string(), status.state));
         version = next;
     }
     let expected = [("b".to_owned(), Presence::Online), ("a".to_owned(), Presence::Offline)];
     assert_eq!(all, expected, "b's departure is not told yet");
-    assert_eq!(roll.told_after(version, at(4)), None);
+    assert_eq!(roll.told_after(version), None);
 }
 
 #[test]
@@ -142,23 +148,168 @@ fn a_full_registry_forgets_who_is_gone_for_longest_and_nobody_who_is_there() {
     }
     roll.tell(at(3), 10);
     let arrival = || Arrival { link: "tcp".into(), firmware: None, reason: Cause::Connected };
-    assert_eq!(roll.arrived(&device("d"), arrival(), Duration::from_secs(4)), Err(RollFull));
+    assert_eq!(roll.arrived(&device("d"), arrival(), at(4)), Err(RollFull));
     leave(&mut roll, "c", Cause::Goodbye, 5);
     leave(&mut roll, "b", Cause::Goodbye, 6);
-    assert_eq!(roll.arrived(&device("d"), arrival(), Duration::from_secs(7)), Ok(()));
-    assert_eq!((roll.len(), roll.status(&device("c"), at(7))), (3, None));
-    let all: Vec<_> = std::iter::successors(roll.told_after(0, at(7)), |(v, _)| roll.told_after(*v, at(7))).collect();
+    assert_eq!(roll.arrived(&device("d"), arrival(), at(7)), Ok(()));
+    assert_eq!((roll.len(), roll.status(&device("c"))), (3, None));
+    let all: Vec<_> = std::iter::successors(roll.told_after(0), |(v, _)| roll.told_after(*v)).collect();
     assert!(all.iter().any(|(_, told)| *told == Told::Forgotten(device("c"))), "{all:?}");
     assert_eq!(roll.tell(at(4), 10).forgotten, [device("c")]);
 }
 
 #[test]
-fn a_time_before_the_clock_was_set_is_right_once_it_is() {
+fn a_time_before_the_clock_was_set_is_right_once_it_is_and_told_so() {
+    let mut roll = Roll::new(RULES);
+    let unset = |seconds| Now { wall: Timestamp(5), trusted: false, ..at(seconds) };
+    assert!(!roll.believe(unset(100)));
+    let arrival = Arrival { link: "tcp".into(), firmware: None, reason: Cause::Connected };
+    roll.arrived(&device("pump"), arrival, unset(100)).expect("there is room");
+    let told = roll.tell(unset(100), 10).changes;
+    assert_eq!((told[0].since, told[0].time_trusted), (Timestamp(5), false));
+    let version = roll.version();
+    assert!(roll.believe(at(160)) && !roll.believe(at(170)));
+    let Some((_, Told::Status(again))) = roll.told_after(version) else { panic!("it stays wrong") };
+    assert_eq!((again.since, again.time_trusted), (wall(100), true));
+    assert_eq!(roll.status(&device("pump")).map(|status| status.since), Some(wall(100)));
+    assert_eq!(roll.tell(at(1000), 10), Tellings::default(), "its state did not change");
+}
+
+/// Both clocks are read with some time between them, and the one is slewed against the other.
+#[test]
+fn a_time_is_the_same_whoever_asks_and_when() {
     let mut roll = Roll::new(RULES);
     arrive(&mut roll, "pump", 100);
-    let now = Now { wall: Timestamp(1_800_000_000_000_000), trusted: true, monotonic: Duration::from_secs(160) };
-    let status = roll.status(&device("pump"), now).expect("it is known");
-    assert_eq!(status.since, Timestamp(1_799_999_940_000_000));
+    let told = roll.tell(at(100), 10).changes.remove(0);
+    for (later, off) in [(110, 1), (5000, 77_000), (9000, -3_000_000)] {
+        let now = Now { wall: Timestamp(wall(later).0 + off), ..at(later) };
+        roll.heard(&device("pump"), Duration::from_secs(105), now);
+        let status = roll.status(&device("pump")).expect("it is known");
+        let Some((_, Told::Status(again))) = roll.told_after(0) else { panic!("it was told") };
+        assert_eq!((status.since, again.since), (told.since, told.since));
+        assert_eq!(status.last_seen, again.last_seen);
+        assert_eq!(status.last_seen, Timestamp(wall(105).0 + 1), "as it was found at first");
+    }
+}
+
+#[test]
+fn what_was_never_told_shows_nowhere_once_it_is_over() {
+    let mut roll = Roll::new(RULES);
+    arrive(&mut roll, "pump", 100);
+    roll.tell(at(100), 10);
+    leave(&mut roll, "pump", Cause::LinkLost, 200);
+    // Somebody asks for all that was told, before the departure is.
+    let Some((_, Told::Status(told))) = roll.told_after(0) else { panic!("it was told") };
+    assert_eq!((told.state, told.reason, told.since), (Presence::Online, Cause::Connected, wall(100)));
+    arrive(&mut roll, "pump", 203);
+    assert_eq!(roll.tell(at(1000), 10), Tellings::default());
+    let status = roll.status(&device("pump")).expect("it is known");
+    assert_eq!((status.state, status.since, status.flaps), (Presence::Online, wall(100), 1));
+    let Some((_, Told::Status(told))) = roll.told_after(0) else { panic!("it was told") };
+    assert_eq!(*told, status);
+}
+
+#[test]
+fn after_a_restart_what_is_told_again_is_what_was_told_before() {
+    let mut before = Roll::new(RULES);
+    for (name, seconds) in [("a", 100), ("b", 101), ("c", 102)] {
+        arrive(&mut before, name, seconds);
+    }
+    before.tell(at(102), 10);
+    leave(&mut before, "b", Cause::Timeout, 150);
+    before.tell(at(160), 10);
+    let said = |roll: &Roll| -> Vec<DeviceStatus> {
+        let all = std::iter::successors(roll.told_after(0), |(version, _)| roll.told_after(*version));
+        let mut all: Vec<_> = all
+            .filter_map(|(_, told)| match told {
+                Told::Status(status) => Some(*status),
+                Told::Forgotten(_) => None,
+            })
+            .collect();
+        all.sort_by(|a, b| a.device.cmp(&b.device));
+        all
+    };
+    let told = said(&before);
+    let mut roll = Roll::new(RULES);
+    roll.restore(told.clone(), Vec::new(), at(200));
+    assert_eq!(said(&roll), told, "before anybody is back");
+    arrive(&mut roll, "a", 210);
+    roll.tell(at(210), 10);
+    let status = roll.status(&device("a")).expect("it is known");
+    assert_eq!((status.state, status.since, status.reason), (Presence::Online, wall(100), Cause::Connected));
+    assert_eq!(said(&roll)[0].since, wall(100));
+    roll.tell(at(290), 10);
+    let c = said(&roll).remove(2);
+    assert_eq!((c.state, c.reason, c.since), (Presence::Offline, Cause::GatewayRestarted, wall(200)));
+}
+
+#[test]
+fn another_link_or_firmware_is_told() {
+    let mut roll = Roll::new(RULES);
+    arrive(&mut roll, "pump", 1);
+    roll.tell(at(1), 10);
+    leave(&mut roll, "pump", Cause::LinkLost, 2);
+    let arrival = Arrival { link: "serial".into(), firmware: Some("2.0".into()), reason: Cause::Connected };
+    roll.arrived(&device("pump"), arrival, at(3)).expect("there is room");
+    let told = roll.tell(at(3), 10).changes;
+    let [told] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((&*told.link, told.firmware.as_deref(), told.since), ("serial", Some("2.0"), wall(1)));
+    assert_eq!(roll.tell(at(1000), 10), Tellings::default());
+}
+
+#[test]
+fn those_that_are_forgotten_are_told_so_after_a_restart_too() {
+    let mut before = Roll::new(RULES);
+    for (name, time) in [("a", 1), ("b", 2), ("c", 3)] {
+        arrive(&mut before, name, time);
+    }
+    let told = before.tell(at(3), 10).changes;
+    let mut roll = Roll::new(Rules { max_known: 1, ..RULES });
+    roll.restore(told, vec![device("old")], at(10));
+    let all: Vec<_> = std::iter::successors(roll.told_after(0), |(v, _)| roll.told_after(*v)).collect();
+    let forgotten: Vec<_> = all
+        .iter()
+        .filter_map(|(_, told)| match told {
+            Told::Forgotten(device) => Some(device.as_str()),
+            Told::Status(_) => None,
+        })
+        .collect();
+    assert_eq!(forgotten, ["old", "b", "a"], "and those that are too many now");
+    assert_eq!(roll.tell(at(10), 10).forgotten, [device("b"), device("a")]);
+    assert_eq!(roll.len(), 1);
+}
+
+#[test]
+fn a_pause_of_the_gateway_is_like_a_restart_to_its_devices() {
+    let mut roll = Roll::new(RULES);
+    arrive(&mut roll, "pump", 1);
+    arrive(&mut roll, "fan", 1);
+    roll.tell(at(1), 10);
+    // It stood still from 10 to 140; both gave up, and the one comes back a minute later.
+    roll.excuse(Duration::from_secs(190), at(140).monotonic);
+    for seconds in [140, 140, 140, 140] {
+        leave(&mut roll, "pump", Cause::LinkLost, seconds);
+        arrive(&mut roll, "pump", seconds);
+        leave(&mut roll, "fan", Cause::LinkLost, seconds);
+    }
+    leave(&mut roll, "pump", Cause::LinkLost, 140);
+    assert_eq!(told(&mut roll, 199), []);
+    arrive(&mut roll, "pump", 199);
+    assert_eq!(told(&mut roll, 205), [("fan".into(), Presence::Offline, Cause::LinkLost)]);
+    assert_eq!(roll.status(&device("pump")).map(|status| (status.flapping, status.since)), Some((false, wall(1))));
+    leave(&mut roll, "pump", Cause::LinkLost, 300);
+    assert_eq!(told(&mut roll, 305), [("pump".into(), Presence::Offline, Cause::LinkLost)]);
+}
+
+#[test]
+fn a_departure_before_a_pause_is_told_so_much_later() {
+    let mut roll = Roll::new(RULES);
+    arrive(&mut roll, "pump", 1);
+    roll.tell(at(1), 10);
+    leave(&mut roll, "pump", Cause::LinkLost, 10);
+    roll.excuse(Duration::from_secs(40), at(31).monotonic);
+    assert_eq!((told(&mut roll, 54), roll.due()), (vec![], Some(Duration::from_secs(55))));
+    assert_eq!(told(&mut roll, 55), [("pump".into(), Presence::Offline, Cause::LinkLost)]);
 }
 
 mod model {
@@ -172,6 +323,7 @@ mod model {
         Silent(usize, bool),
         Tells,
         Waits(u64),
+        Pauses(u64),
         Restarts,
     }
 
@@ -183,6 +335,7 @@ mod model {
             1 => (0..3usize, any::<bool>()).prop_map(|(who, silent)| Step::Silent(who, silent)),
             3 => Just(Step::Tells),
             3 => (1..40u64).prop_map(Step::Waits),
+            1 => (2..100u64).prop_map(Step::Pauses),
             1 => Just(Step::Restarts),
         ]
     }
@@ -202,6 +355,7 @@ mod model {
                     if let Some(before) = log.get(&status.device) {
                         let same = (before.state, before.flapping) == (status.state, status.flapping);
                         assert!(!same, "{status:?} was told before");
+                        assert!(before.since <= status.since, "{status:?} after {before:?}");
                     }
                     log.insert(status.device.clone(), status);
                 }
@@ -211,7 +365,7 @@ mod model {
                     Step::Arrives(who, over) => {
                         let reason = if over { Cause::TakenOver } else { Cause::Connected };
                         let arrival = Arrival { link: "tcp".into(), firmware: None, reason };
-                        roll.arrived(&device(NAMES[who]), arrival, at(seconds).monotonic).expect("there is room");
+                        roll.arrived(&device(NAMES[who]), arrival, at(seconds)).expect("there is room");
                         there[who] = Some(Presence::Online);
                     }
                     Step::Leaves(who, cause) if there[who].is_some() => {
@@ -219,15 +373,19 @@ mod model {
                         there[who] = Some(Presence::Offline);
                     }
                     Step::Silent(who, silent) if !matches!(there[who], None | Some(Presence::Offline)) => {
-                        roll.silent(&device(NAMES[who]), silent, at(seconds).monotonic);
+                        roll.silent(&device(NAMES[who]), silent, at(seconds));
                         there[who] = Some(if silent { Presence::Idle } else { Presence::Online });
                     }
                     Step::Tells => tell(&mut roll, &mut log, seconds),
                     Step::Waits(more) => seconds += more,
+                    Step::Pauses(more) => {
+                        seconds += more;
+                        roll.excuse(Duration::from_secs(2 * more), at(seconds).monotonic);
+                    }
                     Step::Restarts => {
                         tell(&mut roll, &mut log, seconds);
                         roll = Roll::new(RULES);
-                        roll.restore(log.values().cloned().collect(), at(seconds).monotonic);
+                        roll.restore(log.values().cloned().collect(), Vec::new(), at(seconds));
                         for (who, state) in there.iter_mut().enumerate() {
                             *state = log.contains_key(&device(NAMES[who])).then_some(Presence::Offline);
                         }
@@ -241,11 +399,13 @@ mod model {
             }
             let mut heard = HashMap::new();
             let mut version = 0;
-            while let Some((next, Told::Status(status))) = roll.told_after(version, at(seconds)) {
+            while let Some((next, Told::Status(status))) = roll.told_after(version) {
                 heard.insert(status.device.clone(), status.state);
                 version = next;
             }
             for (name, state) in NAMES.iter().zip(there) {
+                let (told, known) = (log.get(&device(name)), roll.status(&device(name)));
+                prop_assert_eq!(told.map(|s| (s.since, s.reason)), known.map(|s| (s.since, s.reason)));
                 prop_assert_eq!(log.get(&device(name)).map(|status| status.state), state);
                 prop_assert_eq!(heard.get(&device(name)).copied(), state);
                 prop_assert!(!log.get(&device(name)).is_some_and(|status| status.flapping), "it has calmed down");

@@ -1,4 +1,5 @@
 use super::*;
+use crate::downlink::deadline::Expiry;
 use crate::model::{CommandId, CommandName, DeviceId};
 use proptest::prelude::*;
 use std::collections::{BTreeSet, HashSet};

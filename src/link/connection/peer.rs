@@ -3,6 +3,7 @@
 
 mod entry;
 mod presence;
+mod readings;
 pub(in crate::link) mod voice;
 
 use super::super::caller::Caller;
@@ -10,13 +11,15 @@ use super::super::line::Line;
 use super::super::porch::Place;
 use crate::clock::Now;
 use crate::device::auth::Credential;
-use crate::device::{Acks, Bucket, Connected, Converted, Introduction, NotAdmitted, Refusal, Session, Step};
+use crate::device::{Acks, Bucket, Connected, Introduction, NotAdmitted, Refusal, Session, Step};
 use crate::model::{Batch, Cause, DeviceId};
-use crate::store::{Mark, Saturated};
-use crate::wire::codec::decode_device_in;
+use crate::store::Mark;
+use crate::wire::codec::{BodyError, decode_device_in};
 use crate::wire::frame::{Event, Format, FrameError, FrameRef, Limits};
-use crate::wire::message::{Ack, GatewayMessage, Goodbye, Reason};
+use crate::wire::message::{Ack, DeviceMessage, GatewayMessage, Goodbye, Reason};
+use crate::wire::sift::sift;
 use prometheus_client::metrics::counter::Counter;
+use readings::Waiting;
 use std::collections::VecDeque;
 use std::future::{Future, pending};
 use std::ops::ControlFlow;
@@ -59,6 +62,8 @@ pub struct Peer<'a> {
     established: Option<Established>,
     /// The key that the device proved to have.
     credential: Option<Box<Credential>>,
+    /// What came and has still to wait for its turn.
+    waiting: Waiting,
     /// Readings that the log has not taken yet.
     batches: VecDeque<Batch>,
     stalled: bool,
@@ -70,6 +75,10 @@ pub struct Peer<'a> {
     refused_at: Option<Duration>,
     /// Whether it was logged that the device's clock is absurd.
     clock_told: bool,
+    /// Whether it was logged that samples are refused.
+    refused_told: bool,
+    /// Since when nothing was said to a device that is not read.
+    silent_since: Option<Duration>,
 }
 
 impl<'a> Peer<'a> {
@@ -86,6 +95,7 @@ impl<'a> Peer<'a> {
             place,
             established: None,
             credential: None,
+            waiting: Waiting::default(),
             batches: VecDeque::new(),
             stalled: false,
             stalled_bytes: 0,
@@ -93,6 +103,8 @@ impl<'a> Peer<'a> {
             end: None,
             refused_at: None,
             clock_told: false,
+            refused_told: false,
+            silent_since: None,
         }
     }
 
@@ -120,17 +132,40 @@ impl<'a> Peer<'a> {
         self.format = frame.format;
         self.frames.inc();
         self.rate.take(now.monotonic);
-        let step = match decode_device_in(frame, self.session.context()) {
-            Ok(message) => self.session.take(message, now),
-            Err(why) => {
-                self.line.count_invalid("body");
-                Err(Refusal { reason: Reason::BadFrame, text: why.to_string() })
-            }
-        };
+        let message = decode_device_in(frame, self.session.context());
+        if !self.waits(frame, &message) {
+            return self.act(frame, Some(message), now);
+        }
+        self.session.heard(now);
+        self.is_heard(now);
+        ControlFlow::Continue(())
+    }
+
+    fn is_heard(&mut self, now: Now) {
         if let Some(established) = &mut self.established {
             established.connected.heard(now.monotonic);
             established.connected.silent(self.session.is_idle());
         }
+    }
+
+    /// Does what a frame asks for, the `message` in which was decoded or is to be.
+    fn act(
+        &mut self,
+        frame: &FrameRef<'_>,
+        message: Option<Result<DeviceMessage, BodyError>>,
+        now: Now,
+    ) -> ControlFlow<Limits> {
+        let step = match message.unwrap_or_else(|| decode_device_in(frame, self.session.context())) {
+            Ok(message) => self.session.take(message, now),
+            Err(why) => {
+                self.line.count_invalid("body");
+                match self.established.as_ref().and_then(|_| sift(frame, self.session.context())) {
+                    Some(sifted) => self.session.sift(sifted, now),
+                    None => Err(Refusal { reason: Reason::BadFrame, text: why.to_string() }),
+                }
+            }
+        };
+        self.is_heard(now);
         match step {
             Ok(Step::Reply(reply)) => self.say(&reply),
             Ok(Step::Establish { device, session, first, firmware }) => {
@@ -141,13 +176,8 @@ impl<'a> Peer<'a> {
             }
             Ok(Step::Introduced(device)) => return self.introduced(&device, now),
             Ok(Step::Authenticate(attempt)) => return self.authenticate(&attempt, now),
-            Ok(Step::Store(converted)) => {
-                if let Err(why) = self.note_sub_device(&converted) {
-                    self.refuse(busy(&why.to_string()), now);
-                } else {
-                    self.received(converted);
-                }
-            }
+            Ok(Step::Store(converted)) => self.take_readings(converted, None, now),
+            Ok(Step::StorePart(converted, refusal)) => self.take_readings(converted, Some(refusal), now),
             Ok(Step::Answer(result)) => {
                 if let Some(established) = &self.established {
                     established.connected.answered(result);
@@ -208,7 +238,7 @@ impl<'a> Peer<'a> {
         let mark = shared.log.mark(device, session);
         let settled = mark.settled();
         let acks = Acks::new(self.line.grants.window, settled);
-        self.clock_told = false;
+        (self.clock_told, self.refused_told) = (false, false);
         self.established = Some(Established { mark, acks, connected });
         let welcome = self.session.welcome(first, settled, now);
         self.say(&welcome);
@@ -216,54 +246,12 @@ impl<'a> Peer<'a> {
         tracing::info!(%link, %device, from = self.caller.name, session, settled, key, "device connected");
     }
 
-    fn received(&mut self, converted: Converted) {
-        let fresh = converted.batches().map(|batch| batch.readings.len() as u64).sum::<u64>();
-        let Converted { batch, more, last, repeated } = converted;
-        let Some(established) = &mut self.established else { return };
-        established.acks.received(last);
-        if last <= established.acks.acked() {
-            established.acks.repeated();
-        }
-        let metrics = &self.line.shared.metrics;
-        metrics.readings_received.inc_by(fresh + repeated);
-        metrics.readings_duplicate.inc_by(repeated);
-        if fresh == 0 {
-            return;
-        }
-        for batch in std::iter::once(batch).chain(more) {
-            self.judge(&batch);
-            match self.batches.back_mut() {
-                Some(open) if open.device == batch.device && open.basis == batch.basis => {
-                    open.readings.extend(batch.readings);
-                }
-                _ => self.batches.push_back(batch),
-            }
-        }
-    }
-
-    /// Hands what was received to the log, as far as it has room.
-    pub fn store(&mut self) {
-        self.stalled = false;
-        let Some(established) = &self.established else { return };
-        while let Some(batch) = self.batches.pop_front() {
-            if let Err(Saturated(batch)) = self.line.shared.log.append(Some(&established.mark), batch) {
-                self.batches.push_front(batch);
-                self.stalled = true;
-                if self.stalled_bytes == 0 {
-                    self.stalled_bytes = self.batches.iter().map(Batch::memory).sum();
-                }
-                return;
-            }
-        }
-        self.batches = VecDeque::new();
-        self.stalled_bytes = 0;
-    }
-
     /// Retries what the log had no room for, and acknowledges what has settled.
     pub fn advance(&mut self, now: Now) {
         if self.stalled {
             self.store();
         }
+        self.go_on(now);
         if let Some(established) = &mut self.established
             && let Some(seq) = established.acks.due(established.mark.settled(), now.monotonic)
         {
@@ -273,7 +261,7 @@ impl<'a> Peer<'a> {
 
     /// Memory that is held beside the frame under way, in bytes.
     pub fn memory(&self) -> usize {
-        self.out.capacity() + self.stalled_bytes + self.session.memory()
+        self.out.capacity() + self.stalled_bytes + self.waiting.memory() + self.session.memory()
     }
 
     /// Gives memory back that only makes things faster.
@@ -395,6 +383,7 @@ impl<'a> Peer<'a> {
     fn part(&mut self) {
         self.store();
         self.batches = VecDeque::new();
+        self.forget_waiting();
         (self.stalled, self.stalled_bytes) = (false, 0);
         self.established = None;
     }

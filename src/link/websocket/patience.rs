@@ -1,9 +1,10 @@
 //! How long the rest of a message may be waited for that comes in pieces.
 
+use crate::clock::LAST_LOOK;
 use crate::link::pool::{ALLOWANCE, Lease};
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -12,31 +13,38 @@ pub struct Patience {
     limit: Duration,
     heard: Instant,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Nothing came for too long; this is the last look for it.
+    last_look: bool,
     /// Since when others wait for the memory that the message takes.
     wanted: Option<Instant>,
 }
 
 impl Patience {
     pub fn new(limit: Duration) -> Patience {
-        Patience { limit, heard: Instant::now(), timer: None, wanted: None }
+        Patience { limit, heard: Instant::now(), timer: None, last_look: false, wanted: None }
     }
 
     /// Something of the message came.
     pub fn renew(&mut self) {
-        self.heard = Instant::now();
+        (self.heard, self.last_look) = (Instant::now(), false);
     }
 
     /// No message is under way.
     pub fn rest(&mut self) {
-        (self.timer, self.wanted) = (None, None);
+        (self.timer, self.last_look, self.wanted) = (None, false, None);
     }
 
-    /// Ready once nothing has come for too long.
+    /// Ready once nothing has come for too long, nor at another look.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let until = self.heard + self.limit;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        if timer.deadline() != until {
-            timer.as_mut().reset(until);
+        if !self.last_look {
+            if timer.deadline() != until {
+                timer.as_mut().reset(until);
+            }
+            ready!(timer.as_mut().poll(cx));
+            self.last_look = true;
+            timer.as_mut().reset(Instant::now() + LAST_LOOK);
         }
         timer.as_mut().poll(cx)
     }

@@ -8,6 +8,7 @@ use crate::backoff::Failure;
 use crate::model::Target;
 use crate::mqtt::{Acker, Connection, Message, Topics};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -52,6 +53,37 @@ pub(super) struct Intake {
 
 /// More than brokers mostly have outstanding.
 const MAX_WAITING: usize = 256;
+
+/// What a command that is too large is called by, as far as it says that properly.
+#[derive(Deserialize, Serialize)]
+struct Named {
+    id: Option<String>,
+    name: Option<String>,
+    expires: Option<String>,
+    time: Option<String>,
+}
+
+/// More of each no command has, in bytes.
+const LONGEST_NAME: usize = 64;
+
+/// A copy of a command, for the message is a part of all that was read along with it. Of
+/// one that has more than `most` bytes its names are kept, and as many bytes as show that.
+fn kept(payload: &[u8], most: usize) -> Bytes {
+    let Some(part) = payload.get(..=most) else { return Bytes::copy_from_slice(payload) };
+    let named = serde_json::from_slice::<Named>(payload).ok().and_then(|named| {
+        let Named { id, name, expires, time } = named;
+        let [id, name, expires, time] =
+            [id, name, expires, time].map(|text| text.filter(|text| text.len() <= LONGEST_NAME));
+        serde_json::to_vec(&Named { id, name, expires, time }).ok()
+    });
+    match named.filter(|named| named.len() <= most) {
+        Some(mut named) => {
+            named.resize(part.len(), b' ');
+            named.into()
+        }
+        None => Bytes::copy_from_slice(part),
+    }
+}
 
 impl Intake {
     pub fn new(topics: &Topics, subscribing: Arc<Subscribing>, taker: Taker) -> Intake {
@@ -99,10 +131,8 @@ impl Intake {
             return acker.ack();
         }
         if self.waiting.len() < MAX_WAITING && !self.left_to_broker {
-            // A copy, for the message is a part of all that was read along with it; of one
-            // that is too large, as much as shows that.
-            let part = payload.get(..=self.taker.max_body).unwrap_or(&payload);
-            self.waiting.push_back(Instruction { target, body: Bytes::copy_from_slice(part), wanted_for, acker });
+            let body = kept(&payload, self.taker.max_body);
+            self.waiting.push_back(Instruction { target, body, wanted_for, acker });
         } else {
             self.left_to_broker = true;
         }
@@ -155,5 +185,22 @@ mod tests {
             let body = taken.try_recv().expect("it was passed on").body;
             assert_eq!(body.len(), size.min(101), "{size}");
         }
+    }
+
+    #[test]
+    fn what_is_too_large_keeps_its_names_wherever_they_stand() {
+        let filler = "x".repeat(5000);
+        for text in [
+            format!(r#"{{"id":"c-1","name":"open","payload":"{filler}"}}"#),
+            format!(r#"{{"payload":{{"id":"no","a":["{filler}"]}},"name":"open","id":"c-1"}}"#),
+        ] {
+            let kept = kept(text.as_bytes(), 2000);
+            assert_eq!(kept.len(), 2001);
+            let named: Named = serde_json::from_slice(&kept).expect("JSON");
+            assert_eq!((named.id.as_deref(), named.name.as_deref()), (Some("c-1"), Some("open")));
+        }
+        let long = format!(r#"{{"id":"{filler}","name":"open"}}"#);
+        let named: Named = serde_json::from_slice(&kept(long.as_bytes(), 2000)).expect("JSON");
+        assert_eq!((named.id, named.name.as_deref()), (None, Some("open")));
     }
 }

@@ -10,14 +10,48 @@ pub(super) use wire::Message;
 use crate::model::Value;
 use crate::wire::message::{
     Ack, Authenticate, Challenge, ChannelDeclaration, ChannelRef, Command, CommandResult, DeviceClock, Goodbye,
-    Heartbeat, HeartbeatReply, Hello, Readings, Reason, ResultState, Sample, SubCommand, SubDevice, Welcome,
+    Heartbeat, HeartbeatReply, Hello, Readings, Reason, Refused, ResultState, Sample, SubCommand, SubDevice, Welcome,
 };
+use crate::wire::sift::{Sifted, Unreadable, hexadecimal};
 use wire::{Field, Fields, Found, Why, Zigzag, one};
 
 /// # Errors
 /// If the body is no such message; the error says why.
 pub(super) fn read<T: Message>(body: &[u8]) -> Result<T, String> {
     T::read(Fields::of(body)).map_err(|why| why.to_string())
+}
+
+/// Reads each of the samples of Readings by itself; `None` if something else is wrong.
+pub(super) fn sift(body: &[u8]) -> Option<Sifted> {
+    let mut sifted = Sifted { seq: 0, sub: None, samples: Vec::new(), hidden: 0, cut: false };
+    let mut fields = Fields::of(body);
+    while let Some(found) = fields.next().ok()? {
+        match found.number {
+            1 => sifted.seq.merge(found).ok()?,
+            2 => sifted.sub.merge(found).ok()?,
+            3 => {
+                let sent = found.bytes().ok()?;
+                sifted.samples.push(Sample::read(Fields::of(sent)).map_err(|why| Unreadable {
+                    time: time_of(sent),
+                    why: why.within("samples").to_string(),
+                    sent: hexadecimal(sent),
+                }));
+            }
+            _ => {}
+        }
+    }
+    (sifted.seq != 0).then_some(sifted)
+}
+
+/// The time of a sample of which something else cannot be read.
+fn time_of(sample: &[u8]) -> Option<i64> {
+    let mut fields = Fields::of(sample);
+    while let Ok(Some(found)) = fields.next() {
+        if found.number == 1 {
+            return one(found, "time").ok();
+        }
+    }
+    None
 }
 
 /// A message of numbered fields. One that is `required` must be there, for its zero
@@ -59,7 +93,7 @@ macro_rules! message {
     (required $number:literal $field:ident) => { ($number, stringify!($field)) };
 }
 
-message!(Hello { 1 device required, 2 session required, 3 clock, 4 time, 5 firmware, 6 channels, 7 first });
+message!(Hello { 1 device required, 2 session required, 3 clock, 4 time, 5 firmware, 6 channels, 7 first, 8 max_frame });
 message!(ChannelDeclaration { 1 index, 2 name required, 3 unit });
 message!(Authenticate { 1 key required, 2 proof required });
 message!(Readings { 1 seq required, 2 sub, 3 samples });
@@ -68,8 +102,9 @@ message!(Heartbeat { 1 time });
 message!(CommandResult { 1 id required, 2 state, 3 payload });
 message!(SubDevice { 1 sub required, 2 online, 3 reason });
 message!(Challenge { 1 nonce });
-message!(Welcome { 1 settled, 2 time, 3 time_trusted, 4 heartbeat_interval, 5 max_frame, 6 window });
+message!(Welcome { 1 settled, 2 time, 3 time_trusted, 4 heartbeat_interval, 5 max_frame, 6 window, 7 session });
 message!(Ack { 1 seq });
+message!(Refused { 1 seq, 2 count, 3 text });
 message!(HeartbeatReply { 1 time, 2 time_trusted });
 message!(Command { 1 id required, 2 name required, 3 payload, 4 expires_in });
 message!(SubCommand { 1 sub required, 2 id required, 3 name required, 4 payload, 5 expires_in });

@@ -24,6 +24,12 @@ pub struct Hello {
     pub channels: Vec<ChannelDeclaration>,
     #[serde(default)]
     pub first: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_frame: u32,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 fn wall() -> DeviceClock {
@@ -84,7 +90,13 @@ pub struct Welcome {
     pub heartbeat_interval: u32,
     pub max_frame: u32,
     pub window: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
 }
+
+/// A session id where there may be none.
+#[derive(Serialize, Deserialize)]
+pub struct SessionId(#[serde(with = "session")] pub u64);
 
 #[derive(Serialize, Deserialize)]
 pub struct HeartbeatReply {

@@ -181,7 +181,7 @@ macro_rules! names {
 }
 
 names!(from_device, DeviceMessage, Hello, Authenticate, Readings, Heartbeat, CommandResult, Goodbye, SubDevice);
-names!(from_gateway, GatewayMessage, Challenge, Welcome, Ack, HeartbeatReply, Command, Goodbye, SubCommand);
+names!(from_gateway, GatewayMessage, Challenge, Welcome, Ack, HeartbeatReply, Command, Goodbye, SubCommand, Refused);
 
 fn hexadecimal(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 3);
@@ -219,6 +219,7 @@ mod tests {
             firmware: None,
             channels: Vec::new(),
             first: 1,
+            max_frame: 0,
         };
         let heard = heard(What::FromDevice(FORMAT, DeviceMessage::Hello(hello)));
         let shown = Shown { heard: &heard, at: Some(Timestamp(0)) };

@@ -44,6 +44,7 @@ fn welcome(settled: u64, window: u32) -> GatewayMessage {
         heartbeat_interval: 30,
         max_frame: 65_536,
         window,
+        session: None,
     })
 }
 
@@ -389,6 +390,7 @@ fn what_the_gateway_may_not_say_ends_the_connection() {
         heartbeat_interval: 0,
         max_frame: 10,
         window: 0,
+        session: None,
     });
     assert!(refuse(&mut client, &tiny).contains("too small"));
     let mut client = welcomed(fast(1, 1), 1);

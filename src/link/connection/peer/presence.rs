@@ -6,6 +6,7 @@ use crate::device::{Call, Converted, NotAdmitted, Refusal, Tick};
 use crate::model::{Basis, Batch, Cause};
 use crate::wire::message::Reason;
 use std::future::{Future, pending};
+use std::time::Duration;
 
 /// Commands are not put to what the device has not taken yet beyond this, in bytes.
 const MAX_CALLS_OUT: usize = 8 * 1024;
@@ -59,7 +60,7 @@ impl Peer<'_> {
             let room = self.out.len() < MAX_CALLS_OUT;
             let Some(call) = self.established.as_ref().and_then(|e| e.connected.take(room)) else { return };
             match call {
-                Call::Say(message) => self.say(&message),
+                Call::Say(message) => self.order(&message),
                 Call::Replaced => {
                     self.place.leave();
                     let text = "the same device connected again";
@@ -68,6 +69,13 @@ impl Peer<'_> {
                 }
             }
         }
+    }
+
+    /// The gateway did not listen for a while: silence counts so much less, and what waits
+    /// to be read did not come at once.
+    pub fn excuse(&mut self, by: Duration, now: Now) {
+        self.rate.excuse(by);
+        self.session.excuse(by, now);
     }
 
     pub fn check_silence(&mut self, now: Now) {

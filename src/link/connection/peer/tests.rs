@@ -11,7 +11,7 @@ use crate::model::Value;
 use crate::store::{Log, Opened, Stepper};
 use crate::wire::codec::{decode_gateway, encode_device};
 use crate::wire::frame::{Decoder, MAX_BODY, Recovery};
-use crate::wire::message::{ChannelRef, DeviceClock, DeviceMessage, Hello, Readings, Sample};
+use crate::wire::message::{ChannelRef, DeviceClock, DeviceMessage, Heartbeat, Hello, Readings, Sample, SubDevice};
 use std::path::Path;
 
 const LIMITS: Limits = Limits { max_body: MAX_BODY, require_checksum: false };
@@ -64,6 +64,7 @@ fn hello(session: u64) -> DeviceMessage {
         firmware: None,
         channels: Vec::new(),
         first: 1,
+        max_frame: 0,
     })
 }
 
@@ -120,6 +121,43 @@ async fn readings_that_found_no_room_are_not_taken_for_those_of_the_next_session
     assert_eq!(said.len(), 2, "the second session sent nothing that could be acknowledged: {said:?}");
 }
 
+#[tokio::test]
+async fn while_the_log_has_no_room_heartbeats_are_answered_and_readings_wait_for_their_turn() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (line, mut writer) = line(directory.path());
+    writer.step();
+    let mut peer = Peer::new(&line, Caller::named("/dev/ttyS0"), Place::granted(), line.shared.clock.now());
+    hear(&mut peer, &[hello(1), reading(1)]);
+    hear(&mut peer, &[reading(2)]);
+    assert!(peer.is_stalled() && !peer.is_backed_up());
+    let heartbeat = DeviceMessage::Heartbeat(Heartbeat { time: 0 });
+    hear(&mut peer, &[reading(3), heartbeat]);
+    let told = said(&mut peer);
+    assert!(matches!(told[..], [GatewayMessage::Welcome(_), GatewayMessage::HeartbeatReply(_)]), "{told:?}");
+    assert!(peer.is_backed_up() && peer.waits_for_log() && peer.memory() > 2 * 40 * 1024);
+
+    // Nothing more is read; a sign of life comes now and then.
+    let now = line.shared.clock.now();
+    let later = |seconds| Now { monotonic: now.monotonic + Duration::from_secs(seconds), ..now };
+    peer.reassure(now);
+    peer.reassure(later(29));
+    assert_eq!((said(&mut peer), peer.reassures_at()), (vec![], Some(later(30).monotonic)));
+    peer.reassure(later(30));
+    assert!(matches!(said(&mut peer)[..], [GatewayMessage::HeartbeatReply(_)]));
+
+    let mut acked = 0;
+    for round in 1..10 {
+        writer.step();
+        peer.advance(later(30 + round));
+        for message in said(&mut peer) {
+            let GatewayMessage::Ack(ack) = message else { panic!("{message:?}") };
+            acked = ack.seq;
+        }
+    }
+    assert_eq!(acked, 3);
+    assert!(!peer.is_backed_up() && !peer.waits_for_log());
+}
+
 /// What a device sends comes back in what is said to it, and in the log.
 #[tokio::test]
 async fn a_refusal_is_short_whatever_the_device_sent() {
@@ -130,7 +168,12 @@ async fn a_refusal_is_short_whatever_the_device_sent() {
     let values = vec![(ChannelRef::Name("\u{1}".repeat(100_000)), Value::Integer(1))];
     let senseless = Readings { seq: 1, sub: None, samples: vec![Sample { time: 0, values }] };
     hear(&mut peer, &[hello(1), DeviceMessage::Readings(senseless)]);
-    let said = said(&mut peer);
-    let Some(GatewayMessage::Goodbye(goodbye)) = said.last() else { panic!("{said:?}") };
-    assert!(goodbye.text.starts_with("channel name") && goodbye.text.len() < 300, "{} bytes", goodbye.text.len());
+    let told = said(&mut peer);
+    let Some(GatewayMessage::Refused(refused)) = told.last() else { panic!("{told:?}") };
+    assert!(refused.text.starts_with("channel name") && refused.text.len() < 300, "{} bytes", refused.text.len());
+    let sub = "\u{1}".repeat(100_000);
+    hear(&mut peer, &[DeviceMessage::SubDevice(SubDevice { sub, online: true, reason: None })]);
+    let told = said(&mut peer);
+    let Some(GatewayMessage::Goodbye(goodbye)) = told.last() else { panic!("{told:?}") };
+    assert!(goodbye.text.starts_with("sub-device") && goodbye.text.len() < 300, "{} bytes", goodbye.text.len());
 }

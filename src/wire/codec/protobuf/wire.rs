@@ -163,7 +163,7 @@ impl Found<'_> {
         T::try_from(got).map_err(|_| Why::TooLarge { got, max: max.into() })
     }
 
-    fn bytes(&self) -> Result<&[u8], Why> {
+    pub fn bytes(&self) -> Result<&[u8], Why> {
         match self.raw {
             Raw::Bytes(bytes) => Ok(bytes),
             _ => Err(self.wrong(BYTES)),

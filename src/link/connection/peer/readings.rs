@@ -1,0 +1,237 @@
+//! The readings of a session on their way to the log.
+//!
+//! While the device's window is used up, or the log has no room, Readings wait here and what
+//! else the device says is taken: its Heartbeats are answered. What waits is bounded; when it
+//! is too much, nothing more is read.
+
+use super::{Peer, busy};
+use crate::clock::Now;
+use crate::device::{Converted, Refusal, RefusedSamples};
+use crate::metrics::ReasonLabel;
+use crate::model::Batch;
+use crate::store::{Change, Saturated};
+use crate::wire::codec::BodyError;
+use crate::wire::frame::{Format, FrameRef};
+use crate::wire::message::{DeviceMessage, GatewayMessage, Refused};
+use crate::wire::sift::may_be_readings;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Nothing is read while so many bytes of Readings wait.
+const MAX_WAITING: usize = 4 * 1024;
+/// The device is not told of refused samples while it leaves so much untaken, in bytes.
+const MAX_TOLD: usize = 8 * 1024;
+
+/// Frames that are taken in their turn.
+#[derive(Default)]
+pub(super) struct Waiting {
+    frames: VecDeque<(Format, u8, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Waiting {
+    fn push(&mut self, frame: &FrameRef<'_>) {
+        self.bytes += frame.body.len();
+        self.frames.push_back((frame.format, frame.kind, frame.body.to_vec()));
+    }
+
+    fn pop(&mut self) -> Option<(Format, u8, Vec<u8>)> {
+        let frame = self.frames.pop_front();
+        match &frame {
+            Some((.., body)) => self.bytes -= body.len(),
+            None => self.frames = VecDeque::new(),
+        }
+        frame
+    }
+
+    pub fn memory(&self) -> usize {
+        self.bytes + self.frames.capacity() * size_of::<(Format, u8, Vec<u8>)>()
+    }
+}
+
+impl Peer<'_> {
+    /// Has a frame wait whose turn it is not yet. What would be taken at once is not put
+    /// behind Readings that wait, unless it means something else there.
+    pub(super) fn waits(&mut self, frame: &FrameRef<'_>, message: &Result<DeviceMessage, BodyError>) -> bool {
+        let behind_others = !self.waiting.frames.is_empty();
+        let waits = match message {
+            Ok(DeviceMessage::Heartbeat(_) | DeviceMessage::CommandResult(_)) => false,
+            // Where there is no other connection to come: what waits is of the session before.
+            Ok(DeviceMessage::Hello(_)) if self.line.grants.restart => false,
+            Ok(DeviceMessage::Readings(_)) => behind_others || self.has_no_room(),
+            Ok(_) => behind_others,
+            Err(_) => behind_others || (may_be_readings(frame) && self.has_no_room()),
+        };
+        if waits {
+            self.waiting.push(frame);
+        }
+        waits
+    }
+
+    fn has_no_room(&self) -> bool {
+        self.established.is_some() && (self.stalled || self.window_is_full() || self.line.shared.log.is_saturated())
+    }
+
+    /// Takes what waited, as far as there is room.
+    pub(super) fn go_on(&mut self, now: Now) {
+        while self.end.is_none() && !self.has_no_room() {
+            let Some((format, kind, body)) = self.waiting.pop() else { return };
+            let _ = self.act(&FrameRef { format, kind, body: &body }, None, now);
+            self.store();
+        }
+    }
+
+    /// Whether so much waits that nothing more is to be read.
+    pub fn is_backed_up(&self) -> bool {
+        let most = if self.line.shared.pool.has_room() { MAX_WAITING } else { 1 };
+        self.waiting.bytes >= most
+    }
+
+    /// Whether it is the log that Readings wait for.
+    pub fn waits_for_log(&self) -> bool {
+        self.stalled || (!self.waiting.frames.is_empty() && self.line.shared.log.is_saturated())
+    }
+
+    /// Takes Readings over, and ends the session where they are only a part of what came.
+    pub(super) fn take_readings(&mut self, converted: Converted, end: Option<Refusal>, now: Now) {
+        if let Err(why) = self.note_sub_device(&converted) {
+            self.refuse(busy(&why.to_string()), now);
+            return;
+        }
+        self.received(converted, now);
+        if let Some(refusal) = end {
+            self.store();
+            self.refuse(refusal, now);
+        }
+    }
+
+    fn received(&mut self, converted: Converted, now: Now) {
+        let fresh = converted.batches().map(|batch| batch.readings.len() as u64).sum::<u64>();
+        self.tell_refused(&converted, now);
+        let Converted { batch, more, last, repeated, skipped_from, .. } = converted;
+        let Some(established) = &mut self.established else { return };
+        established.acks.received(last);
+        if last <= established.acks.acked() {
+            established.acks.repeated();
+        }
+        if let Some(expected) = skipped_from {
+            let (link, device) = (&self.line.name, &batch.device);
+            let first = batch.readings.first().map(|reading| reading.origin_seq);
+            tracing::info!(
+                %link, %device, expected, first,
+                "the device goes on behind samples that it has no more; a Hello with `first` would say so"
+            );
+        }
+        let metrics = &self.line.shared.metrics;
+        metrics.readings_received.inc_by(fresh + repeated);
+        metrics.readings_duplicate.inc_by(repeated);
+        if fresh == 0 {
+            return;
+        }
+        for batch in std::iter::once(batch).chain(more) {
+            self.judge(&batch);
+            match self.batches.back_mut() {
+                Some(open) if open.device == batch.device && open.basis == batch.basis => {
+                    open.readings.extend(batch.readings);
+                }
+                _ => self.batches.push_back(batch),
+            }
+        }
+    }
+
+    /// Tells of refused samples, before the readings that stand in their places: the device,
+    /// upstream, and whoever looks after the gateway.
+    fn tell_refused(&mut self, converted: &Converted, now: Now) {
+        let refused = &converted.refused;
+        if refused.runs().is_empty() {
+            return;
+        }
+        let shared = &self.line.shared;
+        let (device, session) = (&converted.batch.device, converted.batch.session.unwrap_or_default());
+        let mut events = Vec::new();
+        let mut told = 0;
+        for run in refused.runs() {
+            let reason = ReasonLabel { reason: run.reason };
+            shared.metrics.readings_refused.get_or_create(&reason).inc_by(run.count);
+            let link = self.line.name.clone();
+            let entry = RefusedSamples { time: now.wall, device: device.clone(), link, session, refused: run.clone() };
+            let event = shared.registry.refused().add(entry, now.monotonic);
+            events.extend(event.map(|event| Change { command: None, event: Some(event) }));
+            told += run.count;
+        }
+        let more = refused.count() - told;
+        if more > 0 {
+            let reason = ReasonLabel { reason: "others" };
+            shared.metrics.readings_refused.get_or_create(&reason).inc_by(more);
+            shared.registry.refused().untold(more);
+        }
+        // In the same commit as the readings, or before.
+        shared.log.change_commands(events);
+        if !std::mem::replace(&mut self.refused_told, true)
+            && let Some(first) = refused.runs().first()
+        {
+            let (link, from) = (&self.line.name, self.caller.name.as_str());
+            let (seq, count, why, sample) = (first.seq, refused.count(), first.text.as_str(), first.sample.as_str());
+            tracing::warn!(
+                %link, %device, from, session, seq, count, why, sample,
+                "samples can never be taken and are refused; `tidegate devices --refused` lists them"
+            );
+        }
+        for run in refused.runs() {
+            if self.out.len() < MAX_TOLD {
+                let (seq, count, text) = (run.seq, run.count, run.text.clone());
+                self.say(&GatewayMessage::Refused(Refused { seq, count, text }));
+            }
+        }
+    }
+
+    /// Hands what was received to the log, as far as it has room.
+    pub fn store(&mut self) {
+        self.stalled = false;
+        let Some(established) = &self.established else { return };
+        while let Some(batch) = self.batches.pop_front() {
+            if let Err(Saturated(batch)) = self.line.shared.log.append(Some(&established.mark), batch) {
+                self.batches.push_front(batch);
+                self.stalled = true;
+                if self.stalled_bytes == 0 {
+                    self.stalled_bytes = self.batches.iter().map(Batch::memory).sum();
+                }
+                return;
+            }
+        }
+        self.batches = VecDeque::new();
+        self.stalled_bytes = 0;
+    }
+
+    /// While the device is not read, it is told now and then that the gateway is there: its
+    /// Heartbeats may stand behind what is not read.
+    pub fn reassure(&mut self, now: Now) {
+        if self.established.is_none() {
+            return;
+        }
+        let since = *self.silent_since.get_or_insert(now.monotonic);
+        if now.monotonic < since + self.line.grants.heartbeat_interval {
+            return;
+        }
+        // Whoever does not take what it is told need not be told more.
+        if self.out.is_empty() {
+            let reply = self.session.reminder(now);
+            self.say(&reply);
+        }
+        self.silent_since = Some(now.monotonic);
+    }
+
+    /// When that is due.
+    pub fn reassures_at(&self) -> Option<Duration> {
+        Some(self.silent_since? + self.line.grants.heartbeat_interval)
+    }
+
+    /// The device is read again.
+    pub fn is_read(&mut self) {
+        self.silent_since = None;
+    }
+
+    pub(super) fn forget_waiting(&mut self) {
+        self.waiting = Waiting::default();
+    }
+}

@@ -1,0 +1,311 @@
+//! Readings of which some samples make no sense: what can be read of them.
+//!
+//! A message is read as a whole first, and only one that cannot be is looked at here: a
+//! sample that can never be read must not keep those behind it from being taken. In JSON
+//! and Protobuf a sample's end shows whatever is in it; in postcard it shows only if all
+//! of it is understood, so that what stands behind such a sample stays hidden.
+
+use super::codec;
+use super::frame::{BodyEncoding, FrameRef, Version};
+use super::message::Sample;
+use super::text::{self, Context};
+
+/// What is kept of a sample that cannot be read, in characters.
+pub const KEPT: usize = 512;
+
+/// What can be read of Readings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sifted {
+    pub seq: u64,
+    pub sub: Option<String>,
+    pub samples: Vec<Result<Sample, Unreadable>>,
+    /// Samples behind these whose beginnings cannot be found.
+    pub hidden: u64,
+    /// The body ends within the last sample, which may be fine in a message of its own.
+    pub cut: bool,
+}
+
+/// A sample that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its time as the device wrote it, where that can be read.
+    pub time: Option<i64>,
+    pub why: String,
+    /// The beginning of what was sent, as text or in hexadecimal.
+    pub sent: String,
+}
+
+/// Whether a frame holds Readings, as far as its head tells.
+pub fn may_be_readings(frame: &FrameRef<'_>) -> bool {
+    frame.format.version == Version::Text || frame.kind == codec::READINGS
+}
+
+/// Takes Readings apart that could not be decoded; `None` if their seq is not known or
+/// it does not show where their samples are, or if none of them is at fault.
+pub fn sift(frame: &FrameRef<'_>, context: Context<'_>) -> Option<Sifted> {
+    if !may_be_readings(frame) {
+        return None;
+    }
+    let sifted = match (frame.format.version, frame.format.encoding) {
+        (Version::Text, _) => text::sift(frame.body, context)?,
+        (_, BodyEncoding::Json) => json(frame.body)?,
+        (_, BodyEncoding::Postcard) => postcard(frame.body)?,
+        (_, BodyEncoding::Protobuf) => codec::sift_protobuf(frame.body)?,
+    };
+    sifted.samples.iter().any(Result::is_err).then_some(sifted)
+}
+
+fn postcard(body: &[u8]) -> Option<Sifted> {
+    /// A time and no values.
+    const SMALLEST: u64 = 2;
+    let ((seq, sub, count), mut rest) = ::postcard::take_from_bytes::<(u64, Option<String>, u64)>(body).ok()?;
+    if count > (rest.len() as u64).div_ceil(SMALLEST) {
+        return None;
+    }
+    let (mut samples, mut cut) = (Vec::new(), false);
+    while (samples.len() as u64) < count {
+        match ::postcard::take_from_bytes::<Sample>(rest) {
+            Ok((sample, behind)) => {
+                samples.push(Ok(sample));
+                rest = behind;
+            }
+            Err(why) => {
+                cut = why == ::postcard::Error::DeserializeUnexpectedEnd;
+                let time = ::postcard::take_from_bytes::<i64>(rest).ok().map(|(time, _)| time);
+                samples.push(Err(Unreadable { time, why: why.to_string(), sent: hexadecimal(rest) }));
+                break;
+            }
+        }
+    }
+    let hidden = count - samples.len() as u64;
+    Some(Sifted { seq, sub, samples, hidden, cut })
+}
+
+fn json(body: &[u8]) -> Option<Sifted> {
+    let fields = members(body)?;
+    let seq = serde_json::from_slice(one(&fields, "seq")?).ok()?;
+    let sub = match one(&fields, "sub") {
+        Some(sub) => serde_json::from_slice(sub).ok()?,
+        None => None,
+    };
+    let read = |sent: &[u8]| serde_json::from_slice(sent).map_err(|why| why.to_string());
+    let time = |sent: &[u8]| serde_json::from_slice(sent).ok();
+    sifted(seq, sub, one(&fields, "samples")?, &read, &time)
+}
+
+/// Reads each sample of a list in JSON by itself.
+pub(super) fn sifted(
+    seq: u64,
+    sub: Option<String>,
+    list: &[u8],
+    read: &dyn Fn(&[u8]) -> Result<Sample, String>,
+    time: &dyn Fn(&[u8]) -> Option<i64>,
+) -> Option<Sifted> {
+    let one_of = |sent: &[u8]| {
+        read(sent).map_err(|why| {
+            let time = members(sent).and_then(|fields| time(one(&fields, "time")?));
+            let text = String::from_utf8_lossy(sent);
+            Unreadable { time, why, sent: text.chars().take(KEPT).collect() }
+        })
+    };
+    let samples = elements(list)?.into_iter().map(one_of).collect();
+    Some(Sifted { seq, sub, samples, hidden: 0, cut: false })
+}
+
+/// The beginning of what was sent.
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for byte in bytes.iter().take(KEPT / 2) {
+        // Memory takes all that is written.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// What the only member of that name holds.
+pub(super) fn one<'a>(members: &[(String, &'a [u8])], name: &str) -> Option<&'a [u8]> {
+    let mut found = members.iter().filter(|(key, _)| key == name);
+    found.next().map(|(_, value)| *value).filter(|_| found.next().is_none())
+}
+
+/// The members of an object, whatever stands in them.
+pub(super) fn members(text: &[u8]) -> Option<Vec<(String, &[u8])>> {
+    let parts = parts(text, b'{', b'}')?;
+    parts
+        .into_iter()
+        .map(|part| {
+            let end = item_end(part, b':')?;
+            let (key, value) = part.split_at_checked(end)?;
+            Some((serde_json::from_slice(key.trim_ascii()).ok()?, value.get(1..)?.trim_ascii()))
+        })
+        .collect()
+}
+
+/// The elements of a list, whatever stands in them.
+fn elements(text: &[u8]) -> Option<Vec<&[u8]>> {
+    parts(text, b'[', b']')
+}
+
+/// What stands between commas within a pair of brackets.
+fn parts(text: &[u8], open: u8, close: u8) -> Option<Vec<&[u8]>> {
+    let text = text.trim_ascii();
+    let mut rest = text.strip_prefix(&[open])?.strip_suffix(&[close])?;
+    let mut parts = Vec::new();
+    if rest.trim_ascii().is_empty() {
+        return Some(parts);
+    }
+    loop {
+        let end = item_end(rest, b',')?;
+        let (part, behind) = rest.split_at_checked(end)?;
+        parts.push(part.trim_ascii());
+        match behind.split_first() {
+            Some((_, behind)) => rest = behind,
+            None => return Some(parts),
+        }
+    }
+}
+
+/// Where `until` stands first, outside of strings and brackets, or the end; `None` if
+/// brackets or a string do not close.
+fn item_end(text: &[u8], until: u8) -> Option<usize> {
+    let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
+    for (at, byte) in text.iter().enumerate() {
+        if quoted {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => quoted = false,
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => quoted = true,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.checked_sub(1)?,
+            byte if *byte == until && depth == 0 => return Some(at),
+            _ => {}
+        }
+    }
+    (depth == 0 && !quoted).then_some(text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Value;
+    use crate::wire::codec::{decode_device_in, encode_device};
+    use crate::wire::frame::{Format, HEADER};
+    use crate::wire::message::{ChannelRef, DeviceClock, DeviceMessage, Readings};
+
+    const CONTEXT: Context<'_> = Context { device: Some("hub"), clock: Some(DeviceClock::SinceBoot), now: None };
+
+    fn format(encoding: BodyEncoding) -> Format {
+        Format { version: Version::V2, encoding }
+    }
+
+    fn frame(encoding: BodyEncoding, body: &[u8]) -> FrameRef<'_> {
+        FrameRef { format: format(encoding), kind: codec::READINGS, body }
+    }
+
+    /// Which samples can be read, and what is said of the first that cannot.
+    fn told(frame: &FrameRef<'_>) -> (u64, Vec<bool>, u64, Unreadable) {
+        assert!(decode_device_in(frame, CONTEXT).is_err(), "it decodes");
+        let sifted = sift(frame, CONTEXT).expect("its samples show");
+        let bad = sifted.samples.iter().find_map(|sample| sample.clone().err()).expect("one is at fault");
+        (sifted.seq, sifted.samples.iter().map(Result::is_ok).collect(), sifted.hidden, bad)
+    }
+
+    #[test]
+    fn in_json_each_sample_stands_by_itself() {
+        for (bad, word) in [
+            (r#"{"time":2,"values":{"a":null}}"#, "null"),
+            (r#"{"time":2,"values":{"a":NaN}}"#, "expected"),
+            (r#"{"time":2,"values":{"a":"x}],\"","b":[1,{}]}}"#, "sequence"),
+            (r#"{"time":2,"values":{"a":1e999}}"#, "out of range"),
+            (r##"{"time":2,"values":{"#70000":1}}"##, "no channel index"),
+            (r#"{"time":2,"values":5}"#, "object of channels"),
+            (r#"{"time":2}"#, "values"),
+        ] {
+            let body = format!(
+                r#"{{"seq":7,"sub":null,"samples":[{{"time":1,"values":{{"a":1}}}}, {bad} ,{{"time":3,"values":{{}}}}]}}"#
+            );
+            let (seq, fine, hidden, why) = told(&frame(BodyEncoding::Json, body.as_bytes()));
+            assert_eq!((seq, fine, hidden, why.time), (7, vec![true, false, true], 0, Some(2)), "{bad}");
+            assert!(why.why.contains(word) && why.sent == bad, "{why:?}");
+        }
+        let latin = b"{\"seq\":1,\"samples\":[{\"time\":1,\"values\":{\"\xb0C\":1}},{\"time\":2,\"values\":{}}]}";
+        assert_eq!(told(&frame(BodyEncoding::Json, latin)).1, [false, true]);
+    }
+
+    #[test]
+    fn in_text_messages_too() {
+        let text = r#"{"deviceId":"hub/door","command":"readings","payload":{"seq":3,"samples":[
+            {"time":"2026-11-23T01:02:03Z","values":{}},{"time":5,"values":{"a":1}}]}}"#;
+        let format = Format { version: Version::Text, encoding: BodyEncoding::Json };
+        let (seq, fine, _, why) = told(&FrameRef { format, kind: 0, body: text.as_bytes() });
+        assert_eq!((seq, fine), (3, vec![false, true]));
+        assert!(why.why.contains("since-boot"), "{why:?}");
+        assert_eq!(sift(&FrameRef { format, kind: 0, body: br#"{"command":"goodbye","payload":{}}"# }, CONTEXT), None);
+    }
+
+    fn encoded(encoding: BodyEncoding) -> Vec<u8> {
+        let sample =
+            |time, text: &str| Sample { time, values: vec![(ChannelRef::Name("a".into()), Value::Text(text.into()))] };
+        let samples = vec![sample(1, "fine"), sample(2, "BAD!"), sample(3, "fine")];
+        let mut out = Vec::new();
+        let readings = Readings { seq: 7, sub: Some("s".into()), samples };
+        encode_device(
+            &DeviceMessage::Readings(readings),
+            Format { version: Version::V1, ..format(encoding) },
+            &mut out,
+        );
+        out.split_off(HEADER)
+    }
+
+    fn replaced(body: &[u8], what: &[u8], by: &[u8]) -> Vec<u8> {
+        let at = body.windows(what.len()).position(|bytes| bytes == what).expect("it is there");
+        [&body[..at], by, &body[at + what.len()..]].concat()
+    }
+
+    #[test]
+    fn in_protobuf_each_sample_stands_by_itself() {
+        let body = replaced(&encoded(BodyEncoding::Protobuf), b"BAD!", b"\xff\xff\xff\xff");
+        let (seq, fine, hidden, why) = told(&frame(BodyEncoding::Protobuf, &body));
+        assert_eq!((seq, fine, hidden, why.time), (7, vec![true, false, true], 0, Some(2)));
+        assert!(why.why.contains("UTF-8") && why.sent.contains("ffffffff"), "{why:?}");
+    }
+
+    #[test]
+    fn in_postcard_a_sample_that_is_not_understood_hides_those_behind_it() {
+        // A value of type 9.
+        let body = replaced(&encoded(BodyEncoding::Postcard), b"\x03\x04BAD!", b"\x09\x04BAD!");
+        let (seq, fine, hidden, why) = told(&frame(BodyEncoding::Postcard, &body));
+        assert_eq!((seq, fine, hidden, why.time), (7, vec![true, false], 1, Some(2)));
+        assert!(why.sent.contains("09"), "{why:?}");
+    }
+
+    #[test]
+    fn where_it_does_not_show_what_a_message_holds_it_is_left_alone() {
+        let postcard = encoded(BodyEncoding::Postcard);
+        for body in [&b""[..], b"\x01", b"\x01\x00\xff\xff\xff\xff\x0f\x00"] {
+            assert_eq!(sift(&frame(BodyEncoding::Postcard, body), CONTEXT), None, "{body:?}");
+        }
+        assert_eq!(sift(&frame(BodyEncoding::Postcard, &postcard), CONTEXT), None, "nothing is wrong with it");
+        for body in [
+            "",
+            "{",
+            "[]",
+            r#"{"seq":1}"#,
+            r#"{"seq":-1,"samples":[1]}"#,
+            r#"{"seq":1,"samples":[1}"#,
+            r#"{"seq":1,"seq":2,"samples":[1]}"#,
+            r#"{"seq":1,"samples":["]}"#,
+            r#"{"seq":1,"sub":3,"samples":[1]}"#,
+            r#"{"seq":1,"samples":[}]}"#,
+        ] {
+            assert_eq!(sift(&frame(BodyEncoding::Json, body.as_bytes()), CONTEXT), None, "{body}");
+        }
+    }
+}
