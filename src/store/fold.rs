@@ -4,9 +4,8 @@
 //! says which pages those were and what they hold, so that a later start can tell without
 //! reading the database whether the two files belong together: in a copy that was taken
 //! while the gateway ran, the database may be older than what its write-ahead log goes on
-//! from. Each such list has a number, which stands in `meta`, on one of the first pages:
-//! what copies a file from its beginning copies that page first, and other pages as new or
-//! newer. See [`super::salvage`], which checks both.
+//! from. Each such list has a number, which stands in `meta`: a write-ahead log that a start
+//! began has no list, and goes by it. See [`super::salvage`], which checks both.
 
 use super::row;
 use super::schema::set_meta;

@@ -8,6 +8,7 @@ use super::super::row;
 use super::pages::{Image, View};
 use super::record::{self, Field};
 use super::{Salvage, Walk};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 impl Salvage {
@@ -15,9 +16,9 @@ impl Salvage {
     /// on from: one of them was copied while the other changed, or not at all.
     pub fn torn(&self) -> Option<String> {
         let wal = self.wal_state();
-        let entry = |key, view| self.meta_entry(key, view);
-        if wal.length == 0 && entry("reserved", View::Base).is_some_and(|reserved| reserved > 0) {
-            let open = entry("clean", View::Base).is_none();
+        if wal.length == 0 {
+            let meta = self.meta(View::Base)?;
+            let open = meta.get("reserved").is_some_and(|reserved| *reserved > 0) && !meta.contains_key("clean");
             return open.then(|| "it was not closed, and its write-ahead log is missing".to_owned());
         }
         if wal.behind {
@@ -26,36 +27,43 @@ impl Salvage {
         // A list that stands in the database alone is that of an earlier time.
         let root = *self.roots.get("fold")?;
         matches!(self.pages.image(root, View::Committed), Image::Frame(_)).then_some(())?;
-        let [goes_on_from, has] = [View::Committed, View::Base].map(|view| entry(fold::NUMBER, view).unwrap_or(0));
-        if !(has..=has + 1).contains(&goes_on_from) {
-            return Some(format!(
-                "it is a torn copy: it is of checkpoint {has}, and its write-ahead log goes on from {goes_on_from}"
-            ));
-        }
         let fold = self.fold(root)?;
         let is_other = |(page, sum): &(u32, u32)| {
             let image = self.pages.image(*page, View::Committed);
             image == Image::Db(*page) && self.pages.read(image).map(|content| Fold::sum(&content)) != Some(*sum)
         };
         let other = fold.pages().filter(is_other).count();
-        (other > 0).then(|| format!("it is a torn copy: it lacks {other} pages that its write-ahead log goes on from"))
+        if other > 0 {
+            return Some(format!("it is a torn copy: it lacks {other} pages that its write-ahead log goes on from"));
+        }
+        // Only of a write-ahead log that a start began, which has no list. In the midst of a
+        // checkpoint a power cut may leave half a page, whose rows prove nothing.
+        let [goes_on_from, has] = [View::Committed, View::Base].map(|view| self.meta(view));
+        let [goes_on_from, has] = [goes_on_from?, has?].map(|meta| meta.get(fold::NUMBER).copied().unwrap_or(0));
+        let fits = fold.pages().next().is_some() || (has..=has + 1).contains(&goes_on_from);
+        (!fits).then(|| {
+            format!("it is a torn copy: it is of checkpoint {has}, and its write-ahead log goes on from {goes_on_from}")
+        })
     }
 
-    /// A number of `meta`, if it is there and its guard holds.
-    fn meta_entry(&self, wanted: &str, view: View) -> Option<u64> {
-        let mut found = None;
-        self.cells_of(*self.roots.get("meta")?, view, &mut |_, cell| {
+    /// The numbers of `meta`, if all of them are what was written.
+    fn meta(&self, view: View) -> Option<BTreeMap<String, u64>> {
+        let (mut found, mut proven) = (BTreeMap::new(), true);
+        let broken = self.cells_of(*self.roots.get("meta")?, view, &mut |_, cell| {
             let record = self.record(cell, view);
-            if let Some([key, value, guard, ..]) = record.as_deref().and_then(record::fields).as_deref()
-                && let (Some(key), Some(value), Some(guard)) = (key.text(), value.integer(), guard.integer())
-                && key == wanted
-                && guard == row::meta_guard(key, value)
-            {
-                found = u64::try_from(value).ok();
-            }
+            let entry = record.as_deref().and_then(record::fields).and_then(|fields| match fields.as_slice() {
+                [key, value, guard, ..] => {
+                    let (key, value) = (key.text()?, value.integer()?);
+                    (guard.integer()? == row::meta_guard(key, value)).then_some(())?;
+                    Some((key.to_owned(), u64::try_from(value).ok()?))
+                }
+                _ => None,
+            });
+            proven &= entry.is_some();
+            found.extend(entry);
             ControlFlow::Continue(())
         });
-        found
+        (proven && broken == 0).then_some(found)
     }
 
     fn fold(&self, root: u32) -> Option<Fold> {
@@ -72,7 +80,7 @@ impl Salvage {
     /// which it found none and nothing says why. Of a log of an earlier version nothing is
     /// known.
     pub fn unexplained(&self, walk: &Walk) -> Vec<(u64, u64)> {
-        if self.meta_entry(holes::COMPLETE, View::Committed).is_none() {
+        if !self.meta(View::Committed).is_some_and(|meta| meta.contains_key(holes::COMPLETE)) {
             return Vec::new();
         }
         let mut known = walk.known.clone();
