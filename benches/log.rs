@@ -59,8 +59,9 @@ fn segment_encode(bencher: Bencher, count: u32) {
 #[divan::bench(args = [64, 1000, 16_000])]
 fn segment_decode(bencher: Bencher, count: u32) {
     let encoded = Encoder::new().and_then(|mut encoder| encoder.encode(&numbered(count)));
-    let (header, block) = encoded.expect("it fits").expect("there are readings");
-    bencher.counter(ItemsCount::new(count)).bench_local(|| decode(&header, black_box(&block)).expect("it is whole"));
+    let segment = encoded.expect("it fits").remove(0);
+    let decoded = || decode(&segment.header, black_box(&segment.block)).expect("it is whole");
+    bencher.counter(ItemsCount::new(count)).bench_local(decoded);
 }
 
 /// Appends of one reading each until a segment of `count` is committed and flushed to disk.

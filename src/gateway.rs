@@ -89,7 +89,7 @@ impl Gateway {
     /// # Errors
     /// If the log can never be opened or an address cannot be listened on.
     pub async fn start(config: Config) -> Result<Gateway> {
-        Gateway::start_with(Path::new("/"), None, config).await
+        Gateway::start_with(Path::new("/"), None, config, false).await
     }
 
     /// Starts it with the serial ports of the system whose root directory is `root`.
@@ -97,10 +97,16 @@ impl Gateway {
     /// # Errors
     /// As [`Gateway::start`].
     pub async fn start_with_ports_of(root: &Path, config: Config) -> Result<Gateway> {
-        Gateway::start_with(root, None, config).await
+        Gateway::start_with(root, None, config, false).await
     }
 
-    async fn start_with(root: &Path, set_log_level: Option<SetLogLevel>, mut config: Config) -> Result<Gateway> {
+    /// With `again`, an earlier one in this process may not have let go of the log yet.
+    async fn start_with(
+        root: &Path,
+        set_log_level: Option<SetLogLevel>,
+        mut config: Config,
+        again: bool,
+    ) -> Result<Gateway> {
         let system_clock = Arc::new(SystemClock::since_boot());
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Metrics::new();
@@ -129,7 +135,8 @@ impl Gateway {
         }
         let given = std::env::var_os(runtime::VARIABLE);
         config.store.runtime_directory = runtime::directory(config.store.runtime_directory.take(), given);
-        let Opened { log, cursors, devices, writer } = opening::open_log(&config, &clock, &metrics, &overview).await?;
+        let opened = opening::open_log(&config, &clock, &metrics, &overview, again).await?;
+        let Opened { log, cursors, devices, writer } = opened;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
         let mut keepers = keep_time(&config.gateway, system_clock, &log, &metrics);

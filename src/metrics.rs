@@ -106,6 +106,7 @@ pub struct Metrics {
     pub store_bytes: Gauge,
     pub store_written_bytes: Counter,
     pub store_pending_bytes: Gauge,
+    pub store_history_lost: Counter,
     pub commit_seconds: Histogram,
     pub store_quarantines: Counter,
     pub store_salvaged_readings: Counter,
@@ -169,6 +170,7 @@ impl Metrics {
             commit_seconds: latency(),
             store_quarantines: Counter::default(),
             store_salvaged_readings: Counter::default(),
+            store_history_lost: Counter::default(),
             commands_received: Family::default(),
             commands_ended: Family::default(),
             commands_live: Gauge::default(),
@@ -307,6 +309,11 @@ impl Metrics {
             "Memory that readings not yet settled take",
             Unit::Bytes,
             m.store_pending_bytes,
+        );
+        registry.register(
+            "store_history_lost",
+            "Readings that every sink confirmed, and that gave way to new ones before they were on disk",
+            m.store_history_lost,
         );
         registry.register_with_unit("commit", "Time that a commit to the log took", Unit::Seconds, m.commit_seconds);
         registry.register("store_quarantines", "Damaged logs that were moved aside", m.store_quarantines);

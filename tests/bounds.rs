@@ -195,6 +195,49 @@ async fn the_oldest_readings_are_thinned_before_any_is_dropped_wholly() {
     }
 }
 
+#[tokio::test]
+async fn device_names_cost_no_reading_and_no_session_that_is_alive() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let config = config(directory.path());
+    let (mut opened, metrics) = open(&config, &[]);
+    let alive = DeviceId::new("alive").expect("a valid name");
+    let session = opened.log.mark(&alive, 7);
+    let one = |device: &DeviceId, session| Batch {
+        device: device.clone(),
+        session: Some(session),
+        basis: Basis::Wall,
+        readings: vec![noise(1, &channels("n"), 8)],
+    };
+    opened.log.append(Some(&session), one(&alive, 7)).expect("there is room");
+    opened.log.flush().await.expect("it can be written");
+    for name in 0..10_000 {
+        let device = DeviceId::new(&format!("device-of-a-fleet-that-renames-{name:08}")).expect("a valid name");
+        let mark = opened.log.mark(&device, 1);
+        let mut batch = one(&device, 1);
+        while let Err(saturated) = opened.log.append(Some(&mark), batch) {
+            batch = saturated.0;
+            opened.log.room().await;
+        }
+    }
+    opened.log.flush().await.expect("it can be written");
+    assert_eq!(left(&mut opened).await.len(), 10_001);
+    assert_eq!(counted(&metrics, "max_size"), 0, "names take nothing from readings");
+    opened.log.close();
+    opened.writer.join();
+
+    let path = directory.path().join("log.db");
+    assert!(std::fs::metadata(&path).expect("the log").len() <= config.max_size.as_u64());
+    let database = rusqlite::Connection::open(&path).expect("it opens");
+    let marks: u64 = database.query_row("SELECT count(*) FROM mark", [], |row| row.get(0)).expect("a count");
+    // What the last commits brought is written in any case.
+    assert!(marks < 2000, "{marks} marks");
+    drop(database);
+    let (again, _) = open(&config, &[]);
+    assert_eq!(again.log.mark(&alive, 7).settled(), 1, "its session was alive all the time");
+    let last = DeviceId::new("device-of-a-fleet-that-renames-00009999").expect("a valid name");
+    assert_eq!(again.log.mark(&last, 1).settled(), 1, "the latest are known");
+}
+
 /// A clock that stands still until it is told, and the boot that it counts from.
 struct Manual(Mutex<Now>, Mutex<BootId>);
 

@@ -580,6 +580,59 @@ async fn salvage_that_was_cut_off_goes_on_after_the_next_start() {
     assert_eq!(quarantines(directory.path()).len(), 1);
 }
 
+#[tokio::test]
+async fn salvage_that_is_killed_again_and_again_loses_nothing() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let opened = open(directory.path());
+    for first in (1..=1000).step_by(10) {
+        opened.log.append(None, batch(first..=first + 9)).expect("there is room");
+        opened.log.flush().await.expect("it can be written");
+    }
+    close(opened);
+    overwrite(&directory.path().join("log.db"), 0, &[0; 100]);
+    // What is taken over needs many commits.
+    let small = |directory: &Path| {
+        let config = Store { max_pending: ByteSize::kib(64), segment_size: ByteSize::kib(2), ..config(directory) };
+        Log::open(&config, &["a", "b"], Arc::new(SystemClock::new()), Metrics::new()).expect("a damaged log opens")
+    };
+    let opened = small(directory.path());
+    let mut copies = Vec::new();
+    let until = Instant::now() + PATIENCE;
+    while copies.last().is_none_or(|copy: &tempfile::TempDir| !is_finished(copy.path())) && copies.len() < 10 {
+        assert!(Instant::now() < until, "salvage does not end");
+        copies.push(copied(directory.path()));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    close(opened);
+    for copy in &copies {
+        let mut again = small(copy.path());
+        finished(&mut again).await;
+        let origins: BTreeSet<u64> = drain(&mut again, 0).await.into_iter().map(|(_, origin)| origin).collect();
+        assert_eq!(origins.len(), 1000, "{} are missing", 1000 - origins.len());
+        close(again);
+    }
+}
+
+/// What a SIGKILL leaves now: the files, the write-ahead log before the database.
+fn copied(directory: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().expect("a temporary directory");
+    let quarantine = quarantines(directory).remove(0);
+    let below = Path::new("quarantine").join(quarantine);
+    std::fs::create_dir_all(copy.path().join(&below)).expect("a directory");
+    for file in ["log.db-wal", "log.db", "report.json"] {
+        let _ = std::fs::copy(directory.join(&below).join(file), copy.path().join(&below).join(file));
+    }
+    for file in ["log.db-wal", "log.db"] {
+        std::fs::copy(directory.join(file), copy.path().join(file)).expect("a file that can be copied");
+    }
+    copy
+}
+
+fn is_finished(directory: &Path) -> bool {
+    let below = directory.join("quarantine").join(quarantines(directory).remove(0));
+    std::fs::read_to_string(below.join("report.json")).expect("a report").contains("finished")
+}
+
 /// What a power cut leaves of a log that was opened and then written to in commits of a
 /// hundred readings, each of which takes several pages: a copy of its files while it is open, with the epoch.
 async fn cut_off(durability: Durability, commits: u64) -> (tempfile::TempDir, Epoch) {

@@ -14,7 +14,7 @@ use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, HistoryWithin, Store};
 use tidegate::metrics::Metrics;
 use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
-use tidegate::store::{Log, LogEvent, OpenError, Opened};
+use tidegate::store::{Before, Log, LogEvent, OpenError, Opened, purge};
 
 fn config(directory: &Path) -> Store {
     Store {
@@ -404,6 +404,39 @@ async fn live_through(steps: Vec<Step>, deliver: Deliver, history_within: Histor
         }
     }
     close(opened);
+}
+
+#[tokio::test]
+async fn what_comes_from_a_damaged_log_says_nothing_about_a_devices_newer_session() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let opened = open(&config(directory.path()), &["dead"]);
+    let mark = opened.log.mark(&device("pump"), 8);
+    opened.log.append(Some(&mark), batch("pump", Some(8), 1..=5)).expect("there is room");
+    opened.log.flush().await.expect("it is written");
+    // So salvage appends what it finds.
+    opened.log.append(None, batch("pump", Some(7), 1..=100)).expect("there is room");
+    opened.log.flush().await.expect("it is written");
+    let copy = crash(directory.path());
+    let again = open(&config(copy.path()), &["dead"]);
+    assert_eq!(again.log.mark(&device("pump"), 8).settled(), 5);
+    close(again);
+    close(opened);
+}
+
+#[tokio::test]
+async fn a_purge_after_a_crash_leaves_devices_marks() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let opened = open(&config(directory.path()), &["dead"]);
+    let mark = opened.log.mark(&device("pump"), 7);
+    opened.log.append(Some(&mark), batch("pump", Some(7), 1..=10)).expect("there is room");
+    opened.log.flush().await.expect("it is written");
+    let copy = crash(directory.path());
+    close(opened);
+    let purged = purge(copy.path(), None, Before::Everything, Timestamp(0), true).expect("nobody uses it");
+    assert_eq!(purged.readings, 10);
+    let again = open(&config(copy.path()), &["dead"]);
+    assert_eq!(again.log.mark(&device("pump"), 7).settled(), 10, "what it sends again is known");
+    close(again);
 }
 
 proptest! {

@@ -30,6 +30,7 @@ struct Bench {
     directory: TempDir,
     clock: Arc<Virtual>,
     opened: Opened<Stepper>,
+    metrics: Metrics,
     mark: Arc<Mark>,
     sent: u64,
     commits: u64,
@@ -39,9 +40,9 @@ impl Bench {
     fn new(sinks: &[&str], history_within: HistoryWithin) -> Bench {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let clock = Arc::new(Virtual::default());
-        let opened = open(directory.path(), sinks, history_within, &clock);
+        let (opened, metrics) = open(directory.path(), sinks, history_within, &clock);
         let mark = opened.log.mark(&DeviceId::new("pump").expect("a valid name"), 7);
-        let mut bench = Bench { directory, clock, opened, mark, sent: 0, commits: 0 };
+        let mut bench = Bench { directory, clock, opened, metrics, mark, sent: 0, commits: 0 };
         bench.step();
         bench.commits = 0;
         bench
@@ -87,9 +88,74 @@ impl Bench {
     }
 }
 
-fn open(path: &Path, sinks: &[&str], history_within: HistoryWithin, clock: &Arc<Virtual>) -> Opened<Stepper> {
+#[test]
+fn constant_values_are_merged_into_segments_of_few_readings() {
+    let mut bench = Bench::new(&["dead"], HistoryWithin::Within(HOUR));
+    for _ in 0..150 {
+        for _ in 0..300 {
+            bench.append(Value::Integer(5));
+        }
+        bench.pass(250 * MS);
+    }
+    let database = Connection::open(bench.directory.path().join("log.db")).expect("the database");
+    let (readings, count, raw): (u64, u64, u64) = database
+        .query_row("SELECT sum(count), max(count), max(raw_length) FROM segment", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
+        .expect("segments");
+    assert_eq!(readings, 45_000);
+    assert!(count <= 64 * 256 && raw <= 64 * 4096, "{count} readings, {raw} bytes before compression in a segment");
+}
+
+#[tokio::test]
+async fn a_disk_that_stands_still_stops_no_device_whose_readings_brokers_confirm() {
+    let mut bench = Bench::new(&["cloud"], HistoryWithin::Within(HOUR));
+    let sink = bench.opened.cursors.remove(0);
+    // The writer is not stepped any more.
+    let send = |bench: &Bench, origin: u64| {
+        let channels = [ChannelName::new("x").expect("a valid name")].into();
+        let value = Value::Bytes(vec![0; 100_000].into());
+        let reading = Reading::new(origin, Timestamp(0), channels, [value].into()).expect("one of each");
+        let device = bench.mark.device().clone();
+        let batch = Batch { device, session: Some(7), basis: Basis::Wall, readings: vec![reading] };
+        let sent = bench.opened.log.append(Some(&bench.mark), batch);
+        if sent.is_ok() {
+            sink.confirm(Seq(origin));
+            assert_eq!(bench.mark.settled(), origin, "it is acknowledged");
+        }
+        sent
+    };
+    let mut next = 1;
+    while send(&bench, next).is_ok() {
+        next += 1;
+    }
+    let room = bench.opened.log.room();
+    *bench.clock.0.lock() += Duration::from_secs(5);
+    room.await;
+    for origin in next..next + 500 {
+        send(&bench, origin).expect("history gives way");
+    }
+    let text = bench.metrics.encode();
+    let lost = text.lines().find_map(|line| line.strip_prefix("tidegate_store_history_lost_total "));
+    assert_eq!(lost.and_then(|lost| lost.parse().ok()), Some(500), "what history lost is counted");
+
+    // Once the disk is back, what memory has is written.
+    bench.pass(HOUR);
+    let database = Connection::open(bench.directory.path().join("log.db")).expect("the database");
+    let written: u64 = database.query_row("SELECT sum(count) FROM segment", [], |row| row.get(0)).expect("a sum");
+    assert_eq!(written, next - 1);
+}
+
+fn open(
+    path: &Path,
+    sinks: &[&str],
+    history_within: HistoryWithin,
+    clock: &Arc<Virtual>,
+) -> (Opened<Stepper>, Metrics) {
     let config = Store { directory: path.to_owned(), history_within, ..Store::default() };
-    Log::open_stepped(&config, &[], sinks, clock.clone(), Metrics::new(), Space::gauge(path)).expect("the log opens")
+    let (clock, metrics) = (clock.clone(), Metrics::new());
+    let opened = Log::open_stepped(&config, &[], sinks, clock, metrics.clone(), Space::gauge(path));
+    (opened.expect("the log opens"), metrics)
 }
 
 /// Ten minutes at 10 readings a second, confirmed by each sink after its latency, or
@@ -162,7 +228,7 @@ fn a_device_is_known_after_a_crash_by_the_segments_alone() {
     // Dropped without being closed, as by a crash.
     drop(opened);
     for _ in 0..2 {
-        let again = open(directory.path(), &["dead"], HistoryWithin::Off, &clock);
+        let (again, _) = open(directory.path(), &["dead"], HistoryWithin::Off, &clock);
         assert_eq!(again.log.mark(&DeviceId::new("pump").expect("a valid name"), 7).settled(), 100);
     }
 }

@@ -20,7 +20,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// An attempt that takes longer is told of.
 const LONG: Duration = Duration::from_secs(10);
 
-/// Opens the log, as soon as that can be done.
+/// Opens the log, as soon as that can be done; with `again`, that includes an earlier
+/// writer of this process, which a slow disk may hold up.
 ///
 /// # Errors
 /// If it can never be opened.
@@ -29,12 +30,13 @@ pub(super) async fn open_log(
     clock: &Arc<dyn Clock>,
     metrics: &Metrics,
     overview: &Overview,
+    again: bool,
 ) -> Result<Opened> {
     let mut pause = PAUSE;
     loop {
         match attempt(config, clock, metrics, overview).await {
             Ok(opened) => return Ok(opened),
-            Err(why) if why.may_pass() => {
+            Err(why) if why.may_pass() || (again && matches!(why, OpenError::InUse { .. })) => {
                 if overview.waits(&why.to_string()) {
                     tracing::error!(error = %why, "the log cannot be opened; devices are not served until it can");
                 }
@@ -77,4 +79,30 @@ async fn attempt(
         }
     };
     result.unwrap_or_else(|_| Err(failed(io::Error::other("the thread that opened the log has ended"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::config;
+
+    #[tokio::test]
+    async fn a_log_whose_earlier_writer_is_late_is_opened_once_that_is_gone() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = config::Store { directory: directory.path().to_owned(), ..config::Store::default() };
+        let config = Config { store, ..Config::default() };
+        let (clock, metrics): (Arc<dyn Clock>, _) = (Arc::new(SystemClock::new()), Metrics::new());
+        let late = Log::open(&config.store, &[], clock.clone(), metrics.clone()).expect("a new log");
+        let overview = Overview::new(metrics.clone(), clock.clone());
+        let refused = open_log(&config, &clock, &metrics, &overview, false).await;
+        assert!(refused.is_err(), "another process may have it");
+        let mut opening = std::pin::pin!(open_log(&config, &clock, &metrics, &overview, true));
+        assert!(timeout(Duration::ZERO, &mut opening).await.is_err(), "it waits");
+        late.log.close();
+        late.writer.join();
+        let opened = opening.await.expect("it opens");
+        opened.log.close();
+        opened.writer.join();
+    }
 }

@@ -24,8 +24,10 @@ const EXTEND_USEC: u32 = 60_000_000;
 /// If it cannot be started.
 pub async fn run(config: Config, set_log_level: SetLogLevel) -> Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
+    let mut again = false;
     loop {
-        let Some(gateway) = start(config.clone(), &set_log_level, &mut signals).await? else { return Ok(()) };
+        let Some(gateway) = start(config.clone(), &set_log_level, &mut signals, again).await? else { return Ok(()) };
+        again = true;
         tell(&[NotifyState::Ready, NotifyState::Status("running")]);
         let why = watch(&gateway, &mut signals).await;
         match why {
@@ -59,9 +61,14 @@ enum Why {
 
 /// Starts the gateway, however long the disk is full or the log is looked through; `None` if
 /// a signal comes first.
-async fn start(config: Config, set_log_level: &SetLogLevel, signals: &mut Signals) -> Result<Option<Gateway>> {
+async fn start(
+    config: Config,
+    set_log_level: &SetLogLevel,
+    signals: &mut Signals,
+    again: bool,
+) -> Result<Option<Gateway>> {
     let set_log_level = Some(set_log_level.clone());
-    let mut starting = std::pin::pin!(Gateway::start_with(Path::new("/"), set_log_level, config));
+    let mut starting = std::pin::pin!(Gateway::start_with(Path::new("/"), set_log_level, config, again));
     let every = watch_every();
     let mut tick = interval_at(Instant::now() + every, every);
     loop {

@@ -11,10 +11,12 @@
 //! written before it takes a reading, so that a later run in the same boot knows that
 //! there may be such consumers.
 
-use super::row;
+use super::row::{self, BLOCK_COLUMN};
+use super::segment::{self, Header};
 use crate::model::{Basis, BootId, Numbered, Seq, Timestamp};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Boots remembered at most, whatever else is in the log.
@@ -124,6 +126,33 @@ pub(super) fn range(mut batches: Vec<Numbered>, began: &Beginnings) -> Option<(T
     };
     let times: Vec<Timestamp> = batches.iter().flat_map(times).collect();
     Some((*times.iter().min()?, *times.iter().max()?))
+}
+
+/// The smallest and largest time in a segment, of those that are known.
+///
+/// # Errors
+/// If the database cannot be read.
+pub(super) fn known_range(
+    db: &Connection,
+    header: &Header,
+    began: &Beginnings,
+) -> rusqlite::Result<Option<(Timestamp, Timestamp)>> {
+    if header.has_known_times() {
+        return Ok(Some((header.oldest, header.newest)));
+    }
+    let block = db
+        .prepare_cached(&format!("SELECT {BLOCK_COLUMN} FROM segment WHERE first_seq = ?1"))?
+        .query_row([header.first.0], |row| row.get::<_, Vec<u8>>(0))?;
+    let mut all: Option<(Timestamp, Timestamp)> = None;
+    let decoded = segment::decode_pieces(header, &block, Seq::ZERO, &mut |batches| {
+        let more = range(batches, began);
+        all = match (all, more) {
+            (Some(one), Some(other)) => Some((one.0.min(other.0), one.1.max(other.1))),
+            (one, other) => one.or(other),
+        };
+        ControlFlow::Continue(())
+    });
+    Ok(all.filter(|_| decoded.is_ok()))
 }
 
 /// The rows that are what was written, and how many are not. A log of an earlier

@@ -10,6 +10,7 @@ use crate::model::{Numbered, Seq, Timestamp};
 use anyhow::Result;
 use rusqlite::Connection;
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -293,17 +294,21 @@ fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<Read> {
         if bytes >= max_bytes {
             return false;
         }
-        match segment::decode(header, block) {
-            Ok(decoded) => {
-                if header.first > upto.next() {
-                    match holes::unexplained(reader, upto.next(), header.first.prev()) {
-                        Ok(between) => found.lost.extend(between.into_iter().map(absent)),
+        let between = (upto.next(), header.first.prev());
+        let decoded = segment::decode_pieces(header, block, upto, &mut |decoded| {
+            let start = found.batches.len();
+            found.batches.extend(decoded.into_iter().filter(|batch| batch.last() > upto));
+            bytes += found.batches[start..].iter().map(|b: &Numbered| b.batch.memory()).sum::<usize>(); // start was its length
+            if bytes >= max_bytes { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match decoded {
+            Ok(()) => {
+                if between.0 <= between.1 {
+                    match holes::unexplained(reader, between.0, between.1) {
+                        Ok(lost) => found.lost.extend(lost.into_iter().map(absent)),
                         Err(why) => failed = Some(why),
                     }
                 }
-                let start = found.batches.len();
-                found.batches.extend(decoded.into_iter().filter(|batch| batch.last() > upto));
-                bytes += found.batches[start..].iter().map(|b: &Numbered| b.batch.memory()).sum::<usize>(); // start was its length
                 upto = upto.max(header.last());
             }
             Err(why) => {
@@ -356,8 +361,71 @@ mod tests {
     use crate::clock::SystemClock;
     use crate::config::Store;
     use crate::metrics::Metrics;
+    use crate::model::{Basis, Batch, ChannelName, DeviceId, Reading, Value};
+    use bytesize::ByteSize;
     use std::future::Future;
     use std::task::{Context, Poll, Waker};
+
+    /// Appends a reading of so many bytes.
+    fn append(log: &Log, bytes: usize) {
+        let channels = [ChannelName::new("noise").expect("a valid name")].into();
+        let value = Value::Bytes(vec![0; bytes].into());
+        let reading = Reading::new(0, Timestamp(0), channels, [value].into()).expect("it fits");
+        let device = DeviceId::new("pump").expect("a valid name");
+        let batch = Batch { device, session: None, basis: Basis::Wall, readings: vec![reading] };
+        log.append(None, batch).expect("there is room");
+    }
+
+    #[test]
+    fn a_reading_that_leaves_memory_while_the_disk_is_read_is_not_skipped() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let max_pending = ByteSize::kib(16);
+        let config = Store { directory: directory.path().to_owned(), max_pending, ..Store::default() };
+        let clock = Arc::new(SystemClock::new());
+        // A crash, which leaves a hole between what is on disk and what is to come.
+        drop(Log::open_stepped(&config, &[], &["cloud"], clock.clone(), Metrics::new(), Arc::new(|| None)));
+        let one_thread = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
+        one_thread.expect("a runtime").block_on(async {
+            let opened = Log::open(&config, &["cloud"], clock, Metrics::new());
+            let Opened { log, mut cursors, writer, .. } = opened.expect("the log opens");
+            {
+                let mut fetch = std::pin::pin!(cursors[0].fetch(Seq::ZERO, 1 << 20));
+                let mut context = Context::from_waker(Waker::noop());
+                assert!(fetch.as_mut().poll(&mut context).is_pending(), "the disk is being read");
+                tokio::task::spawn_blocking(|| ()).await.expect("the disk was read, and has nothing");
+                append(&log, 10_000);
+                log.flush().await.expect("it is written");
+                append(&log, 10_001);
+                let found = fetch.await.expect("it reads");
+                let lengths = found.iter().map(|batch| match &batch.batch.readings[0].values()[0] {
+                    Value::Bytes(bytes) => bytes.len(),
+                    other => panic!("{other:?}"),
+                });
+                assert_eq!(lengths.collect::<Vec<_>>().first(), Some(&10_000));
+            }
+            log.close();
+            writer.join();
+        });
+    }
+
+    #[test]
+    fn a_segment_that_an_earlier_version_made_too_large_is_read_piece_by_piece() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let db = super::super::schema::open(&directory.path().join("log.db"), crate::config::Durability::Full)
+            .expect("a new database");
+        let (header, block) = segment::too_large();
+        row::put(&db, "REPLACE", &header, &block, row::Info::uncounted(0)).expect("it is written");
+        let (mut after, mut readings) = (Seq::ZERO, 0);
+        loop {
+            let Read { batches, lost, .. } = read(&db, after, 1 << 20).expect("it reads");
+            assert!(lost.is_empty());
+            let Some(last) = batches.last().map(Numbered::last) else { break };
+            assert!(batches.iter().map(|batch| batch.batch.memory()).sum::<usize>() < 32 << 20);
+            readings += batches.iter().map(|batch| batch.after(after).len() as u64).sum::<u64>();
+            after = last;
+        }
+        assert_eq!((after, readings), (header.last(), u64::from(header.count)));
+    }
 
     #[tokio::test]
     async fn events_are_not_shown_while_a_commit_may_make_them_longer() {

@@ -19,7 +19,7 @@ use super::quarantine::MAX_RANGES;
 use super::recover::Fault;
 use super::row::{self, Info};
 use super::salvage::{Orphan, Salvage, cut, wal_path};
-use super::segment::Encoder;
+use super::segment::{Encoded, Encoder};
 use super::space::Space;
 use crate::files::{self, Replacement};
 use crate::model::{Numbered, Seq};
@@ -181,7 +181,7 @@ impl Cut {
                 continue;
             }
             for run in fresh.chunk_by(|one, next| one.last().next() == next.first) {
-                if let Some((header, block)) = encoder.encode(run)? {
+                for Encoded { header, block, .. } in encoder.encode(run)? {
                     row::put(db, "IGNORE", &header, &block, Info::uncounted(clock))?;
                 }
             }
@@ -224,7 +224,7 @@ mod tests {
         let batch = Batch { device, session: None, basis: Basis::default(), readings: vec![empty(1), empty(2)] };
         let batches = vec![Numbered { first: Seq(first), batch: Arc::new(batch) }];
         let mut encoder = Encoder::new().expect("zstd");
-        let (header, block) = encoder.encode(&batches).expect("it encodes").expect("two readings");
+        let Encoded { header, block, batches } = encoder.encode(&batches).expect("it encodes").remove(0);
         Orphan { header, block, batches }
     }
 

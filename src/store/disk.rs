@@ -18,7 +18,8 @@ use super::readers::Readers;
 use super::restore::Restored;
 use super::row::{self, Info};
 use super::schema;
-use super::segment::{Encoder, Header};
+use super::segment::{Encoded, Encoder, Header};
+use super::small_tables::Shares;
 use super::space::Gauge;
 use super::ticket::Ticket;
 use super::unlisted::Unlisted;
@@ -28,6 +29,7 @@ use crate::config::{self, Durability};
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, TransactionBehavior, params};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -40,6 +42,8 @@ pub(super) struct Commit {
     pub marks: Vec<(DeviceId, u64, u64)>,
     /// The same of `batches`.
     pub covered: Vec<(DeviceId, u64, u64)>,
+    /// Some of `batches` do not say how far their sessions came.
+    pub unmarked: bool,
     /// Name, confirmed seq and confirmed event of each sink.
     pub sinks: Vec<(Arc<str>, Seq, u64)>,
     /// Reserve seqs up to here.
@@ -100,13 +104,13 @@ pub(super) struct OnDisk {
 /// be so all the same.
 #[derive(Default)]
 pub(super) struct Work {
-    pub segment: Option<Header>,
+    pub segments: Vec<Header>,
     pub outcome: Outcome,
     /// What is missing since, if that is more than before.
     holes: Option<Holes>,
     open_gaps: OpenGaps,
-    /// The table of marks was brought up to date.
-    listed: bool,
+    /// The table of marks was brought up to date, and has so many rows at most.
+    listed: Option<usize>,
     /// What the last checkpoint did was written.
     told_fold: bool,
     merged: bool,
@@ -161,6 +165,7 @@ impl Disk {
         ticket: Ticket,
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
+        let shares = Shares::of(config.max_size.as_u64());
         let path = heal::database(config);
         let budget = Budget::new(config.max_size.as_u64());
         let wal = Wal::new(&path, &connection, budget, !stepped);
@@ -175,7 +180,7 @@ impl Disk {
             path,
             durability: config.durability,
             min_free: config.min_free.as_u64(),
-            audit: config.audit,
+            audit: config.audit.min(shares.trail),
             gauge,
             connection: Some(connection),
             readers,
@@ -183,7 +188,7 @@ impl Disk {
             evictor,
             holes: on_disk.holes,
             folding: on_disk.folding,
-            unlisted: Unlisted::new(on_disk.written),
+            unlisted: Unlisted::new(on_disk.written, shares.marks),
             merging: Merging::default(),
             open_gaps: OpenGaps::default(),
             ticket,
@@ -192,11 +197,12 @@ impl Disk {
         })
     }
 
-    /// Writes `commit` durably, all or nothing. [`Disk::reopen`] goes before it.
+    /// Writes `commit` durably, all or nothing. [`Disk::reopen`] goes before it. The
+    /// sessions of devices that are `in_use` are not forgotten.
     ///
     /// # Errors
     /// Nothing of it may be counted as written then.
-    pub fn commit(&mut self, commit: &Commit) -> Result<Outcome> {
+    pub fn commit(&mut self, commit: &Commit, in_use: &dyn Fn() -> HashSet<DeviceId>) -> Result<Outcome> {
         let Some(mut connection) = self.connection.take() else { bail!("the log is not open") };
         let file = schema::sizes(&connection).map(|(_, file)| file).unwrap_or(0);
         self.make_way(file);
@@ -211,7 +217,7 @@ impl Disk {
             }
         }
         let mut work = Work::default();
-        let tried = self.try_commit(&mut connection, commit, &mut work).and_then(|()| self.check(&connection));
+        let tried = self.try_commit(&mut connection, commit, in_use, &mut work).and_then(|()| self.check(&connection));
         if let Err(why) = tried.and_then(|()| Ok(self.ticket.written()?)) {
             self.leave(connection, &why);
             self.doubtful = Some(work);
@@ -236,7 +242,13 @@ impl Disk {
         Ok(outcome)
     }
 
-    fn try_commit(&mut self, connection: &mut Connection, commit: &Commit, work: &mut Work) -> Result<()> {
+    fn try_commit(
+        &mut self,
+        connection: &mut Connection,
+        commit: &Commit,
+        in_use: &dyn Fn() -> HashSet<DeviceId>,
+        work: &mut Work,
+    ) -> Result<()> {
         if commit.reserve.is_some() {
             // No power cut may take a reservation back, whatever the durability.
             schema::synchronise(connection, Durability::Full)?;
@@ -250,56 +262,44 @@ impl Disk {
             merging::merge(&transaction, &mut self.encoder, before, lanes, generation).with_context(failed)?;
             work.merged = true;
         }
-        let segment = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
-        work.segment = segment.as_ref().map(|(header, _)| *header);
+        let segments = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
+        work.segments = segments.iter().map(|segment| segment.header).collect();
         work.open_gaps = self.open_gaps.clone();
         let (encoder, evictor) = (&mut self.encoder, &mut self.evictor);
         work.outcome =
-            write(&transaction, commit, segment, room, encoder, evictor, &mut work.open_gaps).with_context(failed)?;
+            write(&transaction, commit, &segments, room, encoder, evictor, &mut work.open_gaps).with_context(failed)?;
         if !work.outcome.leaves_places(commit) {
             work.told_fold = self.folding.write(&transaction).with_context(failed)?;
         }
-        work.holes = self.missing(&work.outcome.evicted, work.segment.as_ref());
+        work.holes = self.holes.after(&work.outcome.evicted.holes, &work.segments);
         if let Some(holes) = &work.holes {
             holes.write(&self.holes, &transaction).with_context(failed)?;
         }
         for body in attendance::write(&transaction, &commit.attendance, commit.now, self.audit).with_context(failed)? {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
-        work.outcome.written = work.segment.map(|header| header.last());
+        work.outcome.written = work.segments.last().map(Header::last);
         if let Some(reserved) = commit.reserve {
             epochs::reserve(&transaction, reserved, &mut self.ticket).with_context(failed)?;
         }
-        if commit.clean.is_some() {
-            // Nothing comes after it that could list what it says.
+        if commit.clean.is_some() || commit.unmarked {
+            // Nothing comes after it that could list what it says, or its segment says what
+            // is not so: a start must not hear it.
             let last = work.outcome.written.unwrap_or_default();
-            self.unlisted.list_all(&transaction, [&commit.marks, &commit.covered], last)?;
+            work.listed = Some(self.unlisted.list(&transaction, [&commit.marks, &commit.covered], last, in_use)?);
         } else if !work.outcome.leaves_places(commit) && self.unlisted.is_due(work.outcome.evicted.last()) {
-            self.unlisted.list(&transaction)?;
-            work.listed = true;
+            work.listed = Some(self.unlisted.list(&transaction, [&[], &[]], Seq::ZERO, in_use)?);
         }
         work.imprint = Some(Imprint::of(&transaction)?);
         transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))
     }
 
-    /// What is missing once this went and that segment came, if that is more than before.
-    fn missing(&self, evicted: &Evicted, segment: Option<&Header>) -> Option<Holes> {
-        let skipped = segment.is_some_and(|header| header.first > self.holes.end().next());
-        (skipped || !evicted.holes.is_empty()).then(|| {
-            let mut holes = self.holes.clone();
-            holes.add(&evicted.holes);
-            if let Some(header) = segment {
-                holes.follow(header);
-            }
-            holes
-        })
-    }
-
     /// Remembers what a commit that is on disk leaves to later ones.
     pub fn done(&mut self, work: Work, commit: &Commit) -> Outcome {
         self.imprint = work.imprint.unwrap_or(self.imprint);
-        if work.listed {
-            self.unlisted.listed();
+        if let Some(rows) = work.listed {
+            self.unlisted.listed(rows);
+            self.evictor.tables_changed();
         }
         if work.merged {
             self.merging.done();
@@ -310,13 +310,12 @@ impl Disk {
         if let Some(holes) = work.holes {
             self.holes = holes;
         }
-        if let Some(header) = work.segment {
+        for header in work.segments {
             self.holes.reach(header.last());
             self.merging.added();
             self.unlisted.segment(header.last(), u64::from(header.count));
         }
-        self.unlisted.add(&commit.marks);
-        self.unlisted.add(&commit.covered);
+        [&commit.marks, &commit.covered].into_iter().for_each(|marks| self.unlisted.add(marks));
         self.open_gaps = work.open_gaps;
         work.outcome
     }
@@ -325,28 +324,29 @@ impl Disk {
 fn write(
     db: &Connection,
     commit: &Commit,
-    segment: Option<(Header, Vec<u8>)>,
+    segments: &[Encoded],
     room: Option<u64>,
     encoder: &mut Encoder,
     evictor: &mut Evictor,
     open_gaps: &mut OpenGaps,
 ) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    if let Some((header, _)) = &segment {
+    if let Some(Encoded { header, .. }) = segments.first() {
         // A commit that failed may be on disk all the same, and this one repeat it.
         db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1")?.execute([header.first.0])?;
     }
     let confirmed: Vec<Seq> = commit.sinks.iter().map(|(_, confirmed, _)| *confirmed).collect();
-    let blocks = segment.iter().chain(&commit.restored.history).map(|(_, block)| block.len() as u64);
-    let incoming = blocks.map(|bytes| bytes + evict::SEGMENT_OVERHEAD).sum();
+    let history = commit.restored.history.iter().map(|(_, block)| block);
+    let blocks = segments.iter().map(|segment| &segment.block).chain(history);
+    let incoming = blocks.map(|block| block.len() as u64 + evict::SEGMENT_OVERHEAD).sum();
     outcome.evicted = evictor.make_room(db, encoder, incoming, room, commit.clock, &confirmed)?;
     for (header, block) in &commit.restored.history {
         row::put(db, "IGNORE", header, block, Info::uncounted(commit.clock))?;
     }
-    if let Some((header, block)) = segment {
-        let high = evictor.lanes().count_high(&commit.batches);
+    for Encoded { header, block, batches } in segments {
+        let high = evictor.lanes().count_high(batches);
         let info = Info { committed: commit.clock, generation: evictor.generation(), high, thinned: false };
-        row::put(db, "REPLACE", &header, &block, info)?;
+        row::put(db, "REPLACE", header, block, info)?;
     }
     for (name, confirmed, event) in commit.sinks.iter().filter(|_| !outcome.leaves_places(commit)) {
         schema::put_sink(db, name, *confirmed.max(&outcome.evicted.upto), *event)?;
@@ -363,8 +363,8 @@ fn write(
     }
     outcome.last_event = inbox::write(db, &commit.inbox, commit.now, commit.clock)?.or(outcome.last_event);
     prune_events(db, commit)?;
-    if let Some((key, progress)) = &commit.restored.progress {
-        schema::set_meta(db, key, *progress)?;
+    for progress in &commit.restored.progress {
+        schema::set_meta(db, &progress.key, progress.segments)?;
     }
     if let Some(next) = commit.clean {
         schema::set_meta(db, "clean", next.0)?;

@@ -2,15 +2,18 @@
 
 use super::gap::{Gap, Hole};
 use super::lanes::Lanes;
+use super::leftover::{self, Leftover, filtered};
 use super::merging::JOIN_WITHIN;
 use super::retention::{self, Action, Demand, Reason, Step, Stored};
-use super::row::{self, BLOCK, BLOCK_COLUMN, HEADER_COLUMNS, INFO_COLUMNS, Info, LAST_SEQ};
+use super::row::{self, INFO_COLUMNS, Info, LAST_SEQ};
 use super::schema;
 use super::segment::{self, Encoder};
-use crate::model::{Batch, DeviceId, Numbered, Reading, Seq};
+use super::small_tables::{Shares, Taken};
+use crate::model::{DeviceId, Numbered, Seq};
 use anyhow::Result;
 use rusqlite::{Connection, params};
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// What a segment's row takes beside its block.
@@ -56,12 +59,14 @@ const SLACK: u64 = 8;
 const LEAST: u64 = 1 << 20;
 
 impl Bounds {
-    /// Given the database's size with its free pages, and how far the filesystem is
-    /// from the bytes to leave free there, if that is known.
-    pub fn allowed(&self, file: u64, room: Option<u64>) -> Allowed {
-        let bytes = self.max_size - self.max_size / SLACK;
-        let hard = self.max_size - self.max_size / (2 * SLACK);
-        let floor = room.map(|room| file.saturating_add(room).max(LEAST));
+    /// What readings may take, given the database's size with its free pages, how far the
+    /// filesystem is from the bytes to leave free there, if that is known, and what the
+    /// small tables take of their share.
+    pub fn allowed(&self, file: u64, room: Option<u64>, small: u64) -> Allowed {
+        let share = Shares::of(self.max_size).all;
+        let bytes = self.max_size - self.max_size / SLACK - share;
+        let hard = self.max_size - self.max_size / (2 * SLACK) - share;
+        let floor = room.map(|room| file.saturating_add(room).max(LEAST).saturating_sub(small));
         match floor.filter(|floor| *floor < bytes) {
             Some(floor) => Allowed { bytes: floor, reason: Reason::MinFree, hard: floor },
             None => Allowed { bytes, reason: Reason::MaxSize, hard },
@@ -144,6 +149,8 @@ pub(super) struct Evictor {
     low_from: Seq,
     /// How many samples of each device were looked at while thinning.
     counted: HashMap<DeviceId, u32>,
+    /// What is not the readings'.
+    small: Taken,
 }
 
 /// A segment as its row tells of it, but for its block.
@@ -155,12 +162,19 @@ struct Row {
 
 impl Evictor {
     pub fn new(bounds: Bounds, lanes: Lanes, generation: u64) -> Evictor {
-        Evictor { bounds, lanes, generation, low_from: Seq::ZERO, counted: HashMap::new() }
+        let (low_from, counted, small) = (Seq::ZERO, HashMap::new(), Taken::new(bounds.max_size));
+        Evictor { bounds, lanes, generation, low_from, counted, small }
     }
 
     /// What was done last was undone.
     pub fn forget(&mut self) {
         self.low_from = Seq::ZERO;
+        self.small.changed();
+    }
+
+    /// Much was written to the small tables.
+    pub fn tables_changed(&mut self) {
+        self.small.changed();
     }
 
     pub fn lanes(&self) -> &Lanes {
@@ -186,8 +200,11 @@ impl Evictor {
         let mut limit = LOOK_AT;
         for look in 0..MAX_LOOKS_HARD {
             let (used, file) = schema::sizes(db)?;
-            let allowed = self.bounds.allowed(file, room);
-            let wanted = used + incoming;
+            let (mut allowed, mut wanted) = (self.bounds.allowed(file, room, 0), used + incoming);
+            if wanted > allowed.bytes {
+                let small = self.small.bytes(db, clock)?;
+                (allowed, wanted) = (self.bounds.allowed(file, room, small), wanted.saturating_sub(small));
+            }
             let excess = wanted.saturating_sub(allowed.bytes);
             let aged = match self.bounds.max_age {
                 Some(max_age) => self.oldest_age(db, clock)?.is_some_and(|age| age > max_age),
@@ -297,31 +314,35 @@ impl Evictor {
         confirmed: &[Seq],
         evicted: &mut Evicted,
     ) -> Result<()> {
-        let mut left: Vec<Numbered> = Vec::new();
-        let (mut committed, mut thinned) = (0, false);
-        for step in run {
-            let Row { stored, committed: at } = rows[step.at]; // steps are made from the rows
-            committed = committed.max(at);
-            thinned |= step.action == Action::Thin || stored.thinned;
-            if step.action == Action::Drop {
-                drop_whole(db, &stored, step.reason, confirmed, evicted)?;
-            } else {
-                match read_block(db, stored.first)? {
-                    Some(batches) => left.extend(self.take_out(&batches, step, confirmed, evicted)),
-                    None => drop_whole(db, &stored, Reason::Corrupt, confirmed, evicted)?,
+        let of_run = || run.iter().map(|step| (step, &rows[step.at])); // steps are made from the rows
+        let committed = of_run().map(|(_, row)| row.committed).max().unwrap_or(0);
+        let thinned = of_run().any(|(step, row)| step.action == Action::Thin || row.stored.thinned);
+        let mut left = Leftover::new(Info { committed, generation: self.generation, high: 0, thinned });
+        for (step, Row { stored, .. }) in of_run() {
+            let found = if step.action == Action::Drop { None } else { leftover::find(db, stored.first)? };
+            if found.is_none() {
+                let reason = if step.action == Action::Drop { step.reason } else { Reason::Corrupt };
+                drop_whole(db, stored, reason, confirmed, evicted)?;
+            }
+            // What is written anew may take its place.
+            db.prepare_cached("DELETE FROM segment WHERE first_seq = ?1")?.execute([stored.first.0])?;
+            if let Some((header, block)) = found {
+                let mut written = Ok(());
+                let decoded = segment::decode_pieces(&header, &block, Seq::ZERO, &mut |batches| {
+                    let kept = self.take_out(&batches, step, confirmed, evicted);
+                    written = left.add(kept, db, encoder, &self.lanes);
+                    if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                });
+                written?;
+                if decoded.is_err() {
+                    drop_whole(db, stored, Reason::Corrupt, confirmed, evicted)?;
                 }
             }
-            db.prepare_cached("DELETE FROM segment WHERE first_seq = ?1")?.execute([stored.first.0])?;
             if step.action != Action::Thin && stored.first >= self.low_from {
                 self.low_from = stored.last.next();
             }
         }
-        let high = self.lanes.count_high(&left);
-        if let Some((header, block)) = encoder.encode(&left)? {
-            let info = Info { committed, generation: self.generation, high, thinned };
-            row::put(db, "REPLACE", &header, &block, info)?;
-        }
-        Ok(())
+        left.write(db, encoder, &self.lanes)
     }
 
     /// What is left of the batches after the step; the rest is counted.
@@ -383,12 +404,17 @@ fn drop_whole(
     let divided = confirmed.iter().any(|confirmed| first <= *confirmed && *confirmed < last);
     if divided
         && !dense
-        && let Some(batches) = read_block(db, first)?
+        && let Some((header, block)) = leftover::find(db, first)?
     {
-        for (seq, ..) in batches.iter().flat_map(|batch| batch.after(Seq::ZERO)) {
-            evicted.count_one(reason, seq, confirmed);
+        let counted = segment::decode_pieces(&header, &block, Seq::ZERO, &mut |batches| {
+            for (seq, ..) in batches.iter().flat_map(|batch| batch.after(Seq::ZERO)) {
+                evicted.count_one(reason, seq, confirmed);
+            }
+            ControlFlow::Continue(())
+        });
+        if counted.is_ok() {
+            return Ok(());
         }
-        return Ok(());
     }
     let undelivered: Vec<u64> = confirmed
         .iter()
@@ -403,45 +429,6 @@ fn drop_whole(
     Ok(())
 }
 
-/// The readings of the segment that begins with `first`; `None` if it is damaged.
-fn read_block(db: &Connection, first: Seq) -> rusqlite::Result<Option<Vec<Numbered>>> {
-    let sql = format!("SELECT {HEADER_COLUMNS}, {BLOCK_COLUMN} FROM segment WHERE first_seq = ?1");
-    let mut select = db.prepare_cached(&sql)?;
-    let mut rows = select.query([first.0])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    let block = row.get_ref(BLOCK)?.as_blob().unwrap_or_default();
-    Ok(row::header_of(row).and_then(|header| segment::decode(&header, block).ok()))
-}
-
-/// The readings that `keep` wants, with their seqs.
-pub(super) fn filtered(batches: &[Numbered], keep: &mut dyn FnMut(Seq, &Batch, &Reading) -> bool) -> Vec<Numbered> {
-    let mut left = Vec::new();
-    for Numbered { first, batch } in batches {
-        let mut run: Vec<Reading> = Vec::new();
-        let mut next = *first;
-        for reading in &batch.readings {
-            if keep(next, batch, reading) {
-                run.push(reading.clone());
-            } else {
-                finish(&mut left, &mut run, next, batch);
-            }
-            next = next.next();
-        }
-        finish(&mut left, &mut run, next, batch);
-    }
-    left
-}
-
-/// Closes a run of readings, before `next`.
-fn finish(left: &mut Vec<Numbered>, run: &mut Vec<Reading>, next: Seq, batch: &Batch) {
-    if !run.is_empty() {
-        let first = Seq(next.0 - run.len() as u64); // so many came before it
-        let readings = std::mem::take(run);
-        let batch = Batch { device: batch.device.clone(), session: batch.session, basis: batch.basis, readings };
-        left.push(Numbered { first, batch: Arc::new(batch) });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -451,12 +438,12 @@ mod tests {
     #[test]
     fn the_narrowest_bound_counts() {
         let bounds = Bounds { max_size: 64 * MIB, max_age: None, thin: None };
-        let allowed = bounds.allowed(10 * MIB, Some(1000 * MIB));
-        assert_eq!((allowed.bytes, allowed.reason), (56 * MIB, Reason::MaxSize));
-        assert_eq!(bounds.allowed(10 * MIB, None).bytes, 56 * MIB);
-        let allowed = bounds.allowed(10 * MIB, Some(5 * MIB));
-        assert_eq!((allowed.bytes, allowed.reason), (15 * MIB, Reason::MinFree));
-        assert_eq!(bounds.allowed(10 * MIB, Some(0)).bytes, 10 * MIB, "the log does not grow");
-        assert_eq!(bounds.allowed(4096, Some(0)).bytes, MIB, "but has room for something");
+        let allowed = bounds.allowed(10 * MIB, Some(1000 * MIB), MIB);
+        assert_eq!((allowed.bytes, allowed.reason), (48 * MIB, Reason::MaxSize), "whatever small tables take");
+        assert_eq!(bounds.allowed(10 * MIB, None, 0).bytes, 48 * MIB);
+        let allowed = bounds.allowed(10 * MIB, Some(5 * MIB), MIB);
+        assert_eq!((allowed.bytes, allowed.reason), (14 * MIB, Reason::MinFree));
+        assert_eq!(bounds.allowed(10 * MIB, Some(0), MIB).bytes, 9 * MIB, "the log does not grow");
+        assert_eq!(bounds.allowed(4096, Some(0), 0).bytes, MIB, "but has room for something");
     }
 }

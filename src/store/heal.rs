@@ -402,7 +402,7 @@ fn begin(
     report.salvaged.sinks = sinks.iter().filter(|name| facts.sinks.contains_key(**name)).count() as u64;
     for (device, (session, seq)) in &facts.marks {
         if DeviceId::new(device).is_ok() {
-            schema::put_mark(&transaction, device, *session, *seq)?;
+            schema::put_mark(&transaction, device, *session, *seq, Seq::ZERO)?;
             report.salvaged.marks += 1;
         }
     }

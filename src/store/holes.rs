@@ -137,6 +137,17 @@ impl Holes {
         set_meta(db, COMPLETE, 1)
     }
 
+    /// These once readings went and segments came, if that is more than before.
+    pub fn after(&self, gone: &[Hole], came: &[Header]) -> Option<Holes> {
+        let skipped = came.first().is_some_and(|header| header.first > self.end.next());
+        (skipped || !gone.is_empty()).then(|| {
+            let mut holes = self.clone();
+            holes.add(gone);
+            came.iter().for_each(|header| holes.follow(header));
+            holes
+        })
+    }
+
     /// A segment stands behind all others: what is between was never to be written.
     pub fn follow(&mut self, header: &Header) {
         self.skip_to(header.first.prev());

@@ -41,15 +41,17 @@ pub(super) struct Inbox {
     count: u64,
     written: u64,
     left: Option<Commands>,
-    /// Commands that ended since surplus ones were forgotten.
+    /// Commands that ended since surplus ones were forgotten, and about their bytes.
     ended: u64,
+    ended_bytes: u64,
     keep: Keep,
 }
 
-/// How many ended commands are remembered, and for how long.
+/// How many ended commands are remembered, in how many bytes, and for how long.
 #[derive(Debug, Clone, Copy)]
 struct Keep {
     count: u64,
+    bytes: u64,
     age: Duration,
 }
 
@@ -63,11 +65,17 @@ pub(super) struct Taken {
 
 /// Surplus ones are forgotten when so many more have ended.
 const FORGET_EVERY: u64 = 256;
+/// The same of the bytes that they may take.
+const FORGET_PART: u64 = 4;
+/// What a command's row takes beside its body, about.
+const ROW: u64 = 256;
 
 impl Inbox {
-    pub fn new(left: Commands) -> Inbox {
-        let keep = Keep { count: 10_000, age: Duration::from_secs(7 * 24 * 3600) };
-        Inbox { changes: Vec::new(), count: 0, written: 0, left: Some(left), ended: FORGET_EVERY, keep }
+    /// Ended commands may take so many bytes on disk.
+    pub fn new(left: Commands, bytes: u64) -> Inbox {
+        let keep = Keep { count: 10_000, bytes, age: Duration::from_secs(7 * 24 * 3600) };
+        let (changes, left) = (Vec::new(), Some(left));
+        Inbox { changes, count: 0, written: 0, left, ended: FORGET_EVERY, ended_bytes: 0, keep }
     }
 
     /// Whether somebody waits for a commit.
@@ -78,11 +86,16 @@ impl Inbox {
     /// What the next commit writes.
     pub fn take(&mut self) -> Taken {
         let changes = std::mem::take(&mut self.changes);
-        let is_end = |change: &&Change| change.command.as_ref().is_some_and(|command| command.ended.is_some());
-        self.ended += changes.iter().filter(is_end).count() as u64;
-        let forget = (!changes.is_empty() && self.ended >= FORGET_EVERY).then_some(self.keep);
+        for command in changes.iter().filter_map(|change| change.command.as_ref()) {
+            let Some(ending) = &command.ended else { continue };
+            let payloads = [&command.payload, &ending.payload].into_iter().flatten();
+            self.ended += 1;
+            self.ended_bytes += ROW + payloads.map(|payload| payload.len() as u64).sum::<u64>();
+        }
+        let surplus = self.ended >= FORGET_EVERY || self.ended_bytes >= self.keep.bytes / FORGET_PART;
+        let forget = (!changes.is_empty() && surplus).then_some(self.keep);
         if forget.is_some() {
-            self.ended = 0;
+            (self.ended, self.ended_bytes) = (0, 0);
         }
         Taken { changes, upto: self.count, forget }
     }
@@ -110,7 +123,8 @@ impl Log {
 
     /// Remembers so many ended commands, and none for longer.
     pub fn remember_commands(&self, count: usize, age: Duration) {
-        self.shared.state.lock().inbox.keep = Keep { count: count as u64, age };
+        let keep = &mut self.shared.state.lock().inbox.keep;
+        *keep = Keep { count: count as u64, age, ..*keep };
     }
 
     /// Has changes written with the next commit, which is due at once.
@@ -293,7 +307,7 @@ pub(super) fn write(db: &Connection, taken: &Taken, now: Timestamp, clock: u64) 
             last_event = Some(schema::insert_event(db, now, event)?);
         }
     }
-    if let Some(Keep { count, age }) = taken.forget {
+    if let Some(Keep { count, bytes, age }) = taken.forget {
         let oldest = clock.saturating_sub(age.as_secs());
         // The index is walked over those that are kept.
         db.prepare_cached(
@@ -301,6 +315,12 @@ pub(super) fn write(db: &Connection, taken: &Taken, now: Timestamp, clock: u64) 
              (SELECT place FROM command WHERE ended IS NOT NULL ORDER BY ended DESC, place DESC LIMIT -1 OFFSET ?2)",
         )?
         .execute(params![oldest, count])?;
+        db.prepare_cached(
+            "DELETE FROM command WHERE place IN (SELECT place FROM
+             (SELECT place, sum(octet_length(body) + ?1) OVER (ORDER BY ended DESC, place DESC) AS total
+              FROM command WHERE ended IS NOT NULL) WHERE total > ?2)",
+        )?
+        .execute(params![ROW, bytes])?;
     }
     Ok(last_event)
 }
@@ -401,6 +421,30 @@ mod tests {
     }
 
     #[test]
+    fn large_ended_commands_stay_within_their_share_of_the_log() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (log, mut writer) = open(directory.path());
+        let share = 100_000;
+        log.shared.state.lock().inbox.keep.bytes = share;
+        for place in 1..=100 {
+            let payload = Some("x".repeat(5000));
+            let large = Command { payload, ..command(place, Some(CommandState::Done)) };
+            log.change_commands(vec![change(large)]);
+            writer.step();
+        }
+        log.change_commands(vec![change(command(101, None))]);
+        writer.step();
+        let db = schema::open_reader(&directory.path().join(schema::FILE_NAME)).expect("it opens");
+        let (bytes, last): (u64, u64) = db
+            .query_row("SELECT sum(octet_length(body)), max(place) FROM command", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .expect("some are left");
+        assert!((share / 2..share + share / FORGET_PART + 10_000).contains(&bytes), "{bytes} bytes are left");
+        assert_eq!(last, 101, "those that have not ended stay");
+    }
+
+    #[test]
     fn a_damaged_row_is_taken_out_and_told() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let (log, mut writer) = open(directory.path());
@@ -418,7 +462,7 @@ mod tests {
 
     #[test]
     fn what_a_failed_commit_took_comes_before_what_came_since() {
-        let mut inbox = Inbox::new(Commands::default());
+        let mut inbox = Inbox::new(Commands::default(), 1 << 20);
         inbox.changes = vec![change(command(1, None))];
         inbox.count = 1;
         let taken = inbox.take();

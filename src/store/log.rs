@@ -11,6 +11,7 @@ use super::place::Astray;
 use super::readers::Readers;
 use super::restore;
 use super::schema::OpenError;
+use super::small_tables::MAX_MARKS;
 use super::space::Gauge;
 use super::state::State;
 use super::writer::{self, Stepper, Writer};
@@ -97,9 +98,6 @@ pub(super) struct Shared {
     pub stepped: bool,
 }
 
-/// Devices whose marks are kept; the ones not connected go first.
-pub(super) const MAX_MARKS: usize = 100_000;
-
 /// The log just opened, and what goes with it.
 pub struct Opened<W = Writer> {
     pub log: Log,
@@ -176,19 +174,7 @@ impl Log {
     /// The mark of a device's session. A session that the log knows resumes where
     /// it stood, also after a restart; a new one starts at 0.
     pub fn mark(&self, device: &DeviceId, session: u64) -> Arc<Mark> {
-        let mut state = self.shared.state.lock();
-        if let Some(mark) = state.marks.get(device).filter(|mark| mark.session() == session) {
-            return mark.clone();
-        }
-        if state.marks.len() >= state.max_marks && !state.marks.contains_key(device) {
-            let idle = state.marks.iter().find(|(_, mark)| Arc::strong_count(mark) == 1).map(|(name, _)| name.clone());
-            if let Some(idle) = idle {
-                state.marks.remove(&idle);
-            }
-        }
-        let mark = Mark::new(device.clone(), session, 0);
-        state.marks.insert(device.clone(), mark.clone());
-        mark
+        self.shared.state.lock().marks.of(device, session)
     }
 
     /// Numbers the readings and takes them over; those that the mark's session
@@ -232,6 +218,12 @@ impl Log {
             shared.due.notify_one();
         }
         shared.show(state.tail.visible());
+        let given_way = state.tail.take_given_way();
+        drop(state);
+        if given_way > 0 {
+            shared.metrics.store_history_lost.inc_by(given_way);
+            shared.announce(&[]);
+        }
         Ok(())
     }
 
@@ -256,20 +248,31 @@ impl Log {
         self.shared.state.lock().boots.is_synchronised()
     }
 
-    /// Waits until something was settled or reserved, after which an append may
-    /// succeed again. Cancel-safe.
+    /// Waits until something was settled or reserved, or history gives way, after which
+    /// an append may succeed again. Cancel-safe.
     pub async fn room(&self) {
         let mut room = std::pin::pin!(self.shared.room.notified());
         room.as_mut().enable();
-        if self.is_saturated() {
-            room.await;
+        if !self.is_saturated() {
+            return;
+        }
+        let gives_way = self.shared.state.lock().tail.gives_way_at();
+        match gives_way {
+            None => room.await,
+            Some(at) => {
+                let left = at.saturating_sub(self.shared.clock.now().monotonic);
+                if tokio::time::timeout(left, room).await.is_err() {
+                    self.shared.saturated.store(false, Ordering::Relaxed);
+                }
+            }
         }
     }
 
-    /// Remembers the sessions of so many devices; of those not connected, some are
-    /// forgotten. What a forgotten device sends again is not known for a duplicate.
+    /// Remembers the sessions of so many devices; of those not connected, the ones that
+    /// were away for longest are forgotten. What a forgotten device sends again is not
+    /// known for a duplicate.
     pub fn remember_devices(&self, most: usize) {
-        self.shared.state.lock().max_marks = most.clamp(1, MAX_MARKS);
+        self.shared.state.lock().marks.remember(most.clamp(1, MAX_MARKS));
     }
 
     /// Writes everything that is not on disk and waits until it is, or until the

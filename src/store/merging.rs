@@ -4,18 +4,22 @@
 //! names its devices and channels anew: ten times the space of a large one. When
 //! [`MERGE`] of them stand in a row, the next commit writes them again as one. What
 //! is small is well below what a commit itself writes, so merging adds a small
-//! part to that, and what it made is soon no longer small.
+//! part to that, and what it made is soon no longer small. Constant values compress to
+//! next to nothing: what is small is also of few readings and short before compression,
+//! so that a merge takes little memory whatever the values are.
 
 use super::lanes::Lanes;
 use super::row::{self, INFO_COLUMNS, Info, LAST_SEQ};
-use super::segment::{self, Encoder};
+use super::segment::{self, Encoded, Encoder};
 use crate::model::Seq;
 use rusqlite::Connection;
 
 /// How many small segments in a row are merged.
 const MERGE: usize = 64;
-/// Bytes of block up to which a segment is small.
+/// Bytes of block up to which a segment is small; before compression; and readings.
 const SMALL: u64 = 1024;
+const SMALL_RAW: u64 = 4096;
+const SMALL_COUNT: u64 = 256;
 /// Segments written further apart than this, in seconds, are not joined: the age of the
 /// whole is that of the youngest.
 pub(super) const JOIN_WITHIN: u64 = 3600;
@@ -26,8 +30,16 @@ struct Lying {
     first: Seq,
     last: Seq,
     bytes: u64,
+    raw_length: u64,
+    count: u64,
     /// `None` if it is not known: such a one is left alone.
     info: Option<Info>,
+}
+
+impl Lying {
+    fn is_small(&self) -> bool {
+        self.bytes <= SMALL && self.raw_length <= SMALL_RAW && self.count <= SMALL_COUNT
+    }
 }
 
 /// The first seq of the segments to merge, which are the newest, if there are
@@ -40,7 +52,7 @@ fn plan(newest_first: impl Iterator<Item = Lying>) -> Option<Seq> {
         let info = segment.info?;
         let youngest = youngest.get_or_insert(info);
         let alike = info.thinned == youngest.thinned && youngest.committed.abs_diff(info.committed) <= JOIN_WITHIN;
-        if segment.bytes > SMALL || !neighbours || !alike {
+        if !segment.is_small() || !neighbours || !alike {
             break;
         }
         run += 1;
@@ -90,11 +102,18 @@ pub(super) fn merge(
 ) -> rusqlite::Result<()> {
     let newest = {
         let mut newest = db.prepare_cached(&format!(
-            "SELECT first_seq, {LAST_SEQ}, size, {INFO_COLUMNS} FROM segment
+            "SELECT first_seq, {LAST_SEQ}, size, raw_length, count, {INFO_COLUMNS} FROM segment
              WHERE first_seq < ?1 ORDER BY first_seq DESC LIMIT ?2"
         ))?;
         let lying = |row: &rusqlite::Row<'_>| {
-            Ok(Lying { first: Seq(row.get(0)?), last: Seq(row.get(1)?), bytes: row.get(2)?, info: row::info(row, 3) })
+            Ok(Lying {
+                first: Seq(row.get(0)?),
+                last: Seq(row.get(1)?),
+                bytes: row.get(2)?,
+                raw_length: row.get(3)?,
+                count: row.get(4)?,
+                info: row::info(row, 5),
+            })
         };
         newest.query_map([before.0, MERGE as u64], lying)?.collect::<rusqlite::Result<Vec<_>>>()?
     };
@@ -115,22 +134,21 @@ pub(super) fn merge(
     if damaged {
         return Ok(());
     }
-    match encoder.encode(&batches) {
-        Ok(Some((header, block))) => {
-            db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1 AND first_seq < ?2")?
-                .execute([first.0, before.0])?;
-            let infos = newest.iter().filter_map(|lying| lying.info);
-            let committed = infos.clone().map(|info| info.committed).max().unwrap_or(0);
-            let thinned = infos.clone().any(|info| info.thinned);
-            let info = Info { committed, generation, high: lanes.count_high(&batches), thinned };
-            row::put(db, "REPLACE", &header, &block, info)
-        }
-        Ok(None) => Ok(()),
+    let merged = match encoder.encode(&batches) {
+        Ok(merged) => merged,
         Err(why) => {
             tracing::warn!(%why, "small segments cannot be merged and stay as they are");
-            Ok(())
+            return Ok(());
         }
-    }
+    };
+    db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1 AND first_seq < ?2")?.execute([first.0, before.0])?;
+    let infos = newest.iter().filter_map(|lying| lying.info);
+    let committed = infos.clone().map(|info| info.committed).max().unwrap_or(0);
+    let thinned = infos.clone().any(|info| info.thinned);
+    merged.iter().try_for_each(|Encoded { header, block, batches }| {
+        let info = Info { committed, generation, high: lanes.count_high(batches), thinned };
+        row::put(db, "REPLACE", header, block, info)
+    })
 }
 
 #[cfg(test)]
@@ -142,6 +160,8 @@ mod tests {
             first: Seq(*first),
             last: Seq(first + count - 1),
             bytes: *bytes,
+            raw_length: 2 * bytes,
+            count: *count,
             info: Some(Info::uncounted(1000)),
         })
     }
@@ -168,6 +188,16 @@ mod tests {
         let mut with_hole = run(1, 10, 100);
         with_hole.extend(run(50, enough - 1, 100));
         assert_eq!(plan(segments(&with_hole)), None);
+    }
+
+    #[test]
+    fn what_is_long_before_compression_or_has_many_readings_is_not_small() {
+        let all: Vec<Lying> = segments(&run(1, MERGE as u64, 100)).collect();
+        for long in [Lying { raw_length: SMALL_RAW + 1, ..all[10] }, Lying { count: SMALL_COUNT + 1, ..all[10] }] {
+            let mut all = all.clone();
+            all[10] = long;
+            assert_eq!(plan(all.into_iter()), None);
+        }
     }
 
     #[test]

@@ -13,10 +13,11 @@ use super::holes::{self, Holes};
 use super::paged;
 use super::ranges::Ranges;
 use super::recover;
-use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS, LAST_SEQ};
+use super::row::{self, HEADER_COLUMNS, LAST_SEQ};
 use super::salvage::{self, Found, Salvage, Scan};
 use super::schema::{self, FILE_NAME};
 use super::segment;
+use super::unlisted;
 use crate::config::Durability;
 use crate::model::{Epochs, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, bail};
@@ -181,19 +182,24 @@ impl Offline {
                         }
                         end = end.max(header.last());
                     }
-                    let decoded = header.map(|header| segment::decode(&header, block));
-                    let Some(Ok(batches)) = decoded else {
-                        let claimed = header.map(|header| (header.first, header.last()));
-                        return give(Piece::Damaged(claimed)).map_continue(|()| false);
+                    let mut flow = ControlFlow::Continue(());
+                    let mut readings = |batches: Vec<Numbered>| {
+                        // A commit that failed and was repeated may overlap the next, and
+                        // what was given may be part of a larger segment by now.
+                        let mut batches = salvage::fresh(&mut given, batches);
+                        boots::give_times(&began, &mut batches);
+                        if !batches.is_empty() {
+                            flow = give(Piece::Readings(batches));
+                        }
+                        flow
                     };
-                    // A commit that failed and was repeated may overlap the next, and what
-                    // was given may be part of a larger segment by now.
-                    let mut batches = salvage::fresh(&mut given, batches);
-                    boots::give_times(&began, &mut batches);
-                    match batches.is_empty() {
-                        true => ControlFlow::Continue(true),
-                        false => give(Piece::Readings(batches)).map_continue(|()| true),
+                    let sound = header
+                        .is_some_and(|header| segment::decode_pieces(&header, block, Seq::ZERO, &mut readings).is_ok());
+                    if sound {
+                        return flow.map_continue(|()| true);
                     }
+                    let claimed = header.map(|header| (header.first, header.last()));
+                    give(Piece::Damaged(claimed)).map_continue(|()| false)
                 })?;
                 if let Some(why) = failed {
                     return Err(why.into());
@@ -265,7 +271,7 @@ impl Offline {
         let began = self.beginnings()?;
         match &self.source {
             Source::Sqlite { db, .. } => paged::heads(db, &mut |header, bytes| {
-                let range = known_range(db, &header, &began)?;
+                let range = boots::known_range(db, &header, &began)?;
                 take(header, bytes, range.map(|(oldest, _)| oldest));
                 Ok(())
             })?,
@@ -321,21 +327,6 @@ impl Offline {
         verdict.notes = notes;
         Ok(verdict)
     }
-}
-
-/// The smallest and largest time in a segment, of those that are known.
-fn known_range(
-    db: &Connection,
-    header: &segment::Header,
-    began: &Beginnings,
-) -> rusqlite::Result<Option<(Timestamp, Timestamp)>> {
-    if header.has_known_times() {
-        return Ok(Some((header.oldest, header.newest)));
-    }
-    let block = db
-        .prepare_cached(&format!("SELECT {BLOCK_COLUMN} FROM segment WHERE first_seq = ?1"))?
-        .query_row([header.first.0], |row| row.get::<_, Vec<u8>>(0))?;
-    Ok(segment::decode(header, &block).ok().and_then(|batches| boots::range(batches, began)))
 }
 
 /// How a damaged segment is named.
@@ -400,6 +391,8 @@ pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestam
         schema::put_sink(&transaction, name, Seq(confirmed.max(last.0)), event)?;
     }
     if only.is_none() {
+        // What devices' marks follow from may go: after a crash they are not in their table.
+        unlisted::catch_up(&transaction, recover::meta(&transaction, "listed")?)?;
         let gone = transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
         if gone > 0 {
             let left: Option<u64> =
@@ -436,7 +429,7 @@ fn last_before(db: &Connection, before: Before) -> Result<Seq> {
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let Some(header) = row::header_of(row) else { continue };
-        match known_range(db, &header, &began)? {
+        match boots::known_range(db, &header, &began)? {
             Some((_, newest)) if newest < time => upto = header.last(),
             Some(_) => break,
             // What has no time came before what follows it.

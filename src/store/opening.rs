@@ -10,13 +10,14 @@ use super::headroom::DiskState;
 use super::heal::{self, Healed};
 use super::inbox::Inbox;
 use super::lanes::Lanes;
-use super::log::{Log, MAX_MARKS, Opened, Shared};
+use super::log::{Log, Opened, Shared};
 use super::logclock::LogClock;
-use super::mark::Mark;
+use super::mark::{Mark, Marks};
 use super::readers::Readers;
 use super::reserve::Reserve;
 use super::restore::{Job, Restored};
 use super::schema::OpenError;
+use super::small_tables::{MAX_MARKS, Shares};
 use super::space::{Gauge, Space};
 use super::state::State;
 use super::tail::{Policy, Tail};
@@ -93,11 +94,9 @@ pub(super) fn prepare(
     };
     let confirmed = found.sinks.iter().map(|(confirmed, _)| *confirmed).collect();
     let tail = Tail::new(policy, found.next, found.reserved, confirmed);
-    let marks = found
-        .marks
-        .into_iter()
-        .map(|(device, session, seq)| (device.clone(), Mark::new(device, session, seq)))
-        .collect();
+    // They stand in the order in which they were used.
+    let mut marks = Marks::new(MAX_MARKS);
+    found.marks.into_iter().for_each(|(device, session, seq)| marks.used(Mark::new(device, session, seq)));
     let bounds = Bounds {
         max_size: config.max_size.as_u64(),
         max_age: config.max_age.map(|max_age| max_age.as_secs()),
@@ -119,7 +118,6 @@ pub(super) fn prepare(
         state: Mutex::new(State {
             tail,
             marks,
-            max_marks: MAX_MARKS,
             events: found.sinks.iter().map(|(_, event)| *event).collect(),
             persisted: found.sinks,
             written: found.written,
@@ -130,7 +128,7 @@ pub(super) fn prepare(
             notices,
             attendance: Attendance::default(),
             attended: (0, 0),
-            inbox: Inbox::new(commands),
+            inbox: Inbox::new(commands, Shares::of(config.max_size.as_u64()).commands),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, clock.boot(), now),
             check_due: now.monotonic,

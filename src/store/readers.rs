@@ -91,16 +91,15 @@ impl Shared {
             let result = work(&reader);
             // A connection that failed is not used again.
             shared.readers.give_back(owner, result.is_ok().then_some(reader));
-            result
+            // This may read the whole database.
+            result.inspect_err(|why| {
+                shared.examine(why);
+            })
         };
-        let result = if self.stepped {
-            read()
-        } else {
-            tokio::task::spawn_blocking(read).await.context("reading the log was cut off")?
-        };
-        result.inspect_err(|why| {
-            self.examine(why);
-        })
+        if self.stepped {
+            return read();
+        }
+        tokio::task::spawn_blocking(read).await.context("reading the log was cut off")?
     }
 }
 

@@ -21,7 +21,7 @@ use super::unlisted;
 use crate::config::Durability;
 use crate::model::{DeviceId, Epochs, Seq, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// What the last life of the gateway left in the log.
 #[derive(Debug)]
@@ -239,14 +239,19 @@ fn sound_marks(connection: &Connection) -> rusqlite::Result<(Marks, u64)> {
 }
 
 fn read_marks(transaction: &Transaction<'_>) -> rusqlite::Result<Marks> {
-    let (marks, damaged) = sound_marks(transaction)?;
+    let (mut marks, damaged) = sound_marks(transaction)?;
     if damaged > 0 {
         tracing::error!(devices = damaged, "damaged marks are forgotten: what those devices send again is kept twice");
         transaction.execute("DELETE FROM mark", [])?;
         for (device, session, seq) in &marks {
-            put_mark(transaction, device.as_str(), *session, *seq)?;
+            put_mark(transaction, device.as_str(), *session, *seq, Seq::ZERO)?;
         }
     }
+    // The one that was used last stands at the end.
+    let mut statement = transaction.prepare("SELECT device, coalesce(used, 0) FROM mark")?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1).unwrap_or(0))))?;
+    let used: HashMap<String, i64> = rows.collect::<rusqlite::Result<_>>()?;
+    marks.sort_by_key(|(device, ..)| used.get(device.as_str()).copied().unwrap_or(0));
     Ok(marks)
 }
 

@@ -154,7 +154,7 @@ impl Disk {
 
 /// Whether a commit that was reported as failed is on disk.
 fn landed(connection: &Connection, work: &Work) -> Result<bool> {
-    if let Some(header) = &work.segment {
+    if let Some(header) = work.segments.first() {
         let found: Option<u32> = connection
             .query_row("SELECT checksum FROM segment WHERE first_seq = ?1", [header.first.0], |row| row.get(0))
             .optional()?;

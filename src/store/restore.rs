@@ -5,7 +5,7 @@
 //! that every sink had confirmed are put back as history under the seqs that they had,
 //! which lie before all seqs of the new epoch. Fresh readings have precedence: only a
 //! part of the memory for them is used. How far this has come is written with what it
-//! brought, so that a crash repeats a few readings at most.
+//! brought or after it, never before, so that a crash repeats a few readings at most.
 
 use super::log::{Log, Shared};
 use super::quarantine::{self, Entry, MAX_RANGES};
@@ -48,13 +48,23 @@ pub(super) struct Restored {
     pub history: Vec<(Header, Vec<u8>)>,
     /// Bodies of events.
     pub events: Vec<String>,
-    /// A key of `meta` and its value.
-    pub progress: Option<(String, u64)>,
+    /// How far it came, oldest first.
+    pub progress: Vec<Progress>,
+}
+
+/// How far salvage of a database has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Progress {
+    /// It came so far once readings up to here are on disk, or in no need of it.
+    pub after: Seq,
+    /// The key in `meta`.
+    pub key: String,
+    pub segments: u64,
 }
 
 impl Restored {
     pub fn is_empty(&self) -> bool {
-        self.history.is_empty() && self.events.is_empty() && self.progress.is_none()
+        self.history.is_empty() && self.events.is_empty() && self.progress.is_empty()
     }
 
     /// Whether a commit should not be put off.
@@ -62,12 +72,27 @@ impl Restored {
         !self.history.is_empty() || !self.events.is_empty()
     }
 
+    /// What a commit writes, after which readings up to `saved` need no more writing.
+    pub fn take(&mut self, saved: Seq) -> Restored {
+        let due = self.progress.partition_point(|progress| progress.after <= saved);
+        let rest = self.progress.split_off(due);
+        std::mem::replace(self, Restored { progress: rest, ..Restored::default() })
+    }
+
+    /// It has come further.
+    pub fn came(&mut self, progress: Progress) {
+        match self.progress.last_mut().filter(|last| (last.after, &last.key) == (progress.after, &progress.key)) {
+            Some(last) => *last = progress,
+            None => self.progress.push(progress),
+        }
+    }
+
     /// Takes back what a failed commit did not write.
     pub fn put_back(&mut self, failed: Restored) {
         let newer = std::mem::replace(self, failed);
         self.history.extend(newer.history);
         self.events.extend(newer.events);
-        self.progress = newer.progress.or(self.progress.take());
+        self.progress.extend(newer.progress);
     }
 }
 
@@ -152,7 +177,10 @@ impl Restore<'_> {
             self.shared.state.lock().restored.history.push((header, block));
             self.shared.due.notify_one();
         }
-        self.shared.state.lock().restored.progress = Some((self.job.entry.progress_key(), self.segments));
+        let mut state = self.shared.state.lock();
+        // What was appended came no later than what is the last now.
+        let (after, key) = (state.tail.next().prev(), self.job.entry.progress_key());
+        state.restored.came(Progress { after, key, segments: self.segments });
         ControlFlow::Continue(())
     }
 
@@ -233,7 +261,8 @@ impl Restore<'_> {
             let mut state = self.shared.state.lock();
             state.restored.events.extend(events);
             state.restored.events.push(body.to_string());
-            state.restored.progress = Some((entry.progress_key(), DONE));
+            let (after, key) = (state.tail.saved_upto(), entry.progress_key());
+            state.restored.came(Progress { after, key, segments: DONE });
         }
         entry.report.state = quarantine::State::Finished;
         self.wait(|restored| restored.is_empty())?;
@@ -261,4 +290,30 @@ fn missing(walk: &Walk, confirmed: u64, end: u64) -> Vec<(u64, u64)> {
 /// What the thread is given.
 pub(super) fn start(log: Log, store: PathBuf, jobs: Vec<Job>) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name("log-salvage".into()).spawn(move || run(&log, &store, jobs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(after: u64, segments: u64) -> Progress {
+        Progress { after: Seq(after), key: "salvage-0001".to_owned(), segments }
+    }
+
+    #[test]
+    fn no_progress_is_written_before_the_readings_that_it_stands_for() {
+        let mut restored = Restored::default();
+        for (after, segments) in [(10, 1), (20, 2), (20, 3), (30, 4)] {
+            restored.came(progress(after, segments));
+        }
+        // A commit takes a segment's worth of what was appended, not all of it.
+        assert_eq!(restored.take(Seq(9)).progress, []);
+        let taken = restored.take(Seq(25));
+        assert_eq!(taken.progress, [progress(10, 1), progress(20, 3)]);
+        assert_eq!(restored.progress, [progress(30, 4)]);
+        restored.put_back(taken);
+        let all = restored.take(Seq(30));
+        assert_eq!(all.progress, [progress(10, 1), progress(20, 3), progress(30, 4)]);
+        assert!(restored.is_empty());
+    }
 }

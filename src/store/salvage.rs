@@ -7,16 +7,18 @@
 //! every frame of the write-ahead log, is tried as the beginning of a segment's row:
 //! so are found those that a damaged page, pointer or count hides.
 
+mod facts;
 mod pages;
 mod record;
 mod torn;
 
+pub(super) use facts::Facts;
 pub(super) use pages::{WalState, wal_path};
 
 use super::ranges::Ranges;
 use super::row;
-use super::segment::{self, Header};
-use crate::model::{Batch, BootId, Numbered, Seq, Timestamp};
+use super::segment::{self, Encoded, Encoder, Header};
+use crate::model::{Batch, Numbered, Seq};
 use pages::{Image, Pages, View};
 use record::{Cell, Field};
 use std::collections::{BTreeMap, HashSet};
@@ -42,22 +44,6 @@ pub(super) struct Salvage {
     roots: BTreeMap<String, u32>,
 }
 
-/// What small tables prove.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Facts {
-    pub meta: BTreeMap<String, u64>,
-    /// Confirmed seq and event by name.
-    pub sinks: BTreeMap<String, (u64, u64)>,
-    /// Session and seq by device.
-    pub marks: BTreeMap<String, (u64, u64)>,
-    /// Id, time and body.
-    pub events: BTreeMap<u64, (i64, String)>,
-    /// When boots began, where that became known.
-    pub boots: BTreeMap<BootId, Option<Timestamp>>,
-    /// Rows whose guard does not hold.
-    pub unproven: u64,
-}
-
 /// Whether to look also for segments to which the tree does not lead. Among them may
 /// be some that were deleted long ago.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +58,13 @@ pub(super) enum Found {
     Sound { header: Header, block: Vec<u8>, batches: Vec<Numbered> },
     /// A row to which the tree leads, whose checksum does not hold.
     Damaged { header: Option<Header> },
+}
+
+/// A segment whose checksum holds, and its readings if they are few.
+struct Sound {
+    header: Header,
+    block: Vec<u8>,
+    batches: Option<Vec<Numbered>>,
 }
 
 /// A sound segment that SQLite does not see. Of readings that stand in several of them,
@@ -155,17 +148,16 @@ impl Salvage {
         let mut flow = ControlFlow::Continue(());
         let root = self.roots.get("segment").copied().unwrap_or(3);
         let broken = self.cells(root, &mut |image, cell| {
-            let sound = self.segment(cell, image);
-            flow = match sound {
-                Some((header, block, batches)) => walk.give(header, block, batches, give),
+            match self.segment(cell, image) {
+                Some(sound) => flow = walk.give(sound, give),
                 None => {
                     let known = self.record(cell, View::Committed);
                     let header = known.as_deref().and_then(record::fields).and_then(|fields| header(cell, &fields));
                     walk.damaged_segments += 1;
                     walk.damaged.extend(header.map(|header| (header.first.0, header.last().0)));
-                    give(Found::Damaged { header })
+                    flow = give(Found::Damaged { header });
                 }
-            };
+            }
             flow
         });
         walk.broken_pages = broken;
@@ -230,9 +222,9 @@ impl Salvage {
             for at in 0..page.len() {
                 if let Some(cell) = record::table_cell(&page, at).filter(is_segment)
                     && !walk.given.contains(cell.rowid.unsigned_abs())
-                    && let Some((header, block, batches)) = self.segment(&cell, image)
+                    && let Some(sound) = self.segment(&cell, image)
                 {
-                    walk.give(header, block, batches, give)?;
+                    walk.give(sound, give)?;
                 }
             }
         }
@@ -241,7 +233,7 @@ impl Salvage {
 
     /// The segment of which `cell` is the row, if its checksum holds under any view of
     /// the pages on which it goes on.
-    fn segment(&self, cell: &Cell<'_>, image: Image) -> Option<(Header, Vec<u8>, Vec<Numbered>)> {
+    fn segment(&self, cell: &Cell<'_>, image: Image) -> Option<Sound> {
         if !is_segment(cell) {
             return None;
         }
@@ -258,8 +250,12 @@ impl Salvage {
                 (_, Some(Field::Blob(block))) | (Some(Field::Blob(block)), None) => block,
                 _ => return None,
             };
-            let batches = segment::decode(&header, block).ok()?;
-            Some((header, block.to_vec(), batches))
+            let batches = match segment::is_whole(&header) {
+                true => Some(segment::decode(&header, block).ok()?),
+                false => None,
+            };
+            let proven = batches.is_some() || segment::is_sound(&header, block);
+            proven.then(|| Sound { header, block: block.to_vec(), batches })
         })
     }
 
@@ -347,14 +343,27 @@ fn header(cell: &Cell<'_>, fields: &[Field<'_>]) -> Option<Header> {
 }
 
 impl Walk {
-    fn give(
-        &mut self,
-        header: Header,
-        block: Vec<u8>,
-        batches: Vec<Numbered>,
-        give: &mut dyn FnMut(Found) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+    fn give(&mut self, sound: Sound, give: &mut dyn FnMut(Found) -> ControlFlow<()>) -> ControlFlow<()> {
+        let Sound { header, block, batches } = sound;
         self.known.insert(header.first.0, header.last().0);
+        if let Some(batches) = batches {
+            return self.give_fresh(Encoded { header, block, batches }, give);
+        }
+        // One that is too large to be decoded at once is given as several.
+        let mut flow = ControlFlow::Continue(());
+        let decoded = segment::decode_pieces(&header, &block, Seq::ZERO, &mut |piece| {
+            let segments = Encoder::new().and_then(|mut encoder| encoder.encode(&piece)).unwrap_or_default();
+            flow = segments.into_iter().try_for_each(|segment| self.give_fresh(segment, give));
+            flow
+        });
+        match decoded {
+            Ok(()) => flow,
+            Err(_) => give(Found::Damaged { header: Some(header) }),
+        }
+    }
+
+    fn give_fresh(&mut self, segment: Encoded, give: &mut dyn FnMut(Found) -> ControlFlow<()>) -> ControlFlow<()> {
+        let Encoded { header, block, batches } = segment;
         let batches = fresh(&mut self.given, batches);
         if batches.is_empty() {
             return ControlFlow::Continue(());
@@ -388,60 +397,4 @@ pub(super) fn cut(batch: &Numbered, first: Seq, last: Seq) -> Numbered {
     let readings = batch.after(first.prev()).take_while(|(seq, ..)| *seq <= last).map(|(_, _, r)| r.clone()).collect();
     let Batch { device, session, basis, .. } = &*batch.batch;
     Numbered { first, batch: Arc::new(Batch { device: device.clone(), session: *session, basis: *basis, readings }) }
-}
-
-impl Facts {
-    /// Takes a row in if its guard holds, and says whether it does; of several with one
-    /// key, the one that is furthest.
-    fn take(&mut self, table: &str, rowid: i64, fields: &[Field<'_>]) -> bool {
-        self.try_take(table, rowid, fields).is_some()
-    }
-
-    fn try_take(&mut self, table: &str, rowid: i64, fields: &[Field<'_>]) -> Option<()> {
-        let text = |column: usize| fields.get(column)?.text();
-        let number = |column: usize| fields.get(column)?.integer();
-        let unsigned = |column: usize| u64::try_from(number(column)?).ok();
-        match table {
-            "meta" => {
-                let (key, value) = (text(0)?, number(1)?);
-                (number(2)? == row::meta_guard(key, value)).then_some(())?;
-                let known = self.meta.entry(key.to_owned()).or_default();
-                *known = (*known).max(unsigned(1)?);
-            }
-            "sink" => {
-                let (name, confirmed, event) = (text(0)?, number(1)?, number(2)?);
-                (number(3)? == row::sink_guard(name, confirmed, event)).then_some(())?;
-                let known = self.sinks.entry(name.to_owned()).or_default();
-                *known = (*known).max((unsigned(1)?, unsigned(2)?));
-            }
-            "mark" => {
-                let (device, session, seq) = (text(0)?, number(1)?, number(2)?);
-                (number(3)? == row::mark_guard(device, session, seq)).then_some(())?;
-                let session = session as u64; // the same 64 bits as written
-                let known = self.marks.entry(device.to_owned()).or_insert((session, 0));
-                // Of two sessions, the one found first stands in the newer page.
-                if known.0 == session {
-                    known.1 = known.1.max(unsigned(2)?);
-                }
-            }
-            "event" => {
-                let (time, body) = (number(1)?, text(2)?);
-                (number(3)? == row::event_guard(rowid, time, body)).then_some(())?;
-                self.events.insert(u64::try_from(rowid).ok()?, (time, body.to_owned()));
-            }
-            "boot" => {
-                let optional = |column: usize| match fields.get(column)? {
-                    Field::Null => Some(None),
-                    field => field.integer().map(Some),
-                };
-                let id = BootId(fields.first()?.blob()?.try_into().ok()?);
-                let (began, last) = (optional(1)?, optional(2)?);
-                (number(3)? == row::boot_guard(id, began, last)).then_some(())?;
-                let known = self.boots.entry(id).or_default();
-                *known = known.or(began.map(Timestamp));
-            }
-            _ => {}
-        }
-        Some(())
-    }
 }

@@ -66,6 +66,8 @@ const MIGRATIONS: &[&str] = &[
          first INTEGER PRIMARY KEY, last INTEGER NOT NULL, missing INTEGER NOT NULL, guard INTEGER NOT NULL);",
     // See [`super::fold`].
     "CREATE TABLE fold (id INTEGER PRIMARY KEY, pages BLOB NOT NULL, guard INTEGER NOT NULL);",
+    // The last seq when a mark was written: the device of the lowest was away for longest.
+    "ALTER TABLE mark ADD COLUMN used INTEGER;",
 ];
 
 /// Rows that no checksum covered get one; see [`row`]. What stands there is sealed as
@@ -283,13 +285,19 @@ pub(super) fn set_meta(connection: &Connection, key: &str, value: u64) -> rusqli
     Ok(())
 }
 
-/// Writes a device's mark.
-pub(super) fn put_mark(connection: &Connection, device: &str, session: u64, seq: u64) -> rusqlite::Result<()> {
+/// Writes a device's mark, which was used when the log came to `used`.
+pub(super) fn put_mark(
+    connection: &Connection,
+    device: &str,
+    session: u64,
+    seq: u64,
+    used: Seq,
+) -> rusqlite::Result<()> {
     // SQLite's integers are signed: the same bits.
     let (session, seq) = (session as i64, i64::try_from(seq).unwrap_or(i64::MAX));
     connection
-        .prepare_cached("INSERT OR REPLACE INTO mark (device, session, seq, guard) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![device, session, seq, row::mark_guard(device, session, seq)])?;
+        .prepare_cached("INSERT OR REPLACE INTO mark (device, session, seq, guard, used) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![device, session, seq, row::mark_guard(device, session, seq), used.0])?;
     Ok(())
 }
 

@@ -30,14 +30,18 @@
 
 mod basis;
 mod column;
+mod decoding;
 mod header;
+mod source;
 
+pub use decoding::{decode, decode_pieces};
+pub(super) use decoding::{is_sound, is_whole};
 pub use header::Header;
 
-use crate::model::{Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use crate::model::{Batch, Channels, DeviceId, Numbered, Reading, Seq, Timestamp};
 use basis::Kind;
-use column::{Input, paced, put_blob, put_paced, put_values, put_varint};
-use std::collections::{HashMap, VecDeque};
+use column::{put_blob, put_paced, put_values, put_varint};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A segment cannot be what was written: why.
@@ -48,11 +52,22 @@ pub struct Corrupt(pub(super) &'static str);
 const FORMAT: u8 = 1;
 /// Of a block in which not all times are good.
 const FORMAT_WITH_BASES: u8 = 2;
-/// Above what any commit holds; a larger claim is damage.
+/// Above what any segment has; a larger claim is damage where it is to be read as a whole.
 const MAX_RAW_LENGTH: u32 = 256 << 20;
+/// What a segment's readings take in memory at most, unless it is one alone. No segment is
+/// longer before compression, since every number is shorter there.
+const MAX_MEMORY: usize = 8 << 20;
 const ZSTD_LEVEL: i32 = 1;
 /// Below this, compression's own header eats what it saves.
 const MIN_COMPRESSED: usize = 64;
+
+/// A segment as it is to be stored, and the readings in it.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    pub header: Header,
+    pub block: Vec<u8>,
+    pub batches: Vec<Numbered>,
+}
 
 /// Writes segments; keeps its compression context and buffers between them.
 pub struct Encoder {
@@ -81,16 +96,22 @@ impl Encoder {
         Ok(Encoder { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, raw: Vec::new() })
     }
 
-    /// Encodes `batches`, which stand in the order of their seqs. Returns `None` if there
-    /// is no reading in them.
+    /// Encodes `batches`, which stand in the order of their seqs, as one segment or as
+    /// many as it takes for each of them to be read in little memory. There is none if
+    /// there is no reading.
     ///
     /// # Errors
-    /// If there is more than a segment can hold, or compression fails.
-    pub fn encode(&mut self, batches: &[Numbered]) -> std::io::Result<Option<(Header, Vec<u8>)>> {
+    /// If a reading is more than a segment can hold, or compression fails.
+    pub fn encode(&mut self, batches: &[Numbered]) -> std::io::Result<Vec<Encoded>> {
+        split(batches, MAX_MEMORY).into_iter().filter_map(|part| self.encode_part(part).transpose()).collect()
+    }
+
+    fn encode_part(&mut self, batches: Vec<Numbered>) -> std::io::Result<Option<Encoded>> {
         let mut filled = batches.iter().filter(|b| !b.batch.readings.is_empty());
         let Some(first) = filled.next() else { return Ok(None) };
         let (first, last) = (first.first, filled.next_back().unwrap_or(first).last());
-        let too_large = |_| std::io::Error::other("too many readings for one segment");
+        let too_large = || std::io::Error::other("a reading is too large for a segment");
+        let fits = |number: usize| u32::try_from(number).ok().filter(|number| *number <= MAX_RAW_LENGTH);
         let mut count = 0usize;
         let (mut oldest, mut newest) = (Timestamp(i64::MAX), Timestamp(i64::MIN));
         for Numbered { batch, .. } in batches.iter().filter(|b| !b.batch.readings.is_empty()) {
@@ -99,7 +120,7 @@ impl Encoder {
             (oldest, newest) = (oldest.min(from), newest.max(to));
         }
         self.raw.clear();
-        encode_groups(&mut self.raw, &group(first, batches));
+        encode_groups(&mut self.raw, &group(first, &batches));
 
         let block = if self.raw.len() < MIN_COMPRESSED {
             self.raw.clone()
@@ -110,15 +131,48 @@ impl Encoder {
         let mut header = Header {
             first,
             last,
-            count: u32::try_from(count).map_err(too_large)?,
+            count: fits(count).ok_or_else(too_large)?,
             oldest,
             newest,
-            raw_length: u32::try_from(self.raw.len()).map_err(too_large)?,
+            raw_length: fits(self.raw.len()).ok_or_else(too_large)?,
             checksum: 0,
         };
         header.checksum = header.expected_checksum(&block);
-        Ok(Some((header, block)))
+        Ok(Some(Encoded { header, block, batches }))
     }
+}
+
+/// Divides batches, and large ones among them, into parts of at most so many bytes of memory,
+/// or of one reading.
+fn split(batches: &[Numbered], most: usize) -> Vec<Vec<Numbered>> {
+    let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
+    let mut left: Vec<Numbered> = batches.iter().rev().cloned().collect();
+    while let Some(next) = left.pop() {
+        let memory = next.batch.memory();
+        if memory > most && next.batch.readings.len() > 1 {
+            let (one, other) = halves(&next);
+            left.extend([other, one]);
+            continue;
+        }
+        if bytes + memory > most {
+            parts.extend(Some(std::mem::take(&mut part)).filter(|part| !part.is_empty()));
+            bytes = 0;
+        }
+        bytes += memory;
+        part.push(next);
+    }
+    parts.push(part);
+    parts
+}
+
+fn halves(whole: &Numbered) -> (Numbered, Numbered) {
+    let Batch { device, session, basis, readings } = &*whole.batch;
+    let (one, other) = readings.split_at(readings.len() / 2);
+    let part = |first: Seq, readings: &[Reading]| {
+        let batch = Batch { device: device.clone(), session: *session, basis: *basis, readings: readings.to_vec() };
+        Numbered { first, batch: Arc::new(batch) }
+    };
+    (part(whole.first, one), part(whole.first.plus(one.len() as u64), other))
 }
 
 /// Groups of a device that are looked at for one with the same channels. A device that
@@ -210,183 +264,16 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
     }
 }
 
-/// Checks and decodes a segment, giving its readings in the order of their seqs.
-///
-/// # Errors
-/// If the checksum does not match, or the block is not what [`Encoder`] writes.
-pub fn decode(header: &Header, block: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
-    if header.checksum != header.expected_checksum(block) {
-        return Err(Corrupt("its checksum does not match"));
-    }
-    if header.raw_length > MAX_RAW_LENGTH {
-        return Err(Corrupt("it claims an impossible length"));
-    }
-    let raw_length = header.raw_length as usize; // 256 MiB at most
-    if block.len() == raw_length {
-        return decode_raw(header, block);
-    }
-    let raw = zstd::bulk::decompress(block, raw_length).map_err(|_| Corrupt("it does not decompress"))?;
-    decode_raw(header, &raw)
-}
-
-struct GroupHead {
-    device: DeviceId,
-    session: Option<u64>,
-    basis: Kind,
-    /// When each reading was received, in their order, where that is kept.
-    received: VecDeque<i64>,
-}
-
-fn decode_raw(header: &Header, raw: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
-    let mut input = Input::new(raw);
-    let has_bases = match input.byte()? {
-        FORMAT => false,
-        FORMAT_WITH_BASES => true,
-        _ => return Err(Corrupt("its format is unknown")),
-    };
-    let strings = (0..input.count(1)?).map(|_| input.text()).collect::<Result<Vec<_>, _>>()?;
-    let count = header.count as usize; // fits: the target has at least 32 bits
-    if count > raw.len() {
-        return Err(Corrupt("its count is impossible"));
-    }
-    let mut places = if header.is_sparse() { Places::sparse(header)? } else { Places::dense(count) };
-    let group_count = input.count(1)?;
-    let mut heads = Vec::with_capacity(group_count);
-    for group in 0..group_count {
-        heads
-            .push(decode_group(&mut input, has_bases, &strings, |offset, reading| places.put(offset, group, reading))?);
-    }
-    if input.remaining() != 0 {
-        return Err(Corrupt("it is longer than its content"));
-    }
-    match places {
-        Places::Dense(slots) => {
-            let filled = slots.into_iter().zip(0..).map(|(slot, offset)| slot.map(|(group, r)| (offset, group, r)));
-            assemble(header.first, heads, filled)
-        }
-        Places::Sparse { mut readings, end } => {
-            readings.sort_unstable_by_key(|(offset, ..)| *offset);
-            let ascending = readings.windows(2).all(|pair| pair[0].0 < pair[1].0); // pairs
-            let bounds =
-                readings.first().map(|(o, ..)| *o) == Some(0) && readings.last().map(|(o, ..)| *o) == Some(end);
-            if readings.len() != count || !ascending || !bounds {
-                return Err(Corrupt("a reading's place is impossible"));
-            }
-            assemble(header.first, heads, readings.into_iter().map(Some))
-        }
-    }
-}
-
-/// Readings with their groups, by their offsets from the first seq.
-enum Places {
-    /// One for each offset.
-    Dense(Vec<Option<(usize, Reading)>>),
-    /// Offset, group and reading, for offsets from 0 to `end` with holes.
-    Sparse { readings: Vec<(u64, usize, Reading)>, end: u64 },
-}
-
-impl Places {
-    fn dense(count: usize) -> Places {
-        let mut slots = Vec::new();
-        slots.resize_with(count, || None);
-        Places::Dense(slots)
-    }
-
-    fn sparse(header: &Header) -> Result<Places, Corrupt> {
-        if header.span() < u64::from(header.count) || header.count == 0 {
-            return Err(Corrupt("its count is impossible"));
-        }
-        Ok(Places::Sparse { readings: Vec::new(), end: header.span() - 1 })
-    }
-
-    fn put(&mut self, offset: u64, group: usize, reading: Reading) -> Result<(), Corrupt> {
-        match self {
-            Places::Dense(slots) => match usize::try_from(offset).ok().and_then(|offset| slots.get_mut(offset)) {
-                Some(slot @ None) => *slot = Some((group, reading)),
-                _ => return Err(Corrupt("a reading's place is impossible")),
-            },
-            Places::Sparse { readings, .. } => readings.push((offset, group, reading)),
-        }
-        Ok(())
-    }
-}
-
-/// Joins neighbours of the same group into batches.
-fn assemble(
-    first: Seq,
-    mut heads: Vec<GroupHead>,
-    in_order: impl Iterator<Item = Option<(u64, usize, Reading)>>,
-) -> Result<Vec<Numbered>, Corrupt> {
-    let mut batches = Vec::new();
-    let mut rest = in_order.peekable();
-    while let Some(slot) = rest.next() {
-        let (start, group, reading) = slot.ok_or(Corrupt("a reading is missing"))?;
-        let mut readings = vec![reading];
-        let head = &mut heads[group]; // groups were counted up to the number of heads
-        let received = head.received.pop_front();
-        let mut next = start + 1;
-        let fits = |slot: &Option<(u64, usize, Reading)>, head: &GroupHead, next: u64| {
-            matches!(slot, Some((offset, other, _)) if *other == group && *offset == next)
-                && head.received.front().copied() == received
-        };
-        while let Some(Some((_, _, reading))) = rest.next_if(|slot| fits(slot, head, next)) {
-            head.received.pop_front();
-            readings.push(reading);
-            next += 1;
-        }
-        let basis = head.basis.basis(received.unwrap_or_default());
-        let batch = Batch { device: head.device.clone(), session: head.session, basis, readings };
-        batches.push(Numbered { first: first.plus(start), batch: Arc::new(batch) });
-    }
-    Ok(batches)
-}
-
-fn decode_group(
-    input: &mut Input<'_>,
-    has_bases: bool,
-    strings: &[&str],
-    mut place: impl FnMut(u64, Reading) -> Result<(), Corrupt>,
-) -> Result<GroupHead, Corrupt> {
-    let string = |input: &mut Input<'_>| {
-        let index = usize::try_from(input.varint()?).unwrap_or(usize::MAX);
-        strings.get(index).copied().ok_or(Corrupt("a name is missing"))
-    };
-    let device = DeviceId::new(string(input)?).map_err(|_| Corrupt("a device's name is invalid"))?;
-    let session = match input.byte()? {
-        0 => None,
-        1 => Some(input.varint()?),
-        _ => return Err(Corrupt("a session is neither there nor absent")),
-    };
-    let basis = if has_bases { Kind::read(input)? } else { Kind::Wall };
-    let channels: Channels = (0..input.count(1)?)
-        .map(|_| ChannelName::new(string(input)?).map_err(|_| Corrupt("a channel's name is invalid")))
-        .collect::<Result<_, _>>()?;
-    let rows = input.count(1)?;
-    let offsets = paced(input, rows)?;
-    let origins = paced(input, rows)?;
-    let times = paced(input, rows)?;
-    let received = if basis.has_receipts() { paced(input, rows)?.into() } else { VecDeque::new() };
-    let mut values: Vec<Vec<Value>> = Vec::new();
-    values.resize_with(rows, || Vec::with_capacity(channels.len()));
-    if rows > 0 {
-        for _ in 0..channels.len() {
-            column::values(input, &mut values)?;
-        }
-    }
-    for (((offset, origin), time), values) in offsets.into_iter().zip(origins).zip(times).zip(values) {
-        let origin_seq = origin as u64; // the same bits, as written
-        let reading = Reading::new(origin_seq, Timestamp(time), channels.clone(), values.into_boxed_slice())
-            .map_err(|_| Corrupt("values are missing"))?;
-        let offset = u64::try_from(offset).map_err(|_| Corrupt("a reading's place is impossible"))?;
-        place(offset, reading)?;
-    }
-    Ok(GroupHead { device, session, basis, received })
+/// A segment as versions made them before there was a bound.
+#[cfg(test)]
+pub(super) fn too_large() -> (Header, Vec<u8>) {
+    tests::encode_as_one(&tests::constant(110_000, &[].into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Basis, BootId};
+    use crate::model::{Basis, BootId, ChannelName, Value};
     use proptest::prelude::*;
 
     fn channels(names: &[&str]) -> Channels {
@@ -456,7 +343,9 @@ mod tests {
     }
 
     fn encode(batches: &[Numbered]) -> Option<(Header, Vec<u8>)> {
-        Encoder::new().and_then(|mut encoder| encoder.encode(batches)).expect("zstd works")
+        let segments = Encoder::new().and_then(|mut encoder| encoder.encode(batches)).expect("zstd works");
+        assert!(segments.len() <= 1, "they are few");
+        segments.into_iter().next().map(|segment| (segment.header, segment.block))
     }
 
     proptest! {
@@ -494,7 +383,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_readings_that_are_left_come_back_with_their_seqs(batches in any_batches(), keep in 1u64..5, from in 0u64..5) {
-            let left = super::super::evict::filtered(&batches, &mut |seq, _, _| seq.0 % keep == from);
+            let left = super::super::leftover::filtered(&batches, &mut |seq, _, _| seq.0 % keep == from);
             let expected: Vec<_> = flat(&batches).into_iter().filter(|line| {
                 line.split(' ').next().and_then(|seq| seq.parse::<u64>().ok()).is_some_and(|seq| seq % keep == from)
             }).collect();
@@ -557,6 +446,88 @@ mod tests {
             .collect();
         let (_, block) = encode(&batches).expect("there are readings");
         assert!(block.len() < 10_000, "{} bytes", block.len());
+    }
+
+    /// As versions before there was a bound made them.
+    pub fn encode_as_one(batches: &[Numbered]) -> (Header, Vec<u8>) {
+        let made = Encoder::new().and_then(|mut encoder| encoder.encode_part(batches.to_vec()));
+        made.expect("zstd works").map(|made| (made.header, made.block)).expect("there are readings")
+    }
+
+    /// Readings of two devices in turn, whose values never change.
+    pub fn constant(count: u64, channels: &Channels) -> Vec<Numbered> {
+        let batch = |n: u64| {
+            let device = DeviceId::new(["even", "odd"][n as usize % 2]).expect("a valid name");
+            let reading = |at: u64| {
+                let values: Vec<Value> = channels.iter().map(|_| Value::Float(0.1)).collect();
+                Reading::new(at, Timestamp(at as i64), channels.clone(), values.into()).expect("it fits")
+            };
+            let readings = (n * 100..n * 100 + 100).map(reading).collect();
+            let batch = Batch { device, session: Some(1), basis: Basis::Wall, readings };
+            Numbered { first: Seq(n * 100 + 1), batch: Arc::new(batch) }
+        };
+        (0..count / 100).map(batch).collect()
+    }
+
+    #[test]
+    fn a_segment_of_any_length_is_decoded_in_little_memory() {
+        let wide: Vec<String> = (0..100).map(|n| format!("c{n}")).collect();
+        let wide = channels(&wide.iter().map(String::as_str).collect::<Vec<_>>());
+        for (count, channels) in [(110_000, channels(&["a"])), (12_000, wide)] {
+            let all = constant(count, &channels);
+            let thinned = super::super::leftover::filtered(&all, &mut |seq, _, _| seq.0 % 3 > 0 || seq.0 % 100 < 2);
+            for batches in [all, thinned] {
+                let (header, block) = encode_as_one(&batches);
+                assert!(block.len() < 100_000, "{} bytes", block.len());
+                let whole: usize = batches.iter().map(|batch| batch.batch.memory()).sum();
+                let mut back = Vec::new();
+                decode_pieces(&header, &block, Seq::ZERO, &mut |piece| {
+                    let memory: usize = piece.iter().map(|batch| batch.batch.memory()).sum();
+                    assert!(memory < whole / 4 * 3 && memory < 32 << 20, "{memory} of {whole} bytes");
+                    back.extend(piece);
+                    std::ops::ControlFlow::Continue(())
+                })
+                .expect("what was written reads back");
+                let seqs = |batches: &[Numbered]| -> Vec<(Seq, u64)> {
+                    batches.iter().flat_map(|b| b.after(Seq::ZERO).map(|(seq, _, r)| (seq, r.origin_seq))).collect()
+                };
+                assert_eq!(seqs(&back), seqs(&batches));
+
+                // From the middle on, what stands well before it is passed over.
+                let middle = Seq(count / 2 + 17);
+                let mut first = None;
+                decode_pieces(&header, &block, middle, &mut |piece| {
+                    first = piece.first().map(|batch| batch.first);
+                    std::ops::ControlFlow::Break(())
+                })
+                .expect("what was written reads back");
+                assert_eq!(first, seqs(&back).into_iter().map(|(seq, _)| seq).find(|seq| *seq > middle));
+            }
+        }
+    }
+
+    #[test]
+    fn what_takes_much_memory_is_written_as_several_segments() {
+        let channels = channels(&["a", "b", "c"]);
+        let all = constant(200_000, &channels);
+        let one = {
+            let readings = all.iter().flat_map(|batch| batch.batch.readings.clone()).collect();
+            vec![Numbered { first: Seq(1), batch: Arc::new(Batch { readings, ..(*all[0].batch).clone() }) }]
+        };
+        for batches in [all, one] {
+            let made = Encoder::new().and_then(|mut encoder| encoder.encode(&batches)).expect("zstd works");
+            let memory = |batches: &[Numbered]| -> usize { batches.iter().map(|batch| batch.batch.memory()).sum() };
+            assert!(made.len() > memory(&batches) / MAX_MEMORY, "{} segments", made.len());
+            let mut next = Seq(1);
+            for segment in &made {
+                assert!(memory(&segment.batches) <= MAX_MEMORY && segment.header.raw_length as usize <= MAX_MEMORY);
+                assert_eq!(segment.header.first, next);
+                let back = decode(&segment.header, &segment.block).expect("it reads back");
+                assert_eq!(back.last().map(Numbered::last), Some(segment.header.last));
+                next = segment.header.last.next();
+            }
+            assert_eq!(next, Seq(200_001));
+        }
     }
 
     const BOOT: BootId = BootId([0xb0; 16]);

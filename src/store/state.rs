@@ -7,21 +7,19 @@ use super::gap::{Gap, Hole};
 use super::headroom::DiskState;
 use super::inbox::Inbox;
 use super::logclock::LogClock;
-use super::mark::Mark;
+use super::mark::Marks;
 use super::restore::Restored;
 use super::schema;
 use super::tail::{Tail, Unsaved};
 use crate::clock::Now;
-use crate::model::{DeviceId, Seq};
+use crate::model::Seq;
 use parking_lot::Condvar;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) struct State {
     pub tail: Tail,
-    pub marks: HashMap<DeviceId, Arc<Mark>>,
-    pub max_marks: usize,
+    pub marks: Marks,
     /// Confirmed event of each sink.
     pub events: Vec<u64>,
     /// What the disk has of each sink's confirmed seq and event.
@@ -140,6 +138,7 @@ impl State {
             batches: unsaved.batches,
             marks: unsaved.marks,
             covered: unsaved.covered,
+            unmarked: unsaved.unmarked,
             sinks: sinks.collect(),
             reserve,
             gaps: std::mem::take(&mut self.gaps),
@@ -153,7 +152,7 @@ impl State {
             keep_clock: if writes { self.log_clock.keep(now, clean.is_some()) } else { None },
             check_only,
             seen_event: self.seen_event,
-            restored: if check_only { Restored::default() } else { std::mem::take(&mut self.restored) },
+            restored: if check_only { Restored::default() } else { self.restored.take(unsaved.upto) },
         };
         self.committing = true;
         self.restoring = !commit.restored.is_empty();

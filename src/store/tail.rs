@@ -11,7 +11,9 @@
 //! ```
 //!
 //! A reading leaves memory once it is saved and each sink confirmed it, or, when
-//! memory is short, as soon as it is saved: slow sinks then read it from disk.
+//! memory is short, as soon as it is saved: slow sinks then read it from disk. When the
+//! disk saves nothing, readings that each sink confirmed give way to new ones: what is
+//! acknowledged through the sinks goes on, and only the local history has a hole.
 
 use super::mark::Mark;
 use crate::config::HistoryWithin;
@@ -34,6 +36,11 @@ pub(super) struct Policy {
     /// Bytes of unsaved readings that make a commit due at once.
     pub segment_bytes: usize,
 }
+
+/// How long a full memory waits for the disk before history gives way.
+const HISTORY_WAITS: Duration = Duration::from_secs(5);
+/// Devices whose marks wait for a commit that has nothing else to write.
+const MAX_UNSAVED_MARKS: usize = 10_000;
 
 struct Entry {
     numbered: Numbered,
@@ -58,8 +65,10 @@ pub(super) struct Tail {
     total_bytes: usize,
     unsettled_bytes: usize,
     unsaved_bytes: usize,
-    /// A batch was handed back for want of room, and nothing was saved since.
-    refused: bool,
+    /// When a batch was handed back for want of room first, if nothing was saved since.
+    refused: Option<Duration>,
+    /// Readings that gave way since that was last asked.
+    given_way: u64,
     confirmed: Vec<Seq>,
     /// Session and seq of devices whose readings were settled without ever being saved.
     unsaved_marks: HashMap<DeviceId, (u64, u64)>,
@@ -77,6 +86,8 @@ pub(super) struct Unsaved {
     pub marks: Vec<(DeviceId, u64, u64)>,
     /// The same of the readings in `batches`.
     pub covered: Vec<(DeviceId, u64, u64)>,
+    /// Some of `batches` have a session and no mark: how far that came, they do not say.
+    pub unmarked: bool,
 }
 
 impl Tail {
@@ -94,7 +105,8 @@ impl Tail {
             total_bytes: 0,
             unsettled_bytes: 0,
             unsaved_bytes: 0,
-            refused: false,
+            refused: None,
+            given_way: 0,
             confirmed,
             unsaved_marks: HashMap::new(),
         }
@@ -103,13 +115,14 @@ impl Tail {
     /// Takes over a batch and numbers it, or hands it back if there is no room.
     pub fn append(&mut self, batch: Batch, mark: Option<&Arc<Mark>>, arrived: Duration) -> Result<(), Batch> {
         let bytes = batch.memory();
-        // What is settled and not saved cannot leave either: with a disk that stands still
-        // and sinks that do not, it would grow without end.
-        let held = self.unsettled_bytes.max(self.unsaved_bytes);
-        let full = held > 0 && held + bytes > self.policy.max_pending;
+        let mut full = self.is_full(bytes);
+        if full && self.refused.is_some_and(|since| arrived >= since.saturating_add(HISTORY_WAITS)) {
+            self.give_way(bytes);
+            full = self.is_full(bytes);
+        }
         let count = batch.readings.len() as u64;
         if full || self.next.plus(count) > self.reserved.next() {
-            self.refused |= full;
+            self.refused = self.refused.or(full.then_some(arrived));
             return Err(batch);
         }
         let Some(last_origin) = batch.readings.last().map(|reading| reading.origin_seq) else { return Ok(()) };
@@ -122,6 +135,56 @@ impl Tail {
         self.entries.push_back(Entry { numbered, arrived, bytes, mark: mark.cloned(), last_origin });
         self.trim();
         Ok(())
+    }
+
+    /// Whether there is no room for so many bytes. What is settled and not saved cannot
+    /// leave as a rule: with a disk that stands still and sinks that do not, it would grow
+    /// without end.
+    fn is_full(&self, bytes: usize) -> bool {
+        let held = self.unsettled_bytes.max(self.unsaved_bytes);
+        held > 0 && held + bytes > self.policy.max_pending
+    }
+
+    /// Lets go of readings that every sink confirmed and that are not saved, until there is
+    /// room for so many bytes.
+    fn give_way(&mut self, bytes: usize) {
+        let Some(everywhere) = self.confirmed.iter().copied().min() else { return };
+        while self.is_full(bytes)
+            && let Some(readings) = self.pass_unsaved(everywhere)
+        {
+            self.given_way += readings;
+        }
+        self.trim();
+    }
+
+    /// Has the first unsaved entry never saved, if it ends up to `upto`. Returns how many
+    /// readings it has.
+    fn pass_unsaved(&mut self, upto: Seq) -> Option<u64> {
+        let entry = self.entries.get(self.saved_entries).filter(|entry| entry.numbered.last() <= upto)?;
+        self.unsaved_bytes -= entry.bytes;
+        self.saved_entries += 1;
+        self.saved = entry.numbered.last();
+        let readings = entry.numbered.batch.readings.len() as u64;
+        if let Some(mark) = &entry.mark {
+            let device = mark.device();
+            if self.unsaved_marks.len() < MAX_UNSAVED_MARKS || self.unsaved_marks.contains_key(device) {
+                self.unsaved_marks.insert(device.clone(), (mark.session(), entry.last_origin));
+            }
+        }
+        Some(readings)
+    }
+
+    /// When a batch that was handed back may come again because history gives way then, if
+    /// nothing is saved before.
+    pub fn gives_way_at(&self) -> Option<Duration> {
+        let everywhere = self.confirmed.iter().copied().min()?;
+        self.entries.get(self.saved_entries).filter(|entry| entry.numbered.last() <= everywhere)?;
+        self.refused.map(|since| since.saturating_add(HISTORY_WAITS))
+    }
+
+    /// How many readings gave way to new ones since this was last asked.
+    pub fn take_given_way(&mut self) -> u64 {
+        std::mem::take(&mut self.given_way)
     }
 
     /// Sink number `sink` confirmed everything up to `upto`.
@@ -141,7 +204,7 @@ impl Tail {
             self.saved_entries += 1;
         }
         self.saved = self.saved.max(upto);
-        self.refused = false;
+        self.refused = None;
         self.advance()
     }
 
@@ -153,14 +216,7 @@ impl Tail {
     fn advance(&mut self) -> Vec<Arc<Mark>> {
         let everywhere = self.confirmed.iter().copied().min();
         if let (HistoryWithin::Off, Some(everywhere)) = (self.policy.history_within, everywhere) {
-            while let Some(entry) = self.entries.get(self.saved_entries).filter(|e| e.numbered.last() <= everywhere) {
-                self.unsaved_bytes -= entry.bytes;
-                self.saved_entries += 1;
-                self.saved = entry.numbered.last();
-                if let Some(mark) = &entry.mark {
-                    self.unsaved_marks.insert(mark.device().clone(), (mark.session(), entry.last_origin));
-                }
-            }
+            while self.pass_unsaved(everywhere).is_some() {}
         }
         let settled = everywhere.unwrap_or(Seq::ZERO).max(self.saved);
         let mut advanced: Vec<Arc<Mark>> = Vec::new();
@@ -194,9 +250,12 @@ impl Tail {
 
     /// The monotonic time at which a commit is due; `None` while none is.
     pub fn due(&self) -> Option<Duration> {
+        if self.unsaved_marks.len() >= MAX_UNSAVED_MARKS {
+            return Some(Duration::ZERO);
+        }
         let oldest = self.entries.get(self.saved_entries)?;
         // What is confirmed and would wait for history must not keep devices waiting.
-        if self.refused || self.segment_is_full() {
+        if self.refused.is_some() || self.segment_is_full() {
             return Some(Duration::ZERO);
         }
         let unsettled = self.entries.get(self.saved_entries.max(self.settled_entries));
@@ -216,6 +275,7 @@ impl Tail {
         let mut upto = self.saved;
         let mut previous: Option<&Arc<Mark>> = None;
         let mut pending = (0, 0);
+        let mut unmarked = false;
         let mut bytes = 0;
         let fits = |entry: &&Entry| {
             let fits = bytes < self.policy.segment_bytes;
@@ -225,7 +285,10 @@ impl Tail {
         for entry in self.entries.iter().skip(self.saved_entries).take_while(fits) {
             batches.push(entry.numbered.clone());
             upto = entry.numbered.last();
-            let Some(mark) = &entry.mark else { continue };
+            let Some(mark) = &entry.mark else {
+                unmarked |= entry.numbered.batch.session.is_some();
+                continue;
+            };
             if let Some(before) = previous.filter(|before| !Arc::ptr_eq(before, mark)) {
                 covered.insert(before.device().clone(), pending);
             }
@@ -240,7 +303,7 @@ impl Tail {
         let list = |marks: HashMap<DeviceId, (u64, u64)>| {
             marks.into_iter().map(|(device, (session, seq))| (device, session, seq)).collect()
         };
-        Unsaved { batches, upto, marks: list(marks), covered: list(covered) }
+        Unsaved { batches, upto, marks: list(marks), covered: list(covered), unmarked }
     }
 
     /// A commit that took `marks` along failed: they are still to be written.
@@ -426,6 +489,61 @@ mod tests {
         let upto = tail.unsaved().upto;
         tail.saved(upto);
         assert!(tail.append(batch(1..=1), None, SECOND).is_ok());
+    }
+
+    #[test]
+    fn what_every_sink_confirmed_gives_way_to_new_readings_when_the_disk_saves_nothing() {
+        let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 2);
+        let mark = mark();
+        let mut next = 1;
+        while tail.append(batch(next..=next), Some(&mark), SECOND).is_ok() {
+            next += 1;
+        }
+        assert_eq!(tail.gives_way_at(), None, "a sink has not confirmed them");
+        assert!(tail.append(batch(next..=next), Some(&mark), 100 * SECOND).is_err());
+        tail.confirm(0, Seq(next - 1));
+        tail.confirm(1, Seq(next - 1));
+        assert_eq!((mark.settled(), tail.gives_way_at()), (next - 1, Some(6 * SECOND)));
+        assert!(tail.append(batch(next..=next), Some(&mark), 5 * SECOND).is_err(), "the disk may be slow");
+        for _ in 0..50 {
+            tail.append(batch(next..=next), Some(&mark), 6 * SECOND).expect("history gives way");
+            tail.confirm(0, Seq(next));
+            tail.confirm(1, Seq(next));
+            assert_eq!(mark.settled(), next, "devices are acknowledged");
+            assert!(tail.total_bytes <= 1000, "{}", tail.total_bytes);
+            next += 1;
+        }
+        let given_way = tail.take_given_way();
+        assert_eq!((given_way, tail.take_given_way()), (50, 0));
+        // Once the disk is back, what is left of it is saved.
+        let work = tail.unsaved();
+        assert_eq!(seqs(&work.batches), (given_way + 1..next).collect::<Vec<_>>());
+        tail.saved(work.upto);
+        assert_eq!((tail.gives_way_at(), tail.due()), (None, None));
+    }
+
+    #[test]
+    fn what_no_mark_speaks_for_is_said_with_the_commit() {
+        let (mut tail, mark) = (tail(policy(), 1), mark());
+        tail.append(batch(1..=1), Some(&mark), SECOND).expect("there is room");
+        assert!(!tail.unsaved().unmarked);
+        tail.append(batch(1..=1), None, SECOND).expect("there is room");
+        assert!(tail.unsaved().unmarked);
+    }
+
+    #[test]
+    fn devices_that_are_settled_without_a_commit_are_remembered_in_bounded_memory() {
+        let mut tail =
+            Tail::new(Policy { history_within: HistoryWithin::Off, ..policy() }, Seq(1), Seq(1 << 20), vec![Seq::ZERO]);
+        let last = MAX_UNSAVED_MARKS as u64 + 100;
+        for device in 1..=last {
+            let device = DeviceId::new(&format!("d{device}")).expect("a valid name");
+            tail.append(batch(1..=1), Some(&Mark::new(device, 1, 0)), SECOND).expect("there is room");
+            tail.confirm(0, tail.next().prev());
+        }
+        assert_eq!(tail.unsaved_marks.len(), MAX_UNSAVED_MARKS);
+        assert_eq!(tail.due(), Some(Duration::ZERO), "they are to be written");
+        assert_eq!((tail.unsaved().marks.len(), tail.due()), (MAX_UNSAVED_MARKS, None));
     }
 
     #[test]

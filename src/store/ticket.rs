@@ -130,6 +130,7 @@ mod tests {
     use crate::config::Store;
     use crate::metrics::Metrics;
     use crate::model::Seq;
+    use std::collections::HashSet;
     use std::sync::Arc;
 
     const BOOT: BootId = BootId([1; 16]);
@@ -182,9 +183,10 @@ mod tests {
         };
         let proves = |ticket| Ticket::read(Some(runtime.path()), clock.boot()).proves(Some(ticket));
         let first = held();
-        disk.commit(&Commit::default()).expect("it is written");
+        disk.commit(&Commit::default(), &HashSet::new).expect("it is written");
         assert!(held() == first && proves(first), "what gives no right needs no other");
-        disk.commit(&Commit { reserve: Some(Seq(3 << 20)), ..Commit::default() }).expect("it is written");
+        disk.commit(&Commit { reserve: Some(Seq(3 << 20)), ..Commit::default() }, &HashSet::new)
+            .expect("it is written");
         assert!(proves(held()) && !proves(first));
     }
 

@@ -5,12 +5,13 @@
 //! take several times the space of the readings themselves. A fresh start reads
 //! the segments that follow the last time, see [`replay`].
 
-use super::row;
+use super::row::{self, LAST_SEQ};
 use super::schema;
 use super::segment;
 use crate::model::{DeviceId, Numbered, Seq};
 use rusqlite::Connection;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::ops::ControlFlow;
 
 /// Readings that a fresh start decodes at most, or nearly so.
 const MAX_READINGS: u64 = 256 * 1024;
@@ -18,26 +19,29 @@ const MAX_READINGS: u64 = 256 * 1024;
 const MAX_SEGMENTS: u32 = 256;
 
 /// So many marks are written to their table in any case.
-const MAX_MARKS: usize = 10_000;
+const MAX_MARKS: usize = 32 << 10;
+/// Of a table that is full, this part is freed at once.
+const FREED: usize = 8;
 
 /// What the segments say about devices and the table of marks does not.
 #[derive(Debug)]
 pub(super) struct Unlisted {
-    /// In the table's order: fewer pages are touched twice, and the same commits
-    /// write the same pages each time.
-    marks: BTreeMap<DeviceId, (u64, u64)>,
+    marks: Marks,
     /// The table is true up to here.
     listed: Seq,
     /// The last seq on disk.
     last: Seq,
     readings: u64,
     segments: u32,
+    /// Rows that the table may have, and has at most, if that is known.
+    most: usize,
+    rows: Option<usize>,
 }
 
 impl Unlisted {
-    /// Everything on disk, up to `last`, is in the table.
-    pub fn new(last: Seq) -> Unlisted {
-        Unlisted { marks: BTreeMap::new(), listed: last, last, readings: 0, segments: 0 }
+    /// Everything on disk, up to `last`, is in the table, which may have `most` rows.
+    pub fn new(last: Seq, most: usize) -> Unlisted {
+        Unlisted { marks: BTreeMap::new(), listed: last, last, readings: 0, segments: 0, most, rows: None }
     }
 
     /// A segment with so many readings up to `last` is on disk.
@@ -50,7 +54,7 @@ impl Unlisted {
     /// Device, session and the session's last seq: what a segment says, or of
     /// readings that were settled without being written.
     pub fn add(&mut self, marks: &[(DeviceId, u64, u64)]) {
-        self.marks.extend(marks.iter().map(|(device, session, seq)| (device.clone(), (*session, *seq))));
+        add(&mut self.marks, marks);
     }
 
     /// Whether the table must be brought up to date when readings up to `dropped`
@@ -60,35 +64,84 @@ impl Unlisted {
         dropped > self.listed
             || self.readings >= MAX_READINGS
             || self.segments >= MAX_SEGMENTS
-            || self.marks.len() >= MAX_MARKS
+            || self.marks.len() >= MAX_MARKS.min(self.most)
     }
 
-    /// Writes to the table what is not there yet.
+    /// Writes to the table what is not there yet, and what a commit adds that came to `last`.
+    /// If the table is full, devices that were away for longest are forgotten, but none of
+    /// those `in_use`. Returns how many rows the table has now at most.
     ///
     /// # Errors
-    /// If the database cannot be written.
-    pub fn list(&self, db: &Connection) -> rusqlite::Result<()> {
-        for (device, (session, seq)) in &self.marks {
-            schema::put_mark(db, device.as_str(), *session, *seq)?;
+    /// If the database cannot be read or written.
+    pub fn list(
+        &self,
+        db: &Connection,
+        more: [&[(DeviceId, u64, u64)]; 2],
+        last: Seq,
+        in_use: &dyn Fn() -> HashSet<DeviceId>,
+    ) -> rusqlite::Result<usize> {
+        let mut marks = self.marks.clone();
+        more.into_iter().for_each(|more| add(&mut marks, more));
+        let last = self.last.max(last);
+        let mut rows = self.rows.map(|rows| rows + marks.len());
+        if rows.is_none_or(|rows| rows > self.most) {
+            rows = Some(self.make_room(db, &marks, in_use)?);
         }
-        schema::set_meta(db, "listed", self.last.0)
+        for (device, (session, seq)) in &marks {
+            schema::put_mark(db, device.as_str(), *session, *seq, last)?;
+        }
+        schema::set_meta(db, "listed", last.0)?;
+        Ok(rows.unwrap_or(0))
     }
 
-    /// The same with what a commit adds that is the last, and up to where.
-    ///
-    /// # Errors
-    /// If the database cannot be written.
-    pub fn list_all(&self, db: &Connection, more: [&[(DeviceId, u64, u64)]; 2], last: Seq) -> rusqlite::Result<()> {
-        self.list(db)?;
-        for (device, session, seq) in more.into_iter().flatten() {
-            schema::put_mark(db, device.as_str(), *session, *seq)?;
+    /// How many rows the table will have with those for `marks`, once there is room.
+    fn make_room(
+        &self,
+        db: &Connection,
+        marks: &Marks,
+        in_use: &dyn Fn() -> HashSet<DeviceId>,
+    ) -> rusqlite::Result<usize> {
+        let there: usize = db.query_row("SELECT count(*) FROM mark", [], |row| row.get(0))?;
+        let mut known = db.prepare_cached("SELECT count(*) FROM mark WHERE device = ?1")?;
+        let mut rows = there;
+        for device in marks.keys() {
+            rows += usize::from(known.query_row([device.as_str()], |row| row.get::<_, u32>(0))? == 0);
         }
-        schema::set_meta(db, "listed", self.last.max(last).0)
+        if rows <= self.most {
+            return Ok(rows);
+        }
+        let surplus = rows - self.most + self.most / FREED;
+        let in_use = in_use();
+        let kept = |name: &str| DeviceId::new(name).is_ok_and(|d| in_use.contains(&d) || marks.contains_key(&d));
+        let mut forgotten: Vec<String> = Vec::new();
+        let mut oldest = db.prepare_cached("SELECT device FROM mark ORDER BY used")?;
+        let mut found = oldest.query([])?;
+        while forgotten.len() < surplus
+            && let Some(row) = found.next()?
+        {
+            forgotten.extend(Some(row.get(0)?).filter(|name: &String| !kept(name)));
+        }
+        let mut forget = db.prepare_cached("DELETE FROM mark WHERE device = ?1")?;
+        for device in &forgotten {
+            forget.execute([device])?;
+        }
+        Ok(rows - forgotten.len())
     }
 
-    /// What was listed is on disk now.
-    pub fn listed(&mut self) {
-        *self = Unlisted::new(self.last);
+    /// What was listed is on disk now: so many rows at most.
+    pub fn listed(&mut self, rows: usize) {
+        *self = Unlisted { rows: Some(rows), ..Unlisted::new(self.last, self.most) };
+    }
+}
+
+/// Session and the session's last seq of devices, in the table's order: fewer pages are
+/// touched twice, and the same commits write the same pages each time.
+type Marks = BTreeMap<DeviceId, (u64, u64)>;
+
+fn add(marks: &mut Marks, more: &[(DeviceId, u64, u64)]) {
+    for (device, session, seq) in more {
+        let mark = marks.entry(device.clone()).or_insert((*session, *seq));
+        *mark = if mark.0 == *session { (*session, mark.1.max(*seq)) } else { (*session, *seq) };
     }
 }
 
@@ -99,20 +152,31 @@ impl Unlisted {
 /// If the database cannot be read or written. A damaged segment speaks for nobody:
 /// its devices' repetitions are taken for news.
 pub(super) fn replay(db: &Connection, listed: Seq, last: Seq) -> rusqlite::Result<()> {
-    let mut unlisted = Unlisted::new(last);
+    let mut unlisted = Unlisted::new(last, usize::MAX);
     row::each(db, listed, &mut |header, block| {
         if header.last() <= listed {
             return true;
         }
-        match segment::decode(header, block) {
-            Ok(batches) => unlisted.add(&batches.iter().filter_map(says).collect::<Vec<_>>()),
-            Err(why) => {
-                tracing::warn!(first = header.first.0, %why, "a damaged segment says nothing about its devices")
-            }
+        let decoded = segment::decode_pieces(header, block, listed, &mut |batches| {
+            unlisted.add(&batches.iter().filter_map(says).collect::<Vec<_>>());
+            ControlFlow::Continue(())
+        });
+        if let Err(why) = decoded {
+            tracing::warn!(first = header.first.0, %why, "a damaged segment says nothing about its devices");
         }
         true
     })?;
-    unlisted.list(db)
+    unlisted.list(db, [&[], &[]], last, &HashSet::new).map(drop)
+}
+
+/// Brings the table up to date from all segments after `listed`; before there was such an
+/// entry, each commit wrote its marks to their table.
+///
+/// # Errors
+/// As [`replay`].
+pub(super) fn catch_up(db: &Connection, listed: Option<u64>) -> rusqlite::Result<()> {
+    let end: u64 = db.query_row(&format!("SELECT coalesce(max({LAST_SEQ}), 0) FROM segment"), [], |row| row.get(0))?;
+    replay(db, Seq(listed.unwrap_or(end)), Seq(end))
 }
 
 /// Device, session and the session's last seq that a batch of a segment stands for.

@@ -217,7 +217,7 @@ impl Work {
         let now = shared.clock.now();
         let (mut commit, upto) = shared.state.lock().commit(&shared.names, now);
         let readings: usize = commit.batches.iter().map(|b| b.batch.readings.len()).sum();
-        let result = self.disk.commit(&commit);
+        let result = self.disk.commit(&commit, &|| shared.state.lock().marks.in_use());
         let wrote = result.as_ref().map_or(true, |outcome| !outcome.leaves_places(&commit));
         if wrote {
             shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());

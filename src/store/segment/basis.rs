@@ -1,7 +1,7 @@
 //! What the times of a group of readings are, as a segment keeps it.
 
 use super::Corrupt;
-use super::column::Input;
+use super::source::Source;
 use crate::model::{Basis, Batch, BootId, Timestamp};
 
 /// A [`Basis`] as far as it is the same for a whole group: the time of receipt, where
@@ -55,7 +55,7 @@ impl Kind {
         out.extend(boot.into_iter().flat_map(|boot| boot.0));
     }
 
-    pub fn read(input: &mut Input<'_>) -> Result<Kind, Corrupt> {
+    pub fn read(input: &mut impl Source) -> Result<Kind, Corrupt> {
         match input.byte()? {
             0 => Ok(Kind::Wall),
             1 => Ok(Kind::Boot(boot(input)?)),
@@ -67,7 +67,7 @@ impl Kind {
     }
 }
 
-fn boot(input: &mut Input<'_>) -> Result<BootId, Corrupt> {
+fn boot(input: &mut impl Source) -> Result<BootId, Corrupt> {
     let mut boot = [0; 16];
     boot.copy_from_slice(input.take(16)?);
     Ok(BootId(boot))

@@ -5,70 +5,9 @@
 //! that the general compressor behind finds the bytes that repeat.
 
 use super::Corrupt;
+use super::source::Source;
 use crate::model::Value;
-
-/// Reads what the writers below wrote; every read is checked against the end.
-pub(super) struct Input<'a> {
-    bytes: &'a [u8],
-}
-
-impl<'a> Input<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Input<'a> {
-        Input { bytes }
-    }
-
-    pub(super) fn remaining(&self) -> usize {
-        self.bytes.len()
-    }
-
-    pub(super) fn take(&mut self, n: usize) -> Result<&'a [u8], Corrupt> {
-        let (head, tail) = self.bytes.split_at_checked(n).ok_or(Corrupt("ends early"))?;
-        self.bytes = tail;
-        Ok(head)
-    }
-
-    pub(super) fn byte(&mut self) -> Result<u8, Corrupt> {
-        let (first, rest) = self.bytes.split_first().ok_or(Corrupt("ends early"))?;
-        self.bytes = rest;
-        Ok(*first)
-    }
-
-    /// An unsigned LEB128 number.
-    pub(super) fn varint(&mut self) -> Result<u64, Corrupt> {
-        let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            let bits = u64::from(byte & 0x7f);
-            if shift == 63 && bits > 1 {
-                return Err(Corrupt("number out of range"));
-            }
-            value |= bits << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(Corrupt("number out of range"))
-    }
-
-    /// A count of things that take at least `bytes_each` bytes from here on, so
-    /// that a damaged count cannot make the reader allocate.
-    pub(super) fn count(&mut self, bytes_each: usize) -> Result<usize, Corrupt> {
-        let count = usize::try_from(self.varint()?).map_err(|_| Corrupt("count out of range"))?;
-        match count.checked_mul(bytes_each) {
-            Some(bytes) if bytes <= self.remaining() => Ok(count),
-            _ => Err(Corrupt("count out of range")),
-        }
-    }
-
-    pub(super) fn blob(&mut self) -> Result<&'a [u8], Corrupt> {
-        let length = self.count(1)?;
-        self.take(length)
-    }
-
-    pub(super) fn text(&mut self) -> Result<&'a str, Corrupt> {
-        std::str::from_utf8(self.blob()?).map_err(|_| Corrupt("text is not UTF-8"))
-    }
-}
+use std::ops::Range;
 
 pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
@@ -100,10 +39,7 @@ pub(super) fn put_deltas(out: &mut Vec<u8>, values: impl Iterator<Item = i64>) {
     }
 }
 
-pub(super) fn deltas<'i, 'a>(
-    input: &'i mut Input<'a>,
-    n: usize,
-) -> impl Iterator<Item = Result<i64, Corrupt>> + use<'i, 'a> {
+fn deltas<S: Source>(input: &mut S, n: usize) -> impl Iterator<Item = Result<i64, Corrupt>> + use<'_, S> {
     let mut before = 0i64;
     (0..n).map(move |_| {
         before = before.wrapping_add(unzigzag(input.varint()?));
@@ -128,15 +64,22 @@ pub(super) fn put_paced(out: &mut Vec<u8>, values: &[i64]) {
     );
 }
 
-pub(super) fn paced(input: &mut Input<'_>, n: usize) -> Result<Vec<i64>, Corrupt> {
+/// Reads `n` integers, and keeps those that `keep` wants by their rows and themselves.
+pub(super) fn paced(
+    input: &mut impl Source,
+    n: usize,
+    mut keep: impl FnMut(usize, i64) -> bool,
+) -> Result<Vec<i64>, Corrupt> {
     let unit = i64::try_from(input.varint()?).map_err(|_| Corrupt("unit out of range"))?;
-    let mut before = 0i64;
-    deltas(input, n)
-        .map(|delta| {
-            before = before.wrapping_add(delta?);
-            Ok(before.wrapping_mul(unit))
-        })
-        .collect()
+    let (mut before, mut kept) = (0i64, Vec::new());
+    for (row, delta) in deltas(input, n).enumerate() {
+        before = before.wrapping_add(delta?);
+        let value = before.wrapping_mul(unit);
+        if keep(row, value) {
+            kept.push(value);
+        }
+    }
+    Ok(kept)
 }
 
 const MIXED: u8 = 0;
@@ -191,7 +134,7 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
     }
 }
 
-fn value(input: &mut Input<'_>, tag: u8) -> Result<Value, Corrupt> {
+fn value(input: &mut impl Source, tag: u8) -> Result<Value, Corrupt> {
     Ok(match tag {
         FLOAT => {
             let mut raw = [0; 8];
@@ -210,37 +153,52 @@ fn value(input: &mut Input<'_>, tag: u8) -> Result<Value, Corrupt> {
     })
 }
 
-/// Appends one value to each of `rows`.
-pub(super) fn values(input: &mut Input<'_>, rows: &mut [Vec<Value>]) -> Result<(), Corrupt> {
+/// Reads one value for each of `n` rows, and appends those of the rows in `keep` to `rows`,
+/// one each.
+pub(super) fn values(
+    input: &mut impl Source,
+    n: usize,
+    keep: &Range<usize>,
+    rows: &mut [Vec<Value>],
+) -> Result<(), Corrupt> {
+    let mut put = |row: usize, value: Value| {
+        if let Some(row) = row.checked_sub(keep.start).and_then(|row| rows.get_mut(row)) {
+            row.push(value);
+        }
+    };
     match input.byte()? {
         MIXED => {
-            for row in rows {
+            for row in 0..n {
                 let tag = input.byte()?;
-                row.push(value(input, tag)?);
+                put(row, value(input, tag)?);
             }
         }
         DECIMAL => {
             let scale = *SCALES.get(usize::from(input.byte()?)).ok_or(Corrupt("unknown scale"))?;
-            for (integer, row) in deltas(input, rows.len()).zip(rows.iter_mut()) {
-                row.push(Value::Float(integer? as f64 / scale)); // under 2^53: exact
+            for (row, integer) in deltas(input, n).enumerate() {
+                put(row, Value::Float(integer? as f64 / scale)); // under 2^53: exact
             }
         }
         FLOAT => {
-            let n = rows.len();
-            let planes = input.take(n.checked_mul(8).ok_or(Corrupt("count out of range"))?)?;
-            for (i, row) in rows.iter_mut().enumerate() {
-                let raw = std::array::from_fn(|plane| planes[plane * n + i]); // 8 * n bytes were taken
-                row.push(Value::Float(f64::from_le_bytes(raw)));
+            let mut floats = vec![[0; 8]; keep.len()];
+            for plane in 0..8 {
+                input.skip(keep.start)?;
+                for (float, byte) in floats.iter_mut().zip(input.take(keep.len())?) {
+                    float[plane] = *byte; // under 8
+                }
+                input.skip(n.saturating_sub(keep.end))?;
             }
+            let floats = floats.into_iter().map(|float| Value::Float(f64::from_le_bytes(float)));
+            floats.zip(keep.start..).for_each(|(float, row)| put(row, float));
         }
         INTEGER => {
-            for (integer, row) in deltas(input, rows.len()).zip(rows.iter_mut()) {
-                row.push(Value::Integer(integer?));
+            for (row, integer) in deltas(input, n).enumerate() {
+                put(row, Value::Integer(integer?));
             }
         }
         kind => {
-            for row in rows {
-                row.push(value(input, kind)?);
+            for row in 0..n {
+                put(row, value(input, kind)?);
             }
         }
     }
@@ -293,6 +251,7 @@ fn put_floats(out: &mut Vec<u8>, floats: impl Iterator<Item = f64> + Clone) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::source::Input;
     use super::*;
     use proptest::prelude::*;
 
@@ -301,7 +260,7 @@ mod tests {
         put_values(&mut out, column.iter());
         let mut rows = vec![Vec::new(); column.len()];
         let mut input = Input::new(&out);
-        values(&mut input, &mut rows).expect("what was written reads back");
+        values(&mut input, column.len(), &(0..column.len()), &mut rows).expect("what was written reads back");
         assert_eq!(input.remaining(), 0);
         (rows.into_iter().flatten().collect(), out.len())
     }
@@ -342,16 +301,28 @@ mod tests {
         }
 
         #[test]
+        fn rows_in_the_middle_of_a_column_are_read_alone(column in proptest::collection::vec(any_value(), 1..40), a in 0usize..40, b in 0usize..40) {
+            let (from, upto) = (a.min(b).min(column.len()), a.max(b).min(column.len()));
+            let mut out = Vec::new();
+            put_values(&mut out, column.iter());
+            let mut rows = vec![Vec::new(); upto - from];
+            let mut input = Input::new(&out);
+            prop_assert_eq!(values(&mut input, column.len(), &(from..upto), &mut rows), Ok(()));
+            prop_assert_eq!(input.remaining(), 0);
+            prop_assert_eq!(bits(&rows.concat()), bits(&column[from..upto]));
+        }
+
+        #[test]
         fn paced_integers_come_back(column in proptest::collection::vec(any::<i64>(), 0..40)) {
             let mut out = Vec::new();
             put_paced(&mut out, &column);
-            prop_assert_eq!(paced(&mut Input::new(&out), column.len()), Ok(column));
+            prop_assert_eq!(paced(&mut Input::new(&out), column.len(), |_, _| true), Ok(column));
         }
 
         #[test]
         fn garbage_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..200), n in 0usize..50) {
-            let _ = values(&mut Input::new(&garbage), &mut vec![Vec::new(); n]);
-            let _ = paced(&mut Input::new(&garbage), n);
+            let _ = values(&mut Input::new(&garbage), n, &(0..n), &mut vec![Vec::new(); n]);
+            let _ = paced(&mut Input::new(&garbage), n, |_, _| true);
         }
     }
 

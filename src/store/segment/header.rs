@@ -2,6 +2,10 @@
 
 use crate::model::{Seq, Timestamp};
 
+/// What is decoded at a time. A byte may be a value, and takes 24 in memory then.
+const PIECE_READINGS: u32 = 64 << 10;
+const PIECE_RAW_LENGTH: u32 = 512 << 10;
+
 /// What stands in a segment's row beside its block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
@@ -37,6 +41,11 @@ impl Header {
     /// How many seqs there are from the first to the last reading.
     pub(super) fn span(&self) -> u64 {
         (self.last.0.saturating_add(1)).saturating_sub(self.first.0)
+    }
+
+    /// Into how many pieces its readings are divided so that none takes much memory.
+    pub(super) fn pieces(&self) -> u64 {
+        u64::from(self.count.div_ceil(PIECE_READINGS).max(self.raw_length.div_ceil(PIECE_RAW_LENGTH)).max(1))
     }
 
     /// How many readings it has after `after` and up to `upto`; about, if there are holes
