@@ -140,6 +140,7 @@ impl World {
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }
+        self.bring_back();
         if self.vfs.disk().is_dead() {
             self.revive();
         }
