@@ -364,10 +364,10 @@ mod tests {
     use crate::clock::SystemClock;
     use crate::config::Store;
     use crate::metrics::Metrics;
-    use crate::model::{Basis, Batch, ChannelName, DeviceId, Reading, Value};
+    use crate::model::{Basis, Batch, ChannelName, DeviceId, Reading, Timestamp, Value};
     use bytesize::ByteSize;
     use std::future::Future;
-    use std::task::{Context, Poll, Waker};
+    use std::task::{Context, Waker};
 
     /// Appends a reading of so many bytes.
     fn append(log: &Log, bytes: usize) {
