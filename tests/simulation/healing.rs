@@ -53,7 +53,7 @@ impl World {
         if let Some(gateway) = self.gateway.take() {
             gateway.stop().await;
         }
-        self.vfs.forget();
+        self.forget();
         let (name, controls) = self.devices[self.more.usize(..self.devices.len())].clone();
         let (gone, polite) = (self.more.u8(..3), self.more.bool());
         if gone == 0 {

@@ -64,7 +64,7 @@ impl World {
         if self.vfs.disk().is_dead() {
             self.revive();
         }
-        self.vfs.forget();
+        self.forget();
         for path in files(&directory).expect("files can be listed") {
             std::fs::remove_file(path).expect("files can be removed");
         }

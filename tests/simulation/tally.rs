@@ -66,7 +66,7 @@ impl fmt::Display for Tally {
         let [placed, untimed, flagged] = self.qualities;
         writeln!(
             f,
-            "{deliveries} deliveries, {duplicates} of them again, {told_missing} readings missed by sinks that came back, {refused} times told of refused samples, {power_cuts} power cuts, {kills} kills, {images} old copies, {disk_failures} disk errors;"
+            "{deliveries} deliveries, {duplicates} of them again, {refused} times told of refused samples, {told_missing} readings missed by sinks that came back, {power_cuts} power cuts, {kills} kills, {images} old copies, {disk_failures} disk errors;"
         )?;
         writeln!(
             f,

@@ -27,7 +27,7 @@ impl World {
                 if self.vfs.disk().is_dead() {
                     self.revive();
                 }
-                self.vfs.forget();
+                self.forget();
                 self.start().await;
             }
             Trouble::Kill | Trouble::PowerCut => {
@@ -125,6 +125,12 @@ impl World {
         }
     }
 
+    /// Nothing is left of the process that ended, nor of whoever else reads.
+    pub fn forget(&mut self) {
+        self.bring_back();
+        self.vfs.forget();
+    }
+
     /// What the operator moved away is where it was; nobody else reads.
     pub fn bring_back(&mut self) {
         self.reader = None;
@@ -143,7 +149,7 @@ impl World {
         if self.vfs.disk().is_dead() {
             self.revive();
         }
-        self.vfs.forget();
+        self.forget();
         if self.more.u8(..4) == 0 {
             self.plan.commands.enabled ^= true;
             self.context.trace(format_args!("commands are taken: {}", self.plan.commands.enabled));
@@ -218,7 +224,7 @@ impl World {
         let faults = std::mem::take(&mut self.vfs.disk().faults);
         let renamed = loop {
             let renamed = rename_sink(&self.plan.store.directory, &before, &name);
-            self.vfs.forget();
+            self.forget();
             match renamed {
                 Ok(_) => break Ok(()),
                 Err(_) if self.vfs.disk().is_dead() => self.revive(),
@@ -239,7 +245,8 @@ impl World {
 
     /// Takes the key of a device away, or gives it back.
     fn change_keys(&mut self) {
-        if self.plan.authentication == Authentication::None {
+        // The keys lie beside the log.
+        if self.plan.authentication == Authentication::None || self.away {
             return;
         }
         let (name, controls) = &self.devices[self.more.usize(..self.devices.len())];

@@ -313,10 +313,9 @@ impl World {
     }
 
     pub fn revive(&mut self) {
-        self.bring_back();
         self.copy = None;
         let death = self.vfs.disk().death();
-        self.vfs.forget();
+        self.forget();
         let lost = self.vfs.disk().revive();
         match death {
             Some(Death::PowerCut) => {
