@@ -31,7 +31,7 @@ pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use sections::{
     ClockTrust, Config, Deliver, Durability, Encoding, Gateway, HistoryWithin, Mqtt, MqttVersion, Priority, Route,
-    Store, Topics,
+    Start, Store, Topics,
 };
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use token::{TokenError, read_token};

@@ -97,6 +97,7 @@ pub struct Metrics {
     pub memory_refused: Family<ReasonLabel, Counter>,
     pub sink_delivered: Family<SinkLabel, Counter>,
     pub sink_events_refused: Family<SinkLabel, Counter>,
+    pub sink_events_dropped: Family<SinkReasonLabel, Counter>,
     pub sink_dropped: Family<SinkReasonLabel, Counter>,
     pub sink_pending: Family<SinkLabel, Gauge>,
     pub sink_oldest_pending_seconds: Family<SinkLabel, Float>,
@@ -158,6 +159,7 @@ impl Metrics {
             memory_refused: Family::default(),
             sink_delivered: Family::default(),
             sink_events_refused: Family::default(),
+            sink_events_dropped: Family::default(),
             sink_dropped: Family::default(),
             sink_pending: Family::default(),
             sink_oldest_pending_seconds: Family::default(),
@@ -280,6 +282,11 @@ impl Metrics {
             "sink_events_refused",
             "Events and commands' results that a broker refused, which are lost to it",
             m.sink_events_refused,
+        );
+        registry.register(
+            "sink_events_dropped",
+            "Events that made room for newer ones before the sink confirmed them",
+            m.sink_events_dropped,
         );
         registry.register("sink_dropped", "Readings that left the log before the sink confirmed them", m.sink_dropped);
         registry.register("sink_pending", "Readings that the sink has yet to confirm", m.sink_pending);

@@ -181,6 +181,38 @@ async fn a_purge_needs_the_gateway_stopped_and_a_yes_and_is_reported_as_a_gap() 
     assert!(!gateway.directory().join("log/quarantine").exists(), "{}", database.display());
 }
 
+#[tokio::test]
+async fn a_sink_that_was_renamed_is_told_of_loudly_and_gets_its_backlog_by_command() {
+    let (mut gateway, mut broker) = with_readings().await;
+    assert!(gateway.terminate().await.success());
+    gateway.keys("[[mqtt]]", "name = \"cloud\"\nstart = \"now\"");
+    gateway.start().await;
+    let config = gateway.config_file();
+    let note = "the sink mqtt is not configured any more, and 300 readings are kept for it as history";
+    assert!(gateway.log().contains(note), "{}", gateway.log());
+    let (_, ready) = gateway.get("/health/ready").await.expect("an answer");
+    assert!(ready.contains(note) && ready.contains("tidegate queue rename-sink mqtt NEW"), "{ready}");
+    let stats = json(&queue(&["stats", "-c", path(&config), "--json"]));
+    let sinks: Vec<_> = stats["sinks"].as_array().expect("sinks").iter().collect();
+    let shown = |sink: &Json| (sink["sink"].clone(), sink["configured"].clone(), sink["pending"].clone());
+    assert_eq!(shown(sinks[0]), ("cloud".into(), true.into(), 0.into()));
+    assert_eq!(shown(sinks[1]), ("mqtt".into(), false.into(), 300.into()));
+    let running = queue(&["rename-sink", "mqtt", "cloud", "-c", path(&config)]);
+    assert_eq!(running.status.code(), Some(1));
+    assert!(text(&running.stderr).contains("stop the gateway first"), "{}", text(&running.stderr));
+    assert!(gateway.terminate().await.success());
+
+    let asked = queue(&["forget-sink", "mqtt", "-c", path(&config)]);
+    assert_eq!(asked.status.code(), Some(1));
+    assert!(text(&asked.stdout).contains("would forget mqtt, for which 300 readings were kept"), "{asked:?}");
+    let renamed = queue(&["rename-sink", "mqtt", "cloud", "-c", path(&config), "--json"]);
+    assert_eq!((renamed.status.code(), &json(&renamed)["readings"]), (Some(0), &300.into()), "{renamed:?}");
+    let subscriber = Subscriber::start(&options(broker.port())).await;
+    broker.resume().await;
+    gateway.start().await;
+    subscriber.heard(300).await;
+}
+
 #[test]
 fn wrong_bounds_and_configurations_exit_with_2_and_missing_logs_with_1() {
     assert_eq!(queue(&["export", "--from", "yesterday"]).status.code(), Some(2));

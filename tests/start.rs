@@ -213,6 +213,8 @@ async fn a_damaged_newest_segment_hides_nothing_of_what_is_written_while_it_is_r
         assert_eq!(got, (next + 10..next + 20).collect::<Vec<_>>());
         let told = gaps(&mut opened).await;
         assert_eq!(told.last().map(|(_, first, last, _)| (*first, *last)), Some((next, next + 9)));
+        let newest = opened.cursors[0].events(0).await.expect("events").last().expect("the gap").id;
+        opened.cursors[0].confirm_events(newest);
         opened.cursors[1].confirm(opened.cursors[0].position());
         close(opened);
         next += 20;

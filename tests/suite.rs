@@ -31,6 +31,7 @@ mod rate;
 mod serial;
 mod service;
 mod sessions;
+mod sinks;
 mod space;
 mod start;
 mod support;

@@ -1,7 +1,9 @@
 //! `tidegate queue`: what an operator does with the log.
 
 mod export;
+mod forget;
 mod purge;
+mod rename;
 mod stats;
 mod verify;
 
@@ -26,6 +28,8 @@ enum Verb {
     Stats(stats::Args),
     Export(export::Args),
     Purge(purge::Args),
+    ForgetSink(forget::Args),
+    RenameSink(rename::Args),
     Verify(verify::Args),
 }
 
@@ -82,6 +86,8 @@ pub fn run(args: Args) -> ExitCode {
         Verb::Stats(args) => stats::run(&args, &mut out),
         Verb::Export(args) => export::run(&args, &mut out),
         Verb::Purge(args) => purge::run(&args, &mut out),
+        Verb::ForgetSink(args) => forget::run(&args, &mut out),
+        Verb::RenameSink(args) => rename::run(&args, &mut out),
         Verb::Verify(args) => verify::run(&args, &mut out),
     };
     let done = done.and_then(|fine| Ok(out.flush().map(|()| fine)?));

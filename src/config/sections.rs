@@ -115,6 +115,11 @@ pub struct Store {
     pub segment_size: ByteSize,
     /// Changes of devices' presence that are kept.
     pub audit: u32,
+    /// Events that are kept for sinks that do not take them.
+    pub max_events: u32,
+    /// How long the place of a sink is kept that is not configured any more.
+    #[serde(with = "humantime_serde")]
+    pub forget_sinks_after: Duration,
 }
 
 /// Which readings outlive others in a log that reaches its bounds.
@@ -164,12 +169,24 @@ pub enum Topics {
     Device,
 }
 
+/// Where a sink begins that the log does not know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// With the next reading.
+    Now,
+    /// With the oldest reading that the log has.
+    #[default]
+    Oldest,
+}
+
 /// `[[mqtt]]`: a broker, or several that stand in for each other.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Mqtt {
     /// Names the sink in the log's cursors, logs and metrics.
     pub name: String,
+    pub start: Start,
     /// `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`, tried in turn.
     pub brokers: Vec<String>,
     pub version: MqttVersion,
@@ -243,6 +260,8 @@ impl Default for Store {
             max_pending: ByteSize::mib(16),
             segment_size: ByteSize::mib(4),
             audit: 10_000,
+            max_events: 10_000,
+            forget_sinks_after: Duration::from_secs(30 * 24 * 3600),
         }
     }
 }
@@ -257,6 +276,7 @@ impl Default for Mqtt {
     fn default() -> Mqtt {
         Mqtt {
             name: "mqtt".into(),
+            start: Start::Oldest,
             brokers: Vec::new(),
             version: MqttVersion::V3_1_1,
             client_id: None,

@@ -158,6 +158,8 @@ fn store(store: &Store, mut section: Section) {
     }
     section.size("max_pending", store.max_pending, ByteSize::kib(64), ByteSize::gib(1));
     section.number("audit", store.audit, 0, 1_000_000);
+    section.number("max_events", store.max_events, 100, 1_000_000);
+    section.duration("forget_sinks_after", store.forget_sinks_after, HOUR, 3650 * DAY);
     section.size("segment_size", store.segment_size, ByteSize::kib(4), ByteSize::gib(1));
     if store.segment_size > store.max_pending {
         let what = format!("{} is more than max_pending", size(store.segment_size));

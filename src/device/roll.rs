@@ -303,7 +303,9 @@ impl Roll {
             if calm {
                 known.heat = 0.0;
             }
-            if known.told.as_ref().is_some_and(|told| told.says_the_same(known, flapping)) {
+            if let Some(told) = known.told.as_ref().filter(|told| told.says_the_same(known, flapping)) {
+                // It flapped when it was to be looked at, and has calmed down since.
+                (known.since, known.reason) = (told.since, told.reason);
                 continue;
             }
             known.told = Some(Word {

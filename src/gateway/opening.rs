@@ -5,7 +5,7 @@ use super::health::Overview;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::store::{Log, OpenError, Opened};
+use crate::store::{Log, OpenError, Opened, Wanted};
 use anyhow::{Context, Result};
 use std::io;
 use std::sync::Arc;
@@ -56,11 +56,11 @@ async fn attempt(
 ) -> Result<Opened, OpenError> {
     let failed = |why| OpenError::Directory { path: config.store.directory.clone(), why };
     let (done, opened) = oneshot::channel();
-    let names: Vec<String> = config.mqtt.iter().map(|mqtt| mqtt.name.to_string()).collect();
+    let sinks: Vec<_> = config.mqtt.iter().map(|mqtt| (mqtt.name.clone(), mqtt.start)).collect();
     let (store, routes, clock, metrics) = (config.store.clone(), config.route.clone(), clock.clone(), metrics.clone());
     let open = move || {
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let result = Log::open_with(&store, &routes, &names, clock, metrics);
+        let sinks: Vec<_> = sinks.iter().map(|(name, start)| Wanted { name, start: *start }).collect();
+        let result = Log::open_with(&store, &routes, &sinks, clock, metrics);
         // The gateway was told to stop before it had started.
         if let Err(Ok(unwanted)) = done.send(result) {
             unwanted.log.close();

@@ -117,6 +117,7 @@ impl<D: Destination> Pump<D> {
                     let since = self.clock.now().monotonic;
                     self.connected(true);
                     let end = self.serve(link, &mut stop, drain).await;
+                    self.cursor.listen(false);
                     self.connected(false);
                     self.backoff.worked_for(self.clock.now().monotonic.saturating_sub(since));
                     match end {
@@ -193,6 +194,7 @@ impl<D: Destination> Pump<D> {
             progress: false,
             refusal_told: false,
         };
+        self.cursor.listen(true);
         let mut figures = interval(FIGURES_EVERY);
         figures.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let failure = loop {
@@ -315,7 +317,11 @@ impl<D: Destination> Pump<D> {
                 transfer.next = seq;
                 self.settle(transfer);
             }
-            Err(Unencodable::Nothing) => transfer.chunk.clear(),
+            // Whatever was read and is not to be sent is passed: another read would find it again.
+            Err(Unencodable::Nothing) => {
+                transfer.next = transfer.chunk.last().map_or(transfer.next, |batch| batch.last().max(transfer.next));
+                transfer.chunk.clear();
+            }
         }
         true
     }

@@ -1,12 +1,13 @@
 //! A sink's place in the log, and reading from there: from memory while the sink
 //! keeps up, from disk when it fell behind.
 
+use super::events;
 use super::gap::Gap;
 use super::holes;
 use super::log::{LogEvent, Shared};
 use super::row;
 use super::segment::{self, Header};
-use crate::model::{Numbered, Seq, Timestamp};
+use crate::model::{Numbered, Seq};
 use anyhow::Result;
 use rusqlite::Connection;
 use std::collections::HashSet;
@@ -21,16 +22,15 @@ pub struct SinkCursor {
     index: usize,
     /// No reading stands after the first of these up to the second.
     exhausted: (Seq, Seq),
+    /// No event stands after the first of these up to the second.
+    no_events: (u64, u64),
     /// First seqs of damaged segments, and of what was lost between others, that were reported.
     reported: HashSet<Seq>,
 }
 
-/// Events handed out at a time.
-const MAX_EVENTS: u32 = 100;
-
 impl SinkCursor {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> SinkCursor {
-        SinkCursor { shared, index, exhausted: (Seq::ZERO, Seq::ZERO), reported: HashSet::new() }
+        SinkCursor { shared, index, exhausted: (Seq::ZERO, Seq::ZERO), no_events: (0, 0), reported: HashSet::new() }
     }
 
     /// The sink's name.
@@ -64,6 +64,8 @@ impl SinkCursor {
 
     /// Whether there is an event after `after`.
     pub fn has_event(&self, after: u64) -> bool {
+        let (from, upto) = self.no_events;
+        let after = if after >= from { after.max(upto) } else { after };
         self.shared.last_event.load(Ordering::Acquire) > after
     }
 
@@ -107,13 +109,13 @@ impl SinkCursor {
     async fn fetch_as_stored(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<Numbered>> {
         loop {
             let visible = self.shared.visible.load(Ordering::Acquire);
-            let written = {
+            let (in_memory, written) = {
                 let state = self.shared.state.lock();
-                if let Some(batches) = state.tail.read(after, max_bytes) {
-                    return Ok(batches);
-                }
-                state.written
+                (state.tail.read(after, max_bytes), state.written)
             };
+            if let Some(batches) = in_memory {
+                return Ok(self.moved_on(after, visible, batches));
+            }
             let found = self.on_disk(move |reader| read(reader, after, max_bytes)).await?;
             let held = {
                 let state = self.shared.state.lock();
@@ -128,10 +130,7 @@ impl SinkCursor {
                 return Ok(found.batches);
             }
             // Between the last segment and the first reading in memory there may be a hole.
-            if held.is_empty() {
-                self.exhausted = (after, Seq(visible));
-            }
-            return Ok(held);
+            return Ok(self.moved_on(after, visible, held));
         }
     }
 
@@ -147,6 +146,15 @@ impl SinkCursor {
             tracing::error!(first = first.0, readings = count, why = lost.why, "readings of the log are lost");
             self.report(Gap { reason: "corrupt", first, last, count, undelivered: vec![(self.name().clone(), count)] });
         }
+    }
+
+    /// Where there was nothing to read after `after` up to `visible`, that is not asked
+    /// for again: what reads in a loop would never rest.
+    fn moved_on(&mut self, after: Seq, visible: u64, batches: Vec<Numbered>) -> Vec<Numbered> {
+        if batches.is_empty() {
+            self.exhausted = (after, Seq(visible));
+        }
+        batches
     }
 
     /// Waits until there is a reading after `after` or an event after `event`.
@@ -184,30 +192,49 @@ impl SinkCursor {
         passed
     }
 
-    /// Events after `after`, oldest first, at most 100.
+    /// From now on, or no longer, somebody takes the sink's events: what it misses is told
+    /// by events as soon as it has confirmed those that told it before. Otherwise that is
+    /// gathered, and told as one.
+    pub fn listen(&self, listening: bool) {
+        let mut state = self.shared.state.lock();
+        state.news[self.index].listening = listening; // one for each sink
+        state.wake(&self.shared.due);
+    }
+
+    /// Events after `after`, oldest first, at most 100. They never change. Where nobody
+    /// listens, what the sink misses is told with them, if the log can be written.
     ///
     /// # Errors
     /// If the log cannot be read; worth another try later.
     pub async fn events(&mut self, after: u64) -> Result<Vec<LogEvent>> {
+        self.hear().await;
         if !self.has_event(after) {
             return Ok(Vec::new());
         }
         let newest = self.shared.last_event.load(Ordering::Acquire);
-        {
+        let name = self.name().clone();
+        let events = self.on_disk(move |reader| events::read(reader, &name, after, newest)).await?;
+        if events.is_empty() {
+            self.no_events = (after, newest);
+        }
+        Ok(events)
+    }
+
+    /// Listens until there is nothing to hear, unless somebody does anyway.
+    async fn hear(&self) {
+        if self.shared.stepped || self.shared.state.lock().news[self.index].listening {
+            return;
+        }
+        loop {
             let mut committed = std::pin::pin!(self.shared.committed.notified());
             committed.as_mut().enable();
-            // From the next commit on these events stay as they are. One that is being
-            // written may still make the last of them longer.
-            let under_way = {
-                let mut state = self.shared.state.lock();
-                state.seen_event = state.seen_event.max(newest);
-                state.committing
-            };
-            if under_way {
-                committed.await;
+            let waits = self.shared.state.lock().has_news(self.index, self.name());
+            self.listen(waits);
+            if !waits {
+                return;
             }
+            committed.await;
         }
-        self.on_disk(move |reader| read_events(reader, after, newest)).await
     }
 
     /// The destination confirmed every event up to `upto`.
@@ -330,30 +357,6 @@ fn absent((first, last): (Seq, Seq)) -> Lost {
     Lost { key: first, first, last, count: last.0 - first.prev().0, why: "no segment has them" }
 }
 
-fn read_events(reader: &Connection, after: u64, newest: u64) -> Result<Vec<LogEvent>> {
-    let mut statement = reader
-        .prepare_cached("SELECT id, time, body, guard FROM event WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3")?;
-    let mut rows = statement.query([after, newest, u64::from(MAX_EVENTS)])?;
-    let mut events = Vec::new();
-    while let Some(row) = rows.next()? {
-        let id: i64 = row.get(0)?;
-        let (time, text, guard) = (row.get(1), row.get::<_, String>(2), row.get::<_, i64>(3));
-        let sound = match (time, text, guard) {
-            (Ok(time), Ok(text), Ok(guard)) if guard == row::event_guard(id, time, &text) => {
-                serde_json::from_str(&text).ok().map(|body| (Timestamp(time), body))
-            }
-            _ => None,
-        };
-        // One that is damaged is told of as such: what it said is not known.
-        let (time, body) = sound.unwrap_or_else(|| {
-            let lost = [("type", "events_lost".into()), ("reason", "corrupt".into()), ("count", 1.into())];
-            (Timestamp(0), lost.map(|(key, value)| (key.to_owned(), value)).into_iter().collect())
-        });
-        events.push(LogEvent { id: u64::try_from(id).unwrap_or(0), time, body });
-    }
-    Ok(events)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::{Log, Opened};
@@ -361,10 +364,10 @@ mod tests {
     use crate::clock::SystemClock;
     use crate::config::Store;
     use crate::metrics::Metrics;
-    use crate::model::{Basis, Batch, ChannelName, DeviceId, Reading, Value};
+    use crate::model::{Basis, Batch, ChannelName, DeviceId, Reading, Timestamp, Value};
     use bytesize::ByteSize;
     use std::future::Future;
-    use std::task::{Context, Poll, Waker};
+    use std::task::{Context, Waker};
 
     /// Appends a reading of so many bytes.
     fn append(log: &Log, bytes: usize) {
@@ -425,33 +428,5 @@ mod tests {
             after = last;
         }
         assert_eq!((after, readings), (header.last(), u64::from(header.count)));
-    }
-
-    #[tokio::test]
-    async fn events_are_not_shown_while_a_commit_may_make_them_longer() {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let config = Store { directory: directory.path().to_owned(), ..Store::default() };
-        let (clock, gauge) = (Arc::new(SystemClock::new()), Arc::new(|| None));
-        let opened = Log::open_stepped(&config, &[], &["cloud"], clock, Metrics::new(), gauge);
-        let Opened { mut cursors, mut writer, .. } = opened.expect("a new log");
-        let mut cursor = cursors.remove(0);
-        cursor.refuse(Seq(1), "too_large");
-        writer.step();
-
-        let shared = cursor.shared.clone();
-        shared.state.lock().committing = true;
-        {
-            let mut events = std::pin::pin!(cursor.events(0));
-            let mut context = Context::from_waker(Waker::noop());
-            assert!(events.as_mut().poll(&mut context).is_pending(), "it may still change");
-            shared.state.lock().committing = false;
-            shared.committed.notify_waiters();
-            let Poll::Ready(Ok(events)) = events.as_mut().poll(&mut context) else { panic!("they are there") };
-            assert_eq!(events.len(), 1);
-        }
-        // Another gap in a row becomes an event of its own: the first one was shown.
-        cursor.refuse(Seq(2), "too_large");
-        writer.step();
-        assert_eq!(cursor.events(1).await.expect("it reads").len(), 1);
     }
 }

@@ -236,7 +236,7 @@ mod tests {
             let left = Left { has_wal: true, cut, ..Left::default() };
             recover::recover(
                 &mut db,
-                &["cloud"],
+                &["cloud".into()],
                 Timestamp(0),
                 &mut Ticket::none(Epoch(7)),
                 Durability::Normal,

@@ -17,6 +17,11 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    /// A fault of the database's own keeps what it is.
+    pub fn of(why: anyhow::Error) -> Fault {
+        why.downcast().map_or_else(|why| Fault::Damaged(format!("{why:#}")), Fault::Sqlite)
+    }
+
     pub fn at(self, path: &Path) -> OpenError {
         match self {
             Fault::Sqlite(why) => OpenError::Database { path: path.to_owned(), why },

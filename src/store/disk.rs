@@ -1,24 +1,24 @@
 //! Commits: everything that changes together is written together.
 
-use super::attendance::{self, Attendance};
+use super::attendance;
 use super::boots;
 use super::budget::Budget;
+use super::commit::{self, Commit, Outcome};
 use super::epochs;
-use super::evict::{self, Evicted, Evictor};
+use super::events;
+use super::evict::{self, Evictor};
 use super::fold::Folding;
-use super::gap::{Gap, OpenGaps};
 use super::heal;
 use super::holes::Holes;
-use super::inbox::{self, Taken};
-use super::logclock::Kept;
+use super::inbox;
 use super::merging::{self, Merging};
 use super::place::{Imprint, Place};
 use super::quarantine;
 use super::readers::Readers;
-use super::restore::Restored;
 use super::row::{self, Info};
 use super::schema;
 use super::segment::{Encoded, Encoder, Header};
+use super::sinks::Retired;
 use super::small_tables::Shares;
 use super::space::Gauge;
 use super::ticket::Ticket;
@@ -26,70 +26,12 @@ use super::unlisted::Unlisted;
 use super::wal::{Held, Wal};
 use super::writer::Lock;
 use crate::config::{self, Durability};
-use crate::model::{DeviceId, Numbered, Seq, Timestamp};
+use crate::model::{DeviceId, Seq};
 use anyhow::{Context, Result, bail};
-use rusqlite::{Connection, TransactionBehavior, params};
+use rusqlite::{Connection, TransactionBehavior};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// What one commit writes.
-#[derive(Default)]
-pub(super) struct Commit {
-    pub batches: Vec<Numbered>,
-    /// Device, session and the session's last settled seq, of readings that were
-    /// never written.
-    pub marks: Vec<(DeviceId, u64, u64)>,
-    /// The same of `batches`.
-    pub covered: Vec<(DeviceId, u64, u64)>,
-    /// Some of `batches` do not say how far their sessions came.
-    pub unmarked: bool,
-    /// Name, confirmed seq and confirmed event of each sink.
-    pub sinks: Vec<(Arc<str>, Seq, u64)>,
-    /// Reserve seqs up to here.
-    pub reserve: Option<Seq>,
-    /// Readings that left the log undelivered for another reason than its bounds.
-    pub gaps: Vec<Gap>,
-    /// Other events, as JSON objects.
-    pub notices: Vec<String>,
-    /// What is new about devices' presence.
-    pub attendance: Attendance,
-    /// What is new about commands.
-    pub inbox: Taken,
-    /// What is new about the machine's boot.
-    pub boot: Option<boots::News>,
-    /// The gateway stops: the next seq that will be given out.
-    pub clean: Option<Seq>,
-    pub now: Timestamp,
-    /// The log's clock, and whether it is to be kept.
-    pub clock: u64,
-    pub keep_clock: Option<Kept>,
-    /// Nothing is to be written but what the log's bounds demand.
-    pub check_only: bool,
-    /// The last event that a sink may have seen; later ones may still be changed.
-    pub seen_event: u64,
-    /// What comes from a database in quarantine.
-    pub restored: Restored,
-}
-
-/// What a commit did beyond what it was told.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Outcome {
-    /// Dropped to stay within the bounds.
-    pub evicted: Evicted,
-    pub last_event: Option<u64>,
-    /// The last reading of the segment that was written, if there was one.
-    pub written: Option<Seq>,
-    /// Size of the log's content in bytes.
-    pub size: u64,
-}
-
-impl Outcome {
-    /// Whether the sinks' places were not written.
-    pub fn leaves_places(&self, commit: &Commit) -> bool {
-        commit.check_only && self.evicted.holes.is_empty()
-    }
-}
 
 /// What stands on disk.
 pub(super) struct OnDisk {
@@ -106,9 +48,12 @@ pub(super) struct OnDisk {
 pub(super) struct Work {
     pub segments: Vec<Header>,
     pub outcome: Outcome,
+    /// See [`super::missed::next_round`].
+    pub round: Option<u64>,
+    /// The newest event, if it was looked at whether they are too many.
+    looks_at_events: Option<u64>,
     /// What is missing since, if that is more than before.
     holes: Option<Holes>,
-    open_gaps: OpenGaps,
     /// The table of marks was brought up to date, and has so many rows at most.
     listed: Option<usize>,
     /// What the last checkpoint did was written.
@@ -132,6 +77,9 @@ pub(super) struct Disk {
     pub min_free: u64,
     /// Entries of the trail of devices' presence that are kept.
     audit: u32,
+    max_events: u64,
+    /// The newest event when it was last looked at whether they are too many.
+    looked_at_events: u64,
     pub gauge: Gauge,
     pub connection: Option<Connection>,
     pub readers: Arc<Readers>,
@@ -142,16 +90,12 @@ pub(super) struct Disk {
     unlisted: Unlisted,
     merging: Merging,
     pub wal: Wal,
-    pub open_gaps: OpenGaps,
     /// By which seqs are reserved.
     pub ticket: Ticket,
     pub doubtful: Option<Work>,
     /// An fsync failed, and what it was to write was not written anew since.
     pub unsynced: bool,
 }
-
-/// Events kept for sinks that do not take them; the oldest go first.
-const MAX_EVENTS: u64 = 10_000;
 
 impl Disk {
     /// The log in the configured directory, where `on_disk` is.
@@ -181,6 +125,8 @@ impl Disk {
             durability: config.durability,
             min_free: config.min_free.as_u64(),
             audit: config.audit.min(shares.trail),
+            max_events: u64::from(config.max_events),
+            looked_at_events: 0,
             gauge,
             connection: Some(connection),
             readers,
@@ -190,7 +136,6 @@ impl Disk {
             folding: on_disk.folding,
             unlisted: Unlisted::new(on_disk.written, shares.marks),
             merging: Merging::default(),
-            open_gaps: OpenGaps::default(),
             ticket,
             doubtful: None,
             unsynced: false,
@@ -264,10 +209,8 @@ impl Disk {
         }
         let segments = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
         work.segments = segments.iter().map(|segment| segment.header).collect();
-        work.open_gaps = self.open_gaps.clone();
         let (encoder, evictor) = (&mut self.encoder, &mut self.evictor);
-        work.outcome =
-            write(&transaction, commit, &segments, room, encoder, evictor, &mut work.open_gaps).with_context(failed)?;
+        work.outcome = write(&transaction, commit, &segments, room, encoder, evictor).with_context(failed)?;
         if !work.outcome.leaves_places(commit) {
             work.told_fold = self.folding.write(&transaction).with_context(failed)?;
         }
@@ -278,6 +221,10 @@ impl Disk {
         for body in attendance::write(&transaction, &commit.attendance, commit.now, self.audit).with_context(failed)? {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
+        let few = self.looked_at_events + self.max_events / events::SHARE;
+        work.looks_at_events = work.outcome.last_event.filter(|newest| *newest >= few);
+        let most = work.looks_at_events.map(|_| self.max_events);
+        work.round = commit::tell(&transaction, commit, &mut work.outcome, most).with_context(failed)?;
         work.outcome.written = work.segments.last().map(Header::last);
         if let Some(reserved) = commit.reserve {
             epochs::reserve(&transaction, reserved, &mut self.ticket).with_context(failed)?;
@@ -316,7 +263,7 @@ impl Disk {
             self.unlisted.segment(header.last(), u64::from(header.count));
         }
         [&commit.marks, &commit.covered].into_iter().for_each(|marks| self.unlisted.add(marks));
-        self.open_gaps = work.open_gaps;
+        self.looked_at_events = work.looks_at_events.unwrap_or(self.looked_at_events);
         work.outcome
     }
 }
@@ -328,18 +275,19 @@ fn write(
     room: Option<u64>,
     encoder: &mut Encoder,
     evictor: &mut Evictor,
-    open_gaps: &mut OpenGaps,
 ) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     if let Some(Encoded { header, .. }) = segments.first() {
         // A commit that failed may be on disk all the same, and this one repeat it.
         db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1")?.execute([header.first.0])?;
     }
-    let confirmed: Vec<Seq> = commit.sinks.iter().map(|(_, confirmed, _)| *confirmed).collect();
+    let mut confirmed: Vec<Seq> = commit.sinks.iter().map(|(_, confirmed, _)| *confirmed).collect();
+    let configured = confirmed.len();
+    confirmed.extend(commit.retired.iter().map(|sink| sink.confirmed));
     let history = commit.restored.history.iter().map(|(_, block)| block);
     let blocks = segments.iter().map(|segment| &segment.block).chain(history);
     let incoming = blocks.map(|block| block.len() as u64 + evict::SEGMENT_OVERHEAD).sum();
-    outcome.evicted = evictor.make_room(db, encoder, incoming, room, commit.clock, &confirmed)?;
+    outcome.evicted = evictor.make_room(db, encoder, incoming, room, commit.clock, &confirmed, configured)?;
     for (header, block) in &commit.restored.history {
         row::put(db, "IGNORE", header, block, Info::uncounted(commit.clock))?;
     }
@@ -351,9 +299,10 @@ fn write(
     for (name, confirmed, event) in commit.sinks.iter().filter(|_| !outcome.leaves_places(commit)) {
         schema::put_sink(db, name, *confirmed.max(&outcome.evicted.upto), *event)?;
     }
-    let evicted = outcome.evicted.dropped.iter().map(|dropped| dropped.gap(&commit.sinks));
-    for gap in commit.gaps.iter().cloned().chain(evicted).filter(Gap::matters) {
-        outcome.last_event = Some(open_gaps.record(db, gap, commit.now, commit.seen_event)?);
+    for Retired { name, confirmed, event, since } in &commit.retired {
+        if outcome.evicted.upto > *confirmed {
+            schema::put_place(db, name, outcome.evicted.upto, *event, Some(*since))?;
+        }
     }
     for body in commit.notices.iter().chain(&commit.restored.events) {
         outcome.last_event = Some(schema::insert_event(db, commit.now, body)?);
@@ -362,7 +311,6 @@ fn write(
         outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
     }
     outcome.last_event = inbox::write(db, &commit.inbox, commit.now, commit.clock)?.or(outcome.last_event);
-    prune_events(db, commit)?;
     for progress in &commit.restored.progress {
         schema::set_meta(db, &progress.key, progress.segments)?;
     }
@@ -374,14 +322,4 @@ fn write(
     }
     outcome.size = schema::sizes(db)?.0;
     Ok(outcome)
-}
-
-fn prune_events(db: &Connection, commit: &Commit) -> rusqlite::Result<()> {
-    let confirmed = commit.sinks.iter().map(|(_, _, event)| *event).min().unwrap_or(0);
-    // Ids have holes: a restart may pass over many.
-    db.prepare_cached(
-        "DELETE FROM event WHERE id <= ?1 OR id <= (SELECT id FROM event ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-    )?
-    .execute(params![confirmed, MAX_EVENTS])?;
-    Ok(())
 }

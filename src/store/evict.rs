@@ -80,21 +80,21 @@ pub(super) struct Dropped {
     pub reason: Reason,
     pub first: Seq,
     pub last: Seq,
-    /// Those that some sink had not confirmed.
-    pub count: u64,
     /// For each sink, those that it had not confirmed.
     pub undelivered: Vec<u64>,
 }
 
 impl Dropped {
-    /// The same for the sinks, which stand in the order of what they confirmed.
-    pub fn gap(&self, sinks: &[(Arc<str>, Seq, u64)]) -> Gap {
-        let undelivered = sinks.iter().map(|(name, ..)| name.clone()).zip(self.undelivered.iter().copied());
+    /// The same for the sinks of these names, which stand in the order of what they
+    /// confirmed; the first so many are `configured`.
+    pub fn gap(&self, names: &[Arc<str>], configured: usize) -> Gap {
+        let undelivered = names.iter().cloned().zip(self.undelivered.iter().copied());
         Gap {
             reason: self.reason.name(),
             first: self.first,
             last: self.last,
-            count: self.count,
+            // The one that is furthest behind misses all that any of them does.
+            count: self.undelivered.iter().take(configured).copied().max().unwrap_or(0),
             undelivered: undelivered.collect(),
         }
     }
@@ -116,26 +116,24 @@ impl Evicted {
         self.holes.iter().map(|hole| hole.last).max().unwrap_or_default()
     }
 
-    fn count(&mut self, reason: Reason, first: Seq, last: Seq, count: u64, undelivered: &[u64]) {
-        if count == 0 {
+    fn count(&mut self, reason: Reason, first: Seq, last: Seq, undelivered: &[u64]) {
+        if undelivered.iter().all(|count| *count == 0) {
             return;
         }
         match self.dropped.iter_mut().find(|dropped| dropped.reason == reason) {
             Some(dropped) => {
                 dropped.first = dropped.first.min(first);
                 dropped.last = dropped.last.max(last);
-                dropped.count += count;
                 dropped.undelivered.iter_mut().zip(undelivered).for_each(|(total, more)| *total += more);
             }
-            None => self.dropped.push(Dropped { reason, first, last, count, undelivered: undelivered.to_vec() }),
+            None => self.dropped.push(Dropped { reason, first, last, undelivered: undelivered.to_vec() }),
         }
     }
 
     /// Counts one reading.
     fn count_one(&mut self, reason: Reason, seq: Seq, confirmed: &[Seq]) {
         let undelivered: Vec<u64> = confirmed.iter().map(|confirmed| u64::from(seq > *confirmed)).collect();
-        let count = undelivered.iter().copied().max().unwrap_or(0);
-        self.count(reason, seq, seq, count, &undelivered);
+        self.count(reason, seq, seq, &undelivered);
     }
 }
 
@@ -186,7 +184,8 @@ impl Evictor {
     }
 
     /// Makes room for `incoming` bytes, `room` being how far the filesystem is from
-    /// its floor, and drops what is too old at `clock`.
+    /// its floor, and drops what is too old at `clock`. What the first so many sinks that
+    /// are `configured` have confirmed is history.
     pub fn make_room(
         &mut self,
         db: &Connection,
@@ -195,6 +194,7 @@ impl Evictor {
         room: Option<u64>,
         clock: u64,
         confirmed: &[Seq],
+        configured: usize,
     ) -> Result<Evicted> {
         let mut evicted = Evicted::default();
         let mut limit = LOOK_AT;
@@ -225,7 +225,7 @@ impl Evictor {
                 chunk: (self.bounds.max_size / 64).min(REWRITE_BYTES / 2),
                 complete,
             };
-            let steps = retention::plan(&stored, confirmed, &demand);
+            let steps = retention::plan(&stored, &confirmed[..configured.min(confirmed.len())], &demand);
             if steps.is_empty() && complete && limit >= LOOK_AT_MOST {
                 break;
             }
@@ -423,9 +423,8 @@ fn drop_whole(
             false => last.0.saturating_sub(confirmed.0),
         })
         .collect();
-    let most = undelivered.iter().copied().max().unwrap_or(0);
     let everywhere = confirmed.iter().copied().min().unwrap_or_default();
-    evicted.count(reason, first.max(everywhere.next()), last, most, &undelivered);
+    evicted.count(reason, first.max(everywhere.next()), last, &undelivered);
     Ok(())
 }
 

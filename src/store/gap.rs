@@ -1,9 +1,7 @@
-//! Ranges of readings that sinks will never get, and the events that say so.
+//! Ranges of readings that sinks will never get, and stretches of seqs without readings.
 
-use super::schema;
 use super::segment::Header;
-use crate::model::{Seq, Timestamp};
-use rusqlite::Connection;
+use crate::model::Seq;
 use std::sync::Arc;
 
 /// A range of readings that some sinks will never get.
@@ -12,65 +10,10 @@ pub(super) struct Gap {
     pub reason: &'static str,
     pub first: Seq,
     pub last: Seq,
+    /// Those that some sink that is configured had not confirmed.
     pub count: u64,
     /// Sinks that had not confirmed them, and how many each.
     pub undelivered: Vec<(Arc<str>, u64)>,
-}
-
-impl Gap {
-    pub fn body(&self) -> String {
-        let undelivered: serde_json::Map<_, _> =
-            self.undelivered.iter().map(|(name, count)| (name.to_string(), (*count).into())).collect();
-        serde_json::json!({
-            "type": "gap", "reason": self.reason, "first": self.first, "last": self.last, "count": self.count,
-            "undelivered": undelivered,
-        })
-        .to_string()
-    }
-
-    /// Whether anybody misses anything.
-    pub fn matters(&self) -> bool {
-        self.undelivered.iter().any(|(_, count)| *count > 0)
-    }
-
-    /// Takes in a gap that goes on where this one ends; false if it does not.
-    fn extend(&mut self, next: &Gap) -> bool {
-        let same_sinks = self.undelivered.iter().map(|(n, _)| n).eq(next.undelivered.iter().map(|(n, _)| n));
-        if self.reason != next.reason || self.last >= next.first || !same_sinks {
-            return false;
-        }
-        self.last = next.last;
-        self.count += next.count;
-        for ((_, total), (_, more)) in self.undelivered.iter_mut().zip(&next.undelivered) {
-            *total += more;
-        }
-        true
-    }
-}
-
-/// The last gap event of each reason, while no sink has seen it and it may grow.
-#[derive(Debug, Clone, Default)]
-pub(super) struct OpenGaps(Vec<(u64, Gap)>);
-
-impl OpenGaps {
-    /// Writes the gap as an event, or makes one longer that is not newer than `seen`.
-    /// Returns the event's id.
-    pub fn record(&mut self, db: &Connection, gap: Gap, now: Timestamp, seen: u64) -> rusqlite::Result<u64> {
-        self.0.retain(|(id, _)| *id > seen);
-        let open = self.0.iter_mut().find(|(_, before)| before.reason == gap.reason);
-        if let Some((id, before)) = open {
-            if before.extend(&gap) {
-                schema::update_event(db, *id, now, &before.body())?;
-                return Ok(*id);
-            }
-            *id = schema::insert_event(db, now, &gap.body())?;
-            *before = gap;
-            return Ok(*id);
-        }
-        let id = schema::insert_event(db, now, &gap.body())?;
-        self.0.push((id, gap));
-        Ok(id)
-    }
 }
 
 /// A stretch of seqs of which some have no reading.
@@ -148,28 +91,6 @@ fn condense(holes: &mut Vec<Hole>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn gap(first: u64, last: u64) -> Gap {
-        let count = last - first + 1;
-        Gap {
-            reason: "max_size",
-            first: Seq(first),
-            last: Seq(last),
-            count,
-            undelivered: vec![("cloud".into(), count)],
-        }
-    }
-
-    #[test]
-    fn gaps_that_follow_each_other_become_one() {
-        let mut all = gap(1, 10);
-        assert!(all.extend(&gap(11, 20)));
-        assert!(all.extend(&gap(31, 40)));
-        assert_eq!((all.first, all.last, all.count), (Seq(1), Seq(40), 30));
-        assert_eq!(all.undelivered, [("cloud".into(), 30)]);
-        assert!(!all.extend(&gap(5, 6)));
-        assert!(!all.extend(&Gap { reason: "too_large", ..gap(41, 41) }));
-    }
 
     #[test]
     fn holes_are_counted_by_parts_and_stay_few() {

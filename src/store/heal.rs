@@ -16,6 +16,7 @@ use super::recover::{self, Fault, Recovered};
 use super::restore::{DONE, Job};
 use super::salvage::{Facts, Found, Salvage, Scan, wal_path};
 use super::schema::{self, OpenError};
+use super::sinks::Wanted;
 use super::ticket::Ticket;
 use super::unlisted;
 use super::wal;
@@ -61,7 +62,7 @@ const FAR: u64 = 1 << 40;
 pub(super) fn open(
     config: &config::Store,
     lanes: &Lanes,
-    sinks: &[&str],
+    sinks: &[Wanted<'_>],
     clock: &dyn Clock,
     metrics: &Metrics,
 ) -> Result<Healed, OpenError> {
@@ -193,7 +194,7 @@ fn attempt(
     config: &config::Store,
     lanes: &Lanes,
     path: &Path,
-    sinks: &[&str],
+    sinks: &[Wanted<'_>],
     now: Now,
     boot: BootId,
 ) -> Result<Opening, OpenError> {
@@ -286,7 +287,7 @@ const ELOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
 fn take_over(
     connection: &mut Connection,
     store: &Path,
-    sinks: &[&str],
+    sinks: &[Wanted<'_>],
     now: Now,
     ticket: &mut Ticket,
 ) -> Result<Vec<Job>, Fault> {
@@ -304,16 +305,16 @@ fn take_over(
         if salvage.length() <= LOOK_THROUGH {
             hear_segments(&salvage, &mut facts);
         }
-        let place = |name: &str| facts.sinks.get(name).copied().unwrap_or_default();
-        let wanted = || sinks.iter().map(|name| place(name));
+        let place = |name: &str| facts.sinks.get(name).map(|place| (place.confirmed, place.event)).unwrap_or_default();
+        let wanted = || sinks.iter().map(|sink| place(sink.name));
         let behind = match sinks.is_empty() {
-            true => facts.sinks.values().copied().min().unwrap_or_default(),
+            true => facts.sinks.keys().map(|name| place(name)).min().unwrap_or_default(),
             false => (
                 wanted().map(|(confirmed, _)| confirmed).min().unwrap_or(0),
                 wanted().map(|(_, event)| event).min().unwrap_or(0),
             ),
         };
-        let highest = facts.sinks.values().map(|(confirmed, _)| *confirmed).max().unwrap_or(0);
+        let highest = facts.sinks.values().map(|place| place.confirmed).max().unwrap_or(0);
         let end = match facts.meta.get("reserved") {
             Some(reserved) => (*reserved).max(highest),
             None => (highest / FAR + 1) * FAR,
@@ -365,7 +366,7 @@ fn begin(
     connection: &mut Connection,
     entry: &mut Entry,
     facts: &Facts,
-    sinks: &[&str],
+    sinks: &[Wanted<'_>],
     end: u64,
     told: u64,
     now: Now,
@@ -386,12 +387,13 @@ fn begin(
             }
             schema::set_meta(&transaction, "reserved", end)?;
             schema::set_meta(&transaction, "clean", end + 1)?;
-            let kept: Vec<&str> = match sinks.is_empty() {
-                true => facts.sinks.keys().map(String::as_str).collect(),
-                false => sinks.to_vec(),
-            };
-            for name in kept {
-                schema::put_sink(&transaction, name, Seq(end), 0)?;
+            for sink in sinks {
+                schema::put_sink(&transaction, sink.name, Seq(end), 0)?;
+            }
+            // What the others have not had is history, and stands where it stood.
+            for (name, place) in facts.sinks.iter().filter(|(name, _)| !sinks.iter().any(|sink| sink.name == **name)) {
+                let retired = place.retired.unwrap_or_else(|| facts.meta.get("log_clock").copied().unwrap_or(0));
+                schema::put_place(&transaction, name, Seq(place.confirmed), 0, Some(retired))?;
             }
             epoch
         }
@@ -399,7 +401,7 @@ fn begin(
     let report = &mut entry.report;
     report.epoch = old_epoch;
     report.new_epoch = u32::try_from(epoch).ok();
-    report.salvaged.sinks = sinks.iter().filter(|name| facts.sinks.contains_key(**name)).count() as u64;
+    report.salvaged.sinks = sinks.iter().filter(|sink| facts.sinks.contains_key(sink.name)).count() as u64;
     for (device, (session, seq)) in &facts.marks {
         if DeviceId::new(device).is_ok() {
             schema::put_mark(&transaction, device, *session, *seq, Seq::ZERO)?;
@@ -423,6 +425,15 @@ fn begin(
         body.entry("of_id").or_insert_with(|| (*id).into());
         let body = serde_json::Value::Object(body).to_string();
         schema::insert_event(&transaction, crate::model::Timestamp(*time), &body)?;
+        entry.report.salvaged.events += 1;
+    }
+    for body in &facts.missed {
+        let Ok(mut body) = serde_json::from_str::<serde_json::Map<_, _>>(body) else { continue };
+        if let Some(before) = &before {
+            epochs::name_former(&mut body, before);
+        }
+        body.entry("of_epoch").or_insert_with(|| old_epoch.into());
+        schema::insert_event(&transaction, now.wall, &serde_json::Value::Object(body).to_string())?;
         entry.report.salvaged.events += 1;
     }
     schema::set_meta(&transaction, &entry.progress_key(), 0)?;

@@ -2,6 +2,7 @@
 
 use super::attendance::KnownDevices;
 use super::cursor::SinkCursor;
+use super::events::Lost;
 use super::gap::Gap;
 use super::headroom::DiskState;
 use super::heal;
@@ -11,6 +12,7 @@ use super::place::Astray;
 use super::readers::Readers;
 use super::restore;
 use super::schema::OpenError;
+use super::sinks::{Forgotten, Wanted};
 use super::small_tables::MAX_MARKS;
 use super::space::Gauge;
 use super::state::State;
@@ -130,14 +132,15 @@ impl Log {
     ///
     /// # Errors
     /// See [`OpenError`]; some of them pass, see [`OpenError::may_pass`].
-    pub fn open_with(
+    pub fn open_with<'a, S: Into<Wanted<'a>> + Copy>(
         config: &config::Store,
         routes: &[Route],
-        sinks: &[&str],
+        sinks: &[S],
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened, OpenError> {
-        let Prepared { shared, disk, jobs, devices, reserve } = prepare(config, routes, sinks, clock, metrics, None)?;
+        let Prepared { shared, disk, jobs, devices, reserve } =
+            prepare(config, routes, &wanted(sinks), clock, metrics, None)?;
         let for_writer = shared.clone();
         let failed = |why| OpenError::Directory { path: config.directory.clone(), why };
         let thread = std::thread::Builder::new()
@@ -158,16 +161,16 @@ impl Log {
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open_stepped(
+    pub fn open_stepped<'a, S: Into<Wanted<'a>> + Copy>(
         config: &config::Store,
         routes: &[Route],
-        sinks: &[&str],
+        sinks: &[S],
         clock: Arc<dyn Clock>,
         metrics: Metrics,
         gauge: Gauge,
     ) -> Result<Opened<Stepper>, OpenError> {
         let Prepared { shared, disk, devices, reserve, .. } =
-            prepare(config, routes, sinks, clock, metrics, Some(gauge))?;
+            prepare(config, routes, &wanted(sinks), clock, metrics, Some(gauge))?;
         Ok(opened(shared.clone(), devices, Stepper::new(shared, disk, reserve)))
     }
 
@@ -323,7 +326,8 @@ impl Log {
             Some(due) => now.saturating_sub(due.max(state.last_progress)),
             None => Duration::ZERO,
         };
-        let notes = self.shared.notes.clone();
+        let mut notes = self.shared.notes.clone();
+        notes.extend(state.retired.iter().filter_map(|sink| state.waits_for(sink)));
         LogHealth { failure: state.failure.clone(), overdue, disk: state.disk, notes }
     }
 
@@ -337,6 +341,10 @@ impl Log {
             damaged.await;
         }
     }
+}
+
+fn wanted<'a, S: Into<Wanted<'a>> + Copy>(sinks: &[S]) -> Vec<Wanted<'a>> {
+    sinks.iter().map(|sink| (*sink).into()).collect()
 }
 
 impl Shared {
@@ -383,6 +391,19 @@ impl Shared {
 
     pub fn label(&self, sink: usize) -> SinkLabel {
         SinkLabel { sink: self.names[sink].clone() } // cursors are made one for each name
+    }
+
+    /// Counts events that sinks will never get, and readings that were kept for sinks that
+    /// are forgotten.
+    pub fn count_lost(&self, events: &[Lost], forgotten: &[Forgotten]) {
+        for Lost { sink, kind, count } in events {
+            let label = SinkReasonLabel { sink: sink.clone(), reason: kind };
+            self.metrics.sink_events_dropped.get_or_create(&label).inc_by(*count);
+        }
+        for Forgotten { name, count, .. } in forgotten {
+            let label = SinkReasonLabel { sink: name.clone(), reason: "forgotten" };
+            self.metrics.sink_dropped.get_or_create(&label).inc_by(*count);
+        }
     }
 
     /// Counts readings that sinks will never get.

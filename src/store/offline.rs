@@ -3,29 +3,24 @@
 //!
 //! A gateway's log is read through SQLite, which keeps apart what is being written. A
 //! file given by name is read without SQLite, and so without changing anything beside
-//! it, including what stands in its write-ahead log. Only [`purge`] writes, and only
-//! while no gateway runs.
+//! it, including what stands in its write-ahead log.
 
 use super::boots::{self, Beginnings};
 use super::epochs;
-use super::gap::{Gap, Hole};
-use super::holes::{self, Holes};
+use super::holes;
 use super::paged;
 use super::ranges::Ranges;
 use super::recover;
-use super::row::{self, HEADER_COLUMNS, LAST_SEQ};
 use super::salvage::{self, Found, Salvage, Scan};
 use super::schema::{self, FILE_NAME};
 use super::segment;
-use super::unlisted;
-use crate::config::Durability;
+use super::sinks::{self, Place};
 use crate::model::{Epochs, Numbered, Seq, Timestamp};
 use anyhow::{Context, Result, bail};
-use rusqlite::{Connection, TransactionBehavior};
-use std::collections::BTreeMap;
+use rusqlite::Connection;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::time::Duration;
 
 /// A log that is only read.
 pub struct Offline {
@@ -51,6 +46,8 @@ pub enum Piece {
 pub struct Pending {
     pub sink: String,
     pub confirmed: Seq,
+    /// For how long it has not been configured, if it is not, by the log's clock.
+    pub retired: Option<Duration>,
     pub readings: u64,
     /// Bytes of the segments that hold them.
     pub bytes: u64,
@@ -77,25 +74,6 @@ pub struct Verdict {
     pub problems: Vec<String>,
     /// What could not be checked, and what to do about that.
     pub notes: Vec<&'static str>,
-}
-
-/// Which readings to purge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Before {
-    Seq(Seq),
-    Time(Timestamp),
-    Everything,
-}
-
-/// What a purge removes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Purged {
-    /// The range of seqs that went, if any did.
-    pub range: Option<(Seq, Seq)>,
-    /// Readings in it.
-    pub readings: u64,
-    /// Sinks, and how many of these readings each had not confirmed.
-    pub undelivered: Vec<(String, u64)>,
 }
 
 const MAX_PROBLEMS: usize = 1000;
@@ -239,12 +217,21 @@ impl Offline {
     /// # Errors
     /// If the log cannot be read.
     pub fn contents(&self) -> Result<Contents> {
-        let sinks: BTreeMap<String, u64> = match &self.source {
-            Source::Sqlite { db, .. } => recover::places(db)?.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
-            Source::Bytes(salvage) => salvage.facts().sinks.into_iter().map(|(name, (seq, _))| (name, seq)).collect(),
+        let (sinks, clock) = match &self.source {
+            Source::Sqlite { db, .. } => (sinks::places(db)?, recover::meta(db, "log_clock").ok().flatten()),
+            Source::Bytes(salvage) => {
+                let facts = salvage.facts();
+                (facts.sinks, facts.meta.get("log_clock").copied())
+            }
         };
-        let pending =
-            |(sink, confirmed)| Pending { sink, confirmed: Seq(confirmed), readings: 0, bytes: 0, oldest: None };
+        let pending = |(sink, place): (String, Place)| Pending {
+            sink,
+            confirmed: Seq(place.confirmed),
+            retired: place.retired.map(|since| Duration::from_secs(clock.unwrap_or(0).saturating_sub(since))),
+            readings: 0,
+            bytes: 0,
+            oldest: None,
+        };
         let mut contents = Contents {
             epochs: self.epochs(),
             segments: 0,
@@ -340,101 +327,4 @@ pub fn damaged(claimed: Option<(Seq, Seq)>) -> String {
 /// How seqs are named that should be in a segment and are in none.
 pub fn missing(first: Seq, last: Seq) -> String {
     format!("seqs {first} to {last}: no segment has them, and nothing says why")
-}
-
-/// Removes readings that will not be delivered any more, of all sinks or of one, and
-/// leaves a gap event that says so. With `really` false it only counts them.
-///
-/// Without a sink, the readings leave the log, as far as whole segments do. With one,
-/// that sink's place moves over them, and others still get them.
-///
-/// # Errors
-/// If a gateway runs on this log, or it is damaged, or the sink is unknown.
-pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestamp, really: bool) -> Result<Purged> {
-    let _lock = super::writer::lock(directory).context("stop the gateway first")?;
-    let path = directory.join(FILE_NAME);
-    if !path.exists() {
-        bail!("there is no log in {}; see [store] directory", directory.display());
-    }
-    let mut db = schema::open(&path, Durability::Full).context("start the gateway once, so that its log heals")?;
-    // What goes is to be gone, also from pages that are free now.
-    db.pragma_update(None, "secure_delete", true)?;
-    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let places = recover::places(&transaction)?;
-    if let Some(name) = only.filter(|name| !places.contains_key(*name)) {
-        let known: Vec<_> = places.keys().map(String::as_str).collect();
-        bail!("there is no sink {name:?} in the log; it has {}", known.join(", "));
-    }
-    let mut purged = Purged { range: None, readings: 0, undelivered: Vec::new() };
-    let chosen = places.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
-    let mut lost: BTreeMap<&str, u64> = chosen.map(|(name, _)| (name.as_str(), 0)).collect();
-    let upto = last_before(&transaction, before)?;
-    {
-        let sql = format!("SELECT {HEADER_COLUMNS} FROM segment WHERE first_seq <= ?1 ORDER BY first_seq");
-        let mut statement = transaction.prepare(&sql)?;
-        let mut rows = statement.query([upto.0])?;
-        while let Some(row) = rows.next()? {
-            let Some(header) = row::header_of(row) else { continue };
-            let last = header.last().min(upto);
-            purged.readings += header.within(Seq::ZERO, last);
-            purged.range = Some((purged.range.map_or(header.first, |(first, _)| first), last));
-            for (name, count) in &mut lost {
-                let confirmed = places.get(*name).map_or(0, |(confirmed, _)| *confirmed);
-                *count += header.within(Seq(confirmed), last);
-            }
-        }
-    }
-    purged.undelivered = lost.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
-    let Some((first, last)) = purged.range.filter(|_| really) else { return Ok(purged) };
-    for name in lost.keys() {
-        let (confirmed, event) = places.get(*name).copied().unwrap_or_default();
-        schema::put_sink(&transaction, name, Seq(confirmed.max(last.0)), event)?;
-    }
-    if only.is_none() {
-        // What devices' marks follow from may go: after a crash they are not in their table.
-        unlisted::catch_up(&transaction, recover::meta(&transaction, "listed")?)?;
-        let gone = transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
-        if gone > 0 {
-            let left: Option<u64> =
-                transaction.query_row("SELECT min(first_seq) FROM segment", [], |row| row.get(0))?;
-            let kept = left.map_or(last, |left| Seq(left).prev().min(last));
-            let (before, _) = Holes::load(&transaction)?;
-            let mut holes = before.clone();
-            holes.reach(last);
-            holes.add(&[Hole::whole(first, kept)]);
-            holes.write(&before, &transaction)?;
-        }
-    }
-    let undelivered: Vec<(Arc<str>, u64)> =
-        lost.iter().filter(|(_, count)| **count > 0).map(|(name, count)| (Arc::from(*name), *count)).collect();
-    if !undelivered.is_empty() {
-        let count = undelivered.iter().map(|(_, count)| *count).max().unwrap_or(0);
-        let gap = Gap { reason: "purged", first, last, count, undelivered };
-        schema::insert_event(&transaction, now, &gap.body())?;
-    }
-    transaction.commit()?;
-    Ok(purged)
-}
-
-/// The last seq that a purge takes.
-fn last_before(db: &Connection, before: Before) -> Result<Seq> {
-    let time = match before {
-        Before::Everything => return Ok(Seq(i64::MAX as u64)),
-        Before::Seq(seq) => return Ok(seq.prev()),
-        Before::Time(time) => time,
-    };
-    let began = boots::beginnings(db)?;
-    let mut upto = Seq::ZERO;
-    let mut statement = db.prepare(&format!("SELECT {HEADER_COLUMNS} FROM segment ORDER BY first_seq"))?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let Some(header) = row::header_of(row) else { continue };
-        match boots::known_range(db, &header, &began)? {
-            Some((_, newest)) if newest < time => upto = header.last(),
-            Some(_) => break,
-            // What has no time came before what follows it.
-            None => {}
-        }
-    }
-    Ok(upto)
 }

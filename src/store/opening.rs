@@ -17,6 +17,7 @@ use super::readers::Readers;
 use super::reserve::Reserve;
 use super::restore::{Job, Restored};
 use super::schema::OpenError;
+use super::sinks::{Adopted, Wanted};
 use super::small_tables::{MAX_MARKS, Shares};
 use super::space::{Gauge, Space};
 use super::state::State;
@@ -46,7 +47,7 @@ pub(super) struct Prepared {
 pub(super) fn prepare(
     config: &config::Store,
     routes: &[Route],
-    sinks: &[&str],
+    sinks: &[Wanted<'_>],
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     gauge: Option<Gauge>,
@@ -82,9 +83,6 @@ pub(super) fn prepare(
         tracing::error!(%why, "what was known of devices' presence cannot be read");
         KnownDevices::default()
     });
-    for name in &found.forgotten {
-        tracing::warn!(sink = name, "a sink that is no longer configured is forgotten");
-    }
     let policy = Policy {
         commit_within: config.commit_within,
         history_within: config.history_within,
@@ -92,7 +90,8 @@ pub(super) fn prepare(
         max_pending: usize::try_from(config.max_pending.as_u64()).unwrap_or(usize::MAX),
         segment_bytes: usize::try_from(config.segment_size.as_u64().min(budget.commit())).unwrap_or(usize::MAX),
     };
-    let confirmed = found.sinks.iter().map(|(confirmed, _)| *confirmed).collect();
+    let Adopted { places, retired, new } = found.sinks;
+    let confirmed = places.iter().map(|(confirmed, _)| *confirmed).collect();
     let tail = Tail::new(policy, found.next, found.reserved, confirmed);
     // They stand in the order in which they were used.
     let mut marks = Marks::new(MAX_MARKS);
@@ -107,7 +106,8 @@ pub(super) fn prepare(
     let path = heal::database(config);
     let stepped = gauge.is_some();
     let gauge = gauge.unwrap_or_else(|| Space::gauge(directory));
-    let everywhere = found.sinks.iter().map(|(confirmed, _)| *confirmed).min().unwrap_or_default();
+    let all = places.iter().map(|(confirmed, _)| *confirmed).chain(retired.iter().map(|sink| sink.confirmed));
+    let everywhere = all.min().unwrap_or_default();
     let holes = found.holes.behind(everywhere).collect();
     let on_disk = OnDisk { written: found.written, holes: found.holes, folding: found.folding };
     let disk = Disk::new(config, (gauge, stepped), on_disk, (connection, lock), readers.clone(), evictor, ticket)
@@ -118,8 +118,11 @@ pub(super) fn prepare(
         state: Mutex::new(State {
             tail,
             marks,
-            events: found.sinks.iter().map(|(_, event)| *event).collect(),
-            persisted: found.sinks,
+            events: places.iter().map(|(_, event)| *event).collect(),
+            news: found.news,
+            retired,
+            forget_after: config.forget_sinks_after.as_secs(),
+            persisted: places,
             written: found.written,
             places_due: None,
             holes,
@@ -133,8 +136,6 @@ pub(super) fn prepare(
             log_clock: LogClock::new(found.clock.0, found.clock.1, clock.boot(), now),
             check_due: now.monotonic,
             warned: None,
-            seen_event: found.last_event,
-            committing: false,
             sleeping_until: Duration::ZERO,
             flush: false,
             close: false,
@@ -151,7 +152,7 @@ pub(super) fn prepare(
         saturated: AtomicBool::new(false),
         committed: Notify::new(),
         news: Notify::new(),
-        names: sinks.iter().map(|name| Arc::from(*name)).collect(),
+        names: sinks.iter().map(|sink| Arc::from(sink.name)).collect(),
         readers,
         path,
         epochs: found.epochs,
@@ -160,7 +161,19 @@ pub(super) fn prepare(
         metrics,
         stepped,
     });
+    say_who_waits(&shared, &new);
     Ok(Prepared { shared, disk, jobs, devices, reserve })
+}
+
+/// Says for whom readings are kept that is not configured any more: a sink that was
+/// renamed is such a one, and a new one.
+fn say_who_waits(shared: &Shared, new: &[String]) {
+    let state = shared.state.lock();
+    for sink in &state.retired {
+        if let Some(note) = state.waits_for(sink) {
+            tracing::warn!(new = new.join(", "), "{note}");
+        }
+    }
 }
 
 pub(super) fn opened<W>(shared: Arc<Shared>, devices: KnownDevices, writer: W) -> Opened<W> {

@@ -14,13 +14,15 @@ use super::gap::Hole;
 use super::holes::{self, Holes};
 use super::inbox;
 use super::logclock::Kept;
+use super::missed::{self, News};
 use super::row;
-use super::schema::{SEQ_BLOCK, insert_event, put_mark, put_sink, set_meta, small_structure_fault, synchronise};
+use super::schema::{SEQ_BLOCK, insert_event, put_mark, set_meta, small_structure_fault, synchronise};
+use super::sinks::{self, Adopted, Extent, Wanted};
 use super::ticket::Ticket;
 use super::unlisted;
 use crate::config::Durability;
 use crate::model::{DeviceId, Epochs, Seq, Timestamp};
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use std::collections::{BTreeMap, HashMap};
 
 /// What the last life of the gateway left in the log.
@@ -32,10 +34,10 @@ pub(super) struct Recovered {
     pub reserved: Seq,
     /// The last seq that lies on disk.
     pub written: Seq,
-    /// Name, confirmed seq and confirmed event of each wanted sink, in their order.
-    pub sinks: Vec<(Seq, u64)>,
-    /// Sinks that stand in the log but are not wanted any more.
-    pub forgotten: Vec<String>,
+    /// The places of the sinks.
+    pub sinks: Adopted,
+    /// What each of the wanted ones is to be told.
+    pub news: Vec<News>,
     pub marks: Vec<(DeviceId, u64, u64)>,
     /// Seqs that no reading has.
     pub holes: Holes,
@@ -60,7 +62,7 @@ const BEGAN_BEHIND: &str = "began_behind";
 /// the durability: a power cut may take readings back, but no seq is given out twice.
 pub(super) fn recover(
     connection: &mut Connection,
-    sinks: &[&str],
+    wanted: &[Wanted<'_>],
     now: Timestamp,
     ticket: &mut Ticket,
     durability: Durability,
@@ -113,15 +115,11 @@ pub(super) fn recover(
         Durability::Full => drop(transaction.execute("DELETE FROM meta WHERE key = ?1", [UNSYNCED])?),
     }
 
-    let forgotten = adopt_sinks(&transaction, sinks, meta.get("sinks").copied(), next)?;
-    let positions = sinks
-        .iter()
-        .map(|name| {
-            transaction.query_row("SELECT confirmed, event FROM sink WHERE name = ?1", [name], |row| {
-                Ok((Seq(row.get(0)?), row.get(1)?))
-            })
-        })
-        .collect::<rusqlite::Result<Vec<_>>>()?;
+    let kept = |key: &str| meta.get(key).copied().unwrap_or(0);
+    let last = last_event(&transaction)?;
+    let missing: Vec<Hole> = holes.behind(Seq::ZERO).collect();
+    let extent = Extent { next, holes: &missing, last_event: last, clock: kept("log_clock"), now };
+    let sinks = sinks::adopt(&transaction, wanted, meta.get("sinks").copied(), &extent).map_err(Fault::of)?;
     // Before there was such an entry, each commit wrote its marks to their table.
     let listed = meta.get("listed").copied().unwrap_or(disk_end);
     unlisted::replay(&transaction, Seq(listed), Seq(disk_end))?;
@@ -131,14 +129,16 @@ pub(super) fn recover(
     let told = cut::gaps(told, meta.contains_key(UNSYNCED));
     // Of events that sinks have seen, too, a power cut or an old copy may have taken some back.
     let skipped = if clean.is_none() && !told.is_empty() { EVENT_BLOCK } else { 0 };
-    let confirmed = positions.iter().map(|(_, event)| *event).max().unwrap_or(0);
+    let events = sinks.places.iter().map(|(_, event)| *event).chain(sinks.retired.iter().map(|sink| sink.event));
+    let confirmed = events.max().unwrap_or(0);
+    missed::scrub(&transaction, now)?;
     scrub_events(&transaction, now, confirmed, skipped)?;
     let epochs = epochs::go_on(&transaction, &meta, ticket, Seq(next), now)?;
     for body in told {
         insert_event(&transaction, now, &body)?;
     }
     let last_event = last_event(&transaction)?;
-    let kept = |key: &str| meta.get(key).copied().unwrap_or(0);
+    let news = wanted.iter().map(|sink| missed::news(&transaction, sink.name)).collect::<rusqlite::Result<_>>()?;
     let clock = Kept { seconds: kept("log_clock"), boot: kept("log_clock_boot"), uptime: kept("log_clock_uptime") };
     let clock = (clock, newest);
     let generation = generation(&transaction, &meta, lanes)?;
@@ -154,8 +154,8 @@ pub(super) fn recover(
         next: Seq(next),
         reserved: Seq(reserved),
         written: Seq(disk_end),
-        sinks: positions,
-        forgotten,
+        sinks,
+        news,
         marks,
         holes,
         last_event,
@@ -174,45 +174,6 @@ fn generation(transaction: &Transaction<'_>, meta: &BTreeMap<String, u64>, lanes
     set_meta(transaction, "lanes", lanes)?;
     set_meta(transaction, "lanes_generation", before + 1)?;
     Ok(before + 1)
-}
-
-/// Gives each new sink the place of the one that is furthest behind, so that a
-/// sink that was renamed misses nothing; removes those that are not wanted. A sink
-/// whose row is damaged or lost starts over: rather twice than not at all.
-fn adopt_sinks(
-    transaction: &Transaction<'_>,
-    wanted: &[&str],
-    names: Option<u64>,
-    next: u64,
-) -> rusqlite::Result<Vec<String>> {
-    let (mut known, mut lost) = sound_sinks(transaction, next)?;
-    let present = row::names_guard(known.keys().map(String::as_str));
-    lost |= names.is_some_and(|names| i64::try_from(names) != Ok(present));
-    if lost {
-        tracing::error!("the place of a sink in the log is damaged; what is kept is sent to it again");
-    }
-    let behind = |place: fn(&(u64, u64)) -> u64| known.values().map(place).min().unwrap_or(0);
-    let start = if lost { (0, 0) } else { (behind(|(confirmed, _)| *confirmed), behind(|(_, event)| *event)) };
-    let forgotten: Vec<String> = known.keys().filter(|name| !wanted.contains(&name.as_str())).cloned().collect();
-    let before = known.clone();
-    for name in wanted {
-        known.entry((*name).to_owned()).or_insert(start);
-    }
-    // With no sink left, the old places are kept: they say what was never delivered.
-    if !wanted.is_empty() {
-        known.retain(|name, _| wanted.contains(&name.as_str()));
-    }
-    if lost || known != before {
-        transaction.execute("DELETE FROM sink", [])?;
-        for (name, (confirmed, event)) in &known {
-            put_sink(transaction, name, Seq(*confirmed), *event)?;
-        }
-    }
-    let present = row::names_guard(known.keys().map(String::as_str)).unsigned_abs();
-    if names != Some(present) {
-        set_meta(transaction, "sinks", present)?;
-    }
-    Ok(forgotten)
 }
 
 type Marks = Vec<(DeviceId, u64, u64)>;
@@ -255,42 +216,40 @@ fn read_marks(transaction: &Transaction<'_>) -> rusqlite::Result<Marks> {
     Ok(marks)
 }
 
-type Events = Vec<(i64, i64, String, i64)>;
-
-/// The events that are sound (id, time, body and guard), and how many are not.
-fn sound_events(connection: &Connection) -> rusqlite::Result<(Events, u64)> {
-    let (mut sound, mut damaged) = (Vec::new(), 0);
-    let mut statement = connection.prepare("SELECT id, time, body, guard FROM event ORDER BY id")?;
+/// The newest sound event's id, 0 if there is none, and the ids of those that are damaged.
+fn look_at_events(connection: &Connection) -> rusqlite::Result<(i64, Vec<i64>)> {
+    let (mut newest, mut damaged) = (0, Vec::new());
+    let mut statement = connection.prepare("SELECT id, time, body, guard, sink FROM event ORDER BY id")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        match (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, String>(2), row.get::<_, i64>(3)) {
-            (Ok(id), Ok(time), Ok(body), Ok(guard)) if guard == row::event_guard(id, time, &body) => {
-                sound.push((id, time, body, guard));
+        let id = row.get(0)?;
+        match (row.get::<_, i64>(1), row.get::<_, String>(2), row.get::<_, i64>(3), row.get::<_, Option<String>>(4)) {
+            (Ok(time), Ok(body), Ok(guard), Ok(sink))
+                if guard == row::event_guard(id, time, &body, sink.as_deref()) =>
+            {
+                newest = id;
             }
-            _ => damaged += 1,
+            _ => damaged.push(id),
         }
     }
-    Ok((sound, damaged))
+    Ok((newest, damaged))
 }
 
 /// Takes out events that are damaged, and says so by one that is not. Sees to it that
 /// no id is given out again that a sink has confirmed, and passes over `skipped` more.
 fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64, skipped: u64) -> rusqlite::Result<()> {
     const FAR: i64 = 1 << 48;
-    let (sound, damaged) = sound_events(transaction)?;
+    let (newest, damaged) = look_at_events(transaction)?;
     let last: Option<i64> = transaction
         .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'event'", [], |row| Ok(row.get(0).unwrap_or(-1)))
         .optional()?;
-    let floor = sound.last().map_or(0, |(id, ..)| *id).max(i64::try_from(confirmed).unwrap_or(0));
-    if damaged > 0 {
-        tracing::error!(events = damaged, "damaged events were taken out of the log");
-        transaction.execute("DELETE FROM event", [])?;
-        for (id, time, body, guard) in sound {
-            transaction.execute(
-                "INSERT INTO event (id, time, body, guard) VALUES (?1, ?2, ?3, ?4)",
-                params![id, time, body, guard],
-            )?;
-        }
+    let floor = newest.max(i64::try_from(confirmed).unwrap_or(0));
+    let lost = damaged.len();
+    if lost > 0 {
+        tracing::error!(events = lost, "damaged events were taken out of the log");
+    }
+    for id in damaged {
+        transaction.execute("DELETE FROM event WHERE id = ?1", [id])?;
     }
     let given_out = last.filter(|last| (floor..floor.saturating_add(FAR)).contains(last)).unwrap_or(floor);
     let wanted = given_out.saturating_add_unsigned(skipped);
@@ -298,8 +257,8 @@ fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64, s
         transaction.execute("DELETE FROM sqlite_sequence WHERE name = 'event'", [])?;
         transaction.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?1)", [wanted])?;
     }
-    if damaged > 0 {
-        let body = serde_json::json!({"type": "events_lost", "reason": "corrupt", "count": damaged});
+    if lost > 0 {
+        let body = serde_json::json!({"type": "events_lost", "reason": "corrupt", "count": lost});
         insert_event(transaction, now, &body.to_string())?;
     }
     Ok(())
@@ -323,52 +282,26 @@ pub(super) fn read_meta(connection: &Connection) -> Result<BTreeMap<String, u64>
     Ok(meta)
 }
 
-/// Confirmed seq and event of each sink.
-///
-/// # Errors
-/// If one is not what was written.
-pub(super) fn places(connection: &Connection) -> Result<BTreeMap<String, (u64, u64)>, Fault> {
-    let (known, lost) = sound_sinks(connection, u64::MAX)?;
-    match lost {
-        true => Err(Fault::Damaged("the place of a sink is not what was written".into())),
-        false => Ok(known),
-    }
-}
-
-/// Each sink whose place is sound, and whether there are others.
-fn sound_sinks(connection: &Connection, next: u64) -> rusqlite::Result<(BTreeMap<String, (u64, u64)>, bool)> {
-    let (mut known, mut lost) = (BTreeMap::new(), false);
-    let mut statement = connection.prepare("SELECT name, confirmed, event, guard FROM sink")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        match (row.get::<_, String>(0), row.get::<_, i64>(1), row.get::<_, i64>(2), row.get::<_, i64>(3)) {
-            (Ok(name), Ok(confirmed), Ok(event), Ok(guard))
-                if guard == row::sink_guard(&name, confirmed, event) && confirmed.unsigned_abs() < next =>
-            {
-                known.insert(name, (confirmed.unsigned_abs(), event.unsigned_abs()));
-            }
-            _ => lost = true,
-        }
-    }
-    Ok((known, lost))
-}
-
 /// One line for each small table in which a row is not what was written.
 pub(super) fn unproven(connection: &Connection) -> rusqlite::Result<Vec<String>> {
     let mut found = Vec::new();
     if let Err(Fault::Damaged(why)) = read_meta(connection) {
         found.push(why);
     }
-    if sound_sinks(connection, u64::MAX)?.1 {
+    if sinks::sound(connection, u64::MAX)?.1 {
         found.push("table sink: a row is not what was written".to_owned());
     }
     let (_, marks) = sound_marks(connection)?;
     if marks > 0 {
         found.push(format!("table mark: {marks} rows are not what was written"));
     }
-    let (_, events) = sound_events(connection)?;
+    let events = look_at_events(connection)?.1.len();
     if events > 0 {
         found.push(format!("table event: {events} rows are not what was written"));
+    }
+    let gaps = missed::unproven(connection)?.len();
+    if gaps > 0 {
+        found.push(format!("table gap: {gaps} rows are not what was written"));
     }
     let (_, holes) = Holes::load(connection)?;
     if holes > 0 {

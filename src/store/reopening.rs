@@ -4,11 +4,12 @@
 //! In between no file is open where the log lies. What is opened has to be the log that
 //! was left: see [`super::place`].
 
-use super::disk::{Commit, Disk, Outcome, Work};
+use super::commit::{Commit, Outcome};
+use super::disk::{Disk, Work};
 use super::fault;
-use super::gap::OpenGaps;
 use super::heal;
 use super::holes::Holes;
+use super::missed;
 use super::place::{Astray, Imprint, Place};
 use super::quarantine;
 use super::recover;
@@ -81,8 +82,6 @@ impl Disk {
         self.connection = Some(connection);
         let work = self.doubtful.take().filter(|_| landed);
         let outcome = work.zip(failed).map(|(work, commit)| self.done(work, commit));
-        // Events that were written without its being known cannot be made longer.
-        self.open_gaps = OpenGaps::default();
         Ok(outcome)
     }
 
@@ -159,6 +158,9 @@ fn landed(connection: &Connection, work: &Work) -> Result<bool> {
             .query_row("SELECT checksum FROM segment WHERE first_seq = ?1", [header.first.0], |row| row.get(0))
             .optional()?;
         return Ok(found == Some(header.checksum));
+    }
+    if let Some(round) = work.round {
+        return Ok(missed::round(connection)? >= round);
     }
     match work.outcome.last_event {
         // Ids are never used twice.

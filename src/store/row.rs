@@ -152,9 +152,11 @@ pub(super) fn meta_guard(key: &str, value: i64) -> i64 {
     Guard::of("meta").text(key).number(value).finish()
 }
 
-/// The guard of a row of `sink`.
-pub(super) fn sink_guard(name: &str, confirmed: i64, event: i64) -> i64 {
-    Guard::of("sink").text(name).number(confirmed).number(event).finish()
+/// The guard of a row of `sink`; `retired` stands in those of sinks that are not
+/// configured any more.
+pub(super) fn sink_guard(name: &str, confirmed: i64, event: i64, retired: Option<i64>) -> i64 {
+    let guard = Guard::of("sink").text(name).number(confirmed).number(event);
+    retired.into_iter().fold(guard, Guard::number).finish()
 }
 
 /// The guard of a row of `mark`.
@@ -162,9 +164,15 @@ pub(super) fn mark_guard(device: &str, session: i64, seq: i64) -> i64 {
     Guard::of("mark").text(device).number(session).number(seq).finish()
 }
 
-/// The guard of a row of `event`.
-pub(super) fn event_guard(id: i64, time: i64, body: &str) -> i64 {
-    Guard::of("event").number(id).number(time).text(body).finish()
+/// The guard of a row of `event`; `sink` stands in those that are for one sink alone.
+pub(super) fn event_guard(id: i64, time: i64, body: &str, sink: Option<&str>) -> i64 {
+    let guard = Guard::of("event").number(id).number(time).text(body);
+    sink.into_iter().fold(guard, Guard::text).finish()
+}
+
+/// The guard of a row of `gap`: its sink, what is missing and why, and its numbers.
+pub(super) fn gap_guard(texts: [&str; 3], numbers: [i64; 4]) -> i64 {
+    numbers.into_iter().fold(texts.into_iter().fold(Guard::of("gap"), Guard::text), Guard::number).finish()
 }
 
 /// The guard of a row of `device`.
@@ -241,12 +249,12 @@ mod tests {
 
     #[test]
     fn a_guard_tells_each_bit_of_each_field_and_each_table_apart() {
-        let right = sink_guard("cloud", 1000, 7);
+        let right = sink_guard("cloud", 1000, 7, None);
         for bit in 0..63 {
-            assert_ne!(sink_guard("cloud", 1000 ^ (1 << bit), 7), right);
-            assert_ne!(sink_guard("cloud", 1000, 7 ^ (1 << bit)), right);
+            assert_ne!(sink_guard("cloud", 1000 ^ (1 << bit), 7, None), right);
+            assert_ne!(sink_guard("cloud", 1000, 7 ^ (1 << bit), None), right);
         }
-        assert_ne!(sink_guard("cloue", 1000, 7), right);
+        assert_ne!(sink_guard("cloue", 1000, 7, None), right);
         assert_ne!(mark_guard("cloud", 1000, 7), right);
         assert_eq!(names_guard(["a", "b"].into_iter()), names_guard(["b", "a"].into_iter()));
         assert_ne!(names_guard(["a", "b"].into_iter()), names_guard(["ab"].into_iter()));

@@ -122,7 +122,7 @@ impl Salvage {
     /// again, and none is left out.
     pub fn facts(&self) -> Facts {
         let mut facts = Facts::default();
-        for table in ["meta", "sink", "mark", "event", "boot"] {
+        for table in ["meta", "sink", "mark", "event", "gap", "boot"] {
             let Some(root) = self.roots.get(table) else { continue };
             self.rows(*root, &mut |rowid, fields| {
                 facts.unproven += u64::from(!facts.take(table, rowid, fields));

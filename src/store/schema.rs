@@ -68,6 +68,24 @@ const MIGRATIONS: &[&str] = &[
     "CREATE TABLE fold (id INTEGER PRIMARY KEY, pages BLOB NOT NULL, guard INTEGER NOT NULL);",
     // The last seq when a mark was written: the device of the lowest was away for longest.
     "ALTER TABLE mark ADD COLUMN used INTEGER;",
+    // What sinks have missed and were not told. Events for one sink alone, and kinds of
+    // events, as in [`EventKind`]. When, by the log's clock, a sink was found to be
+    // configured no more.
+    "CREATE TABLE gap (
+         id INTEGER PRIMARY KEY,
+         sink TEXT NOT NULL,
+         what TEXT NOT NULL,
+         reason TEXT NOT NULL,
+         first INTEGER NOT NULL,
+         last INTEGER NOT NULL,
+         count INTEGER NOT NULL,
+         since INTEGER NOT NULL,
+         guard INTEGER NOT NULL);
+     ALTER TABLE event ADD COLUMN kind INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE event ADD COLUMN sink TEXT;
+     UPDATE event SET kind = 1 WHERE body LIKE '%\"type\":\"presence\"}';
+     UPDATE event SET kind = 2 WHERE body LIKE '%\"type\":\"gap\"%' AND kind = 0;
+     ALTER TABLE sink ADD COLUMN retired INTEGER;",
 ];
 
 /// Rows that no checksum covered get one; see [`row`]. What stands there is sealed as
@@ -226,7 +244,7 @@ fn seal(db: &Connection) -> rusqlite::Result<()> {
         db.execute("UPDATE meta SET guard = ?2 WHERE key = ?1", params![key, guard])?;
     }
     for (name, confirmed, event) in rows("SELECT name, confirmed, event FROM sink")? {
-        let guard = row::sink_guard(&name, confirmed, event);
+        let guard = row::sink_guard(&name, confirmed, event, None);
         db.execute("UPDATE sink SET guard = ?2 WHERE name = ?1", params![name, guard])?;
     }
     for (device, session, seq) in rows("SELECT device, session, seq FROM mark")? {
@@ -234,7 +252,7 @@ fn seal(db: &Connection) -> rusqlite::Result<()> {
         db.execute("UPDATE mark SET guard = ?2 WHERE device = ?1", params![device, guard])?;
     }
     for (body, id, time) in rows("SELECT body, id, time FROM event")? {
-        db.execute("UPDATE event SET guard = ?2 WHERE id = ?1", params![id, row::event_guard(id, time, &body)])?;
+        db.execute("UPDATE event SET guard = ?2 WHERE id = ?1", params![id, row::event_guard(id, time, &body, None)])?;
     }
     Ok(())
 }
@@ -301,39 +319,78 @@ pub(super) fn put_mark(
     Ok(())
 }
 
-/// Writes a sink's place, if it is another than what stands there.
+/// Writes the place of a sink that is configured, if it is another than what stands there.
 pub(super) fn put_sink(connection: &Connection, name: &str, confirmed: Seq, event: u64) -> rusqlite::Result<()> {
-    let (confirmed, event) = (i64::try_from(confirmed.0).unwrap_or(i64::MAX), i64::try_from(event).unwrap_or(i64::MAX));
+    put_place(connection, name, confirmed, event, None)
+}
+
+/// Writes a sink's place, if it is another than what stands there, and when it was
+/// `retired` if it is not configured any more.
+pub(super) fn put_place(
+    connection: &Connection,
+    name: &str,
+    confirmed: Seq,
+    event: u64,
+    retired: Option<u64>,
+) -> rusqlite::Result<()> {
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let (confirmed, event, retired) = (signed(confirmed.0), signed(event), retired.map(signed));
     connection
         .prepare_cached(
-            "INSERT INTO sink (name, confirmed, event, guard) VALUES (?1, ?2, ?3, ?4)
+            "INSERT INTO sink (name, confirmed, event, guard, retired) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT (name) DO UPDATE
-             SET confirmed = excluded.confirmed, event = excluded.event, guard = excluded.guard
+             SET confirmed = excluded.confirmed, event = excluded.event, guard = excluded.guard,
+                 retired = excluded.retired
              WHERE confirmed <> excluded.confirmed OR event <> excluded.event OR guard <> excluded.guard",
         )?
-        .execute(params![name, confirmed, event, row::sink_guard(name, confirmed, event)])?;
+        .execute(params![name, confirmed, event, row::sink_guard(name, confirmed, event, retired), retired])?;
     Ok(())
 }
 
-/// Puts another event in the place of one that nobody has seen.
-pub(super) fn update_event(connection: &Connection, id: u64, time: Timestamp, body: &str) -> rusqlite::Result<()> {
-    let stored = i64::try_from(id).unwrap_or(i64::MAX);
-    connection.prepare_cached("UPDATE event SET body = ?2, time = ?3, guard = ?4 WHERE id = ?1")?.execute(params![
-        stored,
-        body,
-        time.0,
-        row::event_guard(stored, time.0, body)
-    ])?;
-    Ok(())
+/// How much an event matters where they are too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EventKind {
+    Other = 0,
+    Presence = 1,
+    Gap = 2,
 }
 
-/// Adds an event and returns its id.
+impl EventKind {
+    /// By what the event says of itself.
+    fn of(body: &str) -> EventKind {
+        #[derive(serde::Deserialize)]
+        struct Typed<'b> {
+            #[serde(rename = "type", borrow)]
+            name: std::borrow::Cow<'b, str>,
+        }
+        match serde_json::from_str::<Typed<'_>>(body).as_ref().map(|typed| &*typed.name) {
+            Ok("presence") => EventKind::Presence,
+            Ok("gap") => EventKind::Gap,
+            _ => EventKind::Other,
+        }
+    }
+}
+
+/// Adds an event for every sink and returns its id.
 pub(super) fn insert_event(connection: &Connection, time: Timestamp, body: &str) -> rusqlite::Result<u64> {
-    connection.prepare_cached("INSERT INTO event (time, body) VALUES (?1, ?2)")?.execute(params![time.0, body])?;
+    insert_event_for(connection, time, body, None)
+}
+
+/// Adds an event, for one sink alone if it is named, and returns its id.
+pub(super) fn insert_event_for(
+    connection: &Connection,
+    time: Timestamp,
+    body: &str,
+    sink: Option<&str>,
+) -> rusqlite::Result<u64> {
+    let kind = EventKind::of(body) as i64;
+    connection
+        .prepare_cached("INSERT INTO event (time, body, kind, sink) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![time.0, body, kind, sink])?;
     let id = connection.last_insert_rowid();
     connection
         .prepare_cached("UPDATE event SET guard = ?2 WHERE id = ?1")?
-        .execute(params![id, row::event_guard(id, time.0, body)])?;
+        .execute(params![id, row::event_guard(id, time.0, body, sink)])?;
     Ok(u64::try_from(id).unwrap_or(0))
 }
 
@@ -358,7 +415,8 @@ mod tests {
     fn recover_at(path: &Path, sinks: &[&str]) -> Recovered {
         let mut connection = open(path, Durability::Full).expect("the database opens");
         let left = Left { has_wal: true, ..Left::default() };
-        recover(&mut connection, sinks, NOW, &mut Ticket::none(Epoch(7)), Durability::Full, &left, 0)
+        let sinks: Vec<_> = sinks.iter().map(|sink| (*sink).into()).collect();
+        recover(&mut connection, &sinks, NOW, &mut Ticket::none(Epoch(7)), Durability::Full, &left, 0)
             .expect("the database reads")
     }
 
@@ -374,7 +432,7 @@ mod tests {
         drop(old);
 
         let recovered = recover_at(&path, &["cloud"]);
-        assert_eq!((recovered.epochs.of(Seq(42)).0, recovered.sinks), (Epoch(3), vec![(Seq(42), 0)]));
+        assert_eq!((recovered.epochs.of(Seq(42)).0, recovered.sinks.places), (Epoch(3), vec![(Seq(42), 0)]));
         let version: i64 = pragma(&Connection::open(&path).expect("it opens"), "user_version").expect("a version");
         assert_eq!(version, MIGRATIONS.len() as i64);
     }
@@ -421,15 +479,5 @@ mod tests {
         assert!(second.last_event > 1 << 30, "ids of events are skipped as well: {}", second.last_event);
         assert_eq!(second.holes.behind(Seq::ZERO).collect::<Vec<_>>(), [Hole::whole(Seq(1), Seq(SEQ_BLOCK))]);
         assert_eq!(second.epochs.of(Seq(SEQ_BLOCK)).0, first.epochs.current());
-    }
-
-    #[test]
-    fn a_renamed_sink_takes_the_old_ones_place() {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join(FILE_NAME);
-        recover_at(&path, &["old"]);
-        Connection::open(&path).and_then(|c| put_sink(&c, "old", Seq(17), 0)).expect("an update");
-        let renamed = recover_at(&path, &["new"]);
-        assert_eq!((renamed.sinks, renamed.forgotten), (vec![(Seq(17), 0)], vec!["old".to_owned()]));
     }
 }

@@ -2,14 +2,16 @@
 
 use super::attendance::Attendance;
 use super::boots::Boots;
-use super::disk::Commit;
-use super::gap::{Gap, Hole};
+use super::commit::Commit;
+use super::gap::{Gap, Hole, add_holes};
 use super::headroom::DiskState;
 use super::inbox::Inbox;
 use super::logclock::LogClock;
 use super::mark::Marks;
+use super::missed::News;
 use super::restore::Restored;
 use super::schema;
+use super::sinks::{self, Forgotten, Retired};
 use super::tail::{Tail, Unsaved};
 use crate::clock::Now;
 use crate::model::Seq;
@@ -22,6 +24,12 @@ pub(super) struct State {
     pub marks: Marks,
     /// Confirmed event of each sink.
     pub events: Vec<u64>,
+    /// What each sink has missed, and is told.
+    pub news: Vec<News>,
+    /// Sinks that are not configured any more.
+    pub retired: Vec<Retired>,
+    /// These are forgotten after so many seconds.
+    pub forget_after: u64,
     /// What the disk has of each sink's confirmed seq and event.
     pub persisted: Vec<(Seq, u64)>,
     /// The last seq that lies on disk.
@@ -44,10 +52,6 @@ pub(super) struct State {
     pub check_due: Duration,
     /// When it was last logged that readings were dropped.
     pub warned: Option<Duration>,
-    /// The last event that was shown to a sink.
-    pub seen_event: u64,
-    /// A commit is being written: it may change events that were not shown before it began.
-    pub committing: bool,
     /// Until when the writer sleeps; zero while it works.
     pub sleeping_until: Duration,
     pub flush: bool,
@@ -83,7 +87,22 @@ impl State {
     fn is_asked(&self) -> bool {
         let events = !self.gaps.is_empty() || !self.notices.is_empty() || !self.attendance.is_empty();
         let waited_for = self.flush || self.close || self.inbox.is_due();
-        waited_for || events || self.restored.is_due() || self.boots.is_due()
+        let untold = (0..self.news.len()).any(|sink| self.news[sink].untold && self.is_to_be_told(sink)); // below it
+        waited_for || untold || events || self.restored.is_due() || self.boots.is_due()
+    }
+
+    /// Whether sink number `sink` is told what it misses: somebody listens, and it has
+    /// confirmed what it was told before.
+    fn is_to_be_told(&self, sink: usize) -> bool {
+        let News { listening, told, .. } = self.news[sink]; // one for each sink
+        listening && told <= self.events[sink]
+    }
+
+    /// Whether sink number `sink`, of this name, would be told something if it listened.
+    pub fn has_news(&self, sink: usize, name: &Arc<str>) -> bool {
+        let News { untold, told, .. } = self.news[sink]; // one for each sink
+        let missing = untold || self.gaps.iter().any(|gap| gap.undelivered.iter().any(|(missing, _)| missing == name));
+        missing && told <= self.events[sink] && self.failure.is_none() && !self.is_over()
     }
 
     /// Whether nothing more will be written.
@@ -129,9 +148,19 @@ impl State {
             true => Unsaved { upto: self.tail.saved_upto(), ..Unsaved::default() },
             false => self.tail.unsaved(),
         };
-        let sinks = names.iter().enumerate().map(|(i, name)| (name.clone(), self.tail.confirmed(i), self.events[i]));
+        let place = |(i, name): (usize, &Arc<str>)| (name.clone(), self.tail.confirmed(i), self.events[i]);
+        let sinks = names.iter().enumerate().map(place).collect();
         let reserve =
             (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then(|| self.tail.next().plus(schema::SEQ_BLOCK));
+        let clock = self.log_clock.read(now);
+        let expired = sinks::expired(&self.retired, clock, self.forget_after);
+        let forget = expired.into_iter().map(|sink| self.forgotten(&sink)).collect();
+        let numbered = || names.iter().enumerate();
+        let tell = numbered().filter(|(sink, _)| self.is_to_be_told(*sink)).map(|(_, name)| name.clone()).collect();
+        let heard = |sink: &usize| (1..=self.events[*sink]).contains(&self.news[*sink].told); // one for each sink
+        let heard = numbered().filter(|(sink, _)| heard(sink)).map(|(_, name)| name.clone()).collect();
+        self.miss_history();
+        let gaps = std::mem::take(&mut self.gaps);
         let clean = Some(self.tail.next()).filter(|next| self.close && unsaved.upto.next() == *next);
         let writes = !unsaved.batches.is_empty() || clean.is_some();
         let commit = Commit {
@@ -139,22 +168,24 @@ impl State {
             marks: unsaved.marks,
             covered: unsaved.covered,
             unmarked: unsaved.unmarked,
-            sinks: sinks.collect(),
+            sinks,
             reserve,
-            gaps: std::mem::take(&mut self.gaps),
+            gaps,
             notices: std::mem::take(&mut self.notices),
             attendance: std::mem::take(&mut self.attendance),
             inbox: self.inbox.take(),
             boot: self.boots.news(),
             clean,
             now: now.wall,
-            clock: self.log_clock.read(now),
+            clock,
             keep_clock: if writes { self.log_clock.keep(now, clean.is_some()) } else { None },
             check_only,
-            seen_event: self.seen_event,
+            retired: self.retired.clone(),
+            forget,
+            tell,
+            heard,
             restored: if check_only { Restored::default() } else { self.restored.take(unsaved.upto) },
         };
-        self.committing = true;
         self.restoring = !commit.restored.is_empty();
         if !check_only {
             self.places_due = None;
@@ -173,9 +204,43 @@ impl State {
         }
     }
 
+    /// Readings that are kept nowhere, since every sink that is configured confirmed them,
+    /// are missed by those that may come back.
+    fn miss_history(&mut self) {
+        let Some((first, last, missing)) = self.tail.take_unwritten().filter(|_| !self.retired.is_empty()) else {
+            return;
+        };
+        add_holes(&mut self.holes, &[Hole { first, last, missing }]);
+        let undelivered = self.retired.iter().map(|sink| (sink.name.clone(), missing)).collect();
+        self.gaps.push(Gap { reason: "no_history", first, last, count: 0, undelivered });
+    }
+
+    /// What is lost if the place of a sink is forgotten.
+    pub fn forgotten(&self, sink: &Retired) -> Forgotten {
+        let (first, last) = (sink.confirmed.next(), self.tail.visible());
+        Forgotten { name: sink.name.clone(), count: self.pending_after(sink.confirmed), first, last }
+    }
+
+    /// What an operator should know of a sink that is not configured any more, if readings
+    /// are kept for it.
+    pub fn waits_for(&self, sink: &Retired) -> Option<String> {
+        let (name, readings) = (&sink.name, self.pending_after(sink.confirmed));
+        (readings > 0).then(|| {
+            format!(
+                "the sink {name} is not configured any more, and {readings} readings are kept for it as history; if it was \
+                 renamed, stop the gateway and say `tidegate queue rename-sink {name} NEW`; if it is not to come back, \
+                 `tidegate queue forget-sink {name}`"
+            )
+        })
+    }
+
     /// Readings between the sink's place and the newest that it may see.
     pub fn pending(&self, sink: usize) -> u64 {
-        let (from, upto) = (self.tail.confirmed(sink).0, self.tail.visible().0);
+        self.pending_after(self.tail.confirmed(sink))
+    }
+
+    fn pending_after(&self, confirmed: Seq) -> u64 {
+        let (from, upto) = (confirmed.0, self.tail.visible().0);
         let missing: u64 = self.holes.iter().map(|hole| hole.missing_between(Seq(from), Seq(upto))).sum();
         upto.saturating_sub(from).saturating_sub(missing)
     }

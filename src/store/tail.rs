@@ -72,6 +72,9 @@ pub(super) struct Tail {
     confirmed: Vec<Seq>,
     /// Session and seq of devices whose readings were settled without ever being saved.
     unsaved_marks: HashMap<DeviceId, (u64, u64)>,
+    /// The first and last of the readings that were settled without ever being saved, and
+    /// how many there are between them.
+    unwritten: Option<(Seq, Seq, u64)>,
 }
 
 /// What a commit has to write.
@@ -109,6 +112,7 @@ impl Tail {
             given_way: 0,
             confirmed,
             unsaved_marks: HashMap::new(),
+            unwritten: None,
         }
     }
 
@@ -165,6 +169,8 @@ impl Tail {
         self.saved_entries += 1;
         self.saved = entry.numbered.last();
         let readings = entry.numbered.batch.readings.len() as u64;
+        let (first, _, count) = self.unwritten.unwrap_or((entry.numbered.first, self.saved, 0));
+        self.unwritten = Some((first, self.saved, count + readings));
         if let Some(mark) = &entry.mark {
             let device = mark.device();
             if self.unsaved_marks.len() < MAX_UNSAVED_MARKS || self.unsaved_marks.contains_key(device) {
@@ -304,6 +310,12 @@ impl Tail {
             marks.into_iter().map(|(device, (session, seq))| (device, session, seq)).collect()
         };
         Unsaved { batches, upto, marks: list(marks), covered: list(covered), unmarked }
+    }
+
+    /// The first and last of the readings that were settled without ever being saved since
+    /// this was asked last, and how many there are between them.
+    pub fn take_unwritten(&mut self) -> Option<(Seq, Seq, u64)> {
+        self.unwritten.take()
     }
 
     /// A commit that took `marks` along failed: they are still to be written.

@@ -122,7 +122,7 @@ impl Ticket {
 
 #[cfg(test)]
 mod tests {
-    use super::super::disk::Commit;
+    use super::super::commit::Commit;
     use super::super::opening::{Prepared, prepare};
     use super::super::{epochs, heal, recover, schema};
     use super::*;
@@ -175,7 +175,7 @@ mod tests {
             ..Store::default()
         };
         let (clock, gauge) = (Arc::new(SystemClock::new()), Arc::new(|| None));
-        let prepared = prepare(&config, &[], &["cloud"], clock.clone(), Metrics::new(), Some(gauge));
+        let prepared = prepare(&config, &[], &["cloud".into()], clock.clone(), Metrics::new(), Some(gauge));
         let Prepared { mut disk, .. } = prepared.expect("a new log");
         let held = || {
             let db = schema::open_reader(&heal::database(&config)).expect("it opens");

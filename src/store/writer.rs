@@ -1,8 +1,9 @@
 //! Whoever writes: sleeps until a commit is due, then writes all that is pending
 //! in one transaction. A thread of its own, or a simulation step by step.
 
-use super::disk::{Commit, Disk, Outcome};
-use super::gap::add_holes;
+use super::commit::{Commit, Outcome};
+use super::disk::Disk;
+use super::gap::{Gap, add_holes};
 use super::keeper::Keeper;
 use super::log::Shared;
 use super::reserve::Reserve;
@@ -229,7 +230,6 @@ impl Work {
                 Ok((wrote, commit.clean.is_some()))
             }
             Err(why) => {
-                shared.state.lock().committing = false;
                 self.failed = Some(Failed { commit, upto, readings });
                 Err(why)
             }
@@ -248,13 +248,33 @@ fn done(shared: &Shared, commit: &Commit, upto: Seq, readings: usize, outcome: O
         state.inbox.saved(&commit.inbox);
         state.attended.1 = state.attended.1.max(commit.attendance.upto);
     }
-    commit.gaps.iter().for_each(|gap| shared.count_gap(gap));
-    for dropped in &outcome.evicted.dropped {
-        shared.count_gap(&dropped.gap(&commit.sinks));
-    }
+    let dropped = commit.dropped(&outcome);
+    commit.gaps.iter().chain(&dropped).for_each(|gap| shared.count_gap(gap));
+    shared.count_lost(&outcome.lost, &commit.forget);
+    warn(shared, &dropped);
     let written = !outcome.leaves_places(commit);
     let places = written.then(|| commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect());
-    settle(shared, upto, commit.reserve, places, outcome);
+    settle(shared, upto, commit, places, outcome);
+}
+
+/// Says now and then that readings are dropped that a sink should have had.
+fn warn(shared: &Shared, dropped: &[Gap]) {
+    let now = shared.clock.now().monotonic;
+    let mut state = shared.state.lock();
+    let mut matters = dropped.iter().filter(|gap| gap.count > 0).peekable();
+    if matters.peek().is_none() || state.warned.is_some_and(|warned| now < warned + WARN_EVERY) {
+        return;
+    }
+    state.warned = Some(now);
+    for gap in matters {
+        tracing::warn!(
+            reason = gap.reason,
+            first = gap.first.0,
+            last = gap.last.0,
+            readings = gap.count,
+            "the log is at its bound: readings that not every sink confirmed were dropped"
+        );
+    }
 }
 
 /// Sleeps until a commit is due. True if it is the last.
@@ -280,13 +300,13 @@ fn wait(shared: &Shared) -> bool {
     }
 }
 
-fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Option<Vec<(Seq, u64)>>, outcome: Outcome) {
+fn settle(shared: &Shared, upto: Seq, commit: &Commit, places: Option<Vec<(Seq, u64)>>, outcome: Outcome) {
     let (advanced, visible) = {
         let mut state = shared.state.lock();
         if state.failure.take().is_some() {
             tracing::info!("the log can be written again");
         }
-        if let Some(reserved) = reserve {
+        if let Some(reserved) = commit.reserve {
             state.tail.reserve(reserved);
         }
         if let Some(places) = places {
@@ -296,27 +316,27 @@ fn settle(shared: &Shared, upto: Seq, reserve: Option<Seq>, places: Option<Vec<(
             state.written = written;
         }
         state.restoring = false;
-        state.committing = false;
         let mut advanced = state.tail.saved(upto);
         let evicted = &outcome.evicted;
         add_holes(&mut state.holes, &evicted.holes);
         for sink in 0..shared.names.len() {
             advanced.extend(state.tail.confirm(sink, evicted.upto));
         }
-        let now = shared.clock.now().monotonic;
-        if !evicted.dropped.is_empty() && state.warned.is_none_or(|warned| now >= warned + WARN_EVERY) {
-            state.warned = Some(now);
-            for dropped in &evicted.dropped {
-                tracing::warn!(
-                    reason = dropped.reason.name(),
-                    first = dropped.first.0,
-                    last = dropped.last.0,
-                    readings = dropped.count,
-                    "the log is at its bound: readings that not every sink confirmed were dropped"
-                );
+        state.retired.retain(|sink| !commit.forget.iter().any(|gone| gone.name == sink.name));
+        for sink in &mut state.retired {
+            sink.confirmed = sink.confirmed.max(evicted.upto);
+        }
+        for (name, news) in shared.names.iter().zip(&mut state.news) {
+            if commit.heard.contains(name) {
+                news.told = 0;
+            }
+            news.untold |= outcome.missed.contains(name);
+            for (_, event) in outcome.told.iter().filter(|(told, _)| told == name) {
+                (news.untold, news.told) = (false, event.unwrap_or(news.told));
             }
         }
-        if let Some(everywhere) = (0..shared.names.len()).map(|sink| state.tail.confirmed(sink)).min() {
+        let configured = (0..shared.names.len()).map(|sink| state.tail.confirmed(sink));
+        if let Some(everywhere) = configured.chain(state.retired.iter().map(|sink| sink.confirmed)).min() {
             state.holes.retain(|hole| hole.last > everywhere);
         }
         shared.metrics.store_pending_bytes.set(i64::try_from(state.tail.unsettled_bytes()).unwrap_or(i64::MAX));

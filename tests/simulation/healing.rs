@@ -66,12 +66,14 @@ impl World {
             controls.switch(&self.context, &name, Some(polite));
         }
         self.drain(0, "after a restart").await;
-        let lossy = self.context.oracle(|oracle| oracle.lossy);
+        let (lossy, few_events) = self.context.oracle(|oracle| (oracle.lossy, oracle.few_events));
         for sink in &self.sinks {
             self.context.oracle(|oracle| oracle.account(&sink.name));
-            self.settle_presence(&sink.name);
-            if !lossy {
+            if !few_events {
+                self.settle_presence(&sink.name);
                 self.context.oracle(|oracle| oracle.judge(oracle.orders.settle(&sink.name)));
+            }
+            if !lossy {
                 self.context
                     .oracle(|oracle| oracle.settle(&sink.name, &self.plan.may_drop(), self.plan.keeps_alarms()));
                 self.context.settle_boots(&sink.name);

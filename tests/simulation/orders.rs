@@ -81,10 +81,6 @@ impl Orders {
         }
     }
 
-    pub fn remove_sink(&mut self, name: &str) {
-        self.sinks.remove(name);
-    }
-
     /// Somebody gives a command, or gives it again; `way` is the broker's number and the
     /// command's there.
     pub fn given(&mut self, key: &Key, lifetime: Duration, way: Option<(u64, u64)>) {

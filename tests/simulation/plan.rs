@@ -112,6 +112,7 @@ impl Plan {
             thin: (is_small && random.bool()).then(|| random.u32(2..10)),
             max_pending: ByteSize::kib(one_of(random, &[64, 256, 16 * 1024])),
             segment_size: ByteSize::kib(one_of(random, &[4, 16, 64])),
+            max_events: one_of(more, &[10_000, 10_000, 10_000, 8]),
             ..Store::default()
         };
         let commands = Commands {

@@ -62,10 +62,6 @@ impl Roll {
         }
     }
 
-    pub fn remove_sink(&mut self, name: &str) {
-        self.sinks.remove(name);
-    }
-
     /// A run of the gateway begins.
     pub fn began(&mut self, now: Duration) {
         self.runs.push((now, None));

@@ -12,6 +12,8 @@ pub struct Tally {
     pub virtual_time: Duration,
     pub steps: u64,
     pub deliveries: u64,
+    /// Readings that sinks missed and were told of when they came back.
+    pub told_missing: u64,
     pub duplicates: u64,
     pub refused: u64,
     pub power_cuts: u64,
@@ -27,9 +29,9 @@ pub struct Tally {
 impl Tally {
     /// What the oracle has seen.
     pub fn of(oracle: &Oracle) -> Tally {
-        let Oracle { deliveries, duplicates, refused, qualities, .. } = *oracle;
+        let Oracle { deliveries, told_missing, duplicates, refused, qualities, .. } = *oracle;
         let (orders, presence) = (oracle.orders.counted(), oracle.roll.counts);
-        Tally { deliveries, duplicates, refused, qualities, orders, presence, ..Tally::default() }
+        Tally { deliveries, told_missing, duplicates, refused, qualities, orders, presence, ..Tally::default() }
     }
 }
 
@@ -39,6 +41,7 @@ impl AddAssign for Tally {
         self.virtual_time += other.virtual_time;
         self.steps += other.steps;
         self.deliveries += other.deliveries;
+        self.told_missing += other.told_missing;
         self.duplicates += other.duplicates;
         self.refused += other.refused;
         self.power_cuts += other.power_cuts;
@@ -58,11 +61,12 @@ pub fn add<const N: usize>(sums: &mut [u64; N], more: [u64; N]) {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tally { deliveries, duplicates, refused, power_cuts, kills, disk_failures, images, .. } = self;
+        let Tally { deliveries, told_missing, duplicates, refused, power_cuts, kills, disk_failures, images, .. } =
+            self;
         let [placed, untimed, flagged] = self.qualities;
         writeln!(
             f,
-            "{deliveries} deliveries, {duplicates} of them again, {refused} times told of refused samples, {power_cuts} power cuts, {kills} kills, {images} old copies, {disk_failures} disk errors;"
+            "{deliveries} deliveries, {duplicates} of them again, {refused} times told of refused samples, {told_missing} readings missed by sinks that came back, {power_cuts} power cuts, {kills} kills, {images} old copies, {disk_failures} disk errors;"
         )?;
         writeln!(
             f,

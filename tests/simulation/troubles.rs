@@ -8,6 +8,7 @@ use super::world::World;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tidegate::config::Authentication;
+use tidegate::store::rename_sink;
 use tokio::time::sleep;
 
 /// Where the log is moved.
@@ -148,20 +149,19 @@ impl World {
             self.context.trace(format_args!("commands are taken: {}", self.plan.commands.enabled));
         }
         let index = self.random.usize(..self.sinks.len());
-        match self.random.u8(..3) {
+        match self.random.u8(..4) {
             0 if self.sinks.len() > 1 => {
                 let gone = self.sinks.remove(index);
                 self.context.trace(format_args!("{} is removed", gone.name));
                 self.context.oracle(|oracle| oracle.remove_sink(&gone.name));
+                self.away.push(gone);
             }
-            1 => {
-                self.sinks_made += 1;
-                let name = format!("sink{}", self.sinks_made);
-                let sink = &mut self.sinks[index];
-                self.context.trace(format_args!("{} becomes {name}", sink.name));
-                self.context.oracle(|oracle| oracle.rename_sink(&sink.name, &name));
-                sink.broker = sink.broker.renamed(&name);
-                sink.name = name;
+            1 => self.rename_sink(index),
+            2 if self.sinks.len() < 4 && !self.away.is_empty() => {
+                let back = self.away.swap_remove(self.random.usize(..self.away.len()));
+                self.context.trace(format_args!("{} is back", back.name));
+                self.context.oracle(|oracle| oracle.return_sink(&back.name));
+                self.sinks.push(back);
             }
             _ if self.sinks.len() < 4 => {
                 self.add_sink();
@@ -207,6 +207,33 @@ impl World {
         if let Some(name) = there.iter().find(|name| noticed && !told.contains(*name)) {
             let what = format!("{name} is told gone because the gateway stood still");
             self.context.oracle(|oracle| oracle.violated(what));
+        }
+    }
+
+    /// The operator renames a sink, and says so to the log if that can be changed.
+    fn rename_sink(&mut self, index: usize) {
+        self.sinks_made += 1;
+        let name = format!("sink{}", self.sinks_made);
+        let before = self.sinks[index].name.clone();
+        let faults = std::mem::take(&mut self.vfs.disk().faults);
+        let renamed = loop {
+            let renamed = rename_sink(&self.plan.store.directory, &before, &name);
+            self.vfs.forget();
+            match renamed {
+                Ok(_) => break Ok(()),
+                Err(_) if self.vfs.disk().is_dead() => self.revive(),
+                // It was done before the machine died.
+                Err(why) if why.to_string().starts_with("there is no sink") => break Ok(()),
+                Err(why) => break Err(why.to_string()),
+            }
+        };
+        self.vfs.disk().faults = faults;
+        self.context.trace(format_args!("{before} becomes {name}: {}", renamed.is_ok()));
+        if renamed.is_ok() {
+            self.context.oracle(|oracle| oracle.rename_sink(&before, &name));
+            let sink = &mut self.sinks[index];
+            sink.broker = sink.broker.renamed(&name);
+            sink.name = name;
         }
     }
 

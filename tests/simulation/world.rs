@@ -53,6 +53,8 @@ pub struct World {
     pub door: Door,
     pub devices: Vec<(String, Controls)>,
     pub sinks: Vec<SinkPlan>,
+    /// Those that are out of the configuration for a while.
+    pub away: Vec<SinkPlan>,
     pub sinks_made: usize,
     pub gateway: Option<Gateway>,
     pub tasks: JoinSet<()>,
@@ -73,6 +75,8 @@ pub struct World {
 
 /// A command may be under way to its device for so long, on a line without latency.
 const SLACK: Duration = Duration::from_millis(500);
+/// Of fewer events that are kept some may go.
+const FEW_EVENTS: u32 = 1000;
 /// The disk is looked at this often.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -111,6 +115,7 @@ impl World {
         let plan = Plan::draw(directory, &mut random, &mut times, &mut more);
         context.oracle(|oracle| {
             oracle.roll.within = plan.sessions.idle_timeout;
+            oracle.few_events = plan.store.max_events < FEW_EVENTS;
             oracle.max_age = plan.store.max_age.map(|max_age| (max_age, context.begin()));
             oracle.orders.slack = SLACK + plan.latency * 12;
         });
@@ -129,6 +134,7 @@ impl World {
             door,
             devices: Vec::new(),
             sinks: Vec::new(),
+            away: Vec::new(),
             sinks_made: 0,
             gateway: None,
             tasks: JoinSet::new(),
@@ -351,7 +357,10 @@ impl World {
                     let epoch = gateway.log.epoch().0;
                     self.context.oracle(|oracle| oracle.began(epoch, same, copied));
                     // No trouble of these damages what a careful program has written.
-                    for note in gateway.log.health().notes {
+                    let notes = gateway.log.health().notes.into_iter();
+                    for note in
+                        notes.filter(|note| self.away.is_empty() || !note.contains("is not configured any more"))
+                    {
                         let note = note.replace(&*self.plan.store.directory.to_string_lossy(), "DIR");
                         self.context.oracle(|oracle| oracle.violated(note));
                     }

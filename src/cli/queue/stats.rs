@@ -54,6 +54,8 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
             .map(|sink| {
                 json!({
                     "sink": sink.sink, "confirmed": sink.confirmed, "pending": sink.readings, "bytes": sink.bytes,
+                    "configured": sink.retired.is_none(),
+                    "removed_seconds": sink.retired.map(|time| time.as_secs()),
                     "oldest_seconds": age(sink).map(|age| age.as_secs()),
                     "drained_in_seconds": drained(sink).map(|time| time.as_secs()),
                 })
@@ -81,6 +83,16 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
         let bytes = ByteSize(sink.bytes).to_string();
         let (age, estimate) = (shown(age(sink)), shown(estimate));
         writeln!(out, "{:<20} {:>12} {bytes:>10} {age:>14} {estimate:>14}", sink.sink, sink.readings)?;
+    }
+    for sink in &contents.sinks {
+        if let Some(time) = sink.retired {
+            writeln!(
+                out,
+                "{} was taken out of the configuration {} ago; its place is kept",
+                sink.sink,
+                shown(Some(time))
+            )?;
+        }
     }
     Ok(true)
 }

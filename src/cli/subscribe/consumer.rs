@@ -197,6 +197,9 @@ impl Consumer {
         if gap.first > gap.last {
             return Err(format!("no valid gap event: it begins at {} and ends at {}", gap.first, gap.last));
         }
+        if &*gap.reason == NOT_HERE {
+            return Ok(());
+        }
         let mut notices = Vec::new();
         for part in gap.parts() {
             let line = Line { gateway: gap.gateway.clone(), epoch: part.epoch };
@@ -206,6 +209,9 @@ impl Consumer {
         Ok(())
     }
 }
+
+/// The reason of gaps that another sink has, and that explain none at this one.
+const NOT_HERE: &str = "forgotten";
 
 #[derive(Deserialize)]
 struct Event {

@@ -68,6 +68,22 @@ fn a_device_that_comes_back_soon_was_never_gone() {
 }
 
 #[test]
+fn a_device_that_has_calmed_down_before_it_was_looked_at_is_as_it_was_told() {
+    let mut roll = Roll::new(RULES);
+    let arrives = |roll: &mut Roll, reason| {
+        let arrival = Arrival { link: "tcp".into(), firmware: None, reason };
+        roll.arrived(&device("pump"), arrival, at(0)).expect("there is room");
+    };
+    arrives(&mut roll, Cause::Connected);
+    let told = roll.tell(at(0), 10).changes;
+    (0..20).for_each(|_| arrives(&mut roll, Cause::TakenOver));
+    // Nobody looked for long.
+    assert_eq!(roll.tell(at(100_000), 10), Tellings::default());
+    let known = roll.status(&device("pump")).map(|status| (status.since, status.reason));
+    assert_eq!(known, told.first().map(|status| (status.since, status.reason)));
+}
+
+#[test]
 fn idle_and_heard_again_are_told() {
     let mut roll = Roll::new(RULES);
     arrive(&mut roll, "pump", 1);

@@ -1,6 +1,8 @@
-//! What the rows of small tables prove.
+//! What the small tables of a damaged database prove.
 
+use super::super::missed::Missed;
 use super::super::row;
+use super::super::sinks::Place;
 use super::record::Field;
 use crate::model::{BootId, Timestamp};
 use std::collections::BTreeMap;
@@ -9,12 +11,14 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::store) struct Facts {
     pub meta: BTreeMap<String, u64>,
-    /// Confirmed seq and event by name.
-    pub sinks: BTreeMap<String, (u64, u64)>,
+    /// Places by name.
+    pub sinks: BTreeMap<String, Place>,
     /// Session and seq by device.
     pub marks: BTreeMap<String, (u64, u64)>,
     /// Id, time and body.
     pub events: BTreeMap<u64, (i64, String)>,
+    /// Bodies of events about what sinks have missed and were not told.
+    pub missed: Vec<String>,
     /// When boots began, where that became known.
     pub boots: BTreeMap<BootId, Option<Timestamp>>,
     /// Rows whose guard does not hold.
@@ -40,10 +44,13 @@ impl Facts {
                 *known = (*known).max(unsigned(1)?);
             }
             "sink" => {
-                let (name, confirmed, event) = (text(0)?, number(1)?, number(2)?);
-                (number(3)? == row::sink_guard(name, confirmed, event)).then_some(())?;
+                let (name, confirmed, event, retired) = (text(0)?, number(1)?, number(2)?, number(4));
+                (number(3)? == row::sink_guard(name, confirmed, event, retired)).then_some(())?;
+                let found = Place { confirmed: unsigned(1)?, event: unsigned(2)?, retired: unsigned(4) };
                 let known = self.sinks.entry(name.to_owned()).or_default();
-                *known = (*known).max((unsigned(1)?, unsigned(2)?));
+                if (found.confirmed, found.event) >= (known.confirmed, known.event) {
+                    *known = found;
+                }
             }
             "mark" => {
                 let (device, session, seq) = (text(0)?, number(1)?, number(2)?);
@@ -57,8 +64,14 @@ impl Facts {
             }
             "event" => {
                 let (time, body) = (number(1)?, text(2)?);
-                (number(3)? == row::event_guard(rowid, time, body)).then_some(())?;
+                (number(3)? == row::event_guard(rowid, time, body, text(5))).then_some(())?;
                 self.events.insert(u64::try_from(rowid).ok()?, (time, body.to_owned()));
+            }
+            "gap" => {
+                let numbers = [number(4)?, number(5)?, number(6)?, number(7)?];
+                (number(8)? == row::gap_guard([text(1)?, text(2)?, text(3)?], numbers)).then_some(())?;
+                let missed = Missed::stored(text(2)?, text(3)?, numbers)?;
+                self.missed.push(missed.body(text(1)?));
             }
             "boot" => {
                 let optional = |column: usize| match fields.get(column)? {

@@ -76,6 +76,14 @@ fn a_reading_sent_again_under_a_new_seq_after_a_crash_is_dropped() {
 }
 
 #[test]
+fn that_another_sink_is_forgotten_explains_nothing_that_is_missing_here() {
+    let mut consumer = Consumer::new(None, GRACE);
+    consumer.take(TOPIC, &batch(Encoding::Postcard, None, [(1, 0), (3, 0)]), Duration::ZERO);
+    assert_eq!(consumer.take(EVENTS, &gap_event(1, 3, "forgotten"), Duration::ZERO), Taken::default());
+    assert_eq!(consumer.finish().1.missing.unexplained, Missing { gaps: 1, seqs: 1 });
+}
+
+#[test]
 fn a_new_epoch_begins_where_its_event_says_and_the_one_before_ends_there() {
     let event = |body: serde_json::Value| body.to_string().into_bytes();
     let begins = event(serde_json::json!({"type": "epoch", "was": 9, "first": 11, "gateway": "gw-01", "epoch": 12}));

@@ -1,0 +1,144 @@
+//! What one commit writes, what came of it, and what it tells sinks.
+
+use super::attendance::Attendance;
+use super::boots;
+use super::events::{self, Lost};
+use super::evict::Evicted;
+use super::gap::Gap;
+use super::inbox::Taken;
+use super::logclock::Kept;
+use super::missed::{self, Missed};
+use super::restore::Restored;
+use super::schema;
+use super::sinks::{self, Forgotten, Retired};
+use crate::model::{DeviceId, Numbered, Seq, Timestamp};
+use anyhow::Result;
+use rusqlite::Connection;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What one commit writes.
+#[derive(Default)]
+pub(super) struct Commit {
+    pub batches: Vec<Numbered>,
+    /// Device, session and the session's last settled seq, of readings that were
+    /// never written.
+    pub marks: Vec<(DeviceId, u64, u64)>,
+    /// The same of `batches`.
+    pub covered: Vec<(DeviceId, u64, u64)>,
+    /// Some of `batches` do not say how far their sessions came.
+    pub unmarked: bool,
+    /// Name, confirmed seq and confirmed event of each sink.
+    pub sinks: Vec<(Arc<str>, Seq, u64)>,
+    /// Sinks that are not configured any more, and those of them that are forgotten.
+    pub retired: Vec<Retired>,
+    pub forget: Vec<Forgotten>,
+    /// Sinks that are to be told what they have missed, and those that have confirmed
+    /// what they were told.
+    pub tell: Vec<Arc<str>>,
+    pub heard: Vec<Arc<str>>,
+    /// Reserve seqs up to here.
+    pub reserve: Option<Seq>,
+    /// Readings that left the log undelivered for another reason than its bounds.
+    pub gaps: Vec<Gap>,
+    /// Other events, as JSON objects.
+    pub notices: Vec<String>,
+    /// What is new about devices' presence.
+    pub attendance: Attendance,
+    /// What is new about commands.
+    pub inbox: Taken,
+    /// What is new about the machine's boot.
+    pub boot: Option<boots::News>,
+    /// The gateway stops: the next seq that will be given out.
+    pub clean: Option<Seq>,
+    pub now: Timestamp,
+    /// The log's clock, and whether it is to be kept.
+    pub clock: u64,
+    pub keep_clock: Option<Kept>,
+    /// Nothing is to be written but what the log's bounds demand.
+    pub check_only: bool,
+    /// What comes from a database in quarantine.
+    pub restored: Restored,
+}
+
+/// What a commit did beyond what it was told.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Outcome {
+    /// Dropped to stay within the bounds.
+    pub evicted: Evicted,
+    pub last_event: Option<u64>,
+    /// Sinks that have missed something since, and those that were told all that they had
+    /// missed, with the last event that tells of it if there is any.
+    pub missed: Vec<Arc<str>>,
+    pub told: Vec<(Arc<str>, Option<u64>)>,
+    /// Events that went before sinks had them.
+    pub lost: Vec<Lost>,
+    /// The last reading of the segment that was written, if there was one.
+    pub written: Option<Seq>,
+    /// Size of the log's content in bytes.
+    pub size: u64,
+}
+
+impl Commit {
+    /// The places of all sinks: first of those that are configured, then of those that
+    /// were and are not forgotten.
+    pub fn places(&self) -> Vec<(Arc<str>, Seq, u64)> {
+        let is_kept = |sink: &&Retired| !self.forget.iter().any(|gone| gone.name == sink.name);
+        let retired = self.retired.iter().filter(is_kept).map(|sink| (sink.name.clone(), sink.confirmed, sink.event));
+        self.sinks.iter().cloned().chain(retired).collect()
+    }
+
+    /// What the commit dropped to stay within the bounds, by what sinks miss of it.
+    pub fn dropped(&self, outcome: &Outcome) -> Vec<Gap> {
+        let retired = self.retired.iter().map(|sink| sink.name.clone());
+        let names: Vec<_> = self.sinks.iter().map(|(name, ..)| name.clone()).chain(retired).collect();
+        outcome.evicted.dropped.iter().map(|dropped| dropped.gap(&names, self.sinks.len())).collect()
+    }
+}
+
+impl Outcome {
+    /// Whether the sinks' places were not written.
+    pub fn leaves_places(&self, commit: &Commit) -> bool {
+        commit.check_only && self.evicted.holes.is_empty()
+    }
+}
+
+/// Notes what sinks have missed, and tells those of it who listen; forgets what is to be
+/// forgotten. Of more events than `most`, some go. Returns the number of the commit's round
+/// if it changed any of that.
+pub(super) fn tell(db: &Connection, commit: &Commit, outcome: &mut Outcome, most: Option<u64>) -> Result<Option<u64>> {
+    for forgotten in &commit.forget {
+        if let Some(body) = sinks::forget(db, forgotten)? {
+            outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
+        }
+    }
+    let places = commit.places();
+    let events: Vec<_> = places.iter().map(|(name, _, event)| (name.clone(), *event)).collect();
+    events::confirmed(db, &events, &commit.heard)?;
+    let mut news: BTreeMap<Arc<str>, Vec<Missed>> = BTreeMap::new();
+    let mut add = |(name, missed)| news.entry(name).or_default().push(missed);
+    let confirmed = |name: &str| places.iter().find(|(known, ..)| **known == *name).map(|(_, confirmed, _)| *confirmed);
+    for gap in commit.dropped(outcome) {
+        missed::of_gap(&gap, commit.now, confirmed).for_each(&mut add);
+    }
+    // Over the others their sinks have moved already.
+    for gap in &commit.gaps {
+        missed::of_gap(gap, commit.now, |name| confirmed(name).map(|_| Seq::ZERO)).for_each(&mut add);
+    }
+    if let Some(most) = most {
+        let pruned = events::prune(db, &events, most, commit.now)?;
+        pruned.missed.into_iter().for_each(add);
+        outcome.lost = pruned.lost;
+    }
+    let changed = !(news.is_empty() && commit.forget.is_empty());
+    for (name, missed) in news {
+        missed::record(db, &name, missed)?;
+        outcome.missed.push(name);
+    }
+    for name in &commit.tell {
+        let event = missed::tell(db, name, commit.now)?;
+        outcome.last_event = event.or(outcome.last_event);
+        outcome.told.push((name.clone(), event));
+    }
+    changed.then(|| missed::next_round(db)).transpose().map_err(Into::into)
+}
