@@ -323,6 +323,16 @@ impl Device {
     }
 
     fn told(&mut self, message: GatewayMessage) {
+        if let GatewayMessage::Welcome(welcome) = &message
+            && welcome.session != Some(self.session)
+        {
+            // What is left of another session is passed over; nobody else has settled so much.
+            if welcome.settled != u64::MAX {
+                let what = format!("{} is welcomed for another session than its own: {welcome:?}", self.name);
+                self.context.oracle(|oracle| oracle.violated(what));
+            }
+            return;
+        }
         let revoked = self.controls.lock().revoked;
         let long = |revoked: Instant| {
             let since = revoked.elapsed();
@@ -344,13 +354,6 @@ impl Device {
             GatewayMessage::Command(command) => return self.commanded(None, &command),
             GatewayMessage::SubCommand(SubCommand { sub, id, name, payload, expires_in }) => {
                 return self.commanded(Some(&sub), &Command { id, name, payload, expires_in });
-            }
-            GatewayMessage::Welcome(welcome) if welcome.session != Some(self.session) => {
-                if welcome.settled != u64::MAX {
-                    let what = format!("{} is welcomed for another session than its own: {welcome:?}", self.name);
-                    self.context.oracle(|oracle| oracle.violated(what));
-                }
-                return;
             }
             GatewayMessage::Welcome(welcome) => {
                 self.stale = Some(Welcome { settled: u64::MAX, session: Some(!self.session), ..welcome });
