@@ -6,7 +6,7 @@ use super::budget::Budget;
 use super::commit::{self, Commit, Outcome};
 use super::epochs;
 use super::events;
-use super::evict::{self, Evictor};
+use super::evict::{self, Confirmed, Evictor};
 use super::fold::Folding;
 use super::heal;
 use super::holes::Holes;
@@ -281,13 +281,13 @@ fn write(
         // A commit that failed may be on disk all the same, and this one repeat it.
         db.prepare_cached("DELETE FROM segment WHERE first_seq >= ?1")?.execute([header.first.0])?;
     }
-    let mut confirmed: Vec<Seq> = commit.sinks.iter().map(|(_, confirmed, _)| *confirmed).collect();
-    let configured = confirmed.len();
-    confirmed.extend(commit.retired.iter().map(|sink| sink.confirmed));
+    let configured = commit.sinks.iter().map(|(_, confirmed, _)| *confirmed);
+    let retired = commit.retired.iter().map(|sink| sink.confirmed);
+    let confirmed = Confirmed { all: configured.chain(retired).collect(), configured: commit.sinks.len() };
     let history = commit.restored.history.iter().map(|(_, block)| block);
     let blocks = segments.iter().map(|segment| &segment.block).chain(history);
     let incoming = blocks.map(|block| block.len() as u64 + evict::SEGMENT_OVERHEAD).sum();
-    outcome.evicted = evictor.make_room(db, encoder, incoming, room, commit.clock, &confirmed, configured)?;
+    outcome.evicted = evictor.make_room(db, encoder, incoming, room, commit.clock, &confirmed)?;
     for (header, block) in &commit.restored.history {
         row::put(db, "IGNORE", header, block, Info::uncounted(commit.clock))?;
     }

@@ -137,6 +137,20 @@ impl Evicted {
     }
 }
 
+/// How far each sink has come.
+pub(super) struct Confirmed {
+    /// Those that are configured first.
+    pub all: Vec<Seq>,
+    pub configured: usize,
+}
+
+impl Confirmed {
+    /// What these have confirmed is history.
+    fn by_configured(&self) -> &[Seq] {
+        self.all.get(..self.configured).unwrap_or(&self.all)
+    }
+}
+
 /// Keeps what eviction needs to remember from commit to commit.
 pub(super) struct Evictor {
     bounds: Bounds,
@@ -184,8 +198,7 @@ impl Evictor {
     }
 
     /// Makes room for `incoming` bytes, `room` being how far the filesystem is from
-    /// its floor, and drops what is too old at `clock`. What the first so many sinks that
-    /// are `configured` have confirmed is history.
+    /// its floor, and drops what is too old at `clock`.
     pub fn make_room(
         &mut self,
         db: &Connection,
@@ -193,8 +206,7 @@ impl Evictor {
         incoming: u64,
         room: Option<u64>,
         clock: u64,
-        confirmed: &[Seq],
-        configured: usize,
+        confirmed: &Confirmed,
     ) -> Result<Evicted> {
         let mut evicted = Evicted::default();
         let mut limit = LOOK_AT;
@@ -225,12 +237,12 @@ impl Evictor {
                 chunk: (self.bounds.max_size / 64).min(REWRITE_BYTES / 2),
                 complete,
             };
-            let steps = retention::plan(&stored, &confirmed[..configured.min(confirmed.len())], &demand);
+            let steps = retention::plan(&stored, confirmed.by_configured(), &demand);
             if steps.is_empty() && complete && limit >= LOOK_AT_MOST {
                 break;
             }
             for run in runs(&rows, &steps) {
-                self.carry_out(db, encoder, &rows, run, confirmed, &mut evicted)?;
+                self.carry_out(db, encoder, &rows, run, &confirmed.all, &mut evicted)?;
             }
             limit = (limit * 8).min(LOOK_AT_MOST);
         }
