@@ -47,6 +47,8 @@ mod plan;
 mod presence;
 #[path = "simulation/sender.rs"]
 mod sender;
+#[path = "simulation/serial.rs"]
+mod serial;
 #[path = "simulation/tally.rs"]
 mod tally;
 #[path = "simulation/troubles.rs"]

@@ -7,6 +7,7 @@ use super::controls::Controls;
 use super::doer::{self, Doer};
 use super::gateway::Door;
 use super::oracle::{CLOCKLESS, content, is_senseless};
+use super::serial::SerialLine;
 use fastrand::Rng;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -26,6 +27,10 @@ use tokio::time::{Instant, sleep, timeout};
 const KEEPS: usize = 3000;
 /// Silence after which a device connects anew.
 const GIVES_UP: Duration = Duration::from_secs(20);
+/// On a serial line a frame that does not go on is given up after so long.
+const FRAME_TIMEOUT: Duration = Duration::from_millis(500);
+/// There, readings are sent again after so long without an Ack.
+const RESENDS: Duration = Duration::from_secs(3);
 
 /// How long a device without a key may be served by a gateway that does not know yet.
 const REVOKED_WITHIN: Duration = Duration::from_secs(20);
@@ -51,6 +56,10 @@ pub struct Device {
     said_hello: Instant,
     doer: Doer,
     secret: Secret,
+    /// If it is on a serial line.
+    serial: Option<SerialLine>,
+    /// When an Ack brought news, or there was nothing outstanding.
+    progress: Instant,
     /// How long a message took of late until the gateway took it, and until when what
     /// came meanwhile may still be there to read.
     lag: (Duration, Instant),
@@ -74,9 +83,13 @@ impl Device {
         let session = random.u64(1..);
         let mut more = Rng::with_seed(!session);
         let subs = ["door", "lamp"].into_iter().filter_map(|sub| Some((sub, more.bool())).filter(|_| more.bool()));
-        let subs = subs.collect();
-        let controls = Controls::new(pace, session, subs);
+        let mut subs: Vec<_> = subs.collect();
         let version = if random.bool() { Version::V1 } else { Version::V2 };
+        let serial = (version == Version::V2 && more.bool()).then(|| SerialLine::draw(more.fork()));
+        if serial.is_some() {
+            subs.clear(); // what is said of them may be lost
+        }
+        let controls = Controls::new(pace, session, subs);
         let encoding = match random.u8(..3) {
             0 => BodyEncoding::Json,
             1 => BodyEncoding::Postcard,
@@ -101,6 +114,8 @@ impl Device {
             said_hello: Instant::now(),
             doer: Doer::new(context, more),
             secret: secret(name),
+            serial,
+            progress: Instant::now(),
             lag: (Duration::ZERO, Instant::now()),
             says_first,
             stale: None,
@@ -117,7 +132,7 @@ impl Device {
                 sleep(Duration::from_millis(200)).await;
                 self.next_reading = Instant::now();
             }
-            if let Some((stream, relay)) = self.door.enter(&self.name, self.random.u64(..)) {
+            if let Some((stream, relay)) = self.door.enter(&self.name, self.serial.is_some(), self.random.u64(..)) {
                 {
                     let mut state = self.controls.lock();
                     state.relays.push(relay);
@@ -189,10 +204,17 @@ impl Device {
     }
 
     async fn converse(&mut self, mut stream: DuplexStream) -> &'static str {
-        let limits = Limits { max_body: MAX_BODY, require_checksum: false };
-        let mut decoder = Decoder::new(limits, Recovery::Fail);
+        let limits = Limits { max_body: MAX_BODY, require_checksum: self.serial.is_some() };
+        let recovery = if self.serial.is_some() { Recovery::Resync } else { Recovery::Fail };
+        let mut decoder = Decoder::new(limits, recovery);
         self.said_hello = Instant::now();
         let hello = self.hello();
+        if let Some(serial) = &mut self.serial {
+            let mut bytes = Vec::new();
+            encode_device(&hello, self.format, &mut bytes);
+            let heads = serial.heads(&bytes);
+            let _ = timeout(GIVES_UP, stream.write_all(&heads)).await;
+        }
         if !self.say(&mut stream, &hello).await {
             return "Hello was not sent";
         }
@@ -248,33 +270,47 @@ impl Device {
                     let _ = timeout(GIVES_UP, stream.write_all(&noise)).await;
                 }
             }
+            if self.serial.is_some() && self.sent >= self.next_kept() && self.progress.elapsed() > RESENDS {
+                self.sent = self.next_kept() - 1;
+            }
             let patience = Duration::from_millis(self.random.u64(5..200));
+            let mut messages = Vec::new();
+            let mut on_event = |event: Event<'_>| {
+                if let Event::Frame(frame) = event {
+                    messages.push(decode_gateway(&frame));
+                }
+                ControlFlow::Continue(())
+            };
             match timeout(patience, stream.read(&mut buffer)).await {
                 Err(_) if heard.elapsed() > GIVES_UP => return "nothing heard",
+                Err(_) if self.serial.is_some() && decoder.is_partial() && heard.elapsed() > FRAME_TIMEOUT => {
+                    self.lag = (heard.elapsed(), Instant::now() + Duration::from_secs(5));
+                    let _ = decoder.give_up_partial(&mut on_event);
+                }
                 Err(_) => continue,
                 Ok(Err(_) | Ok(0)) => return "closed",
                 Ok(Ok(read)) => {
                     heard = Instant::now();
-                    let mut messages = Vec::new();
-                    let decoded = decoder.push(&buffer[..read], &mut |event| {
-                        if let Event::Frame(frame) = event {
-                            messages.push(decode_gateway(&frame));
+                    let bytes = &mut buffer[..read];
+                    if let Some(serial) = &mut self.serial {
+                        if serial.echoes {
+                            let _ = timeout(GIVES_UP, stream.write_all(bytes)).await;
                         }
-                        ControlFlow::Continue(())
-                    });
-                    if decoded.is_err() {
+                        serial.damage(bytes);
+                    }
+                    if decoder.push(bytes, &mut on_event).is_err() {
                         self.context.oracle(|oracle| oracle.violated("the gateway sent no frame".into()));
                     }
-                    for message in messages {
-                        match message {
-                            Ok(GatewayMessage::Goodbye(goodbye)) => {
-                                self.dismissed(&goodbye);
-                                return "Goodbye";
-                            }
-                            Ok(message) => self.told(message),
-                            Err(why) => self.context.oracle(|oracle| oracle.violated(why.to_string())),
-                        }
+                }
+            }
+            for message in messages {
+                match message {
+                    Ok(GatewayMessage::Goodbye(goodbye)) => {
+                        self.dismissed(&goodbye);
+                        return "Goodbye";
                     }
+                    Ok(message) => self.told(message),
+                    Err(why) => self.context.oracle(|oracle| oracle.violated(why.to_string())),
                 }
             }
         }
@@ -297,9 +333,14 @@ impl Device {
             time: self.clock(),
             firmware: None,
             channels: vec![ChannelDeclaration { index: 0, name: "n".into(), unit: None }],
-            first: if self.says_first { self.kept.front().map_or(self.next, |(seq, ..)| *seq) } else { 0 },
+            first: if self.says_first { self.next_kept() } else { 0 },
             max_frame: 0,
         })
+    }
+
+    /// The oldest that it keeps, or will take next.
+    fn next_kept(&self) -> u64 {
+        self.kept.front().map_or(self.next, |(seq, ..)| *seq)
     }
 
     /// Now and then a device behind it comes or goes.
@@ -364,8 +405,8 @@ impl Device {
                 };
                 self.outbox.extend(subs.into_iter().map(|(sub, online)| about(sub, online)));
                 self.window = u64::from(welcome.window);
-                self.sent = self.kept.front().map_or(self.next, |(seq, ..)| *seq) - 1;
-                self.sent = self.sent.max(welcome.settled);
+                self.sent = (self.next_kept() - 1).max(welcome.settled);
+                self.progress = Instant::now();
                 self.context.trace(format_args!("{} welcomed at {}", self.name, welcome.settled));
                 let after = self.said_hello.elapsed();
                 let now = self.context.elapsed();
@@ -377,10 +418,17 @@ impl Device {
             }
             GatewayMessage::Ack(ack) => {
                 self.context.trace(format_args!("{} acked {}", self.name, ack.seq));
+                if self.serial.is_some() && self.window > 0 && ack.seq < self.next_kept() {
+                    self.sent = ack.seq; // it asks for what stands behind that
+                }
                 ack.seq
             }
             _ => return,
         };
+        if upto >= self.next_kept() {
+            self.progress = Instant::now();
+            self.sent = self.sent.max(upto);
+        }
         self.context.oracle(|oracle| oracle.acked(&self.name, self.session, upto));
         while self.kept.front().is_some_and(|(seq, ..)| *seq <= upto) {
             self.kept.pop_front();
@@ -395,7 +443,11 @@ impl Device {
         let again = outstanding > 0 && self.random.u8(..40) == 0;
         let from = if again { oldest + self.random.u64(..outstanding) } else { self.sent + 1 };
         let room = self.window.saturating_sub(outstanding);
-        let count = self.random.u64(1..=50).min(if again { 50 } else { room });
+        let most = if self.serial.is_some() { 8 } else { 50 };
+        if outstanding == 0 {
+            self.progress = Instant::now();
+        }
+        let count = self.random.u64(1..=most).min(if again { 50 } else { room });
         let mut samples = Vec::new();
         let mut next = from;
         for (seq, time, values) in self.kept.iter().skip_while(|(seq, ..)| *seq < from) {
@@ -419,6 +471,9 @@ impl Device {
     async fn say(&mut self, stream: &mut DuplexStream, message: &DeviceMessage) -> bool {
         let mut bytes = Vec::new();
         encode_device(message, self.format, &mut bytes);
+        if let Some(serial) = &mut self.serial {
+            serial.damage(&mut bytes);
+        }
         let began = Instant::now();
         let said = timeout(GIVES_UP, stream.write_all(&bytes)).await.is_ok_and(|written| written.is_ok());
         let took = began.elapsed();

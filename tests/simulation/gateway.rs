@@ -20,7 +20,7 @@ use tidegate::config::{self, Encoding};
 use tidegate::device::auth::Doorman;
 use tidegate::device::{Registry, Told, attendance};
 use tidegate::downlink::{Downlink, Handle, Operate, Operated};
-use tidegate::link::{self, tcp::serve_stream};
+use tidegate::link::{self, serial, tcp};
 use tidegate::metrics::{Metrics, SinkLabel};
 use tidegate::model::{DeviceId, DeviceStatus, GatewayId, Presence};
 use tidegate::sink::{Identity, Pulse, Pump};
@@ -49,6 +49,7 @@ pub struct Door {
 struct Listener {
     shared: link::Shared,
     tcp: Arc<config::Tcp>,
+    serial: Arc<config::Serial>,
     /// One for each connection: those who wait for one signal wake in an order that
     /// tokio draws at random.
     stops: Vec<watch::Sender<bool>>,
@@ -101,20 +102,26 @@ impl Door {
         Door { context: context.clone(), latency, listener: Arc::default() }
     }
 
-    /// Connects a device, if somebody listens.
-    pub fn enter(&self, device: &str, seed: u64) -> Option<(DuplexStream, Relay)> {
+    /// Connects a device, if somebody listens, by a serial line or otherwise.
+    pub fn enter(&self, device: &str, by_serial: bool, seed: u64) -> Option<(DuplexStream, Relay)> {
         let mut listener = self.listener.lock();
-        let Listener { shared, tcp, stops, connections, freezer } = listener.as_mut()?;
+        let Listener { shared, tcp, serial, stops, connections, freezer } = listener.as_mut()?;
         while let Some(ended) = connections.try_join_next() {
             report_panic(&self.context, "a connection", ended);
         }
         let network::Connected { device: near, gateway: far, relay } = network::connect(self.latency, seed);
         let stop = watch::Sender::new(false);
-        let (shared, tcp, stopped, from) = (shared.clone(), tcp.clone(), stop.subscribe(), device.to_owned());
+        let (shared, tcp, serial) = (shared.clone(), tcp.clone(), serial.clone());
+        let (stopped, from) = (stop.subscribe(), device.to_owned());
         stops.retain(|stop| !stop.is_closed());
         stops.push(stop);
         let mut far = Thawing::new(far, freezer);
-        connections.spawn(freezer.run(async move { serve_stream(&mut far, &from, &tcp, shared, stopped).await }));
+        connections.spawn(freezer.run(async move {
+            match by_serial {
+                true => serial::serve_stream(&mut far, &from, &serial, shared, stopped).await,
+                false => tcp::serve_stream(&mut far, &from, &tcp, shared, stopped).await,
+            }
+        }));
         Some((near, relay))
     }
 }
@@ -201,8 +208,9 @@ impl Gateway {
             pool: link::Pool::new(64 << 20, metrics.clone()),
         };
         let tcp = Arc::new(config::Tcp { authentication: Some(plan.authentication), ..config::Tcp::default() });
-        let listener =
-            Listener { shared, tcp, stops: Vec::new(), connections: JoinSet::new(), freezer: freezer.clone() };
+        let serial = Arc::new(config::Serial { authentication: plan.authentication, ..config::Serial::default() });
+        let (stops, connections) = (Vec::new(), JoinSet::new());
+        let listener = Listener { shared, tcp, serial, stops, connections, freezer: freezer.clone() };
         *door.listener.lock() = Some(listener);
         let mut stepping = JoinSet::new();
         stepping.spawn(freezer.run(step(context.clone(), clock.clone(), vfs.clone(), writer)));
