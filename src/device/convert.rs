@@ -13,6 +13,7 @@ use crate::wire::message::{ChannelDeclaration, ChannelRef, DeviceClock, Readings
 use crate::wire::sift::{Sifted, Unreadable};
 use refused::Why;
 use std::collections::HashSet;
+use std::time::Duration;
 use times::Times;
 
 /// Why Readings, one of their samples, or the channels declared for them make no sense.
@@ -132,6 +133,11 @@ impl Converter {
     }
 
     /// What the device's times mean.
+    /// The gateway did not listen to the device for a while.
+    pub fn excuse(&mut self, by: Duration, now: Now) {
+        self.times.excuse(by, now);
+    }
+
     pub fn clock(&self) -> DeviceClock {
         self.times.clock()
     }

@@ -178,6 +178,9 @@ impl Session {
     /// Nobody listened to the device for a while: its silence counts `by` so much less.
     pub fn excuse(&mut self, by: Duration, now: Now) {
         self.heard = (self.heard + by).min(now.monotonic);
+        if let Some(device) = &mut self.device {
+            device.excuse(by, now);
+        }
     }
 
     /// Whether the device is silent for longer than it should be.

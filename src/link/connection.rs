@@ -118,7 +118,6 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     let mut timer = pin!(sleep(LONG));
     loop {
         let now = clock.now();
-        connection.excuse(clock.put_off(), now);
         connection.advance(now);
         if let Some(end) = connection.peer.ended() {
             connection.peer.place.turn().await;
@@ -181,8 +180,8 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// The device is not to blame for a silence while the gateway did not listen.
-    fn excuse(&mut self, put_off: Duration, now: crate::clock::Now) {
-        let by = self.excuses.look(put_off, now.monotonic);
+    fn excuse(&mut self, now: crate::clock::Now) {
+        let by = self.excuses.look(self.line.shared.clock.put_off(), now.monotonic);
         if by.is_zero() {
             return;
         }
@@ -227,6 +226,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// Draws conclusions from a silence, if there was nothing to read when it had lasted too
     /// long, nor at another look.
     fn judge(&mut self, now: crate::clock::Now) {
+        self.excuse(now);
         let reads = self.stop_at.is_none() && self.gate == Gate::Open && !self.is_paused();
         let late = reads && self.silence_deadline().is_some_and(|deadline| now.monotonic >= deadline);
         if !late || !std::mem::replace(&mut self.last_look, true) {
@@ -261,6 +261,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// While others wait for memory, a large frame has to be complete in good time: its
     /// sender must not hold on to the memory with a byte now and then.
     fn look_at_pressure(&mut self, now: crate::clock::Now) {
+        if self.frame_since.is_some() {
+            self.excuse(now);
+        }
         let wanted = self.lease.pool().is_wanted() && self.decoder.memory() > ALLOWANCE;
         if !wanted || self.peer.is_stalled() || self.line.grants.restart {
             self.frame_since = None;
@@ -370,6 +373,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// Takes in what came.
     fn take(&mut self, bytes: &[u8]) {
         let now = self.line.shared.clock.now();
+        self.excuse(now);
         let peer = &mut self.peer;
         let goes_on = self.decoder.is_partial();
         if let Err(error) = self.decoder.push(bytes, &mut |event| peer.take(event, now)) {

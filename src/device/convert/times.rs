@@ -39,6 +39,8 @@ const SLACK: i64 = 60_000;
 const LATE: i64 = 2_000_000;
 /// So many late messages in a row say that the counter stands still at times.
 const LATE_IN_A_ROW: u32 = 3;
+/// After a pause of the gateway, what waited for its end is read within this.
+const CATCH_UP: Duration = Duration::from_secs(5);
 /// Messages that arrive closer together than this count as one: they waited together.
 const APART: Duration = Duration::from_secs(1);
 
@@ -54,6 +56,9 @@ pub struct Times {
     /// message that says what it shows is believed.
     stops: bool,
     late: Option<Late>,
+    /// When the gateway's last pause was noticed, and how much later than usual messages
+    /// may be for it.
+    pause: Option<(Duration, Duration)>,
 }
 
 /// Where the device's boot lies on the gateway's monotonic clock.
@@ -79,11 +84,22 @@ struct Late {
 
 impl Times {
     pub fn new(clock: DeviceClock, rules: TimeRules) -> Times {
-        Times { clock, rules, tie: None, wide: false, stops: false, late: None }
+        Times { clock, rules, tie: None, wide: false, stops: false, late: None, pause: None }
     }
 
     pub fn clock(&self) -> DeviceClock {
         self.clock
+    }
+
+    /// The gateway did not listen for a while.
+    pub fn excuse(&mut self, by: Duration, now: Now) {
+        self.pause = Some((now.monotonic, by));
+    }
+
+    /// Messages that arrive now may have waited for the gateway so long, in microseconds.
+    fn waited(&self, now: Now) -> i64 {
+        let pause = self.pause.filter(|(noticed, _)| now.monotonic <= *noticed + CATCH_UP);
+        pause.map_or(0, |(_, by)| micros(by))
     }
 
     /// The device's clock showed `time` when it sent what arrived at `now`.
@@ -108,7 +124,7 @@ impl Times {
         let elapsed = now.monotonic.saturating_sub(tie.at);
         let drift = micros(elapsed / u32::try_from(1_000_000 / MAX_DRIFT_PPM).unwrap_or(1));
         let latest = tie.boot.saturating_add(drift);
-        if !self.stops && seen > latest.saturating_add(LATE) {
+        if !self.stops && seen > latest.saturating_add(LATE).saturating_add(self.waited(now)) {
             let late = self.late.get_or_insert(Late { count: 1, at: now.monotonic });
             if now.monotonic >= late.at + APART {
                 *late = Late { count: late.count + 1, at: now.monotonic };
@@ -219,6 +235,23 @@ mod tests {
         assert_eq!(times.place(1_500, at(100, WALL, true)), (Timestamp(WALL - S / 2), Basis::Wall));
         assert_eq!(times.place(2_500, at(101, WALL + S, true)), (Timestamp(WALL + S / 2), Basis::Wall));
         assert!(matches!(times.place(i64::MAX, at(101, WALL, true)), (Timestamp(i64::MAX), Basis::DeviceClock { .. })));
+    }
+
+    #[test]
+    fn what_waited_while_the_gateway_stood_still_is_no_doubt_about_a_clock() {
+        let mut times = times(DeviceClock::SinceBoot);
+        times.synchronise(0, at(100, WALL, true));
+        times.excuse(Duration::from_secs(60), at(170, WALL + 70 * S, true));
+        for (time, arrives) in [(10_000, 170), (40_000, 170), (65_000, 172)] {
+            let now = at(arrives, WALL + (arrives as i64 - 100) * S, true);
+            times.synchronise(time, now);
+            let (placed, basis) = times.place(time, now);
+            let off = placed.0 - (WALL + time * 1000);
+            assert!(basis == Basis::Wall && (0..=100_000).contains(&off), "{basis:?}, off by {off} us");
+        }
+        // Later than that pause explains.
+        times.synchronise(66_000, at(180, WALL + 80 * S, true));
+        assert!(matches!(times.place(66_000, at(180, WALL + 80 * S, true)).1, Basis::DeviceClock { .. }));
     }
 
     #[test]
