@@ -51,19 +51,17 @@ impl Default for RefusedLog {
 }
 
 impl RefusedLog {
-    /// Keeps what was refused. Returns the event that tells of it upstream, unless there
-    /// were too many of late: the next one says how many samples were left out then.
-    pub fn add(&self, new: RefusedSamples, now: Duration) -> Option<String> {
+    /// Keeps what was refused. Returns the event that tells of it upstream, unless the log
+    /// `may_tell` nothing now, or there were too many of late: the next one says how many
+    /// samples were left out then.
+    pub fn add(&self, new: RefusedSamples, may_tell: bool, now: Duration) -> Option<String> {
         let mut inner = self.0.lock();
-        let event = match inner.events.closed_until(now) {
-            Some(_) => {
-                inner.untold = inner.untold.saturating_add(new.refused.count);
-                None
-            }
-            None => {
-                inner.events.take(now);
-                Some(event(&new, std::mem::take(&mut inner.untold)))
-            }
+        let event = if may_tell && inner.events.closed_until(now).is_none() {
+            inner.events.take(now);
+            Some(event(&new, std::mem::take(&mut inner.untold)))
+        } else {
+            inner.untold = inner.untold.saturating_add(new.refused.count);
+            None
         };
         match inner.entries.back_mut() {
             Some(last) if last.goes_on_with(&new) => last.refused.count += new.refused.count,
@@ -127,17 +125,17 @@ mod tests {
     #[test]
     fn what_goes_on_is_one_entry_and_the_latest_are_kept() {
         let log = RefusedLog::default();
-        log.add(refused("a", 1, 2), Duration::ZERO);
-        log.add(refused("a", 3, 1), Duration::ZERO);
-        log.add(refused("a", 9, 1), Duration::ZERO);
-        log.add(refused("b", 10, 1), Duration::ZERO);
+        log.add(refused("a", 1, 2), true, Duration::ZERO);
+        log.add(refused("a", 3, 1), true, Duration::ZERO);
+        log.add(refused("a", 9, 1), true, Duration::ZERO);
+        log.add(refused("b", 10, 1), true, Duration::ZERO);
         let seqs = |device: Option<&str>| -> Vec<(u64, u64)> {
             let device = device.map(|name| DeviceId::new(name).expect("a valid name"));
             log.list(device.as_ref()).iter().map(|entry| (entry.refused.seq, entry.refused.count)).collect()
         };
         assert_eq!(seqs(None), [(10, 1), (9, 1), (1, 3)]);
         assert_eq!(seqs(Some("a")), [(9, 1), (1, 3)]);
-        (0..1000).for_each(|seq| drop(log.add(refused("c", 100 + 2 * seq, 1), Duration::ZERO)));
+        (0..1000).for_each(|seq| drop(log.add(refused("c", 100 + 2 * seq, 1), true, Duration::ZERO)));
         assert_eq!(seqs(None).len(), KEPT);
         assert_eq!(seqs(None)[0], (2098, 1));
     }
@@ -147,11 +145,12 @@ mod tests {
         let log = RefusedLog::default();
         let mut told = 0;
         for seq in 0..1000 {
-            told += u64::from(log.add(refused("a", 1 + 2 * seq, 1), Duration::from_secs(1)).is_some());
+            told += u64::from(log.add(refused("a", 1 + 2 * seq, 1), true, Duration::from_secs(1)).is_some());
         }
         assert!((60..70).contains(&told), "{told}");
-        log.untold(5);
-        let event = log.add(refused("a", 5000, 2), Duration::from_secs(10)).expect("there is room again");
+        log.untold(2);
+        assert_eq!(log.add(refused("b", 1, 3), false, Duration::from_secs(10)), None);
+        let event = log.add(refused("a", 5000, 2), true, Duration::from_secs(10)).expect("there is room again");
         let event: serde_json::Value = serde_json::from_str(&event).expect("JSON");
         assert_eq!((&event["type"], &event["session"]), (&"refused".into(), &7.into()));
         assert_eq!((&event["first"], &event["last"], &event["count"]), (&5000.into(), &5001.into(), &2.into()));

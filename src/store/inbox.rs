@@ -127,7 +127,8 @@ impl Log {
         *keep = Keep { count: count as u64, age, ..*keep };
     }
 
-    /// Has changes written with the next commit, which is due at once.
+    /// Has changes written with the next commit, which is due at once. For one caller alone,
+    /// which counts them: [`Log::commands_written`].
     pub fn change_commands(&self, changes: Vec<Change>) {
         if changes.is_empty() {
             return;

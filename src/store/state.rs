@@ -6,6 +6,7 @@ use super::commit::Commit;
 use super::gap::{Gap, Hole, add_holes};
 use super::headroom::DiskState;
 use super::inbox::Inbox;
+use super::log::Log;
 use super::logclock::LogClock;
 use super::mark::Marks;
 use super::missed::News;
@@ -71,7 +72,9 @@ const PLACES_WITHIN: Duration = Duration::from_secs(5);
 /// How often the disk and the age of readings are looked at, at the least.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// Events other than gaps that wait for being written; the oldest go first.
-const MAX_NOTICES: usize = 16;
+const MAX_NOTICES: usize = 256;
+/// While so many wait, nothing is told that may be left out.
+const TELLABLE: usize = 128;
 /// So few redelivered readings are not worth a write.
 const PLACES_SLACK: u64 = 256;
 
@@ -123,6 +126,11 @@ impl State {
         self.notices.push(body);
         let surplus = self.notices.len().saturating_sub(MAX_NOTICES);
         self.notices.drain(..surplus);
+    }
+
+    /// Whether more may be told than what must be.
+    pub fn may_tell(&self) -> bool {
+        self.notices.len() < TELLABLE
     }
 
     /// A commit was not written: what it took along is to be written again.
@@ -243,5 +251,20 @@ impl State {
         let (from, upto) = (confirmed.0, self.tail.visible().0);
         let missing: u64 = self.holes.iter().map(|hole| hole.missing_between(Seq(from), Seq(upto))).sum();
         upto.saturating_sub(from).saturating_sub(missing)
+    }
+}
+
+impl Log {
+    /// Whether there is room for [`Log::tell`]: while the disk cannot be written, that ends.
+    pub fn may_tell(&self) -> bool {
+        self.shared.state.lock().may_tell()
+    }
+
+    /// Has events, which are JSON objects, told upstream. They are written with the next
+    /// commit, before the readings that are appended later.
+    pub fn tell(&self, events: Vec<String>) {
+        let mut state = self.shared.state.lock();
+        events.into_iter().for_each(|event| state.notify(event));
+        state.wake(&self.shared.due);
     }
 }

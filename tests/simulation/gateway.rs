@@ -350,7 +350,12 @@ impl Gateway {
 
     /// Whether no command is live, and nothing is to be told of devices.
     pub fn is_quiet(&self) -> bool {
-        self.metrics.commands_live.get() == 0 && self.registry.due().is_none()
+        self.unrest() == (0, None)
+    }
+
+    /// How many commands are live, and when something of devices is to be told next.
+    pub fn unrest(&self) -> (i64, Option<Duration>) {
+        (self.metrics.commands_live.get(), self.registry.due())
     }
 
     /// Looks whether a part ended that should be running, and whether the bounds are

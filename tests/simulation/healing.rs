@@ -108,11 +108,11 @@ impl World {
             let done = unacked == 0 && pending.iter().all(|pending| *pending == 0) && is_quiet && is_back;
             quiet = if done { quiet + 1 } else { 0 };
             if began.elapsed() > DRAIN_WITHIN {
-                let health = self.gateway.as_ref().map(|gateway| gateway.log.health());
+                let health = self.gateway.as_ref().map(|gateway| (gateway.log.health(), gateway.unrest()));
                 self.context.oracle(|oracle| {
                     oracle.violated(format!(
                         "not drained {when}: {unacked} readings are not acknowledged, {pending:?} wait for the sinks, \
-                         quiet: {is_quiet}, letters wait: {posted}, devices are back: {is_back}; {health:?}"
+                         letters wait: {posted}, devices are back: {is_back}; {health:?}"
                     ));
                 });
                 return;

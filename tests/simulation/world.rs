@@ -82,6 +82,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs a seed. The same seed in the same mode gives the same trace.
 pub fn run(vfs: &FaultyVfs, directory: &Path, seed: u64, mode: Mode) -> Outcome {
+    // It may be moved, to a place beside it.
+    let directory = &directory.join("log");
+    std::fs::create_dir(directory).expect("a directory can be made");
     // What the gateway draws at random is drawn from this thread's generator.
     fastrand::seed(seed);
     let mut disk = Disk::new(seed);

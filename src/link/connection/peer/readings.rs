@@ -9,7 +9,7 @@ use crate::clock::Now;
 use crate::device::{Converted, Refusal, RefusedSamples};
 use crate::metrics::ReasonLabel;
 use crate::model::Batch;
-use crate::store::{Change, Saturated};
+use crate::store::Saturated;
 use crate::wire::codec::BodyError;
 use crate::wire::frame::{Format, FrameRef};
 use crate::wire::message::{DeviceMessage, GatewayMessage, Refused};
@@ -155,8 +155,7 @@ impl Peer<'_> {
             shared.metrics.readings_refused.get_or_create(&reason).inc_by(run.count);
             let link = self.line.name.clone();
             let entry = RefusedSamples { time: now.wall, device: device.clone(), link, session, refused: run.clone() };
-            let event = shared.registry.refused().add(entry, now.monotonic);
-            events.extend(event.map(|event| Change { command: None, event: Some(event) }));
+            events.extend(shared.registry.refused().add(entry, shared.log.may_tell(), now.monotonic));
             told += run.count;
         }
         let more = refused.count() - told;
@@ -166,7 +165,7 @@ impl Peer<'_> {
             shared.registry.refused().untold(more);
         }
         // In the same commit as the readings, or before.
-        shared.log.change_commands(events);
+        shared.log.tell(events);
         if !std::mem::replace(&mut self.refused_told, true)
             && let Some(first) = refused.runs().first()
         {
