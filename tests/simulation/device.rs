@@ -31,6 +31,9 @@ const GIVES_UP: Duration = Duration::from_secs(20);
 const FRAME_TIMEOUT: Duration = Duration::from_millis(500);
 /// There, readings are sent again after so long without an Ack.
 const RESENDS: Duration = Duration::from_secs(3);
+/// And Hello without a Welcome, and so long at most.
+const UNWELCOME: Duration = Duration::from_secs(1);
+const UNWELCOME_MOST: Duration = Duration::from_secs(5);
 
 /// How long a device without a key may be served by a gateway that does not know yet.
 const REVOKED_WITHIN: Duration = Duration::from_secs(20);
@@ -95,7 +98,7 @@ impl Device {
             1 => BodyEncoding::Postcard,
             _ => BodyEncoding::Protobuf,
         };
-        let says_first = more.bool();
+        let says_first = more.bool() || serial.is_some();
         let device = Device {
             context: context.clone(),
             name: name.to_owned(),
@@ -218,6 +221,7 @@ impl Device {
         if !self.say(&mut stream, &hello).await {
             return "Hello was not sent";
         }
+        let (mut greeted, mut patient) = (Instant::now(), UNWELCOME);
         self.window = 0;
         self.outbox.clear();
         if let Some(stale) = self.stale.take() {
@@ -239,6 +243,13 @@ impl Device {
                 return "switched off";
             }
             self.take();
+            if self.serial.is_some() && self.window == 0 && greeted.elapsed() > patient {
+                let hello = self.hello();
+                if !self.say(&mut stream, &hello).await {
+                    return "Hello was not sent again";
+                }
+                (greeted, patient) = (Instant::now(), (patient * 2).min(UNWELCOME_MOST));
+            }
             if self.window > 0 {
                 self.outbox.extend(self.doer.answer());
                 self.look_behind();

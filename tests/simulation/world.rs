@@ -360,9 +360,8 @@ impl World {
                     self.context.oracle(|oracle| oracle.began(epoch, same, copied));
                     // No trouble of these damages what a careful program has written.
                     let notes = gateway.log.health().notes.into_iter();
-                    for note in
-                        notes.filter(|note| self.sinks_away.is_empty() || !note.contains("is not configured any more"))
-                    {
+                    let may_wait = !self.sinks_away.is_empty() || self.images.put_back > 0;
+                    for note in notes.filter(|note| !(may_wait && note.contains("is not configured any more"))) {
                         let note = note.replace(&*self.plan.store.directory.to_string_lossy(), "DIR");
                         self.context.oracle(|oracle| oracle.violated(note));
                     }

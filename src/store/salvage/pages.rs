@@ -58,8 +58,10 @@ pub(in crate::store) struct WalState {
     /// What stands there is in the database already, at least in part: SQLite would mix it
     /// with what was before.
     pub overtaken: bool,
-    /// It began anew and has no commit yet, and the database lacks what it had before.
-    pub behind: bool,
+    /// It began anew and has no commit yet: the last frame of the generation before that is
+    /// a commit, if the database lacks something of it. Where a power cut left less than all
+    /// of that generation, it may be that the database has more.
+    pub lacking: Option<u64>,
 }
 
 /// A database and its write-ahead log.
@@ -246,7 +248,8 @@ impl Pages {
             self.state.orphaned_frames = self.orphans.len() as u64;
             self.committed = newest;
             self.state.overtaken = self.state.orphaned_commits > 0 && self.is_overtaken(frames);
-            self.state.behind = end == 0 && self.orphans.is_empty() && self.lacks_generation_before(wal);
+            let is_bare = end == 0 && self.orphans.is_empty();
+            self.state.lacking = if is_bare { self.lacking_of_generation_before(wal) } else { None };
             return;
         }
         // SQLite begins a generation by writing its header over that of the one before, once
@@ -264,16 +267,17 @@ impl Pages {
         }
     }
 
-    /// Whether the database lacks something of the generation of frames before the one that
-    /// the header begins.
-    fn lacks_generation_before(&self, wal: &Wal) -> bool {
+    /// The end of the generation of frames before the one that the header begins, as far as
+    /// it stands there, if the database lacks something of it.
+    fn lacking_of_generation_before(&self, wal: &Wal) -> Option<u64> {
         let before = (wal.salts.0.wrapping_sub(1), wal.frames.first().map_or(0, |frame| frame.salts.1));
         let goes_on = |(index, frame): &(usize, &Frame)| frame.salts == before && (*index == 0 || frame.linked);
         let chain = wal.frames.iter().enumerate().take_while(goes_on).count();
         let chain = wal.frames.get(..chain).unwrap_or_default();
-        let end = chain.iter().rposition(|frame| frame.commits).map_or(0, |last| last + 1);
-        let newest: HashMap<u32, u64> = (0..).zip(&chain[..end]).map(|(index, frame)| (frame.page, index)).collect(); // a position in it
-        newest.iter().any(|(page, frame)| self.read(Image::Db(*page)) != self.read(Image::Frame(*frame)))
+        let last = chain.iter().rposition(|frame| frame.commits)?;
+        let newest: HashMap<u32, u64> = (0..).zip(&chain[..=last]).map(|(index, frame)| (frame.page, index)).collect(); // a position in it
+        let lacks = |(page, frame): (&u32, &u64)| self.read(Image::Db(*page)) != self.read(Image::Frame(*frame));
+        newest.iter().any(lacks).then_some(last as u64)
     }
 
     /// Whether the database has a page as it stands in an orphaned frame, where SQLite would

@@ -21,8 +21,11 @@ impl Salvage {
             let open = meta.get("reserved").is_some_and(|reserved| *reserved > 0) && !meta.contains_key("clean");
             return open.then(|| "it was not closed, and its write-ahead log is missing".to_owned());
         }
-        if wal.behind {
-            return Some("it is a torn copy: it lacks what its write-ahead log had before that began anew".to_owned());
+        if let Some(last) = wal.lacking {
+            let [had, has] = [View::Near(last), View::Base].map(|view| self.meta(view));
+            let [had, has] = [had?, has?].map(|meta| meta.get(fold::NUMBER).copied().unwrap_or(0));
+            return (has < had)
+                .then(|| "it is a torn copy: it lacks what its write-ahead log had before that began anew".to_owned());
         }
         // A list that stands in the database alone is that of an earlier time.
         let root = *self.roots.get("fold")?;
@@ -36,11 +39,16 @@ impl Salvage {
         if other > 0 {
             return Some(format!("it is a torn copy: it lacks {other} pages that its write-ahead log goes on from"));
         }
-        // Only of a write-ahead log that a start began, which has no list. In the midst of a
-        // checkpoint a power cut may leave half a page, whose rows prove nothing.
         let [goes_on_from, has] = [View::Committed, View::Base].map(|view| self.meta(view));
         let [goes_on_from, has] = [goes_on_from?, has?].map(|meta| meta.get(fold::NUMBER).copied().unwrap_or(0));
-        let fits = fold.pages().next().is_some() || (has..=has + 1).contains(&goes_on_from);
+        // In the midst of a checkpoint a power cut may leave half a page, on which an older
+        // number shows; other pages are as they were before then, or as they are to be.
+        let number_is_on = self.roots.get("meta").copied();
+        let is_recent = |(page, sum): (u32, u32)| {
+            let [base, new] = [View::Base, View::Committed].map(|view| self.pages.read(self.pages.image(page, view)));
+            Some(page) != number_is_on && (base == new || base.is_some_and(|base| Fold::sum(&base) == sum))
+        };
+        let fits = (has..=has + 1).contains(&goes_on_from) || fold.pages().any(is_recent);
         (!fits).then(|| {
             format!("it is a torn copy: it is of checkpoint {has}, and its write-ahead log goes on from {goes_on_from}")
         })
