@@ -59,7 +59,7 @@ impl Decoder {
         Decoder { limits, recovery, text: false, partial: Vec::new(), start: 0, credit: MAX_CHECKED, done: 0 }
     }
 
-    /// Takes text messages too, around which the link has put a frame ([`text_header`]).
+    /// Takes text messages too, around which the link has put a frame ([`super::text_header`]).
     /// A device that puts it there itself says nothing that it could not say otherwise.
     pub fn accept_text(mut self) -> Decoder {
         self.text = true;
