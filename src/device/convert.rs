@@ -132,12 +132,12 @@ impl Converter {
         &self.device
     }
 
-    /// What the device's times mean.
     /// The gateway did not listen to the device for a while.
     pub fn excuse(&mut self, by: Duration, now: Now) {
         self.times.excuse(by, now);
     }
 
+    /// What the device's times mean.
     pub fn clock(&self) -> DeviceClock {
         self.times.clock()
     }
@@ -162,6 +162,12 @@ impl Converter {
     /// did not say what it still has.
     pub fn go_on_after(&mut self, seen: u64, anywhere: bool) {
         (self.seen, self.anywhere) = (seen, anywhere);
+    }
+
+    /// Everything up to `acked` was acknowledged, some of which an earlier connection brought:
+    /// nothing before it is waited for.
+    pub fn acknowledged(&mut self, acked: u64) {
+        self.seen = self.seen.max(acked);
     }
 
     /// The device's clock showed `time` just now.

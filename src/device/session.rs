@@ -151,6 +151,13 @@ impl Session {
         self.max_frame
     }
 
+    /// The device is told that everything up to `seq` is settled.
+    pub fn acknowledged(&mut self, seq: u64) {
+        if let Some(device) = &mut self.device {
+            device.acknowledged(seq);
+        }
+    }
+
     /// Memory that the session holds to be fast, in bytes.
     pub fn memory(&self) -> usize {
         self.device.as_ref().map_or(0, |device| device.memory())

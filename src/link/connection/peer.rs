@@ -255,6 +255,7 @@ impl<'a> Peer<'a> {
         if let Some(established) = &mut self.established
             && let Some(seq) = established.acks.due(established.mark.settled(), now.monotonic)
         {
+            self.session.acknowledged(seq);
             self.say(&GatewayMessage::Ack(Ack { seq }));
         }
     }

@@ -74,6 +74,10 @@ fn reading(seq: u64) -> DeviceMessage {
     DeviceMessage::Readings(Readings { seq, sub: None, samples: vec![Sample { time: 0, values }] })
 }
 
+fn sample() -> Sample {
+    Sample { time: 0, values: vec![(ChannelRef::Name("x".into()), Value::Integer(1))] }
+}
+
 /// The device says all that at once, as a connection hears it.
 fn hear(peer: &mut Peer<'_>, messages: &[DeviceMessage]) {
     let now = peer.line.shared.clock.now();
@@ -119,6 +123,26 @@ async fn readings_that_found_no_room_are_not_taken_for_those_of_the_next_session
     let said = said(&mut peer);
     assert!(matches!(said[..2], [GatewayMessage::Welcome(_), GatewayMessage::Welcome(_)]), "{said:?}");
     assert_eq!(said.len(), 2, "the second session sent nothing that could be acknowledged: {said:?}");
+}
+
+/// It has forgotten them, and would be asked for them for ever.
+#[tokio::test]
+async fn what_an_earlier_connection_brought_is_not_waited_for_once_it_is_acknowledged() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (line, mut writer) = line(directory.path());
+    writer.step();
+    let mut peer = Peer::new(&line, Caller::named("/dev/ttyS0"), Place::granted(), line.shared.clock.now());
+    let readings = |seq| DeviceMessage::Readings(Readings { seq, sub: None, samples: vec![sample(), sample()] });
+    hear(&mut peer, &[hello(1), readings(1), readings(3), hello(1), readings(1)]);
+    writer.step();
+    let now = line.shared.clock.now();
+    peer.advance(now);
+    let ack = |seq| GatewayMessage::Ack(Ack { seq });
+    assert_eq!(said(&mut peer).last(), Some(&ack(4)));
+    hear(&mut peer, &[readings(5)]);
+    writer.step();
+    peer.advance(Now { monotonic: now.monotonic + Duration::from_secs(1), ..now });
+    assert_eq!(said(&mut peer), [ack(6)]);
 }
 
 #[tokio::test]
