@@ -273,6 +273,38 @@ fn look(directory: &Path) -> (Vec<String>, Vec<u64>) {
     (problems, origins)
 }
 
+/// Another program that reads the log lets go last, after the gateway was killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_ahead_log_that_another_program_folded_in_is_not_missed_and_one_that_is_gone_is() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let config = config(directory.path(), ByteSize::mib(16));
+    let opened = open_with(&config);
+    write(&opened, 1..=2_000, 1000).await;
+    for (folded, notes) in [(true, 0), (false, 1)] {
+        let left = tempfile::tempdir().expect("a temporary directory");
+        for name in ["log.db", "log.db-wal", "generation"] {
+            std::fs::copy(directory.path().join(name), left.path().join(name)).expect("a file");
+        }
+        if folded {
+            let reader = rusqlite::Connection::open(left.path().join("log.db")).expect("it opens");
+            reader.query_row("SELECT count(*) FROM segment", [], |_| Ok(())).expect("it reads");
+            reader.close().expect("it closes");
+            assert!(!left.path().join("log.db-wal").exists());
+        } else {
+            std::fs::remove_file(left.path().join("log.db-wal")).expect("it is there");
+        }
+        let mut left_over = open_with(&Store { directory: left.path().to_owned(), ..config.clone() });
+        let told = left_over.log.health().notes;
+        assert_eq!(told.len(), notes, "{told:?}");
+        assert!(told.iter().all(|note| note.contains("write-ahead log is missing")), "{told:?}");
+        if folded {
+            assert_eq!(drain(&mut left_over, 0).await.len(), 2_000);
+        }
+        close(left_over);
+    }
+    close(opened);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_whose_write_ahead_log_began_anew_meanwhile_is_found_torn_and_what_it_lacks_is_told() {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -6,17 +6,25 @@
 //! while the gateway ran, the database may be older than what its write-ahead log goes on
 //! from. Each such list has a number, which stands in `meta`: a write-ahead log that a start
 //! began has no list, and goes by it. See [`super::salvage`], which checks both.
+//!
+//! The number is also noted in a file, before the commit that has it: another program that
+//! reads the log and is the last to let go, while the gateway is not there, folds the
+//! write-ahead log in and deletes it. Nothing is missing then if the database has the number
+//! that is noted.
 
 use super::row;
 use super::schema::set_meta;
 use rusqlite::{Connection, params};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::path::Path;
+use std::io::{self, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
 
 /// The entry of `meta` that numbers the lists.
 pub(super) const NUMBER: &str = "folds";
+
+/// The file beside the database that has the number of the last list.
+const FILE_NAME: &str = "generation";
 
 /// Of the write-ahead log and of each of its frames, in bytes.
 const WAL_HEADER: usize = 32;
@@ -116,7 +124,10 @@ impl Folding {
     /// If the database cannot be written.
     pub fn write(&self, db: &Connection) -> rusqlite::Result<bool> {
         match &self.next {
-            Some(fold) => fold.write(db, self.number + 1).map(|()| true),
+            Some(fold) => {
+                note(db, self.number + 1);
+                fold.write(db, self.number + 1).map(|()| true)
+            }
             None => Ok(false),
         }
     }
@@ -126,6 +137,30 @@ impl Folding {
         self.number += 1;
         self.next = None;
     }
+}
+
+/// Notes the number of a list that is about to be written. If that fails, a write-ahead log
+/// that another program has folded in counts as missing.
+fn note(db: &Connection, number: u64) {
+    let Some(path) = db.path().filter(|path| !path.is_empty()).map(|path| file(Path::new(path))) else { return };
+    // Of one length always, so that it is written in place.
+    let write = || {
+        let mut file = File::options().create(true).write(true).truncate(false).open(&path)?;
+        file.write_all(format!("{number:020}\n").as_bytes())?;
+        file.sync_data()
+    };
+    if let Err(why) = write() {
+        tracing::debug!(file = %path.display(), %why, "the number of a write-ahead log could not be noted");
+    }
+}
+
+/// The number that is noted beside the database at `path`.
+pub(super) fn noted(path: &Path) -> Option<u64> {
+    std::fs::read_to_string(file(path)).ok()?.trim_end().parse().ok()
+}
+
+fn file(database: &Path) -> PathBuf {
+    database.with_file_name(FILE_NAME)
 }
 
 #[cfg(test)]
@@ -152,7 +187,8 @@ mod tests {
         assert!(Fold::of(&wal, 5).is_err());
 
         let db = schema::open(&directory.path().join("log.db"), Durability::Full).expect("a new database");
-        fold.write(&db, 4).expect("it writes");
+        Folding { number: 3, next: Some(fold.clone()) }.write(&db).expect("it writes");
+        assert_eq!(noted(&directory.path().join("log.db")), Some(4));
         let row = db.query_row("SELECT pages, guard FROM fold", [], |row| {
             Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?))
         });

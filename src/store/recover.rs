@@ -24,6 +24,7 @@ use crate::config::Durability;
 use crate::model::{DeviceId, Epochs, Seq, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 /// What the last life of the gateway left in the log.
 #[derive(Debug)]
@@ -97,7 +98,12 @@ pub(super) fn recover(
     if disk_end > reserved {
         return Err(Fault::Damaged(format!("seq {disk_end} is stored, though only those to {reserved} were reserved")));
     }
-    if clean.is_none() && !left.has_wal && reserved > 0 {
+    // Another program that read it may have been the last to let go, and put all of it here.
+    let is_folded = || {
+        let noted = transaction.path().and_then(|path| fold::noted(Path::new(path)));
+        noted.is_some() && noted == meta.get(fold::NUMBER).copied()
+    };
+    if clean.is_none() && !left.has_wal && reserved > 0 && !is_folded() {
         return Err(Fault::Damaged("the log was not closed, and its write-ahead log is missing".into()));
     }
     let next = match clean {

@@ -15,6 +15,7 @@ mod torn;
 pub(super) use facts::Facts;
 pub(super) use pages::{WalState, wal_path};
 
+use super::fold;
 use super::ranges::Ranges;
 use super::row;
 use super::segment::{self, Encoded, Encoder, Header};
@@ -42,6 +43,8 @@ const DATA_COLUMN: usize = 14;
 pub(super) struct Salvage {
     pages: Pages,
     roots: BTreeMap<String, u32>,
+    /// See [`fold::noted`].
+    noted: Option<u64>,
 }
 
 /// Whether to look also for segments to which the tree does not lead. Among them may
@@ -94,7 +97,7 @@ pub(super) struct Walk {
 impl Salvage {
     /// Opens what can be read of the database and its write-ahead log.
     pub fn open(db: &Path) -> Salvage {
-        let mut salvage = Salvage { pages: Pages::open(db), roots: BTreeMap::new() };
+        let mut salvage = Salvage { pages: Pages::open(db), roots: BTreeMap::new(), noted: fold::noted(db) };
         let mut roots: BTreeMap<String, u32> =
             KNOWN_ROOTS.iter().map(|(name, root)| ((*name).to_owned(), *root)).collect();
         let mut tables = Vec::new();

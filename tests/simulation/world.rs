@@ -356,8 +356,6 @@ impl World {
                 Ok(gateway) if !self.vfs.disk().is_dead() => {
                     self.context.trace(format_args!("started"));
                     let (same, copied) = self.images.started(self.plan.store.runtime_directory.is_some());
-                    let epoch = gateway.log.epoch().0;
-                    self.context.oracle(|oracle| oracle.began(epoch, same, copied));
                     // No trouble of these damages what a careful program has written.
                     let notes = gateway.log.health().notes.into_iter();
                     let may_wait = !self.sinks_away.is_empty() || self.images.put_back > 0;
@@ -365,6 +363,8 @@ impl World {
                         let note = note.replace(&*self.plan.store.directory.to_string_lossy(), "DIR");
                         self.context.oracle(|oracle| oracle.violated(note));
                     }
+                    let epoch = gateway.log.epoch().0;
+                    self.context.oracle(|oracle| oracle.began(epoch, same, copied));
                     self.gateway = Some(gateway);
                     return;
                 }

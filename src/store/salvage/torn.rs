@@ -19,7 +19,9 @@ impl Salvage {
         if wal.length == 0 {
             let meta = self.meta(View::Base)?;
             let open = meta.get("reserved").is_some_and(|reserved| *reserved > 0) && !meta.contains_key("clean");
-            return open.then(|| "it was not closed, and its write-ahead log is missing".to_owned());
+            // Another program that read it was the last to let go, and put all of it here.
+            let has_all = self.noted.is_some() && self.noted == meta.get(fold::NUMBER).copied();
+            return (open && !has_all).then(|| "it was not closed, and its write-ahead log is missing".to_owned());
         }
         if let Some(last) = wal.lacking {
             let [had, has] = [View::Near(last), View::Base].map(|view| self.meta(view));
