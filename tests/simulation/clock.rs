@@ -229,6 +229,10 @@ impl Machine {
                 near(began + uptime.0 - at.0)
             }
             Quality::Unsynchronised { .. } => false,
+            // Word of the device's clock came late: it might have stood still.
+            Quality::DeviceClock { received } if said.is_none() => {
+                trusted.clone().any(|view| during(received.0 - at.0 - view.offset) && near(when - at.0 - view.offset))
+            }
             Quality::DeviceClock { received } => {
                 let at_once = trusted
                     .clone()

@@ -175,10 +175,11 @@ impl Times {
         let received = Timestamp(micros(now.monotonic));
         let before_boot = time < 0;
         let doubtful = self.late.is_some() && self.tie.is_some_and(|tie| shown > tie.sure);
-        let cannot_be = before_boot || doubtful || uptime > received.plus(self.rules.max_ahead);
+        let cannot_be = before_boot || uptime > received.plus(self.rules.max_ahead);
         match now.trusted {
-            true if cannot_be => (Timestamp(uptime.0.saturating_add(now.start().0)), self.absurd(now)),
+            true if cannot_be || doubtful => (Timestamp(uptime.0.saturating_add(now.start().0)), self.absurd(now)),
             true => self.judge(Timestamp(uptime.0.saturating_add(now.start().0)), now),
+            // A doubtful one is nearer to the truth by its place in the gateway's boot.
             false if cannot_be => (uptime, self.absurd(now)),
             false => (uptime, Basis::Boot(self.rules.boot)),
         }
@@ -420,5 +421,9 @@ mod tests {
         assert_eq!(times.place(601_000, at(100, 5, false)), (Timestamp(700 * S), Basis::Boot(BOOT)));
         let since = Basis::DeviceClockSince { boot: BOOT, received: Timestamp(100 * S) };
         assert_eq!(times.place(602_000, at(100, 5, false)), (Timestamp(701 * S), since));
+        // One that may only be late keeps its place.
+        times.synchronise(2_000, at(150, 5, false));
+        let (placed, basis) = times.place(2_000, at(150, 5, false));
+        assert!((101 * S..102 * S).contains(&placed.0) && basis == Basis::Boot(BOOT), "{placed} {basis:?}");
     }
 }
