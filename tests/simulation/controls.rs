@@ -15,6 +15,8 @@ pub struct Controls(Arc<Mutex<State>>);
 pub struct State {
     /// The lines it has, the newest last; older ones the gateway may not know to be dead.
     pub relays: Vec<Relay>,
+    /// Its line damages what is said on it.
+    pub noisy: bool,
     pub reboot: bool,
     /// The time between readings; none are taken while it is zero.
     pub pace: Duration,
@@ -35,6 +37,7 @@ impl Controls {
     pub fn new(pace: Duration, session: u64, subs: Vec<(&'static str, bool)>) -> Controls {
         Controls(Arc::new(Mutex::new(State {
             relays: Vec::new(),
+            noisy: false,
             reboot: false,
             pace,
             session,
@@ -91,9 +94,10 @@ impl Controls {
         self.lock().there
     }
 
-    /// Whether nothing ever happened to its line.
+    /// Whether nothing ever happened to its line, nor to what was said on it.
     pub fn is_quiet(&self) -> bool {
-        self.lock().relays.last().is_some_and(Relay::is_quiet)
+        let state = self.lock();
+        !state.noisy && state.relays.last().is_some_and(Relay::is_quiet)
     }
 
     /// The devices behind it, and whether they are there as far as it knows.

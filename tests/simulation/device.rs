@@ -93,6 +93,7 @@ impl Device {
             subs.clear(); // what is said of them may be lost
         }
         let controls = Controls::new(pace, session, subs);
+        controls.lock().noisy = serial.as_ref().is_some_and(SerialLine::is_noisy);
         let encoding = match random.u8(..3) {
             0 => BodyEncoding::Json,
             1 => BodyEncoding::Postcard,

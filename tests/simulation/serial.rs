@@ -17,6 +17,10 @@ impl SerialLine {
         SerialLine { random, damaged, echoes }
     }
 
+    pub fn is_noisy(&self) -> bool {
+        self.damaged > 0
+    }
+
     pub fn damage(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
             if self.random.u32(..100_000) < self.damaged {

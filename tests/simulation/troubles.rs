@@ -207,6 +207,9 @@ impl World {
         else {
             return;
         };
+        // What is put right as somebody looks is told a moment later.
+        drop(gateway.told_there());
+        sleep(Duration::from_millis(100)).await;
         let told = gateway.told_there();
         // A shorter one may be none to the gateway; who is gone then is gone for other reasons.
         let noticed = time >= Duration::from_secs(2);
