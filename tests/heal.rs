@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, Durability, HistoryWithin, Store};
@@ -839,4 +840,34 @@ async fn a_running_gateway_heals_without_being_started_again() {
     gateway.figure_becomes("tidegate_store_quarantines_total", |count| count == 1.0).await;
     subscriber.heard(2000).await;
     assert!(gateway.process().is_running(), "{}", gateway.log());
+}
+
+/// It shares with the gateway a list of the pages in the write-ahead log, and folds that in
+/// when it lets go last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_program_that_reads_over_two_lives_of_the_gateway_spoils_nothing() {
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "[store]\ncommit_within = \"20ms\"\n").started().await;
+    let (mut settled, mut reader) = (0, None);
+    for life in 0..3 {
+        let mut talk = Talk::persistent(&gateway.tcp_address(), "pump", settled + 1, &AtomicU64::new(0)).await;
+        for seq in settled + 1..=settled + 20 {
+            talk.readings(1, seq, 1).await;
+            talk.acked(seq).await;
+        }
+        settled += 20;
+        let database = gateway.directory().join("log/log.db");
+        if life == 0 {
+            let other = rusqlite::Connection::open(&database).expect("it opens");
+            other.query_row("SELECT count(*) FROM segment", [], |_| Ok(())).expect("it reads");
+            reader = Some(other);
+        }
+        gateway.kill();
+        if life == 1 {
+            drop(reader.take());
+            assert!(!database.with_file_name("log.db-wal").exists(), "it was the last");
+        }
+        gateway.start().await;
+    }
+    assert!(!gateway.directory().join("log/quarantine").exists(), "{}", gateway.log());
+    gateway.figure_becomes("tidegate_sink_pending{sink=\"mqtt\"}", |pending| pending == 60.0).await;
 }

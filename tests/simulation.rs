@@ -45,6 +45,8 @@ mod orders;
 mod plan;
 #[path = "simulation/presence.rs"]
 mod presence;
+#[path = "simulation/reader.rs"]
+mod reader;
 #[path = "simulation/sender.rs"]
 mod sender;
 #[path = "simulation/serial.rs"]

@@ -24,6 +24,7 @@ use super::space::Space;
 use crate::files::{self, Replacement};
 use crate::model::{Numbered, Seq};
 use rusqlite::Connection;
+use rustix::process::{Flock, FlockType, fcntl_getlk};
 use std::fs::File;
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::FileExt;
@@ -115,8 +116,8 @@ pub(super) fn renew(path: &Path, left: &Left) -> io::Result<()> {
     new.put()
 }
 
-/// Does the same where there is no room for a new file: every byte is written once more
-/// where it stands, which takes none.
+/// Does the same where there is no room for a new file, or another program has the one that
+/// is there open: every byte is written once more where it stands.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -137,6 +138,17 @@ pub(super) fn rewrite(path: &Path, left: &Left) -> io::Result<()> {
         }
     }
     file.sync_all()
+}
+
+/// Whether another program has the database at `path` open. Its write-ahead log must stay the
+/// file that it is: whoever lets go last folds that into the database, by the list of pages
+/// that all of them share. In this process nobody may have it open.
+pub(super) fn is_open_elsewhere(path: &Path) -> bool {
+    // Every connection holds SQLite's shared lock. See <https://sqlite.org/fileformat2.html>,
+    // section 1.6, and `SHARED_FIRST` in its source.
+    let shared = Flock { start: 0x4000_0002, length: 510, ..Flock::from(FlockType::WriteLock) };
+    let lock = File::options().read(true).write(true).open(path).and_then(|file| Ok(fcntl_getlk(&file, &shared)?));
+    lock.is_ok_and(|held| held.is_some())
 }
 
 /// Removes what an earlier life could not finish of [`renew`].

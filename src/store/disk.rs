@@ -252,7 +252,7 @@ impl Disk {
             self.merging.done();
         }
         if work.told_fold {
-            self.folding.written();
+            self.folding.written(&self.path);
         }
         if let Some(holes) = work.holes {
             self.holes = holes;

@@ -7,13 +7,14 @@
 //! from. Each such list has a number, which stands in `meta`: a write-ahead log that a start
 //! began has no list, and goes by it. See [`super::salvage`], which checks both.
 //!
-//! The number is also noted in a file, before the commit that has it: another program that
-//! reads the log and is the last to let go, while the gateway is not there, folds the
-//! write-ahead log in and deletes it. Nothing is missing then if the database has the number
-//! that is noted.
+//! The number is also noted in a file, after the commit that has it and before that counts:
+//! another program that reads the log and is the last to let go, while the gateway is not
+//! there, folds the write-ahead log in and deletes it. Nothing is missing then if the database
+//! has the number that is noted.
 
 use super::row;
 use super::schema::set_meta;
+use crate::files;
 use rusqlite::{Connection, params};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -124,25 +125,23 @@ impl Folding {
     /// If the database cannot be written.
     pub fn write(&self, db: &Connection) -> rusqlite::Result<bool> {
         match &self.next {
-            Some(fold) => {
-                note(db, self.number + 1);
-                fold.write(db, self.number + 1).map(|()| true)
-            }
+            Some(fold) => fold.write(db, self.number + 1).map(|()| true),
             None => Ok(false),
         }
     }
 
-    /// It is on disk.
-    pub fn written(&mut self) {
+    /// It is on disk, in the database at `path` or its write-ahead log.
+    pub fn written(&mut self, path: &Path) {
         self.number += 1;
         self.next = None;
+        note(path, self.number);
     }
 }
 
-/// Notes the number of a list that is about to be written. If that fails, a write-ahead log
-/// that another program has folded in counts as missing.
-fn note(db: &Connection, number: u64) {
-    let Some(path) = db.path().filter(|path| !path.is_empty()).map(|path| file(Path::new(path))) else { return };
+/// Notes the number of a list that was written to the database at `path`. If that fails,
+/// nothing is noted: a write-ahead log that another program has folded in counts as missing.
+fn note(path: &Path, number: u64) {
+    let path = file(path);
     // Of one length always, so that it is written in place.
     let write = || {
         let mut file = File::options().create(true).write(true).truncate(false).open(&path)?;
@@ -151,6 +150,9 @@ fn note(db: &Connection, number: u64) {
     };
     if let Err(why) = write() {
         tracing::debug!(file = %path.display(), %why, "the number of a write-ahead log could not be noted");
+        if let Err(why) = files::discard(&path) {
+            tracing::debug!(file = %path.display(), %why, "what is noted of an earlier one could not be removed");
+        }
     }
 }
 
@@ -187,8 +189,12 @@ mod tests {
         assert!(Fold::of(&wal, 5).is_err());
 
         let db = schema::open(&directory.path().join("log.db"), Durability::Full).expect("a new database");
-        Folding { number: 3, next: Some(fold.clone()) }.write(&db).expect("it writes");
-        assert_eq!(noted(&directory.path().join("log.db")), Some(4));
+        let mut folding = Folding { number: 3, next: Some(fold.clone()) };
+        folding.write(&db).expect("it writes");
+        let noted = || noted(&directory.path().join("log.db"));
+        assert_eq!(noted(), None);
+        folding.written(&directory.path().join("log.db"));
+        assert_eq!(noted(), Some(4));
         let row = db.query_row("SELECT pages, guard FROM fold", [], |row| {
             Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?))
         });

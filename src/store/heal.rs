@@ -226,7 +226,9 @@ fn attempt(
 /// If the files are damaged, or cannot be read or written.
 pub(super) fn settle(path: &Path, durability: Durability, must: bool) -> Result<Left, OpenError> {
     let left = examine(path, durability)?;
-    let renewed = match left.has_frames.then(|| cut::renew(path, &left)) {
+    let in_place = left.has_frames && cut::is_open_elsewhere(path);
+    let renew = || if in_place { cut::rewrite(path, &left) } else { cut::renew(path, &left) };
+    let renewed = match left.has_frames.then(renew) {
         Some(Err(why)) if why.kind() == ErrorKind::StorageFull && !must => {
             tracing::debug!("the disk is too full to copy the write-ahead log; the log goes on without");
             Ok(())

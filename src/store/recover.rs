@@ -24,7 +24,7 @@ use crate::config::Durability;
 use crate::model::{DeviceId, Epochs, Seq, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What the last life of the gateway left in the log.
 #[derive(Debug)]
@@ -149,10 +149,11 @@ pub(super) fn recover(
     let clock = (clock, newest);
     let generation = generation(&transaction, &meta, lanes)?;
     let mut folding = Folding::after(kept(fold::NUMBER), !left.goes_on);
-    if folding.write(&transaction)? {
-        folding.written();
-    }
+    let lists = folding.write(&transaction)?;
     transaction.commit()?;
+    if let Some(path) = connection.path().filter(|_| lists).map(PathBuf::from) {
+        folding.written(&path);
+    }
     ticket.written()?;
     synchronise(connection, durability)?;
     Ok(Recovered {

@@ -145,8 +145,12 @@ impl Disk {
         let frames = wal::fold(connection)?;
         self.folded(frames);
         let transaction = connection.unchecked_transaction()?;
-        self.folding.write(&transaction)?;
-        transaction.commit()
+        let lists = self.folding.write(&transaction)?;
+        transaction.commit()?;
+        if lists {
+            self.folding.written(&self.path);
+        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@ use super::controls::Controls;
 use super::disk::{Death, Faults};
 use super::network::Line;
 use super::plan::Trouble;
+use super::reader::Reader;
 use super::world::World;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -109,16 +110,10 @@ impl World {
             },
             Trouble::Reader => {
                 // It may fail to open, as the gateway may.
-                let read = || {
-                    let reader =
-                        rusqlite::Connection::open(self.plan.store.directory.join(tidegate::store::FILE_NAME))?;
-                    reader.execute_batch("BEGIN; SELECT count(*) FROM segment")?;
-                    Ok::<_, rusqlite::Error>(reader)
-                };
                 self.reader = match self.reader.take() {
                     Some(_) => None,
                     None if self.away => None,
-                    None => read().ok(),
+                    None => Reader::open(&self.plan.store.directory).ok(),
                 };
                 self.context.trace(format_args!("somebody reads: {}", self.reader.is_some()));
             }

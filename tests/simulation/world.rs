@@ -10,6 +10,7 @@ use super::gateway::{Door, Gateway, SinkPlan};
 use super::images::Images;
 use super::oracle::CLOCKLESS;
 use super::plan::Plan;
+use super::reader::Reader;
 use super::sender::Sender;
 use super::tally::Tally;
 use super::vfs::FaultyVfs;
@@ -70,7 +71,7 @@ pub struct World {
     /// The log's directory is somewhere else.
     pub away: bool,
     /// Another program that reads the log.
-    pub reader: Option<rusqlite::Connection>,
+    pub reader: Option<Reader>,
 }
 
 /// A command may be under way to its device for so long, on a line without latency.
