@@ -85,7 +85,7 @@ pub use attendance::{Attended, KnownDevices, MAX_FORGOTTEN};
 pub use cursor::SinkCursor;
 pub use epochs::with_epoch;
 pub use headroom::DiskState;
-pub use inbox::{Change, Commands};
+pub use inbox::{Change, Commands, Record};
 pub use log::{Log, LogEvent, LogHealth, Opened, Saturated};
 pub use mark::Mark;
 pub use offline::{Contents, Offline, Pending, Piece, Verdict, damaged, missing};

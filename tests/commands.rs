@@ -292,6 +292,36 @@ async fn commands_are_given_and_looked_up_over_http() {
     assert_eq!(post(&gateway, "/api/v1/devices/fan/commands", &json!({"name": "open"})).await.0, 429);
 }
 
+/// The bodies of ended commands take more than their share of the smallest log there is.
+#[tokio::test]
+async fn a_command_that_ended_long_ago_is_known_in_a_small_log_after_a_restart() {
+    let small = "[store]\nmax_size = \"8MiB\"\nmax_pending = \"64KiB\"\nsegment_size = \"64KiB\"\n";
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", small).started().await;
+    let path = "/api/v1/devices/pump/commands";
+    let mut pump = device(&gateway, "pump").await;
+    assert_eq!(post(&gateway, path, &json!({"id": "c-1", "name": "open"})).await.0, 202);
+    assert_eq!(next(&mut pump).await.id, "c-1");
+    answer(&mut pump, "c-1", ResultState::Done, Some("{\"ok\":true}")).await;
+    gateway.figure_becomes("tidegate_commands_live", |live| live == 0.0).await;
+    for n in 0..100 {
+        let large = json!({"id": format!("g-{n}"), "name": "nonsense", "payload": "x".repeat(4000)});
+        assert_eq!(post(&gateway, "/api/v1/commands?wait=10s", &large).await.1["state"], "rejected");
+    }
+    let (_, latest) = request(&gateway, "GET", "/api/v1/commands?limit=1000", "", "").await;
+    let whole = latest["commands"].as_array().expect("a list").len();
+    assert!((30..90).contains(&whole), "{whole} of them are remembered as a whole");
+
+    gateway.kill();
+    gateway.start().await;
+    let known = (200, json!({"device": "pump", "id": "c-1", "state": "done"}));
+    assert_eq!(post(&gateway, path, &json!({"id": "c-1", "name": "open"})).await, known);
+    assert_eq!(post(&gateway, &format!("{path}?wait=1s"), &json!({"id": "c-1", "name": "open"})).await, known);
+    assert_eq!(request(&gateway, "GET", &format!("{path}/c-1"), "", "").await, known);
+    assert_eq!(post(&gateway, path, &json!({"id": "c-2", "name": "open"})).await.0, 202);
+    let mut pump = device(&gateway, "pump").await;
+    assert_eq!(next(&mut pump).await.id, "c-2", "c-1 is not done again");
+}
+
 fn send(gateway: &Gateway, arguments: &[&str]) -> Output {
     let mut command = Process::new(env!("CARGO_BIN_EXE_tidegate"));
     command.args(["send", "-c"]).arg(gateway.config_file()).args(arguments);

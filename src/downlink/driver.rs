@@ -12,7 +12,7 @@ use crate::model::{Command, CommandId, CommandKey, CommandState, Source, Target}
 use crate::mqtt::Acker;
 use crate::sink::mqtt::Instruction;
 use crate::stop;
-use crate::store::Log;
+use crate::store::{Log, Record};
 use crate::wire::message::{self, CommandResult, ResultState};
 use anyhow::Result;
 use serde_json::Value;
@@ -412,11 +412,12 @@ impl Handle {
     ///
     /// # Errors
     /// If the log cannot be read; worth another try later.
-    pub async fn command(&self, key: &CommandKey) -> Result<Option<Command>> {
+    pub async fn command(&self, key: &CommandKey) -> Result<Option<Record>> {
         self.log.command(key).await
     }
 
-    /// The latest commands of one device, or of the gateway.
+    /// The latest commands of one device, or of the gateway, of which more than the end is
+    /// remembered.
     ///
     /// # Errors
     /// If the log cannot be read; worth another try later.

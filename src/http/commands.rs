@@ -6,6 +6,7 @@ use super::asked::{Body, MAX_BODY, Path, Query};
 use super::problem::Refused;
 use crate::downlink::{self, Handle, Order, Refusal};
 use crate::model::{Command, CommandId, CommandKey, CommandState, DeviceId, Target};
+use crate::store::Record;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::get;
@@ -125,7 +126,8 @@ async fn one(shared: &Shared, key: CommandKey, wait: Option<Duration>) -> Answer
         commands.ended(&key, wait).await;
     }
     match commands.command(&key).await.map_err(unreadable)? {
-        Some(command) => Ok((status(command.state()), Json(shown(&command)))),
+        Some(Record::Whole(command)) => Ok((status(command.state()), Json(shown(&command)))),
+        Some(Record::End(state)) => Ok(shown_briefly(&key, state)),
         None => {
             let CommandKey { target, id } = key;
             Err(Refused::not_found(format!("{target} was given no command {id}, or it is not remembered")))
@@ -136,9 +138,15 @@ async fn one(shared: &Shared, key: CommandKey, wait: Option<Duration>) -> Answer
 /// What was just given, which may be more than is remembered.
 async fn show(commands: &Handle, key: &CommandKey, state: CommandState) -> Answer {
     Ok(match commands.command(key).await.map_err(unreadable)? {
-        Some(command) => (status(command.state()), Json(shown(&command))),
-        None => (status(state), Json(json!({ "device": key.target.device(), "id": key.id, "state": state }))),
+        Some(Record::Whole(command)) => (status(command.state()), Json(shown(&command))),
+        Some(Record::End(state)) => shown_briefly(key, state),
+        None => shown_briefly(key, state),
     })
+}
+
+/// A command of which no more is known.
+fn shown_briefly(key: &CommandKey, state: CommandState) -> (StatusCode, Json<Value>) {
+    (status(state), Json(json!({ "device": key.target.device(), "id": key.id, "state": state })))
 }
 
 async fn list(shared: &Shared, target: &Target, asked: &Latest) -> Answer {

@@ -5,10 +5,15 @@
 //! one transaction. Changes are written in the order in which they came, and counted;
 //! [`Log::commands_written`] tells how many are on disk. One that was written by a commit
 //! that seemed to fail may be written again, and means the same then.
+//!
+//! Of a command that ended, first its body goes, when bodies take more than their share of
+//! the log. Its id and how it ended stay as long as they are asked for: a command whose id
+//! was forgotten would be done again if it is sent again.
 
 use super::log::Log;
 use super::row;
 use super::schema;
+use super::small_tables::Shares;
 use crate::model::{Command, CommandId, CommandKey, CommandState, DeviceId, Target, Timestamp};
 use anyhow::Result;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
@@ -34,6 +39,14 @@ pub struct Commands {
     pub next_place: u64,
 }
 
+/// What is known of a command that is asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Record {
+    Whole(Box<Command>),
+    /// It ended long ago, and nothing but how is known.
+    End(CommandState),
+}
+
 /// Changes on their way to the disk.
 pub(super) struct Inbox {
     changes: Vec<Change>,
@@ -47,10 +60,12 @@ pub(super) struct Inbox {
     keep: Keep,
 }
 
-/// How many ended commands are remembered, in how many bytes, and for how long.
+/// How many ended commands are remembered, how many of them at most whatever is asked for,
+/// for how long, and in how many bytes those that are remembered as a whole.
 #[derive(Debug, Clone, Copy)]
 struct Keep {
     count: u64,
+    most: u64,
     bytes: u64,
     age: Duration,
 }
@@ -71,9 +86,10 @@ const FORGET_PART: u64 = 4;
 const ROW: u64 = 256;
 
 impl Inbox {
-    /// Ended commands may take so many bytes on disk.
-    pub fn new(left: Commands, bytes: u64) -> Inbox {
-        let keep = Keep { count: 10_000, bytes, age: Duration::from_secs(7 * 24 * 3600) };
+    /// What ended commands may take on disk is in `shares`.
+    pub fn new(left: Commands, shares: Shares) -> Inbox {
+        let (most, bytes) = (shares.ended, shares.commands);
+        let keep = Keep { count: most.min(10_000), most, bytes, age: Duration::from_secs(7 * 24 * 3600) };
         let (changes, left) = (Vec::new(), Some(left));
         Inbox { changes, count: 0, written: 0, left, ended: FORGET_EVERY, ended_bytes: 0, keep }
     }
@@ -121,10 +137,11 @@ impl Log {
         self.shared.state.lock().inbox.left.take().unwrap_or_default()
     }
 
-    /// Remembers so many ended commands, and none for longer.
+    /// Remembers so many ended commands, or as many as a log of its size may, and none for
+    /// longer.
     pub fn remember_commands(&self, count: usize, age: Duration) {
         let keep = &mut self.shared.state.lock().inbox.keep;
-        *keep = Keep { count: count as u64, age, ..*keep };
+        *keep = Keep { count: keep.most.min(count as u64), age, ..*keep };
     }
 
     /// Has changes written with the next commit, which is due at once. For one caller alone,
@@ -157,13 +174,13 @@ impl Log {
     ///
     /// # Errors
     /// If the log cannot be read; worth another try later.
-    pub async fn command(&self, key: &CommandKey) -> Result<Option<Command>> {
+    pub async fn command(&self, key: &CommandKey) -> Result<Option<Record>> {
         let (device, id) = (column(&key.target).to_owned(), key.id.clone());
         self.shared.on_disk(READER, move |db| find(db, &device, id.as_str())).await
     }
 
     /// The commands of one device, or the gateway's own, that have not ended or are
-    /// remembered: the newest first, at most `most`.
+    /// remembered as a whole: the newest first, at most `most`.
     ///
     /// # Errors
     /// If the log cannot be read; worth another try later.
@@ -185,9 +202,9 @@ fn column(target: &Target) -> &str {
     target.device().map_or(GATEWAY, DeviceId::as_str)
 }
 
-fn find(db: &Connection, device: &str, id: &str) -> Result<Option<Command>> {
+fn find(db: &Connection, device: &str, id: &str) -> Result<Option<Record>> {
     let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM command WHERE device = ?1 AND id = ?2"))?;
-    Ok(statement.query_row([device, id], |row| Ok(Row::of(row).and_then(|row| row.command()))).optional()?.flatten())
+    Ok(statement.query_row([device, id], |row| Ok(Row::of(row).and_then(|row| row.record()))).optional()?.flatten())
 }
 
 fn list(db: &Connection, device: &str, most: u32) -> Result<Vec<Command>> {
@@ -208,6 +225,7 @@ struct Row {
     id: String,
     state: String,
     ended: Option<i64>,
+    /// Empty if nothing but its end is remembered.
     body: String,
 }
 
@@ -231,6 +249,13 @@ impl Row {
 
     fn command(&self) -> Option<Command> {
         serde_json::from_str(&self.body).ok()
+    }
+
+    fn record(&self) -> Option<Record> {
+        match self.body.as_str() {
+            "" => self.final_state().map(Record::End),
+            _ => self.command().map(|command| Record::Whole(Box::new(command))),
+        }
     }
 
     fn key(&self) -> Option<CommandKey> {
@@ -308,22 +333,38 @@ pub(super) fn write(db: &Connection, taken: &Taken, now: Timestamp, clock: u64) 
             last_event = Some(schema::insert_event(db, now, event)?);
         }
     }
-    if let Some(Keep { count, bytes, age }) = taken.forget {
-        let oldest = clock.saturating_sub(age.as_secs());
-        // The index is walked over those that are kept.
-        db.prepare_cached(
-            "DELETE FROM command WHERE ended < ?1 OR place IN
-             (SELECT place FROM command WHERE ended IS NOT NULL ORDER BY ended DESC, place DESC LIMIT -1 OFFSET ?2)",
-        )?
-        .execute(params![oldest, count])?;
-        db.prepare_cached(
-            "DELETE FROM command WHERE place IN (SELECT place FROM
-             (SELECT place, sum(octet_length(body) + ?1) OVER (ORDER BY ended DESC, place DESC) AS total
-              FROM command WHERE ended IS NOT NULL) WHERE total > ?2)",
-        )?
-        .execute(params![ROW, bytes])?;
+    if let Some(keep) = taken.forget {
+        forget(db, keep, clock)?;
     }
     Ok(last_event)
+}
+
+/// Forgets ended commands that are too many or too old, and of those that take too much
+/// room all but how they ended.
+fn forget(db: &Connection, keep: Keep, clock: u64) -> Result<()> {
+    let oldest = clock.saturating_sub(keep.age.as_secs());
+    // The index is walked over those that are kept.
+    db.prepare_cached(
+        "DELETE FROM command WHERE ended < ?1 OR place IN
+         (SELECT place FROM command WHERE ended IS NOT NULL ORDER BY ended DESC, place DESC LIMIT -1 OFFSET ?2)",
+    )?
+    .execute(params![oldest, keep.count])?;
+    let mut surplus = db.prepare_cached(
+        "SELECT place FROM
+         (SELECT place, octet_length(body) AS size,
+                 sum(octet_length(body) + ?1) OVER (ORDER BY ended DESC, place DESC) AS total
+          FROM command WHERE ended IS NOT NULL) WHERE total > ?2 AND size > 0",
+    )?;
+    let places = surplus.query_map(params![ROW, keep.bytes], |row| row.get(0))?;
+    for place in places.collect::<rusqlite::Result<Vec<i64>>>()? {
+        let row = db
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM command WHERE place = ?1"))?
+            .query_row([place], |row| Ok(Row::of(row)))?;
+        // What was damaged must not look right.
+        let Some(row) = row else { continue };
+        put_row(db, &Row { body: String::new(), ..row })?;
+    }
+    Ok(())
 }
 
 fn put(db: &Connection, command: &Command, clock: u64) -> Result<()> {
@@ -335,6 +376,10 @@ fn put(db: &Connection, command: &Command, clock: u64) -> Result<()> {
         ended: command.ended.as_ref().map(|_| i64::try_from(clock).unwrap_or(i64::MAX)),
         body: serde_json::to_string(command)?,
     };
+    put_row(db, &row)
+}
+
+fn put_row(db: &Connection, row: &Row) -> Result<()> {
     db.prepare_cached(&format!("INSERT OR REPLACE INTO command ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"))?
         .execute(params![row.place, row.device, row.id, row.state, row.ended, row.body, row.guard()])?;
     Ok(())
@@ -389,9 +434,10 @@ mod tests {
         log.change_commands(vec![change(command(1, None)), change(command(2, None)), ended]);
         writer.step();
         assert_eq!(log.commands_written(0).await, 3);
-        let found = log.command(&command(2, None).key()).await.expect("it reads").expect("it is there");
-        assert_eq!(found.state(), CommandState::Done);
-        let listed = log.commands(&found.target, 10).await.expect("it reads");
+        let ended = command(2, Some(CommandState::Done));
+        let found = log.command(&ended.key()).await.expect("it reads").expect("it is there");
+        assert_eq!(found, Record::Whole(Box::new(ended.clone())));
+        let listed = log.commands(&ended.target, 10).await.expect("it reads");
         assert_eq!(listed.iter().map(|command| command.place).collect::<Vec<_>>(), [2, 1]);
         drop((log, writer));
 
@@ -421,28 +467,64 @@ mod tests {
         assert_ne!(first, "c1");
     }
 
-    #[test]
-    fn large_ended_commands_stay_within_their_share_of_the_log() {
+    #[tokio::test]
+    async fn bodies_of_ended_commands_stay_within_their_share_of_the_log_and_their_ids_are_remembered() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let (log, mut writer) = open(directory.path());
         let share = 100_000;
         log.shared.state.lock().inbox.keep.bytes = share;
-        for place in 1..=100 {
+        let large = |place| {
             let payload = Some("x".repeat(5000));
-            let large = Command { payload, ..command(place, Some(CommandState::Done)) };
-            log.change_commands(vec![change(large)]);
+            Command { payload, ..command(place, Some(CommandState::Done)) }
+        };
+        for place in 1..=100 {
+            log.change_commands(vec![change(large(place))]);
             writer.step();
         }
         log.change_commands(vec![change(command(101, None))]);
         writer.step();
         let db = schema::open_reader(&directory.path().join(schema::FILE_NAME)).expect("it opens");
-        let (bytes, last): (u64, u64) = db
-            .query_row("SELECT sum(octet_length(body)), max(place) FROM command", [], |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })
-            .expect("some are left");
+        let bytes: u64 =
+            db.query_row("SELECT sum(octet_length(body)) FROM command", [], |row| row.get(0)).expect("some are left");
         assert!((share / 2..share + share / FORGET_PART + 10_000).contains(&bytes), "{bytes} bytes are left");
-        assert_eq!(last, 101, "those that have not ended stay");
+        let found = async |key| log.command(&key).await.expect("it reads");
+        assert_eq!(found(large(1).key()).await, Some(Record::End(CommandState::Done)));
+        assert_eq!(found(large(100).key()).await, Some(Record::Whole(Box::new(large(100)))));
+        let listed = log.commands(&large(1).target, 1000).await.expect("it reads");
+        assert!((10..30).contains(&listed.len()), "{} are listed", listed.len());
+        assert_eq!(unproven(&db).expect("it reads"), 0);
+        drop((log, writer));
+
+        let (log, _writer) = open(directory.path());
+        let left = log.take_commands();
+        let ended = (1..=100).map(|place| (large(place).key(), CommandState::Done)).collect::<Vec<_>>();
+        assert_eq!((left.live, left.ended), (vec![command(101, None)], ended));
+    }
+
+    #[test]
+    fn a_damaged_row_does_not_look_right_when_its_body_has_to_go() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let db = schema::open(&directory.path().join("log.db"), crate::config::Durability::Full).expect("it opens");
+        for place in 1..=3 {
+            put(&db, &command(place, Some(CommandState::Done)), 7).expect("it is written");
+        }
+        db.execute("UPDATE command SET state = 'failed' WHERE place = 1", []).expect("damage");
+        let keep = Keep { count: 10, most: 10, bytes: 1000, age: Duration::from_secs(60) };
+        forget(&db, keep, 8).expect("it is written");
+        let bare = "SELECT group_concat(place) FROM command WHERE body = ''";
+        assert_eq!(db.query_row(bare, [], |row| row.get::<_, String>(0)).expect("it reads"), "2");
+        assert_eq!(unproven(&db).expect("it reads"), 1);
+    }
+
+    #[test]
+    fn no_more_ended_commands_are_remembered_than_a_log_of_its_size_may() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (log, _writer) = open(directory.path());
+        let keep = || log.shared.state.lock().inbox.keep.count;
+        for (asked, kept) in [(50, 50), (usize::MAX, 1 << 20)] {
+            log.remember_commands(asked, Duration::from_secs(1));
+            assert_eq!(keep(), kept);
+        }
     }
 
     #[test]
@@ -463,7 +545,7 @@ mod tests {
 
     #[test]
     fn what_a_failed_commit_took_comes_before_what_came_since() {
-        let mut inbox = Inbox::new(Commands::default(), 1 << 20);
+        let mut inbox = Inbox::new(Commands::default(), Shares::of(1 << 30));
         inbox.changes = vec![change(command(1, None))];
         inbox.count = 1;
         let taken = inbox.take();

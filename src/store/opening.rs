@@ -131,7 +131,7 @@ pub(super) fn prepare(
             notices,
             attendance: Attendance::default(),
             attended: (0, 0),
-            inbox: Inbox::new(commands, Shares::of(config.max_size.as_u64()).commands),
+            inbox: Inbox::new(commands, Shares::of(config.max_size.as_u64())),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, clock.boot(), now),
             check_due: now.monotonic,

@@ -11,6 +11,12 @@ const EACH: u64 = 4;
 /// Bytes of a mark's row, and of an entry of the trail, with what a page leaves unused.
 const MARK: u64 = 96;
 const ENTRY: u64 = 512;
+/// A log has so many bytes for each ended command of which nothing but the id and the end is
+/// remembered, which takes 100 to 400, and remembers so many at least. A command that was
+/// forgotten is done again if it is sent again: these come before readings, and are not held
+/// to the share.
+const ENDED: u64 = 1024;
+const LEAST_ENDED: u64 = 1000;
 /// No log remembers more devices.
 pub(super) const MAX_MARKS: usize = 100_000;
 
@@ -23,8 +29,10 @@ pub(super) struct Shares {
     pub marks: usize,
     /// Entries of the trail of presence.
     pub trail: u32,
-    /// Bytes of ended commands.
+    /// Bytes of ended commands that are remembered as a whole.
     pub commands: u64,
+    /// Ended commands of which the end is remembered.
+    pub ended: u64,
 }
 
 impl Shares {
@@ -37,6 +45,7 @@ impl Shares {
             marks: usize::try_from(each / MARK).unwrap_or(usize::MAX).min(MAX_MARKS),
             trail: u32::try_from(each / ENTRY).unwrap_or(u32::MAX),
             commands: each,
+            ended: (max_size / ENDED).max(LEAST_ENDED),
         }
     }
 }
@@ -94,6 +103,7 @@ mod tests {
         let small = Shares::of(8 << 20);
         assert_eq!((small.all, small.commands), (1 << 20, 256 << 10));
         assert_eq!((small.marks, small.trail), (2730, 512));
+        assert_eq!((small.ended, Shares::of(200 << 10).ended), (8192, 1000));
         let large = Shares::of(64 << 40);
         assert_eq!((large.all, large.marks, large.trail), (32 << 20, 87_381, 16_384));
     }
