@@ -100,6 +100,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Closed {
     let clock = &line.shared.clock;
     let decoder = Decoder::new(line.before_hello, line.recovery);
+    let excuses = Excuses::from(clock.put_off());
     let mut connection = Connection {
         io,
         line,
@@ -112,7 +113,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         gate: Gate::Open,
         early: Vec::new(),
         stop_at: None,
-        excuses: Excuses::from(clock.put_off()),
+        excuses,
         last_look: false,
     };
     let mut timer = pin!(sleep(LONG));
@@ -173,23 +174,28 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                 }
             },
             // Only now it is known that there is nothing to read.
-            () = &mut timer => connection.judge(clock.now()),
+            () = &mut timer => connection.judge(),
         }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
-    /// The device is not to blame for a silence while the gateway did not listen.
-    fn excuse(&mut self, now: crate::clock::Now) {
-        let by = self.excuses.look(self.line.shared.clock.put_off(), now.monotonic);
+    /// What time it is. The device is not to blame for a silence while the gateway did not
+    /// listen.
+    fn excuse(&mut self) -> crate::clock::Now {
+        let clock = &self.line.shared.clock;
+        // In this order: the excuse for a pause must not be used up for a time before it.
+        let (put_off, now) = (clock.put_off(), clock.now());
+        let by = self.excuses.look(put_off, now.monotonic);
         if by.is_zero() {
-            return;
+            return now;
         }
         self.peer.excuse(by, now);
         for since in [&mut self.partial_since, &mut self.frame_since].into_iter().flatten() {
             *since = (*since + by).min(now.monotonic);
         }
         self.begun.1 = (self.begun.1 + by).min(now.monotonic);
+        now
     }
 
     /// Does what has become due, but for [`Connection::judge`].
@@ -225,8 +231,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// Draws conclusions from a silence, if there was nothing to read when it had lasted too
     /// long, nor at another look.
-    fn judge(&mut self, now: crate::clock::Now) {
-        self.excuse(now);
+    fn judge(&mut self) {
+        let now = self.excuse();
         let reads = self.stop_at.is_none() && self.gate == Gate::Open && !self.is_paused();
         let late = reads && self.silence_deadline().is_some_and(|deadline| now.monotonic >= deadline);
         if !late || !std::mem::replace(&mut self.last_look, true) {
@@ -262,7 +268,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// sender must not hold on to the memory with a byte now and then.
     fn look_at_pressure(&mut self, now: crate::clock::Now) {
         if self.frame_since.is_some() {
-            self.excuse(now);
+            self.excuse();
         }
         let wanted = self.lease.pool().is_wanted() && self.decoder.memory() > ALLOWANCE;
         if !wanted || self.peer.is_stalled() || self.line.grants.restart {
@@ -372,8 +378,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     /// Takes in what came.
     fn take(&mut self, bytes: &[u8]) {
-        let now = self.line.shared.clock.now();
-        self.excuse(now);
+        let now = self.excuse();
         let peer = &mut self.peer;
         let goes_on = self.decoder.is_partial();
         if let Err(error) = self.decoder.push(bytes, &mut |event| peer.take(event, now)) {

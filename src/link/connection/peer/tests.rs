@@ -3,7 +3,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Authentication, Store};
 use crate::device::auth::Doorman;
 use crate::device::{Grants, Registry};
-use crate::link::connection::FIRST_FORMAT;
+use crate::link::connection::{FIRST_FORMAT, drive};
 use crate::link::line::Shared;
 use crate::link::pool::Pool;
 use crate::metrics::Metrics;
@@ -13,6 +13,8 @@ use crate::wire::codec::{decode_gateway, encode_device};
 use crate::wire::frame::{Decoder, MAX_BODY, Recovery};
 use crate::wire::message::{ChannelRef, DeviceClock, DeviceMessage, Heartbeat, Hello, Readings, Sample, SubDevice};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const LIMITS: Limits = Limits { max_body: MAX_BODY, require_checksum: false };
 
@@ -200,4 +202,61 @@ async fn a_refusal_is_short_whatever_the_device_sent() {
     let told = said(&mut peer);
     let Some(GatewayMessage::Goodbye(goodbye)) = told.last() else { panic!("{told:?}") };
     assert!(goodbye.text.starts_with("sub-device") && goodbye.text.len() < 300, "{} bytes", goodbye.text.len());
+}
+
+/// A clock whose process is stopped for 4 seconds, once, when it has been asked for the time.
+struct Stopped {
+    system: SystemClock,
+    stops: AtomicBool,
+    stood: AtomicBool,
+}
+
+const STOOD_STILL: Duration = Duration::from_secs(4);
+
+impl Clock for Stopped {
+    fn now(&self) -> Now {
+        let now = self.system.now();
+        let stood = if self.stood.load(Ordering::Relaxed) { STOOD_STILL } else { Duration::ZERO };
+        self.stood.fetch_or(self.stops.load(Ordering::Relaxed), Ordering::Relaxed);
+        Now { monotonic: now.monotonic + stood, ..now }
+    }
+
+    fn put_off(&self) -> Duration {
+        if self.stood.load(Ordering::Relaxed) { 2 * STOOD_STILL } else { Duration::ZERO }
+    }
+}
+
+#[tokio::test]
+async fn a_pause_between_two_questions_to_the_clock_is_excused_like_any_other() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (mut line, mut writer) = line(directory.path());
+    writer.step();
+    let clock =
+        Arc::new(Stopped { system: SystemClock::new(), stops: AtomicBool::new(false), stood: AtomicBool::new(false) });
+    line.shared.clock = clock.clone();
+    line.grants.idle_after = Duration::from_secs(2);
+    line.grants.idle_timeout = Duration::from_secs(3);
+    let (mut near, mut far) = tokio::io::duplex(1024);
+    let (_stop, stopped) = tokio::sync::watch::channel(false);
+    let device = async {
+        let mut bytes = Vec::new();
+        encode_device(&hello(1), FIRST_FORMAT, &mut bytes);
+        near.write_all(&bytes).await.expect("it is there");
+        near.read_u8().await.expect("a Welcome");
+        bytes.clear();
+        encode_device(&DeviceMessage::Heartbeat(Heartbeat { time: 0 }), FIRST_FORMAT, &mut bytes);
+        clock.stops.store(true, Ordering::Relaxed);
+        near.write_all(&bytes).await.expect("it is there");
+        let mut told = Vec::new();
+        // Without an excuse it would be given up at once.
+        let _ = tokio::time::timeout(Duration::from_millis(500), near.read_to_end(&mut told)).await;
+        told
+    };
+    let told = tokio::select! {
+        told = device => told,
+        closed = drive(&mut far, &line, Caller::named("/dev/ttyS0"), Place::granted(), stopped) => panic!("{closed:?}"),
+    };
+    assert!(clock.stood.load(Ordering::Relaxed));
+    let text = String::from_utf8_lossy(&told);
+    assert!(!text.contains("nothing was heard"), "{text}");
 }
