@@ -10,7 +10,7 @@ use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, Store};
 use tidegate::metrics::Metrics;
 use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
-use tidegate::store::segment::{Encoder, Header};
+use tidegate::store::segment::{Encoded, Encoder, Header};
 use tidegate::store::{Log, Opened, Space, Stepper};
 
 #[derive(clap::Args)]
@@ -84,12 +84,11 @@ fn write(directory: &Path, readings: u64, args: &Args) {
     let meta = "INSERT INTO meta (key, value) VALUES ('epoch', 7), ('reserved', ?1), ('clean', ?2), ('listed', ?3)";
     db.execute(meta, [readings + (1 << 20), readings + 1, readings]).expect("rows");
     db.execute("INSERT INTO sink (name, confirmed) VALUES ('cloud', 0)", []).expect("a row");
-    let (header, block) = Encoder::new()
-        .and_then(|mut encoder| {
-            encoder.encode(&[Numbered { first: Seq(1), batch: Arc::new(batch(args.segment, args.noise)) }])
-        })
-        .expect("it encodes")
-        .expect("some readings");
+    let encoded = Encoder::new().and_then(|mut encoder| {
+        encoder.encode(&[Numbered { first: Seq(1), batch: Arc::new(batch(args.segment, args.noise)) }])
+    });
+    let [Encoded { header, block, .. }] =
+        encoded.expect("it encodes").try_into().map_err(|_| "they take several segments").expect("one segment");
     for firsts in
         (1..=readings).step_by(usize::try_from(args.segment).expect("small")).collect::<Vec<_>>().chunks(10_000)
     {
