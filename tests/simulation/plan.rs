@@ -187,9 +187,11 @@ impl Plan {
         reasons.into_iter().filter(|(may, _)| *may).map(|(_, reason)| reason).collect()
     }
 
-    /// Whether readings of high priority are never dropped: there are few of them.
+    /// Whether readings of high priority are never dropped: there are few of them. Below this
+    /// size, far below what a configuration may say, how a few hundred commands ended takes
+    /// most of the room.
     pub fn keeps_alarms(&self) -> bool {
-        !self.routes.is_empty() && self.store.max_age.is_none()
+        !self.routes.is_empty() && self.store.max_age.is_none() && self.store.max_size >= ByteSize::kib(384)
     }
 
     fn is_small(&self) -> bool {
