@@ -20,7 +20,7 @@ pub(super) struct Kept {
     /// What the log's clock showed, in seconds.
     pub seconds: u64,
     /// Stands for the boot of the machine, 0 if that is not known; its uptime then, in
-    /// seconds.
+    /// seconds that have begun: the clock must not run ahead of the time that passes.
     pub boot: u64,
     pub uptime: u64,
 }
@@ -59,7 +59,7 @@ impl LogClock {
             return None;
         }
         self.written = seconds.max(1);
-        Some(Kept { seconds, boot: self.boot, uptime: now.monotonic.as_secs() })
+        Some(Kept { seconds, boot: self.boot, uptime: now.monotonic.as_nanos().div_ceil(1_000_000_000) as u64 })
     }
 }
 
@@ -99,6 +99,20 @@ mod tests {
         for wall in [WALL - 1000, WALL, WALL + 20 * 24 * 3600] {
             let clock = LogClock::new(kept(1000, 70), 0, BOOT, at(wall, true, 100));
             assert_eq!(clock.read(at(wall, true, 107)), 1037);
+        }
+    }
+
+    #[test]
+    fn restarts_do_not_make_it_run_ahead() {
+        let at = |uptime: f64| Now { monotonic: Duration::from_secs_f64(uptime), ..at(WALL, true, 0) };
+        let (mut kept, mut uptime) = (Kept::default(), 10.0);
+        for _ in 0..20 {
+            let mut clock = LogClock::new(kept, 0, BOOT, at(uptime));
+            uptime += 1.95;
+            kept = clock.keep(at(uptime), true).expect("always");
+            uptime += 0.1;
+            let shows = LogClock::new(kept, 0, BOOT, at(uptime)).read(at(uptime));
+            assert!(shows as f64 <= uptime - 10.0, "{shows} at {uptime}");
         }
     }
 
