@@ -44,13 +44,15 @@ impl Salvage {
         let [goes_on_from, has] = [View::Committed, View::Base].map(|view| self.meta(view));
         let [goes_on_from, has] = [goes_on_from?, has?].map(|meta| meta.get(fold::NUMBER).copied().unwrap_or(0));
         // In the midst of a checkpoint a power cut may leave half a page, on which an older
-        // number shows; other pages are as they were before then, or as they are to be.
+        // number shows; most other pages are as they were before then, or as they are to be.
         let number_is_on = self.roots.get("meta").copied();
-        let is_recent = |(page, sum): (u32, u32)| {
-            let [base, new] = [View::Base, View::Committed].map(|view| self.pages.read(self.pages.image(page, view)));
-            Some(page) != number_is_on && (base == new || base.is_some_and(|base| Fold::sum(&base) == sum))
+        let others = || fold.pages().filter(|(page, _)| Some(*page) != number_is_on);
+        let is_recent = |(page, sum): &(u32, u32)| {
+            let [base, new] = [View::Base, View::Committed].map(|view| self.pages.read(self.pages.image(*page, view)));
+            base == new || base.is_some_and(|base| Fold::sum(&base) == *sum)
         };
-        let fits = (has..=has + 1).contains(&goes_on_from) || fold.pages().any(is_recent);
+        let is_recent = || others().filter(is_recent).count() * 2 > others().count();
+        let fits = (has..=has + 1).contains(&goes_on_from) || is_recent();
         (!fits).then(|| {
             format!("it is a torn copy: it is of checkpoint {has}, and its write-ahead log goes on from {goes_on_from}")
         })
