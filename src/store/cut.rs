@@ -170,8 +170,8 @@ const MODE: u32 = 0o644;
 
 impl Cut {
     /// Puts back the readings that are sound and stand behind `end`, the last one that
-    /// SQLite sees: what stood before it and is not there was dropped. They were written
-    /// before the log's clock showed `clock`, or soon after.
+    /// SQLite sees: what stood before it and is not there was dropped. The log's clock shows
+    /// `clock`.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -222,13 +222,21 @@ pub(super) fn gaps<'h>(holes: impl Iterator<Item = &'h Hole>, unsynced: bool) ->
 
 #[cfg(test)]
 mod tests {
+    use super::super::logclock::{Kept, LogClock};
     use super::super::recover::{self, Recovered};
     use super::super::schema::{self, FILE_NAME, SEQ_BLOCK};
     use super::super::ticket::Ticket;
     use super::*;
+    use crate::clock::Now;
     use crate::config::Durability;
-    use crate::model::{Basis, Batch, DeviceId, Epoch, Reading, Timestamp};
+    use crate::model::{Basis, Batch, BootId, DeviceId, Epoch, Reading, Timestamp};
     use std::sync::Arc;
+    use std::time::Duration;
+
+    /// So long after the machine booted.
+    fn at(seconds: u64) -> Now {
+        Now { wall: Timestamp(0), trusted: false, monotonic: Duration::from_secs(seconds) }
+    }
 
     fn orphan(first: u64) -> Orphan {
         let empty = |seq| Reading::new(seq, Timestamp(0), [].into(), [].into()).expect("none each");
@@ -244,28 +252,24 @@ mod tests {
     fn what_was_told_as_a_gap_does_not_come_back_after_a_later_cut() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut db = schema::open(&directory.path().join(FILE_NAME), Durability::Normal).expect("a new database");
-        let mut live = |cut: Option<Cut>| -> Recovered {
+        let live = |db: &mut Connection, cut: Option<Cut>| -> Recovered {
             let left = Left { has_wal: true, cut, ..Left::default() };
-            recover::recover(
-                &mut db,
-                &["cloud".into()],
-                Timestamp(0),
-                &mut Ticket::none(Epoch(7)),
-                Durability::Normal,
-                &left,
-                0,
-            )
-            .expect("it reads")
+            recover::recover(db, &["cloud".into()], at(100), &mut Ticket::none(Epoch(7)), Durability::Normal, &left, 0)
+                .expect("it reads")
         };
-        assert_eq!(live(None).next, Seq(1));
-        assert_eq!(live(None).next, Seq(SEQ_BLOCK + 1), "a gap tells of all before");
+        assert_eq!(live(&mut db, None).next, Seq(1));
+        assert_eq!(live(&mut db, None).next, Seq(SEQ_BLOCK + 1), "a gap tells of all before");
+        let mut clock = LogClock::new(Kept::default(), 0, BootId::default(), at(10));
+        schema::keep_clock(&db, clock.keep(at(30), true).expect("always")).expect("it is written");
         let orphans = vec![orphan(11), orphan(SEQ_BLOCK + 5)];
-        let found = live(Some(Cut { orphans, reserved: 0 }));
+        let found = live(&mut db, Some(Cut { orphans, reserved: 0 }));
         assert_eq!(found.written, Seq(SEQ_BLOCK + 6));
         let firsts: Vec<u64> = db
             .prepare("SELECT first_seq FROM segment")
             .and_then(|mut rows| rows.query_map([], |row| row.get(0))?.collect())
             .expect("a segment table");
         assert_eq!(firsts, [SEQ_BLOCK + 5]);
+        let committed: u64 = db.query_row("SELECT committed FROM segment", [], |row| row.get(0)).expect("a row");
+        assert_eq!(committed, 90, "they are no older than the start, by the log's clock");
     }
 }

@@ -204,7 +204,7 @@ fn attempt(
     let mut opening = || {
         let jobs = take_over(&mut connection, &config.directory, sinks, now, &mut ticket)?;
         let (durability, lanes) = (config.durability, lanes.fingerprint());
-        let mut found = recover::recover(&mut connection, sinks, now.wall, &mut ticket, durability, &left, lanes)?;
+        let mut found = recover::recover(&mut connection, sinks, now, &mut ticket, durability, &left, lanes)?;
         let boots = boots::load(&mut connection, boot, found.next, !jobs.is_empty())?;
         let commands = inbox::load(&mut connection)?;
         // From here on the database alone says that it was not closed: a write-ahead

@@ -13,13 +13,14 @@ use super::fold::{self, Folding};
 use super::gap::Hole;
 use super::holes::{self, Holes};
 use super::inbox;
-use super::logclock::Kept;
+use super::logclock::{Kept, LogClock};
 use super::missed::{self, News};
 use super::row;
 use super::schema::{SEQ_BLOCK, insert_event, put_mark, set_meta, small_structure_fault, synchronise};
 use super::sinks::{self, Adopted, Extent, Wanted};
 use super::ticket::Ticket;
 use super::unlisted;
+use crate::clock::Now;
 use crate::config::Durability;
 use crate::model::{DeviceId, Epochs, Seq, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
@@ -64,7 +65,7 @@ const BEGAN_BEHIND: &str = "began_behind";
 pub(super) fn recover(
     connection: &mut Connection,
     wanted: &[Wanted<'_>],
-    now: Timestamp,
+    now: Now,
     ticket: &mut Ticket,
     durability: Durability,
     left: &Left,
@@ -85,7 +86,9 @@ pub(super) fn recover(
     if let Some(cut) = &left.cut {
         // What an earlier life left was put back or told as a gap when this one began.
         let end = known_end.max(Seq(meta.get(BEGAN_BEHIND).copied().unwrap_or(0)));
-        cut.put_back(&transaction, end, meta.get("log_clock").copied().unwrap_or(0))?;
+        // When they were written is not known: their age counts from now.
+        let clock = LogClock::new(kept_clock(&meta), newest, ticket.boot(), now).read(now);
+        cut.put_back(&transaction, end, clock)?;
         holes.follow_all(&transaction)?;
         (disk_end, newest) = holes::newest(&transaction)?;
     }
@@ -124,7 +127,7 @@ pub(super) fn recover(
     let kept = |key: &str| meta.get(key).copied().unwrap_or(0);
     let last = last_event(&transaction)?;
     let missing: Vec<Hole> = holes.behind(Seq::ZERO).collect();
-    let extent = Extent { next, holes: &missing, last_event: last, clock: kept("log_clock"), now };
+    let extent = Extent { next, holes: &missing, last_event: last, clock: kept("log_clock"), now: now.wall };
     let sinks = sinks::adopt(&transaction, wanted, meta.get("sinks").copied(), &extent).map_err(Fault::of)?;
     // Before there was such an entry, each commit wrote its marks to their table.
     let listed = meta.get("listed").copied().unwrap_or(disk_end);
@@ -137,16 +140,15 @@ pub(super) fn recover(
     let skipped = if clean.is_none() && !told.is_empty() { EVENT_BLOCK } else { 0 };
     let events = sinks.places.iter().map(|(_, event)| *event).chain(sinks.retired.iter().map(|sink| sink.event));
     let confirmed = events.max().unwrap_or(0);
-    missed::scrub(&transaction, now)?;
-    scrub_events(&transaction, now, confirmed, skipped)?;
-    let epochs = epochs::go_on(&transaction, &meta, ticket, Seq(next), now)?;
+    missed::scrub(&transaction, now.wall)?;
+    scrub_events(&transaction, now.wall, confirmed, skipped)?;
+    let epochs = epochs::go_on(&transaction, &meta, ticket, Seq(next), now.wall)?;
     for body in told {
-        insert_event(&transaction, now, &body)?;
+        insert_event(&transaction, now.wall, &body)?;
     }
     let last_event = last_event(&transaction)?;
     let news = wanted.iter().map(|sink| missed::news(&transaction, sink.name)).collect::<rusqlite::Result<_>>()?;
-    let clock = Kept { seconds: kept("log_clock"), boot: kept("log_clock_boot"), uptime: kept("log_clock_uptime") };
-    let clock = (clock, newest);
+    let clock = (kept_clock(&meta), newest);
     let generation = generation(&transaction, &meta, lanes)?;
     let mut folding = Folding::after(kept(fold::NUMBER), !left.goes_on);
     let lists = folding.write(&transaction)?;
@@ -242,8 +244,15 @@ fn look_at_events(connection: &Connection) -> rusqlite::Result<(i64, Vec<i64>)> 
     Ok((newest, damaged))
 }
 
+/// What the last life kept of the log's clock.
+fn kept_clock(meta: &BTreeMap<String, u64>) -> Kept {
+    let kept = |key: &str| meta.get(key).copied().unwrap_or(0);
+    Kept { seconds: kept("log_clock"), boot: kept("log_clock_boot"), uptime: kept("log_clock_uptime") }
+}
+
 /// Takes out events that are damaged, and says so by one that is not. Sees to it that
 /// no id is given out again that a sink has confirmed, and passes over `skipped` more.
+
 fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64, skipped: u64) -> rusqlite::Result<()> {
     const FAR: i64 = 1 << 48;
     let (newest, damaged) = look_at_events(transaction)?;

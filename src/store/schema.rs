@@ -408,9 +408,11 @@ mod tests {
     use super::super::recover::{Recovered, recover};
     use super::super::ticket::Ticket;
     use super::*;
+    use crate::clock::Now;
     use crate::model::Epoch;
+    use std::time::Duration;
 
-    const NOW: Timestamp = Timestamp(0);
+    const NOW: Now = Now { wall: Timestamp(0), trusted: false, monotonic: Duration::ZERO };
 
     fn recover_at(path: &Path, sinks: &[&str]) -> Recovered {
         let mut connection = open(path, Durability::Full).expect("the database opens");

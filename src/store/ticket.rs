@@ -52,6 +52,11 @@ impl Ticket {
         Ticket { next_epoch, ..Ticket::read(None, BootId::default()) }
     }
 
+    /// The boot of the machine that it belongs to.
+    pub fn boot(&self) -> BootId {
+        self.boot
+    }
+
     /// The epoch of the database was drawn in this very start.
     pub fn epoch_is_unused(&mut self) {
         self.unused = true;
