@@ -166,6 +166,7 @@ async fn restored(runtime: Option<&Path>, boots: bool, runs: bool) {
         let told = events.iter().rev().find(|event| event.body["type"] == "epoch").expect("it is told");
         let first = told.body["first"].as_u64().expect("a seq");
         assert_eq!(opened.log.epochs().of(Seq(first)).0, opened.log.epoch());
+        assert_eq!(told.body["begins"], opened.log.epoch().0);
         assert_eq!(opened.log.epochs().of(Seq(first - 1)).0.0, told.body["was"].as_u64().expect("an epoch") as u32);
     }
     close(opened);
@@ -250,7 +251,7 @@ async fn readings_that_wait_keep_their_epoch_and_a_consumer_is_told_where_anothe
     let each: Vec<_> = epochs.iter().map(|(_, origins)| origins.clone()).collect();
     assert_eq!(each, [(1..=10).collect(), (11..=20).collect(), (21..=30).collect::<BTreeSet<u64>>()]);
     let told = || {
-        let of = |event: &serde_json::Value| (event["was"].as_u64(), event["epoch"].as_u64(), event["first"].as_u64());
+        let of = |event: &serde_json::Value| (event["was"].as_u64(), event["begins"].as_u64(), event["first"].as_u64());
         subscriber.look(|heard| heard.events.iter().filter(|e| e["type"] == "epoch").map(of).collect::<Vec<_>>())
     };
     eventually("each new epoch is told", async || told().len() >= 3).await;

@@ -59,7 +59,8 @@ pub(super) fn go_on(
             %was, epoch = %current, first = next.0,
             "a new epoch begins: nothing proves that the log is not an old copy (see [store] runtime_directory)"
         );
-        let body = serde_json::json!({"type": "epoch", "was": was, "first": next});
+        // It may be told under a later epoch.
+        let body = serde_json::json!({"type": "epoch", "was": was, "begins": current, "first": next});
         insert_event(db, now, &body.to_string())?;
     }
     prune(&mut former, oldest.map_or(next, Seq), || unused(Epoch(fastrand::u32(1..)), &[], current));

@@ -284,7 +284,7 @@ impl State {
         let named = |key: &str| u32::try_from(number(key)?).map_err(|why| why.to_string());
         if event["type"] == "epoch" {
             let before = number("first")?.saturating_sub(1);
-            self.sinks[sink].explained.entry(named("epoch")?).or_default().insert(1, before);
+            self.sinks[sink].explained.entry(named("begins")?).or_default().insert(1, before);
             return Ok(());
         }
         if event["type"] != "gap" {

@@ -56,7 +56,11 @@ pub enum Notice {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct NewEpoch {
     pub gateway: GatewayId,
+    /// The one that began, which the event says as `begins`; events of earlier versions have
+    /// it as `epoch`, where others have the one under which they are told.
     pub epoch: Epoch,
+    #[serde(default)]
+    begins: Option<Epoch>,
     /// The one before.
     pub was: Epoch,
     /// Where it begins; the one before ends there.
@@ -177,8 +181,10 @@ impl Consumer {
                 return Ok(());
             }
             "epoch" => {
-                let new = serde_json::from_slice(payload).map_err(|why| format!("no valid epoch event: {why}"))?;
-                let NewEpoch { gateway, epoch, was, first } = &new;
+                let mut new: NewEpoch =
+                    serde_json::from_slice(payload).map_err(|why| format!("no valid epoch event: {why}"))?;
+                new.epoch = new.begins.unwrap_or(new.epoch);
+                let NewEpoch { gateway, epoch, was, first, .. } = &new;
                 let line = |epoch: &Epoch| Line { gateway: gateway.clone(), epoch: *epoch };
                 let mut notices = Vec::new();
                 self.gaps.begin(&line(epoch), *first, &line(was), now, &mut notices);
@@ -273,7 +279,7 @@ impl fmt::Display for Notice {
         match self {
             Notice::Gap(gap) => gap.fmt(f),
             Notice::Boot { gateway, boot, began } => write!(f, "{gateway}: boot {boot} began at {began}"),
-            Notice::Epoch(NewEpoch { gateway, epoch, was, first }) => {
+            Notice::Epoch(NewEpoch { gateway, epoch, was, first, .. }) => {
                 write!(f, "{gateway}: epoch {was} ended before seq {first}, where epoch {epoch} begins")
             }
             Notice::Ended(Ended { gateway, device, id, state, payload }) => {

@@ -152,8 +152,16 @@ impl Gaps {
     }
 
     /// What stands between the highest reading of the line, if there was one, and `last` is
-    /// missing.
+    /// missing. So is what had still to come of those before it.
     fn end(&mut self, line: &Line, last: u64, now: Duration, notices: &mut Vec<Notice>) {
+        let mut ends = vec![(line.clone(), last)];
+        while let Some((line, last)) = ends.pop() {
+            self.end_one(&line, last, now, notices);
+            ends.extend(self.lines.get_mut(&line).and_then(|state| state.after.take()));
+        }
+    }
+
+    fn end_one(&mut self, line: &Line, last: u64, now: Duration, notices: &mut Vec<Notice>) {
         let highest = self.lines.get(line).and_then(|state| state.highest);
         if let Some(highest) = highest.filter(|highest| *highest < last) {
             self.open(line, highest + 1, last, now, notices);

@@ -104,6 +104,24 @@ fn a_new_epoch_begins_where_its_event_says_and_the_one_before_ends_there() {
     assert_eq!(seqs(&consumer.take(TOPIC, &reading(12, 11, 3), Duration::ZERO)), [11]);
     assert_eq!(told(&mut consumer), Vec::<String>::new());
 
+    // Two that are told late, under a third, the middle one of which brought nothing.
+    let mut consumer = Consumer::new(None, GRACE);
+    consumer.take(TOPIC, &json([(9, 1)]), Duration::ZERO);
+    for (was, begins, first) in [(9, 12, 11), (12, 15, 21)] {
+        let late = serde_json::json!({
+            "type": "epoch", "was": was, "begins": begins, "first": first, "gateway": "gw-01", "epoch": 15,
+        });
+        consumer.take(EVENTS, &event(late), Duration::ZERO);
+    }
+    consumer.take(TOPIC, &reading(15, 21, 2), Duration::ZERO);
+    let missing = [
+        "gap: gw-01 epoch 12: seqs 11 to 20 (10) are missing, unexplained",
+        "gap: gw-01 epoch 9: seqs 10 to 10 (1) are missing, unexplained",
+    ];
+    let mut notices = told(&mut consumer);
+    notices.sort_unstable();
+    assert_eq!(notices, missing);
+
     // What waits of the epoch before comes before anything of the new one.
     let mut consumer = Consumer::new(None, GRACE);
     consumer.take(TOPIC, &json([(7, 1)]), Duration::ZERO);
