@@ -252,7 +252,6 @@ fn kept_clock(meta: &BTreeMap<String, u64>) -> Kept {
 
 /// Takes out events that are damaged, and says so by one that is not. Sees to it that
 /// no id is given out again that a sink has confirmed, and passes over `skipped` more.
-
 fn scrub_events(transaction: &Transaction<'_>, now: Timestamp, confirmed: u64, skipped: u64) -> rusqlite::Result<()> {
     const FAR: i64 = 1 << 48;
     let (newest, damaged) = look_at_events(transaction)?;
