@@ -1,5 +1,6 @@
 //! The log at its bounds: what goes first, what is said of it, and what the files take.
 
+use crate::support::store::small as config;
 use bytesize::ByteSize;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -7,22 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tidegate::clock::{Clock, Now, SystemClock};
-use tidegate::config::{Deliver, Priority, Route, Store};
+use tidegate::config::{Priority, Route, Store};
 use tidegate::metrics::Metrics;
 use tidegate::model::{Basis, Batch, BootId, ChannelName, Channels, DeviceId, Reading, Seq, Timestamp, Value};
 use tidegate::store::{Log, Opened};
-
-fn config(directory: &Path) -> Store {
-    Store {
-        directory: directory.to_owned(),
-        commit_within: Duration::ZERO,
-        deliver: Deliver::AfterCommit,
-        max_size: ByteSize::mib(1),
-        max_pending: ByteSize::kib(256),
-        segment_size: ByteSize::kib(64),
-        ..Store::default()
-    }
-}
 
 fn alarms() -> Route {
     Route { channels: vec!["alarm*".into()], priority: Priority::High, ..Route::default() }

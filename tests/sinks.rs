@@ -1,6 +1,6 @@
 //! Sinks that are away, come, go, and come back: what each gets, and what it is told.
 
-use bytesize::ByteSize;
+use crate::support::store::small as config;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -14,18 +14,6 @@ use tidegate::metrics::Metrics;
 use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
 use tidegate::sink::{Budget, Destination, Encoded, Link, Outcome, Pulse, Pump, Unencodable};
 use tidegate::store::{Change, Log, LogEvent, Opened, Wanted, forget_sink, rename_sink};
-
-fn config(directory: &Path) -> Store {
-    Store {
-        directory: directory.to_owned(),
-        commit_within: Duration::ZERO,
-        deliver: Deliver::AfterCommit,
-        max_size: ByteSize::mib(1),
-        max_pending: ByteSize::kib(256),
-        segment_size: ByteSize::kib(64),
-        ..Store::default()
-    }
-}
 
 fn open(config: &Store, sinks: &[&str]) -> (Opened, Metrics) {
     let metrics = Metrics::new();

@@ -12,6 +12,7 @@ pub mod mount;
 pub mod process;
 pub mod pty;
 pub mod script;
+pub mod store;
 pub mod subscriber;
 pub mod sysfs;
 pub mod tls;
