@@ -126,6 +126,15 @@ impl Which {
     }
 }
 
+/// The end of a command that changes the log only where that is confirmed.
+fn changed(confirmed: bool, out: &mut dyn Write) -> Result<bool, Failure> {
+    if !confirmed {
+        out.flush()?;
+        say("tidegate: nothing was changed; say --yes to do it");
+    }
+    Ok(confirmed)
+}
+
 /// Writes one JSON value as a line.
 fn json(out: &mut dyn Write, value: &serde_json::Value) -> Result<()> {
     writeln!(out, "{value}").context("cannot write the output")

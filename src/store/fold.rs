@@ -161,6 +161,14 @@ pub(super) fn noted(path: &Path) -> Option<u64> {
     std::fs::read_to_string(file(path)).ok()?.trim_end().parse().ok()
 }
 
+/// Whether a database that has these numbers in its `meta`, and no write-ahead log, lacks
+/// what that had: it was not closed, and no other program put all of it there.
+pub(super) fn lacks_write_ahead_log(meta: &BTreeMap<String, u64>, noted: Option<u64>) -> bool {
+    let is_open = meta.get("reserved").is_some_and(|reserved| *reserved > 0) && !meta.contains_key("clean");
+    let has_all = noted.is_some() && noted == meta.get(NUMBER).copied();
+    is_open && !has_all
+}
+
 fn file(database: &Path) -> PathBuf {
     database.with_file_name(FILE_NAME)
 }

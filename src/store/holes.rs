@@ -231,11 +231,11 @@ fn joined(one: &Hole, other: &Hole) -> Hole {
 }
 
 fn signed(seq: Seq) -> i64 {
-    i64::try_from(seq.0).unwrap_or(i64::MAX)
+    row::signed(seq.0)
 }
 
 fn put_row(db: &Connection, hole: &Hole) -> rusqlite::Result<()> {
-    let fields = [signed(hole.first), signed(hole.last), i64::try_from(hole.missing).unwrap_or(i64::MAX)];
+    let fields = [signed(hole.first), signed(hole.last), row::signed(hole.missing)];
     let [first, last, missing] = fields;
     db.prepare_cached("INSERT OR REPLACE INTO hole (first, last, missing, guard) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![first, last, missing, row::hole_guard(fields)])?;

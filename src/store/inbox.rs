@@ -369,11 +369,11 @@ fn forget(db: &Connection, keep: Keep, clock: u64) -> Result<()> {
 
 fn put(db: &Connection, command: &Command, clock: u64) -> Result<()> {
     let row = Row {
-        place: i64::try_from(command.place).unwrap_or(i64::MAX),
+        place: row::signed(command.place),
         device: column(&command.target).to_owned(),
         id: command.id.to_string(),
         state: command.state().name().to_owned(),
-        ended: command.ended.as_ref().map(|_| i64::try_from(clock).unwrap_or(i64::MAX)),
+        ended: command.ended.as_ref().map(|_| row::signed(clock)),
         body: serde_json::to_string(command)?,
     };
     put_row(db, &row)

@@ -289,9 +289,9 @@ fn read(row: &rusqlite::Row<'_>, name: &str) -> Option<Missed> {
 }
 
 fn put(db: &Connection, name: &str, range: &Missed) -> Result<()> {
-    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    let numbers = [signed(range.first), signed(range.last), signed(range.count), range.since.0];
-    let [first, last, count, since] = numbers;
+    let [first, last, count] = [range.first, range.last, range.count].map(row::signed);
+    let since = range.since.0;
+    let numbers = [first, last, count, since];
     let (what, reason) = (range.what.name(), range.reason.as_str());
     let guard = row::gap_guard([name, what, reason], numbers);
     let sql = match range.row {

@@ -25,7 +25,7 @@ use crate::config::Durability;
 use crate::model::{DeviceId, Epochs, Seq, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What the last life of the gateway left in the log.
 #[derive(Debug)]
@@ -72,6 +72,7 @@ pub(super) fn recover(
     lanes: u64,
 ) -> Result<Recovered, Fault> {
     synchronise(connection, Durability::Full)?;
+    let path = connection.path().map(PathBuf::from);
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     if let Some(found) = small_structure_fault(&transaction)? {
         return Err(Fault::Damaged(format!("its structure is broken: {}", found.replace('\n', " "))));
@@ -101,12 +102,7 @@ pub(super) fn recover(
     if disk_end > reserved {
         return Err(Fault::Damaged(format!("seq {disk_end} is stored, though only those to {reserved} were reserved")));
     }
-    // Another program that read it may have been the last to let go, and put all of it here.
-    let is_folded = || {
-        let noted = transaction.path().and_then(|path| fold::noted(Path::new(path)));
-        noted.is_some() && noted == meta.get(fold::NUMBER).copied()
-    };
-    if clean.is_none() && !left.has_wal && reserved > 0 && !is_folded() {
+    if !left.has_wal && fold::lacks_write_ahead_log(&meta, path.as_deref().and_then(fold::noted)) {
         return Err(Fault::Damaged("the log was not closed, and its write-ahead log is missing".into()));
     }
     let next = match clean {
@@ -153,7 +149,7 @@ pub(super) fn recover(
     let mut folding = Folding::after(kept(fold::NUMBER), !left.goes_on);
     let lists = folding.write(&transaction)?;
     transaction.commit()?;
-    if let Some(path) = connection.path().filter(|_| lists).map(PathBuf::from) {
+    if let Some(path) = path.filter(|_| lists) {
         folding.written(&path);
     }
     ticket.written()?;

@@ -98,7 +98,6 @@ pub(super) fn put(db: &Connection, conflict: &str, header: &Header, block: &[u8]
                                             last_seq, committed, lanes, high, thinned, guard, data)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, x'', ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
     );
-    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let first = signed(header.first.0);
     let [committed, generation, high] = [info.committed, info.generation, info.high].map(signed);
     let thinned = i64::from(info.thinned);
@@ -150,6 +149,11 @@ pub(super) fn each(db: &Connection, after: Seq, each: &mut dyn FnMut(&Header, &[
 /// The guard of a row of `meta`.
 pub(super) fn meta_guard(key: &str, value: i64) -> i64 {
     Guard::of("meta").text(key).number(value).finish()
+}
+
+/// A number as a column holds it.
+pub(super) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// The guard of a row of `sink`; `retired` stands in those of sinks that are not

@@ -296,7 +296,7 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 
 /// Writes a number that is kept across restarts.
 pub(super) fn set_meta(connection: &Connection, key: &str, value: u64) -> rusqlite::Result<()> {
-    let stored = i64::try_from(value).unwrap_or(i64::MAX);
+    let stored = row::signed(value);
     connection
         .prepare_cached("INSERT OR REPLACE INTO meta (key, value, guard) VALUES (?1, ?2, ?3)")?
         .execute(params![key, stored, row::meta_guard(key, stored)])?;
@@ -312,7 +312,7 @@ pub(super) fn put_mark(
     used: Seq,
 ) -> rusqlite::Result<()> {
     // SQLite's integers are signed: the same bits.
-    let (session, seq) = (session as i64, i64::try_from(seq).unwrap_or(i64::MAX));
+    let (session, seq) = (session as i64, row::signed(seq));
     connection
         .prepare_cached("INSERT OR REPLACE INTO mark (device, session, seq, guard, used) VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute(params![device, session, seq, row::mark_guard(device, session, seq), used.0])?;
@@ -333,8 +333,7 @@ pub(super) fn put_place(
     event: u64,
     retired: Option<u64>,
 ) -> rusqlite::Result<()> {
-    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    let (confirmed, event, retired) = (signed(confirmed.0), signed(event), retired.map(signed));
+    let (confirmed, event, retired) = (row::signed(confirmed.0), row::signed(event), retired.map(row::signed));
     connection
         .prepare_cached(
             "INSERT INTO sink (name, confirmed, event, guard, retired) VALUES (?1, ?2, ?3, ?4, ?5)

@@ -263,6 +263,9 @@ impl Log {
     /// Has events, which are JSON objects, told upstream. They are written with the next
     /// commit, before the readings that are appended later.
     pub fn tell(&self, events: Vec<String>) {
+        if events.is_empty() {
+            return;
+        }
         let mut state = self.shared.state.lock();
         events.into_iter().for_each(|event| state.notify(event));
         state.wake(&self.shared.due);

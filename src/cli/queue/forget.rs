@@ -1,7 +1,7 @@
 //! `tidegate queue forget-sink`: a sink that does not come back.
 
-use super::{Failure, json, load};
-use crate::cli::{DEFAULT_CONFIG, say};
+use super::{Failure, changed, json, load};
+use crate::cli::DEFAULT_CONFIG;
 use crate::clock::{Clock, SystemClock};
 use crate::store;
 use serde_json::json;
@@ -39,9 +39,5 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
         let verb = if args.yes { "forgot" } else { "would forget" };
         writeln!(out, "{verb} {}, for which {readings} readings were kept", args.sink)?;
     }
-    if !args.yes {
-        out.flush()?;
-        say("tidegate: nothing was changed; say --yes to do it");
-    }
-    Ok(args.yes)
+    changed(args.yes, out)
 }

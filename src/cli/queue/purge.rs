@@ -1,7 +1,7 @@
 //! `tidegate queue purge`: readings that shall not be delivered any more.
 
-use super::{Bound, Failure, json, load};
-use crate::cli::{DEFAULT_CONFIG, say};
+use super::{Bound, Failure, changed, json, load};
+use crate::cli::DEFAULT_CONFIG;
 use crate::clock::{Clock, SystemClock};
 use crate::store::{self, Before};
 use serde_json::json;
@@ -62,9 +62,5 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
             }
         }
     }
-    if !args.yes {
-        out.flush()?;
-        say("tidegate: nothing was changed; say --yes to do it");
-    }
-    Ok(args.yes)
+    changed(args.yes, out)
 }

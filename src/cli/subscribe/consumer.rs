@@ -53,14 +53,10 @@ pub enum Notice {
 }
 
 /// An epoch began.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEpoch {
     pub gateway: GatewayId,
-    /// The one that began, which the event says as `begins`; events of earlier versions have
-    /// it as `epoch`, where others have the one under which they are told.
     pub epoch: Epoch,
-    #[serde(default)]
-    begins: Option<Epoch>,
     /// The one before.
     pub was: Epoch,
     /// Where it begins; the one before ends there.
@@ -181,14 +177,13 @@ impl Consumer {
                 return Ok(());
             }
             "epoch" => {
-                let mut new: NewEpoch =
+                let EpochEvent { gateway, epoch, begins, was, first } =
                     serde_json::from_slice(payload).map_err(|why| format!("no valid epoch event: {why}"))?;
-                new.epoch = new.begins.unwrap_or(new.epoch);
-                let NewEpoch { gateway, epoch, was, first, .. } = &new;
-                let line = |epoch: &Epoch| Line { gateway: gateway.clone(), epoch: *epoch };
+                let epoch = begins.unwrap_or(epoch);
+                let line = |epoch| Line { gateway: gateway.clone(), epoch };
                 let mut notices = Vec::new();
-                self.gaps.begin(&line(epoch), *first, &line(was), now, &mut notices);
-                taken.notices.push(Notice::Epoch(new));
+                self.gaps.begin(&line(epoch), first, &line(was), now, &mut notices);
+                taken.notices.push(Notice::Epoch(NewEpoch { gateway, epoch, was, first }));
                 taken.notices.extend(notices.into_iter().map(Notice::Gap));
                 return Ok(());
             }
@@ -230,6 +225,16 @@ struct ClockEvent {
     gateway: GatewayId,
     boot: BootId,
     began: String,
+}
+
+#[derive(Deserialize)]
+struct EpochEvent {
+    gateway: GatewayId,
+    /// The one under which it is told; of earlier versions the one that began.
+    epoch: Epoch,
+    begins: Option<Epoch>,
+    was: Epoch,
+    first: u64,
 }
 
 #[derive(Deserialize)]
@@ -279,7 +284,7 @@ impl fmt::Display for Notice {
         match self {
             Notice::Gap(gap) => gap.fmt(f),
             Notice::Boot { gateway, boot, began } => write!(f, "{gateway}: boot {boot} began at {began}"),
-            Notice::Epoch(NewEpoch { gateway, epoch, was, first, .. }) => {
+            Notice::Epoch(NewEpoch { gateway, epoch, was, first }) => {
                 write!(f, "{gateway}: epoch {was} ended before seq {first}, where epoch {epoch} begins")
             }
             Notice::Ended(Ended { gateway, device, id, state, payload }) => {

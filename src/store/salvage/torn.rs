@@ -17,15 +17,11 @@ impl Salvage {
     pub fn torn(&self) -> Option<String> {
         let wal = self.wal_state();
         if wal.length == 0 {
-            let meta = self.meta(View::Base)?;
-            let open = meta.get("reserved").is_some_and(|reserved| *reserved > 0) && !meta.contains_key("clean");
-            // Another program that read it was the last to let go, and put all of it here.
-            let has_all = self.noted.is_some() && self.noted == meta.get(fold::NUMBER).copied();
-            return (open && !has_all).then(|| "it was not closed, and its write-ahead log is missing".to_owned());
+            return fold::lacks_write_ahead_log(&self.meta(View::Base)?, self.noted)
+                .then(|| "it was not closed, and its write-ahead log is missing".to_owned());
         }
         if let Some(last) = wal.lacking {
-            let [had, has] = [View::Near(last), View::Base].map(|view| self.meta(view));
-            let [had, has] = [had?, has?].map(|meta| meta.get(fold::NUMBER).copied().unwrap_or(0));
+            let (had, has) = (self.fold_number(View::Near(last))?, self.fold_number(View::Base)?);
             return (has < had)
                 .then(|| "it is a torn copy: it lacks what its write-ahead log had before that began anew".to_owned());
         }
@@ -43,8 +39,7 @@ impl Salvage {
         if other > 0 {
             return Some(format!("it is a torn copy: it lacks {other} pages that its write-ahead log goes on from"));
         }
-        let [goes_on_from, has] = [View::Committed, View::Base].map(|view| self.meta(view));
-        let [goes_on_from, has] = [goes_on_from?, has?].map(|meta| meta.get(fold::NUMBER).copied().unwrap_or(0));
+        let (goes_on_from, has) = (self.fold_number(View::Committed)?, self.fold_number(View::Base)?);
         // In the midst of a checkpoint a power cut may leave half a page, on which an older
         // number shows; most other pages are as they were before then, or as they are to be.
         let number_is_on = self.roots.get("meta").copied();
@@ -58,6 +53,11 @@ impl Salvage {
         (!fits).then(|| {
             format!("it is a torn copy: it is of checkpoint {has}, and its write-ahead log goes on from {goes_on_from}")
         })
+    }
+
+    /// The number of the last list, 0 if there was none, if all of `meta` is what was written.
+    fn fold_number(&self, view: View) -> Option<u64> {
+        Some(self.meta(view)?.get(fold::NUMBER).copied().unwrap_or(0))
     }
 
     /// The numbers of `meta`, if all of them are what was written.
