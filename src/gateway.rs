@@ -22,11 +22,12 @@ use crate::http;
 use crate::link;
 use crate::metrics::Metrics;
 use crate::model::GatewayId;
+use crate::notes::Notes;
 use crate::sink::mqtt::MqttDestination;
 use crate::sink::{Identity, Pulse, Pump};
 use crate::store::{Log, Opened, SinkCursor, Writer};
 use anyhow::{Context, Result};
-use health::Overview;
+use health::{Overview, Watched};
 use operator::Operator;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -115,7 +116,8 @@ impl Gateway {
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
         let pool = link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone());
-        let overview = Arc::new(Overview::new(metrics.clone(), clock.clone()));
+        let notes = Notes::default();
+        let overview = Arc::new(Overview::new(notes.clone(), metrics.clone(), clock.clone()));
         let mut http = Part::new();
         let mut http_address = None;
         let entrance = config.http.serves_devices().then(http::Devices::default);
@@ -160,7 +162,7 @@ impl Gateway {
         let listeners = bind_all(&config.tcp)?;
         let tcp_addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         let mut sinks = Part::new();
-        let (mut pulses, mut restarters) = (Vec::new(), Vec::new());
+        let (mut watched, mut restarters) = (Vec::new(), Vec::new());
         let (instructions_in, instructions) = mpsc::channel(INSTRUCTIONS);
         let instructions_in = Some(instructions_in).filter(|_| config.commands.enabled);
         for (mqtt, cursor) in config.mqtt.iter().zip(cursors) {
@@ -172,11 +174,12 @@ impl Gateway {
                 destination.take_commands(taker, config.commands.max_body());
             }
             let pump = pump(mqtt, destination, cursor, &clock, &metrics, pulse.clone());
-            restarters.push((mqtt.name.as_str().into(), pump.restarter()));
+            let name: Arc<str> = mqtt.name.as_str().into();
+            watched.push(Watched { name: name.clone(), pulse, note: pump.note() });
+            restarters.push((name, pump.restarter()));
             sinks.tasks.spawn(pump.run(sinks.stop.subscribe(), config.gateway.shutdown_timeout / 5));
-            pulses.push((mqtt.name.as_str().into(), pulse));
         }
-        overview.opened(log.clone(), pulses);
+        overview.opened(log.clone(), watched);
         let operator = Operator {
             identity,
             log: log.clone(),
@@ -207,6 +210,7 @@ impl Gateway {
             pool,
             clock,
             metrics,
+            notes,
         };
         let mut links = Part::new();
         links.tasks.spawn(shared.doorman.clone().watch(links.stop.subscribe()));

@@ -48,6 +48,9 @@ pub struct Problem {
     /// Which part of the gateway, such as `log` or a sink's name.
     pub part: String,
     pub reason: String,
+    /// Since when, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
 }
 
 /// How the gateway is.

@@ -8,6 +8,7 @@ use crate::link::line::Shared;
 use crate::link::pool::Pool;
 use crate::metrics::Metrics;
 use crate::model::Value;
+use crate::notes::Notes;
 use crate::store::{Log, Opened, Stepper};
 use crate::wire::codec::{decode_gateway, encode_device};
 use crate::wire::frame::{Decoder, MAX_BODY, Recovery};
@@ -40,6 +41,7 @@ fn line(directory: &Path) -> (Line, Stepper) {
         devices,
         clock,
         metrics,
+        notes: Notes::default(),
     };
     let grants = shared.grants(bytesize::ByteSize::mib(1), None, None, Authentication::None);
     let grants = Grants { window: 1000, restart: true, ..grants };
