@@ -7,7 +7,21 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// systemd hands secrets out below this, and guards the directory instead of each file.
-const CREDENTIALS: &str = "/run/credentials";
+pub const CREDENTIALS: &str = "/run/credentials";
+
+/// Why a file could not be read, as a person would say it.
+pub fn in_words(why: &io::Error) -> String {
+    match why.kind() {
+        io::ErrorKind::NotFound => "it is not there".to_owned(),
+        io::ErrorKind::PermissionDenied => "this user has no permission".to_owned(),
+        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
+        io::ErrorKind::NotADirectory => "what should be a directory of its path is a file".to_owned(),
+        _ => {
+            let text = why.to_string();
+            text.split(" (os error").next().unwrap_or_default().to_lowercase()
+        }
+    }
+}
 
 /// Tells one content of a file from the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +51,7 @@ impl Stamp {
 /// Why a secret file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    #[error("cannot read {file}: {why}", file = .path.display())]
+    #[error("cannot read {file}: {why}", file = .path.display(), why = in_words(.why))]
     Unreadable { path: PathBuf, why: io::Error },
     #[error("{file} can be read by others (mode {mode:03o}): chmod 600 {file}", file = .path.display())]
     Exposed { path: PathBuf, mode: u32 },

@@ -15,6 +15,7 @@ pub use service::run;
 use crate::backoff::Backoff;
 use crate::clock::{self, Clock, SystemClock};
 use crate::config::{self, Config};
+use crate::credentials::{self, Credential};
 use crate::device::auth::Doorman;
 use crate::device::{Registry, attendance};
 use crate::downlink::Downlink;
@@ -123,7 +124,13 @@ impl Gateway {
         let entrance = config.http.serves_devices().then(http::Devices::default);
         let api = http::Later::default();
         if config.http.enabled {
-            let access = http::Access::new(&config.http).context("[http] token_file")?;
+            let now = clock.now().monotonic;
+            let access = http::Access::new(&config.http, now);
+            let tls = link::tls::of_listener("http", &config.http.terms(), now);
+            let own =
+                tls.clone().map(|tls| tls as Arc<dyn Credential>).into_iter().chain(access.credential()).collect();
+            let (by, stop) = (clock.clone(), http.stop.subscribe());
+            http.tasks.spawn(credentials::watch(own, by, notes.clone(), metrics.clone(), stop));
             let site = http::Site {
                 metrics: metrics.clone(),
                 health: overview.clone(),
@@ -131,7 +138,7 @@ impl Gateway {
                 parts: api.clone(),
                 devices: entrance.clone(),
             };
-            let door = door(&config.http, clock.clone(), &pool)?;
+            let door = door(&config.http, tls, clock.clone(), &pool)?;
             http_address = Some(door.address()?);
             http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
         }
@@ -161,6 +168,9 @@ impl Gateway {
 
         let listeners = bind_all(&config.tcp)?;
         let tcp_addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        let now = clock.now().monotonic;
+        let tls: Vec<_> = config.tcp.iter().map(|tcp| link::tls::of_listener(&tcp.name, &tcp.terms(), now)).collect();
+        let mut kept: Vec<_> = tls.iter().flatten().map(|tls| tls.clone() as Arc<dyn Credential>).collect();
         let mut sinks = Part::new();
         let (mut watched, mut restarters) = (Vec::new(), Vec::new());
         let (instructions_in, instructions) = mpsc::channel(INSTRUCTIONS);
@@ -170,6 +180,7 @@ impl Gateway {
             let taker = instructions_in.clone().filter(|_| mqtt.commands);
             let mut destination =
                 MqttDestination::new(mqtt, identity.clone(), log.epochs().clone(), registry.clone(), clock.clone())?;
+            kept.extend(destination.credential());
             if let Some(taker) = taker {
                 destination.take_commands(taker, config.commands.max_body());
             }
@@ -180,6 +191,8 @@ impl Gateway {
             sinks.tasks.spawn(pump.run(sinks.stop.subscribe(), config.gateway.shutdown_timeout / 5));
         }
         overview.opened(log.clone(), watched);
+        let (by, stop) = (clock.clone(), keepers.stop.subscribe());
+        keepers.tasks.spawn(credentials::watch(kept, by, notes.clone(), metrics.clone(), stop));
         let operator = Operator {
             identity,
             log: log.clone(),
@@ -214,8 +227,8 @@ impl Gateway {
         };
         let mut links = Part::new();
         links.tasks.spawn(shared.doorman.clone().watch(links.stop.subscribe()));
-        for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
-            links.tasks.spawn(link::tcp::serve(listener, tcp, shared.clone(), links.stop.subscribe()));
+        for ((listener, tcp), tls) in listeners.into_iter().zip(config.tcp).zip(tls) {
+            links.tasks.spawn(link::tcp::serve(listener, tcp, tls, shared.clone(), links.stop.subscribe()));
         }
         if let Some(devices) = entrance {
             let (entrance, hall) = link::websocket::open(&config.http, shared.clone());
@@ -311,12 +324,17 @@ fn bind_all(links: &[config::Tcp]) -> Result<Vec<TcpListener>> {
     links.iter().map(bind_one).collect()
 }
 
-fn door(config: &config::Http, clock: Arc<dyn Clock>, pool: &link::Pool) -> Result<http::Door> {
+fn door(
+    config: &config::Http,
+    tls: Option<Arc<link::tls::Tls>>,
+    clock: Arc<dyn Clock>,
+    pool: &link::Pool,
+) -> Result<http::Door> {
     let backlog = if config.devices { HTTP_BACKLOG.max(config.max_connections) } else { HTTP_BACKLOG };
     let listener = bind(config.listen, backlog, "[http]")?;
     let door = http::Door::new(listener, config.handshake_timeout, clock);
-    Ok(match config.terms().tls() {
-        Some(files) => door.secure(link::tls::Tls::new(files), pool.clone()),
+    Ok(match tls {
+        Some(tls) => door.secure(tls, pool.clone()),
         None => door,
     })
 }

@@ -1,7 +1,7 @@
 //! `tidegate run`: the gateway itself.
 
-use super::{failed, load, logging};
-use crate::config::Config;
+use super::{USAGE, failed, logging, say};
+use crate::config::{self, Config};
 use crate::gateway;
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -12,9 +12,12 @@ const MAX_DEFAULT_WORKERS: usize = 4;
 
 /// Runs the gateway until it is told to stop.
 pub fn run(path: &Path) -> ExitCode {
-    let config = match load(path) {
+    let config = match config::load(path) {
         Ok(config) => config,
-        Err(code) => return code,
+        Err(problems) => {
+            say(&problems.to_string());
+            return USAGE.into();
+        }
     };
     match start(config) {
         Ok(()) => ExitCode::SUCCESS,
