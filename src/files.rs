@@ -1,6 +1,6 @@
 //! Files that change while the gateway runs, and files that nobody else may read.
 
-use rustix::fs::{fchown, flock};
+use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat, fchown, flock};
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -116,6 +116,7 @@ impl Replacement {
         // What a crash left is nobody's.
         let _ = discard(&temporary);
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        hand_over(&temporary);
         Ok(Replacement { path: path.to_owned(), temporary, file, placed: false })
     }
 
@@ -216,8 +217,50 @@ fn take_over_owner(file: &File, from: &Metadata) -> io::Result<()> {
     if (own.uid(), own.gid()) == (from.uid(), from.gid()) || !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    let (user, group) = (rustix::fs::Uid::from_raw(from.uid()), rustix::fs::Gid::from_raw(from.gid()));
+    let (user, group) = (Uid::from_raw(from.uid()), Gid::from_raw(from.gid()));
     Ok(fchown(file, Some(user), Some(group))?)
+}
+
+/// Has what root made at `path`, if it is there, belong to whom the directory around it
+/// belongs: the service has to get along with it. Where that cannot be, root goes on with it.
+pub fn hand_over(path: &Path) {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (Ok(own), Ok(around)) = (std::fs::symlink_metadata(path), std::fs::metadata(directory_of(path))) else {
+        return;
+    };
+    if (own.uid(), own.gid()) != (around.uid(), around.gid()) {
+        let (user, group) = (Uid::from_raw(around.uid()), Gid::from_raw(around.gid()));
+        if let Err(why) = chownat(CWD, path, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW) {
+            tracing::debug!(path = %path.display(), %why, "it stays root's");
+        }
+    }
+}
+
+/// What keeps this user from a directory or from a file in it that belongs to another, and
+/// what to do about it.
+pub fn of_another(directory: &Path) -> Option<String> {
+    let user = rustix::process::geteuid().as_raw();
+    let inside = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let all = std::iter::once(directory.to_owned()).chain(inside);
+    let (path, owner) = all
+        .filter_map(|path| Some((std::fs::symlink_metadata(&path).ok()?.uid(), path)))
+        .find(|(owner, _)| *owner != user)
+        .map(|(owner, path)| (path, owner))?;
+    let (path, owner, user, directory) = (path.display(), name_of(owner), name_of(user), directory.display());
+    Some(format!("{path} belongs to {owner}, and this is {user}: sudo chown -R {user}: {directory}"))
+}
+
+/// What a user is called, or its number.
+fn name_of(user: u32) -> String {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let found = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(user)).then(|| name.to_owned())
+    });
+    found.unwrap_or_else(|| user.to_string())
 }
 
 fn directory_of(path: &Path) -> &Path {

@@ -6,7 +6,7 @@ use crate::support::gateway::Gateway;
 use crate::support::tls::Certificates;
 use crate::support::{eventually, free_port};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -268,4 +268,48 @@ async fn a_certificate_that_expires_is_told_by_check_log_health_and_metric() {
         !health.contains(expired)
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_root_makes_belongs_to_whom_the_directory_belongs() {
+    if !is_root() {
+        return;
+    }
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
+    let log = gateway.directory().join("log");
+    fs::create_dir(&log).expect("a directory");
+    std::os::unix::fs::chown(&log, Some(NOBODY), Some(NOBODY)).expect("another owner");
+    gateway.start().await;
+    let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 1).await;
+    talk.readings(1, 1, 5).await;
+    talk.acked(5).await;
+    gateway.kill();
+    let config = gateway.config_file();
+    assert!(tidegate(&["key", "new", "a"], &config).status.success());
+    assert_eq!(tidegate(&["queue", "verify"], &config).status.code(), Some(0));
+    let mut count = 0;
+    for entry in fs::read_dir(&log).expect("a directory") {
+        let path = entry.expect("a file").path();
+        let owner = fs::metadata(&path).expect("it is there").uid();
+        assert_eq!(owner, NOBODY, "{}", path.display());
+        count += 1;
+    }
+    assert!(count >= 4, "{count} files");
+}
+
+#[tokio::test]
+async fn a_file_of_another_in_the_log_is_named_with_its_owner_and_the_remedy() {
+    if !is_root() {
+        return;
+    }
+    let gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
+    let log = gateway.directory().join("log");
+    fs::create_dir(&log).expect("a directory");
+    fs::write(log.join("lock"), "").expect("a file of root's");
+    std::os::unix::fs::chown(&log, Some(NOBODY), Some(NOBODY)).expect("another owner");
+    let config = gateway.config_file();
+    let output = tidegate_as_nobody(&["run"], &config, &gateway.directory());
+    let expected = format!("{} belongs to root, and this is ", log.join("lock").display());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains(&expected) && text(&output).contains("sudo chown -R "), "{}", text(&output));
 }
