@@ -163,11 +163,14 @@ pub fn discard(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A file that is changed by one process at a time. Unlocked when dropped.
+/// A file that is changed by one process at a time. Unlocked when dropped. One that was
+/// created for a content that it did not get is removed then.
 pub struct Locked {
     path: PathBuf,
     /// Keeps the lock.
     file: File,
+    /// Whether it was created for this.
+    new: bool,
 }
 
 impl Locked {
@@ -181,19 +184,19 @@ impl Locked {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         loop {
             let mut new = OpenOptions::new();
-            let file = match new.write(true).create_new(true).mode(0o600).open(path) {
+            let (file, new) = match new.write(true).create_new(true).mode(0o600).open(path) {
                 Ok(file) => {
                     take_over_owner(&file, &std::fs::metadata(directory)?)?;
-                    file
+                    (file, true)
                 }
-                Err(why) if why.kind() == io::ErrorKind::AlreadyExists => File::open(path)?,
+                Err(why) if why.kind() == io::ErrorKind::AlreadyExists => (File::open(path)?, false),
                 Err(why) => return Err(why),
             };
             flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
             // Another process may have put a new file in its place meanwhile.
             let inode = file.metadata()?.ino();
             if std::fs::metadata(path).is_ok_and(|now| now.ino() == inode) {
-                return Ok(Locked { path: path.to_owned(), file });
+                return Ok(Locked { path: path.to_owned(), file, new });
             }
         }
     }
@@ -203,11 +206,22 @@ impl Locked {
     ///
     /// # Errors
     /// As the operating system gives them.
-    pub fn replace(&self, content: &[u8]) -> io::Result<()> {
+    pub fn replace(self, content: &[u8]) -> io::Result<()> {
         let mut new = Replacement::of(&self.path, 0o600)?;
         take_over_owner(new.file(), &self.file.metadata()?)?;
         new.file().write_all(content)?;
         new.put()
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let (Ok(own), Ok(there)) = (self.file.metadata(), std::fs::metadata(&self.path)) else { return };
+        // What has taken its place stays. Whoever waits for the lock sees that it is gone, and
+        // begins anew.
+        if self.new && own.len() == 0 && own.ino() == there.ino() {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -313,3 +313,30 @@ async fn a_file_of_another_in_the_log_is_named_with_its_owner_and_the_remedy() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains(&expected) && text(&output).contains("sudo chown -R "), "{}", text(&output));
 }
+
+#[tokio::test]
+async fn a_key_that_finds_no_room_leaves_nothing_behind() {
+    let Some(disk) = crate::support::mount::SmallDisk::mount(1) else { return };
+    let gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
+    let keys = disk.path().join("keys");
+    let config = fs::read_to_string(gateway.config_file()).expect("a configuration");
+    let path = gateway.directory().join("keys.toml");
+    fs::write(&path, format!("{config}\n[devices]\nkeys_file = {keys:?}\n")).expect("a file");
+    disk.fill();
+    let before = names(disk.path());
+    for kind in [&[][..], &["--token"]] {
+        let output = tidegate(&[&["key", "new", "a"], kind].concat(), &path);
+        assert!(!output.status.success() && text(&output).contains("cannot write "), "{}", text(&output));
+        assert!(output.stdout.is_empty(), "no secret is shown of a key that is not kept");
+        assert_eq!(names(disk.path()), before);
+    }
+    disk.free();
+    assert!(tidegate(&["key", "new", "a"], &path).status.success());
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("a file").file_name());
+    let mut names: Vec<_> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
