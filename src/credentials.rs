@@ -225,6 +225,7 @@ impl Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Timestamp;
     use anyhow::Context;
 
     fn kept(path: &std::path::Path) -> Kept<String> {
@@ -254,6 +255,44 @@ mod tests {
         std::fs::write(&path, "good again").expect("a file");
         assert_eq!(kept.current(at(2)).as_deref().map(String::as_str), Some("good again"));
         assert_eq!(kept.trouble(), None);
+    }
+
+    /// One whose certificate expires soon.
+    struct Expiring(Arc<str>);
+
+    impl Credential for Expiring {
+        fn look(&self, _: Duration) {}
+
+        fn part(&self) -> &Arc<str> {
+            &self.0
+        }
+
+        fn trouble(&self) -> Option<String> {
+            None
+        }
+
+        fn validity(&self) -> Option<(Validity, String)> {
+            let (not_before, not_after) = (Timestamp(0), Timestamp(1_000_000_000_000_000));
+            Some((Validity { not_before, not_after }, "server.pem".to_owned()))
+        }
+    }
+
+    #[test]
+    fn that_a_certificate_expires_is_told_once_a_day() {
+        let (notes, metrics) = (Notes::default(), Metrics::new());
+        let (trouble, expiry) = (notes.about("tcp"), notes.about("tcp"));
+        let mut watched = Watched { credential: Arc::new(Expiring("tcp".into())), trouble, expiry, told: None };
+        let mut told_at = |second: u64| {
+            let wall = Timestamp(999_000_000_000_000);
+            watched.look(Now { wall, trusted: true, monotonic: at(second) }, &metrics);
+            watched.told.map(|(_, when)| when)
+        };
+        assert_eq!(told_at(5), Some(at(5)));
+        assert_eq!(told_at(86_404), Some(at(5)));
+        assert_eq!(told_at(86_405), Some(at(86_405)));
+        let told = notes.told(Now { wall: Timestamp(0), trusted: true, monotonic: at(86_405) });
+        assert!(told[0].reason.starts_with("the certificate in server.pem expires in 11 days"), "{told:?}");
+        assert!(metrics.encode().contains("tidegate_certificate_expires_seconds{part=\"tcp\"} 1000000000"));
     }
 
     #[test]
