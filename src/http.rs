@@ -19,6 +19,7 @@ mod door;
 mod problem;
 mod upgrade;
 
+mod turns;
 pub use access::{Access, Denied};
 pub use door::{Door, Visitor};
 
@@ -31,7 +32,7 @@ use crate::store::Log;
 use axum::Router;
 use axum::body::HttpBody;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -150,8 +151,7 @@ fn guarded(site: &Shared) -> Router<Shared> {
     Router::new()
         .route("/metrics", get(figures))
         .route("/health/ready", get(|State(site): State<Shared>| async move { answer(&site.health.ready()) }))
-        .merge(devices::routes())
-        .merge(commands::routes())
+        .merge(turns::bounded(devices::routes().merge(commands::routes())))
         .route_layer(middleware::from_fn_with_state(site.clone(), guard))
 }
 
@@ -167,12 +167,16 @@ async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Resp
 async fn accompany(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request, next: Next) -> Response {
     // Of another, the body is still to come; who takes it says so.
     if request.method() != Method::POST || request.body().is_end_stream() {
+    let last = visitor.asks();
         visitor.is_heard();
     }
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
     visitor.is_answered();
     response
 }
+    if last {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
 
 impl Site {
     fn parts(&self) -> Result<&Parts, Refused> {

@@ -52,16 +52,6 @@ fn wrong_usage_exits_with_2_and_a_missing_file_is_named() {
 
 #[tokio::test]
 async fn what_cannot_be_opened_is_named_and_exits_with_1() {
-    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let taken = holder.local_addr().expect("an address");
-    let sections =
-        format!("[[tcp]]\nname = \"other\"\nlisten = \"{taken}\"\n[[mqtt]]\nbrokers = [\"mqtt://127.0.0.1:1\"]\n");
-    let mut gateway = Gateway::new(&sections);
-    gateway.launch();
-    assert_eq!(gateway.process().ended().await.code(), Some(1));
-    let log = gateway.log();
-    assert!(log.contains(&format!("[[tcp]] \"other\" cannot listen on {taken}")), "{log}");
-
     let first = Gateway::with_broker("mqtt://127.0.0.1:1", "").started().await;
     let directory = first.directory().join("log");
     let sections = format!("[store]\ndirectory = {directory:?}\n");

@@ -153,9 +153,15 @@ impl Admission {
 }
 
 impl Hall {
-    /// Serves devices until `stop` turns true and the last of them is gone.
-    pub async fn serve(mut self, mut stop: watch::Receiver<bool>) {
-        self.line.up(true);
+    /// Serves devices until `stop` turns true and the last of them is gone. `listens` turns
+    /// true when the HTTP server can be reached.
+    pub async fn serve(mut self, mut listens: watch::Receiver<bool>, mut stop: watch::Receiver<bool>) {
+        self.line.up(false);
+        tokio::select! {
+            biased;
+            () = stop::requested(&mut stop) => {}
+            () = reached(&mut listens) => self.line.up(true),
+        }
         let mut connections = JoinSet::new();
         let stop_one = stop.clone();
         loop {
@@ -176,6 +182,13 @@ impl Hall {
 }
 
 async fn serve_one(guest: Guest, line: Arc<Line>, porch: Porch, stop: watch::Receiver<bool>) {
+async fn reached(listens: &mut watch::Receiver<bool>) {
+    if listens.wait_for(|listens| *listens).await.is_err() {
+        // Whoever listened is gone, and nobody will come.
+        std::future::pending().await
+    }
+}
+
     let Guest { upgrade, caller, place } = guest;
     let from = caller.name.as_str();
     let now = line.shared.clock.now().monotonic;
