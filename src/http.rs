@@ -2,7 +2,7 @@
 //!
 //! | path | what |
 //! |---|---|
-//! | `/metrics` | every figure, in the OpenMetrics text format |
+//! | `/metrics` | every figure, as Prometheus text, or OpenMetrics |
 //! | `/health/live` | 200 while the process makes progress, else 503 and why |
 //! | `/health/ready` | 200 while readings are taken and kept, else 503 and why |
 //! | `/api/v1/...` | see `docs/http.md` |
@@ -149,7 +149,7 @@ async fn not_so(method: Method, uri: Uri) -> Refused {
 /// What is not for everybody.
 fn guarded(site: &Shared) -> Router<Shared> {
     Router::new()
-        .route("/metrics", get(figures))
+        .route("/metrics", get(figures::figures))
         .route("/health/ready", get(|State(site): State<Shared>| async move { answer(&site.health.ready()) }))
         .merge(turns::bounded(devices::routes().merge(commands::routes())))
         .route_layer(middleware::from_fn_with_state(site.clone(), guard))
@@ -172,13 +172,13 @@ async fn accompany(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request,
     }
     let mut response = next.run(request).await;
     visitor.is_answered();
-    response
-}
     if last {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
 
 impl Site {
+    response
+}
     fn parts(&self) -> Result<&Parts, Refused> {
         self.parts.get().ok_or_else(|| Refused::unavailable("the gateway is starting; try again soon".to_owned()))
     }
@@ -205,11 +205,6 @@ impl Site {
 /// Says no, and why.
 fn refuse(status: StatusCode, why: &str) -> Response {
     Refused::new(status, why.to_owned()).into_response()
-}
-
-async fn figures(State(site): State<Shared>) -> impl IntoResponse {
-    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, OPENMETRICS)], site.metrics.encode())
 }
 
 fn answer(condition: &Condition) -> Response {
