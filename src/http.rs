@@ -16,10 +16,12 @@ mod asked;
 mod commands;
 mod devices;
 mod door;
+mod figures;
+mod moved;
 mod problem;
+mod turns;
 mod upgrade;
 
-mod turns;
 pub use access::{Access, Denied};
 pub use door::{Door, Visitor};
 
@@ -165,9 +167,9 @@ async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Resp
 
 /// Has the visitor keep its place until it is answered.
 async fn accompany(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request, next: Next) -> Response {
+    let last = visitor.asks();
     // Of another, the body is still to come; who takes it says so.
     if request.method() != Method::POST || request.body().is_end_stream() {
-    let last = visitor.asks();
         visitor.is_heard();
     }
     let mut response = next.run(request).await;
@@ -175,10 +177,10 @@ async fn accompany(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request,
     if last {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-
-impl Site {
     response
 }
+
+impl Site {
     fn parts(&self) -> Result<&Parts, Refused> {
         self.parts.get().ok_or_else(|| Refused::unavailable("the gateway is starting; try again soon".to_owned()))
     }

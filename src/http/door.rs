@@ -3,7 +3,16 @@
 //! A connection that becomes a device's WebSocket moves on and gives its place up; the
 //! link that it moves to has places of its own.
 
-use crate::clock::{Clock, Excuses, LAST_LOOK};
+mod farewell;
+mod timer;
+mod visitor;
+
+pub(super) use farewell::Cut;
+pub(super) use visitor::Announced;
+pub use visitor::Visitor;
+
+use crate::clock::Clock;
+use crate::link::tcp;
 use crate::link::tls::{self, Secure, Tls};
 use crate::link::{Listening, Pool, Porch};
 use axum::serve::Listener;
@@ -18,6 +27,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
+use timer::Timer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
@@ -28,11 +38,12 @@ use visitor::{Phase, Stay};
 pub const MAX_CONNECTIONS: usize = 32;
 /// A connection on which neither side sends for so long is closed, unless its answer is
 /// being worked on.
-use timer::Timer;
 const IDLE: Duration = Duration::from_secs(15);
 /// No connection lasts longer, whatever it does: a byte now and then must not hold a
 /// place for ever.
 const LONGEST: Duration = Duration::from_secs(120);
+/// After so long the next answer is the last, so that no request is cut for that.
+const LAST_REQUEST: Duration = Duration::from_secs(100);
 /// How long to wait when the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -42,8 +53,6 @@ pub struct Door {
     porch: Porch,
     /// How long a request may take to come: the first from the connection on, another from
     /// its first byte.
-/// After so long the next answer is the last, so that no request is cut for that.
-const LAST_REQUEST: Duration = Duration::from_secs(100);
     patience: Duration,
     secure: Option<(Tls, Pool)>,
     clock: Arc<dyn Clock>,
@@ -123,6 +132,7 @@ impl Listener for Door {
                     }
                 }
                 Err(why) => {
+                    self.listening.failed(&why);
                     tracing::debug!(%why, "cannot accept an HTTP connection");
                     // A file descriptor is what is missing most likely.
                     self.porch.evict_one();
@@ -132,7 +142,6 @@ impl Listener for Door {
         }
     }
 
-                    self.listening.failed(&why);
     fn local_addr(&self) -> io::Result<Visitor> {
         Ok(self.listening.address().into())
     }
@@ -171,6 +180,15 @@ trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 impl Visit {
+    /// Whether the far end sends no more, also while something that it sent is not read yet.
+    pub fn hung_up(&self) -> bool {
+        match &self.io {
+            Io::Plain(stream) => tcp::hung_up(stream),
+            Io::Secure(stream) => stream.hung_up(),
+            Io::Handshake(_) | Io::Failed => false,
+        }
+    }
+
     /// The connection, once it can be read and written.
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&mut dyn Duplex>> {
         if let Io::Handshake(handshake) = &mut self.io {
@@ -279,22 +297,25 @@ impl AsyncRead for Visit {
                 return polled;
             }
         }
-        self.midway = !matches!(&polled, Poll::Ready(Ok(written)) if *written == bytes.len());
-        let polled = self.timed(cx, polled);
-        // Nothing is said in the middle of an answer.
-        self.farewell = None;
-        polled
+        self.poll_farewell(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 impl AsyncWrite for Visit {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.farewell.is_some() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let polled = match self.poll_io(cx) {
             Poll::Ready(Ok(io)) => Pin::new(io).poll_write(cx, bytes),
             Poll::Ready(Err(why)) => Poll::Ready(Err(why)),
             Poll::Pending => Poll::Pending,
         };
-        self.poll_farewell(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        self.midway = !matches!(&polled, Poll::Ready(Ok(written)) if *written == bytes.len());
+        let polled = self.timed(cx, polled);
+        // Nothing is said in the middle of an answer.
+        self.farewell = None;
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -302,13 +323,10 @@ impl AsyncWrite for Visit {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(ready!(self.poll_io(cx))?).poll_shutdown(cx)
-    }
-}
-        if self.farewell.is_some() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
         if self.leaving.is_some() {
             self.farewell.get_or_insert_with(Farewell::answered);
             return self.poll_farewell(cx).map(Ok);
         }
+        Pin::new(ready!(self.poll_io(cx))?).poll_shutdown(cx)
+    }
+}

@@ -6,7 +6,7 @@ use super::line::{Line, Shared};
 use super::listen::Listening;
 use super::porch::{self, Place};
 use super::reception::Reception;
-use super::tls::{self, Tls};
+use super::tls::{self, Secure, Tls};
 use crate::clock::patiently;
 use crate::config;
 use crate::device::auth::Fault;
@@ -14,9 +14,12 @@ use crate::stop;
 use crate::wire::codec::encode_gateway;
 use crate::wire::message::{GatewayMessage, Goodbye, Reason};
 use rustls::ServerConfig;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
@@ -57,10 +60,10 @@ pub async fn serve(mut listening: Listening, config: config::Tcp, shared: Shared
                     door.opens(stream, from, &mut connections);
                 }
                 Err(why) => {
+                    listening.failed(&why);
                     if !std::mem::replace(&mut told, true) {
                         tracing::warn!(link = %line.name, %why, "cannot accept connections; trying on");
                     }
-                    listening.failed(&why);
                     // A file descriptor is what is missing most likely.
                     porch.evict_one();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -130,17 +133,24 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    connection::drive(stream, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
+    connection::drive(stream, |_| false, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
 }
 
 fn line(config: &config::Tcp, shared: Shared) -> Line {
     Line::of_listener(config.name.as_str().into(), &config.terms(), BEFORE_HELLO, false, shared)
 }
 
+/// Whether the far end sends no more, also while something that it sent is not read yet.
+pub fn hung_up(stream: &TcpStream) -> bool {
+    let ready = pin!(stream.ready(Interest::READABLE));
+    let ready = ready.poll(&mut Context::from_waker(Waker::noop()));
+    matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
+}
+
 async fn serve_one(mut stream: TcpStream, caller: Caller, place: Place, line: Arc<Line>, stop: watch::Receiver<bool>) {
     let porch = place.porch().clone();
     hasten(&stream, &caller);
-    let closed = connection::drive(&mut stream, &line, caller, place, stop).await;
+    let closed = connection::drive(&mut stream, hung_up, &line, caller, place, stop).await;
     if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;
     }
@@ -176,7 +186,7 @@ async fn serve_secure(
         Err(why) => return not_shaken(&line, &caller, &why),
     };
     let caller = Caller { since: Some(place.since()), certificate: stream.certificate(), ..caller };
-    let closed = connection::drive(&mut stream, &line, caller, place, stop).await;
+    let closed = connection::drive(&mut stream, Secure::hung_up, &line, caller, place, stop).await;
     if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;
     }

@@ -43,9 +43,10 @@ const LINGER: Duration = Duration::from_millis(500);
 pub type Upgrade = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
 
 /// What a WebSocket runs over.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Whether the far end sends no more, as far as that can be told without reading.
+    fn hung_up(&self) -> bool;
+}
 
 /// Where devices come in. Clones share it.
 #[derive(Clone)]
@@ -181,7 +182,6 @@ impl Hall {
     }
 }
 
-async fn serve_one(guest: Guest, line: Arc<Line>, porch: Porch, stop: watch::Receiver<bool>) {
 async fn reached(listens: &mut watch::Receiver<bool>) {
     if listens.wait_for(|listens| *listens).await.is_err() {
         // Whoever listened is gone, and nobody will come.
@@ -189,6 +189,7 @@ async fn reached(listens: &mut watch::Receiver<bool>) {
     }
 }
 
+async fn serve_one(guest: Guest, line: Arc<Line>, porch: Porch, stop: watch::Receiver<bool>) {
     let Guest { upgrade, caller, place } = guest;
     let from = caller.name.as_str();
     let now = line.shared.clock.now().monotonic;
@@ -200,7 +201,8 @@ async fn reached(listens: &mut watch::Receiver<bool>) {
     };
     let lengths = Lengths { now: line.before_hello.max_body, afterwards: line.limits.max_body };
     let mut messages = Messages::new(stream, lengths, line.shared.pool.another_lease(), line.frame_timeout);
-    let closed = connection::drive(&mut messages, &line, caller, place, stop).await;
+    let hung_up = |messages: &Messages<Box<dyn Stream>>| messages.get_ref().hung_up();
+    let closed = connection::drive(&mut messages, hung_up, &line, caller, place, stop).await;
     match closed {
         Closed::Failed(why) if why.kind() == io::ErrorKind::InvalidData => line.count_invalid(NAME),
         // Nobody is left who could be told anything.
