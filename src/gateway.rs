@@ -171,7 +171,7 @@ impl Gateway {
             let mut destination =
                 MqttDestination::new(mqtt, identity.clone(), log.epochs().clone(), registry.clone(), clock.clone())?;
             if let Some(taker) = taker {
-                destination.take_commands(taker, config.commands.max_body());
+                destination.take_commands(taker, config.commands.max_body(), notes.about(mqtt.name.as_str()));
             }
             let pump = pump(mqtt, destination, cursor, &clock, &metrics, pulse.clone());
             let name: Arc<str> = mqtt.name.as_str().into();

@@ -75,9 +75,11 @@ impl Farewell {
         if self.until.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let ended = ready!(self.poll_say(io, cx)).is_err();
+        if ready!(self.poll_say(io, cx)).is_err() {
+            return Poll::Ready(());
+        }
         let mut rest = [0; 512];
-        while !ended {
+        loop {
             let mut rest = ReadBuf::new(&mut rest);
             if ready!(Pin::new(&mut *io).poll_read(cx, &mut rest)).is_err() || rest.filled().is_empty() {
                 break;
