@@ -20,7 +20,7 @@ use crate::device::auth::Doorman;
 use crate::device::{Registry, attendance};
 use crate::downlink::Downlink;
 use crate::http;
-use crate::link;
+use crate::link::{self, Listening};
 use crate::metrics::Metrics;
 use crate::model::GatewayId;
 use crate::notes::Notes;
@@ -35,7 +35,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use timekeeper::Witnesses;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -89,7 +88,7 @@ impl Gateway {
     /// by. While the disk is full it waits, and its health tells.
     ///
     /// # Errors
-    /// If the log can never be opened or an address cannot be listened on.
+    /// If the log can never be opened.
     pub async fn start(config: Config) -> Result<Gateway> {
         Gateway::start_with(Path::new("/"), None, config, false).await
     }
@@ -120,7 +119,7 @@ impl Gateway {
         let notes = Notes::default();
         let overview = Arc::new(Overview::new(notes.clone(), metrics.clone(), clock.clone()));
         let mut http = Part::new();
-        let mut http_address = None;
+        let (mut http_address, mut listens) = (None, None);
         let entrance = config.http.serves_devices().then(http::Devices::default);
         let api = http::Later::default();
         if config.http.enabled {
@@ -138,8 +137,9 @@ impl Gateway {
                 parts: api.clone(),
                 devices: entrance.clone(),
             };
-            let door = door(&config.http, tls, clock.clone(), &pool)?;
-            http_address = Some(door.address()?);
+            let door = door(&config.http, tls, &notes, clock.clone(), &pool);
+            http_address = Some(door.listening().address());
+            listens = Some(door.listening().up());
             http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
         }
         let given = std::env::var_os(runtime::VARIABLE);
@@ -166,8 +166,8 @@ impl Gateway {
             "starting"
         );
 
-        let listeners = bind_all(&config.tcp)?;
-        let tcp_addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        let listeners: Vec<_> = config.tcp.iter().map(|tcp| listen(tcp, &notes, &clock)).collect();
+        let tcp_addresses = listeners.iter().map(Listening::address).collect();
         let now = clock.now().monotonic;
         let tls: Vec<_> = config.tcp.iter().map(|tcp| link::tls::of_listener(&tcp.name, &tcp.terms(), now)).collect();
         let mut kept: Vec<_> = tls.iter().flatten().map(|tls| tls.clone() as Arc<dyn Credential>).collect();
@@ -182,7 +182,7 @@ impl Gateway {
                 MqttDestination::new(mqtt, identity.clone(), log.epochs().clone(), registry.clone(), clock.clone())?;
             kept.extend(destination.credential());
             if let Some(taker) = taker {
-                destination.take_commands(taker, config.commands.max_body());
+                destination.take_commands(taker, config.commands.max_body(), notes.about(mqtt.name.as_str()));
             }
             let pump = pump(mqtt, destination, cursor, &clock, &metrics, pulse.clone());
             let name: Arc<str> = mqtt.name.as_str().into();
@@ -227,23 +227,23 @@ impl Gateway {
         };
         let mut links = Part::new();
         links.tasks.spawn(shared.doorman.clone().watch(links.stop.subscribe()));
-        for ((listener, tcp), tls) in listeners.into_iter().zip(config.tcp).zip(tls) {
-            links.tasks.spawn(link::tcp::serve(listener, tcp, tls, shared.clone(), links.stop.subscribe()));
+        for ((listening, tcp), tls) in listeners.into_iter().zip(config.tcp).zip(tls) {
+            if listening.is_up() {
+                tracing::info!(address = %listening.address(), "listening for devices");
+            }
+            links.tasks.spawn(link::tcp::serve(listening, tcp, tls, shared.clone(), links.stop.subscribe()));
         }
-        if let Some(devices) = entrance {
+        if let (Some(devices), Some(listens)) = (entrance, listens.clone()) {
             let (entrance, hall) = link::websocket::open(&config.http, shared.clone());
             // It is set here only.
             let _ = devices.set(entrance);
-            links.tasks.spawn(hall.serve(links.stop.subscribe()));
+            links.tasks.spawn(hall.serve(listens, links.stop.subscribe()));
         }
         let ports = link::serial::Ports::new(root, &config.serial);
         for serial in config.serial {
             links.tasks.spawn(link::serial::serve(serial, ports.clone(), shared.clone(), links.stop.subscribe()));
         }
-        for address in &tcp_addresses {
-            tracing::info!(%address, "listening for devices");
-        }
-        if let Some(address) = http_address {
+        if let (Some(address), true) = (http_address, listens.is_some_and(|listens| *listens.borrow())) {
             tracing::info!(%address, devices = config.http.serves_devices(), "listening for HTTP requests");
         }
         Ok(Gateway {
@@ -261,7 +261,8 @@ impl Gateway {
         })
     }
 
-    /// Where devices connect over TCP, in the order of the configuration.
+    /// Where devices connect over TCP, in the order of the configuration, or will as soon as
+    /// the address can be had.
     pub fn tcp_addresses(&self) -> &[SocketAddr] {
         &self.tcp_addresses
     }
@@ -319,30 +320,25 @@ fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
     GatewayId::new(&host).with_context(|| format!("this host's name {host:?} is no gateway id; set [gateway] id"))
 }
 
-fn bind_all(links: &[config::Tcp]) -> Result<Vec<TcpListener>> {
-    let bind_one = |tcp: &config::Tcp| bind(tcp.listen, tcp.max_connections, &format!("[[tcp]] {:?}", tcp.name));
-    links.iter().map(bind_one).collect()
+fn listen(config: &config::Tcp, notes: &Notes, clock: &Arc<dyn Clock>) -> Listening {
+    let (section, note) = (format!("[[tcp]] {:?}", config.name), notes.about(config.name.as_str()));
+    Listening::new(section, config.listen, config.max_connections, note, clock.clone())
 }
 
 fn door(
     config: &config::Http,
     tls: Option<Arc<link::tls::Tls>>,
+    notes: &Notes,
     clock: Arc<dyn Clock>,
     pool: &link::Pool,
-) -> Result<http::Door> {
+) -> http::Door {
     let backlog = if config.devices { HTTP_BACKLOG.max(config.max_connections) } else { HTTP_BACKLOG };
-    let listener = bind(config.listen, backlog, "[http]")?;
-    let door = http::Door::new(listener, config.handshake_timeout, clock);
-    Ok(match tls {
+    let listening = Listening::new("[http]".to_owned(), config.listen, backlog, notes.about("http"), clock.clone());
+    let door = http::Door::new(listening, config.handshake_timeout, clock);
+    match tls {
         Some(tls) => door.secure(tls, pool.clone()),
         None => door,
-    })
-}
-
-fn bind(address: SocketAddr, connections: usize, what: &str) -> Result<TcpListener> {
-    link::tcp::bind(address, connections).with_context(|| {
-        format!("{what} cannot listen on {address}; see whether another program does (ss -ltnp), or change `listen`")
-    })
+    }
 }
 
 fn pump(

@@ -419,6 +419,14 @@ async fn a_broker_that_allows_no_subscription_gets_readings_all_the_same() {
         pump.acked(10).await;
         gateway.figure_becomes("tidegate_sink_delivered_total{sink=\"mqtt\"}", |delivered| delivered == 10.0).await;
         eventually("it is told what to do", async || gateway.log().contains("commands = false")).await;
+        eventually("and noted", async || {
+            let (status, body) = gateway.get("/health/ready").await.expect("an answer");
+            let body: Value = serde_json::from_str(&body).expect("JSON");
+            let notes = body["notes"].as_array().expect("notes");
+            let tells = |note: &Value| note["reason"].as_str().is_some_and(|why| why.contains("commands = false"));
+            status == 200 && notes.iter().any(|note| note["part"] == "mqtt" && tells(note) && note["since"].is_string())
+        })
+        .await;
     }
 }
 

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// A part that shows no progress for so long hangs.
-const HANGS_AFTER: Duration = Duration::from_secs(60);
+/// A part that shows no progress for so long hangs, and a restart may help. An SD card that
+/// tidies itself up may stall for 100 s: whoever waits for it is not helped by a restart.
+const HANGS_AFTER: Duration = Duration::from_secs(180);
 
 /// An eye on all parts.
 pub struct Overview {
@@ -138,5 +139,51 @@ impl Health for Overview {
             condition.notes.push(told.into());
         }
         condition
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Now, SystemClock};
+    use crate::config::Store;
+    use crate::model::{Basis, Batch, ChannelName, DeviceId, Reading, Timestamp, Value};
+    use std::sync::atomic::AtomicU64;
+
+    /// Shows seconds that are set.
+    struct Hand(AtomicU64);
+
+    impl Clock for Hand {
+        fn now(&self) -> Now {
+            let monotonic = Duration::from_secs(self.0.load(Ordering::Relaxed));
+            Now { monotonic, ..SystemClock::new().now() }
+        }
+    }
+
+    #[test]
+    fn a_disk_that_stalls_for_100_s_is_waited_for_and_one_that_never_answers_is_not() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store =
+            Store { directory: directory.path().to_owned(), commit_within: Duration::from_secs(1), ..Store::default() };
+        let hand = Arc::new(Hand(AtomicU64::new(1000)));
+        let (clock, metrics): (Arc<dyn Clock>, _) = (hand.clone(), Metrics::new());
+        let gauge = Arc::new(|| None);
+        let opened = Log::open_stepped(&store, &[], &["cloud"], clock.clone(), metrics.clone(), gauge).expect("a log");
+        let overview = Overview::new(Notes::default(), metrics, clock);
+        let pulse = Pulse::new(Duration::from_secs(1000));
+        let watched = Watched { name: "cloud".into(), pulse, note: Note::new("cloud") };
+        overview.opened(opened.log.clone(), vec![watched]);
+        let channels = [ChannelName::new("level").expect("a valid name")].into();
+        let reading = Reading::new(1, Timestamp(1), channels, [Value::Float(1.0)].into()).expect("one each");
+        let device = DeviceId::new("pump").expect("a valid name");
+        let batch = Batch { device, session: Some(1), basis: Basis::Wall, readings: vec![reading] };
+        opened.log.append(None, batch).expect("there is room");
+        // Nobody steps the writer, nor feels the sink's pulse, from here on.
+        for (after, hang) in [(0, vec![]), (60, vec![]), (110, vec![]), (200, vec!["log", "cloud"])] {
+            hand.0.store(1000 + after, Ordering::Relaxed);
+            let problems = overview.live().problems;
+            let parts: Vec<_> = problems.iter().map(|problem| problem.part.as_str()).collect();
+            assert_eq!(parts, hang, "after {after} s: {problems:?}");
+        }
     }
 }

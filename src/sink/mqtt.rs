@@ -15,6 +15,7 @@ use crate::credentials::Credential;
 use crate::device::Registry;
 use crate::model::{DeviceId, Epochs, Numbered, Seq};
 use crate::mqtt::{Connection, Event, Options, Publish, Topics};
+use crate::notes::Note;
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -127,11 +128,12 @@ impl MqttDestination {
     }
 
     /// Takes commands, too. They wait at the broker while the gateway is away.
-    /// None has more than `max_body` bytes.
-    pub fn take_commands(&mut self, taker: mpsc::Sender<Instruction>, max_body: usize) {
+    /// None has more than `max_body` bytes. `note` tells if the broker lets none come.
+    pub fn take_commands(&mut self, taker: mpsc::Sender<Instruction>, max_body: usize, note: Note) {
         self.options.clean_session = false;
         self.options.manual_acks = true;
-        self.commands = Some((Taker { taker, max_body }, Arc::default()));
+        let subscribing = Subscribing::new(note, self.status.clock.clone());
+        self.commands = Some((Taker { taker, max_body }, Arc::new(subscribing)));
     }
 
     /// What has to be watched, if anything.

@@ -5,8 +5,10 @@
 //! again when the gateway connects again, as it does once the others are taken.
 
 use crate::backoff::Failure;
+use crate::clock::Clock;
 use crate::model::Target;
 use crate::mqtt::{Acker, Connection, Message, Topics};
+use crate::notes::Note;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -36,8 +38,23 @@ pub(super) struct Taker {
 /// What is known of all connections of one sink: how many in a row ended before the broker
 /// answered the subscription. Some brokers end the connection of a client that may not
 /// subscribe.
-#[derive(Debug, Default)]
-pub(super) struct Subscribing(AtomicU32);
+pub(super) struct Subscribing {
+    unanswered: AtomicU32,
+    /// Tells if no commands come.
+    note: Note,
+    clock: Arc<dyn Clock>,
+}
+
+impl Subscribing {
+    pub fn new(note: Note, clock: Arc<dyn Clock>) -> Subscribing {
+        Subscribing { unanswered: AtomicU32::new(0), note, clock }
+    }
+
+    fn is_denied(&self, why: &str) {
+        self.note
+            .is_down(format!("{why}; let the gateway subscribe, or set commands = false"), self.clock.now().monotonic);
+    }
+}
 
 /// So many connections may end that way until one goes without commands.
 const MAX_UNANSWERED: u32 = 3;
@@ -95,9 +112,11 @@ impl Intake {
     /// # Errors
     /// If the connection is gone.
     pub fn subscribe(&self, connection: &Connection) -> Result<(), Failure> {
-        let unanswered = self.subscribing.0.fetch_add(1, Ordering::Relaxed);
+        let unanswered = self.subscribing.unanswered.fetch_add(1, Ordering::Relaxed);
         if unanswered >= MAX_UNANSWERED {
-            self.subscribing.0.store(MAX_UNANSWERED - 1, Ordering::Relaxed);
+            self.subscribing.unanswered.store(MAX_UNANSWERED - 1, Ordering::Relaxed);
+            self.subscribing
+                .is_denied("the broker ends connections when the gateway subscribes to commands: none come from it");
             tracing::warn!(
                 "the broker ends connections when the gateway subscribes to commands; this one goes without: let the \
                  gateway subscribe, or set commands = false"
@@ -109,12 +128,16 @@ impl Intake {
 
     /// The broker answered a subscription.
     pub fn subscribed(&self, outcome: Result<(), Failure>) {
-        self.subscribing.0.store(0, Ordering::Relaxed);
-        if let Err(why) = outcome {
-            tracing::warn!(
-                %why,
-                "no commands will come from this broker; let the gateway subscribe, or set commands = false"
-            );
+        self.subscribing.unanswered.store(0, Ordering::Relaxed);
+        match outcome {
+            Ok(()) => self.subscribing.note.works(),
+            Err(why) => {
+                self.subscribing.is_denied(&format!("no commands come from this broker: {why}"));
+                tracing::warn!(
+                    %why,
+                    "no commands will come from this broker; let the gateway subscribe, or set commands = false"
+                );
+            }
         }
     }
 
@@ -166,13 +189,15 @@ impl Intake {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
     use crate::model::GatewayId;
 
     #[tokio::test]
     async fn of_what_is_too_large_to_be_a_command_no_more_is_kept_than_shows_that() {
         let topics = Topics::new("tidegate", &GatewayId::new("gw").expect("a valid name"));
         let (taker, mut taken) = mpsc::channel(8);
-        let mut intake = Intake::new(&topics, Arc::default(), Taker { taker, max_body: 100 });
+        let subscribing = Arc::new(Subscribing::new(Note::new("mqtt"), Arc::new(SystemClock::new())));
+        let mut intake = Intake::new(&topics, subscribing, Taker { taker, max_body: 100 });
         for size in [0, 100, 101, 200_000] {
             intake.take(Message {
                 topic: "tidegate/gw/command".into(),

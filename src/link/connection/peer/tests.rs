@@ -256,7 +256,7 @@ async fn a_pause_between_two_questions_to_the_clock_is_excused_like_any_other() 
     };
     let told = tokio::select! {
         told = device => told,
-        closed = drive(&mut far, &line, Caller::named("/dev/ttyS0"), Place::granted(), stopped) => panic!("{closed:?}"),
+        closed = drive(&mut far, |_| false, &line, Caller::named("/dev/ttyS0"), Place::granted(), stopped) => panic!("{closed:?}"),
     };
     assert!(clock.stood.load(Ordering::Relaxed));
     let text = String::from_utf8_lossy(&told);
