@@ -10,6 +10,7 @@ mod devices;
 mod env;
 mod forms;
 mod http;
+mod keys;
 mod listener;
 mod memory;
 mod password;
@@ -18,8 +19,10 @@ mod read;
 mod sections;
 mod serial;
 mod shipped;
+mod stray;
 mod token;
 mod validate;
+mod wrong;
 
 pub use broker::{Broker, InvalidBroker};
 pub use commands::Commands;
@@ -38,6 +41,7 @@ pub use token::{TokenError, read_token};
 pub use validate::{log_filter, prefix_fault};
 
 use problem::Report;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
@@ -69,6 +73,7 @@ pub struct Checked {
     pub config: Result<Config, Problems>,
     /// Files that could not be looked at from here, which says nothing about them.
     pub unseen: Vec<Problem>,
+    lines: HashMap<String, usize>,
 }
 
 /// Reads the configuration file `path` as an operator does, and looks at the files that it
@@ -78,10 +83,18 @@ pub fn check(path: &Path) -> Checked {
     let config = read_file(path, &mut report).and_then(|text| {
         let config = interpret(&text, &env::of_operator, &mut report)?;
         validate::check_files(&config, &mut report);
+        validate::check_places(&config, &mut report);
         Some(config)
     });
-    let unseen = report.take_unseen();
-    Checked { config: report.finish(config), unseen }
+    let (unseen, lines) = (report.take_unseen(), report.take_lines());
+    Checked { config: report.finish(config), unseen, lines }
+}
+
+impl Checked {
+    /// The line on which `key` stands, such as `mqtt[0].window`, or else what it stands in.
+    pub fn line_of(&self, key: &str) -> Option<usize> {
+        problem::line_of(key, &self.lines)
+    }
 }
 
 /// Reads a configuration from `text`, which `source` is the name of in problems,

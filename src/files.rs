@@ -9,20 +9,6 @@ use std::path::{Path, PathBuf};
 /// systemd hands secrets out below this, and guards the directory instead of each file.
 pub const CREDENTIALS: &str = "/run/credentials";
 
-/// Why a file could not be read, as a person would say it.
-pub fn in_words(why: &io::Error) -> String {
-    match why.kind() {
-        io::ErrorKind::NotFound => "it is not there".to_owned(),
-        io::ErrorKind::PermissionDenied => "this user has no permission".to_owned(),
-        io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
-        io::ErrorKind::NotADirectory => "what should be a directory of its path is a file".to_owned(),
-        _ => {
-            let text = why.to_string();
-            text.split(" (os error").next().unwrap_or_default().to_lowercase()
-        }
-    }
-}
-
 /// Tells one content of a file from the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
@@ -48,10 +34,35 @@ impl Stamp {
     }
 }
 
+/// What the operating system says, in plain words and without its number.
+pub fn plain(why: &io::Error) -> String {
+    let known = match why.kind() {
+        io::ErrorKind::NotFound => "it is not there",
+        io::ErrorKind::PermissionDenied => "this user may not",
+        io::ErrorKind::IsADirectory => "it is a directory",
+        io::ErrorKind::NotADirectory => "a part of its path is no directory",
+        io::ErrorKind::StorageFull => "its disk is full",
+        io::ErrorKind::QuotaExceeded => "the disk quota is used up",
+        io::ErrorKind::ReadOnlyFilesystem => "its disk can only be read",
+        io::ErrorKind::ConnectionRefused => "nothing listens there",
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe => {
+            "the other side closed the connection"
+        }
+        io::ErrorKind::UnexpectedEof => "it ended early",
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "no answer came in time",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "no network leads there",
+        _ => {
+            let said = why.to_string();
+            return said.split(" (os error").next().unwrap_or_default().to_lowercase();
+        }
+    };
+    known.to_owned()
+}
+
 /// Why a secret file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    #[error("cannot read {file}: {why}", file = .path.display(), why = in_words(.why))]
+    #[error("cannot read {file}: {why}", file = .path.display(), why = plain(.why))]
     Unreadable { path: PathBuf, why: io::Error },
     #[error("{file} can be read by others (mode {mode:03o}): chmod 600 {file}", file = .path.display())]
     Exposed { path: PathBuf, mode: u32 },

@@ -27,6 +27,7 @@ mod link;
 mod listen;
 mod log;
 mod memory;
+mod messages;
 mod notes;
 mod pauses;
 mod presence;

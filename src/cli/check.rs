@@ -13,15 +13,18 @@ use std::process::ExitCode;
 
 /// Reports every problem of the file, and exits with 2 if there is one.
 pub fn check(path: &Path) -> ExitCode {
-    let Checked { config, unseen } = config::check(path);
+    let checked = config::check(path);
+    let Checked { config, unseen, .. } = &checked;
     let unseen_lines = unseen.iter().map(|problem| format!("{problem}\n"));
     let (problems, lines) = match config {
         Err(problems) => (problems.to_string(), unseen_lines.collect::<String>()),
         Ok(config) => {
-            let looks: Vec<_> = looks(&config).into_iter().filter(|look| look.is_seen(&unseen)).collect();
-            let problems =
-                looks.iter().filter_map(|look| look.problem()).map(|what| format!("{}: {what}", path.display()));
-            let notes = notes(&config).into_iter().chain(looks.iter().filter_map(Look::lapse));
+            let looks: Vec<_> = looks(config).into_iter().filter(|look| look.is_seen(unseen)).collect();
+            let problems = looks.iter().filter_map(Look::problem).map(|(key, what)| {
+                let line = checked.line_of(&key).map(|line| format!("{line}:")).unwrap_or_default();
+                format!("{}:{line} {key}: {what}", path.display())
+            });
+            let notes = notes(config).into_iter().chain(looks.iter().filter_map(Look::lapse));
             let notes = notes.map(|note| format!("{}: note: {note}\n", path.display()));
             (problems.collect::<Vec<_>>().join("\n"), unseen_lines.chain(notes).collect())
         }
@@ -49,7 +52,8 @@ fn notes(config: &Config) -> Vec<String> {
     let tcp = config.tcp.iter().enumerate();
     let tcp = tcp.flat_map(|(i, tcp)| note(format!("tcp[{i}]"), tcp.terms()));
     let http = Some(&config.http).filter(|http| http.serves_devices());
-    tcp.chain(http.into_iter().flat_map(|http| note("http".into(), http.terms()))).collect()
+    let open = tcp.chain(http.into_iter().flat_map(|http| note("http".into(), http.terms())));
+    open.chain(unwritable(&config.store.directory)).collect()
 }
 
 /// The certificates of one section, and what is made of them.
@@ -80,9 +84,11 @@ impl Look {
         !unseen.iter().any(|problem| problem.key.split('.').next() == Some(&self.section))
     }
 
-    /// What is wrong beyond each file by itself.
-    fn problem(&self) -> Option<String> {
-        self.made.as_ref().err().map(|why| format!("{}: {why:#}", self.section))
+    /// What is wrong beyond each file by itself, and the key that it is about.
+    fn problem(&self) -> Option<(String, String)> {
+        let why = self.made.as_ref().err()?;
+        let key = if self.certificate.is_some() { "cert_file" } else { "ca_file" };
+        Some((format!("{}.{key}", self.section), format!("{why:#}")))
     }
 
     /// What is the matter with its time.
@@ -92,4 +98,18 @@ impl Look {
         let lapse = Validity::of_chain(&pem::certificates(path).ok()?)?.lapse(now.wall, now.trusted)?;
         Some(format!("{}: the certificate in {} {lapse}; renew it", self.section, path.display()))
     }
+}
+
+/// What is said of a directory that this user may not write to; the service's user may.
+fn unwritable(directory: &Path) -> Option<String> {
+    let there = directory.ancestors().find(|path| path.exists())?;
+    let allowed = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    let denied = rustix::fs::access(there, allowed) == Err(rustix::io::Errno::ACCESS);
+    let shown = there.display();
+    denied.then(|| {
+        format!(
+            "store.directory: this user may not write to {shown}, so only as another user does the gateway start here; \
+             `sudo -u tidegate tidegate check` tells what the service's user may"
+        )
+    })
 }

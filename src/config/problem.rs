@@ -75,6 +75,15 @@ impl Report {
         self.lines.insert(key.to_owned(), line);
     }
 
+    /// The line where `key`, or else what it stands in, was found.
+    pub fn line(&self, key: &str) -> Option<usize> {
+        line_of(key, &self.lines)
+    }
+
+    pub fn take_lines(&mut self) -> HashMap<String, usize> {
+        std::mem::take(&mut self.lines)
+    }
+
     /// Makes later complaints about `key`, or about what is below it, void.
     pub fn refuse(&mut self, key: &str) {
         self.refused.insert(key.to_owned());
@@ -86,7 +95,7 @@ impl Report {
 
     /// A problem on the line where `key`, or else what it stands in, was found.
     pub fn add(&mut self, key: &str, what: impl fmt::Display, fix: impl fmt::Display) {
-        self.add_at(self.line_of(key), key, what, fix);
+        self.add_at(self.line(key), key, what, fix);
     }
 
     pub fn add_at(&mut self, line: Option<usize>, key: &str, what: impl fmt::Display, fix: impl fmt::Display) {
@@ -96,16 +105,12 @@ impl Report {
 
     /// What `key` names could not be looked at, which is no problem of the configuration.
     pub fn add_unseen(&mut self, key: &str, what: impl fmt::Display, fix: impl fmt::Display) {
-        let problem = self.problem(self.line_of(key), key, &what, &fix);
+        let problem = self.problem(self.line(key), key, &what, &fix);
         self.unseen.push(problem);
     }
 
     pub fn take_unseen(&mut self) -> Vec<Problem> {
         std::mem::take(&mut self.unseen)
-    }
-
-    fn line_of(&self, key: &str) -> Option<usize> {
-        with_parents(key).find_map(|key| self.lines.get(key)).copied()
     }
 
     fn problem(&self, line: Option<usize>, key: &str, what: &dyn fmt::Display, fix: &dyn fmt::Display) -> Problem {
@@ -136,6 +141,11 @@ impl Report {
             }
         }
     }
+}
+
+/// The line where `key`, or else what it stands in, was found, by the `lines` of keys.
+pub(super) fn line_of(key: &str, lines: &HashMap<String, usize>) -> Option<usize> {
+    with_parents(key).find_map(|key| lines.get(key)).copied()
 }
 
 /// `a[0].b`, then `a[0]`, then `a`.

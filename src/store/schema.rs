@@ -6,7 +6,7 @@ use super::logclock::Kept;
 use super::row;
 use super::salvage::wal_path;
 use crate::config::Durability;
-use crate::files::{self, in_words};
+use crate::files::{self, plain};
 use crate::model::{Seq, Timestamp};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params};
@@ -121,7 +121,7 @@ pub(super) const SEQ_BLOCK: u64 = 1 << 20;
 /// Why the log cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("the store's directory {path} cannot be used: {}; {}", in_words(.why), remedy(.path, .why))]
+    #[error("the store's directory {path} cannot be used: {}; {}", plain(.why), remedy(.path, .why))]
     Directory { path: PathBuf, why: std::io::Error },
     #[error(
         "the store {path} is in use by another process; stop that one first, or give this one its own [store] directory"
@@ -203,7 +203,7 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, Op
 }
 
 /// True also for a file that does not exist or is empty.
-fn looks_like_sqlite(path: &Path) -> std::io::Result<bool> {
+pub(super) fn looks_like_sqlite(path: &Path) -> std::io::Result<bool> {
     const MAGIC: &[u8; 16] = b"SQLite format 3\0";
     let mut head = Vec::new();
     match std::fs::File::open(path) {

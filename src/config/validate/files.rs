@@ -3,7 +3,7 @@
 use super::Section;
 use crate::config::problem::Report;
 use crate::config::{Config, PasswordError, Terms, TokenError, read_password, read_token};
-use crate::files::{CREDENTIALS, in_words};
+use crate::files::{CREDENTIALS, plain};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -76,7 +76,7 @@ fn unreadable(section: &mut Section, key: &str, path: &Path, why: &io::Error) {
         }
         _ => {
             let fix = "give a file that is there; a gateway that runs waits for it";
-            section.reject(&[key], format!("cannot read {shown}: {}", in_words(why)), fix);
+            section.reject(&[key], format!("cannot read {shown}: {}", plain(why)), fix);
         }
     }
 }
