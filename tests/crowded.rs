@@ -54,17 +54,25 @@ async fn requests_that_wait_keep_nobody_from_health_figures_and_devices() {
     let given = ask(&address, &post("/api/v1/devices/valve/commands", command, command.len())).await;
     assert_eq!(given.0, 202, "{}", given.2);
     let mut requests = JoinSet::new();
-    for _ in 0..REQUESTS {
+    let wait = || {
         let address = address.clone();
-        requests.spawn(async move {
+        async move {
             let path = "/api/v1/devices/valve/commands/c-1?wait=10s";
             ask(&address, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")).await
-        });
+        }
+    };
+    for _ in 0..REQUESTS {
+        requests.spawn(wait());
     }
-    for _ in MAY_WAIT..REQUESTS {
+    while requests.len() > MAY_WAIT {
         let (status, head, body) = requests.join_next().await.expect("one more").expect("it does not panic");
-        assert!(status == 503 && head.contains("\r\nretry-after: 1"), "{status} {head}");
-        assert!(body["error"].as_str().is_some_and(|why| why.contains("16 requests wait already")), "{body}");
+        assert!(status == 503 && head.contains("\r\nretry-after: 1"), "{status} {head} {body}");
+        let why = body["error"].as_str().expect("why");
+        if !why.contains("16 requests wait already") {
+            // On a busy machine one may have to go before it is heard.
+            assert!(why.contains("than there is room for"), "{why}");
+            requests.spawn(wait());
+        }
     }
     let since = Instant::now();
     for path in ["/health/live", "/health/ready", "/metrics", "/api/v1/devices"] {

@@ -3,7 +3,6 @@
 use crate::support::device::Talk;
 use crate::support::gateway::Gateway;
 use crate::support::web::Web;
-use std::time::{Duration, Instant};
 
 /// Nothing settles: there is no broker, and the log commits once in an hour.
 fn gateway() -> Gateway {
@@ -11,15 +10,6 @@ fn gateway() -> Gateway {
     let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", sections);
     gateway.keys("[http]", "devices = true\n");
     gateway
-}
-
-/// Waits until both devices are gone, which is before anything settles.
-async fn are_gone(gateway: &Gateway) {
-    const NEVER: Duration = Duration::from_secs(50);
-    gateway.figure_becomes("tidegate_devices_connected", |count| count == 2.0).await;
-    let since = Instant::now();
-    gateway.figure_becomes("tidegate_devices_connected", |count| count == 0.0).await;
-    assert!(since.elapsed() < NEVER, "{:?}", since.elapsed());
 }
 
 #[tokio::test]
@@ -31,6 +21,11 @@ async fn a_device_whose_window_is_used_up_is_gone_when_it_hangs_up_though_nothin
         pump.readings(1, seq, 1).await;
         page.reading(seq).await;
     }
-    gateway.figure_becomes("tidegate_readings_received_total", |count| count == 8.0).await;
-    tokio::join!(async { drop((pump, page)) }, are_gone(&gateway));
+    // What is told of the devices is committed, and may settle some more.
+    gateway.figure_becomes("tidegate_readings_received_total", |count| count >= 8.0).await;
+    gateway.figure_becomes("tidegate_devices_connected", |count| count == 2.0).await;
+    drop((pump, page));
+    gateway.figure_becomes("tidegate_devices_connected", |count| count == 0.0).await;
+    let received = gateway.figure("tidegate_readings_received_total").await;
+    assert!(received < 100.0, "{received} were taken, and nobody was held back");
 }

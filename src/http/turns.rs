@@ -4,8 +4,8 @@
 //! command's end, or for a log that does not answer, must leave some: for health, figures and
 //! devices.
 
+use super::Visitor;
 use super::problem::Refused;
-use super::{Shared, Visitor};
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::Uri;
@@ -30,7 +30,7 @@ struct Turns {
 }
 
 /// Bounds how many of these routes' requests take long.
-pub(super) fn bounded(routes: Router<Shared>) -> Router<Shared> {
+pub(super) fn bounded<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
     let turns = Arc::new(Turns { waiting: Semaphore::new(WAITING), slow: Semaphore::new(SLOW) });
     routes.route_layer(middleware::from_fn_with_state(turns, take_turns))
 }
@@ -75,6 +75,38 @@ fn waits(uri: &Uri) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::extract::connect_info::MockConnectInfo;
+    use axum::routing::get;
+    use std::future::pending;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::JoinSet;
+
+    #[tokio::test]
+    async fn while_the_log_does_not_answer_a_few_requests_wait_for_it_and_others_are_turned_away() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let routes = bounded(Router::new().route("/", get(pending::<()>)));
+        let server = axum::serve(listener, routes.layer(MockConnectInfo(Visitor::from(address))));
+        let server = tokio::spawn(server.into_future());
+        let mut requests = JoinSet::new();
+        for _ in 0..SLOW + 3 {
+            requests.spawn(async move {
+                let mut stream = TcpStream::connect(address).await.expect("it listens");
+                let request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+                stream.write_all(request).await.expect("it is taken");
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).await.expect("it answers");
+                answer
+            });
+        }
+        while requests.len() > SLOW {
+            let answer = requests.join_next().await.expect("one more").expect("it does not panic");
+            assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("the log does not answer"), "{answer}");
+        }
+        assert!(requests.try_join_next().is_none(), "the others wait on");
+        server.abort();
+    }
 
     #[test]
     fn a_request_that_waits_says_so_in_its_query() {
