@@ -2,7 +2,6 @@
 //! that refuse it.
 
 use bytesize::ByteSize;
-use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use toml::de::DeValue;
 
@@ -123,22 +122,20 @@ fn address(text: &str, usual: u16) -> (String, String) {
     if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
         return ("the port is missing".to_owned(), write(&SocketAddr::new(address, usual).to_string()));
     }
-    let what = if text.contains("://") {
-        return ("it is an address without a scheme".to_owned(), either(&usual.to_string()));
-    } else if host.is_empty() && port.parse::<u16>().is_ok() {
-        return ("the address is missing".to_owned(), either(port));
-    } else if let Ok(number) = text.parse::<u16>() {
-        return ("the address is missing".to_owned(), either(&number.to_string()));
+    let (usual, has_port) = (usual.to_string(), port.parse::<u16>().is_ok());
+    if text.contains("://") {
+        ("it is an address without a scheme".to_owned(), either(&usual))
+    } else if has_port && host.is_empty() {
+        ("the address is missing".to_owned(), either(port))
+    } else if text.parse::<u16>().is_ok() {
+        ("the address is missing".to_owned(), either(text))
     } else if is_wrong_ipv4(host) {
-        WRONG_IPV4.to_owned()
-    } else if !text.contains(':') || port.parse::<u16>().is_err() {
-        "the port is not a number from 0 to 65535".to_owned()
+        (WRONG_IPV4.to_owned(), either(&usual))
+    } else if has_port {
+        (format!("{host:?} is a name, not an address of this machine"), either(port))
     } else {
-        let mut what = String::new();
-        let _ = write!(what, "{host:?} is a name, not an address of this machine");
-        return (what, either(port));
-    };
-    (what, either(&usual.to_string()))
+        ("the port is missing, or not a number from 0 to 65535".to_owned(), either(&usual))
+    }
 }
 
 pub(super) const WRONG_IPV4: &str = "an IPv4 address has four numbers from 0 to 255";
@@ -163,7 +160,7 @@ mod tests {
             ("127.0.0.1", "the port is missing", "\"127.0.0.1:9\""),
             ("[fd00::1]", "the port is missing", "\"[fd00::1]:9\""),
             ("192.168.1.300:7411", "from 0 to 255", "127.0.0.1:9"),
-            ("127.0.0.1:70000", "the port is not", "127.0.0.1:9"),
+            ("127.0.0.1:70000", "not a number from 0 to 65535", "127.0.0.1:9"),
             ("tcp://127.0.0.1:1", "without a scheme", "127.0.0.1:9"),
             (" 127.0.0.1:1", "a blank", "\"127.0.0.1:1\""),
         ];
