@@ -10,6 +10,7 @@ mod devices;
 mod env;
 mod forms;
 mod http;
+mod keys;
 mod listener;
 mod memory;
 mod password;
@@ -18,8 +19,10 @@ mod read;
 mod sections;
 mod serial;
 mod shipped;
+mod stray;
 mod token;
 mod validate;
+mod wrong;
 
 pub use broker::{Broker, InvalidBroker};
 pub use commands::Commands;
@@ -55,6 +58,35 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
         Some(config)
     });
     report.finish(config)
+}
+
+/// As [`load`], and looks at what else stands where the configuration points.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn inspect(path: &Path) -> Result<Config, Problems> {
+    let config = load(path)?;
+    let mut report = Report::new(path);
+    locate(path, &mut report);
+    validate::check_places(&config, &mut report);
+    report.finish(Some(config))
+}
+
+/// The line of the file `path` on which `key` stands, such as `mqtt[0].window`, or else what it
+/// stands in.
+pub fn line_of(path: &Path, key: &str) -> Option<usize> {
+    let mut report = Report::new(path);
+    locate(path, &mut report);
+    report.line(key)
+}
+
+/// Learns where keys stand; what is wrong was told before.
+fn locate(path: &Path, report: &mut Report) {
+    let mut other = Report::new(path);
+    if let Some(text) = read_file(path, &mut other) {
+        read::read(&text, &|name| std::env::var(name).ok(), &mut other);
+    }
+    report.locate_as(other);
 }
 
 /// Reads a configuration from `text`, which `source` is the name of in problems,

@@ -1,5 +1,6 @@
 //! Where an MQTT broker is.
 
+use super::wrong::{WRONG_IPV4, is_wrong_ipv4};
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
@@ -31,9 +32,15 @@ impl FromStr for Broker {
 
     fn from_str(url: &str) -> Result<Broker, InvalidBroker> {
         let refuse = |what, fix| Err(InvalidBroker { what, fix });
+        if url.trim() != url {
+            return refuse("a blank stands before or after the address", "remove it");
+        }
         let (tls, authority) = match url.split_once("://") {
             Some(("mqtt", authority)) => (false, authority),
             Some(("mqtts", authority)) => (true, authority),
+            Some((scheme, _)) if ["mqtt", "mqtts"].iter().any(|known| known.eq_ignore_ascii_case(scheme)) => {
+                return refuse("the scheme is not in small letters", SHAPE);
+            }
             Some(_) => return refuse("only the schemes mqtt and mqtts are known", SHAPE),
             None => return refuse("the scheme is missing", SHAPE),
         };
@@ -53,6 +60,9 @@ impl FromStr for Broker {
         let bracketed = authority.starts_with('[');
         if !bracketed && !is_host_name(host) {
             return refuse("the host is not a host name or address", SHAPE);
+        }
+        if !bracketed && is_wrong_ipv4(host) {
+            return refuse(WRONG_IPV4, "correct the address");
         }
         let port = match port.strip_prefix(':').map(str::parse) {
             None if port.is_empty() => default_port(tls),
@@ -111,6 +121,11 @@ mod tests {
         let cases = [
             ("localhost:1883", "scheme is missing"),
             ("tcp://localhost", "schemes mqtt and mqtts"),
+            (" mqtt://localhost", "a blank stands"),
+            ("mqtt://localhost\n", "a blank stands"),
+            ("MQTTS://localhost", "small letters"),
+            ("mqtt://192.168.1.300", "from 0 to 255"),
+            ("mqtt://10.0.0:1883", "from 0 to 255"),
             ("mqtt://me:secret@host", "does not belong here"),
             ("mqtt://host/path", "no path or query"),
             ("mqtt://host?x=1", "no path or query"),

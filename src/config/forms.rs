@@ -20,7 +20,7 @@ impl<'de> Deserialize<'de> for HistoryWithin {
         }
         match humantime::parse_duration(&text) {
             Ok(duration) => Ok(HistoryWithin::Within(duration)),
-            Err(why) => Err(serde::de::Error::custom(format!("{why}; give a duration such as \"5m\", or \"off\""))),
+            Err(_) => Err(serde::de::Error::custom(format!("{text:?} is neither a duration nor \"off\""))),
         }
     }
 }

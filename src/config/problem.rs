@@ -72,6 +72,16 @@ impl Report {
         self.lines.insert(key.to_owned(), line);
     }
 
+    /// Every key stands where `other` found it.
+    pub fn locate_as(&mut self, other: Report) {
+        self.lines = other.lines;
+    }
+
+    /// The line where `key`, or else what it stands in, was found.
+    pub fn line(&self, key: &str) -> Option<usize> {
+        with_parents(key).find_map(|key| self.lines.get(key)).copied()
+    }
+
     /// Makes later complaints about `key`, or about what is below it, void.
     pub fn refuse(&mut self, key: &str) {
         self.refused.insert(key.to_owned());
@@ -83,7 +93,7 @@ impl Report {
 
     /// A problem on the line where `key`, or else what it stands in, was found.
     pub fn add(&mut self, key: &str, what: impl fmt::Display, fix: impl fmt::Display) {
-        let line = with_parents(key).find_map(|key| self.lines.get(key)).copied();
+        let line = self.line(key);
         self.add_at(line, key, what, fix);
     }
 

@@ -2,9 +2,10 @@
 
 use super::Config;
 use super::env::substitute;
+use super::keys::keys_of;
 use super::problem::Report;
-use super::shipped;
-use serde::de::{DeserializeOwned, Visitor};
+use super::{shipped, stray, wrong};
+use serde::de::DeserializeOwned;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use toml::Spanned;
@@ -56,7 +57,7 @@ impl<'i> Reader<'_, 'i> {
             self.report.locate(&path, self.lines.line(key.span().start));
             match known.iter().find(|name| **name == *key.get_ref()) {
                 Some(name) => drop(self.sections.insert(name, value.into_inner())),
-                None => self.unknown("section", "", key.get_ref(), known, &present),
+                None => self.unknown("", "", key.get_ref(), known, &present),
             }
         }
     }
@@ -117,22 +118,20 @@ impl<'i> Reader<'_, 'i> {
             let full = format!("{path}.{}", shown(key.get_ref()));
             self.report.locate(&full, self.lines.line(key.span().start));
             if !known.contains(&&**key.get_ref()) {
-                self.unknown("key", path, key.get_ref(), known, &present);
+                self.unknown(name, path, key.get_ref(), known, &present);
                 continue;
             }
-            if !self.fill_in(&full, value.get_mut()) {
+            if !self.fill_in(&full, value.get_mut()) || self.is_home(&full, key.get_ref(), value.get_ref()) {
                 self.report.refuse(&full);
                 continue;
             }
             match deserialize::<T>(DeTable::from_iter([(key.clone(), value.clone())])) {
                 Ok(_) => drop(good.insert(key, value)),
                 Err(why) => {
-                    let fix = match shipped::example(name, key.get_ref()) {
-                        Some(example) => format!("write it like {example}"),
-                        None => "correct the value".to_owned(),
-                    };
+                    let example = shipped::example(name, key.get_ref());
+                    let (what, fix) = wrong::value(value.get_ref(), example, why.message());
                     let line = self.lines.line(why.span().map_or(key.span().start, |span| span.start));
-                    self.report.add_at(Some(line), &full, why.message(), fix);
+                    self.report.add_at(Some(line), &full, what, fix);
                     self.report.refuse(&full);
                 }
             }
@@ -171,19 +170,28 @@ impl<'i> Reader<'_, 'i> {
         }
     }
 
-    /// Complains about `key`, and keeps still about the lack of the key that was
-    /// probably meant.
-    fn unknown(&mut self, kind: &str, parent: &str, key: &str, known: &[&str], present: &[String]) {
-        let join = |key: &str| if parent.is_empty() { shown(key) } else { format!("{parent}.{}", shown(key)) };
-        let what = format!("unknown {kind} `{key}`");
-        match closest(key, known) {
-            Some(near) => {
-                self.report.add(&join(key), what, format!("did you mean `{near}`?"));
-                if !present.iter().any(|present| present == near) {
-                    self.report.refuse(&join(near));
-                }
+    /// Complains about a path that begins with `~`, which only a shell puts a directory for.
+    fn is_home(&mut self, path: &str, key: &str, value: &DeValue<'i>) -> bool {
+        let names_file = matches!(key, "path" | "directory") || key.ends_with("_file") || key.ends_with("_directory");
+        match value {
+            DeValue::String(text) if names_file && text.starts_with('~') => {
+                let what = format!("{:?} begins with ~, which stands for no home directory here", &**text);
+                self.report.add(path, what, "write the whole path, from / on");
+                true
             }
-            None => self.report.add(&join(key), what, format!("remove it; known are {}", known.join(", "))),
+            _ => false,
+        }
+    }
+
+    /// Complains about `key` of the section `name` at `parent`, and keeps still about the lack of
+    /// the key that was probably meant. Both are empty for what stands above all sections.
+    fn unknown(&mut self, name: &str, parent: &str, key: &str, known: &[&'static str], present: &[String]) {
+        let join = |key: &str| if parent.is_empty() { shown(key) } else { format!("{parent}.{}", shown(key)) };
+        let kind = if parent.is_empty() { "section" } else { "key" };
+        let advice = stray::advice(name, key, known);
+        self.report.add(&join(key), format!("unknown {kind} `{key}`"), advice.fix);
+        if let Some(meant) = advice.meant.filter(|meant| !present.iter().any(|present| present == meant)) {
+            self.report.refuse(&join(meant));
         }
     }
 }
@@ -192,54 +200,10 @@ fn deserialize<T: DeserializeOwned>(table: DeTable<'_>) -> Result<T, toml::de::E
     T::deserialize(ValueDeserializer::from(Spanned::new(0..0, DeValue::Table(table))))
 }
 
-/// The one of `known` that `word` was probably meant to be.
-pub(super) fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    const LONGEST: usize = 64;
-    if word.len() > LONGEST {
-        return None;
-    }
-    let word = word.to_lowercase();
-    let (distance, near) = known.iter().map(|near| (strsim::osa_distance(&word, near), *near)).min()?;
-    (distance <= (near.len() / 3).max(1)).then_some(near)
-}
-
 /// A key as it stands in a path.
 fn shown(key: &str) -> String {
     let bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
     if bare { key.to_owned() } else { format!("{key:?}") }
-}
-
-/// The keys of a struct, as its `Deserialize` gives them.
-pub(super) fn keys_of<T: DeserializeOwned>() -> &'static [&'static str] {
-    let mut keys: &'static [&'static str] = &[];
-    // Always an error: the keys are told on the way to it.
-    let _ = T::deserialize(Keys(&mut keys));
-    keys
-}
-
-struct Keys<'a>(&'a mut &'static [&'static str]);
-
-impl<'de> serde::Deserializer<'de> for Keys<'_> {
-    type Error = serde::de::value::Error;
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Self::Error> {
-        *self.0 = fields;
-        self.deserialize_any(visitor)
-    }
-
-    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
-        Err(serde::de::Error::custom("no value"))
-    }
-
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
-        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
-    }
 }
 
 /// Where the lines of a text start.

@@ -21,7 +21,7 @@ pub(super) fn example(name: &str, key: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::read::keys_of;
+    use crate::config::keys::keys_of;
     use crate::config::{Commands, Config, Devices, Gateway, Http, Mqtt, Route, Serial, Store, Tcp, parse};
     use serde::Serialize;
     use serde::de::DeserializeOwned;

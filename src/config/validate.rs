@@ -5,10 +5,11 @@ mod files;
 mod http;
 mod links;
 mod mqtt;
+mod places;
 mod routes;
 
+use super::keys::closest;
 use super::problem::Report;
-use super::read::closest;
 use super::{Config, Devices, Gateway, HistoryWithin, Silence, Store};
 use crate::model::Timestamp;
 use bytesize::ByteSize;
@@ -20,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 pub(super) use files::check_files;
 pub use mqtt::prefix_fault;
+pub(super) use places::check_places;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);

@@ -94,6 +94,10 @@ fn check_port(serial: &Serial, section: &mut Section) {
     match (&serial.path, serial.usb) {
         (None, None) => section.reject(&["path", "usb"], "is missing, and so is `usb`", HOW),
         (Some(path), None) if path.as_os_str().is_empty() => section.reject(&["path"], "is empty", HOW),
+        (Some(path), None) if !path.is_absolute() => {
+            let fix = format!("write it from / on, as in /dev/{}", path.display());
+            section.reject(&["path"], format!("{} is no absolute path", path.display()), fix);
+        }
         (Some(_), Some(_)) => {
             section.reject(&["usb", "path"], "stands beside `path`: a port is named by one of them", "remove one");
         }
