@@ -210,6 +210,33 @@ async fn frames_without_a_checksum_are_refused_unless_allowed() {
 }
 
 #[tokio::test]
+async fn frames_that_a_line_refuses_are_told_in_the_log_once_in_a_while() {
+    let line = Line::new().await;
+    let gateway = gateway(&line, "require_checksum = false\nmax_frame = \"256B\"\n").started().await;
+    gateway.figure_becomes(UP, |up| up == 1.0).await;
+    let mut talk = talk(&line, POSTCARD).await;
+    let head = |version: u8, length: [u8; 4]| [&[0x12, 0x34, 0x56, 0x7f, version, 3][..], &length].concat();
+    // Least significant byte first.
+    talk.write(&head(1, [10, 0, 0, 0])).await;
+    talk.say(&hello("pump", 1, 1)).await;
+    talk.welcome().await;
+    let mut broken = frame(&reading(1));
+    *broken.last_mut().expect("a checksum") ^= 1;
+    for _ in 0..20 {
+        talk.write(&broken).await;
+    }
+    talk.say(&reading(1)).await;
+    talk.acked(1).await;
+    let figure = "tidegate_frames_invalid_total{link=\"serial\",reason=\"checksum\"}";
+    assert_eq!(gateway.figure(figure).await, 20.0);
+    let log = gateway.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("a frame is refused")).collect();
+    let [only] = &told[..] else { panic!("{told:#?}") };
+    assert!(only.contains("serial") && only.contains("larger than the 256 accepted"), "{only}");
+    assert!(only.contains("most significant one first"), "{only}");
+}
+
+#[tokio::test]
 async fn a_port_that_vanishes_is_opened_again_when_it_comes_back() {
     let mut line = Line::new().await;
     line.unplug();

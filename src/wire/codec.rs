@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub(super) mod bytes;
+mod fault;
 mod protobuf;
 pub(super) mod values;
 
@@ -18,12 +19,20 @@ pub const GOODBYE: u8 = FROM_GATEWAY | 6;
 /// A whole frame whose body is no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    #[error("message type {0:#04x} is unknown here")]
+    #[error("message type {} is unknown here{}", format_args!("{:#04x}", .0), sender(*.0))]
     Unknown(u8),
     #[error("the body is no {message}: {why}")]
     Malformed { message: &'static str, why: String },
     #[error(transparent)]
     Text(#[from] TextError),
+}
+
+/// What to do about a type byte that is none of a message, if that can be told from it.
+fn sender(kind: u8) -> &'static str {
+    match kind & FROM_GATEWAY {
+        0 => "",
+        _ => ": its bit 7 says that a gateway sent it; a device leaves that bit 0",
+    }
 }
 
 macro_rules! messages {
@@ -49,7 +58,7 @@ macro_rules! messages {
             let kind = frame.kind ^ $direction;
             match kind {
                 $($kind => body(frame, stringify!($variant), 0 $(+ $appended)?).map($message::$variant),)*
-                _ => Err(BodyError::Unknown(frame.kind)),
+                _ => Err(BodyError::Unknown(frame.type_byte())),
             }
         }
 
@@ -112,9 +121,8 @@ fn body<T: DeserializeOwned + protobuf::Message>(
     appended: usize,
 ) -> Result<T, BodyError> {
     match frame.format.encoding {
-        BodyEncoding::Postcard => {
-            postcard_body(frame.body, appended).map_err(|why| BodyError::Malformed { message, why: why.to_string() })
-        }
+        BodyEncoding::Postcard => postcard_body(frame.body, appended)
+            .map_err(|why| BodyError::Malformed { message, why: fault::of::<T>(frame.body, why) }),
         BodyEncoding::Json => {
             serde_json::from_slice(frame.body).map_err(|why| BodyError::Malformed { message, why: why.to_string() })
         }

@@ -67,6 +67,11 @@ pub struct FrameRef<'a> {
 }
 
 impl FrameRef<'_> {
+    /// The byte as it came, body encoding included.
+    pub fn type_byte(&self) -> u8 {
+        self.kind | number(self.format.encoding) << 4
+    }
+
     /// Whether the gateway sent it; to the gateway that is an echo of its own.
     pub fn is_from_gateway(&self) -> bool {
         self.kind & FROM_GATEWAY != 0
@@ -94,7 +99,7 @@ pub enum Recovery {
 /// Why bytes are not a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    #[error("expected the magic 12 34 56 7f at the start of a frame, got {0:02x?}")]
+    #[error("expected the magic 12 34 56 7f at the start of a frame, got {}{}", hex(.0), likely(.0))]
     BadMagic([u8; 4]),
     #[error("frame version {0} is unknown; this gateway speaks 1 and 2")]
     Version(u8),
@@ -102,12 +107,39 @@ pub enum FrameError {
     ChecksumRequired,
     #[error("body encoding {0} is unknown; this gateway speaks 0 (postcard), 1 (JSON) and 2 (Protobuf)")]
     Encoding(u8),
-    #[error("a body of {got} bytes is larger than the {max} accepted now")]
+    #[error("a body of {got} bytes is larger than the {max} accepted now{}", if is_reversed(*.got, *.max) { REVERSED } else { "" })]
     TooLarge { got: usize, max: usize },
-    #[error("the frame's checksum is {got:08x}, its bytes give {expected:08x}")]
+    #[error("the frame's checksum is {got:08x}, its bytes give {expected:08x}{}", if .got.swap_bytes() == *.expected { REVERSED } else { "" })]
     Checksum { expected: u32, got: u32 },
     #[error("the frame was not complete in time")]
     Incomplete,
+}
+
+/// What is said of a number whose bytes make sense the other way round.
+const REVERSED: &str = ": its bytes stand in reverse order; send the most significant one first (big-endian)";
+
+/// Whether a length that is too large is a small one whose bytes stand in reverse order.
+fn is_reversed(got: usize, max: usize) -> bool {
+    u32::try_from(got).is_ok_and(|got| (1..=max).contains(&(got.swap_bytes() as usize))) // at least 32 bits everywhere
+}
+
+fn hex(bytes: &[u8; 4]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(" ")
+}
+
+/// What speaks that begins like this, if that is known.
+fn likely(bytes: &[u8; 4]) -> &'static str {
+    match bytes {
+        [0x7f, 0x56, 0x34, 0x12] => REVERSED,
+        [0x16, 3, ..] => {
+            ": that is TLS; give the link `cert_file` and `key_file`, or have the device connect without TLS"
+        }
+        b"GET " | b"POST" | b"HEAD" | b"PUT " | b"OPTI" => {
+            ": that is HTTP; HTTP and WebSocket are served at [http] listen, this link takes frames"
+        }
+        [0x10, _, 0, 4 | 6] => ": that is MQTT; this link takes frames",
+        _ => "",
+    }
 }
 
 impl FrameError {
@@ -131,6 +163,15 @@ impl FrameError {
             FrameError::Incomplete => Reason::Timeout,
             _ => Reason::BadFrame,
         }
+    }
+}
+
+/// Of a body encoding, bits 6-4 of the type byte.
+fn number(encoding: BodyEncoding) -> u8 {
+    match encoding {
+        BodyEncoding::Postcard => 0,
+        BodyEncoding::Json => 1,
+        BodyEncoding::Protobuf => 2,
     }
 }
 
@@ -183,11 +224,7 @@ pub fn encode(format: Format, kind: u8, out: &mut Vec<u8>, body: impl FnOnce(&mu
         Version::V2 => 2,
         Version::Text => TEXT,
     };
-    let encoding = match format.encoding {
-        BodyEncoding::Postcard => 0,
-        BodyEncoding::Json => 1,
-        BodyEncoding::Protobuf => 2,
-    };
+    let encoding = number(format.encoding);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[version, kind | encoding << 4, 0, 0, 0, 0]);
     body(out);

@@ -16,6 +16,9 @@ const HMAC_DOMAIN: &[u8] = b"tidegate-hmac-v1\0";
 /// Tokens are hashed under this. It need not be slow: 256 random bits cannot be guessed.
 const TOKEN_DOMAIN: &[u8] = b"tidegate-token-v1";
 
+/// Bytes of every proof: of an HMAC, and of a token.
+const PROOF: usize = 32;
+
 /// 256 random bits that a device and the gateway share.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub [u8; 32]);
@@ -105,6 +108,8 @@ pub enum Fault {
     /// The key is a token where an HMAC is demanded.
     WrongKind,
     WrongProof,
+    /// A proof has [`PROOF`] bytes, this one so many.
+    WrongLength(usize),
     /// The key does not speak for the device.
     WrongDevice,
     /// The file of keys cannot be used.
@@ -124,12 +129,24 @@ impl Fault {
             Fault::UnknownKey => "unknown_key",
             Fault::WrongKind => "wrong_kind",
             Fault::WrongProof => "wrong_proof",
+            Fault::WrongLength(_) => "wrong_length",
             Fault::WrongDevice => "wrong_device",
             Fault::NoKeys => "no_keys",
             Fault::Certificate => "certificate",
             Fault::NotAllowed => "not_allowed",
             Fault::LockedOut => "locked_out",
         }
+    }
+
+    /// What an operator may look for, if that can be told.
+    pub fn hint(self) -> Option<String> {
+        let Fault::WrongLength(length) = self else { return None };
+        let likely = match length {
+            64 => ": it looks like hexadecimal text",
+            43 | 44 => ": it looks like base64 text",
+            _ => "",
+        };
+        Some(format!("a proof is {PROOF} bytes, this one has {length}{likely}"))
     }
 
     /// Whether somebody tried what may be a guess. Other faults are the gateway's or the
@@ -175,6 +192,9 @@ impl Keys {
             None => is_hmac(attempt, &Secret([0; 32])),
         };
         let key = known.ok_or(Fault::UnknownKey)?;
+        if attempt.proof.len() != PROOF {
+            return Err(Fault::WrongLength(attempt.proof.len()));
+        }
         if !proven {
             return Err(Fault::WrongProof);
         }
@@ -233,12 +253,17 @@ mod tests {
             SECRET.hmac(&NONCE, "pump-1", 6),
             SECRET.hmac(&[8; 32], "pump-1", 5),
             Secret([8; 32]).hmac(&NONCE, "pump-1", 5),
-            proof("pump-1")[..31].to_vec(),
             SECRET.0.to_vec(),
-            Vec::new(),
         ] {
             assert_eq!(judge(attempt("h", "pump-1", &wrong)), Err(Fault::WrongProof));
         }
+        let hexadecimal: Vec<u8> = proof("pump-1").iter().flat_map(|b| format!("{b:02x}").into_bytes()).collect();
+        for (length, wrong) in [(31, &proof("pump-1")[..31]), (0, &[]), (64, &hexadecimal)] {
+            assert_eq!(judge(attempt("h", "pump-1", wrong)), Err(Fault::WrongLength(length)));
+            assert_eq!(judge(attempt("x", "pump-1", wrong)), Err(Fault::UnknownKey));
+        }
+        let hint = Fault::WrongLength(64).hint();
+        assert_eq!(hint.as_deref(), Some("a proof is 32 bytes, this one has 64: it looks like hexadecimal text"));
         let zero = Secret([0; 32]).hmac(&NONCE, "pump-1", 5);
         assert_eq!(judge(attempt("x", "pump-1", &zero)), Err(Fault::UnknownKey), "whatever is computed");
     }

@@ -108,11 +108,11 @@ impl Peer<'_> {
     /// Refuses the device without telling it more than it has to know.
     fn unauthorized(&mut self, fault: Fault, device: &DeviceId, key: Option<&str>, now: Now) {
         let (line, from) = (self.line, &self.caller.name);
-        let (link, reason) = (&line.name, fault.label());
+        let (link, reason, hint) = (&line.name, fault.label(), fault.hint());
         // Whoever is not let in must not fill the log.
         match fault != Fault::LockedOut && line.shared.doorman.may_tell(now.monotonic) {
-            true => tracing::info!(%link, %device, from, key, reason, "device not let in"),
-            false => tracing::debug!(%link, %device, from, key, reason, "device not let in"),
+            true => tracing::info!(%link, %device, from, key, reason, hint, "device not let in"),
+            false => tracing::debug!(%link, %device, from, key, reason, hint, "device not let in"),
         }
         line.failed(&self.origin(), fault, from, now.monotonic);
         let text = match fault {
