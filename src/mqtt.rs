@@ -8,6 +8,7 @@ mod client;
 mod inflight;
 mod tls;
 mod topics;
+mod trouble;
 mod v4;
 mod v5;
 

@@ -1,9 +1,9 @@
-//! Certificates and keys in PEM files.
+//! Certificates and keys in PEM files, and what is wrong with them in plain words.
 
-use anyhow::{Context, Result, bail};
-use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject;
+use anyhow::{Context, Result, anyhow, bail};
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{CertificateError, Error, InconsistentKeys, RootCertStore};
 use std::path::Path;
 
 /// The certificates in a PEM file, of which there must be one.
@@ -13,6 +13,7 @@ use std::path::Path;
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
+        .map_err(|why| broken(path, why))
         .with_context(|| format!("cannot read certificates from {}", path.display()))?;
     if certificates.is_empty() {
         bail!("{} holds no certificate in PEM format", path.display());
@@ -27,7 +28,7 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 pub fn authorities(path: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
-        roots.add(certificate).with_context(|| format!("{} holds no authority", path.display()))?;
+        roots.add(certificate).map_err(|why| anyhow!("{} holds no authority: {}", path.display(), plain(&why)))?;
     }
     Ok(roots)
 }
@@ -35,7 +36,84 @@ pub fn authorities(path: &Path) -> Result<RootCertStore> {
 /// The private key in a PEM file.
 ///
 /// # Errors
-/// If it cannot be read or holds none.
+/// If it cannot be read, holds none, or is encrypted.
 pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(path).with_context(|| format!("{} holds no private key in PEM format", path.display()))
+    let shown = path.display();
+    PrivateKeyDer::from_pem_file(path).map_err(|why| match why {
+        pem::Error::Io(why) => anyhow::Error::new(why).context(format!("cannot read the private key from {shown}")),
+        _ if is_encrypted(path) => anyhow!(
+            "the private key in {shown} is encrypted, and nobody is there to give its passphrase; decrypt it by \
+             `openssl pkey -in {shown} -out NEW` and let only the gateway's user read it"
+        ),
+        _ => anyhow!("{shown} holds no private key in PEM format"),
+    })
+}
+
+/// Whether what is there is a private key that needs a passphrase, in either of the two forms.
+fn is_encrypted(path: &Path) -> bool {
+    let content = std::fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&content)
+        .lines()
+        .any(|line| line.trim() == "-----BEGIN ENCRYPTED PRIVATE KEY-----" || line.trim() == "Proc-Type: 4,ENCRYPTED")
+}
+
+/// Why the certificate and the key in these files cannot be used together.
+pub fn unfit(cert: &Path, key: &Path, why: &Error) -> anyhow::Error {
+    let (cert, key) = (cert.display(), key.display());
+    match why {
+        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => anyhow!(
+            "{cert} and {key} do not go together: the key is not that of the first certificate in the file; give the \
+             key that the certificate was requested with, or the server's own certificate before those of authorities"
+        ),
+        Error::General(_) => anyhow!("{key} cannot be used: {}", plain(why)),
+        _ => anyhow!("{cert} cannot be used: {}", plain(why)),
+    }
+}
+
+fn broken(path: &Path, why: pem::Error) -> anyhow::Error {
+    let shown = path.display();
+    match why {
+        pem::Error::Io(why) => why.into(),
+        pem::Error::MissingSectionEnd { .. } => {
+            anyhow!("{shown} ends in the midst of a section: copy it once more, whole")
+        }
+        _ => anyhow!("{shown} is damaged: its text between -----BEGIN and -----END is no base64; copy it once more"),
+    }
+}
+
+/// What TLS says of certificates and keys, in plain words.
+pub fn plain(why: &Error) -> String {
+    let said = match why {
+        Error::InvalidCertificate(CertificateError::Other(other)) => match other.0.downcast_ref::<webpki::Error>() {
+            Some(webpki::Error::UnsupportedCertVersion) => {
+                "the certificate is of X.509 version 1, which TLS takes of authorities alone; make one of version 3, \
+                     as `openssl req -x509` does, or `openssl x509 -req` with -extfile"
+            }
+            _ => "the certificate is of a form that cannot be used",
+        },
+        Error::InvalidCertificate(CertificateError::BadEncoding) => "the certificate is damaged, or is none",
+        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            "the certificate has expired, or this machine's clock is wrong"
+        }
+        Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
+            "the certificate is not valid yet, or this machine's clock is wrong"
+        }
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "no authority that is trusted here has signed the certificate; see ca_file"
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "the certificate is for another name than the one that is connected to",
+        Error::InvalidCertificate(_) => return said_by_library(why),
+        Error::General(_) => {
+            "the private key is of no kind that can be used: RSA of 2048 to 4096 bits, ECDSA P-256, P-384, Ed25519"
+        }
+        Error::AlertReceived(_) => return format!("the other side refuses the connection ({why:?})"),
+        _ => return said_by_library(why),
+    };
+    said.to_owned()
+}
+
+fn said_by_library(why: &Error) -> String {
+    format!("TLS says: {why}")
 }

@@ -9,7 +9,7 @@ use crate::support::gateway::Gateway;
 use crate::support::script::{Manners, Script};
 use serde_json::{Value, json};
 use std::process::{Command as Process, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tidegate::model::Timestamp;
 use tidegate::wire::message::{Command, CommandResult, DeviceMessage, GatewayMessage, ResultState, SubCommand};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -362,6 +362,21 @@ async fn the_command_line_sends_commands_and_waits_for_their_end() {
     assert!(alone.status.code() == Some(1) && text(&alone).contains("no gateway answers"), "{}", text(&alone));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_nobody_confirms_keeps_its_sender_no_longer_than_it_would_wait() {
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", QUICK).started().await;
+    gateway.process().signal("STOP");
+    let began = Instant::now();
+    let output = send(&gateway, &["pump", "open", "--id", "c-1", "--wait=2s"]);
+    let took = began.elapsed();
+    gateway.process().signal("CONT");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(took < Duration::from_secs(4), "{took:?}: {said}");
+    assert!(said.contains("gives no answer within 1s 500ms") && said.contains("--id c-1"), "{said}");
+    assert!(said.contains("may have taken the command or not") && !said.contains("os error"), "{said}");
+}
+
 #[tokio::test]
 async fn the_gateway_itself_can_be_commanded() {
     let broker = Broker::start().await;
@@ -397,6 +412,15 @@ async fn the_gateway_itself_can_be_commanded() {
     let before = connections(&gateway);
     let none = tell("g-7", json!({"name": "restart-sink", "payload": {"sink": "cloud"}})).await;
     assert_eq!(none["state"], "rejected");
+    for (id, payload) in [("g-9", Value::Null), ("g-10", json!({"name": "mqtt"}))] {
+        let bare = tell(id, json!({"name": "restart-sink", "payload": payload})).await;
+        let said = bare["payload"]["error"].as_str().expect("a reason").to_owned();
+        assert!(
+            said.contains("restart-sink") && said.contains("give") && said.contains("{\"sink\":\"mqtt\"}"),
+            "{said}"
+        );
+        assert!(!said.contains("expected struct") && !said.contains("line 1"), "{said}");
+    }
     assert_eq!(tell("g-8", json!({"name": "restart-sink", "payload": {"sink": "mqtt"}})).await["state"], "done");
     eventually("the sink connects anew", async || connections(&gateway) > before).await;
     tokio::time::sleep(Duration::from_millis(300)).await;

@@ -23,6 +23,7 @@ mod hostile;
 mod link;
 mod log;
 mod memory;
+mod messages;
 mod pauses;
 mod presence;
 mod protobuf;

@@ -46,16 +46,27 @@ impl Operate for Operator {
         let outcome = match name {
             "ping" => Ok(Operated::Done(json!({ "time": self.clock.now().wall.to_string() }))),
             "status" => Ok(self.status()),
-            "restart-sink" => read(payload).map(|RestartSink { sink }| self.restart_sink(&sink)),
-            "set-log-level" => read(payload).map(|LogLevel { level }| self.set_log_level(&level)),
+            "restart-sink" => {
+                let example = json!({ "sink": self.sinks.first().map_or("mqtt", |(name, _)| name) });
+                read(name, payload, &example).map(|RestartSink { sink }| self.restart_sink(&sink))
+            }
+            "set-log-level" => {
+                let example = json!({ "level": "debug" });
+                read(name, payload, &example).map(|LogLevel { level }| self.set_log_level(&level))
+            }
             _ => Err(format!("the gateway knows no {name}, but ping, status, restart-sink and set-log-level")),
         };
         outcome.unwrap_or_else(Operated::Rejected)
     }
 }
 
-fn read<T: DeserializeOwned>(payload: Option<&str>) -> Result<T, String> {
-    serde_json::from_str(payload.unwrap_or("null")).map_err(|why| format!("the payload is not as expected: {why}"))
+/// What the command `name` is given, in the form that `example` shows.
+fn read<T: DeserializeOwned>(name: &str, payload: Option<&str>, example: &serde_json::Value) -> Result<T, String> {
+    let payload = payload.filter(|payload| *payload != "null");
+    let Some(payload) = payload else {
+        return Err(format!("{name} has no payload; give it one such as {example}"));
+    };
+    serde_json::from_str(payload).map_err(|_| format!("the payload of {name} is not as expected; give {example}"))
 }
 
 impl Operator {

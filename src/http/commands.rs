@@ -48,8 +48,8 @@ struct Latest {
 impl Patience {
     fn wait(&self) -> Result<Option<Duration>, Refused> {
         let parse = |text: &String| {
-            let wait =
-                humantime::parse_duration(text).map_err(|why| Refused::bad(format!("wait is {text:?}: {why}")))?;
+            let wait = humantime::parse_duration(text)
+                .map_err(|_| Refused::bad(format!("wait is {text:?}, which is no duration; give one such as 5s")))?;
             Ok(wait.min(MAX_WAIT))
         };
         self.wait.as_ref().map(parse).transpose()

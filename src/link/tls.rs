@@ -124,7 +124,7 @@ pub fn server_config(files: &ServerTls) -> Result<Arc<ServerConfig>> {
     };
     let mut config = builder
         .with_single_cert(pem::certificates(&files.cert)?, pem::private_key(&files.key)?)
-        .with_context(|| format!("{} and {} do not go together", files.cert.display(), files.key.display()))?;
+        .map_err(|why| pem::unfit(&files.cert, &files.key, &why))?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

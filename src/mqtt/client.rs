@@ -4,7 +4,7 @@
 //! cancel-safe; publishes are queued from outside and never awaited there.
 
 use super::inflight::Inflight;
-use super::{v4, v5};
+use super::{trouble, v4, v5};
 use crate::backoff::Failure;
 use crate::config::MqttVersion as Version;
 use bytes::Bytes;
@@ -187,7 +187,9 @@ impl Connection {
         match connected {
             Ok(allowance) => Ok(Connection { publisher, inflight, events, allowance, _poller: poller }),
             Err(_) => match events.recv().await {
-                Some(Event::Closed(failure)) => Err(failure),
+                Some(Event::Closed(Failure { what, permanent })) => {
+                    Err(Failure { what: trouble::with_hint(&what, options.tls.is_none()), permanent })
+                }
                 _ => Err(Failure { what: "the connection was given up".into(), permanent: false }),
             },
         }
@@ -214,23 +216,19 @@ impl Connection {
     /// If more is queued than the window allows, or the connection is gone.
     pub fn publish(&self, token: u64, publish: Publish) -> Result<(), Failure> {
         let mut inflight = self.inflight.lock();
-        inflight.queue(token);
+        inflight.queue(token, &publish.topic);
         let Publish { topic, payload, retain, content_type, encoding } = publish;
         let queued = match &self.publisher {
-            Publisher::V4(client) => {
-                client.try_publish(topic, rumqttc::QoS::AtLeastOnce, retain, payload).map_err(|why| why.to_string())
-            }
+            Publisher::V4(client) => client.try_publish(topic, rumqttc::QoS::AtLeastOnce, retain, payload).is_ok(),
             Publisher::V5(client) => {
                 let properties = v5::properties(content_type, encoding);
-                client
-                    .try_publish_with_properties(topic, v5::QOS, retain, payload, properties)
-                    .map_err(|why| why.to_string())
+                client.try_publish_with_properties(topic, v5::QOS, retain, payload, properties).is_ok()
             }
         };
-        queued.map_err(|what| {
+        if !queued {
             inflight.unqueue();
-            Failure { what, permanent: false }
-        })
+        }
+        accepted(queued)
     }
 
     /// Subscribes with QoS 1; [`Event::Subscribed`] answers.
@@ -239,12 +237,10 @@ impl Connection {
     /// If too much is queued, or the connection is gone.
     pub fn subscribe(&self, filter: &str) -> Result<(), Failure> {
         let queued = match &self.publisher {
-            Publisher::V4(client) => {
-                client.try_subscribe(filter, rumqttc::QoS::AtLeastOnce).map_err(|why| why.to_string())
-            }
-            Publisher::V5(client) => client.try_subscribe(filter, v5::QOS).map_err(|why| why.to_string()),
+            Publisher::V4(client) => client.try_subscribe(filter, rumqttc::QoS::AtLeastOnce).is_ok(),
+            Publisher::V5(client) => client.try_subscribe(filter, v5::QOS).is_ok(),
         };
-        queued.map_err(|what| Failure { what, permanent: false })
+        accepted(queued)
     }
 
     /// Waits for what happens next. Cancel-safe.
@@ -267,6 +263,12 @@ impl Connection {
             let _ = tokio::time::timeout(within, closed).await;
         }
     }
+}
+
+/// What comes of a request that was or was not `queued`.
+fn accepted(queued: bool) -> Result<(), Failure> {
+    let what = "more is waiting to be sent to the broker than may be, or the connection is gone";
+    if queued { Ok(()) } else { Err(Failure { what: what.into(), permanent: false }) }
 }
 
 /// What it takes to make events of what is seen.
@@ -318,10 +320,13 @@ impl Known {
     fn event(&self, seen: Seen) -> Option<Event> {
         match seen {
             Seen::Acked(packet, outcome) => {
-                let token = self.inflight.lock().acked(packet)?;
+                let (token, topic) = self.inflight.lock().acked(packet)?;
                 Some(match outcome {
                     Ok(()) => Event::Acked(token),
-                    Err(failure) => Event::Refused(token, failure),
+                    Err(Failure { what, permanent }) => {
+                        let what = format!("{what}, which went to the topic {topic}");
+                        Event::Refused(token, Failure { what, permanent })
+                    }
                 })
             }
             Seen::Subscribed(outcome) => Some(Event::Subscribed(outcome)),

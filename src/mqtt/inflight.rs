@@ -9,17 +9,17 @@
 
 use std::collections::{HashMap, VecDeque};
 
-/// The tokens of publishes that are not acknowledged.
+/// The tokens of publishes that are not acknowledged, and their topics.
 #[derive(Debug, Default)]
 pub struct Inflight {
-    queued: VecDeque<u64>,
-    sent: HashMap<u16, u64>,
+    queued: VecDeque<(u64, Box<str>)>,
+    sent: HashMap<u16, (u64, Box<str>)>,
 }
 
 impl Inflight {
     /// A publish is about to be queued.
-    pub fn queue(&mut self, token: u64) {
-        self.queued.push_back(token);
+    pub fn queue(&mut self, token: u64, topic: &str) {
+        self.queued.push_back((token, topic.into()));
     }
 
     /// The publish that was queued last was not taken after all.
@@ -29,14 +29,14 @@ impl Inflight {
 
     /// The oldest queued publish left with this packet id.
     pub fn sent(&mut self, packet: u16) {
-        if let Some(token) = self.queued.pop_front() {
-            self.sent.insert(packet, token);
+        if let Some(publish) = self.queued.pop_front() {
+            self.sent.insert(packet, publish);
         }
     }
 
-    /// The token of the publish that was acknowledged; `None` for an id that is not
+    /// The token of the publish that was acknowledged, and its topic; `None` for an id that is not
     /// in flight, such as a PUBACK that comes twice.
-    pub fn acked(&mut self, packet: u16) -> Option<u64> {
+    pub fn acked(&mut self, packet: u16) -> Option<(u64, Box<str>)> {
         self.sent.remove(&packet)
     }
 }
@@ -49,10 +49,10 @@ mod tests {
     #[test]
     fn an_ack_for_nothing_in_flight_is_no_ack() {
         let mut inflight = Inflight::default();
-        inflight.queue(1);
+        inflight.queue(1, "a");
         assert_eq!(inflight.acked(1), None, "it was not sent yet");
         inflight.sent(1);
-        assert_eq!(inflight.acked(1), Some(1));
+        assert_eq!(inflight.acked(1), Some((1, "a".into())));
         assert_eq!(inflight.acked(1), None, "twice");
         inflight.sent(2);
         assert_eq!(inflight.acked(2), None, "nothing was queued");
@@ -66,15 +66,15 @@ mod tests {
         fn every_publish_gets_its_own_ack(order in Just((1..=50u16).collect::<Vec<_>>()).prop_shuffle()) {
             let mut inflight = Inflight::default();
             for token in 1..=50u64 {
-                inflight.queue(token * 10);
+                inflight.queue(token * 10, "a");
             }
-            inflight.queue(999);
+            inflight.queue(999, "b");
             inflight.unqueue();
             for packet in 1..=50 {
                 inflight.sent(packet);
             }
             for packet in order {
-                prop_assert_eq!(inflight.acked(packet), Some(u64::from(packet) * 10));
+                prop_assert_eq!(inflight.acked(packet), Some((u64::from(packet) * 10, "a".into())));
             }
         }
     }

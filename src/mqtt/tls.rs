@@ -2,7 +2,7 @@
 
 use crate::config;
 use crate::pem;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use rustls::{ClientConfig, RootCertStore};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
         (None, None) => builder.with_no_client_auth(),
         (Some(cert), Some(key)) => builder
             .with_client_auth_cert(pem::certificates(cert)?, pem::private_key(key)?)
-            .with_context(|| format!("{} and {} do not go together", cert.display(), key.display()))?,
+            .map_err(|why| pem::unfit(cert, key, &why))?,
         _ => bail!("a client certificate needs both cert_file and key_file"),
     };
     Ok(Arc::new(config))

@@ -1,6 +1,7 @@
 //! MQTT 3.1.1 by rumqttc.
 
 use super::client::{Acker, Allowance, EventLoop, Message, Options, Publish, Seen};
+use super::trouble;
 use crate::backoff::Failure;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, LastWill, MqttOptions, NetworkOptions, Outgoing, Packet,
@@ -94,9 +95,11 @@ fn failure(error: ConnectionError) -> Failure {
             ConnectReturnCode::RefusedProtocolVersion => {
                 ("the broker does not speak MQTT 3.1.1; set version = \"5\"".into(), true)
             }
-            ConnectReturnCode::Success | ConnectReturnCode::ServiceUnavailable => (error.to_string(), false),
+            ConnectReturnCode::Success | ConnectReturnCode::ServiceUnavailable => {
+                (format!("the broker takes no connection now ({code:?})"), false)
+            }
         },
-        _ => (error.to_string(), false),
+        _ => (trouble::of_v4(&error), false),
     };
     Failure { what, permanent }
 }

@@ -1,6 +1,7 @@
 //! MQTT 5 by rumqttc.
 
 use super::client::{Acker, Allowance, EventLoop, Message, Options, Publish, Seen};
+use super::trouble;
 use super::v4::network;
 use crate::backoff::Failure;
 use rumqttc::v5::mqttbytes::QoS;
@@ -93,7 +94,7 @@ fn see(event: Event) -> Seen {
         Event::Incoming(Packet::PubAck(ack)) => {
             let outcome = match ack.reason {
                 PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
-                reason => Err(Failure { what: format!("the broker refused a publish: {reason:?}"), permanent: true }),
+                reason => Err(Failure { what: format!("the broker refused a publish ({reason:?})"), permanent: true }),
             };
             Seen::Acked(ack.pkid, outcome)
         }
@@ -132,9 +133,9 @@ fn failure(error: ConnectionError) -> Failure {
             Code::RefusedProtocolVersion | Code::UnsupportedProtocolVersion => {
                 ("the broker does not speak MQTT 5; set version = \"3.1.1\"".into(), true)
             }
-            _ => (error.to_string(), false),
+            _ => (format!("the broker takes no connection now ({code:?})"), false),
         },
-        _ => (error.to_string(), false),
+        _ => (trouble::of_v5(&error), false),
     };
     Failure { what, permanent }
 }

@@ -25,6 +25,8 @@ pub struct Manners {
     pub drop_after: Vec<usize>,
     /// PUBACKs are held until this many publishes wait for one, then sent newest first.
     pub ack_backwards: usize,
+    /// Publishes are refused (MQTT 5).
+    pub refuses_publishes: bool,
     /// Subscriptions are refused.
     pub refuses_subscriptions: bool,
     /// They end the connection.
@@ -163,7 +165,10 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                     acks += 1;
                     locked().acked.push((topic, payload));
                     let [high, low] = id.to_be_bytes();
-                    stream.write_all(&[0x40, 2, high, low]).await.ok()?;
+                    match manners.refuses_publishes {
+                        true => stream.write_all(&[0x40, 3, high, low, 0x87]).await.ok()?,
+                        false => stream.write_all(&[0x40, 2, high, low]).await.ok()?,
+                    }
                 }
             }
             8 if manners.ends_subscribers => return None,
