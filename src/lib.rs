@@ -23,6 +23,8 @@ pub mod credentials;
 
 pub mod config;
 
+pub mod logging;
+
 pub mod wire;
 
 pub mod store;

@@ -26,6 +26,7 @@ mod hostile;
 mod link;
 mod listen;
 mod log;
+mod logging;
 mod memory;
 mod messages;
 mod notes;
