@@ -96,6 +96,7 @@ async fn run(wanted: &[String]) -> Vec<String> {
         "signals" faults::signals
         "links and sinks" faults::links_and_sinks
         "devices" faults::devices
+        "the token" faults::the_token
         "mistakes" faults::mistakes
         "a port that is taken" faults::a_port_that_is_taken
         "a full disk" faults::a_full_disk

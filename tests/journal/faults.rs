@@ -4,8 +4,9 @@ use super::machine::{CONFIG, STATE};
 use super::support::broker::Broker;
 use super::support::device::{Device, POSTCARD, Talk, hello};
 use super::support::eventually;
+use super::support::gateway::figure;
 use super::support::tls::Certificates;
-use super::trial::Trial;
+use super::trial::{HTTP, Trial};
 use std::io::Write;
 use std::sync::Arc;
 use tidegate::device::auth::Secret;
@@ -69,6 +70,7 @@ pub async fn links_and_sinks(trial: &mut Trial) {
     });
     let secured = Broker::mosquitto(&format!("allow_anonymous true\n{}", lines.join("\n"))).await;
     let plain = Broker::mosquitto("allow_anonymous false").await;
+    let mut shaky = Broker::mosquitto("allow_anonymous true").await;
     let (secured_port, plain_port) = (secured.port(), plain.port());
     let mut config = format!(
         r#"
@@ -97,6 +99,7 @@ path = "/dev/ttyUSB7"
         ("plainly", format!("mqtt://localhost:{secured_port}"), ""),
         ("secretly", format!("mqtts://localhost:{plain_port}"), "ca_file = \"/etc/tidegate/others-ca.pem\""),
         ("stranger", format!("mqtt://localhost:{plain_port}"), ""),
+        ("shaky", shaky.url(), ""),
     ];
     for (name, url, more) in sinks {
         let user = if more.starts_with("password_file") { "username = \"gw\"" } else { "" };
@@ -122,6 +125,17 @@ path = "/dev/ttyUSB7"
         trial.ready(fault, 200, &words[..2]).await;
     }
     served(trial, "faults of others").await;
+
+    let connected = async || figure(HTTP, "tidegate_sink_connected{sink=\"shaky\"}").await;
+    for _ in 0..4 {
+        eventually("the broker is connected to", async || connected().await == 1.0).await;
+        shaky.stop().await;
+        eventually("the broker is lost", async || connected().await == 0.0).await;
+        shaky.resume().await;
+    }
+    eventually("the broker is connected to", async || connected().await == 1.0).await;
+    trial.reads("a broker that is lost again and again", start, &["not connected", "shaky"]).await;
+    trial.ready("a broker that is lost again and again", 200, &["\"shaky\"", "times within"]).await;
 
     // What comes late is taken.
     let start = trial.journal.len();
@@ -180,9 +194,9 @@ pub async fn devices(trial: &mut Trial) {
         trial.reads(&format!("a bad key: {words}"), start, &["keyed", "pump-9", &from, key]).await;
     }
     let mut twins = Vec::new();
-    for session in 1..=20 {
+    for turn in 0..20 {
         let mut talk = Talk::connect(TCP, POSTCARD).await;
-        talk.say(&hello("pump-3", session, 1)).await;
+        talk.say(&hello("pump-3", 1 + turn % 2, 1)).await;
         talk.hear().await;
         twins.push(talk);
     }
@@ -222,6 +236,14 @@ async fn says(address: &str, bytes: &[u8]) -> String {
     let _ = stream.write_all(bytes).await;
     let _ = stream.read_to_end(&mut Vec::new()).await;
     from
+}
+
+/// The token that requests are to bear is not there: no device waits for that.
+pub async fn the_token(trial: &mut Trial) {
+    let file = "/etc/tidegate/late-token";
+    let start = trial.starts_with(&config(&format!("[http]\ntoken_file = \"{file}\"\n")));
+    trial.reads("no token", start, &["http", file]).await;
+    served(trial, "a token that is missing").await;
 }
 
 /// Configurations that it cannot go on with: it stays stopped, and says why.
