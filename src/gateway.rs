@@ -19,21 +19,21 @@ use crate::device::auth::Doorman;
 use crate::device::{Registry, attendance};
 use crate::downlink::Downlink;
 use crate::http;
-use crate::link;
+use crate::link::{self, Listening};
 use crate::metrics::Metrics;
 use crate::model::GatewayId;
+use crate::notes::Notes;
 use crate::sink::mqtt::MqttDestination;
 use crate::sink::{Identity, Pulse, Pump};
 use crate::store::{Log, Opened, SinkCursor, Writer};
 use anyhow::{Context, Result};
-use health::Overview;
+use health::{Overview, Watched};
 use operator::Operator;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use timekeeper::Witnesses;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -87,7 +87,7 @@ impl Gateway {
     /// by. While the disk is full it waits, and its health tells.
     ///
     /// # Errors
-    /// If the log can never be opened or an address cannot be listened on.
+    /// If the log can never be opened.
     pub async fn start(config: Config) -> Result<Gateway> {
         Gateway::start_with(Path::new("/"), None, config, false).await
     }
@@ -115,9 +115,10 @@ impl Gateway {
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
         let pool = link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone());
-        let overview = Arc::new(Overview::new(metrics.clone(), clock.clone()));
+        let notes = Notes::default();
+        let overview = Arc::new(Overview::new(notes.clone(), metrics.clone(), clock.clone()));
         let mut http = Part::new();
-        let mut http_address = None;
+        let (mut http_address, mut listens) = (None, None);
         let entrance = config.http.serves_devices().then(http::Devices::default);
         let api = http::Later::default();
         if config.http.enabled {
@@ -129,8 +130,9 @@ impl Gateway {
                 parts: api.clone(),
                 devices: entrance.clone(),
             };
-            let door = door(&config.http, clock.clone(), &pool)?;
-            http_address = Some(door.address()?);
+            let door = door(&config.http, &notes, clock.clone(), &pool);
+            http_address = Some(door.listening().address());
+            listens = Some(door.listening().up());
             http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
         }
         let given = std::env::var_os(runtime::VARIABLE);
@@ -157,10 +159,10 @@ impl Gateway {
             "starting"
         );
 
-        let listeners = bind_all(&config.tcp)?;
-        let tcp_addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        let listeners: Vec<_> = config.tcp.iter().map(|tcp| listen(tcp, &notes, &clock)).collect();
+        let tcp_addresses = listeners.iter().map(Listening::address).collect();
         let mut sinks = Part::new();
-        let (mut pulses, mut restarters) = (Vec::new(), Vec::new());
+        let (mut watched, mut restarters) = (Vec::new(), Vec::new());
         let (instructions_in, instructions) = mpsc::channel(INSTRUCTIONS);
         let instructions_in = Some(instructions_in).filter(|_| config.commands.enabled);
         for (mqtt, cursor) in config.mqtt.iter().zip(cursors) {
@@ -172,11 +174,12 @@ impl Gateway {
                 destination.take_commands(taker, config.commands.max_body());
             }
             let pump = pump(mqtt, destination, cursor, &clock, &metrics, pulse.clone());
-            restarters.push((mqtt.name.as_str().into(), pump.restarter()));
+            let name: Arc<str> = mqtt.name.as_str().into();
+            watched.push(Watched { name: name.clone(), pulse, note: pump.note() });
+            restarters.push((name, pump.restarter()));
             sinks.tasks.spawn(pump.run(sinks.stop.subscribe(), config.gateway.shutdown_timeout / 5));
-            pulses.push((mqtt.name.as_str().into(), pulse));
         }
-        overview.opened(log.clone(), pulses);
+        overview.opened(log.clone(), watched);
         let operator = Operator {
             identity,
             log: log.clone(),
@@ -207,26 +210,27 @@ impl Gateway {
             pool,
             clock,
             metrics,
+            notes,
         };
         let mut links = Part::new();
         links.tasks.spawn(shared.doorman.clone().watch(links.stop.subscribe()));
-        for (listener, tcp) in listeners.into_iter().zip(config.tcp) {
-            links.tasks.spawn(link::tcp::serve(listener, tcp, shared.clone(), links.stop.subscribe()));
+        for (listening, tcp) in listeners.into_iter().zip(config.tcp) {
+            if listening.is_up() {
+                tracing::info!(address = %listening.address(), "listening for devices");
+            }
+            links.tasks.spawn(link::tcp::serve(listening, tcp, shared.clone(), links.stop.subscribe()));
         }
-        if let Some(devices) = entrance {
+        if let (Some(devices), Some(listens)) = (entrance, listens.clone()) {
             let (entrance, hall) = link::websocket::open(&config.http, shared.clone());
             // It is set here only.
             let _ = devices.set(entrance);
-            links.tasks.spawn(hall.serve(links.stop.subscribe()));
+            links.tasks.spawn(hall.serve(listens, links.stop.subscribe()));
         }
         let ports = link::serial::Ports::new(root, &config.serial);
         for serial in config.serial {
             links.tasks.spawn(link::serial::serve(serial, ports.clone(), shared.clone(), links.stop.subscribe()));
         }
-        for address in &tcp_addresses {
-            tracing::info!(%address, "listening for devices");
-        }
-        if let Some(address) = http_address {
+        if let (Some(address), true) = (http_address, listens.is_some_and(|listens| *listens.borrow())) {
             tracing::info!(%address, devices = config.http.serves_devices(), "listening for HTTP requests");
         }
         Ok(Gateway {
@@ -244,7 +248,8 @@ impl Gateway {
         })
     }
 
-    /// Where devices connect over TCP, in the order of the configuration.
+    /// Where devices connect over TCP, in the order of the configuration, or will as soon as
+    /// the address can be had.
     pub fn tcp_addresses(&self) -> &[SocketAddr] {
         &self.tcp_addresses
     }
@@ -302,25 +307,19 @@ fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
     GatewayId::new(&host).with_context(|| format!("this host's name {host:?} is no gateway id; set [gateway] id"))
 }
 
-fn bind_all(links: &[config::Tcp]) -> Result<Vec<TcpListener>> {
-    let bind_one = |tcp: &config::Tcp| bind(tcp.listen, tcp.max_connections, &format!("[[tcp]] {:?}", tcp.name));
-    links.iter().map(bind_one).collect()
+fn listen(config: &config::Tcp, notes: &Notes, clock: &Arc<dyn Clock>) -> Listening {
+    let (section, note) = (format!("[[tcp]] {:?}", config.name), notes.about(config.name.as_str()));
+    Listening::new(section, config.listen, config.max_connections, note, clock.clone())
 }
 
-fn door(config: &config::Http, clock: Arc<dyn Clock>, pool: &link::Pool) -> Result<http::Door> {
+fn door(config: &config::Http, notes: &Notes, clock: Arc<dyn Clock>, pool: &link::Pool) -> http::Door {
     let backlog = if config.devices { HTTP_BACKLOG.max(config.max_connections) } else { HTTP_BACKLOG };
-    let listener = bind(config.listen, backlog, "[http]")?;
-    let door = http::Door::new(listener, config.handshake_timeout, clock);
-    Ok(match config.terms().tls() {
+    let listening = Listening::new("[http]".to_owned(), config.listen, backlog, notes.about("http"), clock.clone());
+    let door = http::Door::new(listening, config.handshake_timeout, clock);
+    match config.terms().tls() {
         Some(files) => door.secure(link::tls::Tls::new(files), pool.clone()),
         None => door,
-    })
-}
-
-fn bind(address: SocketAddr, connections: usize, what: &str) -> Result<TcpListener> {
-    link::tcp::bind(address, connections).with_context(|| {
-        format!("{what} cannot listen on {address}; see whether another program does (ss -ltnp), or change `listen`")
-    })
+    }
 }
 
 fn pump(

@@ -2,7 +2,7 @@
 //!
 //! | path | what |
 //! |---|---|
-//! | `/metrics` | every figure, in the OpenMetrics text format |
+//! | `/metrics` | every figure, as Prometheus text, or OpenMetrics |
 //! | `/health/live` | 200 while the process makes progress, else 503 and why |
 //! | `/health/ready` | 200 while readings are taken and kept, else 503 and why |
 //! | `/api/v1/...` | see `docs/http.md` |
@@ -16,7 +16,10 @@ mod asked;
 mod commands;
 mod devices;
 mod door;
+mod figures;
+mod moved;
 mod problem;
+mod turns;
 mod upgrade;
 
 pub use access::{Access, Denied};
@@ -31,7 +34,7 @@ use crate::store::Log;
 use axum::Router;
 use axum::body::HttpBody;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -48,6 +51,9 @@ pub struct Problem {
     /// Which part of the gateway, such as `log` or a sink's name.
     pub part: String,
     pub reason: String,
+    /// Since when, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
 }
 
 /// How the gateway is.
@@ -145,10 +151,9 @@ async fn not_so(method: Method, uri: Uri) -> Refused {
 /// What is not for everybody.
 fn guarded(site: &Shared) -> Router<Shared> {
     Router::new()
-        .route("/metrics", get(figures))
+        .route("/metrics", get(figures::figures))
         .route("/health/ready", get(|State(site): State<Shared>| async move { answer(&site.health.ready()) }))
-        .merge(devices::routes())
-        .merge(commands::routes())
+        .merge(turns::bounded(devices::routes().merge(commands::routes())))
         .route_layer(middleware::from_fn_with_state(site.clone(), guard))
 }
 
@@ -162,12 +167,16 @@ async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Resp
 
 /// Has the visitor keep its place until it is answered.
 async fn accompany(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request, next: Next) -> Response {
+    let last = visitor.asks();
     // Of another, the body is still to come; who takes it says so.
     if request.method() != Method::POST || request.body().is_end_stream() {
         visitor.is_heard();
     }
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
     visitor.is_answered();
+    if last {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 
@@ -198,11 +207,6 @@ impl Site {
 /// Says no, and why.
 fn refuse(status: StatusCode, why: &str) -> Response {
     Refused::new(status, why.to_owned()).into_response()
-}
-
-async fn figures(State(site): State<Shared>) -> impl IntoResponse {
-    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, OPENMETRICS)], site.metrics.encode())
 }
 
 fn answer(condition: &Condition) -> Response {

@@ -16,6 +16,7 @@ pub mod backoff;
 pub mod clock;
 pub mod files;
 pub mod metrics;
+pub mod notes;
 pub mod pem;
 
 pub mod config;

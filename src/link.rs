@@ -5,6 +5,7 @@ mod addresses;
 mod caller;
 mod connection;
 mod line;
+mod listen;
 mod pool;
 mod porch;
 mod reception;
@@ -14,5 +15,6 @@ pub mod tls;
 pub mod websocket;
 
 pub use line::Shared;
+pub use listen::Listening;
 pub use pool::Pool;
 pub use porch::{LEAVING, Place, Porch, beyond};

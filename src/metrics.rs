@@ -81,6 +81,7 @@ pub struct Metrics {
     pub serial_read_bytes: Family<LinkLabel, Counter>,
     pub serial_written_bytes: Family<LinkLabel, Counter>,
     pub link_up: Family<LinkLabel, Gauge>,
+    pub link_losses: Family<LinkLabel, Counter>,
     pub connections_waiting: Family<LinkLabel, Gauge>,
     pub connections_refused: Family<LinkReasonLabel, Counter>,
     pub devices_throttled: Family<LinkLabel, Counter>,
@@ -102,6 +103,8 @@ pub struct Metrics {
     pub sink_pending: Family<SinkLabel, Gauge>,
     pub sink_oldest_pending_seconds: Family<SinkLabel, Float>,
     pub sink_connected: Family<SinkLabel, Gauge>,
+    pub sink_connects: Family<SinkLabel, Counter>,
+    pub sink_losses: Family<SinkLabel, Counter>,
     pub delivery_seconds: Family<SinkLabel, Histogram>,
     pub store_state: Family<StateLabel, Gauge>,
     pub store_bytes: Gauge,
@@ -143,6 +146,7 @@ impl Metrics {
             serial_read_bytes: Family::default(),
             serial_written_bytes: Family::default(),
             link_up: Family::default(),
+            link_losses: Family::default(),
             connections_waiting: Family::default(),
             connections_refused: Family::default(),
             devices_throttled: Family::default(),
@@ -164,6 +168,8 @@ impl Metrics {
             sink_pending: Family::default(),
             sink_oldest_pending_seconds: Family::default(),
             sink_connected: Family::default(),
+            sink_connects: Family::default(),
+            sink_losses: Family::default(),
             delivery_seconds: Family::new_with_constructor(latency),
             store_state: Family::default(),
             store_bytes: Gauge::default(),
@@ -229,6 +235,7 @@ impl Metrics {
         registry.register("link_echoes", "Frames of the gateway's own that came back to it", m.link_echoes);
         registry.register("link_resends", "Times that lost readings were asked for again", m.link_resends);
         registry.register("link_up", "1 while the listener or port is open", m.link_up);
+        registry.register("link_losses", "Times that the port was lost after it was opened", m.link_losses);
         registry.register("connections_waiting", "Connections whose device is not welcomed yet", m.connections_waiting);
         registry.register("connections_refused", "Connections turned away", m.connections_refused);
         registry.register("http_denied", "HTTP requests of those who may not ask", m.http_denied);
@@ -297,6 +304,8 @@ impl Metrics {
             m.sink_oldest_pending_seconds,
         );
         registry.register("sink_connected", "1 while the sink's connection is up", m.sink_connected);
+        registry.register("sink_connects", "Times that the sink connected", m.sink_connects);
+        registry.register("sink_losses", "Times that the sink's connection was lost", m.sink_losses);
         registry.register_with_unit(
             "delivery",
             "From a reading's arrival to the sink's confirmation",

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tidegate::wire::message::{CommandResult, DeviceMessage, GatewayMessage, Readings, ResultState, SubDevice};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -122,11 +122,48 @@ async fn the_curl_commands_of_the_documentation_do_what_it_says() {
         assert!(output.status.success(), "{script}{output:?}");
         said += &String::from_utf8_lossy(&output.stdout);
     }
-    for words in ["\"status\":\"ok\"", "# EOF", "\"device\":\"hub/door\"", "\"history\":[", "\"name\":\"ping\""] {
+    for words in [
+        "\"status\":\"ok\"",
+        "# EOF",
+        "# TYPE tidegate_readings_received_total counter",
+        "\"device\":\"hub/door\"",
+        "\"history\":[",
+        "\"name\":\"ping\"",
+    ] {
         assert!(said.contains(words), "{words} in {said}");
     }
     assert!(said.contains("\"id\":\"c-1042\"") && said.contains("\"result\":{\"percent\":40}"), "{said}");
     valve.abort();
+}
+
+#[tokio::test]
+async fn prometheus_reads_the_figures_whatever_it_accepts() {
+    let gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "").started().await;
+    is_open(&gateway).await;
+    let figures = async |accept: &str| {
+        let mut stream = TcpStream::connect(gateway.http_address()).await.expect("the gateway listens");
+        let head = format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{accept}\r\n");
+        stream.write_all(head.as_bytes()).await.expect("it takes a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("it answers");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+        (head.to_lowercase(), body.to_owned())
+    };
+    let (head, body) = figures("Accept: application/openmetrics-text\r\n").await;
+    assert!(head.contains("\r\ncontent-type: application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(body.ends_with("# EOF\n"), "{body}");
+    for accept in ["", "Accept: */*\r\n", "Accept: text/plain\r\n"] {
+        let (head, body) = figures(accept).await;
+        assert!(head.contains("\r\ncontent-type: text/plain; version=0.0.4"), "{accept}: {head}");
+        assert!(!body.contains("# EOF"), "{body}");
+        let Some(promtool) = installed("promtool") else { continue };
+        let mut command = Command::new(promtool);
+        command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it runs");
+        child.stdin.take().expect("a pipe").write_all(body.as_bytes()).expect("it reads");
+        let verdict = child.wait_with_output().expect("it ends");
+        assert!(verdict.status.success(), "{accept}: {verdict:?}");
+    }
 }
 
 /// Waits until the API is: devices are let in after that only.

@@ -182,6 +182,29 @@ async fn a_purge_needs_the_gateway_stopped_and_a_yes_and_is_reported_as_a_gap() 
 }
 
 #[tokio::test]
+async fn a_purge_says_what_leaves_the_log_and_what_one_sink_alone_does_not_get() {
+    let (mut gateway, _broker) = with_readings().await;
+    let config = gateway.config_file();
+    assert!(gateway.terminate().await.success());
+    let kept = || lines(&queue(&["export", "-c", path(&config)])).len() as u64;
+    let asked = queue(&["purge", "-c", path(&config), "--sink", "mqtt", "--before", "51"]);
+    let said = "would pass over 50 readings for mqtt, which does not get them, up to seq 50; no reading leaves the log";
+    assert!(text(&asked.stdout).contains(said), "{}", text(&asked.stdout));
+    let done = json(&queue(&["purge", "-c", path(&config), "--sink", "mqtt", "--before", "51", "--yes", "--json"]));
+    assert_eq!((&done["removed"], &done["undelivered"]["mqtt"], kept()), (&0.into(), &50.into(), 300));
+    // In the middle of a segment.
+    let done = json(&queue(&["purge", "-c", path(&config), "--before", "76", "--yes", "--json"]));
+    let removed = done["removed"].as_u64().expect("a number");
+    assert!(removed < 75 && done["readings"] == 75 && kept() == 300 - removed, "{done}");
+    let asked = queue(&["purge", "-c", path(&config), "--before", "101"]);
+    assert!(
+        text(&asked.stdout).contains(&format!("would remove {} readings", 100 - removed)),
+        "{}",
+        text(&asked.stdout)
+    );
+}
+
+#[tokio::test]
 async fn a_sink_that_was_renamed_is_told_of_loudly_and_gets_its_backlog_by_command() {
     let (mut gateway, mut broker) = with_readings().await;
     assert!(gateway.terminate().await.success());

@@ -52,16 +52,6 @@ fn wrong_usage_exits_with_2_and_a_missing_file_is_named() {
 
 #[tokio::test]
 async fn what_cannot_be_opened_is_named_and_exits_with_1() {
-    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let taken = holder.local_addr().expect("an address");
-    let sections =
-        format!("[[tcp]]\nname = \"other\"\nlisten = \"{taken}\"\n[[mqtt]]\nbrokers = [\"mqtt://127.0.0.1:1\"]\n");
-    let mut gateway = Gateway::new(&sections);
-    gateway.launch();
-    assert_eq!(gateway.process().ended().await.code(), Some(1));
-    let log = gateway.log();
-    assert!(log.contains(&format!("[[tcp]] \"other\" cannot listen on {taken}")), "{log}");
-
     let first = Gateway::with_broker("mqtt://127.0.0.1:1", "").started().await;
     let directory = first.directory().join("log");
     let sections = format!("[store]\ndirectory = {directory:?}\n");
@@ -113,6 +103,39 @@ async fn retained_status(broker: &Broker) -> serde_json::Value {
             _ => {}
         }
     }
+}
+
+#[tokio::test]
+async fn a_start_after_a_kill_says_that_the_last_run_did_not_end_by_a_stop() {
+    let said = "the last run of the gateway did not end by a stop: it was killed or crashed";
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "").started().await;
+    let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 1).await;
+    talk.readings(1, 1, 1).await;
+    talk.acked(1).await;
+    assert!(!gateway.log().contains(said), "it is the first");
+    assert!(gateway.terminate().await.success());
+    gateway.start().await;
+    assert!(!gateway.log().contains(said), "it was stopped");
+    gateway.kill();
+    gateway.start().await;
+    eventually("it is said", async || gateway.log().contains(said)).await;
+}
+
+#[tokio::test]
+async fn a_hangup_is_ignored_with_one_line_that_says_what_to_do_instead() {
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "").started().await;
+    let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 1).await;
+    for name in ["HUP", "USR1", "USR2"] {
+        gateway.process().signal(name);
+        let said = format!("SIG{name} is ignored");
+        eventually("it is said", async || gateway.log().contains(&said)).await;
+        let log = gateway.log();
+        let line = log.lines().find(|line| line.contains(&said)).expect("a line");
+        assert!(line.contains("systemctl restart tidegate"), "{line}");
+    }
+    talk.readings(1, 1, 1).await;
+    talk.acked(1).await;
+    assert!(gateway.terminate().await.success());
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use crate::clock::{Clock, Excuses};
 use crate::http::{Condition, Health, Problem};
 use crate::metrics::{Metrics, SinkLabel};
+use crate::notes::{Note, Notes, Told};
 use crate::sink::Pulse;
 use crate::store::{DiskState, Log};
 use parking_lot::Mutex;
@@ -10,14 +11,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// A part that shows no progress for so long hangs.
-const HANGS_AFTER: Duration = Duration::from_secs(60);
+/// A part that shows no progress for so long hangs, and a restart may help. An SD card that
+/// tidies itself up may stall for 100 s: whoever waits for it is not helped by a restart.
+const HANGS_AFTER: Duration = Duration::from_secs(180);
 
 /// An eye on all parts.
 pub struct Overview {
     parts: OnceLock<Parts>,
     /// Why the log could not be opened yet.
     waiting: Mutex<Option<String>>,
+    /// What there is to tell of links and sinks.
+    notes: Notes,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
     excuses: Mutex<Excuses>,
@@ -27,16 +31,23 @@ pub struct Overview {
 /// What there is once the log is open.
 struct Parts {
     log: Log,
-    /// Each sink's name and pulse.
-    sinks: Vec<(Arc<str>, Pulse)>,
+    sinks: Vec<Watched>,
+}
+
+/// A sink, as it is seen from outside.
+pub struct Watched {
+    pub name: Arc<str>,
+    pub pulse: Pulse,
+    /// Of its connection.
+    pub note: Note,
 }
 
 impl Overview {
     /// Before the log is open.
-    pub fn new(metrics: Metrics, clock: Arc<dyn Clock>) -> Overview {
+    pub fn new(notes: Notes, metrics: Metrics, clock: Arc<dyn Clock>) -> Overview {
         let (parts, waiting) = (OnceLock::new(), Mutex::new(None));
         let excuses = Mutex::new(Excuses::from(clock.put_off()));
-        Overview { parts, waiting, metrics, clock, excuses, stopping: AtomicBool::new(false) }
+        Overview { parts, waiting, notes, metrics, clock, excuses, stopping: AtomicBool::new(false) }
     }
 
     /// The log cannot be opened at present. True if that is news.
@@ -46,7 +57,7 @@ impl Overview {
     }
 
     /// The log is open, and these sinks read it.
-    pub fn opened(&self, log: Log, sinks: Vec<(Arc<str>, Pulse)>) {
+    pub fn opened(&self, log: Log, sinks: Vec<Watched>) {
         // It is opened once.
         let _ = self.parts.set(Parts { log, sinks });
     }
@@ -58,7 +69,13 @@ impl Overview {
 }
 
 fn problem(part: &str, reason: impl Into<String>) -> Problem {
-    Problem { part: part.to_owned(), reason: reason.into() }
+    Problem { part: part.to_owned(), reason: reason.into(), since: None }
+}
+
+impl From<Told> for Problem {
+    fn from(told: Told) -> Problem {
+        Problem { since: Some(told.since.to_string()), ..problem(&told.part, told.reason) }
+    }
 }
 
 impl Health for Overview {
@@ -76,7 +93,7 @@ impl Health for Overview {
         if overdue >= HANGS_AFTER {
             condition.problems.push(problem("log", format!("a commit is overdue by {} s", overdue.as_secs())));
         }
-        for (name, pulse) in sinks {
+        for Watched { name, pulse, .. } in sinks {
             let age = excuses.silence(now.saturating_sub(pulse.age(now)), now);
             if age >= HANGS_AFTER {
                 condition.problems.push(problem(name, format!("no progress for {} s", age.as_secs())));
@@ -87,12 +104,15 @@ impl Health for Overview {
 
     fn ready(&self) -> Condition {
         let mut condition = self.live();
+        let now = self.clock.now();
+        let notes = self.notes.told(now).into_iter().map(Problem::from);
         if self.stopping.load(Ordering::Relaxed) {
             condition.problems.push(problem("gateway", "stopping"));
         }
         let Some(Parts { log, sinks }) = self.parts.get() else {
             let why = self.waiting.lock().clone().unwrap_or_else(|| "it is being opened".to_owned());
             condition.problems.push(problem("log", why));
+            condition.notes.extend(notes);
             return condition;
         };
         let health = log.health();
@@ -105,17 +125,65 @@ impl Health for Overview {
             condition.notes.push(problem("log", reason));
         }
         condition.notes.extend(health.notes.into_iter().map(|note| problem("log", note)));
-        if !self.clock.now().trusted {
+        if !now.trusted {
             let reason = "not known to be set; readings of devices without a clock get no time yet";
             condition.notes.push(problem("clock", reason));
         }
-        for (name, _) in sinks {
-            let label = SinkLabel { sink: name.clone() };
-            if self.metrics.sink_connected.get_or_create(&label).get() == 0 {
-                let pending = self.metrics.sink_pending.get_or_create(&label).get();
-                condition.notes.push(problem(name, format!("not connected; {pending} readings are kept for it")));
+        condition.notes.extend(notes);
+        for Watched { name, note, .. } in sinks {
+            let Some(mut told) = note.told(now) else { continue };
+            if !told.works {
+                let pending = self.metrics.sink_pending.get_or_create(&SinkLabel { sink: name.clone() }).get();
+                told.reason = format!("not connected; {pending} readings are kept for it: {}", told.reason);
             }
+            condition.notes.push(told.into());
         }
         condition
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Now, SystemClock};
+    use crate::config::Store;
+    use crate::model::{Basis, Batch, ChannelName, DeviceId, Reading, Timestamp, Value};
+    use std::sync::atomic::AtomicU64;
+
+    /// Shows seconds that are set.
+    struct Hand(AtomicU64);
+
+    impl Clock for Hand {
+        fn now(&self) -> Now {
+            let monotonic = Duration::from_secs(self.0.load(Ordering::Relaxed));
+            Now { monotonic, ..SystemClock::new().now() }
+        }
+    }
+
+    #[test]
+    fn a_disk_that_stalls_for_100_s_is_waited_for_and_one_that_never_answers_is_not() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store =
+            Store { directory: directory.path().to_owned(), commit_within: Duration::from_secs(1), ..Store::default() };
+        let hand = Arc::new(Hand(AtomicU64::new(1000)));
+        let (clock, metrics): (Arc<dyn Clock>, _) = (hand.clone(), Metrics::new());
+        let gauge = Arc::new(|| None);
+        let opened = Log::open_stepped(&store, &[], &["cloud"], clock.clone(), metrics.clone(), gauge).expect("a log");
+        let overview = Overview::new(Notes::default(), metrics, clock);
+        let pulse = Pulse::new(Duration::from_secs(1000));
+        let watched = Watched { name: "cloud".into(), pulse, note: Note::new("cloud") };
+        overview.opened(opened.log.clone(), vec![watched]);
+        let channels = [ChannelName::new("level").expect("a valid name")].into();
+        let reading = Reading::new(1, Timestamp(1), channels, [Value::Float(1.0)].into()).expect("one each");
+        let device = DeviceId::new("pump").expect("a valid name");
+        let batch = Batch { device, session: Some(1), basis: Basis::Wall, readings: vec![reading] };
+        opened.log.append(None, batch).expect("there is room");
+        // Nobody steps the writer, nor feels the sink's pulse, from here on.
+        for (after, hang) in [(0, vec![]), (60, vec![]), (110, vec![]), (200, vec!["log", "cloud"])] {
+            hand.0.store(1000 + after, Ordering::Relaxed);
+            let problems = overview.live().problems;
+            let parts: Vec<_> = problems.iter().map(|problem| problem.part.as_str()).collect();
+            assert_eq!(parts, hang, "after {after} s: {problems:?}");
+        }
     }
 }

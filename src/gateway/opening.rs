@@ -86,6 +86,7 @@ mod tests {
     use super::*;
     use crate::clock::SystemClock;
     use crate::config;
+    use crate::notes::Notes;
 
     #[tokio::test]
     async fn a_log_whose_earlier_writer_is_late_is_opened_once_that_is_gone() {
@@ -94,7 +95,7 @@ mod tests {
         let config = Config { store, ..Config::default() };
         let (clock, metrics): (Arc<dyn Clock>, _) = (Arc::new(SystemClock::new()), Metrics::new());
         let late = Log::open(&config.store, &[], clock.clone(), metrics.clone()).expect("a new log");
-        let overview = Overview::new(metrics.clone(), clock.clone());
+        let overview = Overview::new(Notes::default(), metrics.clone(), clock.clone());
         let refused = open_log(&config, &clock, &metrics, &overview, false).await;
         assert!(refused.is_err(), "another process may have it");
         let mut opening = std::pin::pin!(open_log(&config, &clock, &metrics, &overview, true));

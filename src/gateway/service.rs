@@ -119,17 +119,38 @@ fn tell(state: &[NotifyState<'_>]) {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Those that mean nothing to the gateway, by name. Unheard, they would end it as a crash.
+    ignored: [(&'static str, Signal); 3],
 }
 
 impl Signals {
     fn new() -> std::io::Result<Signals> {
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            ignored: [
+                ("SIGHUP", signal(SignalKind::hangup())?),
+                ("SIGUSR1", signal(SignalKind::user_defined1())?),
+                ("SIGUSR2", signal(SignalKind::user_defined2())?),
+            ],
+        })
     }
 
+    /// Waits for one that asks for a stop. Cancel-safe.
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        let [(hangup, hung_up), (user_1, first), (user_2, second)] = &mut self.ignored;
+        loop {
+            let ignored = tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = hung_up.recv() => &**hangup,
+                _ = first.recv() => &**user_1,
+                _ = second.recv() => &**user_2,
+            };
+            tracing::info!(
+                "{ignored} is ignored: the configuration is read at the start alone; restart the gateway for a change to \
+                 take effect (systemctl restart tidegate)"
+            );
         }
     }
 }

@@ -50,12 +50,14 @@ impl<S: Send + Sync> FromRequest<S> for Body {
             return Err(Refused::too_large(MAX_BODY));
         }
         let body = Bytes::from_request(request, state).await;
-        if let Some(visitor) = visitor {
+        let cut = visitor.as_ref().and_then(Visitor::cut);
+        if let (Some(visitor), None) = (visitor, cut) {
             visitor.is_heard();
         }
-        body.map(Body).map_err(|why| match why.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Refused::too_large(MAX_BODY),
-            status => Refused::new(status, why.body_text()),
+        body.map(Body).map_err(|why| match (why.status(), cut) {
+            (_, Some(cut)) => Refused::new(cut.status(), cut.why().to_owned()),
+            (StatusCode::PAYLOAD_TOO_LARGE, None) => Refused::too_large(MAX_BODY),
+            (status, None) => Refused::new(status, "the body is not as the request's headers say".to_owned()),
         })
     }
 }

@@ -3,11 +3,20 @@
 //! A connection that becomes a device's WebSocket moves on and gives its place up; the
 //! link that it moves to has places of its own.
 
-use crate::clock::{Clock, Excuses, LAST_LOOK};
+mod farewell;
+mod timer;
+mod visitor;
+
+pub(super) use farewell::Cut;
+pub(super) use visitor::Announced;
+pub use visitor::Visitor;
+
+use crate::clock::Clock;
+use crate::link::tcp;
 use crate::link::tls::{self, Secure, Tls};
-use crate::link::{Place, Pool, Porch};
-use axum::extract::connect_info::Connected;
-use axum::serve::{IncomingStream, Listener};
+use crate::link::{Listening, Pool, Porch};
+use axum::serve::Listener;
+use farewell::{Farewell, LAST_WORDS};
 use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 use rustls::pki_types::CertificateDer;
@@ -18,9 +27,11 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
+use timer::Timer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+use visitor::{Phase, Stay};
 
 /// Connections served at one time; more wait in the system's backlog, until one that has
 /// asked for nothing yet goes for them.
@@ -31,12 +42,14 @@ const IDLE: Duration = Duration::from_secs(15);
 /// No connection lasts longer, whatever it does: a byte now and then must not hold a
 /// place for ever.
 const LONGEST: Duration = Duration::from_secs(120);
+/// After so long the next answer is the last, so that no request is cut for that.
+const LAST_REQUEST: Duration = Duration::from_secs(100);
 /// How long to wait when the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A listener that serves a bounded number of connections, each for a bounded time.
 pub struct Door {
-    listener: TcpListener,
+    listening: Listening,
     porch: Porch,
     /// How long a request may take to come: the first from the connection on, another from
     /// its first byte.
@@ -46,9 +59,9 @@ pub struct Door {
 }
 
 impl Door {
-    pub fn new(listener: TcpListener, patience: Duration, clock: Arc<dyn Clock>) -> Door {
+    pub fn new(listening: Listening, patience: Duration, clock: Arc<dyn Clock>) -> Door {
         let porch = Porch::new(MAX_CONNECTIONS, Gauge::default());
-        Door { listener, porch, patience, secure: None, clock }
+        Door { listening, porch, patience, secure: None, clock }
     }
 
     /// Has everybody speak TLS; what that takes in memory is charged to `pool`.
@@ -57,18 +70,15 @@ impl Door {
         self
     }
 
-    /// Where it listens.
-    ///
-    /// # Errors
-    /// As the operating system gives them.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    /// What it listens by.
+    pub fn listening(&self) -> &Listening {
+        &self.listening
     }
 
     /// Takes the next connection as soon as somebody may come.
-    async fn next(&self) -> io::Result<(TcpStream, SocketAddr)> {
+    async fn next(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         self.porch.room(&*self.clock, || false).await;
-        self.listener.accept().await
+        self.listening.accept().await
     }
 
     /// A connection's visit; `None` if there is no place for it after all.
@@ -86,11 +96,26 @@ impl Door {
         };
         let begun = Instant::now();
         let phase = Phase::Arriving { until: begun + self.patience };
-        let stay = Arc::new(Mutex::new(Stay { place: Some(place), phase, asks_since: begun }));
+        let stay = Stay { place: Some(place), begun, phase, asks_since: begun, is_asked: false, cut: None };
+        let stay = Arc::new(Mutex::new(stay));
         let timer = Some(Timer::new(self.clock.clone(), self.patience));
         let visitor = Visitor { from, certificate: certificate.clone(), stay: Some(stay.clone()) };
         let patience = self.patience;
-        Some((Visit { io, certificate, stay, patience, begun, progress: begun, timer, evicted }, visitor))
+        let visit = Visit {
+            io,
+            certificate,
+            stay,
+            patience,
+            begun,
+            progress: begun,
+            timer,
+            evicted,
+            heard: false,
+            midway: false,
+            leaving: None,
+            farewell: None,
+        };
+        Some((visit, visitor))
     }
 }
 
@@ -107,6 +132,7 @@ impl Listener for Door {
                     }
                 }
                 Err(why) => {
+                    self.listening.failed(&why);
                     tracing::debug!(%why, "cannot accept an HTTP connection");
                     // A file descriptor is what is missing most likely.
                     self.porch.evict_one();
@@ -117,119 +143,7 @@ impl Listener for Door {
     }
 
     fn local_addr(&self) -> io::Result<Visitor> {
-        self.address().map(Visitor::from)
-    }
-}
-
-/// Who asks.
-#[derive(Debug, Clone)]
-pub struct Visitor {
-    pub from: SocketAddr,
-    certificate: Arc<OnceLock<CertificateDer<'static>>>,
-    stay: Option<Arc<Mutex<Stay>>>,
-}
-
-/// A connection's place, and what it is there for.
-#[derive(Debug)]
-struct Stay {
-    place: Option<Place>,
-    phase: Phase,
-    /// When the request began to come that came last: the first with the connection.
-    asks_since: Instant,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// A request has to be there by then.
-    Arriving { until: Instant },
-    /// Its answer is being worked on.
-    Waiting,
-    /// It takes its answer in, or says nothing.
-    Asking,
-    /// It is a device's WebSocket.
-    MovedOn,
-}
-
-impl Stay {
-    /// Something came: if no request was under way, one is now.
-    fn asks_again(&mut self, patience: Duration) {
-        if self.phase == Phase::Asking {
-            self.asks_since = Instant::now();
-            self.phase = Phase::Arriving { until: self.asks_since + patience };
-        }
-    }
-}
-
-impl From<SocketAddr> for Visitor {
-    /// One whose connection nobody bounds.
-    fn from(from: SocketAddr) -> Visitor {
-        Visitor { from, certificate: Arc::default(), stay: None }
-    }
-}
-
-/// A listener whose visitors requests can find.
-pub(super) struct Announced<L>(pub L);
-
-impl<L: Listener<Addr = Visitor>> Listener for Announced<L> {
-    type Io = L::Io;
-    type Addr = Visitor;
-
-    fn accept(&mut self) -> impl Future<Output = (L::Io, Visitor)> + Send {
-        self.0.accept()
-    }
-
-    fn local_addr(&self) -> io::Result<Visitor> {
-        self.0.local_addr()
-    }
-}
-
-impl<L: Listener<Addr = Visitor>> Connected<IncomingStream<'_, Announced<L>>> for Visitor {
-    fn connect_info(stream: IncomingStream<'_, Announced<L>>) -> Visitor {
-        stream.remote_addr().clone()
-    }
-}
-
-impl Visitor {
-    /// The certificate that it proved to have.
-    pub fn certificate(&self) -> Option<CertificateDer<'static>> {
-        self.certificate.get().cloned()
-    }
-
-    /// How long ago its request began to come.
-    pub fn asks_for(&self) -> Duration {
-        self.stay.as_ref().map_or(Duration::ZERO, |stay| stay.lock().asks_since.elapsed())
-    }
-
-    /// A request is there: nobody takes its place until it is answered.
-    pub fn is_heard(&self) {
-        self.change(Phase::Waiting, |place| {
-            if let Some(place) = place {
-                place.line_up();
-            }
-        });
-    }
-
-    /// The answer is on its way.
-    pub fn is_answered(&self) {
-        self.change(Phase::Asking, |place| {
-            if let Some(place) = place {
-                place.step_back();
-            }
-        });
-    }
-
-    /// It is a device's connection from here on.
-    pub fn moves_on(&self) {
-        self.change(Phase::MovedOn, |place| *place = None);
-    }
-
-    fn change(&self, phase: Phase, change: impl FnOnce(&mut Option<Place>)) {
-        let Some(stay) = &self.stay else { return };
-        let mut stay = stay.lock();
-        if stay.phase != Phase::MovedOn {
-            change(&mut stay.place);
-            stay.phase = phase;
-        }
+        Ok(self.listening.address().into())
     }
 }
 
@@ -245,39 +159,13 @@ pub struct Visit {
     /// None once it moved on.
     timer: Option<Timer>,
     evicted: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
-
-/// Runs out at a time that pauses of the gateway put off, by this at most.
-struct Timer {
-    most: Duration,
-    clock: Arc<dyn Clock>,
-    excuses: Excuses,
-    until: Instant,
-    sleep: Pin<Box<Sleep>>,
-    last_look: bool,
-}
-
-impl Timer {
-    fn new(clock: Arc<dyn Clock>, most: Duration) -> Timer {
-        let (excuses, until) = (Excuses::from(clock.put_off()), Instant::now() + most);
-        Timer { most, clock, excuses, until, sleep: Box::pin(sleep_until(until)), last_look: false }
-    }
-
-    fn poll(&mut self, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        if self.until != until {
-            (self.until, self.last_look) = (until, false);
-            self.sleep.as_mut().reset(until);
-        }
-        loop {
-            ready!(self.sleep.as_mut().poll(cx));
-            let put_off = self.excuses.look(self.clock.put_off(), Duration::ZERO).min(self.most);
-            if put_off.is_zero() && self.last_look {
-                return Poll::Ready(());
-            }
-            self.last_look = put_off.is_zero();
-            self.sleep.as_mut().reset(Instant::now() + put_off.max(LAST_LOOK));
-        }
-    }
+    /// Whether anything came.
+    heard: bool,
+    /// Whether the last write did not write everything.
+    midway: bool,
+    /// It is cut, and until when its answer may go out.
+    leaving: Option<Instant>,
+    farewell: Option<Farewell>,
 }
 
 enum Io {
@@ -292,6 +180,15 @@ trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 impl Visit {
+    /// Whether the far end sends no more, also while something that it sent is not read yet.
+    pub fn hung_up(&self) -> bool {
+        match &self.io {
+            Io::Plain(stream) => tcp::hung_up(stream),
+            Io::Secure(stream) => stream.hung_up(),
+            Io::Handshake(_) | Io::Failed => false,
+        }
+    }
+
     /// The connection, once it can be read and written.
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&mut dyn Duplex>> {
         if let Io::Handshake(handshake) = &mut self.io {
@@ -322,49 +219,103 @@ impl Visit {
         if polled.is_ready() {
             self.progress = Instant::now();
         }
-        let phase = self.stay.lock().phase;
-        let until = match phase {
-            Phase::Arriving { until } => until.min(self.begun + LONGEST),
-            Phase::Waiting => self.begun + LONGEST,
-            Phase::Asking => (self.progress + IDLE).min(self.begun + LONGEST),
-            Phase::MovedOn => {
+        let mut stay = self.stay.lock();
+        let until = match (self.leaving, stay.phase) {
+            (Some(until), _) => until,
+            (None, Phase::Arriving { until }) => until.min(self.begun + LONGEST),
+            (None, Phase::Waiting) => self.begun + LONGEST,
+            (None, Phase::Asking) => (self.progress + IDLE).min(self.begun + LONGEST),
+            (None, Phase::MovedOn) => {
                 self.timer = None;
                 self.evicted = Box::pin(std::future::pending());
                 return polled;
             }
         };
-        if timer.poll(until, cx).is_ready() || self.evicted.as_mut().poll(cx).is_ready() {
-            // It may not be polled again.
-            self.evicted = Box::pin(std::future::ready(()));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        let late = timer.poll(until, cx).is_ready();
+        // What was heard is answered, whoever needs the place.
+        let crowded = stay.phase != Phase::Waiting && self.evicted.as_mut().poll(cx).is_ready();
+        if !late && !crowded {
+            return polled;
         }
-        polled
+        // It may not be polled again, and is of no meaning any more.
+        self.evicted = Box::pin(std::future::pending());
+        let cut = if late { Cut::Late } else { Cut::Crowded };
+        match stay.phase {
+            _ if self.leaving.is_some() => {}
+            // Whoever waits for the body says why it does not come.
+            Phase::Arriving { .. } if stay.is_asked => {
+                stay.cut = Some(cut);
+                self.leaving = Some(Instant::now() + LAST_WORDS);
+            }
+            Phase::Arriving { .. } if (self.heard || !late) && !self.midway => {
+                self.farewell = Some(Farewell::telling(cut));
+            }
+            // The answer is under way.
+            Phase::Asking if self.midway && !late => {
+                self.leaving = Some(Instant::now() + LAST_WORDS);
+                return polled;
+            }
+            _ => {}
+        }
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Ready when the last words were said, if there are any.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(mut farewell) = self.farewell.take() else { return Poll::Ready(()) };
+        let said = match self.poll_io(cx) {
+            Poll::Ready(Ok(io)) => farewell.poll(io, cx),
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(()),
+        };
+        if said.is_pending() {
+            self.farewell = Some(farewell);
+        }
+        said
     }
 }
 
 impl AsyncRead for Visit {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = match self.poll_io(cx) {
-            Poll::Ready(Ok(io)) => Pin::new(io).poll_read(cx, buffer),
-            Poll::Ready(Err(why)) => Poll::Ready(Err(why)),
-            Poll::Pending => Poll::Pending,
-        };
-        if self.timer.is_some() && buffer.filled().len() > before {
-            self.stay.lock().asks_again(self.patience);
+        if self.farewell.is_none() {
+            if self.leaving.is_some() {
+                let answered = self.stay.lock().phase == Phase::Asking;
+                let polled = if answered { Poll::Pending } else { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) };
+                return self.timed(cx, polled);
+            }
+            let before = buffer.filled().len();
+            let polled = match self.poll_io(cx) {
+                Poll::Ready(Ok(io)) => Pin::new(io).poll_read(cx, buffer),
+                Poll::Ready(Err(why)) => Poll::Ready(Err(why)),
+                Poll::Pending => Poll::Pending,
+            };
+            if self.timer.is_some() && buffer.filled().len() > before {
+                self.heard = true;
+                self.stay.lock().asks_again(self.patience);
+            }
+            let polled = self.timed(cx, polled);
+            if self.farewell.is_none() {
+                return polled;
+            }
         }
-        self.timed(cx, polled)
+        self.poll_farewell(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 impl AsyncWrite for Visit {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.farewell.is_some() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let polled = match self.poll_io(cx) {
             Poll::Ready(Ok(io)) => Pin::new(io).poll_write(cx, bytes),
             Poll::Ready(Err(why)) => Poll::Ready(Err(why)),
             Poll::Pending => Poll::Pending,
         };
-        self.timed(cx, polled)
+        self.midway = !matches!(&polled, Poll::Ready(Ok(written)) if *written == bytes.len());
+        let polled = self.timed(cx, polled);
+        // Nothing is said in the middle of an answer.
+        self.farewell = None;
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -372,6 +323,10 @@ impl AsyncWrite for Visit {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.leaving.is_some() {
+            self.farewell.get_or_insert_with(Farewell::answered);
+            return self.poll_farewell(cx).map(Ok);
+        }
         Pin::new(ready!(self.poll_io(cx))?).poll_shutdown(cx)
     }
 }

@@ -1,9 +1,11 @@
 //! What is answered to a request that cannot be served.
 
-use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+
+/// When to come back after a 503, in seconds.
+pub(super) const RETRY_AFTER: &str = "1";
 
 /// A refusal: its status, and in words why.
 #[derive(Debug)]
@@ -34,6 +36,17 @@ impl Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        (self.0, Json(json!({ "error": self.1 }))).into_response()
+        let Refused(status, why) = self;
+        let json = [(header::CONTENT_TYPE, "application/json")];
+        let response = (status, json, body(&why)).into_response();
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE => ([(header::RETRY_AFTER, RETRY_AFTER)], response).into_response(),
+            _ => response,
+        }
     }
+}
+
+/// What a refusal says, as JSON.
+pub(super) fn body(why: &str) -> String {
+    json!({ "error": why }).to_string()
 }

@@ -1,5 +1,6 @@
 //! From a request to a device's WebSocket (RFC 6455, section 4.2).
 
+use super::moved::Moved;
 use super::{Shared, Visitor, refuse};
 use crate::link::websocket::Refused;
 use axum::extract::{ConnectInfo, Request, State};
@@ -7,7 +8,6 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hyper_util::rt::TokioIo;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use std::io;
 
@@ -54,7 +54,7 @@ pub(super) async fn device(
         let upgraded = upgrade.await.map_err(io::Error::other)?;
         // It is no request any more.
         leaves.moves_on();
-        Ok(Box::new(TokioIo::new(upgraded)) as Box<_>)
+        Ok(Box::new(Moved::new(upgraded)) as Box<_>)
     };
     admission.enter(visitor.from, visitor.certificate(), Box::pin(upgrade));
     let switch = [

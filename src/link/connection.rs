@@ -6,6 +6,7 @@
 //! than it may, while the device does not take what it is answered, and while the memory for all
 //! connections is used up and the frame under way is a large one.
 
+mod hangup;
 mod peer;
 
 use super::caller::Caller;
@@ -15,6 +16,7 @@ use super::porch::Place;
 use crate::clock::{Excuses, LAST_LOOK};
 use crate::stop;
 use crate::wire::frame::Decoder;
+use hangup::Hangup;
 pub(super) use peer::voice::FIRST_FORMAT;
 use peer::{End, Peer};
 use std::future::poll_fn;
@@ -70,6 +72,7 @@ struct Connection<'a, S> {
     lease: Lease,
     /// Why it is not read, beside what the peer knows.
     gate: Gate,
+    hangup: Hangup,
     /// What was read and is heard when its turn comes.
     early: Vec<u8>,
     /// Set when the gateway stops: nothing more is read.
@@ -90,9 +93,11 @@ enum Gate {
 }
 
 /// Serves the device at the far end of `io` until either side ends it or `stop`
-/// turns true. `place` is where it waits to be let in.
+/// turns true. `place` is where it waits to be let in. What `hung_up` tells of `io` shows while
+/// it is not read.
 pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut S,
+    hung_up: fn(&S) -> bool,
     line: &Line,
     caller: Caller,
     place: Place,
@@ -111,6 +116,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         peer: Peer::new(line, caller, place, clock.now()),
         lease: line.shared.pool.lease(),
         gate: Gate::Open,
+        hangup: Hangup::default(),
         early: Vec::new(),
         stop_at: None,
         excuses,
@@ -124,6 +130,12 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
             connection.peer.place.turn().await;
             connection.say_farewell(end).await;
             return Closed::Ended;
+        }
+        let paused = connection.stop_at.is_none() && connection.is_paused();
+        if connection.hangup.is_due(paused, now.monotonic) && hung_up(connection.io) {
+            connection.peer.leaves().await;
+            connection.peer.gone("the far end closed the connection, while nothing of what it sent could be stored");
+            return Closed::Gone;
         }
         let wait = connection.deadline(now.monotonic).map_or(LONG, |at| at.saturating_sub(now.monotonic));
         let at = Instant::now() + wait;
@@ -326,7 +338,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         let look = (self.gate == Gate::Memory || self.frame_since.is_some()).then_some(now + LOOK_AGAIN);
         if self.is_paused() || self.gate != Gate::Open {
             let rate = if let Gate::Rate(until) = self.gate { Some(until) } else { None };
-            return [ack, look, rate, self.peer.reassures_at()].into_iter().flatten().min();
+            return [ack, look, rate, self.peer.reassures_at(), self.hangup.due()].into_iter().flatten().min();
         }
         let silence = if self.last_look { Some(now + LAST_LOOK) } else { self.silence_deadline() };
         [ack, look, silence].into_iter().flatten().min()

@@ -6,6 +6,7 @@ use crate::config::{self, Authentication, Terms};
 use crate::device::auth::{Doorman, Fault, Origin};
 use crate::device::{Grants, Registry, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
+use crate::notes::Notes;
 use crate::store::Log;
 use crate::wire::frame::{FrameError, FrameRef, Limits, Recovery};
 use bytesize::ByteSize;
@@ -25,6 +26,7 @@ pub struct Shared {
     pub pool: Pool,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
+    pub notes: Notes,
 }
 
 impl Shared {
@@ -154,6 +156,11 @@ impl Line {
     /// Shows whether the listener or port is open.
     pub fn up(&self, up: bool) {
         self.shared.metrics.link_up.get_or_create(&self.label()).set(i64::from(up));
+    }
+
+    /// Counts that the port was lost.
+    pub fn lost(&self) {
+        self.shared.metrics.link_losses.get_or_create(&self.label()).inc();
     }
 
     /// Has keys ready where devices prove who they are by them, and says what is weak about

@@ -37,6 +37,8 @@ pub async fn serve(config: config::Serial, ports: Ports, shared: Shared, mut sto
     let line = line(&config, shared);
     let counts = Counts::new(&line.shared.metrics, &config.name);
     line.prepare();
+    let note = line.shared.notes.about(line.name.clone());
+    let now = || line.shared.clock.now().monotonic;
     // So that a port that stays away is logged once.
     let mut told = None;
     while !*stop.borrow() {
@@ -45,12 +47,19 @@ pub async fn serve(config: config::Serial, ports: Ports, shared: Shared, mut sto
                 told = None;
                 counts.opened.inc();
                 line.up(true);
-                serve_port(opened, &claim, &line, &counts, config.baud, stop.clone()).await;
+                note.works();
+                let lost = serve_port(opened, &claim, &line, &counts, config.baud, stop.clone()).await;
                 line.up(false);
+                if let Some(why) = lost {
+                    line.lost();
+                    note.failed(why.as_str(), now());
+                    note.is_down(why, now());
+                }
             }
             Err(why) => {
                 line.up(false);
                 counts.open_failed.inc();
+                note.is_down(why.as_str(), now());
                 if told.as_ref() != Some(&why) {
                     tracing::warn!(link = %line.name, why, "cannot open the serial port; trying on");
                     told = Some(why);
@@ -65,6 +74,7 @@ pub async fn serve(config: config::Serial, ports: Ports, shared: Shared, mut sto
     }
 }
 
+/// Serves an open port; why it was lost, if it was.
 async fn serve_port(
     opened: Opened,
     claim: &Claim,
@@ -72,7 +82,7 @@ async fn serve_port(
     counts: &Counts,
     baud: u32,
     stop: watch::Receiver<bool>,
-) {
+) -> Option<String> {
     let path = claim.path.display().to_string();
     let device = claim.device().display();
     tracing::info!(link = %line.name, path, %device, baud, "serial port opened");
@@ -80,11 +90,20 @@ async fn serve_port(
         tracing::warn!(link = %line.name, path, settings, "the port's driver takes other RS-485 settings");
     }
     let mut port = Counted { stream: opened.stream, read: counts.read.clone(), written: counts.written.clone() };
-    match connection::drive(&mut port, line, Caller::named(path.as_str()), Place::granted(), stop).await {
+    match connection::drive(&mut port, |_| false, line, Caller::named(path.as_str()), Place::granted(), stop).await {
         // Nobody is sent away from a place that was granted.
-        Closed::Ended | Closed::Evicted => tracing::debug!(link = %line.name, path, "session ended"),
-        Closed::Gone => tracing::warn!(link = %line.name, path, "serial port vanished; waiting for it"),
-        Closed::Failed(why) => tracing::warn!(link = %line.name, path, %why, "serial port failed; opening it again"),
+        Closed::Ended | Closed::Evicted => {
+            tracing::debug!(link = %line.name, path, "session ended");
+            None
+        }
+        Closed::Gone => {
+            tracing::warn!(link = %line.name, path, "serial port vanished; waiting for it");
+            Some(format!("{path}: the port vanished; see whether its device is plugged in and has power"))
+        }
+        Closed::Failed(why) => {
+            tracing::warn!(link = %line.name, path, %why, "serial port failed; opening it again");
+            Some(format!("{path}: the port failed ({why}); see whether its device is plugged in and has power"))
+        }
     }
 }
 
@@ -97,7 +116,7 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    connection::drive(stream, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
+    connection::drive(stream, |_| false, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
 }
 
 fn line(config: &config::Serial, shared: Shared) -> Line {

@@ -3,9 +3,10 @@
 use super::caller::Caller;
 use super::connection::{self, Closed, FIRST_FORMAT};
 use super::line::{Line, Shared};
+use super::listen::Listening;
 use super::porch::{self, Place};
 use super::reception::Reception;
-use super::tls::{self, Tls};
+use super::tls::{self, Secure, Tls};
 use crate::clock::patiently;
 use crate::config;
 use crate::device::auth::Fault;
@@ -13,45 +14,38 @@ use crate::stop;
 use crate::wire::codec::encode_gateway;
 use crate::wire::message::{GatewayMessage, Goodbye, Reason};
 use rustls::ServerConfig;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// Largest frame body before a device is welcomed, in bytes.
 const BEFORE_HELLO: usize = 256;
-/// Connections that the system may hold before they are accepted: as many as may come at
-/// once, but no more than can be seen to in a few seconds if all are silent.
-const BACKLOG: std::ops::RangeInclusive<usize> = 128..=4096;
 /// How long to wait when the system has no resources for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a closed connection is read on, so that its last words arrive: data
 /// left unread would reset it.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// Binds a listener for so many devices.
-///
-/// # Errors
-/// As the operating system gives them: the address is in use, or not ours.
-pub fn bind(listen: SocketAddr, max_connections: usize) -> io::Result<TcpListener> {
-    let socket = if listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(listen)?;
-    let backlog = max_connections.clamp(*BACKLOG.start(), *BACKLOG.end());
-    socket.listen(u32::try_from(backlog).unwrap_or(u32::MAX))
-}
-
 /// Serves devices until `stop` turns true and the last of them is gone.
-pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, mut stop: watch::Receiver<bool>) {
+pub async fn serve(mut listening: Listening, config: config::Tcp, shared: Shared, mut stop: watch::Receiver<bool>) {
     let terms = config.terms();
     let reception = Reception::new(&terms, line(&config, shared));
     let door = Door { reception: reception.clone(), tls: terms.tls().map(Tls::new), stop: stop.clone() };
     let Reception { line, porch, .. } = &reception;
-    line.up(true);
+    line.up(false);
+    tokio::select! {
+        biased;
+        () = stop::requested(&mut stop) => return,
+        () = listening.bound() => line.up(true),
+    }
     let most = porch::most(config.max_connections);
     let mut told = false;
     let mut connections = JoinSet::new();
@@ -60,12 +54,13 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
             biased;
             () = stop::requested(&mut stop) => break,
             Some(_) = connections.join_next() => {}
-            accepted = accept(&listener, &reception), if connections.len() < most => match accepted {
+            accepted = accept(&mut listening, &reception), if connections.len() < most => match accepted {
                 Ok((stream, from)) => {
                     told = false;
                     door.opens(stream, from, &mut connections);
                 }
                 Err(why) => {
+                    listening.failed(&why);
                     if !std::mem::replace(&mut told, true) {
                         tracing::warn!(link = %line.name, %why, "cannot accept connections; trying on");
                     }
@@ -76,7 +71,7 @@ pub async fn serve(listener: TcpListener, config: config::Tcp, shared: Shared, m
             }
         }
     }
-    drop(listener);
+    drop(listening);
     line.up(false);
     while connections.join_next().await.is_some() {}
 }
@@ -124,9 +119,9 @@ impl Door {
 }
 
 /// Takes the next connection as soon as somebody may come. Cancel-safe.
-async fn accept(listener: &TcpListener, reception: &Reception) -> io::Result<(TcpStream, SocketAddr)> {
+async fn accept(listening: &mut Listening, reception: &Reception) -> io::Result<(TcpStream, SocketAddr)> {
     reception.room().await;
-    listener.accept().await
+    listening.accept().await
 }
 
 /// Serves one device as [`serve`] does, over a stream that no listener gave, until
@@ -138,17 +133,24 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    connection::drive(stream, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
+    connection::drive(stream, |_| false, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
 }
 
 fn line(config: &config::Tcp, shared: Shared) -> Line {
     Line::of_listener(config.name.as_str().into(), &config.terms(), BEFORE_HELLO, false, shared)
 }
 
+/// Whether the far end sends no more, also while something that it sent is not read yet.
+pub fn hung_up(stream: &TcpStream) -> bool {
+    let ready = pin!(stream.ready(Interest::READABLE));
+    let ready = ready.poll(&mut Context::from_waker(Waker::noop()));
+    matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
+}
+
 async fn serve_one(mut stream: TcpStream, caller: Caller, place: Place, line: Arc<Line>, stop: watch::Receiver<bool>) {
     let porch = place.porch().clone();
     hasten(&stream, &caller);
-    let closed = connection::drive(&mut stream, &line, caller, place, stop).await;
+    let closed = connection::drive(&mut stream, hung_up, &line, caller, place, stop).await;
     if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;
     }
@@ -184,7 +186,7 @@ async fn serve_secure(
         Err(why) => return not_shaken(&line, &caller, &why),
     };
     let caller = Caller { since: Some(place.since()), certificate: stream.certificate(), ..caller };
-    let closed = connection::drive(&mut stream, &line, caller, place, stop).await;
+    let closed = connection::drive(&mut stream, Secure::hung_up, &line, caller, place, stop).await;
     if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;
     }

@@ -11,6 +11,7 @@ mod prompt;
 pub use prompt::Prompt;
 
 use super::pool::{Lease, Pool};
+use super::tcp;
 use crate::config::{ClientCertificates, ServerTls};
 use crate::files::Stamp;
 use crate::pem;
@@ -172,6 +173,12 @@ impl Secure {
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
         let (_, session) = self.0.get_ref().get_ref();
         Some(session.peer_certificates()?.first()?.clone().into_owned())
+    }
+
+    /// Whether the far end sends no more, also while something that it sent is not read yet.
+    pub fn hung_up(&self) -> bool {
+        let (below, _) = self.0.get_ref().get_ref();
+        tcp::hung_up(&below.stream)
     }
 }
 

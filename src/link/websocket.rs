@@ -43,9 +43,10 @@ const LINGER: Duration = Duration::from_millis(500);
 pub type Upgrade = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
 
 /// What a WebSocket runs over.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Whether the far end sends no more, as far as that can be told without reading.
+    fn hung_up(&self) -> bool;
+}
 
 /// Where devices come in. Clones share it.
 #[derive(Clone)]
@@ -153,9 +154,15 @@ impl Admission {
 }
 
 impl Hall {
-    /// Serves devices until `stop` turns true and the last of them is gone.
-    pub async fn serve(mut self, mut stop: watch::Receiver<bool>) {
-        self.line.up(true);
+    /// Serves devices until `stop` turns true and the last of them is gone. `listens` turns
+    /// true when the HTTP server can be reached.
+    pub async fn serve(mut self, mut listens: watch::Receiver<bool>, mut stop: watch::Receiver<bool>) {
+        self.line.up(false);
+        tokio::select! {
+            biased;
+            () = stop::requested(&mut stop) => {}
+            () = reached(&mut listens) => self.line.up(true),
+        }
         let mut connections = JoinSet::new();
         let stop_one = stop.clone();
         loop {
@@ -175,6 +182,13 @@ impl Hall {
     }
 }
 
+async fn reached(listens: &mut watch::Receiver<bool>) {
+    if listens.wait_for(|listens| *listens).await.is_err() {
+        // Whoever listened is gone, and nobody will come.
+        std::future::pending().await
+    }
+}
+
 async fn serve_one(guest: Guest, line: Arc<Line>, porch: Porch, stop: watch::Receiver<bool>) {
     let Guest { upgrade, caller, place } = guest;
     let from = caller.name.as_str();
@@ -187,7 +201,8 @@ async fn serve_one(guest: Guest, line: Arc<Line>, porch: Porch, stop: watch::Rec
     };
     let lengths = Lengths { now: line.before_hello.max_body, afterwards: line.limits.max_body };
     let mut messages = Messages::new(stream, lengths, line.shared.pool.another_lease(), line.frame_timeout);
-    let closed = connection::drive(&mut messages, &line, caller, place, stop).await;
+    let hung_up = |messages: &Messages<Box<dyn Stream>>| messages.get_ref().hung_up();
+    let closed = connection::drive(&mut messages, hung_up, &line, caller, place, stop).await;
     match closed {
         Closed::Failed(why) if why.kind() == io::ErrorKind::InvalidData => line.count_invalid(NAME),
         // Nobody is left who could be told anything.

@@ -9,6 +9,7 @@ use crate::backoff::{Backoff, Failure};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, SinkLabel};
 use crate::model::{Numbered, Seq};
+use crate::notes::Note;
 use crate::stop;
 use crate::store::SinkCursor;
 use std::collections::VecDeque;
@@ -33,6 +34,7 @@ pub struct Pump<D> {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     pulse: Pulse,
+    note: Note,
     label: SinkLabel,
     /// Bytes that a reading takes in a payload, lately.
     reading_bytes: usize,
@@ -90,8 +92,8 @@ impl<D: Destination> Pump<D> {
     ) -> Pump<D> {
         let label = SinkLabel { sink: cursor.name().clone() };
         let sizing = Sizing::new(max_batch);
-        let restart = Arc::default();
-        Pump { destination, cursor, backoff, sizing, clock, metrics, pulse, label, reading_bytes: 100, restart }
+        let (note, restart) = (Note::new(label.sink.clone()), Arc::default());
+        Pump { destination, cursor, backoff, sizing, clock, metrics, pulse, note, label, reading_bytes: 100, restart }
     }
 
     /// Notified, the pump drops its connection, or waits no longer, and connects anew.
@@ -99,11 +101,17 @@ impl<D: Destination> Pump<D> {
         self.restart.clone()
     }
 
+    /// Tells why it is not connected, or that it loses its connection again and again.
+    pub fn note(&self) -> Note {
+        self.note.clone()
+    }
+
     /// Runs until `stop` turns true; what is in flight then has `drain` to be
     /// confirmed.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>, drain: Duration) {
         let mut told = String::new();
         self.connected(false);
+        self.note.is_down("connecting", self.clock.now().monotonic);
         loop {
             let delay = self.backoff.delay();
             if self.pause(delay, &mut stop).await {
@@ -116,15 +124,23 @@ impl<D: Destination> Pump<D> {
                     told.clear();
                     let since = self.clock.now().monotonic;
                     self.connected(true);
+                    self.metrics.sink_connects.get_or_create(&self.label).inc();
+                    self.note.works();
                     let end = self.serve(link, &mut stop, drain).await;
                     self.cursor.listen(false);
                     self.connected(false);
-                    self.backoff.worked_for(self.clock.now().monotonic.saturating_sub(since));
+                    let now = self.clock.now().monotonic;
+                    self.backoff.worked_for(now.saturating_sub(since));
                     match end {
                         End::Stopped => return,
-                        End::Lost(failure) => failure,
+                        End::Lost(failure) => {
+                            self.metrics.sink_losses.get_or_create(&self.label).inc();
+                            self.note.failed(failure.what.as_str(), now);
+                            failure
+                        }
                         End::Restart => {
                             tracing::info!(sink = %self.label.sink, "connecting anew, as was asked for");
+                            self.note.is_down("connecting anew, as was asked for", now);
                             // It waits for nothing.
                             self.restart.notify_one();
                             continue;
@@ -135,6 +151,7 @@ impl<D: Destination> Pump<D> {
             if failure.permanent {
                 self.backoff.give_time();
             }
+            self.note.is_down(failure.what.as_str(), self.clock.now().monotonic);
             if told != failure.what {
                 tracing::warn!(sink = %self.label.sink, why = failure.what, "not connected; readings are kept, trying on");
                 told = failure.what;

@@ -25,6 +25,13 @@ pub(super) struct Kept {
     pub uptime: u64,
 }
 
+impl Kept {
+    /// Whether it was kept in this boot of the machine.
+    pub fn is_of(self, boot: BootId) -> bool {
+        self.boot == mark(boot)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct LogClock {
     /// What it showed at the start, in seconds, and the monotonic time then.

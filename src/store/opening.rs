@@ -14,6 +14,7 @@ use super::log::{Log, Opened, Shared};
 use super::logclock::LogClock;
 use super::mark::{Mark, Marks};
 use super::readers::Readers;
+use super::recover::CutShort;
 use super::reserve::Reserve;
 use super::restore::{Job, Restored};
 use super::schema::OpenError;
@@ -73,6 +74,17 @@ pub(super) fn prepare(
     }
     let Healed { connection, found, ticket, boots, commands, commands_lost, jobs, notes } =
         healed.inspect_err(failed)?;
+    match found.cut_short {
+        None => {}
+        Some(CutShort::Alone) => tracing::warn!(
+            "the last run of the gateway did not end by a stop: it was killed or crashed (journalctl -u tidegate has its \
+             last words); what it acknowledged is in the log"
+        ),
+        Some(CutShort::WithMachine) => tracing::warn!(
+            "the last run of the gateway did not end by a stop: the power failed, or the machine ended before the gateway; \
+             what it acknowledged is in the log"
+        ),
+    }
     let mut notices = Vec::new();
     if commands_lost > 0 {
         tracing::error!(commands = commands_lost, "damaged commands were taken out of the log");

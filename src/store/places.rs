@@ -32,6 +32,8 @@ pub struct Purged {
     pub range: Option<(Seq, Seq)>,
     /// Readings in it.
     pub readings: u64,
+    /// Those of them that leave the log: whole segments do, if they are purged of all sinks.
+    pub removed: u64,
     /// Sinks, and how many of these readings each had not confirmed.
     pub undelivered: Vec<(String, u64)>,
 }
@@ -143,7 +145,7 @@ fn remove(
     if let Some(name) = only.filter(|name| !places.contains_key(*name)) {
         bail!("{}", unknown(name, places));
     }
-    let mut purged = Purged { range: None, readings: 0, undelivered: Vec::new() };
+    let mut purged = Purged { range: None, readings: 0, removed: 0, undelivered: Vec::new() };
     let chosen = places.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
     let mut lost: BTreeMap<&str, u64> = chosen.map(|(name, _)| (name.as_str(), 0)).collect();
     let upto = last_before(transaction, before)?;
@@ -155,6 +157,9 @@ fn remove(
             let Some(header) = row::header_of(row) else { continue };
             let last = header.last().min(upto);
             purged.readings += header.within(Seq::ZERO, last);
+            if only.is_none() && last == header.last() {
+                purged.removed += header.within(Seq::ZERO, last);
+            }
             purged.range = Some((purged.range.map_or(header.first, |(first, _)| first), last));
             for (name, count) in &mut lost {
                 let confirmed = places.get(*name).map_or(0, |place| place.confirmed);

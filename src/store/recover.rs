@@ -50,6 +50,17 @@ pub(super) struct Recovered {
     pub folding: Folding,
     /// Stands in segments for the lanes by which they are counted from now on.
     pub generation: u64,
+    /// How the last life ended, if it did not close the log.
+    pub cut_short: Option<CutShort>,
+}
+
+/// How a life of the gateway ended that did not close the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CutShort {
+    /// The machine went on.
+    Alone,
+    /// The machine has been started since.
+    WithMachine,
 }
 
 /// So many ids of events are passed over after an unclean stop, more than are given out
@@ -145,6 +156,10 @@ pub(super) fn recover(
     let last_event = last_event(&transaction)?;
     let news = wanted.iter().map(|sink| missed::news(&transaction, sink.name)).collect::<rusqlite::Result<_>>()?;
     let clock = (kept_clock(&meta), newest);
+    let cut_short = (clean.is_none() && !meta.is_empty()).then(|| match clock.0.is_of(ticket.boot()) {
+        true => CutShort::Alone,
+        false => CutShort::WithMachine,
+    });
     let generation = generation(&transaction, &meta, lanes)?;
     let mut folding = Folding::after(kept(fold::NUMBER), !left.goes_on);
     let lists = folding.write(&transaction)?;
@@ -167,6 +182,7 @@ pub(super) fn recover(
         clock,
         folding,
         generation,
+        cut_short,
     })
 }
 

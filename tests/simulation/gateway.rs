@@ -23,6 +23,7 @@ use tidegate::downlink::{Downlink, Handle, Operate, Operated};
 use tidegate::link::{self, serial, tcp};
 use tidegate::metrics::{Metrics, SinkLabel};
 use tidegate::model::{DeviceId, DeviceStatus, GatewayId, Presence};
+use tidegate::notes::Notes;
 use tidegate::sink::{Identity, Pulse, Pump};
 use tidegate::store::{Log, OpenError, Opened, Stepped, Stepper};
 use tokio::io::DuplexStream;
@@ -206,6 +207,7 @@ impl Gateway {
             clock: clock.clone(),
             metrics: metrics.clone(),
             pool: link::Pool::new(64 << 20, metrics.clone()),
+            notes: Notes::default(),
         };
         let tcp = Arc::new(config::Tcp { authentication: Some(plan.authentication), ..config::Tcp::default() });
         let serial = Arc::new(config::Serial { authentication: plan.authentication, ..config::Serial::default() });

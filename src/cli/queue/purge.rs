@@ -3,7 +3,7 @@
 use super::{Bound, Failure, changed, json, load};
 use crate::cli::DEFAULT_CONFIG;
 use crate::clock::{Clock, SystemClock};
-use crate::store::{self, Before};
+use crate::store::{self, Before, Purged};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -47,20 +47,39 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
             out,
             &json!({
                 "done": args.yes, "first": purged.range.map(|(first, _)| first), "last": purged.range.map(|(_, last)| last),
-                "readings": purged.readings, "undelivered": undelivered,
+                "readings": purged.readings, "removed": purged.removed, "undelivered": undelivered,
             }),
         )?;
     } else {
-        let verb = if args.yes { "removed" } else { "would remove" };
-        match purged.range {
-            None => writeln!(out, "{verb} nothing")?,
-            Some((first, last)) => {
-                writeln!(out, "{verb} {} readings, seqs {first} to {last}", purged.readings)?;
-                for (sink, count) in &purged.undelivered {
-                    writeln!(out, "  {count} of them were not delivered to {sink}")?;
-                }
-            }
-        }
+        print(&purged, args, out)?;
     }
     changed(args.yes, out)
+}
+
+/// Says what becomes of what: only what is purged of all sinks leaves the log, and that by
+/// whole segments.
+fn print(purged: &Purged, args: &Args, out: &mut dyn Write) -> std::io::Result<()> {
+    let (removes, passes) = match args.yes {
+        true => ("removed", "passed over"),
+        false => ("would remove", "would pass over"),
+    };
+    let Some((first, last)) = purged.range else { return writeln!(out, "{removes} nothing") };
+    if let Some(sink) = &args.sink {
+        let count: u64 = purged.undelivered.iter().map(|(_, count)| count).sum();
+        return writeln!(
+            out,
+            "{passes} {count} readings for {sink}, which does not get them, up to seq {last}; no reading leaves the log by \
+             that, and other sinks still get theirs"
+        );
+    }
+    writeln!(out, "{removes} {} readings, seqs {first} to {last}", purged.removed)?;
+    let left = purged.readings - purged.removed;
+    if left > 0 {
+        writeln!(out, "  {left} more share a segment with later ones: they stay in the log, and no sink gets them")?;
+    }
+    let these = if left > 0 { "all these" } else { "them" };
+    for (sink, count) in &purged.undelivered {
+        writeln!(out, "  {count} of {these} were not delivered to {sink}")?;
+    }
+    Ok(())
 }

@@ -116,6 +116,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
         }
     }
 
+    /// The stream below, to look at.
+    pub fn get_ref(&self) -> &S {
+        &self.io
+    }
+
     /// The stream below.
     pub fn io(&mut self) -> &mut S {
         &mut self.io

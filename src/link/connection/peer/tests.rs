@@ -8,6 +8,7 @@ use crate::link::line::Shared;
 use crate::link::pool::Pool;
 use crate::metrics::Metrics;
 use crate::model::Value;
+use crate::notes::Notes;
 use crate::store::{Log, Opened, Stepper};
 use crate::wire::codec::{decode_gateway, encode_device};
 use crate::wire::frame::{Decoder, MAX_BODY, Recovery};
@@ -40,6 +41,7 @@ fn line(directory: &Path) -> (Line, Stepper) {
         devices,
         clock,
         metrics,
+        notes: Notes::default(),
     };
     let grants = shared.grants(bytesize::ByteSize::mib(1), None, None, Authentication::None);
     let grants = Grants { window: 1000, restart: true, ..grants };
@@ -254,7 +256,7 @@ async fn a_pause_between_two_questions_to_the_clock_is_excused_like_any_other() 
     };
     let told = tokio::select! {
         told = device => told,
-        closed = drive(&mut far, &line, Caller::named("/dev/ttyS0"), Place::granted(), stopped) => panic!("{closed:?}"),
+        closed = drive(&mut far, |_| false, &line, Caller::named("/dev/ttyS0"), Place::granted(), stopped) => panic!("{closed:?}"),
     };
     assert!(clock.stood.load(Ordering::Relaxed));
     let text = String::from_utf8_lossy(&told);
