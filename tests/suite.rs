@@ -22,6 +22,7 @@ mod heal;
 mod hostile;
 mod link;
 mod log;
+mod logging;
 mod memory;
 mod pauses;
 mod presence;
