@@ -9,7 +9,6 @@ pub mod demo;
 pub mod devices;
 pub mod key;
 mod link;
-mod logging;
 #[cfg(test)]
 #[cfg(feature = "demo")]
 mod printed;
@@ -20,6 +19,7 @@ pub mod simulate;
 pub mod subscribe;
 
 use crate::config::{self, Config};
+use crate::logging::Logging;
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -89,12 +89,19 @@ fn load(path: &Path) -> Result<Config, ExitCode> {
 
 /// Runs a verb that needs no configuration; it says whether it reached its aim.
 fn tool(verb: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
-    logging::to_terminal();
+    let logging = match Logging::for_terminal() {
+        Ok(logging) => logging,
+        Err(why) => {
+            let _ = failed(&why);
+            return USAGE.into();
+        }
+    };
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(verb));
+    logging.finish();
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -11,6 +11,7 @@ mod env;
 mod forms;
 mod http;
 mod listener;
+mod log_levels;
 mod memory;
 mod password;
 mod problem;
@@ -26,6 +27,7 @@ pub use commands::Commands;
 pub use devices::{Devices, Silence};
 pub use http::Http;
 pub use listener::{Authentication, ClientCertificates, ServerTls, Tcp, Terms};
+pub use log_levels::{log_levels, remote_log_levels};
 pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
@@ -35,7 +37,7 @@ pub use sections::{
 };
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use token::{TokenError, read_token};
-pub use validate::{log_filter, prefix_fault};
+pub use validate::prefix_fault;
 
 use problem::Report;
 use std::fs::File;

@@ -9,7 +9,6 @@ mod runtime;
 mod service;
 mod timekeeper;
 
-pub use operator::SetLogLevel;
 pub use service::run;
 
 use crate::backoff::Backoff;
@@ -20,6 +19,7 @@ use crate::device::{Registry, attendance};
 use crate::downlink::Downlink;
 use crate::http;
 use crate::link::{self, Listening};
+use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::model::GatewayId;
 use crate::notes::Notes;
@@ -101,15 +101,10 @@ impl Gateway {
     }
 
     /// With `again`, an earlier one in this process may not have let go of the log yet.
-    async fn start_with(
-        root: &Path,
-        set_log_level: Option<SetLogLevel>,
-        mut config: Config,
-        again: bool,
-    ) -> Result<Gateway> {
+    async fn start_with(root: &Path, logging: Option<Logging>, mut config: Config, again: bool) -> Result<Gateway> {
         let system_clock = Arc::new(SystemClock::since_boot());
         let clock: Arc<dyn Clock> = system_clock.clone();
-        let metrics = Metrics::new();
+        let metrics = Metrics::with(logging.as_ref().map(Logging::counts).unwrap_or_default());
         let memory = limits::memory(&config);
         limits::open_files(&mut config);
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
@@ -187,7 +182,7 @@ impl Gateway {
             metrics: metrics.clone(),
             started: clock.now().monotonic,
             sinks: restarters,
-            set_log_level,
+            logging,
         };
         let (downlink, commands) = Downlink::new(
             &config.commands,

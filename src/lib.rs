@@ -21,6 +21,8 @@ pub mod pem;
 
 pub mod config;
 
+pub mod logging;
+
 pub mod wire;
 
 pub mod store;

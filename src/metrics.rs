@@ -57,6 +57,14 @@ pub struct StateLabel {
     pub state: &'static str,
 }
 
+/// Lines of the log that were not written as they came. The log is there before the gateway,
+/// and after it.
+#[derive(Debug, Clone, Default)]
+pub struct LogLines {
+    pub dropped: Counter,
+    pub summarised: Counter,
+}
+
 type Float = Gauge<f64, AtomicU64>;
 
 /// The gateway's figures. The field docs are the metrics' help texts.
@@ -120,10 +128,16 @@ pub struct Metrics {
     pub commands_repeated: Counter,
     pub commands_late_results: Counter,
     pub command_seconds: Histogram,
+    pub log_lines: LogLines,
 }
 
 impl Metrics {
     pub fn new() -> Metrics {
+        Metrics::with(LogLines::default())
+    }
+
+    /// With the lines of a log that is there already.
+    pub fn with(log_lines: LogLines) -> Metrics {
         let mut registry = Registry::with_prefix("tidegate");
         let latency = || Histogram::new(exponential_buckets(0.000_25, 2.0, 18));
         let metrics = Metrics {
@@ -185,6 +199,7 @@ impl Metrics {
             commands_repeated: Counter::default(),
             commands_late_results: Counter::default(),
             command_seconds: latency(),
+            log_lines,
         };
         let m = metrics.clone();
         registry.register(
@@ -352,6 +367,16 @@ impl Metrics {
             "From a command's arrival until its end is on disk, if the device answered",
             Unit::Seconds,
             m.command_seconds,
+        );
+        registry.register(
+            "log_lines_dropped",
+            "Lines of the gateway's log that were lost because nobody read them in time",
+            m.log_lines.dropped,
+        );
+        registry.register(
+            "log_lines_summarised",
+            "Lines of the gateway's log that were not written, but counted and summed up in another",
+            m.log_lines.summarised,
         );
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)]);
         registry.register("build", "What is running", build);

@@ -168,6 +168,7 @@ async fn a_gateway_started_on_a_read_only_disk_waits_and_serves_once_it_can_be_w
     })
     .await;
     assert_eq!(gateway.figure(FAILING).await, 1.0, "{ready}");
+    gateway.says("the log cannot be opened").await;
     assert_eq!(gateway.log().matches("the log cannot be opened").count(), 1, "{}", gateway.log());
     disk.protect(false);
     gateway.figure_becomes(NORMAL, |normal| normal == 1.0).await;

@@ -390,6 +390,23 @@ async fn the_gateway_itself_can_be_commanded() {
     assert!(!gateway.log().contains("DEBUG"));
     assert_eq!(tell("g-4", json!({"name": "set-log-level", "payload": {"level": "debug"}})).await["state"], "done");
     assert_eq!(tell("g-5", json!({"name": "set-log-level", "payload": {"level": "inof"}})).await["state"], "rejected");
+    for (number, (level, why)) in [
+        ("warning", "did you mean `warn`?"),
+        ("verbose", "did you mean `debug`?"),
+        ("warn tidegate=debug", "a comma between two"),
+        ("tidegate", "write a level (off, error, warn, info, debug, trace)"),
+        ("hyper=trace", "no module of tidegate"),
+        (&["tidegate=trace"; 20].join(","), "200 at most"),
+        ("[{a=(a|b)*a(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)(a|b)}]=info", "write it like"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let command = json!({"name": "set-log-level", "payload": {"level": level}});
+        let result = tell(&format!("level-{number}"), command).await;
+        assert_eq!(result["state"], "rejected", "{result}");
+        assert!(result["payload"]["error"].as_str().is_some_and(|error| error.contains(why)), "{result}");
+    }
     assert_eq!(tell("g-6", json!({"name": "ping"})).await["state"], "done");
     eventually("more is logged", async || gateway.log().contains("DEBUG")).await;
 

@@ -198,6 +198,11 @@ fn the_gateway_s_keys_are_checked() {
     refused("gateway", "log_level = ''", "gateway.log_level", "is empty");
     refused("gateway", "log_level = 'info,a=b=c'", "gateway.log_level", "write a level");
     refused("gateway", "log_level = 'debgu,tidegate=info'", "gateway.log_level", "did you mean `debug`?");
+    refused("gateway", "log_level = 'warning'", "gateway.log_level", "did you mean `warn`?");
+    refused("gateway", "log_level = 'verbose'", "gateway.log_level", "did you mean `debug`?");
+    refused("gateway", "log_level = 'warn tidegate=debug'", "gateway.log_level", "a comma between two");
+    refused("gateway", "log_level = 'tidegate'", "gateway.log_level", "write a level (off, error, warn");
+    refused("gateway", "log_level = '[{a=(a|b)*a(a|b)}]=info'", "gateway.log_level", "write it like");
     refused("gateway", "worker_threads = 0", "gateway.worker_threads", "give 1 to 64");
     refused("gateway", "worker_threads = -1", "gateway.worker_threads", "write it like worker_threads = 2");
     refused("gateway", "shutdown_timeout = '6m'", "gateway.shutdown_timeout", "6m is out of range; give 1s to 5m");

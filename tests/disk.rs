@@ -127,7 +127,7 @@ async fn states_are_announced_upstream_once_they_can_be_written() {
         })
     })
     .await;
-    assert!(gateway.log().contains("the log has room and can be written"));
+    gateway.says("the log has room and can be written").await;
     gateway.terminate().await;
 }
 

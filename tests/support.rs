@@ -7,6 +7,7 @@ pub mod cloud;
 pub mod crowd;
 pub mod device;
 pub mod gateway;
+pub mod journal;
 pub mod listener;
 pub mod mount;
 pub mod process;

@@ -1,8 +1,9 @@
 //! `tidegate run`: the gateway itself.
 
-use super::{failed, load, logging};
+use super::{failed, load};
 use crate::config::Config;
 use crate::gateway;
+use crate::logging::Logging;
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,17 +17,19 @@ pub fn run(path: &Path) -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    match start(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            tracing::error!(why = format!("{why:#}"), "cannot run");
-            failed(&why)
-        }
+    let logging = match Logging::for_service(&config.gateway.log_level).context("cannot set up logging") {
+        Ok(logging) => logging,
+        Err(why) => return failed(&why),
+    };
+    let outcome = start(config, logging.clone());
+    if let Err(why) = &outcome {
+        logging.fail(why);
     }
+    logging.finish();
+    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn start(config: Config) -> Result<()> {
-    let set_level = logging::for_service(&config.gateway.log_level).context("cannot set up logging")?;
+fn start(config: Config, logging: Logging) -> Result<()> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = config.gateway.worker_threads.unwrap_or(processors.min(MAX_DEFAULT_WORKERS));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -34,7 +37,7 @@ fn start(config: Config) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the threads")?;
-    let outcome = runtime.block_on(gateway::run(config, set_level));
+    let outcome = runtime.block_on(gateway::run(config, logging));
     // What still runs was given its time.
     runtime.shutdown_background();
     outcome

@@ -30,7 +30,7 @@ pub struct Config {
 pub struct Gateway {
     /// This gateway's name in topics and payloads; the host's name if not given.
     pub id: Option<GatewayId>,
-    /// Log level or filter in `RUST_LOG` syntax; the environment variable wins.
+    /// A level, or levels of modules; the environment variable `RUST_LOG` wins.
     pub log_level: String,
     /// Threads for network work; the number of processors, at most 4, if not given.
     pub worker_threads: Option<usize>,

@@ -8,7 +8,6 @@ mod mqtt;
 mod routes;
 
 use super::problem::Report;
-use super::read::closest;
 use super::{Config, Devices, Gateway, HistoryWithin, Silence, Store};
 use crate::model::Timestamp;
 use bytesize::ByteSize;
@@ -16,7 +15,6 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
 
 pub(super) use files::check_files;
 pub use mqtt::prefix_fault;
@@ -66,31 +64,10 @@ fn memory(config: &Config, report: &mut Report) {
     }
 }
 
-fn log_level(filter: &str, section: &mut Section) {
-    if let Err((what, fix)) = log_filter(filter) {
+fn log_level(levels: &str, section: &mut Section) {
+    if let Err((what, fix)) = super::log_levels(levels) {
         section.reject(&["log_level"], what, fix);
     }
-}
-
-/// Reads what is to be logged.
-///
-/// # Errors
-/// What is wrong with it, and how to do better.
-pub fn log_filter(filter: &str) -> Result<EnvFilter, (String, String)> {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    if filter.trim().is_empty() {
-        return Err(("is empty".to_owned(), format!("give one of {}", LEVELS.join(", "))));
-    }
-    // A word that is no level is taken for a module's name: a typing error would
-    // turn the log off.
-    for word in filter.split(',').map(str::trim) {
-        let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-        if !is_level && let Some(near) = closest(word, &LEVELS) {
-            return Err((format!("unknown level `{word}`"), format!("did you mean `{near}`?")));
-        }
-    }
-    let fix = "write a level such as info, or warn,tidegate=debug";
-    EnvFilter::try_new(filter).map_err(|why| (format!("{filter:?}: {why}"), fix.to_owned()))
 }
 
 fn devices(devices: &Devices, mut section: Section) {

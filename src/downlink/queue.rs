@@ -11,9 +11,11 @@
 //! 5. How it ended is written together with the event that says so, and the next one's
 //!    turn has come.
 //!
-//! A crash between any two steps is a restart from what was written.
+//! A crash between any two steps is a restart from what was written. What the gateway itself
+//! was to do is not done again then: it may be why there was a crash.
 
 mod live;
+mod start;
 mod terms;
 
 pub use terms::{Action, Dispatch, Receipt, Refusal, Rules};
@@ -25,7 +27,7 @@ use crate::clock::Now;
 use crate::model::{
     BootId, Command, CommandKey, CommandState, DeviceId, Ending, Moment, Source, Target, Timestamp, glob,
 };
-use crate::store::{Change, Commands};
+use crate::store::Change;
 use crate::wire::message::{CommandResult, ResultState};
 use live::{Live, Phase, size};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -60,49 +62,6 @@ pub type Reach<'a> = &'a dyn Fn(&Target) -> Option<u64>;
 const CLOCK_EVERY: Duration = Duration::from_secs(1);
 
 impl Queue {
-    /// Goes on from what the last life left.
-    pub fn new(rules: Rules, boot: BootId, left: Commands, now: Now) -> Queue {
-        let mut queue = Queue {
-            rules,
-            enabled: true,
-            boot,
-            started: now.monotonic,
-            live: BTreeMap::new(),
-            keys: HashMap::new(),
-            lanes: BTreeMap::new(),
-            ended: HashMap::new(),
-            ended_order: VecDeque::new(),
-            next_place: left.next_place.max(1),
-            bytes: 0,
-            changes: Vec::new(),
-            count: 0,
-            unwritten: VecDeque::new(),
-            actions: Vec::new(),
-        };
-        for (key, state) in left.ended {
-            queue.remember(key, state);
-        }
-        for command in left.live {
-            let phase = if command.sent.is_some() { Phase::Marked } else { Phase::Waiting };
-            queue.next_place = queue.next_place.max(command.place + 1);
-            queue.admit(command, phase, None, now);
-        }
-        queue
-    }
-
-    /// Takes no more commands, and ends those that are there.
-    pub fn disable(&mut self, now: Now) {
-        self.enabled = false;
-        let places: Vec<u64> = self.live.keys().copied().collect();
-        for place in places {
-            let handed = self.live.get(&place).is_some_and(|live| live.handed.is_some());
-            match handed {
-                true => self.end(place, CommandState::Unreachable, None, now.wall),
-                false => self.end(place, CommandState::Rejected, Some(result::error(&Refusal::Disabled)), now.wall),
-            }
-        }
-    }
-
     /// A command came.
     pub fn receive(&mut self, order: Order, source: Source, reach: Reach<'_>, now: Now) -> Receipt {
         let key = order.key();

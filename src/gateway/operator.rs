@@ -2,6 +2,7 @@
 
 use crate::clock::Clock;
 use crate::downlink::{Operate, Operated};
+use crate::logging::Logging;
 use crate::metrics::{Metrics, SinkLabel};
 use crate::sink::Identity;
 use crate::store::Log;
@@ -11,9 +12,6 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
-
-/// Changes what is logged, or says why not.
-pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 /// Carries out commands to the gateway.
 pub struct Operator {
@@ -26,7 +24,7 @@ pub struct Operator {
     /// Each sink's name, and what makes it connect anew.
     pub sinks: Vec<(Arc<str>, Arc<Notify>)>,
     /// None if whoever runs the gateway logs by other means.
-    pub set_log_level: Option<SetLogLevel>,
+    pub logging: Option<Logging>,
 }
 
 #[derive(Deserialize)]
@@ -98,14 +96,11 @@ impl Operator {
     }
 
     fn set_log_level(&self, level: &str) -> Operated {
-        let Some(set) = &self.set_log_level else {
+        let Some(logging) = &self.logging else {
             return Operated::Rejected("this gateway does not log by itself".to_owned());
         };
-        match set(level) {
-            Ok(()) => {
-                tracing::info!(level, "what is logged was changed by a command, until the next start");
-                Operated::Done(json!({ "level": level }))
-            }
+        match logging.set_levels(level) {
+            Ok(()) => Operated::Done(json!({ "level": level })),
             Err(why) => Operated::Rejected(why),
         }
     }

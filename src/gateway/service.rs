@@ -1,8 +1,9 @@
 //! The gateway as a service: signals, and what systemd is told.
 
-use super::{Gateway, SetLogLevel};
+use super::Gateway;
 use crate::config::Config;
 use crate::http::Health;
+use crate::logging::Logging;
 use anyhow::{Context, Result};
 use sd_notify::NotifyState;
 use std::path::Path;
@@ -22,11 +23,11 @@ const EXTEND_USEC: u32 = 60_000_000;
 ///
 /// # Errors
 /// If it cannot be started.
-pub async fn run(config: Config, set_log_level: SetLogLevel) -> Result<()> {
+pub async fn run(config: Config, logging: Logging) -> Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let mut again = false;
     loop {
-        let Some(gateway) = start(config.clone(), &set_log_level, &mut signals, again).await? else { return Ok(()) };
+        let Some(gateway) = start(config.clone(), &logging, &mut signals, again).await? else { return Ok(()) };
         again = true;
         tell(&[NotifyState::Ready, NotifyState::Status("running")]);
         let why = watch(&gateway, &mut signals).await;
@@ -61,14 +62,9 @@ enum Why {
 
 /// Starts the gateway, however long the disk is full or the log is looked through; `None` if
 /// a signal comes first.
-async fn start(
-    config: Config,
-    set_log_level: &SetLogLevel,
-    signals: &mut Signals,
-    again: bool,
-) -> Result<Option<Gateway>> {
-    let set_log_level = Some(set_log_level.clone());
-    let mut starting = std::pin::pin!(Gateway::start_with(Path::new("/"), set_log_level, config, again));
+async fn start(config: Config, logging: &Logging, signals: &mut Signals, again: bool) -> Result<Option<Gateway>> {
+    let logging = Some(logging.clone());
+    let mut starting = std::pin::pin!(Gateway::start_with(Path::new("/"), logging, config, again));
     let every = watch_every();
     let mut tick = interval_at(Instant::now() + every, every);
     loop {

@@ -167,6 +167,11 @@ impl Gateway {
         std::fs::read_to_string(self.directory.path().join("gateway.log")).unwrap_or_default()
     }
 
+    /// Waits until its log says that, which happens soon after it happened.
+    pub async fn says(&self, text: &str) {
+        eventually(&format!("it says {text:?}\n{}", self.log()), async || self.log().contains(text)).await;
+    }
+
     /// Status code and body of a path; `None` while nothing answers.
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
         get(&self.http_address(), path).await

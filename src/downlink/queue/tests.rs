@@ -1,6 +1,7 @@
 use super::*;
 use crate::downlink::deadline::Expiry;
 use crate::model::{CommandId, CommandName, DeviceId};
+use crate::store::Commands;
 use proptest::prelude::*;
 use std::collections::{BTreeSet, HashSet};
 
@@ -338,6 +339,30 @@ fn after_a_boot_without_the_time_a_command_waits_for_it() {
     world.pass(seconds(60));
     world.commit();
     assert_eq!(world.state(&pump, "c"), Some(CommandState::Expired));
+}
+
+#[test]
+fn what_the_gateway_itself_may_have_done_before_a_crash_is_not_done_again() {
+    let mut world = World::new();
+    world.connect(&Target::Gateway);
+    for id in ["a", "b"] {
+        world.receive(order(Target::Gateway, id, Expiry::In(seconds(600))));
+    }
+    world.commit();
+    assert_eq!(world.sent, [(Target::Gateway, "a".to_owned(), world.now.monotonic)]);
+    // It was what ended the gateway.
+    world.crash();
+    world.commit();
+    world.commit();
+    assert_eq!(world.state(&Target::Gateway, "a"), Some(CommandState::Unreachable));
+    let told = &world.disk.events[0];
+    assert!(told["payload"]["error"].as_str().is_some_and(|why| why.contains("with another id")), "{told}");
+    let sent: Vec<&str> = world.sent.iter().map(|(_, id, _)| id.as_str()).collect();
+    assert_eq!(sent, ["a", "b"], "the next one was not begun, and its turn has come");
+    world.crash();
+    world.pass(RETRY);
+    assert_eq!(world.sent.len(), 2);
+    assert!(world.state(&Target::Gateway, "b").is_some());
 }
 
 /// What happens in a random life.
