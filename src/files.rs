@@ -34,10 +34,35 @@ impl Stamp {
     }
 }
 
+/// What the operating system says, in plain words and without its number.
+pub fn plain(why: &io::Error) -> String {
+    let known = match why.kind() {
+        io::ErrorKind::NotFound => "it is not there",
+        io::ErrorKind::PermissionDenied => "this user may not",
+        io::ErrorKind::IsADirectory => "it is a directory",
+        io::ErrorKind::NotADirectory => "a part of its path is no directory",
+        io::ErrorKind::StorageFull => "its disk is full",
+        io::ErrorKind::QuotaExceeded => "the disk quota is used up",
+        io::ErrorKind::ReadOnlyFilesystem => "its disk can only be read",
+        io::ErrorKind::ConnectionRefused => "nothing listens there",
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe => {
+            "the other side closed the connection"
+        }
+        io::ErrorKind::UnexpectedEof => "it ended early",
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "no answer came in time",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "no network leads there",
+        _ => {
+            let said = why.to_string();
+            return said.split(" (os error").next().unwrap_or_default().to_lowercase();
+        }
+    };
+    known.to_owned()
+}
+
 /// Why a secret file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    #[error("cannot read {file}: {why}", file = .path.display())]
+    #[error("cannot read {file}: {why}", file = .path.display(), why = plain(.why))]
     Unreadable { path: PathBuf, why: io::Error },
     #[error("{file} can be read by others (mode {mode:03o}): chmod 600 {file}", file = .path.display())]
     Exposed { path: PathBuf, mode: u32 },

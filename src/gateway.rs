@@ -1,10 +1,12 @@
 //! The composition root: opens, connects and starts the parts in order, and stops
 //! them in the order that loses nothing.
 
+mod groups;
 mod health;
 mod limits;
 mod opening;
 mod operator;
+mod pressure;
 mod runtime;
 mod service;
 mod timekeeper;
@@ -105,7 +107,8 @@ impl Gateway {
         let system_clock = Arc::new(SystemClock::since_boot());
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Metrics::with(logging.as_ref().map(Logging::counts).unwrap_or_default());
-        let memory = limits::memory(&config);
+        let groups = limits::groups();
+        let memory = limits::memory(&config, &groups);
         limits::open_files(&mut config);
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
@@ -209,6 +212,7 @@ impl Gateway {
         };
         let mut links = Part::new();
         links.tasks.spawn(shared.doorman.clone().watch(links.stop.subscribe()));
+        links.tasks.spawn(pressure::watch(groups, shared.pool.clone(), links.stop.subscribe()));
         for (listening, tcp) in listeners.into_iter().zip(config.tcp) {
             if listening.is_up() {
                 tracing::info!(address = %listening.address(), "listening for devices");

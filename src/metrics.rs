@@ -103,6 +103,7 @@ pub struct Metrics {
     pub devices_refused: Family<ReasonLabel, Counter>,
     pub memory_limit_bytes: Gauge,
     pub memory_links_bytes: Gauge,
+    pub memory_links_limit_bytes: Gauge,
     pub memory_refused: Family<ReasonLabel, Counter>,
     pub sink_delivered: Family<SinkLabel, Counter>,
     pub sink_events_refused: Family<SinkLabel, Counter>,
@@ -174,6 +175,7 @@ impl Metrics {
             devices_refused: Family::default(),
             memory_limit_bytes: Gauge::default(),
             memory_links_bytes: Gauge::default(),
+            memory_links_limit_bytes: Gauge::default(),
             memory_refused: Family::default(),
             sink_delivered: Family::default(),
             sink_events_refused: Family::default(),
@@ -293,6 +295,12 @@ impl Metrics {
             "Memory that connections are charged for",
             Unit::Bytes,
             m.memory_links_bytes,
+        );
+        registry.register_with_unit(
+            "memory_links_limit",
+            "Memory up to which connections may hold large frames; less than usual while memory is short",
+            Unit::Bytes,
+            m.memory_links_limit_bytes,
         );
         registry.register(
             "memory_refused",

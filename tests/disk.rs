@@ -6,8 +6,9 @@ use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::mount::SmallDisk;
 use crate::support::subscriber::{Subscriber, options};
+use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const TOTAL: u64 = 3000;
 const FULL: &str = "tidegate_store_state{state=\"full\"}";
@@ -56,6 +57,15 @@ async fn a_full_disk_holds_devices_back_and_loses_nothing() {
     })
     .await;
     assert!(ready.contains("\"part\":\"log\""), "{ready}");
+    // Who sends a command then waits as long as it is told to, and learns why.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    command.args(["send", "-c"]).arg(gateway.config_file()).args(["pump", "open", "--wait=2s"]);
+    let began = Instant::now();
+    let output = command.output().expect("the program starts");
+    let (took, said) = (began.elapsed(), String::from_utf8_lossy(&output.stderr).into_owned());
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(took < Duration::from_secs(5), "{took:?}: {said}");
+    assert!(said.contains("the disk is ") && said.contains("may have taken the command or not"), "{said}");
     // What the reserve left is used up, too.
     eventually("no reading is acknowledged any more", async || {
         if let Some(disk) = &disk {

@@ -5,7 +5,8 @@ use crate::support::device::Talk;
 use crate::support::gateway::Gateway;
 use crate::support::subscriber::{Subscriber, options};
 use serde_json::Value as Json;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
@@ -243,4 +244,68 @@ fn wrong_bounds_and_configurations_exit_with_2_and_missing_logs_with_1() {
     let missing = queue(&["verify", "--file", "/no/such/log.db"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains("/no/such/log.db"), "{}", text(&missing.stderr));
+}
+
+#[tokio::test]
+async fn a_copy_without_its_write_ahead_log_is_not_called_fine() {
+    let (mut gateway, _broker) = with_readings().await;
+    // Part of the log is in the database, and more in its write-ahead log.
+    assert!(gateway.terminate().await.success());
+    gateway.start().await;
+    let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 2).await;
+    talk.readings(1, 1, 50).await;
+    talk.acked(50).await;
+    let (directory, database) = copy(&gateway);
+    std::fs::remove_file(directory.path().join("log.db-wal")).expect("it was copied");
+    let by_file = queue(&["verify", "--file", path(&database)]);
+    let config = directory.path().join("tidegate.toml");
+    let text_of_config = std::fs::read_to_string(gateway.config_file()).expect("a file");
+    let log = gateway.directory().join("log");
+    let moved = text_of_config.replace(path(&log), path(directory.path()));
+    assert_ne!(moved, text_of_config);
+    std::fs::write(&config, moved).expect("a file");
+    let by_directory: Vec<Output> = (0..2).map(|_| queue(&["verify", "-c", path(&config)])).collect();
+    for output in by_directory.iter().chain([&by_file]) {
+        let said = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("its write-ahead log is missing") && said.contains("copy log.db-wal along"), "{said}");
+    }
+    let export = queue(&["export", "-c", path(&config)]);
+    assert_eq!(export.status.code(), Some(1));
+    assert!(text(&export.stderr).contains("readings may be missing"), "{}", text(&export.stderr));
+    // While the gateway runs, and once it has ended, its own log is fine.
+    let own = gateway.config_file();
+    assert_eq!(queue(&["verify", "-c", path(&own)]).status.code(), Some(0));
+    assert!(gateway.terminate().await.success());
+    assert_eq!(queue(&["verify", "-c", path(&own)]).status.code(), Some(0));
+}
+
+#[test]
+fn what_is_no_log_or_may_not_be_read_is_named_so() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let said = |output: &Output| (output.status.code(), text(&output.stderr));
+    for verb in ["export", "verify", "stats"] {
+        let (code, said) = said(&queue(&[verb, "--file", "/etc/passwd"]));
+        assert!(code == Some(1) && said.contains("/etc/passwd is no tidegate log"), "{verb}: {said}");
+    }
+    let (code, missing) = said(&queue(&["export", "--file", path(&directory.path().join("none.db"))]));
+    assert!(code == Some(1) && missing.contains("there is no file"), "{missing}");
+    let (code, of_directory) = said(&queue(&["export", "--file", path(directory.path())]));
+    assert!(code == Some(1) && of_directory.contains("is a directory; name the log.db in it"), "{of_directory}");
+
+    let log = directory.path().join("log");
+    std::fs::create_dir(&log).expect("a directory");
+    std::fs::write(log.join("log.db"), "").expect("a file");
+    std::fs::set_permissions(&log, std::fs::Permissions::from_mode(0o700)).expect("a mode");
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).expect("a mode");
+    let config = directory.path().join("tidegate.toml");
+    let text_of_config = format!("[[tcp]]\n[[mqtt]]\nbrokers = ['mqtt://a']\n[store]\ndirectory = {log:?}\n");
+    std::fs::write(&config, text_of_config).expect("a file");
+    // Only root can be somebody else.
+    let mut other = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    other.args(["queue", "stats", "-c"]).arg(&config).uid(65_534).gid(65_534);
+    let Ok(output) = other.output() else { return };
+    let (code, forbidden) = said(&output);
+    assert!(code == Some(1) && forbidden.contains("this user may not use"), "{forbidden}");
+    assert!(forbidden.contains("with sudo"), "{forbidden}");
 }

@@ -3,14 +3,15 @@
 mod pinned;
 
 use crate::config::{Config, read_token};
+use crate::files::plain;
 use crate::pem;
-use anyhow::{Context, Result, bail};
-use pinned::Shaken;
+use anyhow::{Context, Result, anyhow, bail};
+use pinned::{Secured, Shaken};
 use serde_json::Value;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// How long the gateway may take.
@@ -20,6 +21,8 @@ const RENEWED_WITHIN: Duration = Duration::from_millis(1500);
 /// Longest answer taken, in bytes.
 const MOST: u64 = 64 << 20;
 const MAX_HEADERS: usize = 64;
+/// Less time than this is none.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Where a gateway answers.
 pub(super) struct Api {
@@ -27,6 +30,14 @@ pub(super) struct Api {
     /// The gateway's certificate, if it speaks TLS.
     cert_file: Option<PathBuf>,
     token: Option<String>,
+}
+
+/// The gateway took the question, or may have, and gave no answer in time.
+#[derive(Debug, thiserror::Error)]
+#[error("the gateway at {address} gives no answer within {}", humantime::format_duration(*.within))]
+pub(super) struct NoAnswer {
+    address: SocketAddr,
+    within: Duration,
 }
 
 /// What a gateway answered.
@@ -53,19 +64,25 @@ impl Api {
     /// # Errors
     /// If no gateway answers in time.
     pub fn get(&self, path: &str) -> Result<Answer> {
-        self.ask("GET", path, None)
+        self.get_within(path, ANSWER_WITHIN)
+    }
+
+    /// # Errors
+    /// If no gateway answers in time: [`NoAnswer`] if there is one.
+    pub fn get_within(&self, path: &str, within: Duration) -> Result<Answer> {
+        self.ask("GET", path, None, within)
     }
 
     /// Posts a JSON body.
     ///
     /// # Errors
-    /// If no gateway answers in time.
-    pub fn post(&self, path: &str, body: &Value) -> Result<Answer> {
-        self.ask("POST", path, Some(&body.to_string()))
+    /// If no gateway answers in time: [`NoAnswer`] if there is one.
+    pub fn post_within(&self, path: &str, body: &Value, within: Duration) -> Result<Answer> {
+        self.ask("POST", path, Some(&body.to_string()), within)
     }
 
-    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> Result<Answer> {
-        let address = self.address;
+    fn ask(&self, method: &str, path: &str, body: Option<&str>, within: Duration) -> Result<Answer> {
+        let (address, until) = (self.address, Instant::now() + within);
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
         if let Some(token) = &self.token {
             request += &format!("Authorization: Bearer {token}\r\n");
@@ -76,37 +93,52 @@ impl Api {
         request += "\r\n";
         request += body.unwrap_or_default();
         let answer = match &self.cert_file {
-            None => exchange(self.connect()?, request.as_bytes()),
-            Some(cert_file) => exchange(self.connect_securely(cert_file)?, request.as_bytes()),
+            None => {
+                let stream = self.connect(until)?;
+                let socket = stream.try_clone().context("cannot ask the gateway")?;
+                exchange(stream, &socket, request.as_bytes(), until)
+            }
+            Some(cert_file) => {
+                let stream = self.connect_securely(cert_file, until)?;
+                let socket = stream.sock.try_clone().context("cannot ask the gateway")?;
+                exchange(stream, &socket, request.as_bytes(), until)
+            }
         };
-        let answer = answer.with_context(|| format!("the gateway at {address} does not answer"))?;
+        let answer = answer.map_err(|why| match why.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => anyhow::Error::new(NoAnswer { address, within }),
+            _ => anyhow!("the gateway at {address} does not answer: {}", plain(&why)),
+        })?;
         parse(&answer).with_context(|| format!("what answers at {address} is no gateway"))
     }
 
-    fn connect(&self) -> Result<TcpStream> {
+    fn connect(&self, until: Instant) -> Result<TcpStream> {
         let address = self.address;
-        let stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN).with_context(|| {
-            format!("no gateway answers at {address}; see whether it runs with this configuration (systemctl status tidegate)")
+        let within = left(until).unwrap_or(SHORTEST).min(CONNECT_WITHIN);
+        let stream = TcpStream::connect_timeout(&address, within).map_err(|why| {
+            anyhow!(
+                "no gateway answers at {address} ({}); see whether it runs with this configuration \
+                 (systemctl status tidegate)",
+                plain(&why)
+            )
         })?;
-        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-        stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+        hurry(&stream, until).context("cannot ask the gateway")?;
         Ok(stream)
     }
 
     /// Connects to the gateway that has the certificate in the file, which it may be about
     /// to renew.
-    fn connect_securely(&self, cert_file: &Path) -> Result<impl Read + Write + use<>> {
+    fn connect_securely(&self, cert_file: &Path, until: Instant) -> Result<Box<Secured>> {
         let (address, file) = (self.address, cert_file.display());
         let shake = || {
             let certificate = pem::certificates(cert_file)?.swap_remove(0); // there is one
-            pinned::connect(self.connect()?, certificate).with_context(|| {
+            pinned::connect(self.connect(until)?, certificate).with_context(|| {
                 format!("no TLS with what answers at {address}; see whether the gateway runs with this configuration")
             })
         };
         if let Shaken::Secure(stream) = shake()? {
             return Ok(stream);
         }
-        std::thread::sleep(RENEWED_WITHIN);
+        std::thread::sleep(RENEWED_WITHIN.min(left(until).unwrap_or_default()));
         match shake()? {
             Shaken::Secure(stream) => Ok(stream),
             Shaken::Another => bail!(
@@ -118,12 +150,30 @@ impl Api {
     }
 }
 
-fn exchange(mut stream: impl Read + Write, request: &[u8]) -> io::Result<Vec<u8>> {
-    let mut answer = Vec::new();
+/// Asks over `stream`, below which is `socket`.
+fn exchange(mut stream: impl Read + Write, socket: &TcpStream, request: &[u8], until: Instant) -> io::Result<Vec<u8>> {
+    hurry(socket, until)?;
     stream.write_all(request)?;
     stream.flush()?;
-    stream.take(MOST).read_to_end(&mut answer)?;
-    Ok(answer)
+    let (mut stream, mut answer, mut piece) = (stream.take(MOST), Vec::new(), [0; 8192]);
+    loop {
+        hurry(socket, until)?;
+        match stream.read(&mut piece)? {
+            0 => return Ok(answer),
+            count => answer.extend_from_slice(&piece[..count]), // so much was read
+        }
+    }
+}
+
+/// Whatever is read or written next takes no longer than there is time.
+fn hurry(socket: &TcpStream, until: Instant) -> io::Result<()> {
+    let left = left(until).ok_or(io::ErrorKind::TimedOut)?;
+    socket.set_read_timeout(Some(left))?;
+    socket.set_write_timeout(Some(left))
+}
+
+fn left(until: Instant) -> Option<Duration> {
+    until.checked_duration_since(Instant::now()).filter(|left| *left >= SHORTEST)
 }
 
 impl Answer {

@@ -1,6 +1,6 @@
 //! `tidegate send`: a command to a device, or to the gateway itself.
 
-use super::api::{Api, segment};
+use super::api::{Api, NoAnswer, segment};
 use super::{DEFAULT_CONFIG, USAGE, failed, load, say};
 use crate::model::{CommandId, CommandName, DeviceId};
 use anyhow::{Context, Result, bail};
@@ -45,6 +45,13 @@ pub struct Args {
 
 /// How long it is asked to hold an answer back at a time.
 const HOLD: Duration = Duration::from_secs(5);
+
+/// How long the gateway may take to have a command on disk, if no time is given.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Of the time that is given, so much at most is kept for the question what is wrong.
+const ASIDE: Duration = Duration::from_millis(500);
+/// What an answer that was held back may take on its way.
+const SPARE: Duration = Duration::from_millis(250);
 
 /// What is to be sent, as the words say.
 struct Sending {
@@ -103,9 +110,15 @@ fn sending(args: &Args) -> Result<Sending> {
 
 /// Whether it was accepted or, if that is waited for, done.
 fn send(api: &Api, sending: &Sending, args: &Args) -> Result<bool> {
-    let mut command = api.post(&sending.path, &sending.body)?.json()?;
-    if let Some(wait) = args.wait {
-        let until = Instant::now() + *wait;
+    let wait = args.wait.map(|wait| *wait);
+    let until = Instant::now() + wait.unwrap_or(ANSWER_WITHIN);
+    // What is left then is for the gateway to say what is wrong with it.
+    let within = wait.map_or(ANSWER_WITHIN, |wait| wait - (wait / 4).min(ASIDE));
+    let mut command = match api.post_within(&sending.path, &sending.body, within) {
+        Err(why) if why.is::<NoAnswer>() => bail!("{why}{}; {}", trouble(api, until), unknown(&sending.id)),
+        answer => answer?.json()?,
+    };
+    if wait.is_some() {
         let path = format!("{}/{}", sending.path, sending.id);
         while !is_final(&command) {
             let left = until.saturating_duration_since(Instant::now());
@@ -113,7 +126,11 @@ fn send(api: &Api, sending: &Sending, args: &Args) -> Result<bool> {
                 break;
             }
             let hold = left.min(HOLD).as_millis().max(1);
-            command = api.get(&format!("{path}?wait={hold}ms"))?.json()?;
+            match api.get_within(&format!("{path}?wait={hold}ms"), left + SPARE) {
+                // It was taken, and how it is was told before.
+                Err(why) if why.is::<NoAnswer>() => break,
+                answer => command = answer?.json()?,
+            }
         }
     }
     let mut out = std::io::stdout().lock();
@@ -130,6 +147,21 @@ fn send(api: &Api, sending: &Sending, args: &Args) -> Result<bool> {
         Some(_) => command["state"] == "done",
         None => true,
     })
+}
+
+/// Of a command that the gateway did not confirm.
+fn unknown(id: &CommandId) -> String {
+    format!("it may have taken the command or not: send it again with --id {id}, which it takes only once")
+}
+
+/// What the gateway says is wrong with it, in brackets, if it does so at once.
+fn trouble(api: &Api, until: Instant) -> String {
+    let left = until.saturating_duration_since(Instant::now());
+    let said = api.get_within("/health/ready", left).ok().and_then(|answer| serde_json::from_str(&answer.body).ok());
+    let said: Value = said.unwrap_or_default();
+    let problems = said["problems"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let reasons: Vec<&str> = problems.iter().filter_map(|problem| problem["reason"].as_str()).collect();
+    if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join("; ")) }
 }
 
 fn is_final(command: &Value) -> bool {

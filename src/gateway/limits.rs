@@ -1,5 +1,6 @@
 //! What the machine grants this process: memory and open files.
 
+use super::groups::Groups;
 use crate::config::{self, Config, Shares};
 use crate::link;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -11,8 +12,8 @@ const UNKNOWN: u64 = 512 << 20;
 const OTHER_FILES: u64 = 160;
 
 /// How the memory limit, given or derived from this machine, is shared out.
-pub fn memory(config: &Config) -> Shares {
-    let limit = config::memory_limit(config, machine_memory());
+pub fn memory(config: &Config, groups: &Groups) -> Shares {
+    let limit = config::memory_limit(config, machine_memory(groups));
     let shares = Shares::new(config, limit);
     let mib = |bytes: u64| bytes >> 20;
     tracing::info!(
@@ -26,24 +27,21 @@ pub fn memory(config: &Config) -> Shares {
     shares
 }
 
-/// The machine's memory, or what its control group may use of it.
-fn machine_memory() -> u64 {
-    let read = |path: &str| std::fs::read_to_string(Path::new(path)).ok();
-    let total = read("/proc/meminfo").as_deref().and_then(mem_total);
-    let own = read("/proc/self/cgroup");
-    let group = own.as_deref().and_then(group_path).and_then(|path| read(&format!("/sys/fs/cgroup{path}/memory.max")));
-    let group = group.as_deref().and_then(|text| text.trim().parse().ok());
-    [total, group].into_iter().flatten().min().unwrap_or(UNKNOWN)
+/// The control groups that this process is in.
+pub fn groups() -> Groups {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Groups::of(&own, Path::new("/sys/fs/cgroup"), Path::new("/proc"))
+}
+
+/// The machine's memory, or what the control groups around this process leave of it.
+fn machine_memory(groups: &Groups) -> u64 {
+    let total = std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(mem_total);
+    [total, groups.limit()].into_iter().flatten().min().unwrap_or(UNKNOWN)
 }
 
 fn mem_total(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// This process's group in the unified hierarchy.
-fn group_path(own: &str) -> Option<&str> {
-    own.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| !path.contains(".."))
 }
 
 /// Raises the number of files that may be open as far as is allowed, and lowers the
@@ -92,9 +90,7 @@ mod tests {
     fn the_kernels_words_are_understood() {
         assert_eq!(mem_total("MemTotal:       24683520 kB\nMemFree: 1 kB\n"), Some(24_683_520 * 1024));
         assert_eq!(mem_total("MemTotal: x kB"), None);
-        assert_eq!(group_path("1:cpu:/a\n0::/system.slice/tidegate.service\n"), Some("/system.slice/tidegate.service"));
-        assert_eq!(group_path("1:cpu:/a\n"), None);
-        assert!(machine_memory() > 0);
+        assert!(machine_memory(&groups()) > 0);
     }
 
     #[test]

@@ -26,8 +26,8 @@ struct Inner {
     /// Beyond this no connection is let in.
     limit: usize,
     /// Beyond this nothing but a connection's own charge is granted: claims of large
-    /// frames must not shut out a device that sends small ones.
-    for_frames: usize,
+    /// frames must not shut out a device that sends small ones. Less while memory is short.
+    for_frames: AtomicUsize,
     used: AtomicUsize,
     /// Connections that are not read for want of memory.
     starved: AtomicUsize,
@@ -37,9 +37,11 @@ struct Inner {
 
 impl Pool {
     pub fn new(limit: usize, metrics: Metrics) -> Pool {
+        let for_frames = limit - limit / 8;
+        metrics.memory_links_limit_bytes.set(i64::try_from(for_frames).unwrap_or(i64::MAX));
         Pool(Arc::new(Inner {
             limit,
-            for_frames: limit - limit / 8,
+            for_frames: AtomicUsize::new(for_frames),
             used: AtomicUsize::new(0),
             starved: AtomicUsize::new(0),
             freed: Notify::new(),
@@ -47,9 +49,23 @@ impl Pool {
         }))
     }
 
+    /// Grants `part` of `whole` of what there is for large frames, in bytes, which it returns.
+    /// What is held already is not taken away.
+    pub fn set_share(&self, part: usize, whole: usize) -> usize {
+        let for_frames = (self.0.limit - self.0.limit / 8) / whole.max(1) * part;
+        self.0.for_frames.store(for_frames, Ordering::Relaxed);
+        self.0.metrics.memory_links_limit_bytes.set(i64::try_from(for_frames).unwrap_or(i64::MAX));
+        self.0.freed.notify_waiters();
+        for_frames
+    }
+
+    fn for_frames(&self) -> usize {
+        self.0.for_frames.load(Ordering::Relaxed)
+    }
+
     /// Whether anything is left for what connections hold.
     pub fn has_room(&self) -> bool {
-        self.0.used.load(Ordering::Relaxed) < self.0.for_frames
+        self.0.used.load(Ordering::Relaxed) < self.for_frames()
     }
 
     /// Whether anything is left for another connection.
@@ -92,14 +108,15 @@ impl Pool {
     fn give_back(&self, bytes: usize) {
         let used = self.0.used.fetch_sub(bytes, Ordering::Relaxed) - bytes;
         self.show(used);
-        if used < self.0.for_frames && self.is_wanted() {
+        if used < self.for_frames() && self.is_wanted() {
             self.0.freed.notify_waiters();
         }
     }
 
     /// Takes `bytes` if there are so many.
     fn try_add(&self, bytes: usize) -> bool {
-        let fits = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.0.for_frames);
+        let most = self.for_frames();
+        let fits = |used: usize| used.checked_add(bytes).filter(|used| *used <= most);
         match self.0.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
             Ok(before) => {
                 self.show(before + bytes);

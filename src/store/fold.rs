@@ -161,6 +161,10 @@ pub(super) fn noted(path: &Path) -> Option<u64> {
     std::fs::read_to_string(file(path)).ok()?.trim_end().parse().ok()
 }
 
+/// What is said of such a database.
+pub(super) const LACKING: &str = "it was not closed, and its write-ahead log is missing: what came last is not in it; \
+                                  copy log.db-wal along with log.db, while the gateway is stopped";
+
 /// Whether a database that has these numbers in its `meta`, and no write-ahead log, lacks
 /// what that had: it was not closed, and no other program put all of it there.
 pub(super) fn lacks_write_ahead_log(meta: &BTreeMap<String, u64>, noted: Option<u64>) -> bool {

@@ -7,17 +7,20 @@
 
 use super::boots::{self, Beginnings};
 use super::epochs;
+use super::fold;
 use super::holes;
 use super::paged;
 use super::ranges::Ranges;
 use super::recover;
-use super::salvage::{self, Found, Salvage, Scan};
+use super::salvage::{self, Found, Salvage, Scan, wal_path};
 use super::schema::{self, FILE_NAME};
 use super::segment;
 use super::sinks::{self, Place};
+use crate::files::plain;
 use crate::model::{Epochs, Numbered, Seq, Timestamp};
-use anyhow::{Context, Result, bail};
-use rusqlite::Connection;
+use anyhow::{Result, anyhow, bail};
+use rusqlite::{Connection, ErrorCode};
+use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,7 +31,12 @@ pub struct Offline {
 }
 
 enum Source {
-    Sqlite { db: Box<Connection>, path: PathBuf },
+    /// It may be that it `lacks` its write-ahead log: SQLite reads it all the same.
+    Sqlite {
+        db: Box<Connection>,
+        path: PathBuf,
+        lacks: bool,
+    },
     Bytes(Box<Salvage>),
 }
 
@@ -85,21 +93,42 @@ impl Offline {
     /// If there is none that can be read.
     pub fn of_gateway(directory: &Path) -> Result<Offline> {
         let path = directory.join(FILE_NAME);
-        if !path.exists() {
-            bail!("there is no log in {}; see [store] directory", directory.display());
+        match std::fs::File::open(&path) {
+            Ok(_) => {}
+            Err(why) if why.kind() == ErrorKind::NotFound => {
+                bail!("there is no log in {}; see [store] directory", directory.display())
+            }
+            Err(why) if why.kind() == ErrorKind::PermissionDenied => bail!("{}", forbidden(&path)),
+            Err(why) => bail!("cannot read {}: {}; see whether its disk is in order", path.display(), plain(&why)),
         }
+        let wal = wal_path(&path);
+        let is_alone = || std::fs::metadata(&wal).map_or(true, |wal| wal.len() == 0);
+        // A look through SQLite may make the file, which then is empty.
+        let was_alone = is_alone();
         let open = || {
             let connection = schema::open_reader(&path)?;
             connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
             Ok::<_, rusqlite::Error>(connection)
         };
-        let connection = open().with_context(|| {
-            format!(
-                "{} cannot be read; a damaged one can be named by --file, and heals when the gateway starts",
+        let connection = open().map_err(|why| match why.sqlite_error_code() {
+            // It reads along with the gateway, by way of files that both write.
+            Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+                anyhow!("{}", forbidden(&path))
+            }
+            Some(ErrorCode::DatabaseBusy) => {
+                anyhow!("{} is held by another program; try again when that is done", path.display())
+            }
+            _ => anyhow!(
+                "{} cannot be read, it may be damaged: look into it by --file; it heals when the gateway starts \
+                 (SQLite says: {why})",
                 path.display()
-            )
+            ),
         })?;
-        Ok(Offline { source: Source::Sqlite { db: Box::new(connection), path } })
+        let lacks = recover::read_meta(&connection)
+            .is_ok_and(|meta| fold::lacks_write_ahead_log(&meta, fold::noted(&path)))
+            && was_alone
+            && is_alone();
+        Ok(Offline { source: Source::Sqlite { db: Box::new(connection), path, lacks } })
     }
 
     /// A database by name, such as a quarantined or copied one. No gateway may be
@@ -108,8 +137,28 @@ impl Offline {
     /// # Errors
     /// If it cannot be read.
     pub fn of_file(path: &Path) -> Result<Offline> {
-        std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Offline { source: Source::Bytes(Box::new(Salvage::open(path))) })
+        let shown = path.display();
+        let unreadable = |why: std::io::Error| match why.kind() {
+            ErrorKind::NotFound => anyhow!("there is no file {shown}; name a log.db or a copy of one"),
+            ErrorKind::PermissionDenied => anyhow!("{}", forbidden(path)),
+            ErrorKind::IsADirectory => anyhow!("{shown} is a directory; name the log.db in it"),
+            _ => anyhow!("cannot read {shown}: {}; see whether its disk is in order", plain(&why)),
+        };
+        std::fs::File::open(path).map_err(unreadable)?;
+        let is_database = schema::looks_like_sqlite(path).map_err(unreadable)?;
+        let salvage = Salvage::open(path);
+        // The head of a log may be damaged; what holds no segment either never was one.
+        let mut found = false;
+        if !is_database {
+            let _ = salvage.segments(Scan::Always, &mut |piece| {
+                found = matches!(piece, Found::Sound { .. });
+                if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+        }
+        if !is_database && !found {
+            bail!("{shown} is no tidegate log, nor what is left of one; name a log.db or a copy of one");
+        }
+        Ok(Offline { source: Source::Bytes(Box::new(salvage)) })
     }
 
     /// The epochs of the readings, if they can be told.
@@ -204,10 +253,12 @@ impl Offline {
     }
 
     /// What is wrong with the log beside segments, as far as a file that is read without
-    /// SQLite tells; of what is missing because of it, nothing may be known.
+    /// SQLite tells, and whether its write-ahead log is missing; of what is missing because of it, nothing may be known.
     pub fn warnings(&self) -> Vec<String> {
         match &self.source {
-            Source::Sqlite { .. } => Vec::new(),
+            Source::Sqlite { path, lacks, .. } => {
+                lacks.then(|| format!("{}: {}", path.display(), fold::LACKING)).into_iter().collect()
+            }
             Source::Bytes(salvage) => salvage.problems(),
         }
     }
@@ -285,15 +336,16 @@ impl Offline {
                 verdict.problems.push(problem);
             }
         };
+        self.warnings().into_iter().for_each(&mut add);
         match &self.source {
-            Source::Sqlite { db, path } => {
+            Source::Sqlite { db, path, .. } => {
                 match paged::structure(db, path, MAX_PROBLEMS)? {
                     Some(found) => found.into_iter().for_each(&mut add),
                     None => notes.push(paged::IN_THE_WAY),
                 }
                 recover::unproven(db)?.into_iter().for_each(&mut add);
             }
-            Source::Bytes(salvage) => salvage.problems().into_iter().for_each(&mut add),
+            Source::Bytes(_) => {}
         }
         self.each(&mut |piece| {
             let problem = match piece {
@@ -314,6 +366,11 @@ impl Offline {
         verdict.notes = notes;
         Ok(verdict)
     }
+}
+
+/// What is said of a file that this user may not have.
+fn forbidden(path: &Path) -> String {
+    format!("this user may not use {}; run this as the gateway's user or as root, with sudo", path.display())
 }
 
 /// How a damaged segment is named.

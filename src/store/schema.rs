@@ -182,7 +182,7 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, Op
 }
 
 /// True also for a file that does not exist or is empty.
-fn looks_like_sqlite(path: &Path) -> std::io::Result<bool> {
+pub(super) fn looks_like_sqlite(path: &Path) -> std::io::Result<bool> {
     const MAGIC: &[u8; 16] = b"SQLite format 3\0";
     let mut head = Vec::new();
     match std::fs::File::open(path) {

@@ -10,9 +10,12 @@ use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 
+/// A connection with a server that has proved itself.
+pub(super) type Secured = StreamOwned<ClientConnection, TcpStream>;
+
 /// How a handshake went.
 pub(super) enum Shaken {
-    Secure(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Secure(Box<Secured>),
     /// The server has another certificate.
     Another,
 }

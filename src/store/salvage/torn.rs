@@ -17,8 +17,7 @@ impl Salvage {
     pub fn torn(&self) -> Option<String> {
         let wal = self.wal_state();
         if wal.length == 0 {
-            return fold::lacks_write_ahead_log(&self.meta(View::Base)?, self.noted)
-                .then(|| "it was not closed, and its write-ahead log is missing".to_owned());
+            return fold::lacks_write_ahead_log(&self.meta(View::Base)?, self.noted).then(|| fold::LACKING.to_owned());
         }
         if let Some(last) = wal.lacking {
             let (had, has) = (self.fold_number(View::Near(last))?, self.fold_number(View::Base)?);
