@@ -79,9 +79,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The configuration in a file; if it is wrong that is said, and here is what to exit with.
-fn load(path: &Path) -> Result<Config, ExitCode> {
-    config::load(path).map_err(|problems| {
+/// What a verb uses that asks the running gateway.
+const OF_API: [&str; 5] = ["http.enabled", "http.listen", "http.token_file", "http.cert_file", "http.key_file"];
+
+/// The configuration in a file, of which `used` is used and nothing else; if that is wrong it
+/// is said, and here is what to exit with.
+fn load(path: &Path, used: &[&str]) -> Result<Config, ExitCode> {
+    config::load_part(path, used).map_err(|problems| {
         say(&problems.to_string());
         USAGE.into()
     })

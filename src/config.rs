@@ -44,19 +44,46 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
-/// Reads the configuration file `path` with this process's environment, and looks
-/// at the files that it names.
+/// Reads the configuration file `path` with this process's environment. The files that it
+/// names are not looked at: they may come later, and be for another user.
 ///
 /// # Errors
 /// All that is wrong with it.
 pub fn load(path: &Path) -> Result<Config, Problems> {
     let mut report = Report::new(path);
+    let config = read_file(path, &mut report).and_then(|text| interpret(&text, &env::of_process, &mut report));
+    report.finish(config)
+}
+
+/// Reads of the configuration file `path` what `used` names: keys, such as
+/// `store.directory`, and sections. For an operator, whose environment is not the service's.
+///
+/// # Errors
+/// What is wrong with those, or with the file as a whole; nothing else is in the way.
+pub fn load_part(path: &Path, used: &[&str]) -> Result<Config, Problems> {
+    let mut report = Report::new(path);
+    let config = read_file(path, &mut report).and_then(|text| interpret(&text, &env::of_operator, &mut report));
+    report.finish_part(config, used)
+}
+
+/// What a look at a configuration, and at the files that it names, shows.
+pub struct Checked {
+    pub config: Result<Config, Problems>,
+    /// Files that could not be looked at from here, which says nothing about them.
+    pub unseen: Vec<Problem>,
+}
+
+/// Reads the configuration file `path` as an operator does, and looks at the files that it
+/// names.
+pub fn check(path: &Path) -> Checked {
+    let mut report = Report::new(path);
     let config = read_file(path, &mut report).and_then(|text| {
-        let config = interpret(&text, &|name| std::env::var(name).ok(), &mut report)?;
+        let config = interpret(&text, &env::of_operator, &mut report)?;
         validate::check_files(&config, &mut report);
         Some(config)
     });
-    report.finish(config)
+    let unseen = report.take_unseen();
+    Checked { config: report.finish(config), unseen }
 }
 
 /// Reads a configuration from `text`, which `source` is the name of in problems,

@@ -1,13 +1,13 @@
 //! Files that change while the gateway runs, and files that nobody else may read.
 
-use rustix::fs::{fchown, flock};
+use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat, fchown, flock};
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// systemd hands secrets out below this, and guards the directory instead of each file.
-const CREDENTIALS: &str = "/run/credentials";
+pub const CREDENTIALS: &str = "/run/credentials";
 
 /// Tells one content of a file from the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +127,7 @@ impl Replacement {
         // What a crash left is nobody's.
         let _ = discard(&temporary);
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        hand_over(&temporary);
         Ok(Replacement { path: path.to_owned(), temporary, file, placed: false })
     }
 
@@ -173,11 +174,14 @@ pub fn discard(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A file that is changed by one process at a time. Unlocked when dropped.
+/// A file that is changed by one process at a time. Unlocked when dropped. One that was
+/// created for a content that it did not get is removed then.
 pub struct Locked {
     path: PathBuf,
     /// Keeps the lock.
     file: File,
+    /// Whether it was created for this.
+    new: bool,
 }
 
 impl Locked {
@@ -191,19 +195,19 @@ impl Locked {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         loop {
             let mut new = OpenOptions::new();
-            let file = match new.write(true).create_new(true).mode(0o600).open(path) {
+            let (file, new) = match new.write(true).create_new(true).mode(0o600).open(path) {
                 Ok(file) => {
                     take_over_owner(&file, &std::fs::metadata(directory)?)?;
-                    file
+                    (file, true)
                 }
-                Err(why) if why.kind() == io::ErrorKind::AlreadyExists => File::open(path)?,
+                Err(why) if why.kind() == io::ErrorKind::AlreadyExists => (File::open(path)?, false),
                 Err(why) => return Err(why),
             };
             flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
             // Another process may have put a new file in its place meanwhile.
             let inode = file.metadata()?.ino();
             if std::fs::metadata(path).is_ok_and(|now| now.ino() == inode) {
-                return Ok(Locked { path: path.to_owned(), file });
+                return Ok(Locked { path: path.to_owned(), file, new });
             }
         }
     }
@@ -213,11 +217,22 @@ impl Locked {
     ///
     /// # Errors
     /// As the operating system gives them.
-    pub fn replace(&self, content: &[u8]) -> io::Result<()> {
+    pub fn replace(self, content: &[u8]) -> io::Result<()> {
         let mut new = Replacement::of(&self.path, 0o600)?;
         take_over_owner(new.file(), &self.file.metadata()?)?;
         new.file().write_all(content)?;
         new.put()
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let (Ok(own), Ok(there)) = (self.file.metadata(), std::fs::metadata(&self.path)) else { return };
+        // What has taken its place stays. Whoever waits for the lock sees that it is gone, and
+        // begins anew.
+        if self.new && own.len() == 0 && own.ino() == there.ino() {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -227,8 +242,50 @@ fn take_over_owner(file: &File, from: &Metadata) -> io::Result<()> {
     if (own.uid(), own.gid()) == (from.uid(), from.gid()) || !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    let (user, group) = (rustix::fs::Uid::from_raw(from.uid()), rustix::fs::Gid::from_raw(from.gid()));
+    let (user, group) = (Uid::from_raw(from.uid()), Gid::from_raw(from.gid()));
     Ok(fchown(file, Some(user), Some(group))?)
+}
+
+/// Has what root made at `path`, if it is there, belong to whom the directory around it
+/// belongs: the service has to get along with it. Where that cannot be, root goes on with it.
+pub fn hand_over(path: &Path) {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (Ok(own), Ok(around)) = (std::fs::symlink_metadata(path), std::fs::metadata(directory_of(path))) else {
+        return;
+    };
+    if (own.uid(), own.gid()) != (around.uid(), around.gid()) {
+        let (user, group) = (Uid::from_raw(around.uid()), Gid::from_raw(around.gid()));
+        if let Err(why) = chownat(CWD, path, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW) {
+            tracing::debug!(path = %path.display(), %why, "it stays root's");
+        }
+    }
+}
+
+/// What keeps this user from a directory or from a file in it that belongs to another, and
+/// what to do about it.
+pub fn of_another(directory: &Path) -> Option<String> {
+    let user = rustix::process::geteuid().as_raw();
+    let inside = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let all = std::iter::once(directory.to_owned()).chain(inside);
+    let (path, owner) = all
+        .filter_map(|path| Some((std::fs::symlink_metadata(&path).ok()?.uid(), path)))
+        .find(|(owner, _)| *owner != user)
+        .map(|(owner, path)| (path, owner))?;
+    let (path, owner, user, directory) = (path.display(), name_of(owner), name_of(user), directory.display());
+    Some(format!("{path} belongs to {owner}, and this is {user}: sudo chown -R {user}: {directory}"))
+}
+
+/// What a user is called, or its number.
+fn name_of(user: u32) -> String {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let found = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(user)).then(|| name.to_owned())
+    });
+    found.unwrap_or_else(|| user.to_string())
 }
 
 fn directory_of(path: &Path) -> &Path {

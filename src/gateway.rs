@@ -16,6 +16,7 @@ pub use service::run;
 use crate::backoff::Backoff;
 use crate::clock::{self, Clock, SystemClock};
 use crate::config::{self, Config};
+use crate::credentials::{self, Credential};
 use crate::device::auth::Doorman;
 use crate::device::{Registry, attendance};
 use crate::downlink::Downlink;
@@ -120,7 +121,13 @@ impl Gateway {
         let entrance = config.http.serves_devices().then(http::Devices::default);
         let api = http::Later::default();
         if config.http.enabled {
-            let access = http::Access::new(&config.http).context("[http] token_file")?;
+            let now = clock.now().monotonic;
+            let access = http::Access::new(&config.http, now);
+            let tls = link::tls::of_listener("http", &config.http.terms(), now);
+            let own =
+                tls.clone().map(|tls| tls as Arc<dyn Credential>).into_iter().chain(access.credential()).collect();
+            let (by, stop) = (clock.clone(), http.stop.subscribe());
+            http.tasks.spawn(credentials::watch(own, by, notes.clone(), metrics.clone(), stop));
             let site = http::Site {
                 metrics: metrics.clone(),
                 health: overview.clone(),
@@ -128,7 +135,7 @@ impl Gateway {
                 parts: api.clone(),
                 devices: entrance.clone(),
             };
-            let door = door(&config.http, &notes, clock.clone(), &pool);
+            let door = door(&config.http, tls, &notes, clock.clone(), &pool);
             http_address = Some(door.listening().address());
             listens = Some(door.listening().up());
             http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
@@ -159,6 +166,9 @@ impl Gateway {
 
         let listeners: Vec<_> = config.tcp.iter().map(|tcp| listen(tcp, &notes, &clock)).collect();
         let tcp_addresses = listeners.iter().map(Listening::address).collect();
+        let now = clock.now().monotonic;
+        let tls: Vec<_> = config.tcp.iter().map(|tcp| link::tls::of_listener(&tcp.name, &tcp.terms(), now)).collect();
+        let mut kept: Vec<_> = tls.iter().flatten().map(|tls| tls.clone() as Arc<dyn Credential>).collect();
         let mut sinks = Part::new();
         let (mut watched, mut restarters) = (Vec::new(), Vec::new());
         let (instructions_in, instructions) = mpsc::channel(INSTRUCTIONS);
@@ -168,6 +178,7 @@ impl Gateway {
             let taker = instructions_in.clone().filter(|_| mqtt.commands);
             let mut destination =
                 MqttDestination::new(mqtt, identity.clone(), log.epochs().clone(), registry.clone(), clock.clone())?;
+            kept.extend(destination.credential());
             if let Some(taker) = taker {
                 destination.take_commands(taker, config.commands.max_body());
             }
@@ -178,6 +189,8 @@ impl Gateway {
             sinks.tasks.spawn(pump.run(sinks.stop.subscribe(), config.gateway.shutdown_timeout / 5));
         }
         overview.opened(log.clone(), watched);
+        let (by, stop) = (clock.clone(), keepers.stop.subscribe());
+        keepers.tasks.spawn(credentials::watch(kept, by, notes.clone(), metrics.clone(), stop));
         let operator = Operator {
             identity,
             log: log.clone(),
@@ -213,11 +226,11 @@ impl Gateway {
         let mut links = Part::new();
         links.tasks.spawn(shared.doorman.clone().watch(links.stop.subscribe()));
         links.tasks.spawn(pressure::watch(groups, shared.pool.clone(), links.stop.subscribe()));
-        for (listening, tcp) in listeners.into_iter().zip(config.tcp) {
+        for ((listening, tcp), tls) in listeners.into_iter().zip(config.tcp).zip(tls) {
             if listening.is_up() {
                 tracing::info!(address = %listening.address(), "listening for devices");
             }
-            links.tasks.spawn(link::tcp::serve(listening, tcp, shared.clone(), links.stop.subscribe()));
+            links.tasks.spawn(link::tcp::serve(listening, tcp, tls, shared.clone(), links.stop.subscribe()));
         }
         if let (Some(devices), Some(listens)) = (entrance, listens.clone()) {
             let (entrance, hall) = link::websocket::open(&config.http, shared.clone());
@@ -311,12 +324,18 @@ fn listen(config: &config::Tcp, notes: &Notes, clock: &Arc<dyn Clock>) -> Listen
     Listening::new(section, config.listen, config.max_connections, note, clock.clone())
 }
 
-fn door(config: &config::Http, notes: &Notes, clock: Arc<dyn Clock>, pool: &link::Pool) -> http::Door {
+fn door(
+    config: &config::Http,
+    tls: Option<Arc<link::tls::Tls>>,
+    notes: &Notes,
+    clock: Arc<dyn Clock>,
+    pool: &link::Pool,
+) -> http::Door {
     let backlog = if config.devices { HTTP_BACKLOG.max(config.max_connections) } else { HTTP_BACKLOG };
     let listening = Listening::new("[http]".to_owned(), config.listen, backlog, notes.about("http"), clock.clone());
     let door = http::Door::new(listening, config.handshake_timeout, clock);
-    match config.terms().tls() {
-        Some(files) => door.secure(link::tls::Tls::new(files), pool.clone()),
+    match tls {
+        Some(tls) => door.secure(tls, pool.clone()),
         None => door,
     }
 }

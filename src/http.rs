@@ -189,7 +189,7 @@ impl Site {
         let refused = self.denied(denied);
         match denied {
             Denied::Token => ([(header::WWW_AUTHENTICATE, "Bearer realm=\"tidegate\"")], refused).into_response(),
-            Denied::Origin | Denied::Host => refused.into_response(),
+            Denied::NoToken | Denied::Origin | Denied::Host => refused.into_response(),
         }
     }
 
@@ -198,6 +198,7 @@ impl Site {
         self.metrics.http_denied.get_or_create(&ReasonLabel { reason: denied.label() }).inc();
         let status = match denied {
             Denied::Token => StatusCode::UNAUTHORIZED,
+            Denied::NoToken => StatusCode::SERVICE_UNAVAILABLE,
             Denied::Origin | Denied::Host => StatusCode::FORBIDDEN,
         };
         Refused::new(status, denied.to_string())

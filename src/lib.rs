@@ -19,6 +19,8 @@ pub mod metrics;
 pub mod notes;
 pub mod pem;
 
+pub mod credentials;
+
 pub mod config;
 
 pub mod logging;

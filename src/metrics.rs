@@ -45,6 +45,12 @@ pub struct SinkReasonLabel {
     pub reason: &'static str,
 }
 
+/// The link or sink that a certificate is of, by its configured name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CertificateLabel {
+    pub part: Arc<str>,
+}
+
 /// Where a command came from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct SourceLabel {
@@ -96,6 +102,7 @@ pub struct Metrics {
     pub link_unauthenticated: Family<LinkLabel, Gauge>,
     pub authentication_failures: Family<LinkReasonLabel, Counter>,
     pub keys: Gauge,
+    pub certificate_expires_seconds: Family<CertificateLabel, Gauge>,
     pub devices_connected: Gauge,
     pub http_denied: Family<ReasonLabel, Counter>,
     pub devices_known: Gauge,
@@ -168,6 +175,7 @@ impl Metrics {
             link_unauthenticated: Family::default(),
             authentication_failures: Family::default(),
             keys: Gauge::default(),
+            certificate_expires_seconds: Family::default(),
             devices_connected: Gauge::default(),
             http_denied: Family::default(),
             devices_known: Gauge::default(),
@@ -272,6 +280,12 @@ impl Metrics {
             m.authentication_failures,
         );
         registry.register("keys", "Keys of devices that are in force; 0 while their file cannot be used", m.keys);
+        registry.register_with_unit(
+            "certificate_expires",
+            "Time since 1970 at which the first certificate expires of those that the link or sink shows",
+            Unit::Seconds,
+            m.certificate_expires_seconds,
+        );
         registry.register("devices_connected", "Devices with a live session", m.devices_connected);
         registry.register(
             "devices_known",

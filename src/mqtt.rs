@@ -13,5 +13,5 @@ mod v5;
 
 pub use crate::config::MqttVersion as Version;
 pub use client::{Acker, Connection, Event, Message, Options, Publish};
-pub use tls::{TlsFiles, client_config};
+pub use tls::{ClientTls, TlsFiles, client_config, of_sink as tls_of};
 pub use topics::Topics;

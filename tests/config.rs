@@ -384,6 +384,15 @@ fn a_file_that_cannot_be_read_is_a_problem_with_a_fix() {
     assert!(load(directory.path(), SHIPPED.as_bytes()).is_ok());
 }
 
+/// As [`load`], with a look at the files that it names.
+fn check(directory: &Path, text: &[u8]) -> Result<Config, String> {
+    let path = directory.join("tidegate.toml");
+    fs::write(&path, text).expect("the file is written");
+    let checked = config::check(&path);
+    assert!(checked.unseen.is_empty());
+    checked.config.map_err(|problems| problems.to_string().replace(&path.display().to_string(), "FILE"))
+}
+
 #[test]
 fn files_that_the_configuration_names_must_be_of_use() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -395,7 +404,10 @@ fn files_that_the_configuration_names_must_be_of_use() {
         at("cert"),
         at("key")
     );
-    let none = load(directory.path(), text.as_bytes()).expect_err("no file is there");
+    let path = directory.path().join("tidegate.toml");
+    fs::write(&path, &text).expect("the file is written");
+    assert!(config::load(&path).is_ok(), "a gateway waits for them");
+    let none = check(directory.path(), text.as_bytes()).expect_err("no file is there");
     assert_eq!(none.lines().count(), 4, "{none}");
     assert!(none.contains("FILE:6: mqtt[0].ca_file: cannot read "), "{none}");
 
@@ -403,7 +415,7 @@ fn files_that_the_configuration_names_must_be_of_use() {
     fs::write(at("ca"), b"\x30\x82").expect("written");
     fs::write(at("cert"), "-----BEGIN CERTIFICATE-----\n").expect("written");
     fs::write(at("key"), "-----BEGIN CERTIFICATE-----\n").expect("written");
-    let wrong = load(directory.path(), text.as_bytes()).expect_err("their content is wrong");
+    let wrong = check(directory.path(), text.as_bytes()).expect_err("their content is wrong");
     assert_eq!(wrong.lines().count(), 3, "{wrong}");
     assert!(wrong.contains("mqtt[0].password_file: the password in ") && wrong.contains(" is empty; "), "{wrong}");
     assert!(wrong.contains(" holds no private key; "), "{wrong}");
@@ -411,7 +423,7 @@ fn files_that_the_configuration_names_must_be_of_use() {
     fs::write(at("password"), "secret\n").expect("written");
     fs::write(at("ca"), "# ours\r\n-----BEGIN CERTIFICATE-----\r\n").expect("written");
     fs::write(at("key"), "-----BEGIN EC PRIVATE KEY-----\n").expect("written");
-    assert!(load(directory.path(), text.as_bytes()).is_ok());
+    assert!(check(directory.path(), text.as_bytes()).is_ok());
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+#[path = "../fuzz/checks/certificate.rs"]
+mod certificate;
 #[path = "../fuzz/checks/config.rs"]
 mod config;
 #[path = "../fuzz/checks/delivery.rs"]
@@ -81,4 +83,9 @@ fn every_target_is_replayed() {
         let name = path.file_stem().and_then(|name| name.to_str()).expect("a name");
         assert!(here.contains(&format!("replay(\"{name}\"")), "{name} is not replayed here");
     }
+}
+
+#[test]
+fn certificates_stand_their_corpus() {
+    replay("certificate", certificate::check);
 }

@@ -13,6 +13,7 @@ mod commands;
 mod config;
 mod console;
 mod corpus;
+mod credentials;
 mod crowded;
 mod disk;
 mod end_to_end;

@@ -144,6 +144,15 @@ async fn over_tls(version: &str, v5: bool) {
         assert!(process.ended().await.success(), "subscribe over TLS");
     }
 
+    // A renewal that is cut short leaves the uplink as it was.
+    std::fs::write(path("client.key"), "nothing").expect("a file");
+    let mut restart = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    restart.args(["send", "--gateway", "restart-sink", "{\"sink\":\"mqtt\"}", "-c"]).arg(gateway.config_file());
+    let output = restart.output().expect("the binary runs");
+    assert!(output.status.success(), "{output:?}");
+    gateway.figure_becomes("tidegate_sink_connects_total{sink=\"mqtt\"}", |connects| connects >= 2.0).await;
+    assert!(gateway.log().contains("going on with the old ones"), "{}", gateway.log());
+
     let nobody = Gateway::with_broker(&url, &trust).started().await;
     eventually("the missing certificate shows", async || nobody.log().contains("not connected")).await;
     assert_eq!(nobody.figure(DELIVERED).await, 0.0);

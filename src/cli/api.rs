@@ -2,7 +2,7 @@
 
 mod pinned;
 
-use crate::config::{Config, read_token};
+use crate::config::{Config, TokenError, read_token};
 use crate::files::plain;
 use crate::pem;
 use anyhow::{Context, Result, anyhow, bail};
@@ -56,7 +56,13 @@ impl Api {
         if !config.http.enabled {
             bail!("the gateway has no HTTP interface to ask; set [http] enabled = true");
         }
-        let token = config.http.token_file.as_deref().map(read_token).transpose()?;
+        let token = config.http.token_file.as_deref().map(read_token).transpose().map_err(|why| {
+            let fix = "the gateway is asked with it: run this as the user that runs the gateway (sudo -u tidegate), or as root";
+            match &why {
+                TokenError::Unreadable { .. } => anyhow!("{why}; {fix}"),
+                _ => anyhow!("{why}; {}", why.fix()),
+            }
+        })?;
         let cert_file = config.http.terms().tls().map(|files| files.cert);
         Ok(Api { address: reachable(config.http.listen), cert_file, token })
     }

@@ -1,27 +1,38 @@
 //! `tidegate check`: all that is wrong with a configuration.
 
 use super::{USAGE, say};
-use crate::config::{self, Broker, Config, Terms};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, Broker, Checked, Config, Problem, Terms};
 use crate::link::tls;
 use crate::mqtt::{self, TlsFiles};
+use crate::pem::{self, Validity};
+use anyhow::Result;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Reports every problem of the file, and exits with 2 if there is one.
 pub fn check(path: &Path) -> ExitCode {
-    let problems = match config::load(path) {
-        Err(problems) => problems.to_string(),
-        Ok(config) => match tls_problem(&config) {
-            Some(problem) => format!("{}: {problem}", path.display()),
-            None => {
-                let notes: String =
-                    notes(&config).iter().map(|note| format!("\n{}: note: {note}", path.display())).collect();
-                let _ = writeln!(std::io::stdout(), "{} is fine{notes}", path.display());
-                return ExitCode::SUCCESS;
-            }
-        },
+    let Checked { config, unseen } = config::check(path);
+    let unseen_lines = unseen.iter().map(|problem| format!("{problem}\n"));
+    let (problems, lines) = match config {
+        Err(problems) => (problems.to_string(), unseen_lines.collect::<String>()),
+        Ok(config) => {
+            let looks: Vec<_> = looks(&config).into_iter().filter(|look| look.is_seen(&unseen)).collect();
+            let problems =
+                looks.iter().filter_map(|look| look.problem()).map(|what| format!("{}: {what}", path.display()));
+            let notes = notes(&config).into_iter().chain(looks.iter().filter_map(Look::lapse));
+            let notes = notes.map(|note| format!("{}: note: {note}\n", path.display()));
+            (problems.collect::<Vec<_>>().join("\n"), unseen_lines.chain(notes).collect())
+        }
     };
+    let mut out = std::io::stdout();
+    if problems.is_empty() {
+        let but = if unseen.is_empty() { "" } else { ", as far as it could be checked" };
+        let _ = write!(out, "{} is fine{but}\n{lines}", path.display());
+        return ExitCode::SUCCESS;
+    }
+    let _ = write!(out, "{lines}");
     say(&problems);
     USAGE.into()
 }
@@ -41,25 +52,44 @@ fn notes(config: &Config) -> Vec<String> {
     tcp.chain(http.into_iter().flat_map(|http| note("http".into(), http.terms()))).collect()
 }
 
-/// What is wrong with the certificates that are to be used, beyond their files.
-fn tls_problem(config: &Config) -> Option<String> {
-    let listener = config.tcp.iter().enumerate().find_map(|(i, tcp)| {
-        let why = tls::server_config(&tcp.terms().tls()?).err()?;
-        Some(format!("tcp[{i}]: {why:#}"))
-    });
-    let http = || {
-        let why = tls::server_config(&config.http.terms().tls().filter(|_| config.http.enabled)?).err()?;
-        Some(format!("http: {why:#}"))
-    };
-    listener.or_else(http).or_else(|| uplink_problem(config))
+/// The certificates of one section, and what is made of them.
+struct Look {
+    section: String,
+    certificate: Option<PathBuf>,
+    made: Result<()>,
 }
 
-fn uplink_problem(config: &Config) -> Option<String> {
-    config.mqtt.iter().enumerate().find_map(|(i, mqtt)| {
-        let uses_tls = |broker: &String| broker.parse().is_ok_and(|broker: Broker| broker.tls);
-        if !mqtt.brokers.iter().any(uses_tls) {
-            return None;
-        }
-        mqtt::client_config(&TlsFiles::of(mqtt)).err().map(|why| format!("mqtt[{i}]: {why:#}"))
-    })
+fn looks(config: &Config) -> Vec<Look> {
+    let listener = |section: String, terms: Terms| {
+        let files = terms.tls()?;
+        Some(Look { section, made: tls::server_config(&files).map(drop), certificate: Some(files.cert) })
+    };
+    let uses_tls = |broker: &String| broker.parse().is_ok_and(|broker: Broker| broker.tls);
+    let tcp = config.tcp.iter().enumerate().filter_map(|(i, tcp)| listener(format!("tcp[{i}]"), tcp.terms()));
+    let http = Some(&config.http).filter(|http| http.enabled).and_then(|http| listener("http".into(), http.terms()));
+    let mqtt = config.mqtt.iter().enumerate().filter(|(_, mqtt)| mqtt.brokers.iter().any(uses_tls)).map(|(i, mqtt)| {
+        let made = mqtt::client_config(&TlsFiles::of(mqtt)).map(drop);
+        Look { section: format!("mqtt[{i}]"), made, certificate: mqtt.cert_file.clone() }
+    });
+    tcp.chain(http).chain(mqtt).collect()
+}
+
+impl Look {
+    /// Whether all of its files could be looked at.
+    fn is_seen(&self, unseen: &[Problem]) -> bool {
+        !unseen.iter().any(|problem| problem.key.split('.').next() == Some(&self.section))
+    }
+
+    /// What is wrong beyond each file by itself.
+    fn problem(&self) -> Option<String> {
+        self.made.as_ref().err().map(|why| format!("{}: {why:#}", self.section))
+    }
+
+    /// What is the matter with its time.
+    fn lapse(&self) -> Option<String> {
+        let path = self.certificate.as_ref()?;
+        let now = SystemClock::new().now();
+        let lapse = Validity::of_chain(&pem::certificates(path).ok()?)?.lapse(now.wall, now.trusted)?;
+        Some(format!("{}: the certificate in {} {lapse}; renew it", self.section, path.display()))
+    }
 }

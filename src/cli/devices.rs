@@ -1,7 +1,7 @@
 //! `tidegate devices`: who is there, and who was; and what of theirs could not be taken.
 
 use super::api::{Api, segment};
-use super::{File, failed, load};
+use super::{File, OF_API, failed, load};
 use crate::model::DeviceId;
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -34,7 +34,7 @@ const PAGE: u64 = 1000;
 
 /// Does what the command line says.
 pub fn run(args: &Args) -> ExitCode {
-    let config = match load(&args.file.config) {
+    let config = match load(&args.file.config, &OF_API) {
         Ok(config) => config,
         Err(code) => return code,
     };

@@ -65,7 +65,11 @@ pub fn run(args: Args) -> ExitCode {
     let path = match &args.verb {
         Verb::New(New { file, .. }) | Verb::List(List { file, .. }) | Verb::Revoke(Revoke { file, .. }) => &file.config,
     };
-    let config = match load(path) {
+    let used: &[&str] = match &args.verb {
+        Verb::New(_) => &["devices.keys_file", "store.directory", "devices.sealing_key_file"],
+        Verb::List(_) | Verb::Revoke(_) => &["devices.keys_file", "store.directory"],
+    };
+    let config = match load(path, used) {
         Ok(config) => config,
         Err(code) => return code,
     };

@@ -113,15 +113,17 @@ fn is_closed_pipe(why: &anyhow::Error) -> bool {
     })
 }
 
-fn load(path: &Path) -> Result<Config, Failure> {
-    config::load(path).map_err(|problems| Failure::Configuration(problems.to_string()))
+/// The configuration, of which the log's directory is used and what else is `used`.
+fn load(path: &Path, used: &[&str]) -> Result<Config, Failure> {
+    let used = [&["store.directory"], used].concat();
+    config::load_part(path, &used).map_err(|problems| Failure::Configuration(problems.to_string()))
 }
 
 impl Which {
     fn open(&self) -> Result<Offline, Failure> {
         Ok(match &self.file {
             Some(file) => Offline::of_file(file)?,
-            None => Offline::of_gateway(&load(&self.config)?.store.directory)?,
+            None => Offline::of_gateway(&load(&self.config, &[])?.store.directory)?,
         })
     }
 }

@@ -1,7 +1,7 @@
 //! `tidegate run`: the gateway itself.
 
-use super::{failed, load};
-use crate::config::Config;
+use super::{USAGE, failed, say};
+use crate::config::{self, Config};
 use crate::gateway;
 use crate::logging::Logging;
 use anyhow::{Context, Result};
@@ -13,9 +13,12 @@ const MAX_DEFAULT_WORKERS: usize = 4;
 
 /// Runs the gateway until it is told to stop.
 pub fn run(path: &Path) -> ExitCode {
-    let config = match load(path) {
+    let config = match config::load(path) {
         Ok(config) => config,
-        Err(code) => return code,
+        Err(problems) => {
+            say(&problems.to_string());
+            return USAGE.into();
+        }
     };
     let logging = match Logging::for_service(&config.gateway.log_level).context("cannot set up logging") {
         Ok(logging) => logging,

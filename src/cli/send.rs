@@ -1,7 +1,7 @@
 //! `tidegate send`: a command to a device, or to the gateway itself.
 
 use super::api::{Api, NoAnswer, segment};
-use super::{DEFAULT_CONFIG, USAGE, failed, load, say};
+use super::{DEFAULT_CONFIG, OF_API, USAGE, failed, load, say};
 use crate::model::{CommandId, CommandName, DeviceId};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> ExitCode {
             return USAGE.into();
         }
     };
-    let config = match load(&args.config) {
+    let config = match load(&args.config, &OF_API) {
         Ok(config) => config,
         Err(code) => return code,
     };

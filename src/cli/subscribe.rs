@@ -19,6 +19,7 @@ use output::{Closed, Output};
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -282,7 +283,7 @@ fn source(args: &Args) -> Result<Source> {
     let broker = args.broker.clone();
     let files = TlsFiles { ca: args.ca_file.clone(), cert: args.cert_file.clone(), key: args.key_file.clone() };
     let tls = match broker.tls {
-        true => Some(mqtt::client_config(&files)?),
+        true => Some(Arc::new(mqtt::client_config(&files)?)),
         false if files.ca.is_some() || files.cert.is_some() => {
             bail!("--ca-file, --cert-file and --key-file are of no use without TLS; write mqtts://")
         }

@@ -1,5 +1,21 @@
 //! `${NAME}` in strings.
 
+/// Where systemd has put what `LoadCredential=` names, for a service that it runs.
+pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+/// Where that is for the service as it is installed.
+const OF_SERVICE: &str = "/run/credentials/tidegate.service";
+
+/// What this process was started with.
+pub(super) fn of_process(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// As [`of_process`], for who looks at the service's configuration from a shell, where
+/// systemd has set nothing.
+pub(super) fn of_operator(name: &str) -> Option<String> {
+    of_process(name).or_else(|| (name == CREDENTIALS).then(|| OF_SERVICE.to_owned()))
+}
+
 /// Replaces every `${NAME}` (`NAME` of letters, digits and underscores, no digit
 /// first) by what `env` has for it; `$${` stands for `${`. What was put in is not
 /// looked at again.

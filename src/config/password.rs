@@ -1,5 +1,6 @@
 //! Secrets from files.
 
+use crate::files::plain;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ const MAX_PASSWORD_BYTES: u64 = 65_535;
 /// Why a password could not be read. Its message holds nothing of the content.
 #[derive(Debug, thiserror::Error)]
 pub enum PasswordError {
-    #[error("cannot read the password from {file}: {why}", file = .path.display())]
+    #[error("cannot read the password from {file}: {why}", file = .path.display(), why = plain(.why))]
     Unreadable { path: PathBuf, why: io::Error },
     #[error("the password in {file} is empty", file = .path.display())]
     Empty { path: PathBuf },

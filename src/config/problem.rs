@@ -60,11 +60,14 @@ pub(super) struct Report {
     /// Keys whose value is not what the file says, since that was refused.
     refused: HashSet<String>,
     problems: Vec<Problem>,
+    /// What could not be looked at.
+    unseen: Vec<Problem>,
 }
 
 impl Report {
     pub fn new(file: &Path) -> Report {
-        Report { file: file.to_owned(), lines: HashMap::new(), refused: HashSet::new(), problems: Vec::new() }
+        let (lines, refused) = (HashMap::new(), HashSet::new());
+        Report { file: file.to_owned(), lines, refused, problems: Vec::new(), unseen: Vec::new() }
     }
 
     /// Remembers the line that `key` stands on.
@@ -83,18 +86,44 @@ impl Report {
 
     /// A problem on the line where `key`, or else what it stands in, was found.
     pub fn add(&mut self, key: &str, what: impl fmt::Display, fix: impl fmt::Display) {
-        let line = with_parents(key).find_map(|key| self.lines.get(key)).copied();
-        self.add_at(line, key, what, fix);
+        self.add_at(self.line_of(key), key, what, fix);
     }
 
     pub fn add_at(&mut self, line: Option<usize>, key: &str, what: impl fmt::Display, fix: impl fmt::Display) {
-        self.problems.push(Problem {
-            file: self.file.clone(),
-            line,
-            key: key.to_owned(),
-            what: one_line(&what.to_string()),
-            fix: one_line(&fix.to_string()),
-        });
+        let problem = self.problem(line, key, &what, &fix);
+        self.problems.push(problem);
+    }
+
+    /// What `key` names could not be looked at, which is no problem of the configuration.
+    pub fn add_unseen(&mut self, key: &str, what: impl fmt::Display, fix: impl fmt::Display) {
+        let problem = self.problem(self.line_of(key), key, &what, &fix);
+        self.unseen.push(problem);
+    }
+
+    pub fn take_unseen(&mut self) -> Vec<Problem> {
+        std::mem::take(&mut self.unseen)
+    }
+
+    fn line_of(&self, key: &str) -> Option<usize> {
+        with_parents(key).find_map(|key| self.lines.get(key)).copied()
+    }
+
+    fn problem(&self, line: Option<usize>, key: &str, what: &dyn fmt::Display, fix: &dyn fmt::Display) -> Problem {
+        let (what, fix) = (one_line(&what.to_string()), one_line(&fix.to_string()));
+        Problem { file: self.file.clone(), line, key: key.to_owned(), what, fix }
+    }
+
+    /// `value` if nothing is wrong with any of the keys and sections `used`. Whoever has none
+    /// to give has added a problem with the whole file.
+    pub fn finish_part<T>(mut self, value: Option<T>, used: &[&str]) -> Result<T, Problems> {
+        let concerns = |problem: &Problem| problem.key.is_empty() || used.iter().any(|key| overlap(key, &problem.key));
+        let refused = used.iter().any(|key| self.is_refused(key));
+        if !refused && !self.problems.iter().any(concerns) {
+            self.problems.clear();
+        } else if self.problems.iter().any(concerns) {
+            self.problems.retain(concerns);
+        }
+        self.finish(value)
     }
 
     /// `value` if there were no problems. Whoever has none to give has added one.
@@ -112,6 +141,14 @@ impl Report {
 /// `a[0].b`, then `a[0]`, then `a`.
 fn with_parents(key: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(key), |key| key.rfind(['.', '[']).map(|end| &key[..end]))
+}
+
+/// Whether one of the keys is the other, or stands in it, whichever of several sections that is in.
+fn overlap(a: &str, b: &str) -> bool {
+    let parts = |key: &str| -> Vec<String> {
+        key.split('.').map(|part| part.split('[').next().unwrap_or_default().to_owned()).collect()
+    };
+    parts(a).iter().zip(&parts(b)).all(|(a, b)| a == b)
 }
 
 /// Values are quoted in messages: no line break or terminal escape gets through.
@@ -139,6 +176,26 @@ mod tests {
         report.add("mqtt", "none", "fix");
         let problems = report.finish(Some(())).expect_err("two were added").to_string();
         assert_eq!(problems, "f:7: mqtt[1].brokers[0]: bad\\n\\u{1b}[1m; fix\nf: mqtt: none; fix");
+    }
+
+    #[test]
+    fn only_what_is_wrong_with_the_keys_that_are_used_is_in_the_way() {
+        let with = |problem: &str, refused: &str| {
+            let mut report = Report::new(Path::new("f"));
+            report.add("gateway.log_level", "bad", "fix");
+            if !problem.is_empty() {
+                report.add(problem, "bad", "fix");
+            }
+            report.refuse(refused);
+            report.finish_part(Some(()), &["store.directory", "serial"]).map_err(|problems| problems.to_string())
+        };
+        assert_eq!(with("", "gateway.log_level"), Ok(()));
+        assert_eq!(with("store.max_size", "store.max_size"), Ok(()));
+        assert_eq!(with("store.directory", "none"), Err("f: store.directory: bad; fix".into()));
+        assert_eq!(with("store", "none"), Err("f: store: bad; fix".into()));
+        assert_eq!(with("serial[1].path", "none"), Err("f: serial[1].path: bad; fix".into()));
+        assert!(with("store.directorry", "store.directory").is_err_and(|all| all.contains("store.directorry")));
+        assert!(with("stor", "store").is_err_and(|all| all.contains("stor: ")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! From text to [`Config`], key by key, so that one bad value hides no other.
 
 use super::Config;
-use super::env::substitute;
+use super::env::{CREDENTIALS, substitute};
 use super::problem::Report;
 use super::shipped;
 use serde::de::{DeserializeOwned, Visitor};
@@ -155,7 +155,11 @@ impl<'i> Reader<'_, 'i> {
                 Err(unset) => {
                     for name in unset {
                         let what = format!("the environment variable `{name}` is not set");
-                        self.report.add(path, what, "set it, or write $${ for a plain ${");
+                        let fix = match name == CREDENTIALS {
+                            true => "systemd sets it where the unit has LoadCredential=; take the # off that line",
+                            false => "set it, or write $${ for a plain ${",
+                        };
+                        self.report.add(path, what, fix);
                     }
                     false
                 }

@@ -1,5 +1,6 @@
 //! The token that requests to the HTTP server bear.
 
+use crate::files::plain;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +16,7 @@ const TOO_OPEN: u32 = 0o027;
 /// Why there is no token. Its message holds nothing of the content.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    #[error("cannot read the token from {file}: {why}", file = .path.display())]
+    #[error("cannot read the token from {file}: {why}", file = .path.display(), why = plain(.why))]
     Unreadable { path: PathBuf, why: io::Error },
     #[error("{file} has the mode {mode:03o}, with which others can read or change the token", file = .path.display())]
     TooOpen { path: PathBuf, mode: u32 },

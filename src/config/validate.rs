@@ -177,6 +177,11 @@ impl Section<'_> {
         self.report.add(&place, what, fix);
     }
 
+    /// The file that `key` names could not be looked at.
+    fn unseen(&mut self, key: &str, what: impl Display, fix: impl Display) {
+        self.report.add_unseen(&format!("{}.{key}", self.path), what, fix);
+    }
+
     /// A certificate and its private key are of use together only.
     fn key_pair(&mut self, cert: Option<&PathBuf>, key: Option<&PathBuf>) {
         let missing = match (cert, key) {

@@ -5,15 +5,19 @@
 //! page is from, though, and a page that has its own name point here ("DNS rebinding")
 //! still calls this server by that name.
 
-use crate::config::{Http, TokenError, read_token};
+use crate::config::{Http, read_token};
+use crate::credentials::{Credential, Kept};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 use subtle::ConstantTimeEq;
 
 /// What this server wants to be asked with, and by whom.
 #[derive(Default)]
 pub struct Access {
-    token: Option<String>,
+    /// None if none is wanted.
+    token: Option<Arc<Kept<String>>>,
     origins: Vec<String>,
 }
 
@@ -22,6 +26,8 @@ pub struct Access {
 pub enum Denied {
     #[error("a token is needed; send it as Authorization: Bearer TOKEN")]
     Token,
+    #[error("the gateway cannot read the token that it wants to be asked with; its log says why")]
+    NoToken,
     #[error("pages of this origin may not ask here; [http] allowed_origins names those that may")]
     Origin,
     #[error("this server is asked by its address or as localhost; [http] allowed_origins names what else it is called")]
@@ -33,6 +39,7 @@ impl Denied {
     pub fn label(self) -> &'static str {
         match self {
             Denied::Token => "token",
+            Denied::NoToken => "no_token",
             Denied::Origin => "origin",
             Denied::Host => "host",
         }
@@ -40,11 +47,19 @@ impl Denied {
 }
 
 impl Access {
-    /// # Errors
-    /// If the token cannot be read.
-    pub fn new(config: &Http) -> Result<Access, TokenError> {
-        let token = config.token_file.as_deref().map(read_token).transpose()?;
-        Ok(Access { token, origins: config.allowed_origins.clone() })
+    /// What the configuration wants. The token may come later.
+    pub fn new(config: &Http, now: Duration) -> Access {
+        const WITHOUT: &str = "no request that needs the token is answered until it is right";
+        let token = config.token_file.clone().map(|path| {
+            let read = move || Ok((read_token(&path)?, None));
+            Arc::new(Kept::new("http", config.token_file.iter().cloned().collect(), WITHOUT, now, read))
+        });
+        Access { token, origins: config.allowed_origins.clone() }
+    }
+
+    /// What has to be watched, if anything.
+    pub fn credential(&self) -> Option<Arc<dyn Credential>> {
+        Some(self.token.clone()?)
     }
 
     /// Whether whoever sends these headers may ask.
@@ -52,15 +67,13 @@ impl Access {
     /// # Errors
     /// Why not.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), Denied> {
-        match &self.token {
-            // No page knows it, or it may ask.
-            Some(token) if bears(headers, token) => Ok(()),
-            Some(_) => Err(Denied::Token),
-            None => {
-                self.check_host(headers)?;
-                self.check_origin(headers)
-            }
-        }
+        let Some(token) = &self.token else {
+            self.check_host(headers)?;
+            return self.check_origin(headers);
+        };
+        let token = token.latest().ok_or(Denied::NoToken)?;
+        // No page knows it, or it may ask.
+        if bears(headers, &token) { Ok(()) } else { Err(Denied::Token) }
     }
 
     /// Whether the page that asks, if it is a page, is one that may.
@@ -192,7 +205,14 @@ mod tests {
 
     #[test]
     fn only_the_whole_token_will_do() {
-        let access = Access { token: Some("0123456789abcdef".into()), ..Access::default() };
+        let token = |token: Option<&str>| {
+            let token = token.map(str::to_owned);
+            let read = move || Ok((token.clone().ok_or_else(|| anyhow::anyhow!("no file"))?, None));
+            let token = Some(Arc::new(Kept::new("http", Vec::new(), "", Duration::ZERO, read)));
+            Access { token, ..Access::default() }
+        };
+        assert_eq!(token(None).check(&headers(&[(header::AUTHORIZATION, "Bearer ")])), Err(Denied::NoToken));
+        let access = token(Some("0123456789abcdef"));
         let with = |value: &str| access.check(&headers(&[(header::HOST, "a.b"), (header::AUTHORIZATION, value)]));
         assert_eq!(with("Bearer 0123456789abcdef"), Ok(()));
         assert_eq!(with("bearer  0123456789abcdef "), Ok(()));

@@ -54,7 +54,7 @@ pub struct Door {
     /// How long a request may take to come: the first from the connection on, another from
     /// its first byte.
     patience: Duration,
-    secure: Option<(Tls, Pool)>,
+    secure: Option<(Arc<Tls>, Pool)>,
     clock: Arc<dyn Clock>,
 }
 
@@ -65,7 +65,7 @@ impl Door {
     }
 
     /// Has everybody speak TLS; what that takes in memory is charged to `pool`.
-    pub fn secure(mut self, tls: Tls, pool: Pool) -> Door {
+    pub fn secure(mut self, tls: Arc<Tls>, pool: Pool) -> Door {
         self.secure = Some((tls, pool));
         self
     }
@@ -90,7 +90,7 @@ impl Door {
         let io = match &self.secure {
             None => Io::Plain(stream),
             Some((tls, pool)) => {
-                let (config, pool, turn) = (tls.config(now)?, pool.clone(), place.turn());
+                let (config, pool, turn) = (tls.current(now)?, pool.clone(), place.turn());
                 Io::Handshake(Box::pin(async move { tls::accept(stream, config, &pool, turn).await }))
             }
         };
@@ -103,6 +103,7 @@ impl Door {
         let patience = self.patience;
         let visit = Visit {
             io,
+            from,
             certificate,
             stay,
             patience,
@@ -150,6 +151,7 @@ impl Listener for Door {
 /// One connection and its place. Reading and writing fail when its time is over.
 pub struct Visit {
     io: Io,
+    from: SocketAddr,
     certificate: Arc<OnceLock<CertificateDer<'static>>>,
     stay: Arc<Mutex<Stay>>,
     /// How long a request may take to come.
@@ -201,7 +203,11 @@ impl Visit {
                     Io::Secure(Box::new(secure))
                 }
                 Err(why) => {
-                    tracing::debug!(%why, "the TLS handshake failed");
+                    let from = self.from;
+                    match tls::trouble(&why) {
+                        Some(why) => tracing::info!(link = "http", %from, why, "no TLS connection came about"),
+                        None => tracing::debug!(link = "http", %from, %why, "no TLS connection came about"),
+                    }
                     Io::Failed
                 }
             };

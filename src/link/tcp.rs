@@ -34,11 +34,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// left unread would reset it.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// Serves devices until `stop` turns true and the last of them is gone.
-pub async fn serve(mut listening: Listening, config: config::Tcp, shared: Shared, mut stop: watch::Receiver<bool>) {
-    let terms = config.terms();
-    let reception = Reception::new(&terms, line(&config, shared));
-    let door = Door { reception: reception.clone(), tls: terms.tls().map(Tls::new), stop: stop.clone() };
+/// Serves devices, with TLS if there is any, until `stop` turns true and the last of them is
+/// gone.
+pub async fn serve(
+    mut listening: Listening,
+    config: config::Tcp,
+    tls: Option<Arc<Tls>>,
+    shared: Shared,
+    mut stop: watch::Receiver<bool>,
+) {
+    let reception = Reception::new(&config.terms(), line(&config, shared));
+    let door = Door { reception: reception.clone(), tls, stop: stop.clone() };
     let Reception { line, porch, .. } = &reception;
     line.up(false);
     tokio::select! {
@@ -79,7 +85,7 @@ pub async fn serve(mut listening: Listening, config: config::Tcp, shared: Shared
 /// What becomes of the connections that a listener accepts.
 struct Door {
     reception: Reception,
-    tls: Option<Tls>,
+    tls: Option<Arc<Tls>>,
     stop: watch::Receiver<bool>,
 }
 
@@ -93,7 +99,7 @@ impl Door {
         };
         let caller = Caller { visit, ..Caller::from(from) };
         let (line, stop) = (self.reception.line.clone(), self.stop.clone());
-        match self.tls.as_ref().map(|tls| tls.config(self.reception.now())) {
+        match self.tls.as_ref().map(|tls| tls.current(self.reception.now())) {
             None => drop(connections.spawn(serve_one(stream, caller, place, line, stop))),
             Some(Some(tls)) => drop(connections.spawn(serve_secure(stream, caller, place, line, tls, stop))),
             Some(None) => self.turn_away(&stream, from, "tls"),
@@ -195,7 +201,10 @@ async fn serve_secure(
 fn not_shaken(line: &Line, caller: &Caller, why: &io::Error) {
     line.turned_away("tls");
     let from = &caller.name;
-    tracing::debug!(link = %line.name, from, %why, "the TLS handshake failed");
+    match tls::trouble(why) {
+        Some(why) => tracing::info!(link = %line.name, from, why, "no TLS connection came about"),
+        None => tracing::debug!(link = %line.name, from, %why, "no TLS connection came about"),
+    }
     if let (true, Some(address)) = (tls::is_for_certificate(why), caller.address) {
         let now = line.shared.clock.now().monotonic;
         line.failed(&address.into(), Fault::Certificate, from, now);

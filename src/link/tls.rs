@@ -1,22 +1,24 @@
 //! TLS on listeners, by rustls with ring.
 //!
-//! Certificates are read again when their files change, so a renewal needs no restart.
+//! Certificates are read at the start and again when their files change, so a renewal needs
+//! no restart.
 //! What a client may make the gateway hold, before and after its handshake, is bounded
 //! and charged to the pool: rustls itself would take 64 KiB of a handshake message.
 //!
 //! Sessions are not resumed: each connection proves anew who it is.
 
 mod prompt;
+mod trouble;
 
 pub use prompt::Prompt;
+pub use trouble::trouble;
 
 use super::pool::{Lease, Pool};
 use super::tcp;
-use crate::config::{ClientCertificates, ServerTls};
-use crate::files::Stamp;
-use crate::pem;
+use crate::config::{ClientCertificates, ServerTls, Terms};
+use crate::credentials::Kept;
+use crate::pem::{self, Validity};
 use anyhow::{Context as _, Result};
-use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{CertificateError, ServerConfig};
@@ -31,8 +33,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// How often the files are looked at, at most.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What an idle connection's TLS takes, beside what every connection is charged.
 const IDLE: usize = 8 * 1024;
 /// Bytes that may come without a word of the device among them, before it is charged
@@ -42,74 +42,23 @@ const UNCHARGED: usize = 4 * 1024;
 const MOST: usize = 24 * 1024;
 
 /// The certificates of one listener.
-pub struct Tls {
-    files: ServerTls,
-    state: Mutex<State>,
+pub type Tls = Kept<ServerConfig>;
+
+/// What the listener that is called `part` shakes hands with, if it speaks TLS.
+pub fn of_listener(part: &str, terms: &Terms, now: Duration) -> Option<Arc<Tls>> {
+    const WITHOUT: &str = "nobody is let in over TLS until it is right";
+    let files = terms.tls()?;
+    let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()].into_iter().flatten().cloned();
+    let paths: Vec<_> = paths.collect();
+    Some(Arc::new(Kept::new(part, paths, WITHOUT, now, move || server_config(&files))))
 }
 
-#[derive(Default)]
-struct State {
-    config: Option<Arc<ServerConfig>>,
-    /// What the files were like when they were read.
-    seen: Option<Vec<Option<Stamp>>>,
-    looked: Option<Duration>,
-}
-
-impl Tls {
-    /// Certificates from `files`, which are read when they are first needed.
-    pub fn new(files: ServerTls) -> Tls {
-        Tls { files, state: Mutex::default() }
-    }
-
-    /// What to shake hands with: by the files as they are, or as they last were in order.
-    /// `None` if they never were, which is logged.
-    pub fn config(&self, now: Duration) -> Option<Arc<ServerConfig>> {
-        let mut state = self.state.lock();
-        if state.looked.is_none_or(|looked| now >= looked + LOOK_EVERY) {
-            state.looked = Some(now);
-            let seen = self.stamps();
-            if state.seen.as_ref() != Some(&seen) {
-                state.seen = Some(seen);
-                self.load(&mut state);
-            }
-        }
-        state.config.clone()
-    }
-
-    fn load(&self, state: &mut State) {
-        let cert = self.files.cert.display();
-        match server_config(&self.files) {
-            Ok(config) => {
-                if state.config.replace(config).is_some() {
-                    tracing::info!(%cert, "certificates were read again");
-                }
-            }
-            Err(why) => {
-                let why = format!("{why:#}");
-                match state.config {
-                    Some(_) => {
-                        tracing::warn!(%cert, why, "new certificates cannot be used; going on with the old ones")
-                    }
-                    None => {
-                        tracing::error!(%cert, why, "certificates cannot be used; no device is let in until they can")
-                    }
-                }
-            }
-        }
-    }
-
-    fn stamps(&self) -> Vec<Option<Stamp>> {
-        let ServerTls { cert, key, client_ca, .. } = &self.files;
-        [Some(cert), Some(key), client_ca.as_ref()].into_iter().flatten().map(|path| Stamp::of(path)).collect()
-    }
-}
-
-/// Loads the files into a configuration for a listener.
+/// Loads the files into a configuration for a listener, and tells when its certificates hold.
 ///
 /// # Errors
 /// If one cannot be read or holds nothing useful, or if certificate and key do not go
 /// together.
-pub fn server_config(files: &ServerTls) -> Result<Arc<ServerConfig>> {
+pub fn server_config(files: &ServerTls) -> Result<(ServerConfig, Option<Validity>)> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = match &files.client_ca {
@@ -123,12 +72,14 @@ pub fn server_config(files: &ServerTls) -> Result<Arc<ServerConfig>> {
             builder.with_client_cert_verifier(verifier.build().context("client_ca_file cannot be used")?)
         }
     };
+    let chain = pem::certificates(&files.cert)?;
+    let validity = Validity::of_chain(&chain);
     let mut config = builder
-        .with_single_cert(pem::certificates(&files.cert)?, pem::private_key(&files.key)?)
+        .with_single_cert(chain, pem::private_key(&files.key)?)
         .with_context(|| format!("{} and {} do not go together", files.cert.display(), files.key.display()))?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    Ok((config, validity))
 }
 
 /// Shakes hands on `stream`. Nothing is held for a client that says nothing; `turn` is
@@ -142,7 +93,10 @@ pub async fn accept(
     pool: &Pool,
     turn: impl Future<Output = ()>,
 ) -> io::Result<Secure> {
-    stream.readable().await?;
+    // Whoever hangs up at once has nothing to do with TLS.
+    if !matches!(stream.peek(&mut [0]).await, Ok(1..)) {
+        return Err(io::ErrorKind::NotConnected.into());
+    }
     turn.await;
     let mut lease = pool.lease();
     lease.hold(IDLE);

@@ -1,11 +1,13 @@
 //! TLS by rustls with ring: nothing of the system's but, if wanted, its roots.
 
-use crate::config;
-use crate::pem;
+use crate::config::{self, Broker};
+use crate::credentials::Kept;
+use crate::pem::{self, Validity};
 use anyhow::{Context, Result, bail};
 use rustls::{ClientConfig, RootCertStore};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The PEM files that a TLS connection is made with.
 #[derive(Debug, Clone, Default)]
@@ -25,12 +27,32 @@ impl TlsFiles {
     }
 }
 
+/// A client's TLS for the sink that is called `part`.
+pub type ClientTls = Kept<ClientConfig>;
+
+/// What the sink shakes hands with, if one of its brokers is reached over TLS.
+pub fn of_sink(sink: &config::Mqtt, now: Duration) -> Option<Arc<ClientTls>> {
+    const WITHOUT: &str = "no broker is connected to over TLS until it is right";
+    let uses_tls = |broker: &String| broker.parse().is_ok_and(|broker: Broker| broker.tls);
+    if !sink.brokers.iter().any(uses_tls) {
+        return None;
+    }
+    let files = TlsFiles::of(sink);
+    // The certificate first: it is the one that expires.
+    let paths = [&files.cert, &files.key, &files.ca].into_iter().flatten().cloned().collect();
+    let make = move || {
+        let validity = files.cert.as_deref().map(pem::certificates).transpose()?;
+        Ok((client_config(&files)?, validity.as_deref().and_then(Validity::of_chain)))
+    };
+    Some(Arc::new(Kept::new(sink.name.as_str(), paths, WITHOUT, now, make)))
+}
+
 /// Loads the files into a configuration for clients.
 ///
 /// # Errors
 /// If a file cannot be read or holds nothing useful, or if only one of certificate
 /// and key is given.
-pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
+pub fn client_config(files: &TlsFiles) -> Result<ClientConfig> {
     let roots = match &files.ca {
         Some(path) => pem::authorities(path)?,
         None => system_authorities()?,
@@ -45,7 +67,7 @@ pub fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>> {
             .with_context(|| format!("{} and {} do not go together", cert.display(), key.display()))?,
         _ => bail!("a client certificate needs both cert_file and key_file"),
     };
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 fn system_authorities() -> Result<RootCertStore> {

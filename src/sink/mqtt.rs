@@ -1,6 +1,7 @@
 //! Readings, and the presence of devices, to an MQTT broker; commands from there.
 
 mod commands;
+mod secrets;
 mod statuses;
 
 pub use commands::Instruction;
@@ -10,16 +11,17 @@ use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
 use crate::backoff::Failure;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Broker, Encoding};
+use crate::credentials::Credential;
 use crate::device::Registry;
 use crate::model::{DeviceId, Epochs, Numbered, Seq};
-use crate::mqtt::{self, Connection, Event, Options, Publish, TlsFiles, Topics};
+use crate::mqtt::{Connection, Event, Options, Publish, Topics};
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use commands::{Intake, Subscribing, Taker};
+use secrets::Secrets;
 use serde_json::json;
 use statuses::{Position, Statuses};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -31,9 +33,7 @@ pub struct MqttDestination {
     brokers: Vec<Broker>,
     /// What is the same for all brokers.
     options: Options,
-    username: Option<String>,
-    password_file: Option<PathBuf>,
-    tls_files: TlsFiles,
+    secrets: Secrets,
     /// Readings of each device go to a topic of its own.
     by_device: bool,
     encoding: Encoding,
@@ -114,9 +114,7 @@ impl MqttDestination {
                 clean_session: true,
                 manual_acks: false,
             },
-            username: config.username.clone(),
-            password_file: config.password_file.clone(),
-            tls_files: TlsFiles::of(config),
+            secrets: Secrets::of(config, clock.now().monotonic),
             by_device: config.topics == config::Topics::Device,
             encoding: config.encoding,
             replay_after: config.replay_after,
@@ -136,17 +134,15 @@ impl MqttDestination {
         self.commands = Some((Taker { taker, max_body }, Arc::default()));
     }
 
+    /// What has to be watched, if anything.
+    pub fn credential(&self) -> Option<Arc<dyn Credential>> {
+        self.secrets.credential()
+    }
+
     /// The options for one broker, with secrets and certificates read afresh: they
     /// may have been renewed since.
     fn options(&self, broker: &Broker) -> Result<Options> {
-        let tls = if broker.tls { Some(mqtt::client_config(&self.tls_files)?) } else { None };
-        let credentials = match &self.username {
-            None => None,
-            Some(username) => {
-                let password = self.password_file.as_ref().map(|path| config::read_password(path)).transpose()?;
-                Some((username.clone(), password.unwrap_or_default()))
-            }
-        };
+        let (tls, credentials) = (self.secrets.tls(broker)?, self.secrets.login()?);
         let will = Some(self.status.message("offline", Some("connection lost")));
         Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, will, ..self.options.clone() })
     }
@@ -154,7 +150,8 @@ impl MqttDestination {
     async fn connect_to(&self, broker: &Broker, position: &Position) -> Result<MqttLink, Failure> {
         let options = self
             .options(broker)
-            .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: true })?;
+            // What is missing may come any moment, and looking for it costs nobody else anything.
+            .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: false })?;
         let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
         let mut connection = Connection::open(&options).await.map_err(failed)?;
         let mut intake = self.commands.as_ref().map(|(taker, subscribing)| {

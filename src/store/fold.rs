@@ -145,6 +145,7 @@ fn note(path: &Path, number: u64) {
     // Of one length always, so that it is written in place.
     let write = || {
         let mut file = File::options().create(true).write(true).truncate(false).open(&path)?;
+        files::hand_over(&path);
         file.write_all(format!("{number:020}\n").as_bytes())?;
         file.sync_data()
     };

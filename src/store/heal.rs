@@ -22,7 +22,7 @@ use super::unlisted;
 use super::wal;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Durability};
-use crate::files::Replacement;
+use crate::files::{self, Replacement};
 use crate::metrics::Metrics;
 use crate::model::{BootId, DeviceId, Seq};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
@@ -122,7 +122,7 @@ pub(super) fn remember(database: &Path, found: &str) {
         new.put()
     });
     // On a full disk there may be room for its name only, which is enough.
-    if let Err(why) = written.or_else(|_| std::fs::File::create(&marker).map(drop)) {
+    if let Err(why) = written.or_else(|_| std::fs::File::create(&marker).map(|_| files::hand_over(&marker))) {
         tracing::error!(%why, "that the log is damaged cannot be noted beside it");
     }
 }

@@ -211,11 +211,13 @@ pub(super) fn list(store: &Path) -> Vec<Entry> {
 pub(super) fn take(store: &Path, reason: &str, found: &str, time: String) -> io::Result<Entry> {
     let above = store.join(DIRECTORY);
     fs::create_dir_all(&above)?;
+    files::hand_over(&above);
     let highest = |name: &std::ffi::OsStr| name.to_str()?.split_once('-')?.0.parse::<u32>().ok();
     let used = fs::read_dir(&above)?.filter_map(|entry| highest(&entry.ok()?.file_name())).max();
     let number = used.unwrap_or(0).saturating_add(1);
     let directory = above.join(format!("{number:04}-{reason}"));
     fs::create_dir(&directory)?;
+    files::hand_over(&directory);
     let report = Report {
         state: State::Moving,
         reason: reason.to_owned(),

@@ -55,6 +55,7 @@ impl Reserve {
 
     fn fill(&self) -> io::Result<()> {
         let mut file = File::options().create(true).truncate(true).write(true).open(&self.path)?;
+        files::hand_over(&self.path);
         match fallocate(&file, FallocateFlags::empty(), 0, self.size) {
             Ok(()) => Ok(()),
             Err(rustix::io::Errno::OPNOTSUPP) => {

@@ -4,10 +4,12 @@
 use super::budget;
 use super::logclock::Kept;
 use super::row;
+use super::salvage::wal_path;
 use crate::config::Durability;
+use crate::files::{self, plain};
 use crate::model::{Seq, Timestamp};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior, params};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
@@ -119,7 +121,7 @@ pub(super) const SEQ_BLOCK: u64 = 1 << 20;
 /// Why the log cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("the store's directory {path} cannot be used: {why}; {remedy}", remedy = remedy(.why))]
+    #[error("the store's directory {path} cannot be used: {}; {}", plain(.why), remedy(.path, .why))]
     Directory { path: PathBuf, why: std::io::Error },
     #[error(
         "the store {path} is in use by another process; stop that one first, or give this one its own [store] directory"
@@ -138,17 +140,29 @@ pub enum OpenError {
     Damaged { path: PathBuf, found: String },
     #[error("SQLite {0} can corrupt its log (the WAL-reset bug); build tidegate with its bundled SQLite")]
     Sqlite(&'static str),
-    #[error("the store {path} cannot be opened: {why}")]
+    #[error("the store {path} cannot be opened: {why}{}", owner(.path, .why))]
     Database { path: PathBuf, why: rusqlite::Error },
 }
 
 /// What an operator does about a directory that cannot be used.
-fn remedy(why: &std::io::Error) -> &'static str {
-    match why.kind() {
+fn remedy(path: &Path, why: &std::io::Error) -> String {
+    let directory = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let words = match why.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room on its disk",
         ErrorKind::ReadOnlyFilesystem => "its disk can only be read: see `dmesg` for why, and mount it again",
-        _ => "create it, and make it writable for this user",
-    }
+        _ => match files::of_another(directory) {
+            Some(remedy) if why.kind() == ErrorKind::PermissionDenied => return remedy,
+            _ => "create it, and make it writable for this user",
+        },
+    };
+    words.to_owned()
+}
+
+/// Whose the database is, if that may be why it cannot be opened.
+fn owner(path: &Path, why: &rusqlite::Error) -> String {
+    let denied = matches!(why.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen));
+    let other = path.parent().filter(|_| denied).and_then(files::of_another);
+    other.map_or(String::new(), |other| format!("; {other}"))
 }
 
 /// Opens or creates the database with the settings that its promises need.
@@ -178,6 +192,13 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, Op
     }
     configure(&connection, durability).map_err(failed)?;
     migrate(&mut connection, version, MIGRATIONS).map_err(failed)?;
+    // From now on SQLite gives what it makes to whom the database belongs.
+    let shm = || {
+        let mut name = path.as_os_str().to_owned();
+        name.push("-shm");
+        PathBuf::from(name)
+    };
+    [path.to_owned(), wal_path(path), shm()].iter().for_each(|path| files::hand_over(path));
     Ok(connection)
 }
 

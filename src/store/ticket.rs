@@ -122,6 +122,7 @@ impl Ticket {
         let tickets: Vec<String> = self.told.iter().map(u64::to_string).collect();
         let new = path.with_extension("new");
         let written = std::fs::write(&new, format!("{} {}\n", self.boot, tickets.join(" ")));
+        files::hand_over(&new);
         written.and_then(|()| std::fs::rename(&new, path)).inspect_err(|_| {
             // What is left of it is in nobody's way.
             let _ = files::discard(&new);

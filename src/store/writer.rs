@@ -8,6 +8,7 @@ use super::keeper::Keeper;
 use super::log::Shared;
 use super::reserve::Reserve;
 use super::schema::OpenError;
+use crate::files;
 use crate::model::Seq;
 use anyhow::Result;
 use std::fs::File;
@@ -58,7 +59,9 @@ impl Drop for Lock {
 pub(super) fn lock(directory: &Path) -> Result<Lock, OpenError> {
     let failed = |why| OpenError::Directory { path: directory.to_owned(), why };
     std::fs::create_dir_all(directory).map_err(failed)?;
-    let file = File::options().create(true).write(true).truncate(false).open(directory.join("lock")).map_err(failed)?;
+    let path = directory.join("lock");
+    let file = File::options().create(true).write(true).truncate(false).open(&path).map_err(failed)?;
+    files::hand_over(&path);
     match file.try_lock() {
         Ok(()) => Ok(Lock(file)),
         Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse { path: directory.to_owned() }),

@@ -53,6 +53,13 @@ impl Gateway {
         self.config = self.config.replacen(header, &format!("{header}\n{keys}"), 1);
     }
 
+    /// Has `new` in the place of what stands in its configuration as `old`.
+    #[allow(dead_code, reason = "not every test program changes it")]
+    pub fn replace(&mut self, old: &str, new: &str) {
+        assert!(self.config.contains(old), "{old} in {}", self.config);
+        self.config = self.config.replacen(old, new, 1);
+    }
+
     /// Replaces what makes it believe its clock, which is nothing but a plausible time.
     pub fn set_clock(&mut self, lines: &str) {
         self.config = self.config.replace("clock = \"trusted\"", lines);

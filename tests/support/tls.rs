@@ -34,8 +34,19 @@ impl Certificates {
 
     /// Makes `NAME.pem` and `NAME.key`, for whom `host` names; or makes them anew.
     pub fn issue(&self, name: &str, host: &str) {
-        let key = key();
+        self.issue_with(name, CertificateParams::new(vec![host.to_owned()]).expect("valid names"));
+    }
+
+    /// As [`Certificates::issue`], to expire at this time.
+    #[allow(dead_code, reason = "not every test program has some expire")]
+    pub fn issue_until(&self, name: &str, host: &str, until: std::time::SystemTime) {
         let mut params = CertificateParams::new(vec![host.to_owned()]).expect("valid names");
+        params.not_after = until.into();
+        self.issue_with(name, params);
+    }
+
+    fn issue_with(&self, name: &str, mut params: CertificateParams) {
+        let key = key();
         params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&key, &self.authority).expect("a certificate");
         self.write(&format!("{name}.pem"), certificate.pem());

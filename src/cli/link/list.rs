@@ -56,9 +56,9 @@ pub(super) fn run(args: &Args) -> ExitCode {
 fn sections(args: &Args) -> Result<Vec<Serial>, String> {
     let serial = |config: Config| config.serial;
     match &args.config {
-        Some(path) => config::load(path).map(serial).map_err(|problems| problems.to_string()),
+        Some(path) => config::load_part(path, &["serial"]).map(serial).map_err(|problems| problems.to_string()),
         None if !Path::new(DEFAULT_CONFIG).exists() => Ok(Vec::new()),
-        None => Ok(config::load(Path::new(DEFAULT_CONFIG)).map(serial).unwrap_or_else(|_| {
+        None => Ok(config::load_part(Path::new(DEFAULT_CONFIG), &["serial"]).map(serial).unwrap_or_else(|_| {
             say(&format!("tidegate: {DEFAULT_CONFIG} is not used; see tidegate check -c {DEFAULT_CONFIG}"));
             Vec::new()
         })),

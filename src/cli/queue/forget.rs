@@ -30,7 +30,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
-    let config = load(&args.config)?;
+    let config = load(&args.config, &[])?;
     let now = SystemClock::new().now().wall;
     let readings = store::forget_sink(&config.store.directory, &args.sink, now, args.yes)?;
     if args.json {

@@ -32,7 +32,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
-    let config = load(&args.config)?;
+    let config = load(&args.config, &[])?;
     let before = match args.before {
         None => Before::Everything,
         Some(Bound::Seq(seq)) => Before::Seq(seq),

@@ -28,7 +28,7 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
-    let config = load(&args.config)?;
+    let config = load(&args.config, &[])?;
     let Args { from, to, .. } = args;
     let readings = store::rename_sink(&config.store.directory, from, to)?;
     if args.json {

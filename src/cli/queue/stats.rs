@@ -1,5 +1,6 @@
 //! `tidegate queue stats`: what waits for each sink.
 
+use super::super::OF_API;
 use super::super::api::Api;
 use super::{Failure, Which, json, load};
 use crate::clock::{Clock, SystemClock};
@@ -32,7 +33,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
     let contents = args.which.open()?.contents()?;
     let rates = match &args.which.file {
         Some(_) => HashMap::new(),
-        None => load(&args.which.config)
+        None => load(&args.which.config, &OF_API)
             .ok()
             .filter(|_| contents.sinks.iter().any(|sink| sink.readings > 0))
             .and_then(|config| Api::of(&config).ok())

@@ -91,6 +91,6 @@ impl Access {
         let host = gateway.rsplit_once(':').map_or(gateway, |(host, _)| host).trim_matches(['[', ']']);
         let name = ServerName::try_from(host.to_owned());
         let host = name.with_context(|| format!("{host:?} is neither a host's name nor an address"))?;
-        Ok(Some(Security { connector: client_config(&files)?.into(), host }))
+        Ok(Some(Security { connector: Arc::new(client_config(&files)?).into(), host }))
     }
 }

@@ -2,15 +2,17 @@
 
 use super::Section;
 use crate::config::problem::Report;
-use crate::config::{Config, Terms, read_password, read_token};
+use crate::config::{Config, PasswordError, Terms, TokenError, read_password, read_token};
+use crate::files::{CREDENTIALS, plain};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 const CERTIFICATE: &str = "CERTIFICATE";
 const PRIVATE_KEY: &str = "PRIVATE KEY";
 
-/// Adds a problem for each file that `config` names and that cannot be used.
+/// Adds a problem for each file that `config` names and that cannot be used, and says of
+/// which that is not known.
 pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
     for (i, tcp) in config.tcp.iter().enumerate() {
         let mut section = Section::new(report, format!("tcp[{i}]"));
@@ -21,15 +23,21 @@ pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
         check_pem(&mut section, "ca_file", mqtt.ca_file.as_ref(), CERTIFICATE);
         check_pem(&mut section, "cert_file", mqtt.cert_file.as_ref(), CERTIFICATE);
         check_pem(&mut section, "key_file", mqtt.key_file.as_ref(), PRIVATE_KEY);
-        if let Some(Err(why)) = mqtt.password_file.as_deref().map(read_password) {
-            section.reject(&["password_file"], why, "give a file that holds the password and that this user may read");
+        if let Some((path, Err(why))) = mqtt.password_file.as_deref().map(|path| (path, read_password(path))) {
+            match &why {
+                PasswordError::Unreadable { why, .. } => unreadable(&mut section, "password_file", path, why),
+                _ => section.reject(&["password_file"], why, "give a file that holds the password, and nothing else"),
+            }
         }
     }
     if config.http.enabled {
         let mut section = Section::new(report, "http");
         check_server(&mut section, &config.http.terms());
-        if let Some(Err(why)) = config.http.token_file.as_deref().map(read_token) {
-            section.reject(&["token_file"], &why, why.fix());
+        if let Some((path, Err(why))) = config.http.token_file.as_deref().map(|path| (path, read_token(path))) {
+            match &why {
+                TokenError::Unreadable { why, .. } => unreadable(&mut section, "token_file", path, why),
+                _ => section.reject(&["token_file"], &why, why.fix()),
+            }
         }
     }
 }
@@ -42,26 +50,44 @@ fn check_server(section: &mut Section, terms: &Terms) {
 }
 
 fn check_pem(section: &mut Section, key: &str, path: Option<&PathBuf>, label: &str) {
-    if let Some(Err((what, fix))) = path.map(|path| holds(path, label)) {
-        section.reject(&[key], what, fix);
+    let Some(path) = path else { return };
+    match holds(path, label) {
+        Ok(true) => {}
+        Ok(false) => {
+            let what = format!("{} holds no {}", path.display(), label.to_lowercase());
+            let fix = "give a PEM file (text with -----BEGIN lines); `openssl x509` and `openssl pkey` convert";
+            section.reject(&[key], what, fix);
+        }
+        Err(why) => unreadable(section, key, path, &why),
+    }
+}
+
+/// What cannot be read is a problem only if nobody could read it.
+fn unreadable(section: &mut Section, key: &str, path: &Path, why: &io::Error) {
+    let shown = path.display();
+    match why.kind() {
+        ErrorKind::PermissionDenied => {
+            let fix = "run this as root, or as the user that runs the gateway (sudo -u tidegate)";
+            section.unseen(key, format!("not checked: this user may not read {shown}"), fix);
+        }
+        ErrorKind::NotFound if path.starts_with(CREDENTIALS) => {
+            let fix = "run this as root while the service runs";
+            section.unseen(key, format!("not checked: systemd puts {shown} there when it starts the service"), fix);
+        }
+        _ => {
+            let fix = "give a file that is there; a gateway that runs waits for it";
+            section.reject(&[key], format!("cannot read {shown}: {}", plain(why)), fix);
+        }
     }
 }
 
 /// Whether there is something in the file that calls itself `label`.
-fn holds(path: &Path, label: &str) -> Result<(), (String, String)> {
+fn holds(path: &Path, label: &str) -> io::Result<bool> {
     const MOST: u64 = 4 << 20;
     let mut content = Vec::new();
-    if let Err(why) = File::open(path).and_then(|file| file.take(MOST).read_to_end(&mut content)) {
-        let what = format!("cannot read {}: {why}", path.display());
-        return Err((what, "give a file that is there and that this user may read".into()));
-    }
+    File::open(path)?.take(MOST).read_to_end(&mut content)?;
     let content = String::from_utf8_lossy(&content);
-    let found = content
+    Ok(content
         .lines()
-        .any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{label}-----")));
-    if found {
-        return Ok(());
-    }
-    let what = format!("{} holds no {}", path.display(), label.to_lowercase());
-    Err((what, "give a PEM file (text with -----BEGIN lines); `openssl x509` and `openssl pkey` convert".into()))
+        .any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{label}-----"))))
 }
