@@ -202,7 +202,8 @@ impl Gateway {
     }
 }
 
-async fn get(address: &str, path: &str) -> Option<(u16, String)> {
+/// Status code and body of a path of the gateway at `address`; `None` while nothing answers.
+pub async fn get(address: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
