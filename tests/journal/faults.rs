@@ -52,7 +52,7 @@ pub async fn signals(trial: &mut Trial) {
     let start = trial.journal.len();
     trial.machine.shell("systemctl kill --signal=KILL tidegate");
     trial.reads("SIGKILL", start, &["status=9/KILL"]).await;
-    trial.reads("the start after SIGKILL", start, &["was not stopped"]).await;
+    trial.reads("the start after SIGKILL", start, &["did not end by a stop", "killed", "journalctl"]).await;
     trial.answers().await;
 }
 
@@ -146,7 +146,7 @@ path = "/dev/ttyUSB7"
     trial.machine.place("/etc/tidegate/late.key", &key, 0o600);
     trial.machine.shell("chown tidegate /etc/tidegate/late.key");
     trial.machine.place("/etc/tidegate/late.pem", &certificate, 0o644);
-    trial.reads("the address comes", start, &["listening", "192.0.2.1:7413"]).await;
+    trial.reads("the address comes", start, &["listens", "late", "192.0.2.1:7413"]).await;
     trial.reads("the password comes", start, &["waiting", "refused"]).await;
     trial.reads("the authority comes", start, &["connected to the broker", "distant", &secured_at]).await;
     eventually("the certificate comes", async || ours.connect("127.0.0.1:7414", None).await.is_ok()).await;
@@ -253,7 +253,7 @@ pub async fn mistakes(trial: &mut Trial) {
         (
             "a level that does not exist",
             format!("[gateway]\nlog_level = \"warning\"\n{}", config("")),
-            &["tidegate.toml:2", "log_level", "warning", "\"warn\""],
+            &["tidegate.toml:2", "log_level", "warning", "`warn`"],
         ),
         ("a size that is none", config("[store]\nmax_size = \"1 gig\"\n"), &["tidegate.toml:6", "max_size", "GiB"]),
         ("no TOML", config("[store\n"), &["tidegate.toml:5"]),
@@ -286,7 +286,7 @@ pub async fn a_port_that_is_taken(trial: &mut Trial) {
     trial.reads("a port that is taken", start, &["tcp", TCP, "another program"]).await;
     let start = trial.journal.len();
     drop(taken);
-    trial.reads("the port is free", start, &["listening", TCP]).await;
+    trial.reads("the port is free", start, &["listens", "tcp", TCP]).await;
 }
 
 pub async fn a_full_disk(trial: &mut Trial) {
