@@ -5,7 +5,7 @@
 # For armhf it is built along with the program, from rust-web-src.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
-TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
+TARGET_DIR=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-target}")
 
 die() {
     echo "${0##*/}: $*" >&2
@@ -78,6 +78,9 @@ qemu() {
     esac
 }
 
+# Where cargo builds for that target: a directory each, so that two can build at once.
+arm_build_dir() { echo "$TARGET_DIR/arm/$1"; }
+
 # arm_cargo TARGET COMMAND ARGUMENT...: Debian's cargo for that target.
 arm_cargo() {
     local target=$1 command=$2 upper options=()
@@ -87,7 +90,7 @@ arm_cargo() {
     local environment=(
         # A rustc of rustup's earlier on the path does not know Debian's libraries.
         "PATH=/usr/bin:$PATH"
-        "CARGO_TARGET_DIR=$TARGET_DIR"
+        "CARGO_TARGET_DIR=$(arm_build_dir "$target")"
         "CARGO_TARGET_${upper}_LINKER=$(gnu_prefix "$target")-gcc"
         # Bounded, for an emulator that hangs.
         "CARGO_TARGET_${upper}_RUNNER=timeout 600 $(qemu "$target")"

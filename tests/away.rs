@@ -5,6 +5,7 @@ use crate::support::device::{Device, Talk};
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::mount::{Ext4Disk, SmallDisk};
+use crate::support::systemd::Systemd;
 use bytesize::ByteSize;
 use std::path::Path;
 use std::sync::Arc;
@@ -158,7 +159,8 @@ async fn a_gateway_started_on_a_read_only_disk_waits_and_serves_once_it_can_be_w
     let store = format!("[store]\ndirectory = \"{}/log\"\nmax_size = \"8MiB\"\n", disk.path().display());
     let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", &store);
     disk.protect(true);
-    gateway.launch();
+    let mut systemd = Systemd::listen();
+    gateway.launch_with(&[("NOTIFY_SOCKET", &systemd.path().display().to_string()), ("WATCHDOG_USEC", "300000")]);
     let mut ready = String::new();
     eventually("it says why it waits", async || {
         assert!(gateway.process().is_running(), "{}", gateway.log());
@@ -170,7 +172,10 @@ async fn a_gateway_started_on_a_read_only_disk_waits_and_serves_once_it_can_be_w
     assert_eq!(gateway.figure(FAILING).await, 1.0, "{ready}");
     gateway.says("the log cannot be opened").await;
     assert_eq!(gateway.log().matches("the log cannot be opened").count(), 1, "{}", gateway.log());
+    systemd.hear("EXTEND_TIMEOUT_USEC=60000000\nWATCHDOG=1\nSTATUS=opening the log");
+    assert!(!systemd.told().contains("READY=1"), "{}", systemd.told());
     disk.protect(false);
+    systemd.hear("READY=1");
     gateway.figure_becomes(NORMAL, |normal| normal == 1.0).await;
     let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 1).await;
     talk.readings(1, 1, 10).await;

@@ -4,10 +4,9 @@ use crate::support::broker::Broker;
 use crate::support::device::{Talk, hello};
 use crate::support::gateway::Gateway;
 use crate::support::subscriber::{Subscriber, options};
+use crate::support::systemd::Systemd;
 use crate::support::{eventually, free_port};
-use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output};
-use std::time::Duration;
 use tidegate::wire::message::Reason;
 
 fn tidegate(arguments: &[&str]) -> Output {
@@ -172,25 +171,13 @@ async fn health_tells_ready_from_not_and_why_while_a_broker_is_away() {
 
 #[tokio::test]
 async fn systemd_is_told_when_it_is_ready_makes_progress_and_stops() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = directory.path().join("notify");
-    let socket = UnixDatagram::bind(&path).expect("a socket");
-    socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    let mut systemd = Systemd::listen();
     let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", "");
-    gateway.launch_with(&[("NOTIFY_SOCKET", &path.display().to_string()), ("WATCHDOG_USEC", "300000")]);
-    let mut told = String::new();
-    let mut hear = |wanted: &str| {
-        while !told.contains(wanted) {
-            let mut bytes = [0; 4096];
-            let read = socket.recv(&mut bytes).expect("systemd is told in time");
-            told += &String::from_utf8_lossy(&bytes[..read]);
-            told.push('\n');
-        }
-    };
-    hear("READY=1");
-    hear("WATCHDOG=1");
+    gateway.launch_with(&[("NOTIFY_SOCKET", &systemd.path().display().to_string()), ("WATCHDOG_USEC", "300000")]);
+    systemd.hear("READY=1");
+    systemd.hear("WATCHDOG=1");
     gateway.process().signal("TERM");
-    hear("STOPPING=1");
+    systemd.hear("STOPPING=1");
     assert!(gateway.process().ended().await.success());
 }
 

@@ -16,6 +16,7 @@ pub mod script;
 pub mod store;
 pub mod subscriber;
 pub mod sysfs;
+pub mod systemd;
 pub mod tls;
 pub mod watch;
 pub mod web;

@@ -2,7 +2,7 @@
 //! keeps up, from disk when it fell behind.
 
 use super::events;
-use super::gap::Gap;
+use super::gap::{Gap, add_gap};
 use super::holes;
 use super::log::{LogEvent, Shared};
 use super::row;
@@ -257,7 +257,7 @@ impl SinkCursor {
 
     fn report(&self, gap: Gap) {
         let mut state = self.shared.state.lock();
-        state.gaps.push(gap);
+        add_gap(&mut state.gaps, gap);
         state.wake(&self.shared.due);
     }
 

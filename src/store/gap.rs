@@ -16,6 +16,37 @@ pub(super) struct Gap {
     pub undelivered: Vec<(Arc<str>, u64)>,
 }
 
+/// So many gaps wait for a commit at most, if there are not more reasons and sinks than that.
+const MAX_GAPS: usize = 256;
+
+/// Adds `new` to the gaps that wait for a commit. Those that touch become one; where they
+/// are too many, since the disk takes no commit, `new` widens the latest of its kind.
+pub(super) fn add_gap(gaps: &mut Vec<Gap>, new: Gap) {
+    let crowded = gaps.len() >= MAX_GAPS;
+    let kindred = gaps.iter_mut().rev().find(|gap| gap.is_like(&new));
+    match kindred {
+        Some(gap) if crowded || gap.last.next() == new.first => gap.take_in(&new),
+        _ => gaps.push(new),
+    }
+}
+
+impl Gap {
+    fn is_like(&self, other: &Gap) -> bool {
+        let names = |gap: &Gap| gap.undelivered.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        self.reason == other.reason && names(self) == names(other)
+    }
+
+    /// Of the same sinks.
+    fn take_in(&mut self, other: &Gap) {
+        self.first = self.first.min(other.first);
+        self.last = self.last.max(other.last);
+        self.count = self.count.saturating_add(other.count);
+        for ((_, count), (_, more)) in self.undelivered.iter_mut().zip(&other.undelivered) {
+            *count = count.saturating_add(*more);
+        }
+    }
+}
+
 /// A stretch of seqs of which some have no reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hole {
@@ -91,6 +122,40 @@ fn condense(holes: &mut Vec<Hole>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gaps_that_wait_stay_few_and_lose_no_count() {
+        let gap = |seq: u64, reason, sink: &str| Gap {
+            reason,
+            first: Seq(seq),
+            last: Seq(seq),
+            count: 1,
+            undelivered: vec![(sink.into(), 1)],
+        };
+        let mut gaps = Vec::new();
+        for seq in 1..=10 {
+            add_gap(&mut gaps, gap(seq, "too_large", "cloud"));
+        }
+        let whole =
+            Gap { last: Seq(10), count: 10, undelivered: vec![("cloud".into(), 10)], ..gap(1, "too_large", "cloud") };
+        assert_eq!(gaps, [whole], "those that touch are one");
+
+        for seq in (11..20_000).step_by(3) {
+            add_gap(&mut gaps, gap(seq + 1, "too_large", "cloud"));
+            add_gap(&mut gaps, gap(seq, "too_large", "plant"));
+            add_gap(&mut gaps, gap(seq, "no_history", "cloud"));
+        }
+        assert!(gaps.len() <= MAX_GAPS + 2, "{}", gaps.len());
+        let count = |sink: &str| -> u64 {
+            gaps.iter()
+                .flat_map(|gap| &gap.undelivered)
+                .filter(|(name, _)| &**name == sink)
+                .map(|(_, count)| count)
+                .sum()
+        };
+        assert_eq!((count("cloud"), count("plant")), (10 + 2 * 6663, 6663));
+        assert!(gaps.iter().all(|gap| gap.count == gap.undelivered[0].1 && gap.first <= gap.last));
+    }
 
     #[test]
     fn holes_are_counted_by_parts_and_stay_few() {

@@ -3,7 +3,7 @@
 use super::attendance::Attendance;
 use super::boots::Boots;
 use super::commit::Commit;
-use super::gap::{Gap, Hole, add_holes};
+use super::gap::{Gap, Hole, add_gap, add_holes};
 use super::headroom::DiskState;
 use super::inbox::Inbox;
 use super::log::Log;
@@ -141,7 +141,7 @@ impl State {
         self.inbox.put_back(commit.inbox);
         self.restoring = false;
         let newer = std::mem::replace(&mut self.gaps, commit.gaps);
-        self.gaps.extend(newer);
+        newer.into_iter().for_each(|gap| add_gap(&mut self.gaps, gap));
         for newer in std::mem::replace(&mut self.notices, commit.notices) {
             self.notify(newer);
         }
@@ -220,7 +220,7 @@ impl State {
         };
         add_holes(&mut self.holes, &[Hole { first, last, missing }]);
         let undelivered = self.retired.iter().map(|sink| (sink.name.clone(), missing)).collect();
-        self.gaps.push(Gap { reason: "no_history", first, last, count: 0, undelivered });
+        add_gap(&mut self.gaps, Gap { reason: "no_history", first, last, count: 0, undelivered });
     }
 
     /// What is lost if the place of a sink is forgotten.
