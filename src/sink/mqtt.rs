@@ -19,6 +19,7 @@ use bytes::Bytes;
 use commands::{Intake, Subscribing, Taker};
 use serde_json::json;
 use statuses::{Position, Statuses};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub struct MqttDestination {
     registry: Option<Registry>,
     /// How far each broker knows it.
     positions: Vec<Position>,
+    /// Each broker's address that worked last.
+    worked: Vec<Option<SocketAddr>>,
     /// What the broker that was connected last takes as a payload, in bytes.
     max_payload: usize,
     /// Takes the commands that come, if they are wanted.
@@ -75,8 +78,6 @@ const STATUS: u64 = u64::MAX;
 const OVERHEAD: usize = 128;
 /// In place of what no packet holds.
 const LEFT_OUT: &str = "left out: the broker takes no packet so large";
-/// How long the broker may take to confirm the status message.
-const STATUS_WITHIN: Duration = Duration::from_secs(10);
 
 impl MqttDestination {
     /// # Errors
@@ -98,6 +99,7 @@ impl MqttDestination {
         Ok(MqttDestination {
             registry: config.presence.then_some(registry),
             positions: brokers.iter().map(|_| Position::default()).collect(),
+            worked: vec![None; brokers.len()],
             brokers,
             options: Options {
                 host: String::new(),
@@ -108,6 +110,7 @@ impl MqttDestination {
                 credentials: None,
                 keep_alive: config.keep_alive,
                 connect_timeout: config.connect_timeout,
+                confirm_timeout: config.confirm_timeout,
                 max_packet: u32::try_from(config.max_packet.as_u64()).unwrap_or(u32::MAX),
                 window: config.window + statuses::WINDOW,
                 will: None,
@@ -151,23 +154,21 @@ impl MqttDestination {
         Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, will, ..self.options.clone() })
     }
 
-    async fn connect_to(&self, broker: &Broker, position: &Position) -> Result<MqttLink, Failure> {
+    async fn connect_to(&self, number: usize) -> Result<MqttLink, Failure> {
+        let (broker, position, worked) = (&self.brokers[number], &self.positions[number], self.worked[number]); // one each
         let options = self
             .options(broker)
             .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: true })?;
         let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
-        let mut connection = Connection::open(&options).await.map_err(failed)?;
+        let mut connection = Connection::open_at(&options, worked).await.map_err(failed)?;
         let mut intake = self.commands.as_ref().map(|(taker, subscribing)| {
             // What the broker kept may come before anything else.
             Intake::new(&self.topics, subscribing.clone(), taker.clone())
         });
         connection.publish(STATUS, self.status.message("online", None)).map_err(failed)?;
-        let confirmed = tokio::time::timeout(STATUS_WITHIN, status_confirmed(&mut connection, &mut intake)).await;
-        confirmed
-            .unwrap_or_else(|_| Err(Failure { what: "the status message was not confirmed".into(), permanent: false }))
-            .map_err(failed)?;
+        status_confirmed(&mut connection, &mut intake).await.map_err(failed)?;
         if let Some(intake) = &intake {
-            intake.subscribe(&connection).map_err(failed)?;
+            intake.subscribe(&mut connection).map_err(failed)?;
         }
         // What a broker that forgot this client still has of devices is not known.
         if !connection.session_present() {
@@ -302,6 +303,10 @@ async fn status_confirmed(connection: &mut Connection, intake: &mut Option<Intak
 /// What happened that is about commands.
 fn instructed(intake: &mut Option<Intake>, event: Event) {
     match (event, intake) {
+        (Event::Unusable { topic, size, why }, _) => {
+            tracing::warn!(topic, size, "a message from the broker {why}; it was confirmed and passed over");
+        }
+        (Event::Confirmed(messages), Some(intake)) => intake.confirmed(messages),
         (Event::Message(message), Some(intake)) => intake.take(message),
         (Event::Subscribed(outcome), Some(intake)) => intake.subscribed(outcome),
         _ => {}
@@ -326,9 +331,10 @@ impl Destination for MqttDestination {
 
     async fn connect(&mut self) -> Result<MqttLink, Failure> {
         let mut failures = Vec::new();
-        for (broker, position) in self.brokers.iter().zip(&self.positions) {
-            match self.connect_to(broker, position).await {
+        for number in 0..self.brokers.len() {
+            match self.connect_to(number).await {
                 Ok(link) => {
+                    self.worked[number] = Some(link.connection.peer()); // one for each broker
                     self.max_payload = link.max_payload;
                     return Ok(link);
                 }
@@ -392,7 +398,7 @@ impl Link for MqttLink {
     async fn outcome(&mut self) -> Outcome {
         loop {
             if let Some(statuses) = &mut self.statuses {
-                statuses.send(&self.connection);
+                statuses.send(&mut self.connection);
             }
             let news = async {
                 match &mut self.statuses {
