@@ -7,7 +7,6 @@ use crate::support::subscriber::{Subscriber, options};
 use crate::support::systemd::Systemd;
 use crate::support::{eventually, free_port};
 use std::process::{Command, Output};
-use std::time::Duration;
 use tidegate::wire::message::Reason;
 
 fn tidegate(arguments: &[&str]) -> Output {

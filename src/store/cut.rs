@@ -248,6 +248,40 @@ mod tests {
         Orphan { header, block, batches }
     }
 
+    /// A database whose page of `a` went from one content to another and back in two
+    /// commits, the second of which fills further pages; checkpointed if so, and then with
+    /// one byte damaged in the last frame of its write-ahead log.
+    fn damaged(checkpointed: bool) -> Result<Left, String> {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (path, left) = (directory.path().join("live.db"), directory.path().join(FILE_NAME));
+        let db = Connection::open(&path).expect("a new database");
+        let run = |sql: &str| db.execute_batch(sql).expect("it runs");
+        run("PRAGMA page_size = 1024; PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0;
+             CREATE TABLE meta (key TEXT, value INTEGER); CREATE TABLE a (v TEXT); CREATE TABLE b (v BLOB);
+             INSERT INTO a VALUES ('one'); INSERT INTO b VALUES (1); PRAGMA wal_checkpoint(TRUNCATE);");
+        run("UPDATE a SET v = 'two'");
+        run(
+            "BEGIN; UPDATE a SET v = 'one'; UPDATE b SET v = 2; UPDATE meta SET value = 1; INSERT INTO b VALUES (zeroblob(1500)); COMMIT",
+        );
+        if checkpointed {
+            run("PRAGMA wal_checkpoint(PASSIVE)");
+        }
+        std::fs::copy(&path, &left).expect("a copy");
+        let mut wal = std::fs::read(wal_path(&path)).expect("its write-ahead log");
+        let at = wal.len() - 500;
+        wal[at] ^= 1;
+        std::fs::write(wal_path(&left), wal).expect("a copy");
+        look(&left, false)
+    }
+
+    #[test]
+    fn a_page_that_is_again_as_it_was_is_no_sign_of_a_checkpoint() {
+        let left = damaged(false).expect("a commit that was cut off");
+        assert!(left.cut.is_some());
+        let why = damaged(true).expect_err("what a checkpoint took over cannot be cut off");
+        assert!(why.contains("what a checkpoint took over"), "{why}");
+    }
+
     #[test]
     fn what_was_told_as_a_gap_does_not_come_back_after_a_later_cut() {
         let directory = tempfile::tempdir().expect("a temporary directory");

@@ -1,7 +1,7 @@
 //! The pages of a database and its write-ahead log, read without SQLite and without
 //! trusting anything in them. Nothing is ever written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -280,16 +280,25 @@ impl Pages {
         newest.iter().any(lacks).then_some(last as u64)
     }
 
-    /// Whether the database has a page as it stands in an orphaned frame, where SQLite would
-    /// take an older one from the frames that it sees. A frame whose checksum does not hold
-    /// proves nothing: of one that was cut off the page may be that of an older generation.
+    /// Whether a checkpoint took over a commit of orphaned frames: the database has each page
+    /// as it stood at its end, and one of them otherwise than in the frames that SQLite sees.
+    /// A single page proves nothing: it may be again as it was before. Nor does a frame whose
+    /// checksum does not hold: of one that was cut off the page may be of an older generation.
     fn is_overtaken(&self, frames: &[Frame]) -> bool {
+        let stands = |page: u32, frame: u64| self.read(Image::Db(page)) == self.read(Image::Frame(frame));
+        let mut missing: HashSet<u32> =
+            self.committed.iter().filter(|(page, frame)| !stands(**page, **frame)).map(|(page, _)| *page).collect();
+        let mut is_newer = false;
         self.orphans.iter().any(|orphan| {
-            let frame = usize::try_from(*orphan).ok().and_then(|orphan| frames.get(orphan));
-            let Some(frame) = frame.filter(|frame| frame.linked) else { return false };
-            let Some(seen) = self.committed.get(&frame.page) else { return false };
-            let image = self.read(Image::Frame(*orphan));
-            image == self.read(Image::Db(frame.page)) && image != self.read(Image::Frame(*seen))
+            let Some(frame) = usize::try_from(*orphan).ok().and_then(|orphan| frames.get(orphan)) else { return false };
+            if frame.linked && !stands(frame.page, *orphan) {
+                missing.insert(frame.page);
+            } else {
+                missing.remove(&frame.page);
+            }
+            let seen = self.committed.get(&frame.page).filter(|_| frame.linked);
+            is_newer |= seen.is_some_and(|seen| self.read(Image::Frame(*orphan)) != self.read(Image::Frame(*seen)));
+            frame.commits && is_newer && missing.is_empty()
         })
     }
 
