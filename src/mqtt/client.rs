@@ -220,7 +220,11 @@ impl Client {
         let place = self.places.remove(&packet).and_then(|place| usize::try_from(place - self.taken).ok());
         let Some(sent) = place.and_then(|place| self.order.get_mut(place)) else {
             self.unexpected += 1;
-            tracing::debug!(packet, unexpected = self.unexpected, "the broker confirmed a publish that is not in flight");
+            tracing::debug!(
+                packet,
+                unexpected = self.unexpected,
+                "the broker confirmed a publish that is not in flight"
+            );
             return Vec::new();
         };
         sent.confirmed = true;

@@ -111,7 +111,11 @@ pub enum Event {
     Message(Message),
     /// A message that cannot be taken; it was confirmed to the broker, which would send it
     /// again and again.
-    Unusable { topic: String, size: usize, why: &'static str },
+    Unusable {
+        topic: String,
+        size: usize,
+        why: &'static str,
+    },
     /// So many messages were confirmed to the broker by their [`Acker`]s.
     Confirmed(usize),
     /// The connection is over; nothing follows.

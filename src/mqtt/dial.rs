@@ -34,7 +34,9 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 /// If no address of the name can be reached, or TLS does not come about.
 pub(super) async fn dial(options: &Options, worked: Option<SocketAddr>) -> Result<(Stream, SocketAddr), Failure> {
     let Options { host, port, .. } = options;
-    let found = lookup_host((host.as_str(), *port)).await.map_err(|_| failed(format!("the name {host} is not known: is there a network, and a name server?")))?;
+    let found = lookup_host((host.as_str(), *port))
+        .await
+        .map_err(|_| failed(format!("the name {host} is not known: is there a network, and a name server?")))?;
     let addresses = in_turn(found.collect(), worked);
     let tcp = first_to_answer(&addresses).await?;
     // A small packet waits for nothing.
@@ -122,7 +124,9 @@ fn no_tls(why: &io::Error, host: &str) -> Failure {
             other => format!("the broker's certificate cannot be used ({other:?})"),
         },
         Some(rustls::Error::AlertReceived(alert)) => {
-            format!("the broker ended the TLS handshake ({alert:?}); does it want a certificate, in cert_file and key_file?")
+            format!(
+                "the broker ended the TLS handshake ({alert:?}); does it want a certificate, in cert_file and key_file?"
+            )
         }
         Some(rustls::Error::InvalidMessage(_)) => {
             "what answers does not speak TLS; use mqtt:// for a port without it".to_owned()

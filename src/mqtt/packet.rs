@@ -6,8 +6,8 @@ use super::reason;
 use crate::backoff::Failure;
 use crate::config::MqttVersion as Version;
 use bytes::{Buf, Bytes, BytesMut};
-use rumqttc::mqttbytes::v4;
-use rumqttc::v5::mqttbytes::v5;
+use rumqttc::mqttbytes::{QoS, v4};
+use rumqttc::v5::mqttbytes::{QoS as QoS5, v5};
 use std::time::Duration;
 
 /// What the broker allows (MQTT 5, 3.2.2.3).
@@ -30,7 +30,12 @@ pub(super) enum Packet {
     Publish(Message, u16),
     /// A message that is not taken, with its packet id, which is 0 if that is not known
     /// or wants no answer.
-    Unusable { topic: String, size: usize, why: &'static str, packet: u16 },
+    Unusable {
+        topic: String,
+        size: usize,
+        why: &'static str,
+        packet: u16,
+    },
     /// The broker closes the connection, and says why.
     Disconnect(Failure),
     /// Nothing to act on.
@@ -63,10 +68,8 @@ const LONGEST_HEADER: usize = 5;
 /// what stands around it.
 const NAMED_WITHIN: usize = LONGEST_HEADER + 2 + u16::MAX as usize + 2;
 
-const QOS: v4Qos = v4Qos::AtLeastOnce;
-const QOS_5: v5Qos = v5Qos::AtLeastOnce;
-use rumqttc::mqttbytes::QoS as v4Qos;
-use rumqttc::v5::mqttbytes::QoS as v5Qos;
+const QOS: QoS = QoS::AtLeastOnce;
+const QOS_5: QoS5 = QoS5::AtLeastOnce;
 
 /// The fixed header: type of packet with its flags, bytes of the header, bytes behind it.
 struct Header {
@@ -150,7 +153,9 @@ impl Codec {
     fn pass_over(&mut self, input: &mut BytesMut, header: &Header) -> Result<Option<Packet>, Failure> {
         let (kind, size) = (header.first >> 4, header.length + header.rest);
         if kind != PUBLISH {
-            return Err(broken(format!("the broker sent a packet of type {kind} with {size} bytes, which is too large")));
+            return Err(broken(format!(
+                "the broker sent a packet of type {kind} with {size} bytes, which is too large"
+            )));
         }
         // Its name, and the id by which it is confirmed.
         if input.len() < size.min(NAMED_WITHIN) && needs_more(input, header) {
@@ -163,14 +168,15 @@ impl Codec {
         Ok(Some(Packet::Unusable { topic, size, why: "is larger than max_packet", packet }))
     }
 
-    fn parse(&self, bytes: BytesMut) -> Result<Packet, ()> {
-        let mut bytes = bytes;
+    fn parse(&self, mut bytes: BytesMut) -> Result<Packet, ()> {
         match self.version {
             Version::V3_1_1 => v4::Packet::read(&mut bytes, usize::MAX).map_err(drop).map(see_4),
             Version::V5 => {
-                // It has no reason then, and rumqttc reads none without.
-                if bytes[..] == [0xe0, 0] {
-                    return Ok(Packet::Disconnect(reason::disconnect(v5::DisconnectReasonCode::NormalDisconnection, None)));
+                // Both may be left out of a DISCONNECT (3.14.2); rumqttc wants them.
+                match bytes[..] {
+                    [0xe0, 0] => bytes = BytesMut::from(&[0xe0, 2, 0, 0][..]),
+                    [0xe0, 1, code] => bytes = BytesMut::from(&[0xe0, 2, code, 0][..]),
+                    _ => {}
                 }
                 v5::Packet::read(&mut bytes, None).map_err(drop).map(see_5)
             }
@@ -299,7 +305,8 @@ fn named(bytes: &[u8], header: &Header) -> (String, u16) {
     let length = usize::from(u16::from_be_bytes([*high, *low]));
     let topic = behind.get(..length).map(|topic| String::from_utf8_lossy(topic).into_owned()).unwrap_or_default();
     let wants_answer = header.first & 0b0110 != 0;
-    let id = behind.get(length..).and_then(|rest| rest.first_chunk()).filter(|_| wants_answer && header.rest >= length + 4);
+    let id =
+        behind.get(length..).and_then(|rest| rest.first_chunk()).filter(|_| wants_answer && header.rest >= length + 4);
     (topic, id.map_or(0, |id| u16::from_be_bytes(*id)))
 }
 

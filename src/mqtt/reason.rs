@@ -23,12 +23,12 @@ fn failure(what: String, own_words: Option<&str>, permanent: bool) -> Failure {
 pub(super) fn connect_4(code: v4::ConnectReturnCode) -> Failure {
     use v4::ConnectReturnCode as Code;
     let (what, permanent) = match code {
-        Code::BadUserNamePassword => (format!("the broker refused user name or password; {CREDENTIALS}"), true),
-        Code::NotAuthorized => (format!("the broker does not authorise this client; {CREDENTIALS}"), true),
-        Code::BadClientId => (format!("the broker refused the client id; {CLIENT_ID}"), true),
-        Code::RefusedProtocolVersion => {
-            ("the broker does not speak MQTT 3.1.1; set version = \"5\"".to_owned(), true)
+        Code::BadUserNamePassword => {
+            (format!("the broker refused the credentials: user or password; {CREDENTIALS}"), true)
         }
+        Code::NotAuthorized => (format!("the broker refused the credentials: not authorised; {CREDENTIALS}"), true),
+        Code::BadClientId => (format!("the broker refused the client id; {CLIENT_ID}"), true),
+        Code::RefusedProtocolVersion => ("the broker does not speak MQTT 3.1.1; set version = \"5\"".to_owned(), true),
         Code::Success | Code::ServiceUnavailable => ("the broker says that it is not available".to_owned(), false),
     };
     failure(what, None, permanent)
@@ -37,8 +37,10 @@ pub(super) fn connect_4(code: v4::ConnectReturnCode) -> Failure {
 pub(super) fn connect_5(code: Connect, own_words: Option<&str>, elsewhere: Option<&str>) -> Failure {
     let elsewhere = elsewhere.map(|server| format!(": {}", server.escape_debug())).unwrap_or_default();
     let (what, permanent) = match code {
-        Connect::BadUserNamePassword => (format!("the broker refused user name or password; {CREDENTIALS}"), true),
-        Connect::NotAuthorized => (format!("the broker does not authorise this client; {CREDENTIALS}"), true),
+        Connect::BadUserNamePassword => {
+            (format!("the broker refused the credentials: user or password; {CREDENTIALS}"), true)
+        }
+        Connect::NotAuthorized => (format!("the broker refused the credentials: not authorised; {CREDENTIALS}"), true),
         Connect::Banned => ("the broker has banned this client".to_owned(), true),
         Connect::BadAuthenticationMethod => ("the broker wants another way of authentication".to_owned(), true),
         Connect::BadClientId | Connect::ClientIdentifierNotValid => {
@@ -51,7 +53,9 @@ pub(super) fn connect_5(code: Connect, own_words: Option<&str>, elsewhere: Optio
         Connect::RetainNotSupported => ("the broker takes no retained messages".to_owned(), true),
         Connect::QoSNotSupported => ("the broker does not take QoS 1".to_owned(), true),
         Connect::PacketTooLarge => ("the broker finds the CONNECT packet too large".to_owned(), true),
-        Connect::UseAnotherServer => (format!("the broker sends its clients to another server for now{elsewhere}"), true),
+        Connect::UseAnotherServer => {
+            (format!("the broker sends its clients to another server for now{elsewhere}"), true)
+        }
         Connect::ServerMoved => (format!("the broker has moved{elsewhere}; change brokers"), true),
         Connect::ServerBusy => ("the broker is busy".to_owned(), false),
         Connect::ServiceUnavailable | Connect::ServerUnavailable => {
@@ -108,9 +112,13 @@ pub(super) fn disconnect(code: End, told: Option<&v5::DisconnectProperties>) -> 
         End::UseAnotherServer => (format!("its clients are to use another server for now{elsewhere}"), true),
         End::ServerBusy => ("it is busy".to_owned(), true),
         End::ServerShuttingDown => ("it shuts down".to_owned(), false),
-        End::KeepAliveTimeout => ("it heard nothing in time; the link may be too slow for keep_alive".to_owned(), false),
+        End::KeepAliveTimeout => {
+            ("it heard nothing in time; the link may be too slow for keep_alive".to_owned(), false)
+        }
         End::PacketTooLarge => ("a packet was too large; lower max_packet".to_owned(), false),
-        End::MessageRateTooHigh | End::ConnectionRateExceeded => ("it allows fewer messages in that time".to_owned(), true),
+        End::MessageRateTooHigh | End::ConnectionRateExceeded => {
+            ("it allows fewer messages in that time".to_owned(), true)
+        }
         End::QuotaExceeded => ("a quota is exceeded".to_owned(), true),
         End::AdministrativeAction => ("an administrator ended it".to_owned(), true),
         End::MaximumConnectTime => ("it was connected for as long as the broker allows".to_owned(), false),

@@ -1,5 +1,6 @@
 //! Readings, and the presence of devices, to an MQTT broker; commands from there.
 
+mod candidates;
 mod commands;
 mod statuses;
 
@@ -16,10 +17,10 @@ use crate::mqtt::{self, Connection, Event, Options, Publish, TlsFiles, Topics};
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use candidates::{Candidate, Fruit};
 use commands::{Intake, Subscribing, Taker};
 use serde_json::json;
-use statuses::{Position, Statuses};
-use std::net::SocketAddr;
+use statuses::Statuses;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,9 @@ type Object = serde_json::Map<String, serde_json::Value>;
 
 /// An MQTT broker, or several that stand in for each other.
 pub struct MqttDestination {
-    brokers: Vec<Broker>,
+    candidates: Vec<Candidate>,
+    /// The one that was connected last, and what came of that.
+    last: Option<(usize, Fruit)>,
     /// What is the same for all brokers.
     options: Options,
     username: Option<String>,
@@ -44,10 +47,6 @@ pub struct MqttDestination {
     epochs: Epochs,
     /// Whose presence is told, if it is.
     registry: Option<Registry>,
-    /// How far each broker knows it.
-    positions: Vec<Position>,
-    /// Each broker's address that worked last.
-    worked: Vec<Option<SocketAddr>>,
     /// What the broker that was connected last takes as a payload, in bytes.
     max_payload: usize,
     /// Takes the commands that come, if they are wanted.
@@ -57,6 +56,7 @@ pub struct MqttDestination {
 /// A connection to a broker.
 pub struct MqttLink {
     connection: Connection,
+    fruit: Fruit,
     window: usize,
     max_payload: usize,
     status: Status,
@@ -89,18 +89,15 @@ impl MqttDestination {
         registry: Registry,
         clock: Arc<dyn Clock>,
     ) -> Result<MqttDestination> {
-        let brokers: Vec<Broker> = config
-            .brokers
-            .iter()
-            .map(|broker| broker.parse().with_context(|| format!("mqtt sink {:?}", config.name)))
-            .collect::<Result<_>>()?;
+        let candidate = |broker: &String| -> Result<Candidate> {
+            broker.parse().map(Candidate::new).with_context(|| format!("mqtt sink {:?}", config.name))
+        };
         let topics = Topics::new(&config.prefix, &identity.gateway);
         let default_id = || format!("tidegate-{}-{}", identity.gateway, config.name);
         Ok(MqttDestination {
             registry: config.presence.then_some(registry),
-            positions: brokers.iter().map(|_| Position::default()).collect(),
-            worked: vec![None; brokers.len()],
-            brokers,
+            candidates: config.brokers.iter().map(candidate).collect::<Result<_>>()?,
+            last: None,
             options: Options {
                 host: String::new(),
                 port: 0,
@@ -154,13 +151,13 @@ impl MqttDestination {
         Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, will, ..self.options.clone() })
     }
 
-    async fn connect_to(&self, number: usize) -> Result<MqttLink, Failure> {
-        let (broker, position, worked) = (&self.brokers[number], &self.positions[number], self.worked[number]); // one each
+    async fn connect_to(&self, candidate: &Candidate) -> Result<MqttLink, Failure> {
+        let Candidate { broker, position, worked, .. } = candidate;
         let options = self
             .options(broker)
             .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: true })?;
         let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
-        let mut connection = Connection::open_at(&options, worked).await.map_err(failed)?;
+        let mut connection = Connection::open_at(&options, *worked).await.map_err(failed)?;
         let mut intake = self.commands.as_ref().map(|(taker, subscribing)| {
             // What the broker kept may come before anything else.
             Intake::new(&self.topics, subscribing.clone(), taker.clone())
@@ -193,6 +190,7 @@ impl MqttDestination {
             }),
             max_payload: max_packet.saturating_sub(topic + OVERHEAD).max(1),
             connection,
+            fruit: Fruit::default(),
             status: self.status.clone(),
             intake,
         })
@@ -331,10 +329,15 @@ impl Destination for MqttDestination {
 
     async fn connect(&mut self) -> Result<MqttLink, Failure> {
         let mut failures = Vec::new();
-        for number in 0..self.brokers.len() {
-            match self.connect_to(number).await {
+        let now = self.status.clock.now().monotonic;
+        if let Some((number, fruit)) = self.last.take() {
+            self.candidates[number].ended(&fruit, now); // one of them
+        }
+        for number in candidates::order(&self.candidates, now) {
+            match self.connect_to(&self.candidates[number]).await {
                 Ok(link) => {
-                    self.worked[number] = Some(link.connection.peer()); // one for each broker
+                    self.candidates[number].worked = Some(link.connection.peer());
+                    self.last = Some((number, link.fruit.clone()));
                     self.max_payload = link.max_payload;
                     return Ok(link);
                 }
@@ -392,6 +395,7 @@ impl Link for MqttLink {
     }
 
     fn send(&mut self, token: u64, payload: Publish) -> Result<(), Failure> {
+        self.fruit.sent();
         self.connection.publish(token, payload)
     }
 
@@ -423,7 +427,10 @@ impl Link for MqttLink {
             match event {
                 Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
                 Event::Refused(token, why) if self.statuses.as_mut().is_some_and(|s| s.refused(token, &why)) => {}
-                Event::Acked(token) => return Outcome::Confirmed(token),
+                Event::Acked(token) => {
+                    self.fruit.confirmed();
+                    return Outcome::Confirmed(token);
+                }
                 Event::Refused(token, failure) => return Outcome::Refused(token, failure),
                 Event::Closed(failure) => return Outcome::Lost(failure),
                 event => instructed(&mut self.intake, event),

@@ -53,6 +53,12 @@ impl Gateway {
         self.config = self.config.replacen(header, &format!("{header}\n{keys}"), 1);
     }
 
+    /// Replaces a part of the configuration.
+    pub fn replace(&mut self, part: &str, by: &str) {
+        assert!(self.config.contains(part), "{part} in {}", self.config);
+        self.config = self.config.replacen(part, by, 1);
+    }
+
     /// Replaces what makes it believe its clock, which is nothing but a plausible time.
     pub fn set_clock(&mut self, lines: &str) {
         self.config = self.config.replace("clock = \"trusted\"", lines);

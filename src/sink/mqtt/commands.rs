@@ -89,7 +89,14 @@ fn kept(payload: &[u8], most: usize) -> Bytes {
 
 impl Intake {
     pub fn new(topics: &Topics, subscribing: Arc<Subscribing>, taker: Taker) -> Intake {
-        Intake { topics: topics.clone(), subscribing, taker, waiting: VecDeque::new(), left_to_broker: false, unconfirmed: 0 }
+        Intake {
+            topics: topics.clone(),
+            subscribing,
+            taker,
+            waiting: VecDeque::new(),
+            left_to_broker: false,
+            unconfirmed: 0,
+        }
     }
 
     /// Subscribes to commands, unless that ended the last connections.
