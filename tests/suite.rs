@@ -7,6 +7,7 @@ mod architecture;
 mod auth;
 mod away;
 mod bounds;
+mod brokers;
 mod browser;
 mod client;
 mod commands;

@@ -306,6 +306,7 @@ fn source(args: &Args) -> Result<Source> {
         credentials: args.username.clone().map(|username| (username, password)),
         keep_alive: KEEP_ALIVE,
         connect_timeout: CONNECT_TIMEOUT,
+        confirm_timeout: CONNECT_TIMEOUT,
         max_packet: MAX_PACKET,
         window: WINDOW,
         will: None,

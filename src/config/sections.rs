@@ -216,6 +216,10 @@ pub struct Mqtt {
     pub keep_alive: Duration,
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
+    /// How long the publish that has waited longest may go unconfirmed, beside what it takes
+    /// on a slow link.
+    #[serde(with = "humantime_serde")]
+    pub confirm_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub backoff_min: Duration,
     #[serde(with = "humantime_serde")]
@@ -294,6 +298,7 @@ impl Default for Mqtt {
             max_packet: ByteSize::kib(256),
             keep_alive: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
+            confirm_timeout: Duration::from_secs(30),
             backoff_min: Duration::from_millis(500),
             backoff_max: Duration::from_secs(60),
             stable_after: Duration::from_secs(30),

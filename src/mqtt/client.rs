@@ -1,341 +1,316 @@
-//! One connection to one broker.
+//! One connection's client side, without the connection: what to write next, what a
+//! packet means, and when to give up. No clock and no socket.
 //!
-//! rumqttc's event loop runs alone in a task of its own, because its `poll` is not
-//! cancel-safe; publishes are queued from outside and never awaited there.
+//! A publish is in flight from when it is written until its PUBACK, found by its packet id.
+//! Two things end a connection that still stands: nothing comes though a ping was sent, or
+//! the publish that has waited longest is not confirmed. The latter counts from when nothing
+//! stood before it, so that a slow link with a full window is no dead one.
 
-use super::inflight::Inflight;
-use super::{trouble, v4, v5};
+use super::connection::{Event, Message, Options, Publish};
+use super::packet::{Allowance, Codec, Packet};
 use crate::backoff::Failure;
-use crate::config::MqttVersion as Version;
-use bytes::Bytes;
-use parking_lot::Mutex;
-use rustls::ClientConfig;
-use std::sync::Arc;
+use bytes::{Buf, BytesMut};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 
-/// How to connect.
-#[derive(Debug, Clone)]
-pub struct Options {
-    pub host: String,
-    pub port: u16,
-    /// Plain TCP if `None`.
-    pub tls: Option<Arc<ClientConfig>>,
-    pub version: Version,
-    pub client_id: String,
-    /// User and password.
-    pub credentials: Option<(String, String)>,
-    /// 5 s or more.
-    pub keep_alive: Duration,
-    pub connect_timeout: Duration,
-    /// Largest packet sent or accepted, in bytes.
-    pub max_packet: u32,
-    /// Publishes that may be outstanding; the caller keeps to it.
-    pub window: u16,
-    pub will: Option<Publish>,
-    /// Whether the broker forgets subscriptions, and what it holds for them, when the
-    /// connection ends.
-    pub clean_session: bool,
-    /// Messages are confirmed to the broker by their [`Acker`] and not before.
-    pub manual_acks: bool,
-}
+/// A link is expected to carry so many bytes in a second, at the least.
+const SLOWEST_LINK: u64 = 600;
+/// Beside the window, so many publishes may wait to be written.
+const SPARE: usize = 8;
 
-/// Something to publish, with QoS 1.
-#[derive(Debug, Clone)]
-pub struct Publish {
-    pub topic: String,
-    pub payload: Bytes,
-    pub retain: bool,
-    /// MIME type; told with MQTT 5 only.
-    pub content_type: &'static str,
-    /// Name of the encoding; told with MQTT 5 only.
-    pub encoding: &'static str,
-}
-
-/// A message that came for a subscription.
-#[derive(Debug, Clone)]
-pub struct Message {
-    pub topic: String,
-    pub payload: Bytes,
-    /// The broker had kept it for whoever subscribes.
-    pub retained: bool,
-    /// For how long it is wanted, if its sender told the broker (MQTT 5).
-    pub wanted_for: Option<Duration>,
-    pub acker: Acker,
-}
-
-/// Confirms a message to the broker, which keeps it until then and sends it again over
-/// the next connection of a session that it keeps. In a connection without manual acks it
-/// has nothing to do.
-#[derive(Debug, Clone, Default)]
-pub struct Acker(Option<(u16, mpsc::Sender<u16>)>);
-
-impl Acker {
-    /// Of the message in this packet, which is confirmed by way of `acks`.
-    pub fn new(packet: u16, acks: mpsc::Sender<u16>) -> Acker {
-        Acker(Some((packet, acks)))
-    }
-
-    /// The message is taken. Over a connection that is gone this does nothing: it comes
-    /// again.
-    pub fn ack(&self) {
-        if let Some((packet, acks)) = &self.0 {
-            // Where more are waiting than any broker has outstanding it comes again, too.
-            let _ = acks.try_send(*packet);
-        }
-    }
-}
-
-/// What happens on a connection.
 #[derive(Debug)]
-pub enum Event {
-    /// The broker has taken the publish with this token.
-    Acked(u64),
-    /// The broker took the packet but refuses the publish with this token (MQTT 5).
-    Refused(u64, Failure),
-    /// The broker accepted or refused a subscription.
-    Subscribed(Result<(), Failure>),
-    Message(Message),
-    /// The connection is over; nothing follows.
-    Closed(Failure),
+pub(super) struct Client {
+    codec: Codec,
+    /// To be written.
+    out: BytesMut,
+    /// Publishes in flight, in the order in which they were written.
+    order: VecDeque<Sent>,
+    /// Where in `order` the publish with this packet id stands, counted from `taken`.
+    places: HashMap<u16, u64>,
+    /// How many have left `order` at its front.
+    taken: u64,
+    /// Since when the front of `order` has had nothing before it.
+    waited_since: Duration,
+    /// Publishes that wait until the broker allows more in flight.
+    waiting: VecDeque<(u64, Publish)>,
+    window: usize,
+    subscribing: HashSet<u16>,
+    last_packet: u16,
+    allowance: Option<Allowance>,
+    max_packet: usize,
+    keep_alive: Duration,
+    confirm_timeout: Duration,
+    /// When something was read last, and something written.
+    read_at: Duration,
+    written_at: Duration,
+    /// When a ping was added that nothing has come after.
+    pinged: Option<Duration>,
+    /// PUBACKs for what is not in flight.
+    unexpected: u64,
 }
 
-/// What the broker allows.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Allowance {
-    pub receive_maximum: Option<u16>,
-    pub max_packet: Option<u32>,
-    pub session_present: bool,
+#[derive(Debug)]
+struct Sent {
+    token: u64,
+    topic: Box<str>,
+    size: usize,
+    confirmed: bool,
 }
 
-/// What rumqttc's event loop, of either version, is seen to do.
+/// What the driver is to know of a packet.
+#[derive(Debug)]
 pub(super) enum Seen {
     Connected(Allowance),
-    Sent(u16),
-    Acked(u16, Result<(), Failure>),
-    Subscribed(Result<(), Failure>),
+    Event(Event),
     /// With the id of its packet; 0 if it wants no confirmation.
     Message(Message, u16),
-    Nothing,
 }
 
-/// rumqttc's event loop, of either version.
-pub(super) trait EventLoop: Send + 'static {
-    /// The next thing that happens; not cancel-safe. Over after an error.
-    fn next(&mut self) -> impl Future<Output = Result<Seen, Failure>> + Send;
+impl Client {
+    /// A client that begins with CONNECT.
+    pub fn new(options: &Options, now: Duration) -> Client {
+        let codec = Codec::new(options);
+        let mut out = BytesMut::new();
+        codec.connect(options, &mut out);
+        Client {
+            codec,
+            out,
+            order: VecDeque::new(),
+            places: HashMap::new(),
+            taken: 0,
+            waited_since: now,
+            waiting: VecDeque::new(),
+            window: usize::from(options.window.max(1)) + SPARE,
+            subscribing: HashSet::new(),
+            last_packet: 0,
+            allowance: None,
+            max_packet: usize::try_from(options.max_packet).unwrap_or(usize::MAX),
+            keep_alive: options.keep_alive,
+            confirm_timeout: options.confirm_timeout,
+            read_at: now,
+            written_at: now,
+            pinged: None,
+            unexpected: 0,
+        }
+    }
 
-    /// What had been received when the loop failed.
-    fn rest(&mut self) -> Vec<Seen>;
-}
-
-enum Publisher {
-    V4(rumqttc::AsyncClient),
-    V5(rumqttc::v5::AsyncClient),
-}
-
-/// A live connection. Dropping it cuts it off, which makes the broker publish the
-/// Last Will; [`Connection::close`] takes leave.
-pub struct Connection {
-    publisher: Publisher,
-    inflight: Arc<Mutex<Inflight>>,
-    events: mpsc::Receiver<Event>,
-    allowance: Allowance,
-    /// Ends with this.
-    _poller: JoinSet<()>,
-}
-
-/// Requests beyond the window that may be queued: subscriptions and the like.
-const SPARE: u16 = 8;
-/// Confirmations of messages that may wait to be sent.
-const ACKS: usize = 1024;
-
-/// What names, TLS and the network may take beyond the connection's own timeouts.
-const CONNECT_SPARE: Duration = Duration::from_secs(1);
-
-impl Connection {
-    /// Connects and waits for the broker's CONNACK.
+    /// Writes a publish, or keeps it until the broker allows one more.
     ///
     /// # Errors
-    /// If the broker cannot be reached, does not answer in time, or refuses.
-    pub async fn open(options: &Options) -> Result<Connection, Failure> {
-        let capacity = options.window.saturating_add(SPARE);
-        let (events_in, mut events) = mpsc::channel(usize::from(capacity));
-        let (connected_in, connected) = oneshot::channel();
-        let inflight = Arc::new(Mutex::new(Inflight::default()));
-        let (acks_in, acks) = mpsc::channel(ACKS);
-        let known = Known { inflight: inflight.clone(), acks: options.manual_acks.then_some(acks_in) };
-        let mut poller = JoinSet::new();
-        let publisher = match options.version {
-            Version::V3_1_1 => {
-                let (client, event_loop) = v4::client(options, capacity);
-                poller.spawn(poll(event_loop, known, connected_in, events_in));
-                poller.spawn(v4::ack(client.clone(), acks));
-                Publisher::V4(client)
-            }
-            Version::V5 => {
-                let (client, event_loop) = v5::client(options, capacity);
-                poller.spawn(poll(event_loop, known, connected_in, events_in));
-                poller.spawn(v5::ack(client.clone(), acks));
-                Publisher::V5(client)
-            }
+    /// If more are under way than the window has room for.
+    pub fn publish(&mut self, token: u64, publish: Publish, now: Duration) -> Result<Option<Event>, Failure> {
+        if self.places.len() + self.waiting.len() >= self.window {
+            return Err(lost("more publishes are under way than the window allows"));
+        }
+        if self.places.len() >= self.allowed() || !self.waiting.is_empty() {
+            self.waiting.push_back((token, publish));
+            return Ok(None);
+        }
+        Ok(self.write_publish(token, publish, now))
+    }
+
+    /// How many may be in flight.
+    fn allowed(&self) -> usize {
+        self.allowance.and_then(|told| told.receive_maximum).map_or(usize::MAX, usize::from).max(1)
+    }
+
+    fn write_publish(&mut self, token: u64, publish: Publish, now: Duration) -> Option<Event> {
+        let (packet, topic) = (self.next_packet(), Box::<str>::from(publish.topic.as_str()));
+        let Some(size) = self.codec.publish(publish, packet, self.max_packet, &mut self.out) else {
+            let what = format!("a publish to {topic} has more than the {} bytes that are taken", self.max_packet);
+            return Some(Event::Refused(token, Failure { what, permanent: true }));
         };
-        let Ok(connected) = tokio::time::timeout(options.connect_timeout + CONNECT_SPARE, connected).await else {
-            let what = format!("no answer within {}", humantime::format_duration(options.connect_timeout));
-            return Err(Failure { what, permanent: false });
-        };
-        match connected {
-            Ok(allowance) => Ok(Connection { publisher, inflight, events, allowance, _poller: poller }),
-            Err(_) => match events.recv().await {
-                Some(Event::Closed(Failure { what, permanent })) => {
-                    Err(Failure { what: trouble::with_hint(&what, options.tls.is_none()), permanent })
-                }
-                _ => Err(Failure { what: "the connection was given up".into(), permanent: false }),
-            },
+        if self.order.is_empty() {
+            self.waited_since = now;
+        }
+        self.places.insert(packet, self.taken + self.order.len() as u64);
+        self.order.push_back(Sent { token, topic, size, confirmed: false });
+        None
+    }
+
+    /// An id that nothing under way has.
+    fn next_packet(&mut self) -> u16 {
+        loop {
+            self.last_packet = self.last_packet.checked_add(1).unwrap_or(1);
+            // The window is much smaller than the number of ids.
+            if !self.places.contains_key(&self.last_packet) && !self.subscribing.contains(&self.last_packet) {
+                return self.last_packet;
+            }
         }
     }
 
-    /// How many publishes the broker accepts outstanding, if it said so (MQTT 5).
-    pub fn receive_maximum(&self) -> Option<u16> {
-        self.allowance.receive_maximum
+    pub fn subscribe(&mut self, filter: &str) {
+        let packet = self.next_packet();
+        self.subscribing.insert(packet);
+        self.codec.subscribe(filter, packet, &mut self.out);
     }
 
-    /// The largest packet the broker accepts, in bytes, if it said so (MQTT 5).
-    pub fn max_packet(&self) -> Option<u32> {
-        self.allowance.max_packet
+    /// Confirms a message.
+    pub fn confirm(&mut self, packet: u16) {
+        Codec::pub_ack(packet, &mut self.out);
     }
 
-    /// Whether the broker kept what an earlier connection of this client subscribed to.
-    pub fn session_present(&self) -> bool {
-        self.allowance.session_present
+    /// Takes leave, so that the broker forgets the Last Will.
+    pub fn disconnect(&mut self) {
+        Codec::disconnect(&mut self.out);
     }
 
-    /// Queues a publish; [`Event::Acked`] or [`Event::Refused`] will name `token`.
+    /// What is to be written.
+    pub fn output(&self) -> &BytesMut {
+        &self.out
+    }
+
+    /// So many bytes of it were written.
+    pub fn written(&mut self, bytes: usize, now: Duration) {
+        self.out.advance(bytes.min(self.out.len()));
+        self.written_at = now;
+        if self.out.is_empty() && self.out.capacity() > KEPT {
+            self.out = BytesMut::new();
+        }
+    }
+
+    /// Something was read.
+    pub fn heard(&mut self, now: Duration) {
+        self.read_at = now;
+        self.pinged = None;
+    }
+
+    /// Takes one packet out of what was read; `None` if none is whole.
     ///
     /// # Errors
-    /// If more is queued than the window allows, or the connection is gone.
-    pub fn publish(&self, token: u64, publish: Publish) -> Result<(), Failure> {
-        let mut inflight = self.inflight.lock();
-        inflight.queue(token, &publish.topic);
-        let Publish { topic, payload, retain, content_type, encoding } = publish;
-        let queued = match &self.publisher {
-            Publisher::V4(client) => client.try_publish(topic, rumqttc::QoS::AtLeastOnce, retain, payload).is_ok(),
-            Publisher::V5(client) => {
-                let properties = v5::properties(content_type, encoding);
-                client.try_publish_with_properties(topic, v5::QOS, retain, payload, properties).is_ok()
+    /// If the connection is over.
+    pub fn take(&mut self, input: &mut BytesMut, now: Duration) -> Result<Option<Vec<Seen>>, Failure> {
+        let Some(packet) = self.codec.decode(input)? else { return Ok(None) };
+        let seen = match (packet, self.allowance) {
+            (Packet::ConnAck(answer), None) => {
+                let allowance = answer?;
+                self.allowed_is(allowance);
+                vec![Seen::Connected(allowance)]
             }
+            (Packet::ConnAck(_), Some(_)) => return Err(lost("the broker answered the connection twice")),
+            (_, None) => return Err(lost("the broker sent something before it accepted the connection")),
+            (Packet::PubAck(packet, outcome), _) => self.confirmed(packet, outcome, now),
+            (Packet::SubAck(packet, outcome), _) => {
+                let known = self.subscribing.remove(&packet);
+                known.then_some(Seen::Event(Event::Subscribed(outcome))).into_iter().collect()
+            }
+            (Packet::Publish(message, packet), _) => vec![Seen::Message(message, packet)],
+            (Packet::Unusable { topic, size, why, packet }, _) => {
+                // Or it would come again with each connection.
+                if packet != 0 {
+                    self.confirm(packet);
+                }
+                vec![Seen::Event(Event::Unusable { topic, size, why })]
+            }
+            (Packet::Disconnect(why), _) => return Err(why),
+            (Packet::Other, _) => Vec::new(),
         };
-        if !queued {
-            inflight.unqueue();
-        }
-        accepted(queued)
+        Ok(Some(seen))
     }
 
-    /// Subscribes with QoS 1; [`Event::Subscribed`] answers.
+    fn allowed_is(&mut self, allowance: Allowance) {
+        self.allowance = Some(allowance);
+        let max_packet = allowance.max_packet.and_then(|bytes| usize::try_from(bytes).ok());
+        self.max_packet = self.max_packet.min(max_packet.unwrap_or(usize::MAX));
+        if let Some(told) = allowance.keep_alive.filter(|told| !told.is_zero()) {
+            self.keep_alive = self.keep_alive.min(told);
+        }
+    }
+
+    fn confirmed(&mut self, packet: u16, outcome: Result<(), Failure>, now: Duration) -> Vec<Seen> {
+        let place = self.places.remove(&packet).and_then(|place| usize::try_from(place - self.taken).ok());
+        let Some(sent) = place.and_then(|place| self.order.get_mut(place)) else {
+            self.unexpected += 1;
+            tracing::debug!(
+                packet,
+                unexpected = self.unexpected,
+                "the broker confirmed a publish that is not in flight"
+            );
+            return Vec::new();
+        };
+        sent.confirmed = true;
+        let token = sent.token;
+        let mut seen = vec![Seen::Event(match outcome {
+            Ok(()) => Event::Acked(token),
+            Err(Failure { what, permanent }) => {
+                let what = format!("the broker refused a publish to {}: {what}", sent.topic);
+                Event::Refused(token, Failure { what, permanent })
+            }
+        })];
+        while self.order.front().is_some_and(|sent| sent.confirmed) {
+            self.order.pop_front();
+            self.taken += 1;
+            self.waited_since = now;
+        }
+        while self.places.len() < self.allowed()
+            && let Some((token, publish)) = self.waiting.pop_front()
+        {
+            seen.extend(self.write_publish(token, publish, now).map(Seen::Event));
+        }
+        seen
+    }
+
+    /// When there is something to do though nothing happens.
+    pub fn due(&self) -> Duration {
+        let unconfirmed = self.order.front().map(|sent| self.waited_since + self.patience(sent.size));
+        let unheard = self.pinged.map_or_else(|| self.ping_due(), |pinged| pinged + self.answer_within());
+        unconfirmed.map_or(unheard, |unconfirmed| unconfirmed.min(unheard))
+    }
+
+    /// How long a publish of that size may take to be confirmed once nothing is before it.
+    fn patience(&self, size: usize) -> Duration {
+        self.confirm_timeout + on_the_way(size)
+    }
+
+    /// How long a ping may go unanswered, behind what is on its way.
+    fn answer_within(&self) -> Duration {
+        self.keep_alive + self.order.front().map_or(Duration::ZERO, |sent| on_the_way(sent.size))
+    }
+
+    fn ping_due(&self) -> Duration {
+        self.read_at.min(self.written_at) + self.keep_alive
+    }
+
+    /// Does what is due, after everything that has come was read.
     ///
     /// # Errors
-    /// If too much is queued, or the connection is gone.
-    pub fn subscribe(&self, filter: &str) -> Result<(), Failure> {
-        let queued = match &self.publisher {
-            Publisher::V4(client) => client.try_subscribe(filter, rumqttc::QoS::AtLeastOnce).is_ok(),
-            Publisher::V5(client) => client.try_subscribe(filter, v5::QOS).is_ok(),
-        };
-        accepted(queued)
-    }
-
-    /// Waits for what happens next. Cancel-safe.
-    pub async fn event(&mut self) -> Event {
-        match self.events.recv().await {
-            Some(event) => event,
-            None => Event::Closed(Failure { what: "the connection is closed".into(), permanent: false }),
+    /// If the connection is to be given up.
+    pub fn tick(&mut self, now: Duration) -> Result<(), Failure> {
+        let shown = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs())).to_string();
+        if let Some(sent) = self.order.front()
+            && self.waited_since + self.patience(sent.size) <= now
+        {
+            let (since, waiting) = (shown(now - self.waited_since), self.places.len());
+            return Err(lost(&format!(
+                "the broker is connected and did not confirm a publish for {since} ({waiting} are under way)"
+            )));
         }
-    }
-
-    /// Takes leave of the broker, which then forgets the Last Will.
-    pub async fn close(mut self, within: Duration) {
-        let queued = match &self.publisher {
-            Publisher::V4(client) => client.try_disconnect().is_ok(),
-            Publisher::V5(client) => client.try_disconnect().is_ok(),
-        };
-        if queued {
-            let closed = async { while !matches!(self.event().await, Event::Closed(_)) {} };
-            // A broker that does not close in time is left all the same.
-            let _ = tokio::time::timeout(within, closed).await;
-        }
-    }
-}
-
-/// What comes of a request that was or was not `queued`.
-fn accepted(queued: bool) -> Result<(), Failure> {
-    let what = "more is waiting to be sent to the broker than may be, or the connection is gone";
-    if queued { Ok(()) } else { Err(Failure { what: what.into(), permanent: false }) }
-}
-
-/// What it takes to make events of what is seen.
-struct Known {
-    inflight: Arc<Mutex<Inflight>>,
-    /// Where confirmations go, if they are given by hand.
-    acks: Option<mpsc::Sender<u16>>,
-}
-
-/// Runs the event loop until it fails, which is when its connection is gone.
-async fn poll(
-    mut event_loop: impl EventLoop,
-    known: Known,
-    connected: oneshot::Sender<Allowance>,
-    events: mpsc::Sender<Event>,
-) {
-    let mut connected = Some(connected);
-    let failure = loop {
-        match event_loop.next().await {
-            Ok(Seen::Connected(allowance)) => match connected.take() {
-                Some(connected) => drop(connected.send(allowance)),
-                None => {
-                    break Failure { what: "the broker answered the connection twice".into(), permanent: false };
-                }
-            },
-            Ok(Seen::Sent(packet)) => known.inflight.lock().sent(packet),
-            Ok(seen) => {
-                let event = known.event(seen);
-                if let Some(event) = event
-                    && events.send(event).await.is_err()
-                {
-                    return;
-                }
+        match self.pinged {
+            Some(pinged) if pinged + self.answer_within() <= now => {
+                let since = shown(now - self.read_at);
+                Err(lost(&format!("nothing came from the broker for {since}, not even an answer to a ping")))
             }
-            Err(failure) => break failure,
-        }
-    };
-    drop(connected);
-    for seen in event_loop.rest() {
-        if let Some(event) = known.event(seen) {
-            // Whoever is gone needs no events.
-            let _ = events.send(event).await;
+            None if self.ping_due() <= now => {
+                Codec::ping(&mut self.out);
+                self.pinged = Some(now);
+                Ok(())
+            }
+            _ => Ok(()),
         }
     }
-    let _ = events.send(Event::Closed(failure)).await;
 }
 
-impl Known {
-    fn event(&self, seen: Seen) -> Option<Event> {
-        match seen {
-            Seen::Acked(packet, outcome) => {
-                let (token, topic) = self.inflight.lock().acked(packet)?;
-                Some(match outcome {
-                    Ok(()) => Event::Acked(token),
-                    Err(Failure { what, permanent }) => {
-                        let what = format!("{what}, which went to the topic {topic}");
-                        Event::Refused(token, Failure { what, permanent })
-                    }
-                })
-            }
-            Seen::Subscribed(outcome) => Some(Event::Subscribed(outcome)),
-            Seen::Message(message, packet) => {
-                let acks = self.acks.clone().filter(|_| packet != 0);
-                let acker = acks.map_or_else(Acker::default, |acks| Acker::new(packet, acks));
-                Some(Event::Message(Message { acker, ..message }))
-            }
-            Seen::Connected(_) | Seen::Sent(_) | Seen::Nothing => None,
-        }
-    }
+/// How long so many bytes take on the slowest link.
+fn on_the_way(size: usize) -> Duration {
+    Duration::from_millis(size as u64 * 1000 / SLOWEST_LINK)
 }
+
+/// Written buffers that are larger are given back.
+const KEPT: usize = 64 * 1024;
+
+fn lost(what: &str) -> Failure {
+    Failure { what: what.to_owned(), permanent: false }
+}
+
+#[cfg(test)]
+mod tests;

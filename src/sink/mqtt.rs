@@ -1,5 +1,6 @@
 //! Readings, and the presence of devices, to an MQTT broker; commands from there.
 
+mod candidates;
 mod commands;
 mod secrets;
 mod statuses;
@@ -19,10 +20,11 @@ use crate::notes::Note;
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use candidates::{Candidate, Fruit};
 use commands::{Intake, Subscribing, Taker};
 use secrets::Secrets;
 use serde_json::json;
-use statuses::{Position, Statuses};
+use statuses::Statuses;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -31,7 +33,9 @@ type Object = serde_json::Map<String, serde_json::Value>;
 
 /// An MQTT broker, or several that stand in for each other.
 pub struct MqttDestination {
-    brokers: Vec<Broker>,
+    candidates: Vec<Candidate>,
+    /// The one that was connected last, and what came of that.
+    last: Option<(usize, Fruit)>,
     /// What is the same for all brokers.
     options: Options,
     secrets: Secrets,
@@ -44,8 +48,6 @@ pub struct MqttDestination {
     epochs: Epochs,
     /// Whose presence is told, if it is.
     registry: Option<Registry>,
-    /// How far each broker knows it.
-    positions: Vec<Position>,
     /// What the broker that was connected last takes as a payload, in bytes.
     max_payload: usize,
     /// Takes the commands that come, if they are wanted.
@@ -55,6 +57,7 @@ pub struct MqttDestination {
 /// A connection to a broker.
 pub struct MqttLink {
     connection: Connection,
+    fruit: Fruit,
     window: usize,
     max_payload: usize,
     status: Status,
@@ -76,8 +79,6 @@ const STATUS: u64 = u64::MAX;
 const OVERHEAD: usize = 128;
 /// In place of what no packet holds.
 const LEFT_OUT: &str = "left out: the broker takes no packet so large";
-/// How long the broker may take to confirm the status message.
-const STATUS_WITHIN: Duration = Duration::from_secs(10);
 
 impl MqttDestination {
     /// # Errors
@@ -89,17 +90,15 @@ impl MqttDestination {
         registry: Registry,
         clock: Arc<dyn Clock>,
     ) -> Result<MqttDestination> {
-        let brokers: Vec<Broker> = config
-            .brokers
-            .iter()
-            .map(|broker| broker.parse().with_context(|| format!("mqtt sink {:?}", config.name)))
-            .collect::<Result<_>>()?;
+        let candidate = |broker: &String| -> Result<Candidate> {
+            broker.parse().map(Candidate::new).with_context(|| format!("mqtt sink {:?}", config.name))
+        };
         let topics = Topics::new(&config.prefix, &identity.gateway);
         let default_id = || format!("tidegate-{}-{}", identity.gateway, config.name);
         Ok(MqttDestination {
             registry: config.presence.then_some(registry),
-            positions: brokers.iter().map(|_| Position::default()).collect(),
-            brokers,
+            candidates: config.brokers.iter().map(candidate).collect::<Result<_>>()?,
+            last: None,
             options: Options {
                 host: String::new(),
                 port: 0,
@@ -109,6 +108,7 @@ impl MqttDestination {
                 credentials: None,
                 keep_alive: config.keep_alive,
                 connect_timeout: config.connect_timeout,
+                confirm_timeout: config.confirm_timeout,
                 max_packet: u32::try_from(config.max_packet.as_u64()).unwrap_or(u32::MAX),
                 window: config.window + statuses::WINDOW,
                 will: None,
@@ -149,24 +149,22 @@ impl MqttDestination {
         Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, will, ..self.options.clone() })
     }
 
-    async fn connect_to(&self, broker: &Broker, position: &Position) -> Result<MqttLink, Failure> {
+    async fn connect_to(&self, candidate: &Candidate) -> Result<MqttLink, Failure> {
+        let Candidate { broker, position, worked, .. } = candidate;
         let options = self
             .options(broker)
             // What is missing may come any moment, and looking for it costs nobody else anything.
             .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: false })?;
         let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
-        let mut connection = Connection::open(&options).await.map_err(failed)?;
+        let mut connection = Connection::open_at(&options, *worked).await.map_err(failed)?;
         let mut intake = self.commands.as_ref().map(|(taker, subscribing)| {
             // What the broker kept may come before anything else.
             Intake::new(&self.topics, subscribing.clone(), taker.clone())
         });
         connection.publish(STATUS, self.status.message("online", None)).map_err(failed)?;
-        let confirmed = tokio::time::timeout(STATUS_WITHIN, status_confirmed(&mut connection, &mut intake)).await;
-        confirmed
-            .unwrap_or_else(|_| Err(Failure { what: "the status message was not confirmed".into(), permanent: false }))
-            .map_err(failed)?;
+        status_confirmed(&mut connection, &mut intake).await.map_err(failed)?;
         if let Some(intake) = &intake {
-            intake.subscribe(&connection).map_err(failed)?;
+            intake.subscribe(&mut connection).map_err(failed)?;
         }
         // What a broker that forgot this client still has of devices is not known.
         if !connection.session_present() {
@@ -191,6 +189,7 @@ impl MqttDestination {
             }),
             max_payload: max_packet.saturating_sub(topic + OVERHEAD).max(1),
             connection,
+            fruit: Fruit::default(),
             status: self.status.clone(),
             intake,
         })
@@ -301,6 +300,10 @@ async fn status_confirmed(connection: &mut Connection, intake: &mut Option<Intak
 /// What happened that is about commands.
 fn instructed(intake: &mut Option<Intake>, event: Event) {
     match (event, intake) {
+        (Event::Unusable { topic, size, why }, _) => {
+            tracing::warn!(topic, size, "a message from the broker {why}; it was confirmed and passed over");
+        }
+        (Event::Confirmed(messages), Some(intake)) => intake.confirmed(messages),
         (Event::Message(message), Some(intake)) => intake.take(message),
         (Event::Subscribed(outcome), Some(intake)) => intake.subscribed(outcome),
         _ => {}
@@ -325,9 +328,15 @@ impl Destination for MqttDestination {
 
     async fn connect(&mut self) -> Result<MqttLink, Failure> {
         let mut failures = Vec::new();
-        for (broker, position) in self.brokers.iter().zip(&self.positions) {
-            match self.connect_to(broker, position).await {
+        let now = self.status.clock.now().monotonic;
+        if let Some((number, fruit)) = self.last.take() {
+            self.candidates[number].ended(&fruit, now); // one of them
+        }
+        for number in candidates::order(&self.candidates, now) {
+            match self.connect_to(&self.candidates[number]).await {
                 Ok(link) => {
+                    self.candidates[number].worked = Some(link.connection.peer());
+                    self.last = Some((number, link.fruit.clone()));
                     self.max_payload = link.max_payload;
                     return Ok(link);
                 }
@@ -385,13 +394,14 @@ impl Link for MqttLink {
     }
 
     fn send(&mut self, token: u64, payload: Publish) -> Result<(), Failure> {
+        self.fruit.sent();
         self.connection.publish(token, payload)
     }
 
     async fn outcome(&mut self) -> Outcome {
         loop {
             if let Some(statuses) = &mut self.statuses {
-                statuses.send(&self.connection);
+                statuses.send(&mut self.connection);
             }
             let news = async {
                 match &mut self.statuses {
@@ -416,7 +426,10 @@ impl Link for MqttLink {
             match event {
                 Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
                 Event::Refused(token, why) if self.statuses.as_mut().is_some_and(|s| s.refused(token, &why)) => {}
-                Event::Acked(token) => return Outcome::Confirmed(token),
+                Event::Acked(token) => {
+                    self.fruit.confirmed();
+                    return Outcome::Confirmed(token);
+                }
                 Event::Refused(token, failure) => return Outcome::Refused(token, failure),
                 Event::Closed(failure) => return Outcome::Lost(failure),
                 event => instructed(&mut self.intake, event),

@@ -70,7 +70,7 @@ pub struct Delivery {
     going: VecDeque<(Instant, u16, Letter)>,
     sent: BTreeSet<u16>,
     coming: VecDeque<(Instant, u16)>,
-    acks: (mpsc::Sender<u16>, mpsc::Receiver<u16>),
+    acks: (mpsc::UnboundedSender<u16>, mpsc::UnboundedReceiver<u16>),
 }
 
 impl Delivery {
@@ -83,7 +83,7 @@ impl Delivery {
             going: VecDeque::new(),
             sent: BTreeSet::new(),
             coming: VecDeque::new(),
-            acks: mpsc::channel(2 * OUTSTANDING),
+            acks: mpsc::unbounded_channel(),
         }
     }
 

@@ -31,6 +31,14 @@ pub struct Manners {
     pub refuses_subscriptions: bool,
     /// They end the connection.
     pub ends_subscribers: bool,
+    /// Sent behind CONNACK, as they are.
+    pub sends: Vec<u8>,
+    /// After so many PUBACKs on a connection there are no more, though pings are answered.
+    pub silent_after: Option<usize>,
+    /// On the first connection this publish, counted from 1, gets no PUBACK.
+    pub forgets: Option<usize>,
+    /// Each PUBACK is sent twice, and one with it for what was never sent.
+    pub babbles: bool,
 }
 
 /// What came.
@@ -44,6 +52,8 @@ pub struct Seen {
     pub most_outstanding: usize,
     /// Packets that were too large.
     pub too_large: usize,
+    /// Ids of messages that were confirmed to the broker.
+    pub confirmed: Vec<u16>,
 }
 
 pub struct Script {
@@ -77,12 +87,13 @@ async fn serve(listener: TcpListener, manners: Manners, seen: Arc<Mutex<Seen>>) 
     while let Ok((stream, _)) = listener.accept().await {
         let (manners, seen) = (manners.clone(), seen.clone());
         let drop_after = manners.drop_after.get(number).copied();
+        let forgets = manners.forgets.filter(|_| number == 0);
         number += 1;
         connections.spawn(async move {
             match manners.tls.clone() {
-                None => converse(stream, &manners, drop_after, &seen).await,
+                None => converse(stream, &manners, (drop_after, forgets), &seen).await,
                 Some(acceptor) => match acceptor.accept(stream).await {
-                    Ok(stream) => converse(stream, &manners, drop_after, &seen).await,
+                    Ok(stream) => converse(stream, &manners, (drop_after, forgets), &seen).await,
                     Err(_) => None,
                 },
             }
@@ -116,7 +127,7 @@ pub fn field(body: &[u8], at: usize) -> (&[u8], usize) {
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     manners: &Manners,
-    drop_after: Option<usize>,
+    (drop_after, forgets): (Option<usize>, Option<usize>),
     seen: &Mutex<Seen>,
 ) -> Option<()> {
     let locked = || seen.lock().expect("no test panicked there");
@@ -130,6 +141,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     if code != 0 {
         return None;
     }
+    stream.write_all(&manners.sends).await.ok()?;
+    let mut came = 0;
     let mut waiting: Vec<(u16, String, Vec<u8>)> = Vec::new();
     let mut acks = 0;
     loop {
@@ -145,6 +158,10 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 let id = u16::from_be_bytes([body[at], body[at + 1]]);
                 // Properties are short here: one byte of length.
                 let payload = if manners.v5 { at + 3 + usize::from(body[at + 2]) } else { at + 2 };
+                came += 1;
+                if manners.silent_after.is_some_and(|most| acks >= most) || forgets == Some(came) {
+                    continue;
+                }
                 waiting.push((id, topic, body[payload..].to_vec()));
                 let most = manners.receive_maximum.map_or(usize::MAX, usize::from);
                 count_outstanding(seen, waiting.len());
@@ -169,8 +186,12 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                         true => stream.write_all(&[0x40, 3, high, low, 0x87]).await.ok()?,
                         false => stream.write_all(&[0x40, 2, high, low]).await.ok()?,
                     }
+                    if manners.babbles {
+                        stream.write_all(&[0x40, 2, high, low, 0x40, 2, 0xff, low]).await.ok()?;
+                    }
                 }
             }
+            4 => locked().confirmed.push(u16::from_be_bytes([body[0], body[1]])),
             8 if manners.ends_subscribers => return None,
             8 => {
                 let code = if manners.refuses_subscriptions { 0x80 } else { 1 };

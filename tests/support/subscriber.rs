@@ -31,6 +31,7 @@ pub fn options(port: u16) -> Options {
         credentials: None,
         keep_alive: Duration::from_secs(5),
         connect_timeout: Duration::from_secs(5),
+        confirm_timeout: Duration::from_secs(30),
         max_packet: 1 << 20,
         window: 100,
         will: None,

@@ -108,6 +108,7 @@ async fn answers(address: SocketAddr, version: Version, deadline: Instant) -> Re
         credentials: None,
         keep_alive: Duration::from_secs(30),
         connect_timeout: Duration::from_secs(1),
+        confirm_timeout: Duration::from_secs(1),
         max_packet: MAX_PACKET as u32, // a constant that fits
         window: 1,
         will: None,

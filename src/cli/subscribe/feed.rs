@@ -89,7 +89,8 @@ async fn subscribe(source: &Source, out: &mpsc::Sender<Fed>) -> Result<Connectio
                 // One subscription may feed before the next is answered.
                 Event::Message(message) => drop(out.send(Fed::Message(message)).await),
                 Event::Closed(failure) => return Err(failure),
-                Event::Acked(_) | Event::Refused(..) => {}
+                Event::Unusable { topic, size, why } => unusable(&topic, size, why),
+                Event::Acked(_) | Event::Refused(..) | Event::Confirmed(_) => {}
             }
         }
         Ok(())
@@ -98,6 +99,10 @@ async fn subscribe(source: &Source, out: &mpsc::Sender<Fed>) -> Result<Connectio
         Ok(accepted) => accepted.map(|()| connection),
         Err(_) => Err(Failure { what: "the broker did not answer the subscriptions".into(), permanent: false }),
     }
+}
+
+fn unusable(topic: &str, size: usize, why: &str) {
+    tracing::warn!(topic, size, "a message of the broker {why} and is left out");
 }
 
 /// Passes messages on until the connection ends, which is why; `None` if nobody
@@ -111,7 +116,8 @@ async fn forward(mut connection: Connection, out: &mpsc::Sender<Fed>) -> Option<
         match event {
             Event::Message(message) => out.send(Fed::Message(message)).await.ok()?,
             Event::Closed(failure) => return Some(failure),
-            Event::Subscribed(_) | Event::Acked(_) | Event::Refused(..) => {}
+            Event::Unusable { topic, size, why } => unusable(&topic, size, why),
+            Event::Subscribed(_) | Event::Acked(_) | Event::Refused(..) | Event::Confirmed(_) => {}
         }
     }
 }

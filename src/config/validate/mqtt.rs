@@ -107,6 +107,7 @@ fn check_limits(mqtt: &Mqtt, section: &mut Section) {
     }
     section.duration("keep_alive", mqtt.keep_alive, 5 * SECOND, 18 * HOUR);
     section.duration("connect_timeout", mqtt.connect_timeout, SECOND, 5 * MINUTE);
+    section.duration("confirm_timeout", mqtt.confirm_timeout, SECOND, HOUR);
     section.duration("backoff_min", mqtt.backoff_min, Duration::from_millis(10), DAY);
     section.duration("backoff_max", mqtt.backoff_max, Duration::from_millis(10), DAY);
     if mqtt.backoff_min > mqtt.backoff_max {

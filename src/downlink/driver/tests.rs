@@ -40,7 +40,7 @@ async fn settle() {
     }
 }
 
-fn instruction(packet: u16, body: &str, acks: &mpsc::Sender<u16>) -> Instruction {
+fn instruction(packet: u16, body: &str, acks: &mpsc::UnboundedSender<u16>) -> Instruction {
     let acker = Acker::new(packet, acks.clone());
     Instruction { target: Target::Gateway, body: body.to_owned().into(), wanted_for: None, acker }
 }
@@ -49,7 +49,7 @@ fn instruction(packet: u16, body: &str, acks: &mpsc::Sender<u16>) -> Instruction
 async fn a_broker_is_answered_once_its_command_is_on_disk_and_in_the_order_of_commands() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut parts = start(directory.path());
-    let (acks_in, mut acks) = mpsc::channel(8);
+    let (acks_in, mut acks) = mpsc::unbounded_channel();
     let bodies = [r#"{"id":"a","name":"ping"}"#, r#"{"id":"a","name":"ping"}"#, r#"{"id":"b"}"#, "nonsense"];
     for (packet, body) in (1..).zip(bodies) {
         parts.instructions.send(instruction(packet, body, &acks_in)).await.expect("room");
@@ -88,7 +88,7 @@ async fn a_broker_is_answered_once_its_command_is_on_disk_and_in_the_order_of_co
 async fn no_more_commands_are_taken_than_can_be_written() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut parts = start(directory.path());
-    let (acks_in, mut acks) = mpsc::channel(256);
+    let (acks_in, mut acks) = mpsc::unbounded_channel();
     let mut sent = 0;
     loop {
         let body = format!(r#"{{"id":"c-{sent}","name":"ping"}}"#);

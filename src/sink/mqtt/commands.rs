@@ -66,6 +66,8 @@ pub(super) struct Intake {
     taker: Taker,
     waiting: VecDeque<Instruction>,
     left_to_broker: bool,
+    /// Messages that were taken and are not confirmed to the broker yet.
+    unconfirmed: usize,
 }
 
 /// More than brokers mostly have outstanding.
@@ -104,14 +106,21 @@ fn kept(payload: &[u8], most: usize) -> Bytes {
 
 impl Intake {
     pub fn new(topics: &Topics, subscribing: Arc<Subscribing>, taker: Taker) -> Intake {
-        Intake { topics: topics.clone(), subscribing, taker, waiting: VecDeque::new(), left_to_broker: false }
+        Intake {
+            topics: topics.clone(),
+            subscribing,
+            taker,
+            waiting: VecDeque::new(),
+            left_to_broker: false,
+            unconfirmed: 0,
+        }
     }
 
     /// Subscribes to commands, unless that ended the last connections.
     ///
     /// # Errors
     /// If the connection is gone.
-    pub fn subscribe(&self, connection: &Connection) -> Result<(), Failure> {
+    pub fn subscribe(&self, connection: &mut Connection) -> Result<(), Failure> {
         let unanswered = self.subscribing.unanswered.fetch_add(1, Ordering::Relaxed);
         if unanswered >= MAX_UNANSWERED {
             self.subscribing.unanswered.store(MAX_UNANSWERED - 1, Ordering::Relaxed);
@@ -144,6 +153,11 @@ impl Intake {
     /// A message came.
     pub fn take(&mut self, message: Message) {
         let Message { topic, payload, retained, wanted_for, acker } = message;
+        if self.waiting.len() >= MAX_WAITING || self.left_to_broker {
+            self.left_to_broker = true;
+            return;
+        }
+        self.unconfirmed += 1;
         let Some(target) = self.topics.commanded(&topic) else {
             tracing::warn!(topic, "a message came by a topic of no device; it is passed over");
             return acker.ack();
@@ -153,12 +167,13 @@ impl Intake {
             tracing::warn!(topic, "a retained command is passed over; publish commands without the retain flag");
             return acker.ack();
         }
-        if self.waiting.len() < MAX_WAITING && !self.left_to_broker {
-            let body = kept(&payload, self.taker.max_body);
-            self.waiting.push_back(Instruction { target, body, wanted_for, acker });
-        } else {
-            self.left_to_broker = true;
-        }
+        let body = kept(&payload, self.taker.max_body);
+        self.waiting.push_back(Instruction { target, body, wanted_for, acker });
+    }
+
+    /// So many messages were confirmed to the broker.
+    pub fn confirmed(&mut self, messages: usize) {
+        self.unconfirmed = self.unconfirmed.saturating_sub(messages);
     }
 
     /// Waits until one more is taken; for ever if none is there. Cancel-safe.
@@ -167,7 +182,8 @@ impl Intake {
     /// If the rest is to be fetched by another connection.
     pub async fn forward(&mut self) -> Result<(), Failure> {
         if self.waiting.is_empty() {
-            if self.left_to_broker {
+            // Not before those that were taken are confirmed, or the same would come again.
+            if self.left_to_broker && self.unconfirmed == 0 {
                 let what = "more commands came at once than the broker is left with; connecting again for the rest";
                 return Err(Failure { what: what.into(), permanent: false });
             }

@@ -58,7 +58,7 @@ impl Statuses {
     }
 
     /// Sends what there is to tell, as far as the window goes.
-    pub fn send(&mut self, connection: &Connection) {
+    pub fn send(&mut self, connection: &mut Connection) {
         while self.under_way.len() < usize::from(WINDOW) {
             let Some((version, told)) = self.registry.told_after(self.sent) else { return };
             let publish = self.publish(told);

@@ -1,0 +1,414 @@
+//! One connection to one broker: the driver of a [`Client`](super::client::Client) over
+//! whatever carries bytes.
+//!
+//! Everything happens in [`Connection::event`], in the task that awaits it: it writes what
+//! was published since, as much at once as the link takes, and reads. So a connection needs
+//! no task of its own, and costs no wake-ups between two.
+
+use super::client::{Client, Seen};
+use super::dial::{self, Stream};
+use super::packet::Allowance;
+use crate::backoff::Failure;
+use crate::config::MqttVersion as Version;
+use bytes::{Bytes, BytesMut};
+use rustls::ClientConfig;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+/// How to connect.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub host: String,
+    pub port: u16,
+    /// Plain TCP if `None`.
+    pub tls: Option<Arc<ClientConfig>>,
+    pub version: Version,
+    pub client_id: String,
+    /// User and password.
+    pub credentials: Option<(String, String)>,
+    /// 5 s or more.
+    pub keep_alive: Duration,
+    /// For names, TCP, TLS and CONNACK together.
+    pub connect_timeout: Duration,
+    /// How long the publish that has waited longest may go unconfirmed, beside what it takes
+    /// on the slowest link, until the connection is given up.
+    pub confirm_timeout: Duration,
+    /// Largest packet sent or accepted, in bytes.
+    pub max_packet: u32,
+    /// Publishes that may be outstanding; the caller keeps to it.
+    pub window: u16,
+    pub will: Option<Publish>,
+    /// Whether the broker forgets subscriptions, and what it holds for them, when the
+    /// connection ends.
+    pub clean_session: bool,
+    /// Messages are confirmed to the broker by their [`Acker`] and not before.
+    pub manual_acks: bool,
+}
+
+/// Something to publish, with QoS 1.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    pub topic: String,
+    pub payload: Bytes,
+    pub retain: bool,
+    /// MIME type; told with MQTT 5 only.
+    pub content_type: &'static str,
+    /// Name of the encoding; told with MQTT 5 only.
+    pub encoding: &'static str,
+}
+
+/// A message that came for a subscription.
+#[derive(Debug, Clone, Default)]
+pub struct Message {
+    pub topic: String,
+    pub payload: Bytes,
+    /// The broker had kept it for whoever subscribes.
+    pub retained: bool,
+    /// For how long it is wanted, if its sender told the broker (MQTT 5).
+    pub wanted_for: Option<Duration>,
+    pub acker: Acker,
+}
+
+/// Confirms a message to the broker, which keeps it until then and sends it again over
+/// the next connection of a session that it keeps. In a connection without manual acks it
+/// has nothing to do.
+#[derive(Debug, Clone, Default)]
+pub struct Acker(Option<(u16, mpsc::UnboundedSender<u16>)>);
+
+impl Acker {
+    /// Of the message in this packet, which is confirmed by way of `acks`.
+    pub fn new(packet: u16, acks: mpsc::UnboundedSender<u16>) -> Acker {
+        Acker(Some((packet, acks)))
+    }
+
+    /// The message is taken. Over a connection that is gone this does nothing: it comes
+    /// again.
+    pub fn ack(&self) {
+        if let Some((packet, acks)) = &self.0 {
+            let _ = acks.send(*packet);
+        }
+    }
+}
+
+/// What happens on a connection.
+#[derive(Debug)]
+pub enum Event {
+    /// The broker has taken the publish with this token.
+    Acked(u64),
+    /// The broker refuses the publish with this token (MQTT 5), or it is larger than the
+    /// broker takes.
+    Refused(u64, Failure),
+    /// The broker accepted or refused a subscription.
+    Subscribed(Result<(), Failure>),
+    Message(Message),
+    /// A message that cannot be taken; it was confirmed to the broker, which would send it
+    /// again and again.
+    Unusable {
+        topic: String,
+        size: usize,
+        why: &'static str,
+    },
+    /// So many messages were confirmed to the broker by their [`Acker`]s.
+    Confirmed(usize),
+    /// The connection is over; nothing follows.
+    Closed(Failure),
+}
+
+/// A live connection. Dropping it cuts it off, which makes the broker publish the
+/// Last Will; [`Connection::close`] takes leave.
+pub struct Connection {
+    stream: Stream,
+    peer: SocketAddr,
+    client: Client,
+    /// Something was written since the last flush.
+    flushing: bool,
+    input: BytesMut,
+    began: Instant,
+    timer: Pin<Box<Sleep>>,
+    events: VecDeque<Event>,
+    closed: Option<Failure>,
+    allowance: Option<Allowance>,
+    acks: mpsc::UnboundedReceiver<u16>,
+    /// For messages that are confirmed by hand.
+    acker: Option<mpsc::UnboundedSender<u16>>,
+    manual_acks: bool,
+    connected_at: Option<Instant>,
+    version: Version,
+    /// Without TLS.
+    plain: bool,
+}
+
+/// Read at once, in bytes.
+const READ: usize = 16 * 1024;
+/// A connection that ends without a word so soon has one of the usual causes.
+const SOON: Duration = Duration::from_secs(10);
+
+impl Connection {
+    /// Connects and waits for the broker's CONNACK.
+    ///
+    /// # Errors
+    /// If the broker cannot be reached, does not answer in time, or refuses.
+    pub async fn open(options: &Options) -> Result<Connection, Failure> {
+        Connection::open_at(options, None).await
+    }
+
+    /// The same, trying first the address that worked last, of several that a name has.
+    ///
+    /// # Errors
+    /// If the broker cannot be reached, does not answer in time, or refuses.
+    pub async fn open_at(options: &Options, worked: Option<SocketAddr>) -> Result<Connection, Failure> {
+        let opened = async {
+            let (stream, peer) = dial::dial(options, worked).await?;
+            let mut connection = Connection::over(stream, peer, options);
+            connection.accepted().await.map(|()| connection)
+        };
+        timeout(options.connect_timeout, opened).await.unwrap_or_else(|_| {
+            let what = format!("no answer within {}", humantime::format_duration(options.connect_timeout));
+            Err(Failure { what, permanent: false })
+        })
+    }
+
+    fn over(stream: Stream, peer: SocketAddr, options: &Options) -> Connection {
+        let began = Instant::now();
+        let (acks_in, acks) = mpsc::unbounded_channel();
+        Connection {
+            stream,
+            peer,
+            client: Client::new(options, Duration::ZERO),
+            flushing: false,
+            input: BytesMut::new(),
+            began,
+            timer: Box::pin(sleep_until(began)),
+            events: VecDeque::new(),
+            closed: None,
+            allowance: None,
+            acks,
+            acker: options.manual_acks.then_some(acks_in),
+            manual_acks: options.manual_acks,
+            connected_at: None,
+            version: options.version,
+            plain: options.tls.is_none(),
+        }
+    }
+
+    async fn accepted(&mut self) -> Result<(), Failure> {
+        poll_fn(|cx| {
+            while self.allowance.is_none() {
+                if let Some(why) = self.closed.clone() {
+                    return Poll::Ready(Err(why));
+                }
+                ready!(self.poll_io(cx));
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    /// How many publishes the broker accepts outstanding, if it said so (MQTT 5).
+    pub fn receive_maximum(&self) -> Option<u16> {
+        self.allowance.and_then(|told| told.receive_maximum)
+    }
+
+    /// The largest packet the broker accepts, in bytes, if it said so (MQTT 5).
+    pub fn max_packet(&self) -> Option<u32> {
+        self.allowance.and_then(|told| told.max_packet)
+    }
+
+    /// Whether the broker kept what an earlier connection of this client subscribed to.
+    pub fn session_present(&self) -> bool {
+        self.allowance.is_some_and(|told| told.session_present)
+    }
+
+    /// The broker's address.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Has something published; [`Event::Acked`] or [`Event::Refused`] will name `token`.
+    ///
+    /// # Errors
+    /// If more is under way than the window allows, or the connection is gone.
+    pub fn publish(&mut self, token: u64, publish: Publish) -> Result<(), Failure> {
+        if let Some(why) = &self.closed {
+            return Err(why.clone());
+        }
+        let now = self.now();
+        self.events.extend(self.client.publish(token, publish, now)?);
+        Ok(())
+    }
+
+    /// Subscribes with QoS 1; [`Event::Subscribed`] answers.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    pub fn subscribe(&mut self, filter: &str) -> Result<(), Failure> {
+        if let Some(why) = &self.closed {
+            return Err(why.clone());
+        }
+        self.client.subscribe(filter);
+        Ok(())
+    }
+
+    /// Waits for what happens next, while it writes and reads. Cancel-safe.
+    pub async fn event(&mut self) -> Event {
+        poll_fn(|cx| {
+            loop {
+                if let Some(event) = self.events.pop_front() {
+                    return Poll::Ready(event);
+                }
+                if let Some(why) = &self.closed {
+                    return Poll::Ready(Event::Closed(why.clone()));
+                }
+                ready!(self.poll_io(cx));
+            }
+        })
+        .await
+    }
+
+    /// Takes leave of the broker, which then forgets the Last Will.
+    pub async fn close(mut self, within: Duration) {
+        self.client.disconnect();
+        let closed = async { while !matches!(self.event().await, Event::Closed(_)) {} };
+        // A broker that does not close in time is left all the same.
+        let _ = timeout(within, closed).await;
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Ready if something may have changed. What was read is judged before the time is: after
+    /// a pause of this process the broker's answers wait in the socket.
+    fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut confirmed = 0;
+        while let Poll::Ready(Some(packet)) = self.acks.poll_recv(cx) {
+            self.client.confirm(packet);
+            confirmed += 1;
+        }
+        if let Poll::Ready(Err(why)) = self.poll_write(cx) {
+            // What had come is worth reading.
+            while self.poll_read(cx).is_ready() && self.closed.is_none() {}
+            self.end(dial::broken_off(&why));
+            return Poll::Ready(());
+        }
+        if confirmed > 0 {
+            self.events.push_back(Event::Confirmed(confirmed));
+            return Poll::Ready(());
+        }
+        if self.poll_read(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        loop {
+            let (now, due) = (self.now(), self.client.due());
+            if due <= now {
+                if let Err(why) = self.client.tick(now) {
+                    self.end(why);
+                }
+                return Poll::Ready(());
+            }
+            // One that goes off too early costs less than setting it anew each time.
+            let due = self.began + due;
+            if due < self.timer.deadline() || self.timer.is_elapsed() {
+                self.timer.as_mut().reset(due);
+            }
+            ready!(self.timer.as_mut().poll(cx));
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        while !self.client.output().is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, self.client.output()) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(bytes)) => {
+                    let now = self.now();
+                    self.client.written(bytes, now);
+                    self.flushing = true;
+                }
+                Poll::Ready(Err(why)) => return Poll::Ready(Err(why)),
+                Poll::Pending => break,
+            }
+        }
+        if self.flushing {
+            // TLS keeps what the socket did not take.
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.flushing = false;
+        }
+        Poll::Pending
+    }
+
+    /// Reads once; ready if something came.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut room = [std::mem::MaybeUninit::uninit(); READ];
+        let mut read = ReadBuf::uninit(&mut room);
+        let failure = match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)) {
+            Ok(()) if !read.filled().is_empty() => {
+                self.input.extend_from_slice(read.filled());
+                let now = self.now();
+                self.client.heard(now);
+                self.take_all(now);
+                return Poll::Ready(());
+            }
+            Ok(()) => self.hung_up(),
+            Err(why) => dial::broken_off(&why),
+        };
+        self.end(failure);
+        Poll::Ready(())
+    }
+
+    fn take_all(&mut self, now: Duration) {
+        loop {
+            match self.client.take(&mut self.input, now) {
+                Ok(None) => return,
+                Ok(Some(seen)) => seen.into_iter().for_each(|seen| self.see(seen)),
+                Err(why) => return self.end(why),
+            }
+        }
+    }
+
+    fn see(&mut self, seen: Seen) {
+        match seen {
+            Seen::Connected(allowance) => {
+                self.allowance = Some(allowance);
+                self.connected_at = Some(Instant::now());
+            }
+            Seen::Event(event) => self.events.push_back(event),
+            Seen::Message(mut message, packet) => {
+                match &self.acker {
+                    Some(acks) if packet != 0 => message.acker = Acker::new(packet, acks.clone()),
+                    _ if packet != 0 && !self.manual_acks => self.client.confirm(packet),
+                    _ => {}
+                }
+                self.events.push_back(Event::Message(message));
+            }
+        }
+    }
+
+    fn end(&mut self, why: Failure) {
+        self.closed.get_or_insert(why);
+    }
+
+    /// The broker closed the connection without a word.
+    fn hung_up(&self) -> Failure {
+        let causes = match self.connected_at {
+            None if self.plain => "; if that port is for TLS, write mqtts:// in `brokers`",
+            None => " before it answered",
+            Some(at) if at.elapsed() > SOON => "",
+            Some(_) => match self.version {
+                Version::V3_1_1 => {
+                    " soon, and MQTT 3.1.1 gives no reason; usual causes: another client with the same client id, a \
+                     topic that is not allowed, a message that is too large"
+                }
+                Version::V5 => " soon and gave no reason; a usual cause: another client with the same client id",
+            },
+        };
+        Failure { what: format!("the broker closed the connection{causes}"), permanent: false }
+    }
+}

@@ -1,0 +1,189 @@
+//! The way to a broker: its addresses, TCP, TLS.
+//!
+//! Of a name with several addresses those of both families are tried in turn, each a little
+//! after the one before, and the first that answers is used (Happy Eyeballs, RFC 8305): an
+//! address that swallows packets, such as a broken IPv6, costs a quarter of a second.
+
+use super::connection::Options;
+use crate::backoff::Failure;
+use crate::{files, pem};
+use rustls::pki_types::ServerName;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// A connection that carries bytes.
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Connection Attempt Delay (RFC 8305, 5).
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+
+/// Connects, trying `worked` first if the name still has it.
+///
+/// # Errors
+/// If no address of the name can be reached, or TLS does not come about.
+pub(super) async fn dial(options: &Options, worked: Option<SocketAddr>) -> Result<(Stream, SocketAddr), Failure> {
+    let Options { host, port, .. } = options;
+    let found = lookup_host((host.as_str(), *port))
+        .await
+        .map_err(|_| failed(format!("the name {host} is not known: is there a network, and a name server?")))?;
+    let addresses = in_turn(found.collect(), worked);
+    let tcp = first_to_answer(&addresses).await?;
+    // A small packet waits for nothing.
+    let _ = tcp.set_nodelay(true);
+    let peer = tcp.peer_addr().map_err(|why| broken_off(&why))?;
+    let Some(tls) = &options.tls else { return Ok((Stream::Plain(tcp), peer)) };
+    let name = ServerName::try_from(host.clone())
+        .map_err(|_| Failure { what: format!("{host} is no name that a certificate can be for"), permanent: true })?;
+    let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await.map_err(|why| no_tls(&why))?;
+    Ok((Stream::Tls(Box::new(stream)), peer))
+}
+
+/// The addresses in the order in which they are tried: the families take turns, beginning
+/// with that of the first, and `worked` stands before all.
+fn in_turn(found: Vec<SocketAddr>, worked: Option<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
+    let mut order = Vec::with_capacity(first.len() + second.len());
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    loop {
+        match (first.next(), second.next()) {
+            (None, None) => break,
+            (one, other) => order.extend(one.into_iter().chain(other)),
+        }
+    }
+    if let Some(place) = worked.and_then(|worked| order.iter().position(|address| *address == worked)) {
+        order[..=place].rotate_right(1);
+    }
+    order
+}
+
+async fn first_to_answer(addresses: &[SocketAddr]) -> Result<TcpStream, Failure> {
+    let mut attempts = JoinSet::new();
+    let mut failures = Vec::new();
+    let mut left = addresses.iter().copied();
+    loop {
+        if let Some(address) = left.next() {
+            attempts.spawn(async move { (address, TcpStream::connect(address).await) });
+        }
+        let delay = async {
+            if left.len() == 0 {
+                std::future::pending().await
+            }
+            sleep(NEXT_ADDRESS_AFTER).await;
+        };
+        tokio::select! {
+            ended = attempts.join_next() => match ended {
+                Some(Ok((_, Ok(stream)))) => return Ok(stream),
+                Some(Ok((address, Err(why)))) => failures.push(format!("{address}: {}", files::plain(&why))),
+                Some(Err(_)) => {}
+                None if failures.is_empty() => return Err(failed("the name has no address".to_owned())),
+                None => return Err(failed(failures.join(", "))),
+            },
+            () = delay => {}
+        }
+    }
+}
+
+fn failed(what: String) -> Failure {
+    Failure { what, permanent: false }
+}
+
+/// A connection that the network ended.
+pub(super) fn broken_off(why: &io::Error) -> Failure {
+    failed(format!("the connection broke off: {}", files::plain(why)))
+}
+
+fn no_tls(why: &io::Error) -> Failure {
+    failed(match why.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "what answers there does not speak TLS; if the broker does not, write mqtt:// in `brokers`".to_owned()
+        }
+        Some(why) => format!("TLS failed: {}", pem::plain(why)),
+        None => format!("TLS failed: {}", files::plain(why)),
+    })
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns_and_what_worked_comes_first() {
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let [six, other_six, four, other_four] =
+            ["[2001:db8::1]:1", "[2001:db8::2]:1", "192.0.2.1:1", "192.0.2.2:1"].map(address);
+        let found = vec![six, other_six, four, other_four];
+        assert_eq!(in_turn(found.clone(), None), [six, four, other_six, other_four]);
+        assert_eq!(in_turn(found.clone(), Some(other_four)), [other_four, six, four, other_six]);
+        assert_eq!(in_turn(vec![four, six], Some(address("192.0.2.9:1"))), [four, six], "it is gone");
+        assert_eq!(in_turn(Vec::new(), Some(four)), [], "and so are all");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_swallows_packets_does_not_keep_the_next_one_from_being_used() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let there = listener.local_addr().expect("an address");
+        // Where the queue of connections is full, Linux answers no more.
+        let hole = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let black = hole.local_addr().expect("an address");
+        let mut crowd = Vec::new();
+        while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(black)).await {
+            crowd.push(stream);
+        }
+        let stream = first_to_answer(&[black, there]).await.expect("the second answers");
+        assert_eq!(stream.peer_addr().expect("an address"), there);
+        let refused = first_to_answer(&[address_of_nobody()]).await.expect_err("nobody listens");
+        assert!(refused.what.contains("nothing listens there"), "{}", refused.what);
+        let nothing = first_to_answer(&[]).await.expect_err("no address");
+        assert!(nothing.what.contains("no address"), "{}", nothing.what);
+    }
+
+    fn address_of_nobody() -> SocketAddr {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("an address")
+    }
+}
