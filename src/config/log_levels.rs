@@ -1,7 +1,7 @@
 //! What is to be logged, as a text says it: a level, or levels of modules. No part of it is
 //! a pattern; it is as short to read as it is to write.
 
-use super::read::closest;
+use super::keys::closest;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 const LEVELS: [(&str, LevelFilter); 6] = [

@@ -8,7 +8,6 @@ mod mqtt;
 mod places;
 mod routes;
 
-use super::keys::closest;
 use super::problem::Report;
 use super::{Config, Devices, Gateway, HistoryWithin, Silence, Store};
 use crate::model::Timestamp;
