@@ -244,8 +244,9 @@ pub(super) fn settle(path: &Path, durability: Durability, must: bool) -> Result<
 fn examine(path: &Path, durability: Durability) -> Result<Left, OpenError> {
     let damaged = |found: String| OpenError::Damaged { path: path.to_owned(), found };
     let unreadable = |why: io::Error| {
-        use ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
-        let lasts = matches!(why.kind(), PermissionDenied | IsADirectory | NotADirectory | NotFound)
+        use ErrorKind::{IsADirectory, NotADirectory, NotFound};
+        // That this user may not read it says nothing about what is in it.
+        let lasts = matches!(why.kind(), IsADirectory | NotADirectory | NotFound)
             || matches!(why.raw_os_error(), Some(EIO | ELOOP));
         match lasts {
             true => OpenError::Unreadable { path: path.to_owned(), why: why.to_string() },
