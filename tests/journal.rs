@@ -26,7 +26,7 @@ mod trial;
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use trial::Trial;
 
 /// Says that the process is inside of the namespaces that it is to run in.
@@ -113,10 +113,9 @@ async fn stage(trial: &mut Trial, name: &str, stage: impl AsyncFnOnce(&mut Trial
     println!("--- {name}");
     let (began, start) = (Instant::now(), trial.journal.len());
     if AssertUnwindSafe(stage(trial)).catch_unwind().await.is_err() {
-        trial.fails(
-            name,
-            &format!("it panicked, and in the journal is\n    {}", trial.journal.since(start).join("\n    ")),
-        );
+        // For what it said last to be read.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        trial.fails(name, &format!("it panicked, and in the journal is\n    {}", trial.last_lines(start)));
     }
     println!("--- {name}: {:.1} s", began.elapsed().as_secs_f64());
 }

@@ -100,7 +100,7 @@ impl Drop for Undo {
 
 /// Stopped, it reads nothing; there is more to say than fits its socket.
 pub async fn journald(trial: &mut Trial) {
-    let start = trial.starts_with(&format!("[gateway]\nlog_level = \"debug\"\n{}", faults::config("")));
+    let start = trial.starts_with(&format!("[gateway]\nlog_level = \"trace\"\n{}", faults::config("")));
     let journald = trial.machine.property("systemd-journald", "MainPID");
     let mut undo = trial.machine.command("kill");
     undo.args(["-CONT", &journald]);

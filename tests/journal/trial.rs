@@ -27,6 +27,13 @@ impl Trial {
         self.failures.push(fault.to_owned());
     }
 
+    /// What the journal ends with, if it is longer.
+    pub fn last_lines(&self, start: usize) -> String {
+        const MOST: usize = 40;
+        let lines = self.journal.since(start);
+        lines[lines.len().saturating_sub(MOST)..].join("\n    ")
+    }
+
     /// That one line from the `start`th on has all these words in it: what, where, what to do.
     pub async fn reads(&mut self, fault: &str, start: usize, words: &[&str]) {
         let until = Instant::now() + SAID_WITHIN;
@@ -37,7 +44,7 @@ impl Trial {
                 return;
             }
             if Instant::now() > until {
-                return self.fails(fault, &format!("no line with {words:?}, but\n    {}", lines.join("\n    ")));
+                return self.fails(fault, &format!("no line with {words:?}, but\n    {}", self.last_lines(start)));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
