@@ -106,6 +106,11 @@ pub fn plain(why: &Error) -> String {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "no authority that is trusted here has signed the certificate; see ca_file"
         }
+        // An authority that was made anew keeps its name, but for its key.
+        Error::InvalidCertificate(CertificateError::BadSignature) => {
+            "the authority that is trusted here has the name of the one that signed the certificate, but another key; \
+             see ca_file"
+        }
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => "the certificate is for another name than the one that is connected to",

@@ -108,10 +108,13 @@ pub(super) fn broken_off(why: &io::Error) -> Failure {
 fn no_tls(why: &io::Error) -> Failure {
     failed(match why.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidMessage(_)) => {
-            "what answers there does not speak TLS; if the broker does not, write mqtt:// in `brokers`".to_owned()
+            "what answers there does not speak TLS; if that port is not for TLS, write mqtt:// in `brokers`".to_owned()
         }
         Some(why) => format!("TLS failed: {}", pem::plain(why)),
-        None => format!("TLS failed: {}", files::plain(why)),
+        None => format!(
+            "the broker closed the connection when TLS began ({}); if that port is not for TLS, write mqtt:// in `brokers`",
+            files::plain(why)
+        ),
     })
 }
 
