@@ -3,6 +3,7 @@
 mod candidates;
 mod commands;
 mod secrets;
+mod status;
 mod statuses;
 
 pub use commands::Instruction;
@@ -24,6 +25,7 @@ use candidates::{Candidate, Fruit};
 use commands::{Intake, Subscribing, Taker};
 use secrets::Secrets;
 use serde_json::json;
+use status::Status;
 use statuses::Statuses;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,14 +65,6 @@ pub struct MqttLink {
     status: Status,
     statuses: Option<Statuses>,
     intake: Option<Intake>,
-}
-
-/// Whose status messages these are.
-#[derive(Clone)]
-struct Status {
-    topic: String,
-    identity: Identity,
-    clock: Arc<dyn Clock>,
 }
 
 /// The token of status messages; readings count up from 0.
@@ -267,22 +261,6 @@ impl MqttDestination {
         }
         leave_out(&mut body);
         json_publish(topic, &body.into(), false)
-    }
-}
-
-impl Status {
-    fn message(&self, state: &str, reason: Option<&str>) -> Publish {
-        let mut status = json!({
-            "gateway": self.identity.gateway,
-            "state": state,
-            "version": env!("CARGO_PKG_VERSION"),
-            "epoch": self.identity.epoch,
-            "time": self.clock.now().wall.to_string(),
-        });
-        if let (Some(reason), Some(status)) = (reason, status.as_object_mut()) {
-            status.insert("reason".into(), reason.into());
-        }
-        json_publish(self.topic.clone(), &status, true)
     }
 }
 
