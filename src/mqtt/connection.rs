@@ -9,6 +9,7 @@ use super::client::{Client, Seen};
 use super::dial::{self, Stream};
 use super::packet::Allowance;
 use crate::backoff::Failure;
+use crate::clock::LAST_LOOK;
 use crate::config::MqttVersion as Version;
 use bytes::{Bytes, BytesMut};
 use rustls::ClientConfig;
@@ -133,6 +134,8 @@ pub struct Connection {
     input: BytesMut,
     began: Instant,
     timer: Pin<Box<Sleep>>,
+    /// Since when it would have been given up, if nothing were to come.
+    doubted: Option<Instant>,
     events: VecDeque<Event>,
     closed: Option<Failure>,
     allowance: Option<Allowance>,
@@ -187,6 +190,7 @@ impl Connection {
             input: BytesMut::new(),
             began,
             timer: Box::pin(sleep_until(began)),
+            doubted: None,
             events: VecDeque::new(),
             closed: None,
             allowance: None,
@@ -309,10 +313,10 @@ impl Connection {
         loop {
             let (now, due) = (self.now(), self.client.due());
             if due <= now {
-                if let Err(why) = self.client.tick(now) {
-                    self.end(why);
-                }
-                return Poll::Ready(());
+                return match self.client.tick(now) {
+                    Ok(()) => Poll::Ready(()),
+                    Err(why) => self.poll_give_up(why, cx),
+                };
             }
             // One that goes off too early costs less than setting it anew each time.
             let due = self.began + due;
@@ -321,6 +325,21 @@ impl Connection {
             }
             ready!(self.timer.as_mut().poll(cx));
         }
+    }
+
+    /// Ends the connection, if another turn of the event loop finds nothing to read: after a
+    /// pause timers run out before sockets are looked at.
+    fn poll_give_up(&mut self, why: Failure, cx: &mut Context<'_>) -> Poll<()> {
+        match self.doubted {
+            Some(since) if since.elapsed() >= LAST_LOOK => self.end(why),
+            doubted => {
+                let since = doubted.unwrap_or_else(Instant::now);
+                self.doubted = Some(since);
+                self.timer.as_mut().reset(since + LAST_LOOK);
+                ready!(self.timer.as_mut().poll(cx));
+            }
+        }
+        Poll::Ready(())
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
@@ -351,6 +370,7 @@ impl Connection {
         let failure = match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read)) {
             Ok(()) if !read.filled().is_empty() => {
                 self.input.extend_from_slice(read.filled());
+                self.doubted = None;
                 let now = self.now();
                 self.client.heard(now);
                 self.take_all(now);
