@@ -1,11 +1,11 @@
 //! What the gateway logs: to the journal under systemd, else to standard error.
 //!
-//! 1. An event of the code becomes its [`facts`]: a message, and names with values, all of
+//! 1. An event of the code becomes its `facts`: a message, and names with values, all of
 //!    bounded length.
-//! 2. The [`limiter`] lets it pass, or counts it to say it in a sum.
-//! 3. In the [`form`] of where it goes it is added to a [`queue`] of bounded size. If that is
+//! 2. The `limiter` lets it pass, or counts it to say it in a sum.
+//! 3. In the `form` of where it goes it is added to a `queue` of bounded size. If that is
 //!    full it is dropped, counted, and that is said once there is room.
-//! 4. One thread writes, and it alone waits for whoever reads ([`lines`]).
+//! 4. One thread writes, and it alone waits for whoever reads (`lines`).
 //!
 //! So nobody who logs ever waits, and no outsider can fill the log.
 

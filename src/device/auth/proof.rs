@@ -108,7 +108,7 @@ pub enum Fault {
     /// The key is a token where an HMAC is demanded.
     WrongKind,
     WrongProof,
-    /// A proof has [`PROOF`] bytes, this one so many.
+    /// A proof has `PROOF` bytes, this one so many.
     WrongLength(usize),
     /// The key does not speak for the device.
     WrongDevice,
