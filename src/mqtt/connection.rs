@@ -15,6 +15,7 @@ use bytes::{Bytes, BytesMut};
 use rustls::ClientConfig;
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -300,7 +301,8 @@ impl Connection {
         if let Poll::Ready(Err(why)) = self.poll_write(cx) {
             // What had come is worth reading.
             while self.poll_read(cx).is_ready() && self.closed.is_none() {}
-            self.end(dial::broken_off(&why));
+            let failure = self.broken_off(&why);
+            self.end(failure);
             return Poll::Ready(());
         }
         if confirmed > 0 {
@@ -342,10 +344,10 @@ impl Connection {
         Poll::Ready(())
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.client.output().is_empty() {
             match Pin::new(&mut self.stream).poll_write(cx, self.client.output()) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(bytes)) => {
                     let now = self.now();
                     self.client.written(bytes, now);
@@ -377,7 +379,7 @@ impl Connection {
                 return Poll::Ready(());
             }
             Ok(()) => self.hung_up(),
-            Err(why) => dial::broken_off(&why),
+            Err(why) => self.broken_off(&why),
         };
         self.end(failure);
         Poll::Ready(())
@@ -413,6 +415,14 @@ impl Connection {
 
     fn end(&mut self, why: Failure) {
         self.closed.get_or_insert(why);
+    }
+
+    /// The connection was cut off, by the broker or on the way.
+    fn broken_off(&self, why: &io::Error) -> Failure {
+        match why.kind() {
+            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => self.hung_up(),
+            _ => dial::broken_off(why),
+        }
     }
 
     /// The broker closed the connection without a word.
