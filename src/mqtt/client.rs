@@ -60,7 +60,7 @@ struct Sent {
 /// What the driver is to know of a packet.
 #[derive(Debug)]
 pub(super) enum Seen {
-    Connected(Allowance),
+    Connected,
     Event(Event),
     /// With the id of its packet; 0 if it wants no confirmation.
     Message(Message, u16),
@@ -175,37 +175,43 @@ impl Client {
         self.pinged = None;
     }
 
-    /// Takes one packet out of what was read; `None` if none is whole.
+    /// Takes one packet out of what was read, and adds what it shows to `seen`; false if none
+    /// is whole.
     ///
     /// # Errors
     /// If the connection is over.
-    pub fn take(&mut self, input: &mut BytesMut, now: Duration) -> Result<Option<Vec<Seen>>, Failure> {
-        let Some(packet) = self.codec.decode(input)? else { return Ok(None) };
-        let seen = match (packet, self.allowance) {
+    pub fn take(&mut self, input: &mut BytesMut, now: Duration, seen: &mut Vec<Seen>) -> Result<bool, Failure> {
+        let Some(packet) = self.codec.decode(input)? else { return Ok(false) };
+        match (packet, self.allowance) {
             (Packet::ConnAck(answer), None) => {
-                let allowance = answer?;
-                self.allowed_is(allowance);
-                vec![Seen::Connected(allowance)]
+                self.allowed_is(answer?);
+                seen.push(Seen::Connected);
             }
             (Packet::ConnAck(_), Some(_)) => return Err(lost("the broker answered the connection twice")),
             (_, None) => return Err(lost("the broker sent something before it accepted the connection")),
-            (Packet::PubAck(packet, outcome), _) => self.confirmed(packet, outcome, now),
+            (Packet::PubAck(packet, outcome), _) => self.confirmed(packet, outcome, now, seen),
             (Packet::SubAck(packet, outcome), _) => {
-                let known = self.subscribing.remove(&packet);
-                known.then_some(Seen::Event(Event::Subscribed(outcome))).into_iter().collect()
+                if self.subscribing.remove(&packet) {
+                    seen.push(Seen::Event(Event::Subscribed(outcome)));
+                }
             }
-            (Packet::Publish(message, packet), _) => vec![Seen::Message(message, packet)],
+            (Packet::Publish(message, packet), _) => seen.push(Seen::Message(message, packet)),
             (Packet::Unusable { topic, size, why, packet }, _) => {
                 // Or it would come again with each connection.
                 if packet != 0 {
                     self.confirm(packet);
                 }
-                vec![Seen::Event(Event::Unusable { topic, size, why })]
+                seen.push(Seen::Event(Event::Unusable { topic, size, why }));
             }
             (Packet::Disconnect(why), _) => return Err(why),
-            (Packet::Other, _) => Vec::new(),
-        };
-        Ok(Some(seen))
+            (Packet::Other, _) => {}
+        }
+        Ok(true)
+    }
+
+    /// What the broker allows, once it has accepted the connection.
+    pub fn allowance(&self) -> Option<Allowance> {
+        self.allowance
     }
 
     fn allowed_is(&mut self, allowance: Allowance) {
@@ -217,7 +223,7 @@ impl Client {
         }
     }
 
-    fn confirmed(&mut self, packet: u16, outcome: Result<(), Failure>, now: Duration) -> Vec<Seen> {
+    fn confirmed(&mut self, packet: u16, outcome: Result<(), Failure>, now: Duration, seen: &mut Vec<Seen>) {
         let place = self.places.remove(&packet).and_then(|place| usize::try_from(place - self.taken).ok());
         let Some(sent) = place.and_then(|place| self.order.get_mut(place)) else {
             self.unexpected += 1;
@@ -226,17 +232,17 @@ impl Client {
                 unexpected = self.unexpected,
                 "the broker confirmed a publish that is not in flight"
             );
-            return Vec::new();
+            return;
         };
         sent.confirmed = true;
         let token = sent.token;
-        let mut seen = vec![Seen::Event(match outcome {
+        seen.push(Seen::Event(match outcome {
             Ok(()) => Event::Acked(token),
             Err(Failure { what, permanent }) => {
                 let what = format!("the broker refused a publish to {}: {what}", sent.topic);
                 Event::Refused(token, Failure { what, permanent })
             }
-        })];
+        }));
         while self.order.front().is_some_and(|sent| sent.confirmed) {
             self.order.pop_front();
             self.taken += 1;
@@ -247,7 +253,6 @@ impl Client {
         {
             seen.extend(self.write_publish(token, publish, now).map(Seen::Event));
         }
-        seen
     }
 
     /// When there is something to do though nothing happens.

@@ -7,7 +7,6 @@
 
 use super::client::{Client, Seen};
 use super::dial::{self, Stream};
-use super::packet::Allowance;
 use crate::backoff::Failure;
 use crate::clock::LAST_LOOK;
 use crate::config::MqttVersion as Version;
@@ -139,11 +138,9 @@ pub struct Connection {
     doubted: Option<Instant>,
     events: VecDeque<Event>,
     closed: Option<Failure>,
-    allowance: Option<Allowance>,
     acks: mpsc::UnboundedReceiver<u16>,
     /// For messages that are confirmed by hand.
     acker: Option<mpsc::UnboundedSender<u16>>,
-    manual_acks: bool,
     connected_at: Option<Instant>,
     version: Version,
     /// Without TLS.
@@ -194,10 +191,8 @@ impl Connection {
             doubted: None,
             events: VecDeque::new(),
             closed: None,
-            allowance: None,
             acks,
             acker: options.manual_acks.then_some(acks_in),
-            manual_acks: options.manual_acks,
             connected_at: None,
             version: options.version,
             plain: options.tls.is_none(),
@@ -206,7 +201,7 @@ impl Connection {
 
     async fn accepted(&mut self) -> Result<(), Failure> {
         poll_fn(|cx| {
-            while self.allowance.is_none() {
+            while self.connected_at.is_none() {
                 if let Some(why) = self.closed.clone() {
                     return Poll::Ready(Err(why));
                 }
@@ -219,17 +214,17 @@ impl Connection {
 
     /// How many publishes the broker accepts outstanding, if it said so (MQTT 5).
     pub fn receive_maximum(&self) -> Option<u16> {
-        self.allowance.and_then(|told| told.receive_maximum)
+        self.client.allowance().and_then(|told| told.receive_maximum)
     }
 
     /// The largest packet the broker accepts, in bytes, if it said so (MQTT 5).
     pub fn max_packet(&self) -> Option<u32> {
-        self.allowance.and_then(|told| told.max_packet)
+        self.client.allowance().and_then(|told| told.max_packet)
     }
 
     /// Whether the broker kept what an earlier connection of this client subscribed to.
     pub fn session_present(&self) -> bool {
-        self.allowance.is_some_and(|told| told.session_present)
+        self.client.allowance().is_some_and(|told| told.session_present)
     }
 
     /// The broker's address.
@@ -386,27 +381,29 @@ impl Connection {
     }
 
     fn take_all(&mut self, now: Duration) {
-        loop {
-            match self.client.take(&mut self.input, now) {
-                Ok(None) => return,
-                Ok(Some(seen)) => seen.into_iter().for_each(|seen| self.see(seen)),
-                Err(why) => return self.end(why),
+        let mut seen = Vec::new();
+        let end = loop {
+            match self.client.take(&mut self.input, now, &mut seen) {
+                Ok(true) => {}
+                Ok(false) => break None,
+                Err(why) => break Some(why),
             }
+        };
+        seen.into_iter().for_each(|seen| self.see(seen));
+        if let Some(why) = end {
+            self.end(why);
         }
     }
 
     fn see(&mut self, seen: Seen) {
         match seen {
-            Seen::Connected(allowance) => {
-                self.allowance = Some(allowance);
-                self.connected_at = Some(Instant::now());
-            }
+            Seen::Connected => self.connected_at = Some(Instant::now()),
             Seen::Event(event) => self.events.push_back(event),
             Seen::Message(mut message, packet) => {
                 match &self.acker {
-                    Some(acks) if packet != 0 => message.acker = Acker::new(packet, acks.clone()),
-                    _ if packet != 0 && !self.manual_acks => self.client.confirm(packet),
-                    _ => {}
+                    _ if packet == 0 => {}
+                    Some(acks) => message.acker = Acker::new(packet, acks.clone()),
+                    None => self.client.confirm(packet),
                 }
                 self.events.push_back(Event::Message(message));
             }

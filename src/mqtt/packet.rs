@@ -64,9 +64,6 @@ const CONNACK: u8 = 2;
 const LAST_TYPE: u8 = 14;
 /// The fixed header with a remaining length of four bytes (2.2.3).
 const LONGEST_HEADER: usize = 5;
-/// Of a message that is too large so many bytes are looked at: the longest topic, and
-/// what stands around it.
-const NAMED_WITHIN: usize = LONGEST_HEADER + 2 + u16::MAX as usize + 2;
 
 const QOS: QoS = QoS::AtLeastOnce;
 const QOS_5: QoS5 = QoS5::AtLeastOnce;
@@ -107,15 +104,12 @@ impl Codec {
         self.begun = true;
         let kind = header.first >> 4;
         let bytes = input.split_to(size);
-        let whole = if kind == PUBLISH { Some(bytes.clone()) } else { None };
-        match self.parse(bytes) {
-            Ok(packet) => Ok(Some(packet)),
+        let name = (kind == PUBLISH).then(|| named(&bytes, &header));
+        match (self.parse(bytes), name) {
+            (Ok(packet), _) => Ok(Some(packet)),
             // One message that makes no sense is not the connection's end.
-            Err(_) if kind == PUBLISH => {
-                let (topic, packet) = whole.as_deref().map(|bytes| named(bytes, &header)).unwrap_or_default();
-                Ok(Some(Packet::Unusable { topic, size, why: "is malformed", packet }))
-            }
-            Err(()) => Err(broken(format!("the broker sent a packet of type {kind} that is malformed"))),
+            (Err(()), Some((topic, packet))) => Ok(Some(Packet::Unusable { topic, size, why: "is malformed", packet })),
+            (Err(()), None) => Err(broken(format!("the broker sent a packet of type {kind} that is malformed"))),
         }
     }
 
@@ -158,7 +152,7 @@ impl Codec {
             )));
         }
         // Its name, and the id by which it is confirmed.
-        if input.len() < size.min(NAMED_WITHIN) && needs_more(input, header) {
+        if input.len() < size && needs_more(input, header) {
             return Ok(None);
         }
         let (topic, packet) = named(input, header);

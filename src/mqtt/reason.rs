@@ -22,20 +22,25 @@ fn failure(what: String, own_words: Option<&str>, permanent: bool) -> Failure {
 
 pub(super) fn connect_4(code: v4::ConnectReturnCode) -> Failure {
     use v4::ConnectReturnCode as Code;
-    let (what, permanent) = match code {
-        Code::BadUserNamePassword => {
-            (format!("the broker refused the credentials: user or password; {CREDENTIALS}"), true)
+    let code = match code {
+        Code::RefusedProtocolVersion => {
+            return failure("the broker does not speak MQTT 3.1.1; set version = \"5\"".to_owned(), None, true);
         }
-        Code::NotAuthorized => (format!("the broker refused the credentials: not authorised; {CREDENTIALS}"), true),
-        Code::BadClientId => (format!("the broker refused the client id; {CLIENT_ID}"), true),
-        Code::RefusedProtocolVersion => ("the broker does not speak MQTT 3.1.1; set version = \"5\"".to_owned(), true),
-        Code::Success | Code::ServiceUnavailable => ("the broker says that it is not available".to_owned(), false),
+        Code::BadUserNamePassword => Connect::BadUserNamePassword,
+        Code::NotAuthorized => Connect::NotAuthorized,
+        Code::BadClientId => Connect::BadClientId,
+        Code::Success | Code::ServiceUnavailable => Connect::ServiceUnavailable,
     };
-    failure(what, None, permanent)
+    connect_5(code, None, None)
+}
+
+/// The server that a broker names instead of itself, behind a colon.
+fn named(server: Option<&str>) -> String {
+    server.map(|server| format!(": {}", server.escape_debug())).unwrap_or_default()
 }
 
 pub(super) fn connect_5(code: Connect, own_words: Option<&str>, elsewhere: Option<&str>) -> Failure {
-    let elsewhere = elsewhere.map(|server| format!(": {}", server.escape_debug())).unwrap_or_default();
+    let elsewhere = named(elsewhere);
     let (what, permanent) = match code {
         Connect::BadUserNamePassword => {
             (format!("the broker refused the credentials: user or password; {CREDENTIALS}"), true)
@@ -103,8 +108,7 @@ pub(super) fn subscribe(code: Subscribe, own_words: Option<&str>) -> Failure {
 }
 
 pub(super) fn disconnect(code: End, told: Option<&v5::DisconnectProperties>) -> Failure {
-    let elsewhere = told.and_then(|told| told.server_reference.as_deref());
-    let elsewhere = elsewhere.map(|server| format!(": {}", server.escape_debug())).unwrap_or_default();
+    let elsewhere = named(told.and_then(|told| told.server_reference.as_deref()));
     let (what, permanent) = match code {
         End::SessionTakenOver => (OTHER_CLIENT.to_owned(), true),
         End::NotAuthorized => (format!("this client is not authorised; {CREDENTIALS}"), true),

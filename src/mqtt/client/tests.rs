@@ -44,7 +44,7 @@ fn answered(options: &Options, connack: &[u8]) -> Client {
     let mut client = Client::new(options, at(0));
     flush(&mut client, at(0));
     let seen = hear(&mut client, connack, at(0)).expect("a CONNACK");
-    assert!(matches!(seen[..], [Seen::Connected(_)]), "{seen:?}");
+    assert!(matches!(seen[..], [Seen::Connected]), "{seen:?}");
     client
 }
 
@@ -57,9 +57,7 @@ fn flush(client: &mut Client, now: Duration) -> Vec<u8> {
 fn hear(client: &mut Client, bytes: &[u8], now: Duration) -> Result<Vec<Seen>, Failure> {
     let (mut input, mut all) = (BytesMut::from(bytes), Vec::new());
     client.heard(now);
-    while let Some(seen) = client.take(&mut input, now)? {
-        all.extend(seen);
-    }
+    while client.take(&mut input, now, &mut all)? {}
     Ok(all)
 }
 
@@ -121,9 +119,7 @@ fn a_message_that_is_too_large_or_malformed_is_named_confirmed_and_passed() {
             for part in bytes.chunks(step) {
                 input.extend_from_slice(part);
                 assert!(input.len() < 100_000 + step, "it is not kept");
-                while let Some(more) = client.take(&mut input, at(1)).expect("no end") {
-                    seen.extend(more);
-                }
+                while client.take(&mut input, at(1), &mut seen).expect("no end") {}
             }
             let mut seen = seen.into_iter();
             let Some(Seen::Event(Event::Unusable { topic, size, why })) = seen.next() else { panic!("not named") };
@@ -301,9 +297,9 @@ proptest! {
         for part in bytes.chunks(cut) {
             input.extend_from_slice(part);
             while let Ok(seen) = &mut parts {
-                match client.take(&mut input, at(1)) {
-                    Ok(Some(more)) => seen.extend(more),
-                    Ok(None) => break,
+                match client.take(&mut input, at(1), seen) {
+                    Ok(true) => {}
+                    Ok(false) => break,
                     Err(why) => parts = Err(why),
                 }
             }
