@@ -185,17 +185,12 @@ pub async fn watch(
         Watched { credential, trouble, expiry, told: None }
     };
     let mut watched: Vec<_> = credentials.into_iter().map(about).collect();
-    let mut tick = tokio::time::interval(LOOK_EVERY);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop::requested(&mut stop) => return,
-            _ = tick.tick() => {}
-        }
+    stop::every(LOOK_EVERY, &mut stop, || {
         for one in &mut watched {
             one.look(clock.now(), &metrics);
         }
-    }
+    })
+    .await;
 }
 
 impl Watched {

@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 
 /// How often the clock is looked at.
 const EVERY: Duration = Duration::from_millis(250);
@@ -89,13 +89,7 @@ impl Excuses {
 
 /// Looks at the clock until `stop` turns true.
 pub async fn keep(clock: Arc<dyn Clock>, mut stop: watch::Receiver<bool>) {
-    let mut every = interval(EVERY);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop::requested(&mut stop) => return,
-            _ = every.tick() => {}
-        }
+    stop::every(EVERY, &mut stop, || {
         if let Some(pause) = clock.look() {
             let pause = humantime::format_duration(Duration::from_secs(pause.as_secs())).to_string();
             tracing::warn!(
@@ -104,7 +98,8 @@ pub async fn keep(clock: Arc<dyn Clock>, mut stop: watch::Receiver<bool>) {
                  much longer to be heard"
             );
         }
-    }
+    })
+    .await;
 }
 
 /// Waits for what comes from outside, for `limit` at most, which is put off by pauses;

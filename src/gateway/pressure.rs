@@ -5,7 +5,7 @@ use crate::link::Pool;
 use crate::stop;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// So long it must not have been short before half of what was taken is given back.
@@ -44,17 +44,11 @@ impl Squeeze {
 pub async fn watch(groups: Groups, pool: Pool, mut stop: watch::Receiver<bool>) {
     let mut squeeze = Squeeze { eighths: ALL, last: None };
     let (began, mut ends) = (Instant::now(), groups.ends());
-    let mut tick = interval(LOOK_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop::requested(&mut stop) => return,
-            _ = tick.tick() => {}
-        }
+    stop::every(LOOK_EVERY, &mut stop, || {
         let (before, now, share) = (ends, groups.ends(), groups.pressure());
         ends = now;
         let was_squeezed = squeeze.eighths < ALL;
-        let Some(eighths) = squeeze.look(now > before || share.is_some(), began.elapsed()) else { continue };
+        let Some(eighths) = squeeze.look(now > before || share.is_some(), began.elapsed()) else { return };
         let mib = pool.set_share(eighths, ALL) >> 20;
         match (was_squeezed, eighths == ALL) {
             (false, _) => {
@@ -68,7 +62,8 @@ pub async fn watch(groups: Groups, pool: Pool, mut stop: watch::Receiver<bool>) 
             (true, true) => tracing::info!(connections_mib = mib, "memory is no longer short"),
             (true, false) => tracing::debug!(connections_mib = mib, "memory for connections has changed"),
         }
-    }
+    })
+    .await;
 }
 
 #[cfg(test)]

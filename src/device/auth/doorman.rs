@@ -139,17 +139,12 @@ impl Doorman {
 
     /// Sees to it that changes of the files are noticed, until `stop` turns true.
     pub async fn watch(self, mut stop: watch::Receiver<bool>) {
-        let mut tick = tokio::time::interval(LOOK_EVERY);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = stop::requested(&mut stop) => return,
-                _ = tick.tick() => {}
-            }
+        stop::every(LOOK_EVERY, &mut stop, || {
             if self.0.wanted.load(Ordering::Relaxed) {
                 self.look(true);
             }
-        }
+        })
+        .await;
     }
 
     /// Reads the files if they changed, or if they were in trouble and it is time to `retry`.
