@@ -227,10 +227,13 @@ impl Locked {
 
 impl Drop for Locked {
     fn drop(&mut self) {
+        if !self.new {
+            return;
+        }
         let (Ok(own), Ok(there)) = (self.file.metadata(), std::fs::metadata(&self.path)) else { return };
         // What has taken its place stays. Whoever waits for the lock sees that it is gone, and
         // begins anew.
-        if self.new && own.len() == 0 && own.ino() == there.ino() {
+        if own.len() == 0 && own.ino() == there.ino() {
             let _ = std::fs::remove_file(&self.path);
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{USAGE, say};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, Broker, Checked, Config, Problem, Terms};
+use crate::config::{self, Checked, Config, Problem, Terms};
 use crate::link::tls;
 use crate::mqtt::{self, TlsFiles};
 use crate::pem::{self, Validity};
@@ -68,10 +68,9 @@ fn looks(config: &Config) -> Vec<Look> {
         let files = terms.tls()?;
         Some(Look { section, made: tls::server_config(&files).map(drop), certificate: Some(files.cert) })
     };
-    let uses_tls = |broker: &String| broker.parse().is_ok_and(|broker: Broker| broker.tls);
     let tcp = config.tcp.iter().enumerate().filter_map(|(i, tcp)| listener(format!("tcp[{i}]"), tcp.terms()));
     let http = Some(&config.http).filter(|http| http.enabled).and_then(|http| listener("http".into(), http.terms()));
-    let mqtt = config.mqtt.iter().enumerate().filter(|(_, mqtt)| mqtt.brokers.iter().any(uses_tls)).map(|(i, mqtt)| {
+    let mqtt = config.mqtt.iter().enumerate().filter(|(_, mqtt)| mqtt.uses_tls()).map(|(i, mqtt)| {
         let made = mqtt::client_config(&TlsFiles::of(mqtt)).map(drop);
         Look { section: format!("mqtt[{i}]"), made, certificate: mqtt.cert_file.clone() }
     });

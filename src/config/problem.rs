@@ -123,9 +123,7 @@ impl Report {
     pub fn finish_part<T>(mut self, value: Option<T>, used: &[&str]) -> Result<T, Problems> {
         let concerns = |problem: &Problem| problem.key.is_empty() || used.iter().any(|key| overlap(key, &problem.key));
         let refused = used.iter().any(|key| self.is_refused(key));
-        if !refused && !self.problems.iter().any(concerns) {
-            self.problems.clear();
-        } else if self.problems.iter().any(concerns) {
+        if !refused || self.problems.iter().any(concerns) {
             self.problems.retain(concerns);
         }
         self.finish(value)

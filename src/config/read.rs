@@ -121,7 +121,7 @@ impl<'i> Reader<'_, 'i> {
                 self.unknown(name, path, key.get_ref(), known, &present);
                 continue;
             }
-            if !self.fill_in(&full, value.get_mut()) || self.is_home(&full, key.get_ref(), value.get_ref()) {
+            if !self.fill_in(&full, value.get_mut()) || self.refuses_home(&full, key.get_ref(), value.get_ref()) {
                 self.report.refuse(&full);
                 continue;
             }
@@ -175,7 +175,7 @@ impl<'i> Reader<'_, 'i> {
     }
 
     /// Complains about a path that begins with `~`, which only a shell puts a directory for.
-    fn is_home(&mut self, path: &str, key: &str, value: &DeValue<'i>) -> bool {
+    fn refuses_home(&mut self, path: &str, key: &str, value: &DeValue<'i>) -> bool {
         let names_file = matches!(key, "path" | "directory") || key.ends_with("_file") || key.ends_with("_directory");
         match value {
             DeValue::String(text) if names_file && text.starts_with('~') => {

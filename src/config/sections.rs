@@ -1,6 +1,7 @@
 //! The sections of the configuration file. Every key is explained for users in
 //! `config/tidegate.toml`.
 
+use super::broker::Broker;
 use super::listener::Tcp;
 use super::{Commands, Devices, Http, Serial};
 use crate::model::GatewayId;
@@ -273,6 +274,13 @@ impl Default for Store {
 impl Default for Route {
     fn default() -> Route {
         Route { name: "route".into(), devices: Vec::new(), channels: Vec::new(), priority: Priority::Normal }
+    }
+}
+
+impl Mqtt {
+    /// Whether one of its brokers is reached over TLS.
+    pub fn uses_tls(&self) -> bool {
+        self.brokers.iter().any(|broker| broker.parse().is_ok_and(|broker: Broker| broker.tls))
     }
 }
 

@@ -1,6 +1,6 @@
 //! TLS by rustls with ring: nothing of the system's but, if wanted, its roots.
 
-use crate::config::{self, Broker};
+use crate::config;
 use crate::credentials::Kept;
 use crate::pem::{self, Validity};
 use anyhow::{Result, bail};
@@ -33,8 +33,7 @@ pub type ClientTls = Kept<ClientConfig>;
 /// What the sink shakes hands with, if one of its brokers is reached over TLS.
 pub fn of_sink(sink: &config::Mqtt, now: Duration) -> Option<Arc<ClientTls>> {
     const WITHOUT: &str = "no broker is connected to over TLS until it is right";
-    let uses_tls = |broker: &String| broker.parse().is_ok_and(|broker: Broker| broker.tls);
-    if !sink.brokers.iter().any(uses_tls) {
+    if !sink.uses_tls() {
         return None;
     }
     let files = TlsFiles::of(sink);
