@@ -1,21 +1,22 @@
 //! Brokers that do not behave: each is got along with or left, readings go on, and the log
 //! says what was wrong.
 
-use crate::support::device::Talk;
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::script::{Manners, Script};
+use crate::uplink::{DELIVERED, send};
 use std::time::Duration;
 
-const DELIVERED: &str = "tidegate_sink_delivered_total{sink=\"mqtt\"}";
 const BOTH: [(bool, &str); 2] = [(false, "3.1.1"), (true, "5")];
 
-async fn send(gateway: &Gateway, count: u64) {
-    let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 77).await;
-    for first in (1..=count).step_by(10) {
-        talk.readings(1, first, 10.min(count + 1 - first)).await;
-    }
-    talk.acked(count).await;
+/// A broker of these manners, and a gateway that has delivered 500 readings to it.
+async fn delivered(manners: Manners, version: &str) -> (Script, Gateway) {
+    let script = Script::start(manners).await;
+    let keys = format!("version = \"{version}\"\nconfirm_timeout = \"1s\"\nmax_batch = \"1KiB\"\n");
+    let gateway = Gateway::with_broker(&script.url(), &keys).started().await;
+    send(&gateway, 500).await;
+    gateway.figure_becomes(DELIVERED, |delivered| delivered == 500.0).await;
+    (script, gateway)
 }
 
 /// A message with QoS 1 under id 7.
@@ -70,11 +71,8 @@ async fn a_broker_that_confirms_no_reading_is_left_for_the_next_one() {
 #[tokio::test]
 async fn a_publish_that_is_not_confirmed_is_sent_again_though_later_ones_are() {
     for (v5, version) in BOTH {
-        let script = Script::start(Manners { v5, forgets: Some(3), ..Manners::default() }).await;
-        let keys = format!("version = \"{version}\"\nconfirm_timeout = \"1s\"\nmax_batch = \"1KiB\"\n");
-        let gateway = Gateway::with_broker(&script.url(), &keys).started().await;
-        send(&gateway, 500).await;
-        gateway.figure_becomes(DELIVERED, |delivered| delivered == 500.0).await;
+        let manners = Manners { v5, forgets: Some(3), ..Manners::default() };
+        let (script, gateway) = delivered(manners, version).await;
         assert_eq!(script.look(|seen| seen.connects.len()), 2, "{}", gateway.log());
     }
 }
@@ -82,11 +80,7 @@ async fn a_publish_that_is_not_confirmed_is_sent_again_though_later_ones_are() {
 #[tokio::test]
 async fn confirmations_that_come_twice_or_for_nothing_end_no_connection() {
     for (v5, version) in BOTH {
-        let script = Script::start(Manners { v5, babbles: true, ..Manners::default() }).await;
-        let keys = format!("version = \"{version}\"\nmax_batch = \"1KiB\"\n");
-        let gateway = Gateway::with_broker(&script.url(), &keys).started().await;
-        send(&gateway, 500).await;
-        gateway.figure_becomes(DELIVERED, |delivered| delivered == 500.0).await;
+        let (script, gateway) = delivered(Manners { v5, babbles: true, ..Manners::default() }, version).await;
         assert_eq!(script.look(|seen| seen.connects.len()), 1, "{}", gateway.log());
     }
 }

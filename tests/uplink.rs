@@ -15,10 +15,10 @@ use tidegate::model::Value;
 use tidegate::sink::encode::decode;
 use tidegate::wire::message::{ChannelRef, DeviceMessage, Readings, Sample};
 
-const DELIVERED: &str = "tidegate_sink_delivered_total{sink=\"mqtt\"}";
+pub const DELIVERED: &str = "tidegate_sink_delivered_total{sink=\"mqtt\"}";
 
 /// Sends readings 1 to `count` of device 1 and waits until they are acknowledged.
-async fn send(gateway: &Gateway, count: u64) {
+pub async fn send(gateway: &Gateway, count: u64) {
     let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 77).await;
     for first in (1..=count).step_by(100) {
         talk.readings(1, first, 100.min(count + 1 - first)).await;
