@@ -42,6 +42,7 @@ pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use token::{TokenError, read_token};
 pub use validate::prefix_fault;
 
+use crate::files::plain;
 use problem::Report;
 use std::collections::HashMap;
 use std::fs::File;
@@ -122,7 +123,7 @@ fn read_file(path: &Path, report: &mut Report) -> Option<String> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
     if let Err(why) = read {
-        report.add("", format!("cannot be read: {why}"), how_to_make_readable(&why));
+        report.add("", format!("cannot be read: {}", plain(&why)), how_to_make_readable(&why));
     } else if bytes.len() as u64 > MOST {
         report.add("", "is larger than 1 MiB", "give a tidegate configuration file");
     } else {

@@ -228,7 +228,7 @@ impl Gateway {
         links.tasks.spawn(pressure::watch(groups, shared.pool.clone(), links.stop.subscribe()));
         for ((listening, tcp), tls) in listeners.into_iter().zip(config.tcp).zip(tls) {
             if listening.is_up() {
-                tracing::info!(address = %listening.address(), "listening for devices");
+                tracing::info!(link = %tcp.name, address = %listening.address(), "listening for devices");
             }
             links.tasks.spawn(link::tcp::serve(listening, tcp, tls, shared.clone(), links.stop.subscribe()));
         }

@@ -82,6 +82,12 @@ async fn requests_that_wait_keep_nobody_from_health_figures_and_devices() {
     page.reading(1).await;
     page.acked(1).await;
     assert!(since.elapsed() < Duration::from_secs(5) && requests.len() == MAY_WAIT, "{:?}", since.elapsed());
+    let mut send = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    send.args(["send", "-c"]).arg(gateway.config_file()).args(["valve", "open", "--id", "c-1", "--wait=2s"]);
+    let sent = tokio::task::spawn_blocking(move || send.output()).await.expect("it does not panic");
+    let sent = sent.expect("the program starts");
+    let said = (String::from_utf8_lossy(&sent.stdout), String::from_utf8_lossy(&sent.stderr));
+    assert!(said.0.contains("c-1 queued") && said.1.is_empty(), "{said:?}");
     drop(requests);
     eventually("another may wait once they are gone", async || {
         let path = "/api/v1/devices/valve/commands/c-1?wait=10ms";

@@ -42,6 +42,18 @@ async fn silent_connections_make_room_for_a_device_that_says_hello() {
 }
 
 #[tokio::test]
+async fn what_is_no_device_stands_in_the_log_with_where_it_came_from() {
+    let gateway = offline("", "").started().await;
+    let mut stream = TcpStream::connect(gateway.tcp_address()).await.expect("the gateway listens");
+    let from = stream.local_addr().expect("an address").to_string();
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("it is taken");
+    gateway.says("connection refused before a device was known").await;
+    let log = gateway.log();
+    let line = log.lines().find(|line| line.contains("before a device was known")).expect("the line");
+    assert!(line.contains("link=tcp") && line.contains(&from) && line.contains("HTTP"), "{line}");
+}
+
+#[tokio::test]
 async fn a_hello_that_comes_byte_by_byte_is_not_waited_for_longer() {
     let gateway = offline("handshake_timeout = \"500ms\"\nframe_timeout = \"10s\"\n", "").started().await;
     let mut stream = TcpStream::connect(gateway.tcp_address()).await.expect("the gateway listens");

@@ -214,7 +214,6 @@ async fn a_broker_of_the_other_kind_is_recognised_and_a_refused_publish_names_it
 /// ends in `/` stands for all files below it.
 const RAW: &[(&str, &str)] = &[
     // What names the operating system's own words, behind what was tried and where.
-    ("src/config.rs", "the system's words on the configuration file, with what to do behind them"),
     ("src/config/", "the system's words on a file that the configuration names, with what to do behind them"),
     ("src/files.rs", "the one place where the system's words are made plain; unknown ones pass"),
     ("src/pem.rs", "the one place where TLS's words are made plain; unknown ones pass"),

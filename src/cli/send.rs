@@ -50,6 +50,9 @@ const HOLD: Duration = Duration::from_secs(5);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Of the time that is given, so much at most is kept for the question what is wrong.
 const ASIDE: Duration = Duration::from_millis(500);
+/// How the gateway says that it holds back as many answers as it may.
+const BUSY: u16 = 503;
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// What an answer that was held back may take on its way.
 const SPARE: Duration = Duration::from_millis(250);
 
@@ -126,11 +129,22 @@ fn send(api: &Api, sending: &Sending, args: &Args) -> Result<bool> {
                 break;
             }
             let hold = left.min(HOLD).as_millis().max(1);
-            match api.get_within(&format!("{path}?wait={hold}ms"), left + SPARE) {
+            let answer = match api.get_within(&format!("{path}?wait={hold}ms"), left + SPARE) {
                 // It was taken, and how it is was told before.
                 Err(why) if why.is::<NoAnswer>() => break,
-                answer => command = answer?.json()?,
+                answer => answer?,
+            };
+            if answer.status == BUSY {
+                // As many wait already as may.
+                std::thread::sleep(left.min(ASK_AGAIN));
+                match api.get_within(&path, left + SPARE) {
+                    Ok(answer) if answer.status != BUSY => command = answer.json()?,
+                    Err(why) if !why.is::<NoAnswer>() => return Err(why),
+                    _ => {}
+                }
+                continue;
             }
+            command = answer.json()?;
         }
     }
     let mut out = std::io::stdout().lock();

@@ -222,7 +222,8 @@ impl Registry {
             Verdict::Enters => Ok(()),
             Verdict::StaysOut(new) => {
                 if new {
-                    tracing::warn!(%device, "two devices use this name and throw each other out; one is kept out for a while");
+                    tracing::warn!(%device, "two devices use this name and throw each other out; one is kept out for a while: give one of them another name, \
+                         the lines of both say their addresses");
                     self.0.metrics.devices_rivals.inc();
                 }
                 Err(NotAdmitted::Rival)

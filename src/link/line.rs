@@ -10,7 +10,6 @@ use crate::notes::Notes;
 use crate::store::Log;
 use crate::wire::frame::{FrameError, FrameRef, Limits, Recovery};
 use bytesize::ByteSize;
-use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use std::sync::Arc;
@@ -74,27 +73,7 @@ pub(super) struct Line {
     pub frame_timeout: Duration,
     /// How long a byte is on its way, where that is known.
     pub byte_time: Duration,
-    pub refused_frames: Sparing,
     pub shared: Shared,
-}
-
-/// Tells something that may happen often once in a while.
-#[derive(Debug, Default)]
-pub(super) struct Sparing(Mutex<(Option<Duration>, u64)>);
-
-impl Sparing {
-    /// How many were passed over since the last one that was told, if this one is to be told.
-    pub fn due(&self, now: Duration) -> Option<u64> {
-        const TELL_EVERY: Duration = Duration::from_secs(60);
-        let mut state = self.0.lock();
-        let (told, passed) = &mut *state;
-        if told.is_some_and(|told| now < told + TELL_EVERY) {
-            *passed += 1;
-            return None;
-        }
-        *told = Some(now);
-        Some(std::mem::take(passed))
-    }
 }
 
 impl Line {
@@ -114,7 +93,6 @@ impl Line {
             text,
             frame_timeout: terms.frame_timeout,
             byte_time: Duration::ZERO,
-            refused_frames: Sparing::default(),
             shared,
         }
     }
@@ -152,20 +130,11 @@ impl Line {
     /// Counts and logs a frame that was refused.
     pub fn invalid(&self, error: FrameError) {
         self.count_invalid(error.label());
-        // Where connections end for it, their end tells why.
-        let more = match self.recovery {
-            Recovery::Resync => self.refused_frames.due(self.shared.clock.now().monotonic),
-            Recovery::Fail => None,
-        };
-        match more {
-            Some(more) => {
-                let link = &self.name;
-                tracing::warn!(
-                    %link, %error, more,
-                    "{link}: a frame is refused: {error}; {more} others were since the last such line"
-                );
-            }
-            None => tracing::debug!(link = %self.name, %error, "invalid frame"),
+        let link = &self.name;
+        match self.recovery {
+            Recovery::Resync => tracing::warn!(%link, %error, "a frame is refused"),
+            // The end of the connection says why.
+            Recovery::Fail => tracing::debug!(%link, %error, "a frame is refused"),
         }
     }
 
@@ -234,7 +203,8 @@ impl Line {
     pub fn failed(&self, origin: &Origin, fault: Fault, from: &str, now: Duration) {
         let lock = self.shared.doorman.failed(&self.name, origin, fault, now);
         if let Some(time) = lock.map(humantime::format_duration) {
-            tracing::warn!(link = %self.name, from, %time, "locked out: too many attempts to authenticate failed");
+            tracing::warn!(link = %self.name, from, %time, "the address is locked out for a while: too many attempts to authenticate failed; the lines before say why, \
+                 and [devices] lock_out_after = 0 locks out nobody");
         }
     }
 

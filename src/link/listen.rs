@@ -103,7 +103,7 @@ impl Listening {
                 self.note.works();
                 self.up.send_replace(true);
                 if self.told.take().is_some() {
-                    tracing::info!(address = %self.address, "{} listens on {} now", self.section, self.address);
+                    tracing::info!(address = %self.address, "{} listens now", self.section);
                 }
             }
             Err(why) => {

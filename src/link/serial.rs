@@ -13,7 +13,7 @@ pub use ports::{Port, Usb, list};
 
 use super::caller::Caller;
 use super::connection::{self, Closed};
-use super::line::{Line, Shared, Sparing};
+use super::line::{Line, Shared};
 use super::porch::Place;
 use crate::config;
 use crate::device::Grants;
@@ -133,7 +133,6 @@ fn line(config: &config::Serial, shared: Shared) -> Line {
         text: false,
         frame_timeout: config.frame_timeout,
         byte_time: Duration::from_secs(BITS_OF_A_BYTE) / config.baud.max(1),
-        refused_frames: Sparing::default(),
         shared,
     }
 }

@@ -66,12 +66,20 @@ impl Keeper {
                 free_bytes,
                 "less than min_free is left: the log does not grow, its oldest readings make room for new ones"
             ),
-            (DiskState::Full | DiskState::Failing, why) => tracing::error!(
+            (DiskState::Full, _) => tracing::error!(
+                state = state.name(),
+                was,
+                free_bytes,
+                "the log cannot be written: its disk is full; devices are not acknowledged until it can: free some \
+                 space, or lower [store] max_size"
+            ),
+            (DiskState::Failing, why) => tracing::error!(
                 state = state.name(),
                 was,
                 free_bytes,
                 error = why.map(|why| format!("{why:#}")).unwrap_or_default(),
-                "the log cannot be written; devices are not acknowledged until it can"
+                "the log cannot be written: its disk fails; devices are not acknowledged until it can: look at the \
+                 disk and its cable (dmesg), or replace it"
             ),
         }
         let mut notice = serde_json::json!({ "type": "store", "state": state.name(), "was": was });

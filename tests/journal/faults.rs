@@ -164,7 +164,8 @@ async fn served(trial: &mut Trial, meanwhile: &str) {
 /// Devices that are not let in, or make no sense.
 pub async fn devices(trial: &mut Trial) {
     let (ours, others) = (Certificates::new(), Certificates::new());
-    for name in ["server.pem", "server.key"] {
+    ours.issue_until("lapsed", "localhost", std::time::SystemTime::now() - std::time::Duration::from_secs(60));
+    for name in ["server.pem", "server.key", "lapsed.pem", "lapsed.key"] {
         let content = std::fs::read(ours.path(name)).expect("a file that was made");
         trial.machine.place(&format!("/etc/tidegate/{name}"), &content, 0o600);
         trial.machine.shell(&format!("chown tidegate /etc/tidegate/{name}"));
@@ -172,12 +173,19 @@ pub async fn devices(trial: &mut Trial) {
     let secure = "cert_file = \"/etc/tidegate/server.pem\"\nkey_file = \"/etc/tidegate/server.key\"\n";
     let links = format!(
         "[[tcp]]\nname = \"secure\"\nlisten = \"127.0.0.1:7414\"\n{secure}\
-         [[tcp]]\nname = \"keyed\"\nlisten = \"127.0.0.1:7415\"\nauthentication = \"hmac\"\n"
+         [[tcp]]\nname = \"keyed\"\nlisten = \"127.0.0.1:7415\"\nauthentication = \"hmac\"\n\
+         [[tcp]]\nname = \"lapsed\"\nlisten = \"127.0.0.1:7416\"\ncert_file = \"/etc/tidegate/lapsed.pem\"\n\
+         key_file = \"/etc/tidegate/lapsed.key\"\n"
     );
     let start = trial.starts_with(&config(&links));
     trial
         .machine
         .shell("setpriv --reuid tidegate --regid tidegate --init-groups tidegate key new pumps --device 'pump-*'");
+    let lapsed = ["lapsed", "/etc/tidegate/lapsed.pem", "expired", "renew"];
+    trial.reads("a certificate that has expired", start, &lapsed).await;
+    trial.ready("a certificate that has expired", 200, &lapsed).await;
+    let stray = says(TCP, b"GET / HTTP/1.1\r\n\r\n").await;
+    trial.reads("a web browser on the devices' port", start, &["tcp", &stray, "HTTP"]).await;
     let plain = says("127.0.0.1:7414", b"GET / HTTP/1.1\r\n\r\n").await;
     trial.reads("plain bytes where TLS is spoken", start, &["secure", &plain, "TLS"]).await;
     assert!(others.connect("127.0.0.1:7414", None).await.is_err(), "it does not trust the gateway");

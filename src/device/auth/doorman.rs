@@ -18,9 +18,6 @@ use tokio::sync::watch;
 /// How often the files of keys are looked at without anybody asking.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Refusals that are told in a second.
-const TELL_A_SECOND: u32 = 10;
-
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Doorman(Arc<Inner>);
@@ -34,8 +31,6 @@ struct Inner {
     look: Mutex<Look>,
     known: watch::Sender<Known>,
     lockouts: Mutex<Lockouts>,
-    /// The second, and how many refusals were told in it.
-    told: Mutex<(u64, u32)>,
     metrics: Metrics,
 }
 
@@ -72,7 +67,6 @@ impl Doorman {
             look: Mutex::default(),
             known: watch::Sender::default(),
             lockouts: Mutex::new(Lockouts::new(devices.lock_out_after)),
-            told: Mutex::default(),
             metrics,
         }))
     }
@@ -125,16 +119,6 @@ impl Doorman {
         let label = LinkReasonLabel { link: link.clone(), reason: fault.label() };
         self.0.metrics.authentication_failures.get_or_create(&label).inc();
         fault.is_a_guess().then(|| self.0.lockouts.lock().failed(origin, now)).flatten()
-    }
-
-    /// Whether another refusal may be told in the log now.
-    pub fn may_tell(&self, now: Duration) -> bool {
-        let mut told = self.0.told.lock();
-        if told.0 != now.as_secs() {
-            *told = (now.as_secs(), 0);
-        }
-        told.1 += 1;
-        told.1 <= TELL_A_SECOND
     }
 
     /// Sees to it that changes of the files are noticed, until `stop` turns true.

@@ -287,7 +287,7 @@ impl<'a> Peer<'a> {
     /// The place is needed for somebody else.
     pub fn make_room(&mut self) {
         self.line.turned_away("evicted");
-        self.log_end("many connections wait, and it said no Hello for longest");
+        self.log_refusal("many connections wait, and it said no Hello for longest");
         self.goodbye(busy("too many connections wait for their Hello; try again later"));
     }
 
@@ -366,7 +366,7 @@ impl<'a> Peer<'a> {
         let had_session = self.established.is_some();
         if had_session || self.refused_at.is_none_or(|at| now.monotonic >= at + REFUSE_EVERY) {
             self.refused_at = Some(now.monotonic);
-            self.log_end(&refusal.text);
+            self.log_refusal(&refusal.text);
             self.goodbye(refusal);
         }
         self.forget(now);
@@ -404,7 +404,7 @@ impl<'a> Peer<'a> {
         match end {
             End::Left => self.log_end("the device said Goodbye"),
             End::Refused(refusal) => {
-                self.log_end(&refusal.text);
+                self.log_refusal(&refusal.text);
                 self.goodbye(refusal);
             }
         }
@@ -425,7 +425,18 @@ impl<'a> Peer<'a> {
         let (link, from) = (&self.line.name, &self.caller.name);
         match self.session.device() {
             Some(device) => tracing::info!(%link, %device, from, why, "device disconnected"),
+            // Whoever only looks whether the port is open does so.
             None => tracing::debug!(%link, from, why, "connection ended before a device was known"),
+        }
+    }
+
+    fn log_refusal(&self, why: &str) {
+        match self.session.device() {
+            Some(_) => self.log_end(why),
+            None => {
+                let (link, from) = (&self.line.name, &self.caller.name);
+                tracing::info!(%link, from, why, "connection refused before a device was known");
+            }
         }
     }
 }

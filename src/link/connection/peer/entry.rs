@@ -109,8 +109,7 @@ impl Peer<'_> {
     fn unauthorized(&mut self, fault: Fault, device: &DeviceId, key: Option<&str>, now: Now) {
         let (line, from) = (self.line, &self.caller.name);
         let (link, reason, hint) = (&line.name, fault.label(), fault.hint());
-        // Whoever is not let in must not fill the log.
-        match fault != Fault::LockedOut && line.shared.doorman.may_tell(now.monotonic) {
+        match fault != Fault::LockedOut {
             true => tracing::info!(%link, %device, from, key, reason, hint, "device not let in"),
             false => tracing::debug!(%link, %device, from, key, reason, hint, "device not let in"),
         }

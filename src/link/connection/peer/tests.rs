@@ -54,7 +54,6 @@ fn line(directory: &Path) -> (Line, Stepper) {
         text: false,
         frame_timeout: Duration::from_secs(2),
         byte_time: Duration::ZERO,
-        refused_frames: crate::link::line::Sparing::default(),
         shared,
     };
     (line, writer)
