@@ -27,7 +27,7 @@ impl Keeper {
         let space = disk.space();
         let (free, min_free) = space.map_or((None, 0), |(free, min_free)| (Some(free), min_free));
         let before = self.headroom.wrote(free, min_free);
-        self.announce(shared, before, free, None);
+        self.announce(shared, disk, before, free, None);
         let room = free.is_none_or(|free| free >= min_free.saturating_add(self.reserve.size()));
         if !self.reserve.is_there()
             && self.headroom.state() == DiskState::Normal
@@ -44,7 +44,7 @@ impl Keeper {
         // For want of space files cannot be created either, which SQLite calls otherwise.
         let fault = if free.is_some_and(|free| free < NOTHING) { Fault::NoSpace } else { Fault::of(why) };
         let before = self.headroom.failed(fault);
-        self.announce(shared, before, free, Some(why));
+        self.announce(shared, disk, before, free, Some(why));
         if self.headroom.state() == DiskState::Full && self.reserve.is_there() && self.reserve.release() {
             tracing::warn!(bytes = self.reserve.size(), "the reserve file was given up to make room");
             return Duration::ZERO;
@@ -52,7 +52,14 @@ impl Keeper {
         self.headroom.pause()
     }
 
-    fn announce(&self, shared: &Shared, before: Option<DiskState>, free: Option<u64>, why: Option<&anyhow::Error>) {
+    fn announce(
+        &self,
+        shared: &Shared,
+        disk: &Disk,
+        before: Option<DiskState>,
+        free: Option<u64>,
+        why: Option<&anyhow::Error>,
+    ) {
         let Some(before) = before else { return };
         let (was, state) = (before.name(), self.headroom.state());
         let free_bytes = free.unwrap_or_default();
@@ -67,6 +74,7 @@ impl Keeper {
                 "less than min_free is left: the log does not grow, its oldest readings make room for new ones"
             ),
             (DiskState::Full, _) => tracing::error!(
+                path = %disk.path.display(),
                 state = state.name(),
                 was,
                 free_bytes,
