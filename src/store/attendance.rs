@@ -4,7 +4,6 @@
 //! Both change in the transaction that writes the event that tells of them. The trail is
 //! bounded; a row that is not what was written is left out.
 
-use super::log::Log;
 use super::row;
 use crate::model::{DeviceId, DeviceStatus, Timestamp};
 use anyhow::Result;
@@ -33,7 +32,7 @@ pub struct KnownDevices {
 /// What is to be written about devices.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Attendance {
-    /// What was told by so many calls of [`Log::attend`].
+    /// What was told by so many calls of [`super::Log::attend`].
     pub upto: u64,
     /// In the order in which it was told.
     changes: Vec<DeviceStatus>,
@@ -54,6 +53,12 @@ pub struct Attended {
 impl Attendance {
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.forgotten.is_empty()
+    }
+
+    /// Takes what is new: changes, and devices that are known no more, before those.
+    pub fn came(&mut self, upto: u64, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) {
+        let forgotten = forgotten.into_iter().map(|device| (0, device)).collect();
+        self.add(Attendance { upto, changes, forgotten });
     }
 
     fn add(&mut self, newer: Attendance) {
@@ -88,45 +93,6 @@ impl Attendance {
         last
     }
 }
-
-impl Log {
-    /// Has it written soon, and told as events, that these devices' presence changed, and
-    /// before that, that those are known no more. Returns how many such calls there were,
-    /// for [`Log::attended_upto`].
-    pub fn attend(&self, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) -> u64 {
-        let mut state = self.shared.state.lock();
-        let forgotten = forgotten.into_iter().map(|device| (0, device)).collect();
-        state.attended.0 += 1;
-        let upto = state.attended.0;
-        state.attendance.add(Attendance { upto, changes, forgotten });
-        state.wake(&self.shared.due);
-        upto
-    }
-
-    /// Waits until what was told by so many calls of [`Log::attend`] is on disk. Cancel-safe.
-    pub async fn attended_upto(&self, count: u64) {
-        loop {
-            let mut committed = std::pin::pin!(self.shared.committed.notified());
-            committed.as_mut().enable();
-            if self.shared.state.lock().attended.1 >= count {
-                return;
-            }
-            committed.await;
-        }
-    }
-
-    /// Changes of presence, the newest first, of one device or of all, before the entry
-    /// with id `before`; at most `limit`.
-    ///
-    /// # Errors
-    /// If the log cannot be read; worth another try later.
-    pub async fn attended(&self, device: Option<DeviceId>, before: Option<u64>, limit: usize) -> Result<Vec<Attended>> {
-        self.shared.on_disk(LOOKS, move |db| trail(db, device.as_ref(), before, limit)).await
-    }
-}
-
-/// The reading connection of those who are no sink.
-const LOOKS: usize = usize::MAX;
 
 /// Writes what is new, and returns the bodies of the events that tell of it.
 pub(super) fn write(db: &Connection, news: &Attendance, now: Timestamp, keep: u32) -> Result<Vec<String>> {
@@ -200,7 +166,7 @@ pub(super) fn load(db: &Connection) -> rusqlite::Result<KnownDevices> {
     Ok(KnownDevices { statuses, forgotten: forgotten.into_iter().map(|(_, device)| device).collect() })
 }
 
-/// See [`Log::attended`].
+/// See [`super::Log::attended`].
 pub(super) fn trail(
     db: &Connection,
     device: Option<&DeviceId>,

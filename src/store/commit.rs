@@ -8,7 +8,7 @@ use super::gap::Gap;
 use super::inbox::Taken;
 use super::logclock::Kept;
 use super::missed::{self, Missed};
-use super::restore::Restored;
+use super::restored::Restored;
 use super::schema;
 use super::sinks::{self, Forgotten, Retired};
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};

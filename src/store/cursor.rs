@@ -1,12 +1,12 @@
 //! A sink's place in the log, and reading from there: from memory while the sink
 //! keeps up, from disk when it fell behind.
 
-use super::events;
+use super::events::{self, LogEvent};
 use super::gap::{Gap, add_gap};
 use super::holes;
-use super::log::{LogEvent, Shared};
 use super::row;
 use super::segment::{self, Header};
+use super::shared::Shared;
 use crate::model::{Numbered, Seq};
 use anyhow::Result;
 use rusqlite::Connection;

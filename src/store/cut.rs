@@ -14,13 +14,14 @@
 //!
 //! Everything else is damage, and for quarantine.
 
+use super::damage::Fault;
 use super::gap::Hole;
 use super::quarantine::MAX_RANGES;
-use super::recover::Fault;
 use super::row::{self, Info};
-use super::salvage::{Orphan, Salvage, cut, wal_path};
+use super::salvage::{Orphan, Salvage, cut};
 use super::segment::{Encoded, Encoder};
 use super::space::Space;
+use super::wal::wal_path;
 use crate::files::{self, Replacement};
 use crate::model::{Numbered, Seq};
 use rusqlite::Connection;

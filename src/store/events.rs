@@ -6,7 +6,6 @@
 //! told of what it missed. Gaps do not go: the oldest become part of what each sink has
 //! missed.
 
-use super::log::LogEvent;
 use super::missed::{Missed, What};
 use super::row;
 use super::schema::EventKind;
@@ -22,6 +21,24 @@ const MOST_GAPS: u64 = 256;
 /// The share of the events that may be too many, and that goes then at once: not each new
 /// one makes one go.
 pub(super) const SHARE: u64 = 16;
+
+/// Something about the gateway itself that is told upstream, such as a gap; kept
+/// until each sink confirmed it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogEvent {
+    /// Increasing; never reused in an epoch.
+    pub id: u64,
+    pub time: Timestamp,
+    /// A JSON object with at least `type`.
+    pub body: serde_json::Map<String, serde_json::Value>,
+}
+
+impl LogEvent {
+    /// Whether it tells how a command ended.
+    pub fn is_command_result(&self) -> bool {
+        self.body.get("type").is_some_and(|kind| kind == "command-result")
+    }
+}
 
 /// Events that went before a sink had them.
 #[derive(Debug, Clone, PartialEq, Eq)]

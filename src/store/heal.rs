@@ -8,18 +8,19 @@
 
 use super::boots::{self, Boots};
 use super::cut::{self, Left};
+use super::damage::Fault;
 use super::epochs;
 use super::inbox::{self, Commands};
 use super::lanes::Lanes;
 use super::quarantine::{self, Entry, State};
-use super::recover::{self, Fault, Recovered};
-use super::restore::{DONE, Job};
-use super::salvage::{Facts, Found, Salvage, Scan, wal_path};
+use super::recover::{self, Recovered};
+use super::restored::{DONE, Job};
+use super::salvage::{Facts, Found, Salvage, Scan};
 use super::schema::{self, OpenError};
 use super::sinks::Wanted;
 use super::ticket::Ticket;
 use super::unlisted;
-use super::wal;
+use super::wal::{self, wal_path};
 use crate::clock::{Clock, Now};
 use crate::config::{self, Durability};
 use crate::files::{self, Replacement};

@@ -3,14 +3,13 @@
 //! What becomes of a command is decided elsewhere, as a [`Change`], and written with the
 //! log's next commit: the command's row and the event that tells how it ended stand in
 //! one transaction. Changes are written in the order in which they came, and counted;
-//! [`Log::commands_written`] tells how many are on disk. One that was written by a commit
+//! [`super::Log::commands_written`] tells how many are on disk. One that was written by a commit
 //! that seemed to fail may be written again, and means the same then.
 //!
 //! Of a command that ended, first its body goes, when bodies take more than their share of
 //! the log. Its id and how it ended stay as long as they are asked for: a command whose id
 //! was forgotten would be done again if it is sent again.
 
-use super::log::Log;
 use super::row;
 use super::schema;
 use super::small_tables::Shares;
@@ -94,6 +93,28 @@ impl Inbox {
         Inbox { changes, count: 0, written: 0, left, ended: FORGET_EVERY, ended_bytes: 0, keep }
     }
 
+    /// What the last life left; for the first who asks.
+    pub fn take_left(&mut self) -> Commands {
+        self.left.take().unwrap_or_default()
+    }
+
+    /// Remembers so many ended commands, or as many as a log of its size may, and none for
+    /// longer.
+    pub fn remember(&mut self, count: usize, age: Duration) {
+        self.keep = Keep { count: self.keep.most.min(count as u64), age, ..self.keep };
+    }
+
+    /// Takes changes for the next commit.
+    pub fn came(&mut self, changes: Vec<Change>) {
+        self.count += changes.len() as u64;
+        self.changes.extend(changes);
+    }
+
+    /// How many changes are on disk, since the log was opened.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
     /// Whether somebody waits for a commit.
     pub fn is_due(&self) -> bool {
         !self.changes.is_empty()
@@ -131,83 +152,21 @@ impl Inbox {
     }
 }
 
-impl Log {
-    /// What the last life left of commands; for the first who asks.
-    pub fn take_commands(&self) -> Commands {
-        self.shared.state.lock().inbox.left.take().unwrap_or_default()
-    }
-
-    /// Remembers so many ended commands, or as many as a log of its size may, and none for
-    /// longer.
-    pub fn remember_commands(&self, count: usize, age: Duration) {
-        let keep = &mut self.shared.state.lock().inbox.keep;
-        *keep = Keep { count: keep.most.min(count as u64), age, ..*keep };
-    }
-
-    /// Has changes written with the next commit, which is due at once. For one caller alone,
-    /// which counts them: [`Log::commands_written`].
-    pub fn change_commands(&self, changes: Vec<Change>) {
-        if changes.is_empty() {
-            return;
-        }
-        let mut state = self.shared.state.lock();
-        state.inbox.count += changes.len() as u64;
-        state.inbox.changes.extend(changes);
-        state.wake(&self.shared.due);
-    }
-
-    /// Waits until more than `known` changes are on disk, counted since the log was
-    /// opened, and says how many are. Cancel-safe.
-    pub async fn commands_written(&self, known: u64) -> u64 {
-        loop {
-            let mut committed = std::pin::pin!(self.shared.committed.notified());
-            committed.as_mut().enable();
-            let written = self.shared.state.lock().inbox.written;
-            if written > known {
-                return written;
-            }
-            committed.await;
-        }
-    }
-
-    /// A command that has not ended, or is remembered.
-    ///
-    /// # Errors
-    /// If the log cannot be read; worth another try later.
-    pub async fn command(&self, key: &CommandKey) -> Result<Option<Record>> {
-        let (device, id) = (column(&key.target).to_owned(), key.id.clone());
-        self.shared.on_disk(READER, move |db| find(db, &device, id.as_str())).await
-    }
-
-    /// The commands of one device, or the gateway's own, that have not ended or are
-    /// remembered as a whole: the newest first, at most `most`.
-    ///
-    /// # Errors
-    /// If the log cannot be read; worth another try later.
-    pub async fn commands(&self, target: &Target, most: u32) -> Result<Vec<Command>> {
-        let device = column(target).to_owned();
-        self.shared.on_disk(READER, move |db| list(db, &device, most)).await
-    }
-}
-
-/// Reads for whoever asks about commands; sinks count up from 0.
-const READER: usize = usize::MAX - 1;
-
 const COLUMNS: &str = "place, device, id, state, ended, body, guard";
 
 /// How the gateway itself stands in the column for a device: no device has this name.
 const GATEWAY: &str = "";
 
-fn column(target: &Target) -> &str {
+pub(super) fn column(target: &Target) -> &str {
     target.device().map_or(GATEWAY, DeviceId::as_str)
 }
 
-fn find(db: &Connection, device: &str, id: &str) -> Result<Option<Record>> {
+pub(super) fn find(db: &Connection, device: &str, id: &str) -> Result<Option<Record>> {
     let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM command WHERE device = ?1 AND id = ?2"))?;
     Ok(statement.query_row([device, id], |row| Ok(Row::of(row).and_then(|row| row.record()))).optional()?.flatten())
 }
 
-fn list(db: &Connection, device: &str, most: u32) -> Result<Vec<Command>> {
+pub(super) fn list(db: &Connection, device: &str, most: u32) -> Result<Vec<Command>> {
     let sql = format!("SELECT {COLUMNS} FROM command WHERE device = ?1 ORDER BY place DESC LIMIT ?2");
     let mut statement = db.prepare_cached(&sql)?;
     let mut rows = statement.query(params![device, most])?;
@@ -387,7 +346,7 @@ fn put_row(db: &Connection, row: &Row) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Opened, Stepper};
+    use super::super::{Log, Opened, Stepper};
     use super::*;
     use crate::clock::SystemClock;
     use crate::config::Store;

@@ -3,8 +3,8 @@
 use super::disk::Disk;
 use super::fault::Fault;
 use super::headroom::{DiskState, Headroom};
-use super::log::Shared;
 use super::reserve::Reserve;
+use super::shared::Shared;
 use std::time::Duration;
 
 /// Fewer free bytes than this are as good as none.

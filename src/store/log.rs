@@ -1,32 +1,21 @@
 //! The handle that links, sinks and the writer share.
 
-use super::attendance::KnownDevices;
-use super::cursor::SinkCursor;
-use super::events::Lost;
-use super::gap::Gap;
+use super::attendance::{self, Attended};
 use super::headroom::DiskState;
-use super::heal;
+use super::inbox::{self, Change, Commands, Record};
 use super::mark::Mark;
-use super::opening::{Prepared, opened, prepare};
-use super::place::Astray;
-use super::readers::Readers;
-use super::restore;
-use super::schema::OpenError;
-use super::sinks::{Forgotten, Wanted};
+use super::shared::Shared;
 use super::small_tables::MAX_MARKS;
-use super::space::Gauge;
-use super::state::State;
-use super::writer::{self, Stepper, Writer};
-use crate::clock::{Clock, Now};
-use crate::config::{self, Route};
-use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
-use crate::model::{Batch, DeviceId, Epoch, Epochs, Seq, Timestamp};
-use parking_lot::{Condvar, Mutex};
-use std::path::PathBuf;
+use crate::clock::Now;
+use crate::model::{Batch, Command, CommandKey, DeviceId, DeviceStatus, Epoch, Epochs, Target};
+use anyhow::Result;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::Notify;
+
+/// The reading connections of those who are no sink; sinks count up from 0.
+const PRESENCE_READER: usize = usize::MAX;
+const COMMAND_READER: usize = usize::MAX - 1;
 
 /// The store-and-forward log. Cheap to clone; its methods never wait for the disk
 /// unless they say so.
@@ -39,24 +28,6 @@ pub struct Log {
 /// for [`Log::room`], then try once more.
 #[derive(Debug)]
 pub struct Saturated(pub Batch);
-
-/// Something about the gateway itself that is told upstream, such as a gap; kept
-/// until each sink confirmed it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LogEvent {
-    /// Increasing; never reused in an epoch.
-    pub id: u64,
-    pub time: Timestamp,
-    /// A JSON object with at least `type`.
-    pub body: serde_json::Map<String, serde_json::Value>,
-}
-
-impl LogEvent {
-    /// Whether it tells how a command ended.
-    pub fn is_command_result(&self) -> bool {
-        self.body.get("type").is_some_and(|kind| kind == "command-result")
-    }
-}
 
 /// How the log is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,109 +42,7 @@ pub struct LogHealth {
     pub notes: Vec<String>,
 }
 
-pub(super) struct Shared {
-    pub state: Mutex<State>,
-    /// Wakes the writer.
-    pub due: Condvar,
-    pub room: Notify,
-    /// An append was refused, and nothing was settled since.
-    pub saturated: AtomicBool,
-    /// After each commit, successful or not.
-    pub committed: Notify,
-    /// A reading or an event that sinks have not seen.
-    pub news: Notify,
-    pub visible: AtomicU64,
-    pub last_event: AtomicU64,
-    /// The database turned out to be damaged.
-    pub damaged: Notify,
-    /// What an operator should look at.
-    pub notes: Vec<String>,
-    pub names: Vec<Arc<str>>,
-    pub readers: Arc<Readers>,
-    pub path: PathBuf,
-    pub epochs: Epochs,
-    /// On the monotonic clock.
-    pub opened: Duration,
-    pub clock: Arc<dyn Clock>,
-    pub metrics: Metrics,
-    /// No thread but the caller's reads or writes.
-    pub stepped: bool,
-}
-
-/// The log just opened, and what goes with it.
-pub struct Opened<W = Writer> {
-    pub log: Log,
-    /// One for each of the sinks that were named, in their order.
-    pub cursors: Vec<SinkCursor>,
-    /// What was told of devices' presence.
-    pub devices: KnownDevices,
-    /// Ends when the log is closed; see [`Log::close`].
-    pub writer: W,
-}
-
 impl Log {
-    /// [`Log::open_with`], without routes.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
-    pub fn open(
-        config: &config::Store,
-        sinks: &[&str],
-        clock: Arc<dyn Clock>,
-        metrics: Metrics,
-    ) -> Result<Opened, OpenError> {
-        Log::open_with(config, &[], sinks, clock, metrics)
-    }
-
-    /// Opens the log in the configured directory, creating both if need be, for
-    /// the sinks named, and starts its writer. A damaged log is moved aside and what
-    /// is sound in it taken over into a new one. Readings that a route of high priority
-    /// matches outlive the others. If the disk is full, the reserve file is given up.
-    ///
-    /// # Errors
-    /// See [`OpenError`]; some of them pass, see [`OpenError::may_pass`].
-    pub fn open_with<'a, S: Into<Wanted<'a>> + Copy>(
-        config: &config::Store,
-        routes: &[Route],
-        sinks: &[S],
-        clock: Arc<dyn Clock>,
-        metrics: Metrics,
-    ) -> Result<Opened, OpenError> {
-        let Prepared { shared, disk, jobs, devices, reserve } =
-            prepare(config, routes, &wanted(sinks), clock, metrics, None)?;
-        let for_writer = shared.clone();
-        let failed = |why| OpenError::Directory { path: config.directory.clone(), why };
-        let thread = std::thread::Builder::new()
-            .name("log-writer".into())
-            .spawn(move || writer::run(&for_writer, disk, reserve))
-            .map_err(failed)?;
-        let log = Log { shared: shared.clone() };
-        let salvage = match jobs.is_empty() {
-            true => None,
-            false => Some(restore::start(log, config.directory.clone(), jobs).map_err(failed)?),
-        };
-        Ok(opened(shared, devices, Writer::new(thread, salvage)))
-    }
-
-    /// Opens the log as [`Log::open_with`] does, without any thread: the caller steps the
-    /// writer, and sinks read on the thread that asks; `gauge` tells the disk's room.
-    /// Segments of a quarantined log wait for an opening with threads. For simulations.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
-    pub fn open_stepped<'a, S: Into<Wanted<'a>> + Copy>(
-        config: &config::Store,
-        routes: &[Route],
-        sinks: &[S],
-        clock: Arc<dyn Clock>,
-        metrics: Metrics,
-        gauge: Gauge,
-    ) -> Result<Opened<Stepper>, OpenError> {
-        let Prepared { shared, disk, devices, reserve, .. } =
-            prepare(config, routes, &wanted(sinks), clock, metrics, Some(gauge))?;
-        Ok(opened(shared.clone(), devices, Stepper::new(shared, disk, reserve)))
-    }
-
     /// The mark of a device's session. A session that the log knows resumes where
     /// it stood, also after a restart; a new one starts at 0.
     pub fn mark(&self, device: &DeviceId, session: u64) -> Arc<Mark> {
@@ -331,6 +200,110 @@ impl Log {
         LogHealth { failure: state.failure.clone(), overdue, disk: state.disk, notes }
     }
 
+    /// Whether there is room for [`Log::tell`]: while the disk cannot be written, that ends.
+    pub fn may_tell(&self) -> bool {
+        self.shared.state.lock().may_tell()
+    }
+
+    /// Has events, which are JSON objects, told upstream. They are written with the next
+    /// commit, before the readings that are appended later.
+    pub fn tell(&self, events: Vec<String>) {
+        if events.is_empty() {
+            return;
+        }
+        let mut state = self.shared.state.lock();
+        events.into_iter().for_each(|event| state.notify(event));
+        state.wake(&self.shared.due);
+    }
+
+    /// Has it written soon, and told as events, that these devices' presence changed, and
+    /// before that, that those are known no more. Returns how many such calls there were,
+    /// for [`Log::attended_upto`].
+    pub fn attend(&self, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) -> u64 {
+        let mut state = self.shared.state.lock();
+        state.attended.0 += 1;
+        let upto = state.attended.0;
+        state.attendance.came(upto, changes, forgotten);
+        state.wake(&self.shared.due);
+        upto
+    }
+
+    /// Waits until what was told by so many calls of [`Log::attend`] is on disk. Cancel-safe.
+    pub async fn attended_upto(&self, count: u64) {
+        loop {
+            let mut committed = std::pin::pin!(self.shared.committed.notified());
+            committed.as_mut().enable();
+            if self.shared.state.lock().attended.1 >= count {
+                return;
+            }
+            committed.await;
+        }
+    }
+
+    /// Changes of presence, the newest first, of one device or of all, before the entry
+    /// with id `before`; at most `limit`.
+    ///
+    /// # Errors
+    /// If the log cannot be read; worth another try later.
+    pub async fn attended(&self, device: Option<DeviceId>, before: Option<u64>, limit: usize) -> Result<Vec<Attended>> {
+        self.shared.on_disk(PRESENCE_READER, move |db| attendance::trail(db, device.as_ref(), before, limit)).await
+    }
+
+    /// What the last life left of commands; for the first who asks.
+    pub fn take_commands(&self) -> Commands {
+        self.shared.state.lock().inbox.take_left()
+    }
+
+    /// Remembers so many ended commands, or as many as a log of its size may, and none for
+    /// longer.
+    pub fn remember_commands(&self, count: usize, age: Duration) {
+        self.shared.state.lock().inbox.remember(count, age);
+    }
+
+    /// Has changes written with the next commit, which is due at once. For one caller alone,
+    /// which counts them: [`Log::commands_written`].
+    pub fn change_commands(&self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut state = self.shared.state.lock();
+        state.inbox.came(changes);
+        state.wake(&self.shared.due);
+    }
+
+    /// Waits until more than `known` changes are on disk, counted since the log was
+    /// opened, and says how many are. Cancel-safe.
+    pub async fn commands_written(&self, known: u64) -> u64 {
+        loop {
+            let mut committed = std::pin::pin!(self.shared.committed.notified());
+            committed.as_mut().enable();
+            let written = self.shared.state.lock().inbox.written();
+            if written > known {
+                return written;
+            }
+            committed.await;
+        }
+    }
+
+    /// A command that has not ended, or is remembered.
+    ///
+    /// # Errors
+    /// If the log cannot be read; worth another try later.
+    pub async fn command(&self, key: &CommandKey) -> Result<Option<Record>> {
+        let (device, id) = (inbox::column(&key.target).to_owned(), key.id.clone());
+        self.shared.on_disk(COMMAND_READER, move |db| inbox::find(db, &device, id.as_str())).await
+    }
+
+    /// The commands of one device, or the gateway's own, that have not ended or are
+    /// remembered as a whole: the newest first, at most `most`.
+    ///
+    /// # Errors
+    /// If the log cannot be read; worth another try later.
+    pub async fn commands(&self, target: &Target, most: u32) -> Result<Vec<Command>> {
+        let device = inbox::column(target).to_owned();
+        self.shared.on_disk(COMMAND_READER, move |db| inbox::list(db, &device, most)).await
+    }
+
     /// Waits until the database turns out to be damaged. The log takes no more then,
     /// and heals when it is opened again; what it did not settle, devices send again.
     /// Cancel-safe.
@@ -339,82 +312,6 @@ impl Log {
         damaged.as_mut().enable();
         if !self.shared.state.lock().damaged {
             damaged.await;
-        }
-    }
-}
-
-fn wanted<'a, S: Into<Wanted<'a>> + Copy>(sinks: &[S]) -> Vec<Wanted<'a>> {
-    sinks.iter().map(|sink| (*sink).into()).collect()
-}
-
-impl Shared {
-    /// Stops writing if `why` says that the database is damaged, or older than what was
-    /// written, and sees to it that it heals when it is opened again.
-    pub fn examine(&self, why: &anyhow::Error) -> bool {
-        let is_older = matches!(why.downcast_ref(), Some(Astray::Older { .. }));
-        if !is_older && !heal::is_damage(why, &self.path) {
-            return false;
-        }
-        let found = format!("{why:#}");
-        let first = !std::mem::replace(&mut self.state.lock().damaged, true);
-        if first {
-            tracing::error!(error = found, "the log is damaged; it is opened again to heal it");
-            // What is whole, only older, is gone on with as after a crash.
-            if !is_older {
-                heal::remember(&self.path, &found);
-            }
-            self.state.lock().failure = Some(found);
-            self.damaged.notify_waiters();
-            self.committed.notify_waiters();
-            self.due.notify_one();
-        }
-        true
-    }
-
-    /// Tells waiting sinks how far they may read.
-    pub fn show(&self, visible: Seq) {
-        if self.visible.fetch_max(visible.0, Ordering::Release) < visible.0 {
-            self.news.notify_waiters();
-        }
-    }
-
-    /// Tells devices and links that something was settled. Call without the lock.
-    pub fn announce(&self, advanced: &[Arc<Mark>]) {
-        if !advanced.is_empty() {
-            advanced.iter().for_each(|mark| mark.announce());
-        }
-        if self.saturated.load(Ordering::Relaxed) {
-            self.saturated.store(false, Ordering::Relaxed);
-        }
-        self.room.notify_waiters();
-    }
-
-    pub fn label(&self, sink: usize) -> SinkLabel {
-        SinkLabel { sink: self.names[sink].clone() } // cursors are made one for each name
-    }
-
-    /// Counts events that sinks will never get, and readings that were kept for sinks that
-    /// are forgotten.
-    pub fn count_lost(&self, events: &[Lost], forgotten: &[Forgotten]) {
-        for Lost { sink, kind, count } in events {
-            let label = SinkReasonLabel { sink: sink.clone(), reason: kind };
-            self.metrics.sink_events_dropped.get_or_create(&label).inc_by(*count);
-        }
-        for Forgotten { name, count, .. } in forgotten {
-            let label = SinkReasonLabel { sink: name.clone(), reason: "forgotten" };
-            self.metrics.sink_dropped.get_or_create(&label).inc_by(*count);
-        }
-    }
-
-    /// Counts readings that sinks will never get.
-    pub fn count_gap(&self, gap: &Gap) {
-        if gap.undelivered.iter().all(|(_, count)| *count == 0) {
-            return;
-        }
-        self.metrics.readings_dropped.get_or_create(&ReasonLabel { reason: gap.reason }).inc_by(gap.count);
-        for (sink, count) in &gap.undelivered {
-            let label = SinkReasonLabel { sink: sink.clone(), reason: gap.reason };
-            self.metrics.sink_dropped.get_or_create(&label).inc_by(*count);
         }
     }
 }

@@ -10,20 +10,23 @@ use super::headroom::DiskState;
 use super::heal::{self, Healed};
 use super::inbox::Inbox;
 use super::lanes::Lanes;
-use super::log::{Log, Opened, Shared};
+use super::lock::lock;
+use super::log::Log;
 use super::logclock::LogClock;
 use super::mark::{Mark, Marks};
 use super::readers::Readers;
 use super::recover::CutShort;
 use super::reserve::Reserve;
-use super::restore::{Job, Restored};
+use super::restore;
+use super::restored::{Job, Restored};
 use super::schema::OpenError;
+use super::shared::Shared;
 use super::sinks::{Adopted, Wanted};
 use super::small_tables::{MAX_MARKS, Shares};
 use super::space::{Gauge, Space};
 use super::state::State;
 use super::tail::{Policy, Tail};
-use super::writer::lock;
+use super::writer::{self, Stepper, Writer};
 use crate::clock::Clock;
 use crate::config::{self, Deliver, Route};
 use crate::metrics::Metrics;
@@ -32,6 +35,85 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 use tokio::sync::Notify;
+
+/// The log just opened, and what goes with it.
+pub struct Opened<W = Writer> {
+    pub log: Log,
+    /// One for each of the sinks that were named, in their order.
+    pub cursors: Vec<SinkCursor>,
+    /// What was told of devices' presence.
+    pub devices: KnownDevices,
+    /// Ends when the log is closed; see [`Log::close`].
+    pub writer: W,
+}
+
+impl Log {
+    /// [`Log::open_with`], without routes.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(
+        config: &config::Store,
+        sinks: &[&str],
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Result<Opened, OpenError> {
+        Log::open_with(config, &[], sinks, clock, metrics)
+    }
+
+    /// Opens the log in the configured directory, creating both if need be, for
+    /// the sinks named, and starts its writer. A damaged log is moved aside and what
+    /// is sound in it taken over into a new one. Readings that a route of high priority
+    /// matches outlive the others. If the disk is full, the reserve file is given up.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; some of them pass, see [`OpenError::may_pass`].
+    pub fn open_with<'a, S: Into<Wanted<'a>> + Copy>(
+        config: &config::Store,
+        routes: &[Route],
+        sinks: &[S],
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Result<Opened, OpenError> {
+        let Prepared { shared, disk, jobs, devices, reserve } =
+            prepare(config, routes, &wanted(sinks), clock, metrics, None)?;
+        let for_writer = shared.clone();
+        let failed = |why| OpenError::Directory { path: config.directory.clone(), why };
+        let thread = std::thread::Builder::new()
+            .name("log-writer".into())
+            .spawn(move || writer::run(&for_writer, disk, reserve))
+            .map_err(failed)?;
+        let log = Log { shared: shared.clone() };
+        let salvage = match jobs.is_empty() {
+            true => None,
+            false => Some(restore::start(log, config.directory.clone(), jobs).map_err(failed)?),
+        };
+        Ok(opened(shared, devices, Writer::new(thread, salvage)))
+    }
+
+    /// Opens the log as [`Log::open_with`] does, without any thread: the caller steps the
+    /// writer, and sinks read on the thread that asks; `gauge` tells the disk's room.
+    /// Segments of a quarantined log wait for an opening with threads. For simulations.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_stepped<'a, S: Into<Wanted<'a>> + Copy>(
+        config: &config::Store,
+        routes: &[Route],
+        sinks: &[S],
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+        gauge: Gauge,
+    ) -> Result<Opened<Stepper>, OpenError> {
+        let Prepared { shared, disk, devices, reserve, .. } =
+            prepare(config, routes, &wanted(sinks), clock, metrics, Some(gauge))?;
+        Ok(opened(shared.clone(), devices, Stepper::new(shared, disk, reserve)))
+    }
+}
+
+fn wanted<'a, S: Into<Wanted<'a>> + Copy>(sinks: &[S]) -> Vec<Wanted<'a>> {
+    sinks.iter().map(|sink| (*sink).into()).collect()
+}
 
 /// A log without a writer.
 pub(super) struct Prepared {

@@ -5,8 +5,8 @@
 //! waits for that. Between two looks segments may be merged, cut or dropped.
 
 use super::row::{self, BLOCK_COLUMN, HEADER_COLUMNS};
-use super::salvage::wal_path;
 use super::segment::Header;
+use super::wal::wal_path;
 use crate::model::Seq;
 use rusqlite::{Connection, ErrorCode};
 use std::ops::ControlFlow;

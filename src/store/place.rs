@@ -7,7 +7,7 @@
 //! alone, since somebody may still be copying it.
 
 use super::row::LAST_SEQ;
-use super::salvage::wal_path;
+use super::wal::wal_path;
 use rusqlite::Connection;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -84,7 +84,7 @@ fn change<T>(
     really: bool,
     work: impl FnOnce(&Transaction<'_>, &mut BTreeMap<String, Place>) -> Result<T>,
 ) -> Result<T> {
-    let _lock = super::writer::lock(directory).context("stop the gateway first")?;
+    let _lock = super::lock::lock(directory).context("stop the gateway first")?;
     let path = directory.join(FILE_NAME);
     if !path.exists() {
         bail!("there is no log in {}; see [store] directory", directory.display());

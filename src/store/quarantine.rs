@@ -4,8 +4,8 @@
 //! A quarantined file is moved, never changed. The report says how far salvage has
 //! come, so that it goes on after a crash.
 
-use super::salvage::wal_path;
 use super::schema::FILE_NAME;
+use super::wal::wal_path;
 use crate::files::{self, Replacement};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;

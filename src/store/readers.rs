@@ -7,13 +7,10 @@
 //! that were closed: only when the last is gone, the next one starts from what lies on
 //! disk, checked by its checksums, on handles that have not seen the failure.
 
-use super::log::Shared;
 use super::schema;
-use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use std::path::Path;
-use std::sync::Arc;
 
 #[derive(Debug, Default)]
 pub(super) struct Readers {
@@ -73,33 +70,6 @@ impl Readers {
     /// They may be opened again.
     pub fn open(&self) {
         self.inner.lock().closed = false;
-    }
-}
-
-impl Shared {
-    /// Runs `work` with a reading connection that is kept for `owner`, on a thread that
-    /// may block if there are threads.
-    pub async fn on_disk<T: Send + 'static>(
-        self: &Arc<Shared>,
-        owner: usize,
-        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let shared = self.clone();
-        let read = move || {
-            let path = &shared.path;
-            let reader = shared.readers.take(owner, path).with_context(|| format!("cannot read {}", path.display()))?;
-            let result = work(&reader);
-            // A connection that failed is not used again.
-            shared.readers.give_back(owner, result.is_ok().then_some(reader));
-            // This may read the whole database.
-            result.inspect_err(|why| {
-                shared.examine(why);
-            })
-        };
-        if self.stepped {
-            return read();
-        }
-        tokio::task::spawn_blocking(read).await.context("reading the log was cut off")?
     }
 }
 

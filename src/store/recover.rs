@@ -7,7 +7,7 @@
 
 use super::boots;
 use super::cut::{self, Left, UNSYNCED};
-pub(super) use super::damage::Fault;
+use super::damage::Fault;
 use super::epochs;
 use super::fold::{self, Folding};
 use super::gap::Hole;

@@ -7,20 +7,20 @@
 //! part of the memory for them is used. How far this has come is written with what it
 //! brought or after it, never before, so that a crash repeats a few readings at most.
 
-use super::log::{Log, Shared};
-use super::quarantine::{self, Entry, MAX_RANGES};
+use super::log::Log;
+use super::quarantine::{self, MAX_RANGES};
+use super::restored::{DONE, Job, Progress, Restored};
 use super::salvage::{Found, Salvage, Scan, Walk, cut};
 use super::segment::Header;
+use super::shared::Shared;
 use super::space::Space;
 use crate::metrics::ReasonLabel;
-use crate::model::{Epoch, Epochs, Numbered, Seq};
+use crate::model::{Epoch, Numbered, Seq};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The progress of one that is finished.
-pub(super) const DONE: u64 = 1 << 62;
 /// How long to wait before looking again whether there is room.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Segments of history that may wait for a commit, in number and bytes.
@@ -28,73 +28,6 @@ const MAX_WAITING: usize = 64;
 const MAX_WAITING_BYTES: usize = 1 << 20;
 /// Free space on the disk that history must leave.
 const SPARE: u64 = 64 << 20;
-
-/// A quarantined database and what to take from it.
-pub(super) struct Job {
-    pub entry: Entry,
-    /// Which its seqs are of, if that can be told.
-    pub epochs: Option<Epochs>,
-    /// Every sink confirmed its readings up to here.
-    pub confirmed: u64,
-    /// No seq in it is larger.
-    pub end: u64,
-    /// Segments that were taken over before a restart.
-    pub done: u64,
-}
-
-/// What the next commit writes of it.
-#[derive(Default)]
-pub(super) struct Restored {
-    pub history: Vec<(Header, Vec<u8>)>,
-    /// Bodies of events.
-    pub events: Vec<String>,
-    /// How far it came, oldest first.
-    pub progress: Vec<Progress>,
-}
-
-/// How far salvage of a database has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Progress {
-    /// It came so far once readings up to here are on disk, or in no need of it.
-    pub after: Seq,
-    /// The key in `meta`.
-    pub key: String,
-    pub segments: u64,
-}
-
-impl Restored {
-    pub fn is_empty(&self) -> bool {
-        self.history.is_empty() && self.events.is_empty() && self.progress.is_empty()
-    }
-
-    /// Whether a commit should not be put off.
-    pub fn is_due(&self) -> bool {
-        !self.history.is_empty() || !self.events.is_empty()
-    }
-
-    /// What a commit writes, after which readings up to `saved` need no more writing.
-    pub fn take(&mut self, saved: Seq) -> Restored {
-        let due = self.progress.partition_point(|progress| progress.after <= saved);
-        let rest = self.progress.split_off(due);
-        std::mem::replace(self, Restored { progress: rest, ..Restored::default() })
-    }
-
-    /// It has come further.
-    pub fn came(&mut self, progress: Progress) {
-        match self.progress.last_mut().filter(|last| (last.after, &last.key) == (progress.after, &progress.key)) {
-            Some(last) => *last = progress,
-            None => self.progress.push(progress),
-        }
-    }
-
-    /// Takes back what a failed commit did not write.
-    pub fn put_back(&mut self, failed: Restored) {
-        let newer = std::mem::replace(self, failed);
-        self.history.extend(newer.history);
-        self.events.extend(newer.events);
-        self.progress.extend(newer.progress);
-    }
-}
 
 /// Runs until everything is taken over or the log is closed.
 pub(super) fn run(log: &Log, store: &Path, jobs: Vec<Job>) {
@@ -290,30 +223,4 @@ fn missing(walk: &Walk, confirmed: u64, end: u64) -> Vec<(u64, u64)> {
 /// What the thread is given.
 pub(super) fn start(log: Log, store: PathBuf, jobs: Vec<Job>) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name("log-salvage".into()).spawn(move || run(&log, &store, jobs))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn progress(after: u64, segments: u64) -> Progress {
-        Progress { after: Seq(after), key: "salvage-0001".to_owned(), segments }
-    }
-
-    #[test]
-    fn no_progress_is_written_before_the_readings_that_it_stands_for() {
-        let mut restored = Restored::default();
-        for (after, segments) in [(10, 1), (20, 2), (20, 3), (30, 4)] {
-            restored.came(progress(after, segments));
-        }
-        // A commit takes a segment's worth of what was appended, not all of it.
-        assert_eq!(restored.take(Seq(9)).progress, []);
-        let taken = restored.take(Seq(25));
-        assert_eq!(taken.progress, [progress(10, 1), progress(20, 3)]);
-        assert_eq!(restored.progress, [progress(30, 4)]);
-        restored.put_back(taken);
-        let all = restored.take(Seq(30));
-        assert_eq!(all.progress, [progress(10, 1), progress(20, 3), progress(30, 4)]);
-        assert!(restored.is_empty());
-    }
 }

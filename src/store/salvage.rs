@@ -13,7 +13,7 @@ mod record;
 mod torn;
 
 pub(super) use facts::Facts;
-pub(super) use pages::{WalState, wal_path};
+pub(super) use pages::WalState;
 
 use super::fold;
 use super::ranges::Ranges;

@@ -4,7 +4,7 @@
 use super::budget;
 use super::logclock::Kept;
 use super::row;
-use super::salvage::wal_path;
+use super::wal::wal_path;
 use crate::config::Durability;
 use crate::files::{self, plain};
 use crate::model::{Seq, Timestamp};

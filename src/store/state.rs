@@ -6,11 +6,10 @@ use super::commit::Commit;
 use super::gap::{Gap, Hole, add_gap, add_holes};
 use super::headroom::DiskState;
 use super::inbox::Inbox;
-use super::log::Log;
 use super::logclock::LogClock;
 use super::mark::Marks;
 use super::missed::News;
-use super::restore::Restored;
+use super::restored::Restored;
 use super::schema;
 use super::sinks::{self, Forgotten, Retired};
 use super::tail::{Tail, Unsaved};
@@ -251,23 +250,5 @@ impl State {
         let (from, upto) = (confirmed.0, self.tail.visible().0);
         let missing: u64 = self.holes.iter().map(|hole| hole.missing_between(Seq(from), Seq(upto))).sum();
         upto.saturating_sub(from).saturating_sub(missing)
-    }
-}
-
-impl Log {
-    /// Whether there is room for [`Log::tell`]: while the disk cannot be written, that ends.
-    pub fn may_tell(&self) -> bool {
-        self.shared.state.lock().may_tell()
-    }
-
-    /// Has events, which are JSON objects, told upstream. They are written with the next
-    /// commit, before the readings that are appended later.
-    pub fn tell(&self, events: Vec<String>) {
-        if events.is_empty() {
-            return;
-        }
-        let mut state = self.shared.state.lock();
-        events.into_iter().for_each(|event| state.notify(event));
-        state.wake(&self.shared.due);
     }
 }

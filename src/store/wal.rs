@@ -14,6 +14,13 @@ use rusqlite::Connection;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// The name of a database's write-ahead log.
+pub(super) fn wal_path(db: &Path) -> PathBuf {
+    let mut name = db.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
 /// Pages in the write-ahead log after which it is folded into the database, or a share
 /// of the log's bound if that is less.
 const FOLD_PAGES: u64 = 4096;

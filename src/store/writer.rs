@@ -5,14 +5,10 @@ use super::commit::{Commit, Outcome};
 use super::disk::Disk;
 use super::gap::{Gap, add_holes};
 use super::keeper::Keeper;
-use super::log::Shared;
 use super::reserve::Reserve;
-use super::schema::OpenError;
-use crate::files;
+use super::shared::Shared;
 use crate::model::Seq;
 use anyhow::Result;
-use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,31 +37,6 @@ impl Writer {
         if self.salvage.is_some_and(|salvage| salvage.join().is_err()) {
             tracing::error!("taking over from a damaged log ended with a panic");
         }
-    }
-}
-
-/// The directory is this process's alone.
-pub(super) struct Lock(File);
-
-impl Drop for Lock {
-    /// A process that was just started may share the file until it runs its program:
-    /// closing it here would not be enough.
-    fn drop(&mut self) {
-        let _ = self.0.unlock();
-    }
-}
-
-/// Takes the directory for this process alone.
-pub(super) fn lock(directory: &Path) -> Result<Lock, OpenError> {
-    let failed = |why| OpenError::Directory { path: directory.to_owned(), why };
-    std::fs::create_dir_all(directory).map_err(failed)?;
-    let path = directory.join("lock");
-    let file = File::options().create(true).write(true).truncate(false).open(&path).map_err(failed)?;
-    files::hand_over(&path);
-    match file.try_lock() {
-        Ok(()) => Ok(Lock(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::InUse { path: directory.to_owned() }),
-        Err(std::fs::TryLockError::Error(why)) => Err(failed(why)),
     }
 }
 

@@ -1,11 +1,12 @@
 //! The pages of a database and its write-ahead log, read without SQLite and without
 //! trusting anything in them. Nothing is ever written.
 
+use crate::store::wal::wal_path;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const WAL_HEADER: usize = 32;
 /// Its last bit says in which order of bytes checksums were computed.
@@ -78,13 +79,6 @@ pub(super) struct Pages {
     /// Frames of the last generation that SQLite would not look at.
     orphans: Vec<u64>,
     state: WalState,
-}
-
-/// The name of a database's write-ahead log.
-pub(in crate::store) fn wal_path(db: &Path) -> PathBuf {
-    let mut name = db.as_os_str().to_owned();
-    name.push("-wal");
-    name.into()
 }
 
 impl Pages {
