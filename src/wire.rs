@@ -4,5 +4,7 @@
 pub mod codec;
 pub mod frame;
 pub mod message;
+mod samples;
 pub mod sift;
 pub mod text;
+mod values;

@@ -6,7 +6,7 @@
 //! than it may, while the device does not take what it is answered, and while the memory for all
 //! connections is used up and the frame under way is a large one.
 
-mod hangup;
+pub(super) mod hangup;
 mod peer;
 
 use super::caller::Caller;

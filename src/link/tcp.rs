@@ -1,6 +1,7 @@
 //! Devices over TCP: one listener, one task a connection.
 
 use super::caller::Caller;
+pub use super::connection::hangup::hung_up;
 use super::connection::{self, Closed, FIRST_FORMAT};
 use super::line::{Line, Shared};
 use super::listen::Listening;
@@ -14,14 +15,11 @@ use crate::stop;
 use crate::wire::codec::encode_gateway;
 use crate::wire::message::{GatewayMessage, Goodbye, Reason};
 use rustls::ServerConfig;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -144,13 +142,6 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
 
 fn line(config: &config::Tcp, shared: Shared) -> Line {
     Line::of_listener(config.name.as_str().into(), &config.terms(), BEFORE_HELLO, false, shared)
-}
-
-/// Whether the far end sends no more, also while something that it sent is not read yet.
-pub fn hung_up(stream: &TcpStream) -> bool {
-    let ready = pin!(stream.ready(Interest::READABLE));
-    let ready = ready.poll(&mut Context::from_waker(Waker::noop()));
-    matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
 }
 
 async fn serve_one(mut stream: TcpStream, caller: Caller, place: Place, line: Arc<Line>, stop: watch::Receiver<bool>) {

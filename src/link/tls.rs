@@ -13,8 +13,8 @@ mod trouble;
 pub use prompt::Prompt;
 pub use trouble::trouble;
 
+use super::connection::hangup::hung_up;
 use super::pool::{Lease, Pool};
-use super::tcp;
 use crate::config::{ClientCertificates, ServerTls, Terms};
 use crate::credentials::Kept;
 use crate::pem::{self, Validity};
@@ -132,7 +132,7 @@ impl Secure {
     /// Whether the far end sends no more, also while something that it sent is not read yet.
     pub fn hung_up(&self) -> bool {
         let (below, _) = self.0.get_ref().get_ref();
-        tcp::hung_up(&below.stream)
+        hung_up(&below.stream)
     }
 }
 

@@ -9,7 +9,6 @@ use serde::de::DeserializeOwned;
 pub(super) mod bytes;
 mod fault;
 mod protobuf;
-pub(super) mod values;
 
 /// Kinds that a link must know.
 pub const READINGS: u8 = 3;
@@ -142,7 +141,7 @@ fn postcard_body<T: DeserializeOwned>(body: &[u8], appended: usize) -> postcard:
 }
 
 /// See [`super::sift`].
-pub(super) fn sift_protobuf(body: &[u8]) -> Option<super::sift::Sifted> {
+pub(super) fn sift_protobuf(body: &[u8]) -> Option<super::samples::Sifted> {
     protobuf::sift(body)
 }
 

@@ -6,6 +6,7 @@
 //! existed stays what it was; of several, one is written if one behind it is. The codec
 //! has their number.
 
+pub use super::values::ChannelRef;
 use crate::model::Value;
 use serde::{Deserialize, Serialize};
 
@@ -106,15 +107,8 @@ pub struct Readings {
 pub struct Sample {
     pub time: i64,
     /// In JSON an object, `{"temperature": 21.5, "#3": true}`.
-    #[serde(with = "super::codec::values")]
+    #[serde(with = "super::values")]
     pub values: Vec<(ChannelRef, Value)>,
-}
-
-/// A channel by its declared index or by its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ChannelRef {
-    Index(u16),
-    Name(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use super::message::{
     Ack, Authenticate, Challenge, Command, CommandResult, DeviceClock, DeviceMessage, GatewayMessage, Goodbye,
     Heartbeat, HeartbeatReply, Hello, Readings, Sample, SubCommand, SubDevice, Welcome,
 };
-use super::sift::{self, Sifted};
+use super::samples::{self, Sifted};
 use fields::{Nothing, Time};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -128,8 +128,8 @@ pub fn decode_device(text: &[u8], context: Context<'_>) -> Result<DeviceMessage,
 
 /// See [`super::sift`].
 pub(super) fn sift(text: &[u8], context: Context<'_>) -> Option<Sifted> {
-    let message = sift::members(text)?;
-    let string = |name| sift::one(&message, name).map(serde_json::from_slice::<String>).transpose().ok();
+    let message = samples::members(text)?;
+    let string = |name| samples::one(&message, name).map(serde_json::from_slice::<String>).transpose().ok();
     if string("command")?? != "readings" {
         return None;
     }
@@ -137,14 +137,14 @@ pub(super) fn sift(text: &[u8], context: Context<'_>) -> Option<Sifted> {
         Read { device_id: string("deviceId")?, command: String::new(), payload: None, timestamp: None, id: None };
     let reader = Reader { name: "readings", read, context };
     let sub = reader.sub_device().ok()?;
-    let payload = sift::members(sift::one(&message, "payload")?)?;
-    let seq = serde_json::from_slice(sift::one(&payload, "seq")?).ok()?;
+    let payload = samples::members(samples::one(&message, "payload")?)?;
+    let seq = serde_json::from_slice(samples::one(&payload, "seq")?).ok()?;
     let sample = |sent: &[u8]| {
         let fields::Sample { time, values } = serde_json::from_slice(sent).map_err(|why| why.to_string())?;
         Ok(Sample { time: reader.time(time, "time").map_err(|why| why.to_string())?, values })
     };
     let time = |sent: &[u8]| reader.time(serde_json::from_slice(sent).ok()?, "time").ok();
-    sift::sifted(seq, sub, sift::one(&payload, "samples")?, &sample, &time)
+    samples::sifted(seq, sub, samples::one(&payload, "samples")?, &sample, &time)
 }
 
 /// Decodes a text message from the gateway.

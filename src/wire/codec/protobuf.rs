@@ -12,7 +12,7 @@ use crate::wire::message::{
     Ack, Authenticate, Challenge, ChannelDeclaration, ChannelRef, Command, CommandResult, DeviceClock, Goodbye,
     Heartbeat, HeartbeatReply, Hello, Readings, Reason, Refused, ResultState, Sample, SubCommand, SubDevice, Welcome,
 };
-use crate::wire::sift::{Sifted, Unreadable, hexadecimal};
+use crate::wire::samples::{Sifted, Unreadable, hexadecimal};
 use wire::{Field, Fields, Found, Why, Zigzag, one};
 
 /// # Errors

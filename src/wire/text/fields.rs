@@ -52,7 +52,7 @@ pub struct Readings {
 #[derive(Serialize, Deserialize)]
 pub struct Sample {
     pub time: Time,
-    #[serde(with = "crate::wire::codec::values")]
+    #[serde(with = "crate::wire::values")]
     pub values: Vec<(ChannelRef, Value)>,
 }
 

@@ -2,10 +2,17 @@
 //! are channel names or `#` and a channel's index.
 
 use crate::model::Value;
-use crate::wire::message::ChannelRef;
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
-use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde::de::{self, MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
+
+/// A channel by its declared index or by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChannelRef {
+    Index(u16),
+    Name(String),
+}
 
 type Values = Vec<(ChannelRef, Value)>;
 
