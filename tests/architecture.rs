@@ -6,6 +6,7 @@
 //! (`crate::...`, `$crate::...`, and `super::...` that climbs to the crate root, in
 //! `use` and elsewhere, tests included), not in what a glob re-export hides.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +54,33 @@ fn no_file_is_too_long_unsafe_or_named_mod_rs() {
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// A file and those in the folder of its name are one concept: what is between them is not
+/// looked at.
+#[test]
+fn no_file_imports_another_in_a_circle() {
+    let tree: Tree = source_files().iter().map(|file| (module_path(file), read(file))).collect();
+    assert!(tree.len() > 100, "{} files", tree.len());
+    assert_eq!(circle(&tree), None);
+}
+
+#[test]
+fn circles_are_found_also_through_what_a_module_passes_on() {
+    let tree = |files: &[(&str, &str)]| -> Tree {
+        let module = |path: &str| path.split('/').map(str::to_owned).collect();
+        files.iter().map(|(path, text)| (module(path), (*text).to_owned())).collect()
+    };
+    let parent = ("a", "mod b;\nmod c;\nmod d;\npub use b::B;");
+    let straight = [parent, ("a/b", "use super::c::C;"), ("a/c", "use super::d;"), ("a/d", "use super::Of;")];
+    assert_eq!(circle(&tree(&straight)), None);
+    let mut hidden = straight;
+    hidden[3].1 = "fn d(_: super::B) {}";
+    assert_eq!(circle(&tree(&hidden)).as_deref(), Some("a::b -> a::c -> a::d -> a::b"));
+    hidden[3].1 = "#[cfg(test)]\nmod tests {\n    use crate::a::{x, b::B};\n}";
+    assert_eq!(circle(&tree(&hidden)), None);
+    hidden[3].1 = "use crate::{x, a::{y, b::B}};";
+    assert!(circle(&tree(&hidden)).is_some());
 }
 
 #[test]
@@ -177,6 +205,125 @@ fn targets(tokens: &[Token], index: usize, found: &mut Vec<Reference>) {
             break;
         }
     }
+}
+
+/// The text of each module's file.
+type Tree = BTreeMap<Vec<String>, String>;
+
+/// Modules that import each other in turn, if there are any.
+fn circle(tree: &Tree) -> Option<String> {
+    let paths: BTreeMap<&Vec<String>, Vec<Vec<String>>> =
+        tree.iter().map(|(module, text)| (module, paths(module, text, tree))).collect();
+    let passed_on: BTreeMap<Vec<String>, Vec<String>> =
+        tree.iter().flat_map(|(module, text)| passed_on(module, text, tree)).collect();
+    let imports = |module: &Vec<String>| -> BTreeSet<Vec<String>> {
+        let found = paths[module].iter().filter_map(|path| home(path, tree, &passed_on));
+        found.filter(|other| !other.starts_with(module) && !module.starts_with(other)).collect()
+    };
+    let imports: BTreeMap<&Vec<String>, BTreeSet<Vec<String>>> =
+        tree.keys().map(|module| (module, imports(module))).collect();
+    let mut done = BTreeSet::new();
+    tree.keys().find_map(|module| walk(module, &imports, &mut Vec::new(), &mut done))
+}
+
+fn walk(
+    module: &Vec<String>,
+    imports: &BTreeMap<&Vec<String>, BTreeSet<Vec<String>>>,
+    way: &mut Vec<String>,
+    done: &mut BTreeSet<Vec<String>>,
+) -> Option<String> {
+    let name = module.join("::");
+    if let Some(began) = way.iter().position(|passed| *passed == name) {
+        return Some([&way[began..], &[name]].concat().join(" -> "));
+    }
+    if done.contains(module) {
+        return None;
+    }
+    way.push(name);
+    let found = imports[module].iter().find_map(|next| walk(next, imports, way, done));
+    way.pop();
+    done.insert(module.clone());
+    found
+}
+
+/// The module whose file declares what a path names.
+fn home(path: &[String], tree: &Tree, passed_on: &BTreeMap<Vec<String>, Vec<String>>) -> Option<Vec<String>> {
+    let length = (1..=path.len()).rev().find(|length| tree.contains_key(&path[..*length]))?;
+    match path.get(..=length).and_then(|name| passed_on.get(name)) {
+        Some(from) => home(from, tree, passed_on),
+        None => Some(path[..length].to_vec()),
+    }
+}
+
+/// The names that a module passes on with `pub use`, and what they are there.
+fn passed_on(module: &[String], text: &str, tree: &Tree) -> Vec<(Vec<String>, Vec<String>)> {
+    let uses = text.lines().scan(false, |within, line| {
+        let starts = line.starts_with("pub use ") || line.starts_with("pub(") && line.contains(") use ");
+        let part = (*within || starts).then_some(line);
+        *within = (*within || starts) && !line.ends_with(';');
+        Some(part.unwrap_or_default())
+    });
+    let uses: Vec<_> = uses.collect();
+    let name = |path: &Vec<String>| [module, &path[path.len() - 1..]].concat();
+    paths(module, &uses.join("\n"), tree).into_iter().map(|path| (name(&path), path)).collect()
+}
+
+/// The paths below the crate's root in the production part of a module's text.
+fn paths(module: &[String], text: &str, tree: &Tree) -> Vec<Vec<String>> {
+    let production: Vec<&str> = text.lines().take(production_lines(text)).collect();
+    let tokens = tokens(&production.join("\n"));
+    let at = |index: usize| tokens.get(index).map_or("", |token| token.text.as_str());
+    let mut found = Vec::new();
+    let mut index = 0;
+    while index < tokens.len() {
+        let mut base = None;
+        let begins = index == 0 || at(index - 1) != "::";
+        match at(index) {
+            "crate" if begins => base = Some(Vec::new()),
+            "self" if begins => base = Some(module.to_vec()),
+            "super" if begins => {
+                let mut climbed = 1;
+                while at(index + 1) == "::" && at(index + 2) == "super" {
+                    climbed += 1;
+                    index += 2;
+                }
+                base = module.len().checked_sub(climbed).map(|length| module[..length].to_vec());
+            }
+            name if begins && at(index + 1) == "::" => {
+                let child = [module, &[name.to_owned()]].concat();
+                if tree.contains_key(&child) {
+                    base = Some(child);
+                }
+            }
+            _ => {}
+        }
+        if let (Some(base), "::") = (base, at(index + 1)) {
+            branches(&tokens, index + 2, &base, &mut found);
+        }
+        index += 1;
+    }
+    found
+}
+
+/// Adds the paths that go on at `index` behind `base`: one, or those of a `{...}` list.
+/// Returns where they end.
+fn branches(tokens: &[Token], mut index: usize, base: &[String], found: &mut Vec<Vec<String>>) -> usize {
+    let at = |index: usize| tokens.get(index).map_or("", |token| token.text.as_str());
+    if at(index) == "{" {
+        index += 1;
+        while !matches!(at(index), "}" | "") {
+            index = branches(tokens, index, base, found);
+            index += usize::from(at(index) == ",");
+        }
+        return index + 1;
+    }
+    let path = if at(index) == "self" { base.to_vec() } else { [base, &[at(index).to_owned()]].concat() };
+    if at(index + 1) == "::" {
+        return branches(tokens, index + 2, &path, found);
+    }
+    found.push(path);
+    // Another name is nobody else's concern.
+    if at(index + 1) == "as" { index + 3 } else { index + 1 }
 }
 
 /// The identifiers and punctuation of Rust source: no comments, strings, characters or lifetimes.

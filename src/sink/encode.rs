@@ -143,7 +143,7 @@ pub struct Delivered {
     /// The device's session and seq.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<(u64, u64)>,
-    #[serde(serialize_with = "json::time")]
+    #[serde(serialize_with = "quality::time")]
     pub time: Timestamp,
     #[serde(flatten, skip_serializing_if = "Quality::is_good")]
     pub quality: Quality,

@@ -8,7 +8,6 @@ use super::epochs;
 use super::events;
 use super::evict::{self, Confirmed, Evictor};
 use super::fold::Folding;
-use super::heal;
 use super::holes::Holes;
 use super::inbox;
 use super::lock::Lock;
@@ -110,7 +109,7 @@ impl Disk {
     ) -> Result<Disk> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
         let shares = Shares::of(config.max_size.as_u64());
-        let path = heal::database(config);
+        let path = schema::database(config);
         let budget = Budget::new(config.max_size.as_u64());
         let wal = Wal::new(&path, &connection, budget, !stepped);
         wal.bound(&connection)?;

@@ -30,7 +30,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write as _};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The log, open.
 pub(super) struct Healed {
@@ -443,9 +443,4 @@ fn begin(
     schema::set_meta(&transaction, &entry.progress_key(), 0)?;
     transaction.commit()?;
     Ok(known.is_none())
-}
-
-/// Where the store's database is.
-pub(super) fn database(config: &config::Store) -> PathBuf {
-    config.directory.join(schema::FILE_NAME)
 }

@@ -19,7 +19,7 @@ use super::recover::CutShort;
 use super::reserve::Reserve;
 use super::restore;
 use super::restored::{Job, Restored};
-use super::schema::OpenError;
+use super::schema::{self, OpenError};
 use super::shared::Shared;
 use super::sinks::{Adopted, Wanted};
 use super::small_tables::{MAX_MARKS, Shares};
@@ -197,7 +197,7 @@ pub(super) fn prepare(
     };
     let evictor = Evictor::new(bounds, lanes, found.generation);
     let readers = Arc::new(Readers::default());
-    let path = heal::database(config);
+    let path = schema::database(config);
     let stepped = gauge.is_some();
     let gauge = gauge.unwrap_or_else(|| Space::gauge(directory));
     let all = places.iter().map(|(confirmed, _)| *confirmed).chain(retired.iter().map(|sink| sink.confirmed));

@@ -5,7 +5,7 @@ use super::budget;
 use super::logclock::Kept;
 use super::row;
 use super::wal::wal_path;
-use crate::config::Durability;
+use crate::config::{self, Durability};
 use crate::files::{self, plain};
 use crate::model::{Seq, Timestamp};
 use rusqlite::config::DbConfig;
@@ -15,6 +15,11 @@ use std::path::{Path, PathBuf};
 
 /// Name of the database inside the store's directory.
 pub const FILE_NAME: &str = "log.db";
+
+/// Where the store's database is.
+pub(super) fn database(config: &config::Store) -> PathBuf {
+    config.directory.join(FILE_NAME)
+}
 
 /// "tide" in ASCII: tells our databases from others (SQLite's application_id).
 const APPLICATION_ID: i32 = 0x7469_6465;

@@ -134,7 +134,7 @@ impl Ticket {
 mod tests {
     use super::super::commit::Commit;
     use super::super::opening::{Prepared, prepare};
-    use super::super::{epochs, heal, recover, schema};
+    use super::super::{epochs, recover, schema};
     use super::*;
     use crate::clock::{Clock, SystemClock};
     use crate::config::Store;
@@ -188,7 +188,7 @@ mod tests {
         let prepared = prepare(&config, &[], &["cloud".into()], clock.clone(), Metrics::new(), Some(gauge));
         let Prepared { mut disk, .. } = prepared.expect("a new log");
         let held = || {
-            let db = schema::open_reader(&heal::database(&config)).expect("it opens");
+            let db = schema::open_reader(&schema::database(&config)).expect("it opens");
             recover::meta(&db, epochs::TICKET).expect("it reads").expect("there is one")
         };
         let proves = |ticket| Ticket::read(Some(runtime.path()), clock.boot()).proves(Some(ticket));

@@ -131,11 +131,6 @@ impl Writer for Json {
     }
 }
 
-/// Serializes a time as it stands in payloads.
-pub(super) fn time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(time)
-}
-
 /// Serializes values as the object that they are in payloads.
 pub(super) fn values<S: Serializer>(values: &[(String, Value)], serializer: S) -> Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(values.len()))?;

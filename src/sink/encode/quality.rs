@@ -21,7 +21,7 @@ pub enum Quality {
     },
     /// It is what the device said and cannot be.
     DeviceClock {
-        #[serde(serialize_with = "super::json::time")]
+        #[serde(serialize_with = "time")]
         received: Timestamp,
     },
     /// The same; the gateway got it `uptime` after this boot of its own.
@@ -98,4 +98,9 @@ impl fmt::Display for Quality {
             }
         }
     }
+}
+
+/// Serializes a time as it stands in payloads.
+pub(super) fn time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(time)
 }
