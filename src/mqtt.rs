@@ -8,6 +8,7 @@
 //! dial (addresses, TCP, TLS) -> connection (reads, writes) -> client (what it means) -> packet (bytes)
 //! ```
 
+mod cause;
 mod client;
 mod connection;
 mod dial;
@@ -17,6 +18,7 @@ mod tls;
 mod topics;
 
 pub use crate::config::MqttVersion as Version;
+pub use cause::{Cause, Refusal};
 pub use connection::{Acker, Connection, Event, Message, Options, Publish};
 pub use tls::{ClientTls, TlsFiles, client_config, of_sink as tls_of};
 pub use topics::Topics;

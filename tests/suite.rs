@@ -44,6 +44,7 @@ mod space;
 mod start;
 mod support;
 mod tcp;
+mod terms;
 mod text;
 mod time;
 mod tls;

@@ -190,7 +190,8 @@ pub struct Mqtt {
     pub start: Start,
     /// `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`, tried in turn.
     pub brokers: Vec<String>,
-    pub version: MqttVersion,
+    /// MQTT 5, and 3.1.1 where the broker refuses it, if not given.
+    pub version: Option<MqttVersion>,
     /// `tidegate-GATEWAY-NAME` if not given.
     pub client_id: Option<String>,
     /// First levels of every topic.
@@ -199,6 +200,8 @@ pub struct Mqtt {
     pub encoding: Encoding,
     /// Whether devices' presence is published, retained.
     pub presence: bool,
+    /// Whether statuses are retained, where the broker takes that.
+    pub retain: bool,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     /// PEM file of the authorities to trust; the system's if not given.
@@ -290,12 +293,13 @@ impl Default for Mqtt {
             name: "mqtt".into(),
             start: Start::Oldest,
             brokers: Vec::new(),
-            version: MqttVersion::V3_1_1,
+            version: None,
             client_id: None,
             prefix: "tidegate".into(),
             topics: Topics::Gateway,
             encoding: Encoding::Json,
             presence: true,
+            retain: true,
             username: None,
             password_file: None,
             ca_file: None,

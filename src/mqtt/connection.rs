@@ -5,6 +5,7 @@
 //! was published since, as much at once as the link takes, and reads. So a connection needs
 //! no task of its own, and costs no wake-ups between two.
 
+use super::cause::{Cause, Refusal};
 use super::client::{Client, Seen};
 use super::dial::{self, Stream};
 use crate::backoff::Failure;
@@ -138,6 +139,8 @@ pub struct Connection {
     doubted: Option<Instant>,
     events: VecDeque<Event>,
     closed: Option<Failure>,
+    /// The far end closed it.
+    hung_up: bool,
     acks: mpsc::UnboundedReceiver<u16>,
     /// For messages that are confirmed by hand.
     acker: Option<mpsc::UnboundedSender<u16>>,
@@ -158,22 +161,25 @@ impl Connection {
     /// # Errors
     /// If the broker cannot be reached, does not answer in time, or refuses.
     pub async fn open(options: &Options) -> Result<Connection, Failure> {
-        Connection::open_at(options, None).await
+        Connection::open_at(options, None).await.map_err(|refusal| refusal.failure)
     }
 
     /// The same, trying first the address that worked last, of several that a name has.
     ///
     /// # Errors
     /// If the broker cannot be reached, does not answer in time, or refuses.
-    pub async fn open_at(options: &Options, worked: Option<SocketAddr>) -> Result<Connection, Failure> {
+    pub async fn open_at(options: &Options, worked: Option<SocketAddr>) -> Result<Connection, Refusal> {
         let opened = async {
             let (stream, peer) = dial::dial(options, worked).await?;
             let mut connection = Connection::over(stream, peer, options);
-            connection.accepted().await.map(|()| connection)
+            match connection.accepted().await {
+                Ok(()) => Ok(connection),
+                Err(failure) => Err(Refusal { failure, cause: connection.cause() }),
+            }
         };
         timeout(options.connect_timeout, opened).await.unwrap_or_else(|_| {
             let what = format!("no answer within {}", humantime::format_duration(options.connect_timeout));
-            Err(Failure { what, permanent: false })
+            Err(Failure { what, permanent: false }.into())
         })
     }
 
@@ -191,6 +197,7 @@ impl Connection {
             doubted: None,
             events: VecDeque::new(),
             closed: None,
+            hung_up: false,
             acks,
             acker: options.manual_acks.then_some(acks_in),
             connected_at: None,
@@ -220,6 +227,32 @@ impl Connection {
     /// The largest packet the broker accepts, in bytes, if it said so (MQTT 5).
     pub fn max_packet(&self) -> Option<u32> {
         self.client.allowance().and_then(|told| told.max_packet)
+    }
+
+    /// Whether the broker keeps messages for whoever subscribes later; it does unless it says
+    /// otherwise (MQTT 5).
+    pub fn retains(&self) -> bool {
+        self.client.allowance().is_none_or(|told| !told.no_retain)
+    }
+
+    /// Whether filters may have + and #; they may unless the broker says otherwise (MQTT 5).
+    pub fn takes_wildcards(&self) -> bool {
+        self.client.allowance().is_none_or(|told| !told.no_wildcards)
+    }
+
+    /// Whether the broker takes QoS 1, without which it confirms nothing; it does unless it
+    /// says otherwise (MQTT 5).
+    pub fn takes_qos_1(&self) -> bool {
+        self.client.allowance().is_none_or(|told| !told.no_qos_1)
+    }
+
+    /// Why the broker refused or ended the connection, as far as it showed that.
+    pub fn cause(&self) -> Cause {
+        match self.client.cause() {
+            Cause::Other if self.hung_up && self.connected_at.is_none() => Cause::NoAnswer,
+            Cause::Other if self.hung_up => Cause::HungUp,
+            cause => cause.clone(),
+        }
     }
 
     /// Whether the broker kept what an earlier connection of this client subscribed to.
@@ -415,7 +448,7 @@ impl Connection {
     }
 
     /// The connection was cut off, by the broker or on the way.
-    fn broken_off(&self, why: &io::Error) -> Failure {
+    fn broken_off(&mut self, why: &io::Error) -> Failure {
         match why.kind() {
             ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => self.hung_up(),
             _ => dial::broken_off(why),
@@ -423,7 +456,8 @@ impl Connection {
     }
 
     /// The broker closed the connection without a word.
-    fn hung_up(&self) -> Failure {
+    fn hung_up(&mut self) -> Failure {
+        self.hung_up = true;
         let causes = match self.connected_at {
             None if self.plain => "; if that port is for TLS, write mqtts:// in `brokers`",
             None => " before it answered",

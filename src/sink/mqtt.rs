@@ -5,6 +5,7 @@ mod commands;
 mod secrets;
 mod status;
 mod statuses;
+mod terms;
 
 pub use commands::Instruction;
 
@@ -16,7 +17,7 @@ use crate::config::{self, Broker, Encoding};
 use crate::credentials::Credential;
 use crate::device::Registry;
 use crate::model::{DeviceId, Epochs, Numbered, Seq};
-use crate::mqtt::{Connection, Event, Options, Publish, Topics};
+use crate::mqtt::{Cause, Connection, Event, Options, Publish, Refusal, Topics, Version};
 use crate::notes::Note;
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
@@ -29,6 +30,7 @@ use status::Status;
 use statuses::Statuses;
 use std::sync::Arc;
 use std::time::Duration;
+use terms::{Asked, Wanted};
 use tokio::sync::mpsc;
 
 type Object = serde_json::Map<String, serde_json::Value>;
@@ -38,6 +40,8 @@ pub struct MqttDestination {
     candidates: Vec<Candidate>,
     /// The one that was connected last, and what came of that.
     last: Option<(usize, Fruit)>,
+    /// What is asked of a broker first.
+    wanted: Wanted,
     /// What is the same for all brokers.
     options: Options,
     secrets: Secrets,
@@ -60,6 +64,8 @@ pub struct MqttDestination {
 pub struct MqttLink {
     connection: Connection,
     fruit: Fruit,
+    /// Whether the sink has other brokers, too.
+    has_others: bool,
     window: usize,
     max_payload: usize,
     status: Status,
@@ -71,6 +77,8 @@ pub struct MqttLink {
 const STATUS: u64 = u64::MAX;
 /// What a packet has beside topic and payload, in bytes, with MQTT 5's properties.
 const OVERHEAD: usize = 128;
+/// So often a broker is asked in a row, each time for less.
+const MAX_ATTEMPTS: u32 = 4;
 /// In place of what no packet holds.
 const LEFT_OUT: &str = "left out: the broker takes no packet so large";
 
@@ -93,11 +101,12 @@ impl MqttDestination {
             registry: config.presence.then_some(registry),
             candidates: config.brokers.iter().map(candidate).collect::<Result<_>>()?,
             last: None,
+            wanted: Wanted { version: config.version, retain: config.retain },
             options: Options {
                 host: String::new(),
                 port: 0,
                 tls: None,
-                version: config.version,
+                version: config.version.unwrap_or(Version::V5),
                 client_id: config.client_id.clone().unwrap_or_else(default_id),
                 credentials: None,
                 keep_alive: config.keep_alive,
@@ -113,7 +122,7 @@ impl MqttDestination {
             by_device: config.topics == config::Topics::Device,
             encoding: config.encoding,
             replay_after: config.replay_after,
-            status: Status { topic: topics.status(), identity, clock },
+            status: Status { topic: topics.status(), retain: config.retain, identity, clock },
             epochs,
             topics,
             max_payload: usize::MAX,
@@ -137,26 +146,36 @@ impl MqttDestination {
 
     /// The options for one broker, with secrets and certificates read afresh: they
     /// may have been renewed since.
-    fn options(&self, broker: &Broker) -> Result<Options> {
+    fn options(&self, broker: &Broker, asked: Asked) -> Result<Options> {
         let (tls, credentials) = (self.secrets.tls(broker)?, self.secrets.login()?);
-        let will = Some(self.status.message("offline", Some("connection lost")));
-        Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, will, ..self.options.clone() })
+        let will = asked.will.then(|| self.status.retained(asked.retain).message("offline", Some("connection lost")));
+        let (host, port, version) = (broker.host.clone(), broker.port, asked.version);
+        Ok(Options { host, port, tls, version, credentials, will, ..self.options.clone() })
     }
 
-    async fn connect_to(&self, candidate: &Candidate) -> Result<MqttLink, Failure> {
+    async fn connect_to(&self, candidate: &Candidate, asked: Asked) -> Result<MqttLink, Refusal> {
         let Candidate { broker, position, worked, .. } = candidate;
         let options = self
-            .options(broker)
+            .options(broker, asked)
             // What is missing may come any moment, and looking for it costs nobody else anything.
             .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: false })?;
         let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
-        let mut connection = Connection::open_at(&options, *worked).await.map_err(failed)?;
+        let mut connection = Connection::open_at(&options, *worked)
+            .await
+            .map_err(|refusal| Refusal { failure: failed(refusal.failure), ..refusal })?;
+        if !connection.takes_qos_1() {
+            let what = "the broker takes QoS 0 only, with which no reading is confirmed; use another broker";
+            return Err(failed(Failure { what: what.to_owned(), permanent: true }).into());
+        }
+        let status = self.status.retained(asked.retain && connection.retains());
         let mut intake = self.commands.as_ref().map(|(taker, subscribing)| {
             // What the broker kept may come before anything else.
             Intake::new(&self.topics, subscribing.clone(), taker.clone())
         });
-        connection.publish(STATUS, self.status.message("online", None)).map_err(failed)?;
-        status_confirmed(&mut connection, &mut intake).await.map_err(failed)?;
+        connection.publish(STATUS, status.message("online", None)).map_err(failed)?;
+        if let Err(why) = status_confirmed(&mut connection, &mut intake).await {
+            return Err(Refusal { failure: failed(why), cause: connection.cause() });
+        }
         if let Some(intake) = &intake {
             intake.subscribe(&mut connection).map_err(failed)?;
         }
@@ -179,14 +198,42 @@ impl MqttDestination {
             ),
             statuses: self.registry.as_ref().map(|registry| {
                 let gateway = self.status.identity.gateway.clone();
-                Statuses::new(registry.clone(), self.topics.clone(), gateway, position.clone())
+                Statuses::new(registry.clone(), self.topics.clone(), gateway, position.clone(), status.retain)
             }),
             max_payload: max_packet.saturating_sub(topic + OVERHEAD).max(1),
             connection,
             fruit: Fruit::default(),
-            status: self.status.clone(),
+            has_others: self.candidates.len() > 1,
+            status,
             intake,
         })
+    }
+
+    /// Connects on the terms on which the broker lets the gateway in.
+    async fn connect_on_terms(&mut self, number: usize, now: Duration) -> Result<MqttLink, Failure> {
+        let mut attempt = 1;
+        loop {
+            let candidate = &self.candidates[number]; // from their order
+            let asked = candidate.terms.ask(self.wanted, now);
+            let (outcome, broker) = (self.connect_to(candidate, asked).await, candidate.broker.clone());
+            let terms = &mut self.candidates[number].terms;
+            let (learnt, outcome) = match outcome {
+                Ok(link) => (terms.accepted(self.wanted, asked, link.connection.retains(), now), Some(Ok(link))),
+                Err(Refusal { failure, cause }) => {
+                    let learnt = terms.refused(self.wanted, asked, &cause, now);
+                    self.candidates[number].learn(&cause, now);
+                    let over = learnt.is_none() || attempt == MAX_ATTEMPTS;
+                    (learnt, over.then_some(Err(failure)))
+                }
+            };
+            if let Some(learnt) = learnt {
+                tracing::info!(%broker, "{learnt}");
+            }
+            if let Some(outcome) = outcome {
+                return outcome;
+            }
+            attempt += 1;
+        }
     }
 
     fn publish(&self, topic: String, payload: Vec<u8>) -> (Publish, usize) {
@@ -268,8 +315,12 @@ async fn status_confirmed(connection: &mut Connection, intake: &mut Option<Intak
     loop {
         match connection.event().await {
             Event::Acked(STATUS) => return Ok(()),
-            Event::Refused(_, failure) | Event::Closed(failure) => return Err(failure),
-            Event::Acked(_) => {}
+            Event::Refused(STATUS, why) => {
+                tracing::warn!(%why, "the broker does not take the gateway's status; readings go on without");
+                return Ok(());
+            }
+            Event::Closed(failure) => return Err(failure),
+            Event::Acked(_) | Event::Refused(..) => {}
             event => instructed(intake, event),
         }
     }
@@ -311,7 +362,7 @@ impl Destination for MqttDestination {
             self.candidates[number].ended(&fruit, now); // one of them
         }
         for number in candidates::order(&self.candidates, now) {
-            match self.connect_to(&self.candidates[number]).await {
+            match self.connect_on_terms(number, now).await {
                 Ok(link) => {
                     self.candidates[number].worked = Some(link.connection.peer());
                     self.last = Some((number, link.fruit.clone()));
@@ -409,7 +460,13 @@ impl Link for MqttLink {
                     return Outcome::Confirmed(token);
                 }
                 Event::Refused(token, failure) => return Outcome::Refused(token, failure),
-                Event::Closed(failure) => return Outcome::Lost(failure),
+                Event::Closed(mut failure) => {
+                    let cause = self.connection.cause();
+                    // A broker that has too much to do rests, and another one may be there.
+                    failure.permanent &= !(cause == Cause::Busy && self.has_others);
+                    self.fruit.ended_by(cause);
+                    return Outcome::Lost(failure);
+                }
                 event => instructed(&mut self.intake, event),
             }
         }

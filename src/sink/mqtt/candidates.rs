@@ -5,10 +5,12 @@
 //! come first meanwhile.
 
 use super::statuses::Position;
+use super::terms::Terms;
 use crate::config::Broker;
+use crate::mqtt::Cause;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// How long a broker rests after the first connection without fruit; it doubles with each.
@@ -22,6 +24,8 @@ pub(super) struct Candidate {
     pub position: Position,
     /// Its address that worked last.
     pub worked: Option<SocketAddr>,
+    /// How it lets the gateway in.
+    pub terms: Terms,
     standing: Standing,
 }
 
@@ -34,29 +38,60 @@ struct Standing {
 
 /// What came of a connection. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Fruit(Arc<(AtomicBool, AtomicBool)>);
+pub(super) struct Fruit(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    sent: AtomicBool,
+    confirmed: AtomicBool,
+    /// Why the broker ended it.
+    cause: OnceLock<Cause>,
+}
 
 impl Fruit {
     /// Something was sent that is to be confirmed.
     pub fn sent(&self) {
-        self.0.0.store(true, Ordering::Relaxed);
+        self.0.sent.store(true, Ordering::Relaxed);
     }
 
     /// Something of it was confirmed.
     pub fn confirmed(&self) {
-        self.0.1.store(true, Ordering::Relaxed);
+        self.0.confirmed.store(true, Ordering::Relaxed);
+    }
+
+    /// The broker ended it, for this reason.
+    pub fn ended_by(&self, cause: Cause) {
+        let _ = self.0.cause.set(cause);
     }
 }
 
 impl Candidate {
     pub fn new(broker: Broker) -> Candidate {
-        Candidate { broker, position: Position::default(), worked: None, standing: Standing::default() }
+        Candidate {
+            broker,
+            position: Position::default(),
+            worked: None,
+            terms: Terms::default(),
+            standing: Standing::default(),
+        }
     }
 
     /// A connection to it is over.
     pub fn ended(&mut self, fruit: &Fruit, now: Duration) {
-        let (sent, confirmed) = (fruit.0.0.load(Ordering::Relaxed), fruit.0.1.load(Ordering::Relaxed));
+        let (sent, confirmed) = (fruit.0.sent.load(Ordering::Relaxed), fruit.0.confirmed.load(Ordering::Relaxed));
         self.standing.ended(sent, confirmed, now);
+        if let Some(cause) = fruit.0.cause.get() {
+            self.learn(cause, now);
+        }
+    }
+
+    /// The broker refused or ended a connection: what follows for which one is used next.
+    pub fn learn(&mut self, cause: &Cause, now: Duration) {
+        match cause {
+            Cause::Busy => self.standing.rests(now),
+            Cause::Retain => self.terms.retains_nothing(now),
+            _ => {}
+        }
     }
 }
 
@@ -65,10 +100,14 @@ impl Standing {
         if confirmed {
             *self = Standing::default();
         } else if sent {
-            let rest = REST.saturating_mul(1 << self.fruitless.min(16)).min(REST_MAX);
-            self.fruitless = self.fruitless.saturating_add(1);
-            self.rests_until = now + rest;
+            self.rests(now);
         }
+    }
+
+    fn rests(&mut self, now: Duration) {
+        let rest = REST.saturating_mul(1 << self.fruitless.min(16)).min(REST_MAX);
+        self.fruitless = self.fruitless.saturating_add(1);
+        self.rests_until = now + rest;
     }
 }
 
