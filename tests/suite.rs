@@ -10,6 +10,7 @@ mod bounds;
 mod brokers;
 mod browser;
 mod client;
+mod clouds;
 mod commands;
 mod config;
 mod console;

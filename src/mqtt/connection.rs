@@ -8,10 +8,12 @@
 use super::cause::{Cause, Refusal};
 use super::client::{Client, Seen};
 use super::dial::{self, Stream};
+pub use super::message::{Acker, Message, Publish};
+use super::packet::Allowance;
 use crate::backoff::Failure;
 use crate::clock::LAST_LOOK;
 use crate::config::MqttVersion as Version;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use rustls::ClientConfig;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -53,51 +55,6 @@ pub struct Options {
     pub clean_session: bool,
     /// Messages are confirmed to the broker by their [`Acker`] and not before.
     pub manual_acks: bool,
-}
-
-/// Something to publish, with QoS 1.
-#[derive(Debug, Clone)]
-pub struct Publish {
-    pub topic: String,
-    pub payload: Bytes,
-    pub retain: bool,
-    /// MIME type; told with MQTT 5 only.
-    pub content_type: &'static str,
-    /// Name of the encoding; told with MQTT 5 only.
-    pub encoding: &'static str,
-}
-
-/// A message that came for a subscription.
-#[derive(Debug, Clone, Default)]
-pub struct Message {
-    pub topic: String,
-    pub payload: Bytes,
-    /// The broker had kept it for whoever subscribes.
-    pub retained: bool,
-    /// For how long it is wanted, if its sender told the broker (MQTT 5).
-    pub wanted_for: Option<Duration>,
-    pub acker: Acker,
-}
-
-/// Confirms a message to the broker, which keeps it until then and sends it again over
-/// the next connection of a session that it keeps. In a connection without manual acks it
-/// has nothing to do.
-#[derive(Debug, Clone, Default)]
-pub struct Acker(Option<(u16, mpsc::UnboundedSender<u16>)>);
-
-impl Acker {
-    /// Of the message in this packet, which is confirmed by way of `acks`.
-    pub fn new(packet: u16, acks: mpsc::UnboundedSender<u16>) -> Acker {
-        Acker(Some((packet, acks)))
-    }
-
-    /// The message is taken. Over a connection that is gone this does nothing: it comes
-    /// again.
-    pub fn ack(&self) {
-        if let Some((packet, acks)) = &self.0 {
-            let _ = acks.send(*packet);
-        }
-    }
 }
 
 /// What happens on a connection.
@@ -229,21 +186,9 @@ impl Connection {
         self.client.allowance().and_then(|told| told.max_packet)
     }
 
-    /// Whether the broker keeps messages for whoever subscribes later; it does unless it says
-    /// otherwise (MQTT 5).
-    pub fn retains(&self) -> bool {
-        self.client.allowance().is_none_or(|told| !told.no_retain)
-    }
-
-    /// Whether filters may have + and #; they may unless the broker says otherwise (MQTT 5).
-    pub fn takes_wildcards(&self) -> bool {
-        self.client.allowance().is_none_or(|told| !told.no_wildcards)
-    }
-
-    /// Whether the broker takes QoS 1, without which it confirms nothing; it does unless it
-    /// says otherwise (MQTT 5).
-    pub fn takes_qos_1(&self) -> bool {
-        self.client.allowance().is_none_or(|told| !told.no_qos_1)
+    /// What the broker allows; what it says nothing of it does.
+    pub fn allowance(&self) -> Allowance {
+        self.client.allowance().unwrap_or_default()
     }
 
     /// Why the broker refused or ended the connection, as far as it showed that.
@@ -306,7 +251,12 @@ impl Connection {
         .await
     }
 
-    /// Takes leave of the broker, which then forgets the Last Will.
+    /// Takes leave of the broker, which then forgets the Last Will and closes the connection.
+    pub fn leave(&mut self) {
+        self.client.disconnect();
+    }
+
+    /// Takes leave of the broker, and waits until it has closed the connection.
     pub async fn close(mut self, within: Duration) {
         self.client.disconnect();
         let closed = async { while !matches!(self.event().await, Event::Closed(_)) {} };

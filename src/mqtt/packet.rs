@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// What the broker allows (MQTT 5, 3.2.2.3).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Allowance {
+pub struct Allowance {
     pub receive_maximum: Option<u16>,
     pub max_packet: Option<u32>,
     pub session_present: bool,

@@ -69,6 +69,8 @@ pub struct Seen {
     /// Messages that were to be retained.
     pub retained: usize,
     pub filters: Vec<String>,
+    /// Connections that took leave.
+    pub left: usize,
 }
 
 pub struct Script {
@@ -79,7 +81,12 @@ pub struct Script {
 
 impl Script {
     pub async fn start(manners: Manners) -> Script {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Script::start_on(0, manners).await
+    }
+
+    /// The same on this port.
+    pub async fn start_on(port: u16, manners: Manners) -> Script {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let seen = Arc::new(Mutex::new(Seen::default()));
         let mut task = JoinSet::new();
@@ -247,7 +254,10 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 stream.write_all(answer).await.ok()?;
             }
             12 => stream.write_all(&[0xd0, 0]).await.ok()?,
-            14 => return None,
+            14 => {
+                locked().left += 1;
+                return None;
+            }
             other => panic!("packet type {other}"),
         }
     }

@@ -27,6 +27,8 @@ pub(super) struct Candidate {
     /// How it lets the gateway in.
     pub terms: Terms,
     standing: Standing,
+    /// Servers that the broker sends its clients to.
+    elsewhere: Vec<Broker>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -73,6 +75,7 @@ impl Candidate {
             worked: None,
             terms: Terms::default(),
             standing: Standing::default(),
+            elsewhere: Vec::new(),
         }
     }
 
@@ -90,8 +93,34 @@ impl Candidate {
         match cause {
             Cause::Busy => self.standing.rests(now),
             Cause::Retain => self.terms.retains_nothing(now),
+            Cause::Elsewhere { servers, for_good } => {
+                self.elsewhere = named(servers, self.broker.tls);
+                if *for_good {
+                    tracing::warn!(broker = %self.broker, servers, "the broker has moved; change brokers");
+                }
+            }
             _ => {}
         }
+    }
+
+    /// Where to connect: to where the broker sends its clients, or to itself.
+    pub fn target(&self) -> &Broker {
+        self.elsewhere.first().unwrap_or(&self.broker)
+    }
+
+    /// The target was not reached. If another one is left that the broker named, or the broker
+    /// itself, that is the target from now on; false if it was.
+    pub fn goes_back(&mut self) -> bool {
+        let was_elsewhere = !self.elsewhere.is_empty();
+        if was_elsewhere {
+            self.elsewhere.remove(0);
+        }
+        was_elsewhere
+    }
+
+    /// How long it is not to be used, from now on.
+    pub fn rests_for(&self, now: Duration) -> Duration {
+        self.standing.rests_until.saturating_sub(now)
     }
 }
 
@@ -111,6 +140,13 @@ impl Standing {
     }
 }
 
+/// The servers of a reference (MQTT 5, 4.11), `HOST[:PORT]` with blanks between them. TLS stays.
+fn named(servers: &str, tls: bool) -> Vec<Broker> {
+    const MOST: usize = 4;
+    let scheme = if tls { "mqtts" } else { "mqtt" };
+    servers.split_whitespace().filter_map(|server| format!("{scheme}://{server}").parse().ok()).take(MOST).collect()
+}
+
 /// The numbers of the candidates in the order in which they are tried.
 pub(super) fn order(candidates: &[Candidate], now: Duration) -> Vec<usize> {
     ordered(candidates.iter().map(|candidate| candidate.standing), now)
@@ -125,6 +161,19 @@ fn ordered(standings: impl Iterator<Item = Standing>, now: Duration) -> Vec<usiz
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_broker_s_reference_is_followed_until_it_leads_nowhere() {
+        let mut candidate = Candidate::new("mqtts://first".parse().expect("an address"));
+        let servers = "second:8884 [fd00::3] /no/server".to_owned();
+        candidate.learn(&Cause::Elsewhere { servers, for_good: false }, Duration::ZERO);
+        assert_eq!(candidate.target().to_string(), "mqtts://second:8884");
+        assert!(candidate.goes_back());
+        assert_eq!(candidate.target().to_string(), "mqtts://[fd00::3]:8883");
+        assert!(candidate.goes_back());
+        assert_eq!(candidate.target().to_string(), "mqtts://first:8883");
+        assert!(!candidate.goes_back());
+    }
 
     #[test]
     fn a_broker_that_bears_no_fruit_rests_longer_each_time_and_comes_back_first() {

@@ -133,7 +133,7 @@ impl Intake {
             return Ok(());
         }
         let filters = self.topics.command_filters();
-        let takes_all = connection.takes_wildcards();
+        let takes_all = !connection.allowance().no_wildcards;
         let (taken, refused): (Vec<_>, Vec<_>) =
             filters.iter().partition(|filter| takes_all || !filter.contains(['+', '#']));
         if !refused.is_empty() {
