@@ -4,6 +4,7 @@
 //! Unknown keys are refused. `${NAME}` inside a string is replaced from the
 //! environment; `$${` stands for a plain `${`.
 
+mod access_key;
 mod broker;
 mod commands;
 mod devices;
@@ -16,6 +17,7 @@ mod log_levels;
 mod memory;
 mod password;
 mod problem;
+mod profile;
 mod read;
 mod sections;
 mod serial;
@@ -25,6 +27,7 @@ mod token;
 mod validate;
 mod wrong;
 
+pub use access_key::{AccessKeyError, read_access_key};
 pub use broker::{Broker, InvalidBroker};
 pub use commands::Commands;
 pub use devices::{Devices, Silence};
@@ -34,6 +37,7 @@ pub use log_levels::{log_levels, remote_log_levels};
 pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
+pub use profile::Profile;
 pub use sections::{
     ClockTrust, Config, Deliver, Durability, Encoding, Gateway, HistoryWithin, Mqtt, MqttVersion, Priority, Route,
     Start, Store, Topics,

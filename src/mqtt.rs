@@ -8,15 +8,23 @@
 //! dial (addresses, TCP, TLS) -> connection (reads, writes) -> client (what it means) -> packet (bytes)
 //! ```
 
+mod cause;
 mod client;
 mod connection;
 mod dial;
+mod hub;
+mod message;
 mod packet;
+mod reach;
 mod reason;
 mod tls;
 mod topics;
 
 pub use crate::config::MqttVersion as Version;
+pub use cause::{Cause, Refusal};
 pub use connection::{Acker, Connection, Event, Message, Options, Publish};
+pub use hub::percent_encoded;
+pub use packet::Allowance;
+pub use reach::is_reachable;
 pub use tls::{ClientTls, TlsFiles, client_config, of_sink as tls_of};
 pub use topics::Topics;

@@ -213,7 +213,7 @@ async fn a_broker_that_drops_connections_and_forgets_loses_nothing() {
 async fn acknowledgements_in_any_order_move_the_cursor_only_over_what_is_confirmed() {
     let manners = Manners { ack_backwards: 8, drop_after: vec![13, 29], ..Manners::default() };
     let script = Script::start(manners).await;
-    let keys = "max_batch = \"1KiB\"\nwindow = 8\n[store]\ncommit_within = \"10ms\"\n";
+    let keys = "version = \"3.1.1\"\nmax_batch = \"1KiB\"\nwindow = 8\n[store]\ncommit_within = \"10ms\"\n";
     let gateway = Gateway::with_broker(&script.url(), keys).started().await;
     send(&gateway, 2000).await;
     // The last few wait for company that does not come; what is confirmed is so in order.

@@ -5,7 +5,7 @@ pub mod broker;
 
 use super::simulate::{self, Rate};
 use super::subscribe::{self, Streams, interrupted};
-use crate::config::{ClockTrust, Config, Http, Mqtt, Store, Tcp};
+use crate::config::{ClockTrust, Config, Http, Mqtt, MqttVersion, Store, Tcp};
 use crate::gateway::Gateway;
 use crate::model::GatewayId;
 use anyhow::{Context, Result, bail};
@@ -137,7 +137,8 @@ async fn start_gateway(directory: &Path, broker: &Broker) -> Result<Gateway> {
         tcp: vec![Tcp { listen: loopback, ..Tcp::default() }],
         http: Http { enabled: false, ..Http::default() },
         store: Store { directory: directory.into(), ..Store::default() },
-        mqtt: vec![Mqtt { brokers: vec![broker.url()], ..Mqtt::default() }],
+        // The broker speaks one version there.
+        mqtt: vec![Mqtt { brokers: vec![broker.url()], version: Some(MqttVersion::V3_1_1), ..Mqtt::default() }],
         ..Config::default()
     };
     config.gateway.id = Some(GatewayId::new(GATEWAY)?);

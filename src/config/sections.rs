@@ -3,7 +3,7 @@
 
 use super::broker::Broker;
 use super::listener::Tcp;
-use super::{Commands, Devices, Http, Serial};
+use super::{Commands, Devices, Http, Profile, Serial};
 use crate::model::GatewayId;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -188,10 +188,13 @@ pub struct Mqtt {
     /// Names the sink in the log's cursors, logs and metrics.
     pub name: String,
     pub start: Start,
+    /// The cloud service that it is, if it is one of those that want things their way.
+    pub profile: Option<Profile>,
     /// `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`, tried in turn.
     pub brokers: Vec<String>,
-    pub version: MqttVersion,
-    /// `tidegate-GATEWAY-NAME` if not given.
+    /// MQTT 5, and 3.1.1 where the broker refuses it, if not given.
+    pub version: Option<MqttVersion>,
+    /// `tidegate-GATEWAY-NAME` if not given; with a profile the gateway's name.
     pub client_id: Option<String>,
     /// First levels of every topic.
     pub prefix: String,
@@ -199,8 +202,16 @@ pub struct Mqtt {
     pub encoding: Encoding,
     /// Whether devices' presence is published, retained.
     pub presence: bool,
+    /// Whether statuses are retained, where the broker takes that.
+    /// The default is true, and false with a profile.
+    pub retain: Option<bool>,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
+    /// File with the key that Azure IoT Hub shares with the device.
+    pub shared_access_key_file: Option<PathBuf>,
+    /// How long a token is good that is made from it.
+    #[serde(with = "humantime_serde")]
+    pub token_lifetime: Duration,
     /// PEM file of the authorities to trust; the system's if not given.
     pub ca_file: Option<PathBuf>,
     /// PEM file of the client's certificate chain.
@@ -228,6 +239,9 @@ pub struct Mqtt {
     /// How long a connection must last before the back-off starts over.
     #[serde(with = "humantime_serde")]
     pub stable_after: Duration,
+    /// How long one broker is used before those that stand before it are looked at.
+    #[serde(with = "humantime_serde")]
+    pub return_after: Duration,
     /// Readings that are sent later than this are marked `replay`.
     #[serde(with = "humantime_serde")]
     pub replay_after: Duration,
@@ -289,15 +303,19 @@ impl Default for Mqtt {
         Mqtt {
             name: "mqtt".into(),
             start: Start::Oldest,
+            profile: None,
             brokers: Vec::new(),
-            version: MqttVersion::V3_1_1,
+            version: None,
             client_id: None,
             prefix: "tidegate".into(),
             topics: Topics::Gateway,
             encoding: Encoding::Json,
             presence: true,
+            retain: None,
             username: None,
             password_file: None,
+            shared_access_key_file: None,
+            token_lifetime: Duration::from_secs(3600),
             ca_file: None,
             cert_file: None,
             key_file: None,
@@ -310,6 +328,7 @@ impl Default for Mqtt {
             backoff_min: Duration::from_millis(500),
             backoff_max: Duration::from_secs(60),
             stable_after: Duration::from_secs(30),
+            return_after: Duration::from_secs(30 * 60),
             replay_after: Duration::from_secs(60),
             commands: true,
         }

@@ -75,8 +75,9 @@ mod tests {
         check::<Commands>("commands", &["devices"]);
         check::<Store>("store", &["max_age", "runtime_directory", "thin"]);
         check::<Route>("route", &["devices", "channels"]);
-        let without_default = ["client_id", "username", "password_file", "ca_file", "cert_file", "key_file"];
-        check::<Mqtt>("mqtt", &[&without_default[..], &["brokers"]].concat());
+        let without_default = ["version", "client_id", "username", "password_file", "ca_file", "cert_file", "key_file"];
+        let by_profile = ["profile", "retain", "shared_access_key_file"];
+        check::<Mqtt>("mqtt", &[&without_default[..], &by_profile, &["brokers"]].concat());
         let sections: BTreeSet<String> = all_keys().keys().cloned().collect();
         assert_eq!(sections, keys_of::<Config>().iter().map(|key| key.to_string()).collect());
     }

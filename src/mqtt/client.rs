@@ -6,6 +6,7 @@
 //! the publish that has waited longest is not confirmed. The latter counts from when nothing
 //! stood before it, so that a slow link with a full window is no dead one.
 
+use super::cause::Cause;
 use super::connection::{Event, Message, Options, Publish};
 use super::packet::{Allowance, Codec, Packet};
 use crate::backoff::Failure;
@@ -37,6 +38,8 @@ pub(super) struct Client {
     subscribing: HashSet<u16>,
     last_packet: u16,
     allowance: Option<Allowance>,
+    /// Why the broker refused or ended the connection.
+    cause: Cause,
     max_packet: usize,
     keep_alive: Duration,
     confirm_timeout: Duration,
@@ -84,6 +87,7 @@ impl Client {
             subscribing: HashSet::new(),
             last_packet: 0,
             allowance: None,
+            cause: Cause::default(),
             max_packet: usize::try_from(options.max_packet).unwrap_or(usize::MAX),
             keep_alive: options.keep_alive,
             confirm_timeout: options.confirm_timeout,
@@ -184,7 +188,10 @@ impl Client {
         let Some(packet) = self.codec.decode(input)? else { return Ok(false) };
         match (packet, self.allowance) {
             (Packet::ConnAck(answer), None) => {
-                self.allowed_is(answer?);
+                match answer {
+                    Ok(allowance) => self.allowed_is(allowance),
+                    Err((why, cause)) => return Err(self.ended(why, cause)),
+                }
                 seen.push(Seen::Connected);
             }
             (Packet::ConnAck(_), Some(_)) => return Err(lost("the broker answered the connection twice")),
@@ -203,10 +210,20 @@ impl Client {
                 }
                 seen.push(Seen::Event(Event::Unusable { topic, size, why }));
             }
-            (Packet::Disconnect(why), _) => return Err(why),
+            (Packet::Disconnect(why, cause), _) => return Err(self.ended(why, cause)),
             (Packet::Other, _) => {}
         }
         Ok(true)
+    }
+
+    fn ended(&mut self, why: Failure, cause: Cause) -> Failure {
+        self.cause = cause;
+        why
+    }
+
+    /// Why the broker refused or ended the connection, as far as it said.
+    pub fn cause(&self) -> &Cause {
+        &self.cause
     }
 
     /// What the broker allows, once it has accepted the connection.

@@ -5,12 +5,15 @@
 //! was published since, as much at once as the link takes, and reads. So a connection needs
 //! no task of its own, and costs no wake-ups between two.
 
+use super::cause::{Cause, Refusal};
 use super::client::{Client, Seen};
 use super::dial::{self, Stream};
+pub use super::message::{Acker, Message, Publish};
+use super::packet::Allowance;
 use crate::backoff::Failure;
 use crate::clock::LAST_LOOK;
 use crate::config::MqttVersion as Version;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use rustls::ClientConfig;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -54,51 +57,6 @@ pub struct Options {
     pub manual_acks: bool,
 }
 
-/// Something to publish, with QoS 1.
-#[derive(Debug, Clone)]
-pub struct Publish {
-    pub topic: String,
-    pub payload: Bytes,
-    pub retain: bool,
-    /// MIME type; told with MQTT 5 only.
-    pub content_type: &'static str,
-    /// Name of the encoding; told with MQTT 5 only.
-    pub encoding: &'static str,
-}
-
-/// A message that came for a subscription.
-#[derive(Debug, Clone, Default)]
-pub struct Message {
-    pub topic: String,
-    pub payload: Bytes,
-    /// The broker had kept it for whoever subscribes.
-    pub retained: bool,
-    /// For how long it is wanted, if its sender told the broker (MQTT 5).
-    pub wanted_for: Option<Duration>,
-    pub acker: Acker,
-}
-
-/// Confirms a message to the broker, which keeps it until then and sends it again over
-/// the next connection of a session that it keeps. In a connection without manual acks it
-/// has nothing to do.
-#[derive(Debug, Clone, Default)]
-pub struct Acker(Option<(u16, mpsc::UnboundedSender<u16>)>);
-
-impl Acker {
-    /// Of the message in this packet, which is confirmed by way of `acks`.
-    pub fn new(packet: u16, acks: mpsc::UnboundedSender<u16>) -> Acker {
-        Acker(Some((packet, acks)))
-    }
-
-    /// The message is taken. Over a connection that is gone this does nothing: it comes
-    /// again.
-    pub fn ack(&self) {
-        if let Some((packet, acks)) = &self.0 {
-            let _ = acks.send(*packet);
-        }
-    }
-}
-
 /// What happens on a connection.
 #[derive(Debug)]
 pub enum Event {
@@ -138,6 +96,8 @@ pub struct Connection {
     doubted: Option<Instant>,
     events: VecDeque<Event>,
     closed: Option<Failure>,
+    /// The far end closed it.
+    hung_up: bool,
     acks: mpsc::UnboundedReceiver<u16>,
     /// For messages that are confirmed by hand.
     acker: Option<mpsc::UnboundedSender<u16>>,
@@ -158,22 +118,25 @@ impl Connection {
     /// # Errors
     /// If the broker cannot be reached, does not answer in time, or refuses.
     pub async fn open(options: &Options) -> Result<Connection, Failure> {
-        Connection::open_at(options, None).await
+        Connection::open_at(options, None).await.map_err(|refusal| refusal.failure)
     }
 
     /// The same, trying first the address that worked last, of several that a name has.
     ///
     /// # Errors
     /// If the broker cannot be reached, does not answer in time, or refuses.
-    pub async fn open_at(options: &Options, worked: Option<SocketAddr>) -> Result<Connection, Failure> {
+    pub async fn open_at(options: &Options, worked: Option<SocketAddr>) -> Result<Connection, Refusal> {
         let opened = async {
             let (stream, peer) = dial::dial(options, worked).await?;
             let mut connection = Connection::over(stream, peer, options);
-            connection.accepted().await.map(|()| connection)
+            match connection.accepted().await {
+                Ok(()) => Ok(connection),
+                Err(failure) => Err(Refusal { failure, cause: connection.cause() }),
+            }
         };
         timeout(options.connect_timeout, opened).await.unwrap_or_else(|_| {
             let what = format!("no answer within {}", humantime::format_duration(options.connect_timeout));
-            Err(Failure { what, permanent: false })
+            Err(Failure { what, permanent: false }.into())
         })
     }
 
@@ -191,6 +154,7 @@ impl Connection {
             doubted: None,
             events: VecDeque::new(),
             closed: None,
+            hung_up: false,
             acks,
             acker: options.manual_acks.then_some(acks_in),
             connected_at: None,
@@ -220,6 +184,20 @@ impl Connection {
     /// The largest packet the broker accepts, in bytes, if it said so (MQTT 5).
     pub fn max_packet(&self) -> Option<u32> {
         self.client.allowance().and_then(|told| told.max_packet)
+    }
+
+    /// What the broker allows; what it says nothing of it does.
+    pub fn allowance(&self) -> Allowance {
+        self.client.allowance().unwrap_or_default()
+    }
+
+    /// Why the broker refused or ended the connection, as far as it showed that.
+    pub fn cause(&self) -> Cause {
+        match self.client.cause() {
+            Cause::Other if self.hung_up && self.connected_at.is_none() => Cause::NoAnswer,
+            Cause::Other if self.hung_up => Cause::HungUp,
+            cause => cause.clone(),
+        }
     }
 
     /// Whether the broker kept what an earlier connection of this client subscribed to.
@@ -273,7 +251,12 @@ impl Connection {
         .await
     }
 
-    /// Takes leave of the broker, which then forgets the Last Will.
+    /// Takes leave of the broker, which then forgets the Last Will and closes the connection.
+    pub fn leave(&mut self) {
+        self.client.disconnect();
+    }
+
+    /// Takes leave of the broker, and waits until it has closed the connection.
     pub async fn close(mut self, within: Duration) {
         self.client.disconnect();
         let closed = async { while !matches!(self.event().await, Event::Closed(_)) {} };
@@ -415,7 +398,7 @@ impl Connection {
     }
 
     /// The connection was cut off, by the broker or on the way.
-    fn broken_off(&self, why: &io::Error) -> Failure {
+    fn broken_off(&mut self, why: &io::Error) -> Failure {
         match why.kind() {
             ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => self.hung_up(),
             _ => dial::broken_off(why),
@@ -423,7 +406,8 @@ impl Connection {
     }
 
     /// The broker closed the connection without a word.
-    fn hung_up(&self) -> Failure {
+    fn hung_up(&mut self) -> Failure {
+        self.hung_up = true;
         let causes = match self.connected_at {
             None if self.plain => "; if that port is for TLS, write mqtts:// in `brokers`",
             None => " before it answered",

@@ -1,8 +1,9 @@
 //! Packets of MQTT 3.1.1 and 5 as bytes, by rumqttc's codecs: the one place that knows
 //! in what the two versions differ.
 
+use super::cause::Cause;
 use super::connection::{Message, Options, Publish};
-use super::reason;
+use super::{cause, reason};
 use crate::backoff::Failure;
 use crate::config::MqttVersion as Version;
 use bytes::{Buf, Bytes, BytesMut};
@@ -12,18 +13,24 @@ use std::time::Duration;
 
 /// What the broker allows (MQTT 5, 3.2.2.3).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Allowance {
+pub struct Allowance {
     pub receive_maximum: Option<u16>,
     pub max_packet: Option<u32>,
     pub session_present: bool,
     /// In place of the client's.
     pub keep_alive: Option<Duration>,
+    /// It keeps no message for whoever subscribes later.
+    pub no_retain: bool,
+    /// It takes no filter with + or #.
+    pub no_wildcards: bool,
+    /// It takes QoS 0 only, which confirms nothing.
+    pub no_qos_1: bool,
 }
 
 /// A packet from the broker.
 #[derive(Debug)]
 pub(super) enum Packet {
-    ConnAck(Result<Allowance, Failure>),
+    ConnAck(Result<Allowance, (Failure, Cause)>),
     PubAck(u16, Result<(), Failure>),
     SubAck(u16, Result<(), Failure>),
     /// With the id of its packet; 0 with QoS 0.
@@ -37,7 +44,7 @@ pub(super) enum Packet {
         packet: u16,
     },
     /// The broker closes the connection, and says why.
-    Disconnect(Failure),
+    Disconnect(Failure, Cause),
     /// Nothing to act on.
     Other,
 }
@@ -107,6 +114,10 @@ impl Codec {
         let name = (kind == PUBLISH).then(|| named(&bytes, &header));
         match (self.parse(bytes), name) {
             (Ok(packet), _) => Ok(Some(packet)),
+            (Err(()), None) if kind == CONNACK => {
+                let what = "the broker answered the connection with a malformed packet".to_owned();
+                Ok(Some(Packet::ConnAck(Err((broken(what), Cause::NoAnswer)))))
+            }
             // One message that makes no sense is not the connection's end.
             (Err(()), Some((topic, packet))) => Ok(Some(Packet::Unusable { topic, size, why: "is malformed", packet })),
             (Err(()), None) => Err(broken(format!("the broker sent a packet of type {kind} that is malformed"))),
@@ -166,6 +177,9 @@ impl Codec {
         match self.version {
             Version::V3_1_1 => v4::Packet::read(&mut bytes, usize::MAX).map_err(drop).map(see_4),
             Version::V5 => {
+                if let Some(answer) = cause::older_answer(&bytes) {
+                    return Ok(Packet::ConnAck(Err(answer)));
+                }
                 // Both may be left out of a DISCONNECT (3.14.2); rumqttc wants them.
                 match bytes[..] {
                     [0xe0, 0] => bytes = BytesMut::from(&[0xe0, 2, 0, 0][..]),
@@ -316,7 +330,7 @@ fn see_4(packet: v4::Packet) -> Packet {
             v4::ConnectReturnCode::Success => {
                 Ok(Allowance { session_present: ack.session_present, ..Allowance::default() })
             }
-            code => Err(reason::connect_4(code)),
+            code => Err((reason::connect_4(code), cause::connect_4(code))),
         }),
         v4::Packet::PubAck(ack) => Packet::PubAck(ack.pkid, Ok(())),
         v4::Packet::SubAck(ack) => {
@@ -342,11 +356,14 @@ fn see_5(packet: v5::Packet) -> Packet {
                     max_packet: told.and_then(|told| told.max_packet_size),
                     session_present: ack.session_present,
                     keep_alive: told.and_then(|told| told.server_keep_alive).map(|s| Duration::from_secs(s.into())),
+                    no_retain: told.and_then(|told| told.retain_available) == Some(0),
+                    no_wildcards: told.and_then(|told| told.wildcard_subscription_available) == Some(0),
+                    no_qos_1: told.and_then(|told| told.max_qos) == Some(0),
                 }),
                 code => {
                     let why = told.and_then(|told| told.reason_string.as_deref());
                     let elsewhere = told.and_then(|told| told.server_reference.as_deref());
-                    Err(reason::connect_5(code, why, elsewhere))
+                    Err((reason::connect_5(code, why, elsewhere), cause::connect_5(code, elsewhere)))
                 }
             })
         }
@@ -370,7 +387,10 @@ fn see_5(packet: v5::Packet) -> Packet {
             };
             Packet::Publish(message, publish.pkid)
         }
-        v5::Packet::Disconnect(end) => Packet::Disconnect(reason::disconnect(end.reason_code, end.properties.as_ref())),
+        v5::Packet::Disconnect(end) => {
+            let told = end.properties.as_ref();
+            Packet::Disconnect(reason::disconnect(end.reason_code, told), cause::disconnect(end.reason_code, told))
+        }
         _ => Packet::Other,
     }
 }

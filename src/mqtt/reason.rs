@@ -62,7 +62,7 @@ pub(super) fn connect_5(code: Connect, own_words: Option<&str>, elsewhere: Optio
             (format!("the broker sends its clients to another server for now{elsewhere}"), true)
         }
         Connect::ServerMoved => (format!("the broker has moved{elsewhere}; change brokers"), true),
-        Connect::ServerBusy => ("the broker is busy".to_owned(), false),
+        Connect::ServerBusy => ("the broker is busy".to_owned(), true),
         Connect::ServiceUnavailable | Connect::ServerUnavailable => {
             ("the broker says that it is not available".to_owned(), false)
         }

@@ -1,5 +1,6 @@
 //! The topics of one gateway under one prefix.
 
+use super::hub::Hub;
 use crate::model::{DeviceId, GatewayId, Target};
 
 /// Builds topics; everything that goes into them was validated before.
@@ -7,53 +8,88 @@ use crate::model::{DeviceId, GatewayId, Target};
 pub struct Topics {
     /// `PREFIX/GATEWAY/`
     base: String,
+    /// Where none but a hub's own are, and the MIME type of readings there.
+    hub: Option<(Hub, &'static str)>,
 }
+
+const JSON: &str = "application/json";
+/// Of a device's id, or a sub-device's, in bytes.
+const LONGEST_NAME: usize = 64;
 
 impl Topics {
     pub fn new(prefix: &str, gateway: &GatewayId) -> Topics {
-        Topics { base: format!("{prefix}/{gateway}/") }
+        Topics { base: format!("{prefix}/{gateway}/"), hub: None }
+    }
+
+    /// The same for a device of Azure IoT Hub, with readings of this MIME type.
+    pub fn in_hub(self, device: &str, readings: &'static str) -> Topics {
+        Topics { hub: Some((Hub::new(device), readings)), ..self }
+    }
+
+    /// The most bytes that one of them has: those of a sub-device's readings.
+    pub fn longest(&self) -> usize {
+        let topic = format!("{}devices//{}/readings", self.base, "n".repeat(2 * LONGEST_NAME));
+        match &self.hub {
+            Some((hub, readings)) => hub.event(&topic, readings).len(),
+            None => topic.len(),
+        }
+    }
+
+    /// `topic`, or where a hub wants what is published to it.
+    fn of(&self, topic: String, content_type: Option<&str>) -> String {
+        match &self.hub {
+            Some((hub, readings)) => hub.event(&topic, content_type.unwrap_or(readings)),
+            None => topic,
+        }
     }
 
     /// Batches of readings of all devices.
     pub fn readings(&self) -> String {
-        format!("{}readings", self.base)
+        self.of(format!("{}readings", self.base), None)
     }
 
     /// Batches of one device's readings; a sub-device adds a level.
     pub fn device_readings(&self, device: &DeviceId) -> String {
-        format!("{}devices/{device}/readings", self.base)
+        self.of(format!("{}devices/{device}/readings", self.base), None)
     }
 
     /// Whether a device is there; retained. A sub-device adds a level.
     pub fn device_status(&self, device: &DeviceId) -> String {
-        format!("{}devices/{device}/status", self.base)
+        self.of(format!("{}devices/{device}/status", self.base), Some(JSON))
     }
 
     /// Whether the gateway is online; retained.
     pub fn status(&self) -> String {
-        format!("{}status", self.base)
+        self.of(format!("{}status", self.base), Some(JSON))
     }
 
     /// Gaps and other events of the gateway itself.
     pub fn events(&self) -> String {
-        format!("{}events", self.base)
+        self.of(format!("{}events", self.base), Some(JSON))
     }
 
     /// How a command to the device, or to the gateway, ended.
     pub fn result(&self, device: Option<&DeviceId>) -> String {
-        match device {
+        let topic = match device {
             Some(device) => format!("{}devices/{device}/result", self.base),
             None => format!("{}result", self.base),
-        }
+        };
+        self.of(topic, Some(JSON))
     }
 
     /// Filters that match everything commands come by.
-    pub fn command_filters(&self) -> [String; 3] {
-        ["devices/+/command", "devices/+/+/command", "command"].map(|levels| format!("{}{levels}", self.base))
+    pub fn command_filters(&self) -> Vec<String> {
+        if let Some((hub, _)) = &self.hub {
+            return vec![hub.filter()];
+        }
+        ["devices/+/command", "devices/+/+/command", "command"].map(|levels| format!("{}{levels}", self.base)).into()
     }
 
     /// Whom a command is for that came by `topic`; `None` if none comes by that.
     pub fn commanded(&self, topic: &str) -> Option<Target> {
+        if let Some((hub, _)) = &self.hub {
+            return hub.commanded(topic);
+        }
         match topic.strip_prefix(&self.base)?.strip_suffix("command")? {
             "" => Some(Target::Gateway),
             levels => {

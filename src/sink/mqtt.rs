@@ -2,9 +2,13 @@
 
 mod candidates;
 mod commands;
+mod connecting;
+mod leaving;
+mod sas;
 mod secrets;
 mod status;
 mod statuses;
+mod terms;
 
 pub use commands::Instruction;
 
@@ -12,23 +16,25 @@ use super::encode::{self, Entry, Fit, Replay, Writer};
 use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
 use crate::backoff::Failure;
 use crate::clock::{Clock, Now};
-use crate::config::{self, Broker, Encoding};
+use crate::config::{self, Encoding, Profile};
 use crate::credentials::Credential;
 use crate::device::Registry;
 use crate::model::{DeviceId, Epochs, Numbered, Seq};
-use crate::mqtt::{Connection, Event, Options, Publish, Topics};
+use crate::mqtt::{Cause, Connection, Event, Options, Publish, Topics, Version};
 use crate::notes::Note;
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use candidates::{Candidate, Fruit};
 use commands::{Intake, Subscribing, Taker};
+use leaving::Leaving;
 use secrets::Secrets;
 use serde_json::json;
 use status::Status;
 use statuses::Statuses;
 use std::sync::Arc;
 use std::time::Duration;
+use terms::Wanted;
 use tokio::sync::mpsc;
 
 type Object = serde_json::Map<String, serde_json::Value>;
@@ -38,6 +44,8 @@ pub struct MqttDestination {
     candidates: Vec<Candidate>,
     /// The one that was connected last, and what came of that.
     last: Option<(usize, Fruit)>,
+    /// What is asked of a broker first.
+    wanted: Wanted,
     /// What is the same for all brokers.
     options: Options,
     secrets: Secrets,
@@ -45,6 +53,8 @@ pub struct MqttDestination {
     by_device: bool,
     encoding: Encoding,
     replay_after: Duration,
+    /// How long one broker is used before those that stand before it are looked at.
+    return_after: Duration,
     topics: Topics,
     status: Status,
     epochs: Epochs,
@@ -52,6 +62,8 @@ pub struct MqttDestination {
     registry: Option<Registry>,
     /// What the broker that was connected last takes as a payload, in bytes.
     max_payload: usize,
+    /// What the cloud takes as a payload, in bytes, whatever the broker says.
+    most: usize,
     /// Takes the commands that come, if they are wanted.
     commands: Option<(Taker, Arc<Subscribing>)>,
 }
@@ -60,6 +72,11 @@ pub struct MqttDestination {
 pub struct MqttLink {
     connection: Connection,
     fruit: Fruit,
+    /// Whether the sink has other brokers, too.
+    has_others: bool,
+    leaving: Leaving,
+    /// Why it was left, if it was.
+    left: Option<Failure>,
     window: usize,
     max_payload: usize,
     status: Status,
@@ -87,18 +104,22 @@ impl MqttDestination {
         let candidate = |broker: &String| -> Result<Candidate> {
             broker.parse().map(Candidate::new).with_context(|| format!("mqtt sink {:?}", config.name))
         };
-        let topics = Topics::new(&config.prefix, &identity.gateway);
-        let default_id = || format!("tidegate-{}-{}", identity.gateway, config.name);
+        let client_id = config.client_id(&identity.gateway);
+        let mut topics = Topics::new(&config.prefix, &identity.gateway);
+        if config.profile == Some(Profile::AzureIotHub) {
+            topics = topics.in_hub(&client_id, content_type(config.encoding).0);
+        }
         Ok(MqttDestination {
             registry: config.presence.then_some(registry),
             candidates: config.brokers.iter().map(candidate).collect::<Result<_>>()?,
             last: None,
+            wanted: Wanted { version: config.version(), retain: config.retains() },
             options: Options {
                 host: String::new(),
                 port: 0,
                 tls: None,
-                version: config.version,
-                client_id: config.client_id.clone().unwrap_or_else(default_id),
+                version: config.version().unwrap_or(Version::V5),
+                client_id: client_id.clone(),
                 credentials: None,
                 keep_alive: config.keep_alive,
                 connect_timeout: config.connect_timeout,
@@ -109,14 +130,16 @@ impl MqttDestination {
                 clean_session: true,
                 manual_acks: false,
             },
-            secrets: Secrets::of(config, clock.now().monotonic),
+            secrets: Secrets::of(config, client_id, clock.now().monotonic),
             by_device: config.topics == config::Topics::Device,
             encoding: config.encoding,
             replay_after: config.replay_after,
-            status: Status { topic: topics.status(), identity, clock },
+            return_after: config.return_after,
+            status: Status { topic: topics.status(), retain: config.retains(), identity, clock },
             epochs,
             topics,
             max_payload: usize::MAX,
+            most: usize::try_from(config.profile.map_or(u64::MAX, Profile::max_payload)).unwrap_or(usize::MAX),
             commands: None,
         })
     }
@@ -135,66 +158,9 @@ impl MqttDestination {
         self.secrets.credential()
     }
 
-    /// The options for one broker, with secrets and certificates read afresh: they
-    /// may have been renewed since.
-    fn options(&self, broker: &Broker) -> Result<Options> {
-        let (tls, credentials) = (self.secrets.tls(broker)?, self.secrets.login()?);
-        let will = Some(self.status.message("offline", Some("connection lost")));
-        Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, will, ..self.options.clone() })
-    }
-
-    async fn connect_to(&self, candidate: &Candidate) -> Result<MqttLink, Failure> {
-        let Candidate { broker, position, worked, .. } = candidate;
-        let options = self
-            .options(broker)
-            // What is missing may come any moment, and looking for it costs nobody else anything.
-            .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: false })?;
-        let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
-        let mut connection = Connection::open_at(&options, *worked).await.map_err(failed)?;
-        let mut intake = self.commands.as_ref().map(|(taker, subscribing)| {
-            // What the broker kept may come before anything else.
-            Intake::new(&self.topics, subscribing.clone(), taker.clone())
-        });
-        connection.publish(STATUS, self.status.message("online", None)).map_err(failed)?;
-        status_confirmed(&mut connection, &mut intake).await.map_err(failed)?;
-        if let Some(intake) = &intake {
-            intake.subscribe(&mut connection).map_err(failed)?;
-        }
-        // What a broker that forgot this client still has of devices is not known.
-        if !connection.session_present() {
-            position.store(0, std::sync::atomic::Ordering::Relaxed);
-        }
-        tracing::info!(%broker, version = ?options.version, client_id = options.client_id, "connected to the broker");
-        let max_packet = connection.max_packet().unwrap_or(u32::MAX).min(options.max_packet);
-        let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
-        // The longest topic is that of a sub-device.
-        let topic = self.topics.readings().len() + "devices//".len() + 2 * 64 + 1;
-        Ok(MqttLink {
-            window: usize::from(
-                options
-                    .window
-                    .min(connection.receive_maximum().unwrap_or(u16::MAX))
-                    .saturating_sub(statuses::WINDOW)
-                    .max(1),
-            ),
-            statuses: self.registry.as_ref().map(|registry| {
-                let gateway = self.status.identity.gateway.clone();
-                Statuses::new(registry.clone(), self.topics.clone(), gateway, position.clone())
-            }),
-            max_payload: max_packet.saturating_sub(topic + OVERHEAD).max(1),
-            connection,
-            fruit: Fruit::default(),
-            status: self.status.clone(),
-            intake,
-        })
-    }
-
     fn publish(&self, topic: String, payload: Vec<u8>) -> (Publish, usize) {
         let size = payload.len();
-        let (content_type, encoding) = match self.encoding {
-            Encoding::Json => ("application/json", "json"),
-            Encoding::Postcard => ("application/octet-stream", "postcard"),
-        };
+        let (content_type, encoding) = content_type(self.encoding);
         (Publish { topic, payload: payload.into(), retain: false, content_type, encoding }, size)
     }
 
@@ -264,12 +230,24 @@ impl MqttDestination {
     }
 }
 
+/// The MIME type of readings in this encoding, and its name.
+fn content_type(encoding: Encoding) -> (&'static str, &'static str) {
+    match encoding {
+        Encoding::Json => ("application/json", "json"),
+        Encoding::Postcard => ("application/octet-stream", "postcard"),
+    }
+}
+
 async fn status_confirmed(connection: &mut Connection, intake: &mut Option<Intake>) -> Result<(), Failure> {
     loop {
         match connection.event().await {
             Event::Acked(STATUS) => return Ok(()),
-            Event::Refused(_, failure) | Event::Closed(failure) => return Err(failure),
-            Event::Acked(_) => {}
+            Event::Refused(STATUS, why) => {
+                tracing::warn!(%why, "the broker does not take the gateway's status; readings go on without");
+                return Ok(());
+            }
+            Event::Closed(failure) => return Err(failure),
+            Event::Acked(_) | Event::Refused(..) => {}
             event => instructed(intake, event),
         }
     }
@@ -311,7 +289,7 @@ impl Destination for MqttDestination {
             self.candidates[number].ended(&fruit, now); // one of them
         }
         for number in candidates::order(&self.candidates, now) {
-            match self.connect_to(&self.candidates[number]).await {
+            match self.connect_on_terms(number, now).await {
                 Ok(link) => {
                     self.candidates[number].worked = Some(link.connection.peer());
                     self.last = Some((number, link.fruit.clone()));
@@ -395,6 +373,10 @@ impl Link for MqttLink {
             };
             let event = tokio::select! {
                 event = self.connection.event() => event,
+                why = self.leaving.due() => match self.leave(&why) {
+                    Ok(()) => continue,
+                    Err(failure) => return Outcome::Lost(failure),
+                },
                 () = news => continue,
                 forwarded = forwarded => match forwarded {
                     Ok(()) => continue,
@@ -404,12 +386,23 @@ impl Link for MqttLink {
             match event {
                 Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
                 Event::Refused(token, why) if self.statuses.as_mut().is_some_and(|s| s.refused(token, &why)) => {}
+                Event::Acked(STATUS) | Event::Refused(STATUS, _) => self.connection.leave(),
                 Event::Acked(token) => {
                     self.fruit.confirmed();
                     return Outcome::Confirmed(token);
                 }
                 Event::Refused(token, failure) => return Outcome::Refused(token, failure),
-                Event::Closed(failure) => return Outcome::Lost(failure),
+                Event::Closed(mut failure) => {
+                    if let Some(left) = self.left.take() {
+                        return Outcome::Lost(left);
+                    }
+                    let cause = self.connection.cause();
+                    // There is another one to go to, at once.
+                    let goes_on = matches!(cause, Cause::Elsewhere { .. }) || cause == Cause::Busy && self.has_others;
+                    failure.permanent &= !goes_on;
+                    self.fruit.ended_by(cause);
+                    return Outcome::Lost(failure);
+                }
                 event => instructed(&mut self.intake, event),
             }
         }

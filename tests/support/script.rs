@@ -39,6 +39,16 @@ pub struct Manners {
     pub forgets: Option<usize>,
     /// Each PUBACK is sent twice, and one with it for what was never sent.
     pub babbles: bool,
+    /// MQTT 5 is refused by closing the connection, in place of a CONNACK of MQTT 3.1.1.
+    pub closes_at_5: bool,
+    /// A retained message ends the connection; with MQTT 5 the code says why.
+    pub retains_nothing: bool,
+    /// CONNACK says that nothing is retained (MQTT 5), and nothing is refused for that.
+    pub tells_no_retain: bool,
+    /// CONNACK says that filters may have no wildcards (MQTT 5).
+    pub no_wildcards: bool,
+    /// Sent in place of CONNACK on each of the first connections, which end then.
+    pub answers: Vec<Vec<u8>>,
 }
 
 /// What came.
@@ -54,6 +64,13 @@ pub struct Seen {
     pub too_large: usize,
     /// Ids of messages that were confirmed to the broker.
     pub confirmed: Vec<u16>,
+    /// Protocol level of each CONNECT.
+    pub levels: Vec<u8>,
+    /// Messages that were to be retained.
+    pub retained: usize,
+    pub filters: Vec<String>,
+    /// Connections that took leave.
+    pub left: usize,
 }
 
 pub struct Script {
@@ -64,7 +81,12 @@ pub struct Script {
 
 impl Script {
     pub async fn start(manners: Manners) -> Script {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Script::start_on(0, manners).await
+    }
+
+    /// The same on this port.
+    pub async fn start_on(port: u16, manners: Manners) -> Script {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let seen = Arc::new(Mutex::new(Seen::default()));
         let mut task = JoinSet::new();
@@ -132,11 +154,32 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Option<()> {
     let locked = || seen.lock().expect("no test panicked there");
     let (_, connect) = packet(&mut stream).await?;
+    let level = connect[6];
+    locked().levels.push(level);
+    if level == 5 && !manners.v5 {
+        if !manners.closes_at_5 {
+            stream.write_all(&[0x20, 2, 0, 1]).await.ok()?;
+        }
+        return None;
+    }
+    let number = locked().connects.len();
     locked().connects.push(std::time::Instant::now());
     let code = match &manners.credentials {
         Some((user, password, code)) if !credentials_are(&connect, manners.v5, user, password) => *code,
         _ => 0,
     };
+    if let Some(answer) = manners.answers.get(number) {
+        stream.write_all(answer).await.ok()?;
+        return None;
+    }
+    // With a Last Will that is to be retained.
+    if connect[7] & 0x24 == 0x24 {
+        locked().retained += 1;
+        if manners.retains_nothing && manners.v5 {
+            stream.write_all(&[0x20, 3, 0, 0x9a, 0]).await.ok()?;
+            return None;
+        }
+    }
     stream.write_all(&connack(manners, code)).await.ok()?;
     if code != 0 {
         return None;
@@ -148,7 +191,14 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     loop {
         let (first, body) = packet(&mut stream).await?;
         match first >> 4 {
+            3 if first & 1 != 0 && manners.retains_nothing => {
+                if manners.v5 {
+                    stream.write_all(&[0xe0, 2, 0x9a, 0]).await.ok()?;
+                }
+                return None;
+            }
             3 => {
+                locked().retained += usize::from(first & 1);
                 if manners.max_packet.is_some_and(|max| body.len() + 5 > max) {
                     locked().too_large += 1;
                     return None;
@@ -194,6 +244,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
             4 => locked().confirmed.push(u16::from_be_bytes([body[0], body[1]])),
             8 if manners.ends_subscribers => return None,
             8 => {
+                let at = if manners.v5 { 3 + usize::from(body[2]) } else { 2 };
+                locked().filters.push(String::from_utf8_lossy(field(&body, at).0).into_owned());
                 let code = if manners.refuses_subscriptions { 0x80 } else { 1 };
                 let answer: &[u8] = match manners.v5 {
                     true => &[0x90, 4, body[0], body[1], 0, code],
@@ -202,7 +254,10 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 stream.write_all(answer).await.ok()?;
             }
             12 => stream.write_all(&[0xd0, 0]).await.ok()?,
-            14 => return None,
+            14 => {
+                locked().left += 1;
+                return None;
+            }
             other => panic!("packet type {other}"),
         }
     }
@@ -225,6 +280,12 @@ fn connack(manners: &Manners, code: u8) -> Vec<u8> {
     if let (Some(max), true) = (manners.max_packet, manners.tells_max_packet) {
         properties.push(0x27);
         properties.extend((max as u32).to_be_bytes());
+    }
+    if manners.tells_no_retain {
+        properties.extend([0x25, 0]);
+    }
+    if manners.no_wildcards {
+        properties.extend([0x28, 0]);
     }
     let mut packet = vec![0x20, 3 + properties.len() as u8, 0, code, properties.len() as u8];
     packet.extend(properties);

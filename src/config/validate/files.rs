@@ -2,7 +2,9 @@
 
 use super::Section;
 use crate::config::problem::Report;
-use crate::config::{Config, PasswordError, Terms, TokenError, read_password, read_token};
+use crate::config::{
+    AccessKeyError, Config, PasswordError, Terms, TokenError, read_access_key, read_password, read_token,
+};
 use crate::files::{CREDENTIALS, plain};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -30,6 +32,7 @@ pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
             }
         }
     }
+    check_access_keys(config, report);
     if config.http.enabled {
         let mut section = Section::new(report, "http");
         check_server(&mut section, &config.http.terms());
@@ -37,6 +40,23 @@ pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
             match &why {
                 TokenError::Unreadable { why, .. } => unreadable(&mut section, "token_file", path, why),
                 _ => section.reject(&["token_file"], &why, why.fix()),
+            }
+        }
+    }
+}
+
+fn check_access_keys(config: &Config, report: &mut Report) {
+    for (i, mqtt) in config.mqtt.iter().enumerate() {
+        let mut section = Section::new(report, format!("mqtt[{i}]"));
+        let Some(path) = &mqtt.shared_access_key_file else { continue };
+        match read_access_key(path) {
+            Ok(_) => {}
+            Err(AccessKeyError::Unreadable { why, .. }) => {
+                unreadable(&mut section, "shared_access_key_file", path, &why);
+            }
+            Err(why @ AccessKeyError::NoKey { .. }) => {
+                let fix = "give a file that holds the device's primary key or connection string";
+                section.reject(&["shared_access_key_file"], why, fix);
             }
         }
     }

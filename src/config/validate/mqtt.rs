@@ -1,5 +1,7 @@
 //! `[[mqtt]]`.
 
+mod profile;
+
 use super::links::Names;
 use super::{DAY, HOUR, MINUTE, SECOND, Section, size, time};
 use crate::config::problem::Report;
@@ -26,6 +28,7 @@ pub(super) fn check(sinks: &[Mqtt], report: &mut Report) {
         check_prefix(&mqtt.prefix, &mut section);
         check_credentials(mqtt, &mut section);
         check_limits(mqtt, &mut section);
+        profile::check(mqtt, &mut section);
     }
 }
 
@@ -45,7 +48,9 @@ fn brokers(mqtt: &Mqtt) -> impl Iterator<Item = Broker> {
 }
 
 fn check_client_id<'a>(mqtt: &Mqtt, mut before: impl Iterator<Item = &'a Mqtt>, section: &mut Section) {
-    let Some(id) = &mqtt.client_id else { return };
+    let Some(id) = &mqtt.client_id else {
+        return profile::check_client_id(mqtt, before, section);
+    };
     if !(1..=MAX_CLIENT_ID_BYTES).contains(&id.len()) || id.chars().any(char::is_control) {
         let what = format!("{id:?} is no client id");
         section.reject(&["client_id"], what, format!("give 1 to {MAX_CLIENT_ID_BYTES} bytes of printable text"));
@@ -80,7 +85,7 @@ pub fn prefix_fault(prefix: &str) -> Option<&'static str> {
 }
 
 fn check_credentials(mqtt: &Mqtt, section: &mut Section) {
-    if mqtt.password_file.is_some() && mqtt.username.is_none() {
+    if mqtt.password_file.is_some() && mqtt.username.is_none() && mqtt.profile.is_none() {
         let what = "a password without a user name is not allowed by MQTT 3.1.1";
         section.reject(&["password_file", "username"], what, "give `username` too");
     }
@@ -115,5 +120,6 @@ fn check_limits(mqtt: &Mqtt, section: &mut Section) {
         section.reject(&["backoff_min", "backoff_max"], what, format!("give {} or less", time(mqtt.backoff_max)));
     }
     section.duration("stable_after", mqtt.stable_after, Duration::ZERO, DAY);
+    section.duration("return_after", mqtt.return_after, SECOND, 365 * DAY);
     section.duration("replay_after", mqtt.replay_after, Duration::ZERO, 365 * DAY);
 }

@@ -5,10 +5,12 @@
 //! come first meanwhile.
 
 use super::statuses::Position;
+use super::terms::Terms;
 use crate::config::Broker;
+use crate::mqtt::Cause;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// How long a broker rests after the first connection without fruit; it doubles with each.
@@ -22,7 +24,11 @@ pub(super) struct Candidate {
     pub position: Position,
     /// Its address that worked last.
     pub worked: Option<SocketAddr>,
+    /// How it lets the gateway in.
+    pub terms: Terms,
     standing: Standing,
+    /// Servers that the broker sends its clients to.
+    elsewhere: Vec<Broker>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -34,29 +40,87 @@ struct Standing {
 
 /// What came of a connection. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Fruit(Arc<(AtomicBool, AtomicBool)>);
+pub(super) struct Fruit(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    sent: AtomicBool,
+    confirmed: AtomicBool,
+    /// Why the broker ended it.
+    cause: OnceLock<Cause>,
+}
 
 impl Fruit {
     /// Something was sent that is to be confirmed.
     pub fn sent(&self) {
-        self.0.0.store(true, Ordering::Relaxed);
+        self.0.sent.store(true, Ordering::Relaxed);
     }
 
     /// Something of it was confirmed.
     pub fn confirmed(&self) {
-        self.0.1.store(true, Ordering::Relaxed);
+        self.0.confirmed.store(true, Ordering::Relaxed);
+    }
+
+    /// The broker ended it, for this reason.
+    pub fn ended_by(&self, cause: Cause) {
+        let _ = self.0.cause.set(cause);
     }
 }
 
 impl Candidate {
     pub fn new(broker: Broker) -> Candidate {
-        Candidate { broker, position: Position::default(), worked: None, standing: Standing::default() }
+        Candidate {
+            broker,
+            position: Position::default(),
+            worked: None,
+            terms: Terms::default(),
+            standing: Standing::default(),
+            elsewhere: Vec::new(),
+        }
     }
 
     /// A connection to it is over.
     pub fn ended(&mut self, fruit: &Fruit, now: Duration) {
-        let (sent, confirmed) = (fruit.0.0.load(Ordering::Relaxed), fruit.0.1.load(Ordering::Relaxed));
+        let (sent, confirmed) = (fruit.0.sent.load(Ordering::Relaxed), fruit.0.confirmed.load(Ordering::Relaxed));
         self.standing.ended(sent, confirmed, now);
+        if let Some(cause) = fruit.0.cause.get() {
+            self.learn(cause, now);
+        }
+    }
+
+    /// The broker refused or ended a connection: what follows for which one is used next.
+    pub fn learn(&mut self, cause: &Cause, now: Duration) {
+        match cause {
+            Cause::Busy => self.standing.rests(now),
+            Cause::Retain => self.terms.retains_nothing(now),
+            Cause::Elsewhere { servers, for_good } => {
+                self.elsewhere = named(servers, self.broker.tls);
+                if *for_good {
+                    tracing::warn!(broker = %self.broker, servers, "the broker has moved; change brokers");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Where to connect: to where the broker sends its clients, or to itself.
+    pub fn target(&self) -> &Broker {
+        self.elsewhere.first().unwrap_or(&self.broker)
+    }
+
+    /// The target was not reached. If another one is left that the broker named, or the broker
+    /// itself, that is the target from now on; false if it was.
+    pub fn goes_back(&mut self) -> bool {
+        let was_elsewhere = !self.elsewhere.is_empty();
+        if was_elsewhere {
+            self.elsewhere.remove(0);
+        }
+        was_elsewhere
+    }
+
+    /// How long it is not to be used, from now on.
+    pub fn rests_for(&self, now: Duration) -> Duration {
+        self.standing.rests_until.saturating_sub(now)
     }
 }
 
@@ -65,11 +129,22 @@ impl Standing {
         if confirmed {
             *self = Standing::default();
         } else if sent {
-            let rest = REST.saturating_mul(1 << self.fruitless.min(16)).min(REST_MAX);
-            self.fruitless = self.fruitless.saturating_add(1);
-            self.rests_until = now + rest;
+            self.rests(now);
         }
     }
+
+    fn rests(&mut self, now: Duration) {
+        let rest = REST.saturating_mul(1 << self.fruitless.min(16)).min(REST_MAX);
+        self.fruitless = self.fruitless.saturating_add(1);
+        self.rests_until = now + rest;
+    }
+}
+
+/// The servers of a reference (MQTT 5, 4.11), `HOST[:PORT]` with blanks between them. TLS stays.
+fn named(servers: &str, tls: bool) -> Vec<Broker> {
+    const MOST: usize = 4;
+    let scheme = if tls { "mqtts" } else { "mqtt" };
+    servers.split_whitespace().filter_map(|server| format!("{scheme}://{server}").parse().ok()).take(MOST).collect()
 }
 
 /// The numbers of the candidates in the order in which they are tried.
@@ -86,6 +161,19 @@ fn ordered(standings: impl Iterator<Item = Standing>, now: Duration) -> Vec<usiz
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_broker_s_reference_is_followed_until_it_leads_nowhere() {
+        let mut candidate = Candidate::new("mqtts://first".parse().expect("an address"));
+        let servers = "second:8884 [fd00::3] /no/server".to_owned();
+        candidate.learn(&Cause::Elsewhere { servers, for_good: false }, Duration::ZERO);
+        assert_eq!(candidate.target().to_string(), "mqtts://second:8884");
+        assert!(candidate.goes_back());
+        assert_eq!(candidate.target().to_string(), "mqtts://[fd00::3]:8883");
+        assert!(candidate.goes_back());
+        assert_eq!(candidate.target().to_string(), "mqtts://first:8883");
+        assert!(!candidate.goes_back());
+    }
 
     #[test]
     fn a_broker_that_bears_no_fruit_rests_longer_each_time_and_comes_back_first() {

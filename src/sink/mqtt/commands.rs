@@ -132,7 +132,14 @@ impl Intake {
             );
             return Ok(());
         }
-        self.topics.command_filters().iter().try_for_each(|filter| connection.subscribe(filter))
+        let filters = self.topics.command_filters();
+        let takes_all = !connection.allowance().no_wildcards;
+        let (taken, refused): (Vec<_>, Vec<_>) =
+            filters.iter().partition(|filter| takes_all || !filter.contains(['+', '#']));
+        if !refused.is_empty() {
+            tracing::warn!("the broker allows no wildcards: commands come for the gateway itself, and for no device");
+        }
+        taken.into_iter().try_for_each(|filter| connection.subscribe(filter))
     }
 
     /// The broker answered a subscription.

@@ -31,6 +31,8 @@ pub struct Statuses {
     topics: Topics,
     gateway: GatewayId,
     position: Position,
+    /// Whether the broker is to keep them for whoever subscribes later.
+    retain: bool,
     /// The last version that was sent.
     sent: u64,
     /// Token and version of what is not confirmed, oldest first; whether it is by now.
@@ -41,7 +43,7 @@ pub struct Statuses {
 }
 
 impl Statuses {
-    pub fn new(registry: Registry, topics: Topics, gateway: GatewayId, position: Position) -> Statuses {
+    pub fn new(registry: Registry, topics: Topics, gateway: GatewayId, position: Position, retain: bool) -> Statuses {
         let told = registry.told();
         let sent = position.load(Ordering::Relaxed);
         Statuses {
@@ -50,6 +52,7 @@ impl Statuses {
             topics,
             gateway,
             position,
+            retain,
             sent,
             under_way: VecDeque::new(),
             next_token: FIRST_TOKEN,
@@ -61,6 +64,14 @@ impl Statuses {
     pub fn send(&mut self, connection: &mut Connection) {
         while self.under_way.len() < usize::from(WINDOW) {
             let Some((version, told)) = self.registry.told_after(self.sent) else { return };
+            if !self.retain && matches!(told, Told::Forgotten(_)) {
+                // There is nothing that the broker could forget.
+                self.under_way.push_back((self.next_token, version, true));
+                self.settle();
+                self.next_token += 1;
+                self.sent = version;
+                continue;
+            }
             let publish = self.publish(told);
             // When too much is queued it is sent later; when the connection is gone, on the next.
             if connection.publish(self.next_token, publish).is_err() {
@@ -76,11 +87,15 @@ impl Statuses {
     pub fn confirmed(&mut self, token: u64) -> bool {
         let Some(found) = self.under_way.iter_mut().find(|(sent, ..)| *sent == token) else { return false };
         found.2 = true;
+        self.settle();
+        true
+    }
+
+    fn settle(&mut self) {
         while let Some((_, version, true)) = self.under_way.front() {
             self.position.store(*version, Ordering::Relaxed);
             self.under_way.pop_front();
         }
-        true
     }
 
     /// As [`Statuses::confirmed`], of one that the broker refused. It is passed over: the
@@ -121,7 +136,7 @@ impl Statuses {
         Publish {
             topic: self.topics.device_status(&device),
             payload,
-            retain: true,
+            retain: self.retain,
             content_type: "application/json",
             encoding: "json",
         }

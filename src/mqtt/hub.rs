@@ -1,0 +1,101 @@
+//! Topics of Azure IoT Hub. It has no others than its own: everything that a device says goes to
+//! one, with properties behind the last slash, and everything that is said to it comes by one.
+//! What the topic is elsewhere is the property `topic`.
+
+use crate::model::{DeviceId, Target};
+use std::fmt::Write;
+
+/// The topics of one device of a hub.
+#[derive(Debug, Clone)]
+pub(super) struct Hub {
+    /// `devices/DEVICE/messages/`
+    base: String,
+}
+
+impl Hub {
+    pub fn new(device: &str) -> Hub {
+        Hub { base: format!("devices/{device}/messages/") }
+    }
+
+    /// Where a message goes that is published to `topic` elsewhere, with its MIME type.
+    pub fn event(&self, topic: &str, content_type: &str) -> String {
+        let encoding = if content_type == "application/json" { "&$.ce=utf-8" } else { "" };
+        let (kind, topic) = (percent_encoded(content_type), percent_encoded(topic));
+        format!("{}events/$.ct={kind}{encoding}&topic={topic}", self.base)
+    }
+
+    /// The filter for everything that is said to the device.
+    pub fn filter(&self) -> String {
+        format!("{}devicebound/#", self.base)
+    }
+
+    /// Whom a command is for that came by `topic`: whom its property `device` names, or the
+    /// gateway. `None` if none comes by that.
+    pub fn commanded(&self, topic: &str) -> Option<Target> {
+        let properties = topic.strip_prefix(&self.base)?.strip_prefix("devicebound/")?;
+        let properties = properties.strip_prefix('?').unwrap_or(properties);
+        let device = properties.split('&').find_map(|property| property.strip_prefix("device="));
+        match device.map(percent_decoded) {
+            None => Some(Target::Gateway),
+            Some(name) => DeviceId::new(&name?).ok().map(Target::Device),
+        }
+    }
+}
+
+/// `text` with everything but letters, digits and `-._~` as `%XX` (RFC 3986, 2.1).
+pub fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            // Writing to a string does not fail.
+            _ => drop(write!(encoded, "%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+/// The text that was encoded so; `None` if it was not.
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                u8::try_from(digit()? * 16 + digit()?).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_of_a_hub_have_properties_in_their_last_level() {
+        let hub = Hub::new("gw-01");
+        assert_eq!(
+            hub.event("tidegate/gw-01/readings", "application/json"),
+            "devices/gw-01/messages/events/$.ct=application%2Fjson&$.ce=utf-8&topic=tidegate%2Fgw-01%2Freadings"
+        );
+        assert!(hub.event("t", "application/octet-stream").ends_with("/$.ct=application%2Foctet-stream&topic=t"));
+        let bound = "devices/gw-01/messages/devicebound/";
+        let device = DeviceId::new("hub/door").expect("a valid name");
+        let cases = [
+            ("", Some(Target::Gateway)),
+            ("?%24.mid=7&device=hub%2Fdoor", Some(Target::Device(device.clone()))),
+            ("%24.to=%2Fdevices%2Fgw-01&device=hub%2fdoor&x", Some(Target::Device(device))),
+            ("device=", None),
+            ("device=%4", None),
+            ("device=%ff", None),
+        ];
+        for (properties, target) in cases {
+            assert_eq!(hub.commanded(&format!("{bound}{properties}")), target, "{properties}");
+        }
+        assert_eq!(hub.commanded("devices/gw-02/messages/devicebound/"), None);
+    }
+}

@@ -1,0 +1,11 @@
+//! A look at a broker that is not connected to.
+
+use super::connection::Options;
+use super::dial;
+use std::net::SocketAddr;
+use tokio::time::timeout;
+
+/// Whether the broker's address can be reached, over TLS if that is wanted.
+pub async fn is_reachable(options: &Options, worked: Option<SocketAddr>) -> bool {
+    matches!(timeout(options.connect_timeout, dial::dial(options, worked)).await, Ok(Ok(_)))
+}

@@ -1,0 +1,135 @@
+//! Connecting to one of a sink's brokers.
+
+use super::candidates::{Candidate, Fruit};
+use super::commands::Intake;
+use super::leaving::{Leaving, Preferred};
+use super::statuses::{self, Statuses};
+use super::terms::Asked;
+use super::{MqttDestination, MqttLink, OVERHEAD, STATUS, status_confirmed};
+use crate::backoff::Failure;
+use crate::config::Broker;
+use crate::mqtt::{Cause, Connection, Options, Refusal};
+use anyhow::Result;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// So often a broker is asked in a row, each time for less.
+const MAX_ATTEMPTS: u32 = 4;
+
+impl MqttDestination {
+    /// Connects to a candidate, on the terms on which the broker lets the gateway in.
+    pub(super) async fn connect_on_terms(&mut self, number: usize, now: Duration) -> Result<MqttLink, Failure> {
+        let mut attempt = 1;
+        loop {
+            let candidate = &self.candidates[number]; // from their order
+            let asked = candidate.terms.ask(self.wanted, now);
+            let (outcome, broker) = (self.connect_to(candidate, asked).await, candidate.target().clone());
+            let terms = &mut self.candidates[number].terms;
+            let (learnt, outcome) = match outcome {
+                Ok(link) => {
+                    (terms.accepted(self.wanted, asked, !link.connection.allowance().no_retain, now), Some(Ok(link)))
+                }
+                Err(Refusal { failure, cause }) => {
+                    let mut learnt = terms.refused(self.wanted, asked, &cause, now);
+                    let candidate = &mut self.candidates[number];
+                    let went_back = learnt.is_none() && candidate.goes_back();
+                    candidate.learn(&cause, now);
+                    if matches!(cause, Cause::Elsewhere { .. }) {
+                        learnt = Some("the broker sends its clients to another server, which is tried");
+                    } else if went_back {
+                        learnt = Some("the server that the broker named cannot be used; the next one is tried");
+                    }
+                    let over = learnt.is_none() || attempt == MAX_ATTEMPTS;
+                    (learnt, over.then_some(Err(failure)))
+                }
+            };
+            if let Some(learnt) = learnt {
+                tracing::info!(%broker, "{learnt}");
+            }
+            if let Some(outcome) = outcome {
+                return outcome;
+            }
+            attempt += 1;
+        }
+    }
+
+    async fn connect_to(&self, candidate: &Candidate, asked: Asked) -> Result<MqttLink, Refusal> {
+        let (broker, Candidate { position, worked, .. }) = (candidate.target(), candidate);
+        let options = self
+            .options(broker, asked)
+            // What is missing may come any moment, and looking for it costs nobody else anything.
+            .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: false })?;
+        let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
+        let mut connection = Connection::open_at(&options, *worked)
+            .await
+            .map_err(|refusal| Refusal { failure: failed(refusal.failure), ..refusal })?;
+        if connection.allowance().no_qos_1 {
+            let what = "the broker takes QoS 0 only, with which no reading is confirmed; use another broker";
+            return Err(failed(Failure { what: what.to_owned(), permanent: true }).into());
+        }
+        let status = self.status.retained(asked.retain && !connection.allowance().no_retain);
+        let mut intake = self.commands.as_ref().map(|(taker, subscribing)| {
+            // What the broker kept may come before anything else.
+            Intake::new(&self.topics, subscribing.clone(), taker.clone())
+        });
+        connection.publish(STATUS, status.message("online", None)).map_err(failed)?;
+        if let Err(why) = status_confirmed(&mut connection, &mut intake).await {
+            return Err(Refusal { failure: failed(why), cause: connection.cause() });
+        }
+        if let Some(intake) = &intake {
+            intake.subscribe(&mut connection).map_err(failed)?;
+        }
+        // What a broker that forgot this client still has of devices is not known.
+        if !connection.session_present() {
+            position.store(0, Ordering::Relaxed);
+        }
+        tracing::info!(%broker, version = ?options.version, client_id = options.client_id, "connected to the broker");
+        let max_packet = connection.max_packet().unwrap_or(u32::MAX).min(options.max_packet);
+        let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
+        let max_payload = max_packet.saturating_sub(self.topics.longest() + OVERHEAD).min(self.most).max(1);
+        Ok(MqttLink {
+            window: usize::from(
+                options
+                    .window
+                    .min(connection.receive_maximum().unwrap_or(u16::MAX))
+                    .saturating_sub(statuses::WINDOW)
+                    .max(1),
+            ),
+            statuses: self.registry.as_ref().map(|registry| {
+                let gateway = self.status.identity.gateway.clone();
+                Statuses::new(registry.clone(), self.topics.clone(), gateway, position.clone(), status.retain)
+            }),
+            max_payload,
+            connection,
+            fruit: Fruit::default(),
+            has_others: self.candidates.len() > 1,
+            leaving: Leaving::new(self.preferred_to(candidate), self.return_after, self.secrets.renew_after()),
+            left: None,
+            status,
+            intake,
+        })
+    }
+
+    /// The options for one broker, with secrets and certificates read afresh: they
+    /// may have been renewed since.
+    fn options(&self, broker: &Broker, asked: Asked) -> Result<Options> {
+        let (tls, credentials) = (self.secrets.tls(broker)?, self.secrets.login(broker, self.status.clock.now())?);
+        let will = asked.will.then(|| self.status.retained(asked.retain).message("offline", Some("connection lost")));
+        let (host, port, version) = (broker.host.clone(), broker.port, asked.version);
+        Ok(Options { host, port, tls, version, credentials, will, ..self.options.clone() })
+    }
+
+    /// Those that stand before it, and can be looked at.
+    fn preferred_to(&self, candidate: &Candidate) -> Vec<Preferred> {
+        let now = self.status.clock.now().monotonic;
+        let before = self.candidates.iter().take_while(|one| one.broker != candidate.broker);
+        let preferred = before.filter_map(|one| {
+            let broker = &one.broker;
+            let tls = self.secrets.tls(broker).ok()?;
+            let options = Options { host: broker.host.clone(), port: broker.port, tls, ..self.options.clone() };
+            let (name, rests_for) = (broker.to_string(), one.rests_for(now));
+            Some(Preferred { options, worked: one.worked, name, rests_for })
+        });
+        preferred.collect()
+    }
+}

@@ -1,0 +1,170 @@
+//! When a connection that works is left all the same: because a broker that stands before this
+//! one in the list can be reached again, or because what the gateway proves itself with runs out.
+
+use super::{MqttLink, STATUS};
+use crate::backoff::Failure;
+use crate::mqtt::{self, Options};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A broker that stands before the one that is connected.
+pub(super) struct Preferred {
+    pub options: Options,
+    /// Its address that worked last.
+    pub worked: Option<SocketAddr>,
+    /// As it is shown.
+    pub name: String,
+    /// It is not tried before.
+    pub rests_for: Duration,
+}
+
+/// Why a connection is left.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// The named broker can be reached.
+    Return(String),
+    /// The credentials run out.
+    Renew,
+    /// It took leave, and the broker did not close the connection.
+    Overdue,
+}
+
+impl Why {
+    pub fn failure(&self) -> Failure {
+        let what = match self {
+            Why::Return(broker) => format!("returning to {broker}, which comes first in `brokers`"),
+            Why::Renew => "connecting anew with a new token, before the old one expires".to_owned(),
+            Why::Overdue => "the broker did not close the connection that was left".to_owned(),
+        };
+        Failure { what, permanent: false }
+    }
+}
+
+/// How long a broker may take to close a connection that was left.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+type Search = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
+
+/// Tells when one connection is to be left.
+pub(super) struct Leaving {
+    began: Instant,
+    preferred: Vec<Preferred>,
+    every: Duration,
+    look: Option<Pin<Box<Sleep>>>,
+    search: Option<Search>,
+    renew: Option<Pin<Box<Sleep>>>,
+    overdue: Option<Pin<Box<Sleep>>>,
+}
+
+impl Leaving {
+    /// For a connection that begins now. Every so often those that are `preferred` are looked
+    /// at; and after `renew` what it was opened with is renewed.
+    pub fn new(preferred: Vec<Preferred>, every: Duration, renew: Option<Duration>) -> Leaving {
+        let began = Instant::now();
+        let timer = |after: Duration| Box::pin(sleep_until(began + after));
+        Leaving {
+            look: (!preferred.is_empty()).then(|| timer(every)),
+            renew: renew.map(timer),
+            began,
+            preferred,
+            every,
+            search: None,
+            overdue: None,
+        }
+    }
+
+    /// The connection is being left: it is over in a while, whatever the broker does.
+    pub fn begun(&mut self) {
+        (self.look, self.search, self.renew) = (None, None, None);
+        self.overdue = Some(Box::pin(sleep_until(Instant::now() + PATIENCE)));
+    }
+
+    /// Waits until the connection is to be left. Cancel-safe: it goes on where it was.
+    pub async fn due(&mut self) -> Why {
+        loop {
+            let Leaving { look, search, renew, overdue, .. } = self;
+            tokio::select! {
+                found = when(search) => {
+                    self.search = None;
+                    if let Some(broker) = found {
+                        return Why::Return(broker);
+                    }
+                    self.look = Some(Box::pin(sleep_until(Instant::now() + self.every)));
+                }
+                () = when(look) => {
+                    self.look = None;
+                    self.search = Some(self.reachable());
+                }
+                () = when(renew) => return Why::Renew,
+                () = when(overdue) => return Why::Overdue,
+            }
+        }
+    }
+
+    /// Looks for the first that can be reached of those that do not rest.
+    fn reachable(&self) -> Search {
+        let up = self.began.elapsed();
+        let awake = self.preferred.iter().filter(|preferred| preferred.rests_for <= up);
+        let tried: Vec<_> = awake.map(|one| (one.options.clone(), one.worked, one.name.clone())).collect();
+        Box::pin(async move {
+            for (options, worked, name) in tried {
+                if mqtt::is_reachable(&options, worked).await {
+                    return Some(name);
+                }
+            }
+            None
+        })
+    }
+}
+
+/// Waits for what is there; for ever if nothing is.
+async fn when<F: Future + ?Sized>(awaited: &mut Option<Pin<Box<F>>>) -> F::Output {
+    match awaited {
+        Some(awaited) => awaited.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl MqttLink {
+    /// Begins to take leave of the broker.
+    ///
+    /// # Errors
+    /// If that is over.
+    pub(super) fn leave(&mut self, why: &Why) -> Result<(), Failure> {
+        match why {
+            Why::Return(_) => {
+                // It is the last that is published there.
+                let offline = self.status.message("offline", Some("moved"));
+                self.connection.publish(STATUS, offline)?;
+            }
+            // The next connection is to the same broker.
+            Why::Renew => self.connection.leave(),
+            Why::Overdue => return Err(self.left.take().unwrap_or_else(|| why.failure())),
+        }
+        self.leaving.begun();
+        self.left = Some(why.failure());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_runs_out_is_renewed_and_what_is_left_is_over_in_a_while() {
+        let mut leaving = Leaving::new(Vec::new(), Duration::from_secs(1), Some(Duration::from_secs(100)));
+        let began = Instant::now();
+        assert_eq!(leaving.due().await, Why::Renew);
+        assert_eq!(began.elapsed().as_secs(), 100);
+        leaving.begun();
+        assert_eq!(leaving.due().await, Why::Overdue);
+        assert_eq!(began.elapsed().as_secs(), 105);
+        let mut never = Leaving::new(Vec::new(), Duration::from_secs(1), None);
+        let waited = tokio::time::timeout(Duration::from_secs(1 << 20), never.due()).await;
+        assert!(waited.is_err(), "nothing is preferred, and nothing runs out");
+    }
+}
