@@ -36,6 +36,7 @@ mod presence;
 mod protobuf;
 mod queue;
 mod rate;
+mod refusals;
 mod serial;
 mod service;
 mod sessions;

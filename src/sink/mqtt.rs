@@ -1,5 +1,6 @@
 //! Readings, and the presence of devices, to an MQTT broker; commands from there.
 
+mod batches;
 mod candidates;
 mod commands;
 mod secrets;
@@ -8,16 +9,16 @@ mod statuses;
 
 pub use commands::Instruction;
 
-use super::encode::{self, Entry, Fit, Replay, Writer};
+use super::encode::{self, Replay};
 use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
 use crate::backoff::Failure;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Broker, Encoding};
 use crate::credentials::Credential;
 use crate::device::Registry;
-use crate::model::{DeviceId, Epochs, Numbered, Seq};
+use crate::model::{Epochs, Numbered, Seq};
 use crate::mqtt::{Connection, Event, Options, Publish, Topics};
-use crate::notes::Note;
+use crate::notes::{Note, Notes};
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -50,6 +51,8 @@ pub struct MqttDestination {
     epochs: Epochs,
     /// Whose presence is told, if it is.
     registry: Option<Registry>,
+    /// Tells if a broker gets none of it.
+    presence_note: Note,
     /// What the broker that was connected last takes as a payload, in bytes.
     max_payload: usize,
     /// Takes the commands that come, if they are wanted.
@@ -83,6 +86,7 @@ impl MqttDestination {
         epochs: Epochs,
         registry: Registry,
         clock: Arc<dyn Clock>,
+        notes: &Notes,
     ) -> Result<MqttDestination> {
         let candidate = |broker: &String| -> Result<Candidate> {
             broker.parse().map(Candidate::new).with_context(|| format!("mqtt sink {:?}", config.name))
@@ -91,6 +95,7 @@ impl MqttDestination {
         let default_id = || format!("tidegate-{}-{}", identity.gateway, config.name);
         Ok(MqttDestination {
             registry: config.presence.then_some(registry),
+            presence_note: notes.about(config.name.as_str()),
             candidates: config.brokers.iter().map(candidate).collect::<Result<_>>()?,
             last: None,
             options: Options {
@@ -144,7 +149,7 @@ impl MqttDestination {
     }
 
     async fn connect_to(&self, candidate: &Candidate) -> Result<MqttLink, Failure> {
-        let Candidate { broker, position, worked, .. } = candidate;
+        let Candidate { broker, position, reception, worked, .. } = candidate;
         let options = self
             .options(broker)
             // What is missing may come any moment, and looking for it costs nobody else anything.
@@ -178,8 +183,9 @@ impl MqttDestination {
                     .max(1),
             ),
             statuses: self.registry.as_ref().map(|registry| {
-                let gateway = self.status.identity.gateway.clone();
-                Statuses::new(registry.clone(), self.topics.clone(), gateway, position.clone())
+                let (gateway, now) = (self.status.identity.gateway.clone(), self.status.clock.now().monotonic);
+                let known = (position.clone(), reception.clone());
+                Statuses::new(registry.clone(), self.topics.clone(), gateway, known, self.presence_note.clone(), now)
             }),
             max_payload: max_packet.saturating_sub(topic + OVERHEAD).max(1),
             connection,
@@ -187,67 +193,6 @@ impl MqttDestination {
             status: self.status.clone(),
             intake,
         })
-    }
-
-    fn publish(&self, topic: String, payload: Vec<u8>) -> (Publish, usize) {
-        let size = payload.len();
-        let (content_type, encoding) = match self.encoding {
-            Encoding::Json => ("application/json", "json"),
-            Encoding::Postcard => ("application/octet-stream", "postcard"),
-        };
-        (Publish { topic, payload: payload.into(), retain: false, content_type, encoding }, size)
-    }
-
-    fn all<'a>(
-        &self,
-        identity: &Identity,
-        entries: impl Iterator<Item = Entry<'a>>,
-        budget: Budget,
-    ) -> Result<Encoded<Publish>, Unencodable> {
-        let mut writer = encode::writer(self.encoding, identity);
-        let (payload, upto, readings) = encode::payload(&mut *writer, entries, budget).map_err(unencodable)?;
-        Ok(Encoded { payloads: vec![self.publish(self.topics.readings(), payload)], upto, readings })
-    }
-
-    /// A payload for each device, until one of them or all together are as large as
-    /// a batch may be.
-    fn each_device<'a>(
-        &self,
-        identity: &Identity,
-        entries: impl Iterator<Item = Entry<'a>>,
-        budget: Budget,
-    ) -> Result<Encoded<Publish>, Unencodable> {
-        let mut open: Vec<(&DeviceId, Box<dyn Writer>, u64)> = Vec::new();
-        let (mut upto, mut readings, mut total) = (Seq::ZERO, 0, 0);
-        for entry in entries {
-            let place = match open.iter().position(|(device, ..)| *device == entry.device) {
-                Some(place) => place,
-                None => {
-                    open.push((entry.device, encode::writer(self.encoding, identity), 0));
-                    open.len() - 1
-                }
-            };
-            let (_, writer, count) = &mut open[place]; // found or just made
-            let before = writer.size();
-            match encode::add(&mut **writer, *count, &entry, budget) {
-                Fit::Fits => {
-                    *count += 1;
-                    total += writer.size() - before;
-                    (upto, readings) = (entry.seq, readings + 1);
-                }
-                Fit::TooLarge if readings == 0 => return Err(Unencodable::TooLarge(entry.seq)),
-                Fit::TooLarge | Fit::Full => break,
-            }
-            if total >= budget.batch {
-                break;
-            }
-        }
-        let payloads: Vec<_> = open
-            .into_iter()
-            .filter(|(.., count)| *count > 0)
-            .map(|(device, mut writer, _)| self.publish(self.topics.device_readings(device), writer.finish()))
-            .collect();
-        if payloads.is_empty() { Err(Unencodable::Nothing) } else { Ok(Encoded { payloads, upto, readings }) }
     }
 }
 
@@ -288,13 +233,6 @@ fn instructed(intake: &mut Option<Intake>, event: Event) {
     }
 }
 
-fn unencodable((fit, seq): (Fit, Seq)) -> Unencodable {
-    match fit {
-        Fit::TooLarge => Unencodable::TooLarge(seq),
-        Fit::Fits | Fit::Full => Unencodable::Nothing,
-    }
-}
-
 fn json_publish(topic: String, value: &serde_json::Value, retain: bool) -> Publish {
     let payload = Bytes::from(value.to_string());
     Publish { topic, payload, retain, content_type: "application/json", encoding: "json" }
@@ -303,6 +241,10 @@ fn json_publish(topic: String, value: &serde_json::Value, retain: bool) -> Publi
 impl Destination for MqttDestination {
     type Payload = Publish;
     type Link = MqttLink;
+
+    fn lane(publish: &Publish) -> &str {
+        &publish.topic
+    }
 
     async fn connect(&mut self) -> Result<MqttLink, Failure> {
         let mut failures = Vec::new();
@@ -363,6 +305,10 @@ impl Destination for MqttDestination {
 impl Link for MqttLink {
     type Payload = Publish;
 
+    fn tells_size(&self) -> bool {
+        self.connection.max_packet().is_some()
+    }
+
     fn window(&self) -> usize {
         self.window
     }
@@ -409,7 +355,10 @@ impl Link for MqttLink {
                     return Outcome::Confirmed(token);
                 }
                 Event::Refused(token, failure) => return Outcome::Refused(token, failure),
-                Event::Closed(failure) => return Outcome::Lost(failure),
+                Event::Closed(failure) => {
+                    self.statuses.iter().for_each(Statuses::lost);
+                    return Outcome::Lost(failure);
+                }
                 event => instructed(&mut self.intake, event),
             }
         }

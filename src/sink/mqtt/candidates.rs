@@ -4,7 +4,7 @@
 //! confirms no reading counts as down, too: it rests, longer each time, and those behind it
 //! come first meanwhile.
 
-use super::statuses::Position;
+use super::statuses::{Position, Reception};
 use crate::config::Broker;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ pub(super) struct Candidate {
     pub broker: Broker,
     /// How far it knows the presence of devices.
     pub position: Position,
+    /// How it takes that.
+    pub reception: Reception,
     /// Its address that worked last.
     pub worked: Option<SocketAddr>,
     standing: Standing,
@@ -50,7 +52,13 @@ impl Fruit {
 
 impl Candidate {
     pub fn new(broker: Broker) -> Candidate {
-        Candidate { broker, position: Position::default(), worked: None, standing: Standing::default() }
+        Candidate {
+            broker,
+            position: Position::default(),
+            reception: Reception::default(),
+            worked: None,
+            standing: Standing::default(),
+        }
     }
 
     /// A connection to it is over.
