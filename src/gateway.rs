@@ -176,13 +176,20 @@ impl Gateway {
         for (mqtt, cursor) in config.mqtt.iter().zip(cursors) {
             let pulse = Pulse::new(clock.now().monotonic);
             let taker = instructions_in.clone().filter(|_| mqtt.commands);
-            let mut destination =
-                MqttDestination::new(mqtt, identity.clone(), log.epochs().clone(), registry.clone(), clock.clone())?;
+            let mut destination = MqttDestination::new(
+                mqtt,
+                identity.clone(),
+                log.epochs().clone(),
+                registry.clone(),
+                clock.clone(),
+                &notes,
+            )?;
             kept.extend(destination.credential());
             if let Some(taker) = taker {
                 destination.take_commands(taker, config.commands.max_body(), notes.about(mqtt.name.as_str()));
             }
-            let pump = pump(mqtt, destination, cursor, &clock, &metrics, pulse.clone());
+            let mut pump = pump(mqtt, destination, cursor, &clock, &metrics, pulse.clone());
+            pump.note_aside(notes.about(mqtt.name.as_str()));
             let name: Arc<str> = mqtt.name.as_str().into();
             watched.push(Watched { name: name.clone(), pulse, note: pump.note() });
             restarters.push((name, pump.restarter()));

@@ -8,6 +8,7 @@ mod flight;
 pub mod mqtt;
 mod pump;
 mod sizing;
+mod suspicion;
 
 pub use pump::Pump;
 
@@ -52,12 +53,24 @@ impl Pulse {
 /// Readings put together for sending.
 #[derive(Debug)]
 pub struct Encoded<P> {
-    /// What to send, in order, each with its size in bytes.
-    pub payloads: Vec<(P, usize)>,
+    /// What to send, in order.
+    pub payloads: Vec<Part<P>>,
     /// The last reading that is in one of them.
     pub upto: Seq,
     /// How many readings are.
     pub readings: u64,
+}
+
+/// One payload, and what is in it.
+#[derive(Debug)]
+pub struct Part<P> {
+    pub payload: P,
+    /// In bytes.
+    pub size: usize,
+    pub readings: u64,
+    /// Seqs of the first and the last of them; between them others may stand.
+    pub first: Seq,
+    pub last: Seq,
 }
 
 /// Why nothing could be put together.
@@ -101,6 +114,9 @@ pub trait Destination: Send {
 
     /// Puts an event together.
     fn event(&self, event: &LogEvent) -> Self::Payload;
+
+    /// Where it goes at the destination, such as a topic: some of that may be refused.
+    fn lane(payload: &Self::Payload) -> &str;
 }
 
 /// What became of something sent.
@@ -108,7 +124,7 @@ pub trait Destination: Send {
 pub enum Outcome {
     /// The destination has taken what this token was given for.
     Confirmed(u64),
-    /// It refuses what this token was given for, and will again.
+    /// It refuses what this token was given for, and will again if the failure is permanent.
     Refused(u64, Failure),
     /// The connection is over, and nothing outstanding will be confirmed.
     Lost(Failure),
@@ -123,6 +139,9 @@ pub trait Link: Send {
 
     /// Largest payload that the destination accepts, in bytes, as far as it said.
     fn max_payload(&self) -> usize;
+
+    /// Whether it said how large a payload may be.
+    fn tells_size(&self) -> bool;
 
     /// Sends without waiting; [`Outcome::Confirmed`] will name `token`.
     ///

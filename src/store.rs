@@ -28,6 +28,7 @@
 //! - A damaged file: the segments whose checksum does not hold. All others are taken
 //!   over into a new database; see `docs/recovery.md`.
 
+mod aside;
 mod attendance;
 mod boots;
 mod budget;

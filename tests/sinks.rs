@@ -12,7 +12,7 @@ use tidegate::clock::{Clock, Now, SystemClock};
 use tidegate::config::{Deliver, HistoryWithin, Start, Store};
 use tidegate::metrics::Metrics;
 use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
-use tidegate::sink::{Budget, Destination, Encoded, Link, Outcome, Pulse, Pump, Unencodable};
+use tidegate::sink::{Budget, Destination, Encoded, Link, Outcome, Part, Pulse, Pump, Unencodable};
 use tidegate::store::{Change, Log, LogEvent, Opened, Wanted, forget_sink, rename_sink};
 
 fn open(config: &Store, sinks: &[&str]) -> (Opened, Metrics) {
@@ -427,12 +427,18 @@ impl Destination for Stub {
         let seqs: Vec<u64> =
             chunk.iter().flat_map(|batch| batch.after(after).map(|(seq, ..)| seq.0).collect::<Vec<_>>()).collect();
         let Some(last) = seqs.last() else { return Err(Unencodable::Nothing) };
-        let encoded = Encoded { payloads: vec![((), 10)], upto: Seq(*last), readings: seqs.len() as u64 };
+        let (readings, last) = (seqs.len() as u64, Seq(*last));
+        let part = Part { payload: (), size: 10, readings, first: after.next(), last };
+        let encoded = Encoded { payloads: vec![part], upto: last, readings };
         self.delivered.lock().extend(seqs);
         Ok(encoded)
     }
 
     fn event(&self, _: &LogEvent) {}
+
+    fn lane((): &()) -> &'static str {
+        "readings"
+    }
 }
 
 impl Link for StubLink {
@@ -444,6 +450,10 @@ impl Link for StubLink {
 
     fn max_payload(&self) -> usize {
         10_000
+    }
+
+    fn tells_size(&self) -> bool {
+        true
     }
 
     fn send(&mut self, token: u64, (): ()) -> Result<(), Failure> {

@@ -37,6 +37,7 @@ mod presence;
 mod protobuf;
 mod queue;
 mod rate;
+mod refusals;
 mod serial;
 mod service;
 mod sessions;

@@ -78,17 +78,18 @@ pub(super) fn connect_5(code: Connect, own_words: Option<&str>, elsewhere: Optio
     failure(what, own_words, permanent)
 }
 
+/// Permanent are those reasons that are about this one publish and no other.
 pub(super) fn publish(code: PubAckReason, own_words: Option<&str>) -> Result<(), Failure> {
-    let what = match code {
+    let (what, permanent) = match code {
         PubAckReason::Success | PubAckReason::NoMatchingSubscribers => return Ok(()),
-        PubAckReason::NotAuthorized => "this client may not publish to that topic",
-        PubAckReason::TopicNameInvalid => "the topic is not allowed",
-        PubAckReason::QuotaExceeded => "a quota is exceeded",
-        PubAckReason::PayloadFormatInvalid => "the payload is not of the format that was said",
-        PubAckReason::PacketIdentifierInUse => "the packet id is in use",
-        PubAckReason::UnspecifiedError | PubAckReason::ImplementationSpecificError => "it gives no reason",
+        PubAckReason::NotAuthorized => ("this client may not publish to that topic", true),
+        PubAckReason::TopicNameInvalid => ("the topic is not allowed", true),
+        PubAckReason::QuotaExceeded => ("a quota is exceeded", false),
+        PubAckReason::PayloadFormatInvalid => ("the payload is not of the format that was said", true),
+        PubAckReason::PacketIdentifierInUse => ("the packet id is in use", false),
+        PubAckReason::UnspecifiedError | PubAckReason::ImplementationSpecificError => ("it gives no reason", false),
     };
-    Err(failure(what.to_owned(), own_words, true))
+    Err(failure(what.to_owned(), own_words, permanent))
 }
 
 pub(super) fn subscribe(code: Subscribe, own_words: Option<&str>) -> Failure {

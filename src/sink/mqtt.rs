@@ -1,5 +1,6 @@
 //! Readings, and the presence of devices, to an MQTT broker; commands from there.
 
+mod batches;
 mod candidates;
 mod commands;
 mod connecting;
@@ -12,16 +13,16 @@ mod terms;
 
 pub use commands::Instruction;
 
-use super::encode::{self, Entry, Fit, Replay, Writer};
+use super::encode::{self, Replay};
 use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
 use crate::backoff::Failure;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Encoding, Profile};
 use crate::credentials::Credential;
 use crate::device::Registry;
-use crate::model::{DeviceId, Epochs, Numbered, Seq};
+use crate::model::{Epochs, Numbered, Seq};
 use crate::mqtt::{Cause, Connection, Event, Options, Publish, Topics, Version};
-use crate::notes::Note;
+use crate::notes::{Note, Notes};
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -60,6 +61,8 @@ pub struct MqttDestination {
     epochs: Epochs,
     /// Whose presence is told, if it is.
     registry: Option<Registry>,
+    /// Tells if a broker gets none of it.
+    presence_note: Note,
     /// What the broker that was connected last takes as a payload, in bytes.
     max_payload: usize,
     /// What the cloud takes as a payload, in bytes, whatever the broker says.
@@ -79,6 +82,8 @@ pub struct MqttLink {
     left: Option<Failure>,
     window: usize,
     max_payload: usize,
+    /// Whether the broker said that, or its cloud does.
+    tells_size: bool,
     status: Status,
     statuses: Option<Statuses>,
     intake: Option<Intake>,
@@ -100,6 +105,7 @@ impl MqttDestination {
         epochs: Epochs,
         registry: Registry,
         clock: Arc<dyn Clock>,
+        notes: &Notes,
     ) -> Result<MqttDestination> {
         let candidate = |broker: &String| -> Result<Candidate> {
             broker.parse().map(Candidate::new).with_context(|| format!("mqtt sink {:?}", config.name))
@@ -111,6 +117,7 @@ impl MqttDestination {
         }
         Ok(MqttDestination {
             registry: config.presence.then_some(registry),
+            presence_note: notes.about(config.name.as_str()),
             candidates: config.brokers.iter().map(candidate).collect::<Result<_>>()?,
             last: None,
             wanted: Wanted { version: config.version(), retain: config.retains() },
@@ -158,66 +165,6 @@ impl MqttDestination {
         self.secrets.credential()
     }
 
-    fn publish(&self, topic: String, payload: Vec<u8>) -> (Publish, usize) {
-        let size = payload.len();
-        let (content_type, encoding) = content_type(self.encoding);
-        (Publish { topic, payload: payload.into(), retain: false, content_type, encoding }, size)
-    }
-
-    fn all<'a>(
-        &self,
-        identity: &Identity,
-        entries: impl Iterator<Item = Entry<'a>>,
-        budget: Budget,
-    ) -> Result<Encoded<Publish>, Unencodable> {
-        let mut writer = encode::writer(self.encoding, identity);
-        let (payload, upto, readings) = encode::payload(&mut *writer, entries, budget).map_err(unencodable)?;
-        Ok(Encoded { payloads: vec![self.publish(self.topics.readings(), payload)], upto, readings })
-    }
-
-    /// A payload for each device, until one of them or all together are as large as
-    /// a batch may be.
-    fn each_device<'a>(
-        &self,
-        identity: &Identity,
-        entries: impl Iterator<Item = Entry<'a>>,
-        budget: Budget,
-    ) -> Result<Encoded<Publish>, Unencodable> {
-        let mut open: Vec<(&DeviceId, Box<dyn Writer>, u64)> = Vec::new();
-        let (mut upto, mut readings, mut total) = (Seq::ZERO, 0, 0);
-        for entry in entries {
-            let place = match open.iter().position(|(device, ..)| *device == entry.device) {
-                Some(place) => place,
-                None => {
-                    open.push((entry.device, encode::writer(self.encoding, identity), 0));
-                    open.len() - 1
-                }
-            };
-            let (_, writer, count) = &mut open[place]; // found or just made
-            let before = writer.size();
-            match encode::add(&mut **writer, *count, &entry, budget) {
-                Fit::Fits => {
-                    *count += 1;
-                    total += writer.size() - before;
-                    (upto, readings) = (entry.seq, readings + 1);
-                }
-                Fit::TooLarge if readings == 0 => return Err(Unencodable::TooLarge(entry.seq)),
-                Fit::TooLarge | Fit::Full => break,
-            }
-            if total >= budget.batch {
-                break;
-            }
-        }
-        let payloads: Vec<_> = open
-            .into_iter()
-            .filter(|(.., count)| *count > 0)
-            .map(|(device, mut writer, _)| self.publish(self.topics.device_readings(device), writer.finish()))
-            .collect();
-        if payloads.is_empty() { Err(Unencodable::Nothing) } else { Ok(Encoded { payloads, upto, readings }) }
-    }
-}
-
-impl MqttDestination {
     /// The message with this body; if no packet of the broker's holds it, what `leave_out`
     /// leaves of it. One that the broker does not take would hold up all that follows.
     fn fitting(&self, topic: String, mut body: Object, leave_out: impl FnOnce(&mut Object)) -> Publish {
@@ -266,13 +213,6 @@ fn instructed(intake: &mut Option<Intake>, event: Event) {
     }
 }
 
-fn unencodable((fit, seq): (Fit, Seq)) -> Unencodable {
-    match fit {
-        Fit::TooLarge => Unencodable::TooLarge(seq),
-        Fit::Fits | Fit::Full => Unencodable::Nothing,
-    }
-}
-
 fn json_publish(topic: String, value: &serde_json::Value, retain: bool) -> Publish {
     let payload = Bytes::from(value.to_string());
     Publish { topic, payload, retain, content_type: "application/json", encoding: "json" }
@@ -281,6 +221,10 @@ fn json_publish(topic: String, value: &serde_json::Value, retain: bool) -> Publi
 impl Destination for MqttDestination {
     type Payload = Publish;
     type Link = MqttLink;
+
+    fn lane(publish: &Publish) -> &str {
+        &publish.topic
+    }
 
     async fn connect(&mut self) -> Result<MqttLink, Failure> {
         let mut failures = Vec::new();
@@ -341,6 +285,10 @@ impl Destination for MqttDestination {
 impl Link for MqttLink {
     type Payload = Publish;
 
+    fn tells_size(&self) -> bool {
+        self.tells_size
+    }
+
     fn window(&self) -> usize {
         self.window
     }
@@ -396,6 +344,7 @@ impl Link for MqttLink {
                     if let Some(left) = self.left.take() {
                         return Outcome::Lost(left);
                     }
+                    self.statuses.iter().for_each(Statuses::lost);
                     let cause = self.connection.cause();
                     // There is another one to go to, at once.
                     let goes_on = matches!(cause, Cause::Elsewhere { .. }) || cause == Cause::Busy && self.has_others;

@@ -1,10 +1,14 @@
 //! The cursor loop: from the log to a destination, again and again from the cursor
 //! whenever a connection is lost.
 
+mod aside;
+mod trial;
+
 use super::batching::hold;
-use super::flight::{Flight, Stretch};
+use super::flight::{Flight, Piece, Stretch};
 use super::sizing::Sizing;
-use super::{Destination, Link, Outcome, Pulse, Unencodable};
+use super::suspicion::{Passed, Suspicion};
+use super::{Destination, Link, Outcome, Part, Pulse, Unencodable};
 use crate::backoff::{Backoff, Failure};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, SinkLabel};
@@ -35,6 +39,9 @@ pub struct Pump<D> {
     metrics: Metrics,
     pulse: Pulse,
     note: Note,
+    suspicion: Suspicion,
+    /// What was set aside, and is told.
+    aside: aside::Tally,
     label: SinkLabel,
     /// Bytes that a reading takes in a payload, lately.
     reading_bytes: usize,
@@ -64,9 +71,13 @@ struct Transfer<P> {
     untimed: bool,
     /// Since when readings wait for company.
     waiting_since: Option<Duration>,
+    /// Whether the cursor was moved.
     progress: bool,
     /// Whether it was logged that an event was refused.
     refusal_told: bool,
+    /// What passed on this connection before what is suspected.
+    passed: Option<Passed>,
+    refusals: aside::Refusals,
 }
 
 /// What to wait for when nothing more can be sent now.
@@ -92,8 +103,26 @@ impl<D: Destination> Pump<D> {
     ) -> Pump<D> {
         let label = SinkLabel { sink: cursor.name().clone() };
         let sizing = Sizing::new(max_batch);
-        let (note, restart) = (Note::new(label.sink.clone()), Arc::default());
-        Pump { destination, cursor, backoff, sizing, clock, metrics, pulse, note, label, reading_bytes: 100, restart }
+        Pump {
+            destination,
+            cursor,
+            backoff,
+            sizing,
+            clock,
+            metrics,
+            pulse,
+            note: Note::new(label.sink.clone()),
+            suspicion: Suspicion::default(),
+            aside: aside::Tally::new(Note::new(label.sink.clone())),
+            label,
+            reading_bytes: 100,
+            restart: Arc::default(),
+        }
+    }
+
+    /// Has `note` tell of readings that the destination does not take.
+    pub fn note_aside(&mut self, note: Note) {
+        self.aside = aside::Tally::new(note);
     }
 
     /// Notified, the pump drops its connection, or waits no longer, and connects anew.
@@ -210,8 +239,24 @@ impl<D: Destination> Pump<D> {
             waiting_since: None,
             progress: false,
             refusal_told: false,
+            passed: None,
+            refusals: aside::Refusals::default(),
         };
         self.cursor.listen(true);
+        let restart = self.restart.clone();
+        let passed = tokio::select! {
+            biased;
+            () = stop::requested(stop) => {
+                link.close(drain / 2).await;
+                return End::Stopped;
+            }
+            () = restart.notified() => return End::Restart,
+            passed = self.try_another(&mut link) => passed,
+        };
+        match passed {
+            Ok(passed) => transfer.passed = passed,
+            Err(failure) => return End::Lost(failure),
+        }
         let mut figures = interval(FIGURES_EVERY);
         figures.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let failure = loop {
@@ -241,17 +286,24 @@ impl<D: Destination> Pump<D> {
                 },
                 () = self.cursor.available(transfer.next, transfer.next_event), if news => {}
                 () = sleep(company.unwrap_or_default()), if company.is_some() => {}
-                _ = figures.tick() => self.figures(),
+                _ = figures.tick() => {
+                    self.figures();
+                    let now = self.clock.now().monotonic;
+                    self.aside.look(now);
+                    if let Some(failure) = transfer.refusals.overdue(&transfer.flight, now) {
+                        break failure;
+                    }
+                }
             }
         };
-        self.lost(&transfer);
+        self.lost(&mut transfer);
         End::Lost(failure)
     }
 
     /// Sends as much as the window and good sense allow.
     async fn fill(&mut self, transfer: &mut Transfer<D::Payload>, link: &mut D::Link) -> Result<Wait, Failure> {
         let window = self.sizing.window(link.window());
-        while transfer.outstanding < window {
+        while transfer.outstanding < window && transfer.flight.held() < aside::MOST_HELD {
             if let Some((token, payload)) = transfer.queue.pop_front() {
                 link.send(token, payload)?;
                 transfer.outstanding += 1;
@@ -289,8 +341,15 @@ impl<D: Destination> Pump<D> {
         match self.cursor.events(transfer.next_event).await {
             Ok(events) => {
                 for event in events {
-                    let token = transfer.flight.add(Stretch::Event(event.id), 1, 0, 1);
-                    transfer.queue.push_back((token, self.destination.event(&event)));
+                    let payload = self.destination.event(&event);
+                    let piece = Piece {
+                        lane: D::lane(&payload).into(),
+                        bytes: 0,
+                        readings: 1,
+                        first: Seq::ZERO,
+                        last: Seq::ZERO,
+                    };
+                    self.queue(transfer, Stretch::Event(event.id), vec![(piece, payload)]);
                     transfer.next_event = event.id;
                 }
                 true
@@ -321,18 +380,19 @@ impl<D: Destination> Pump<D> {
             Ok(encoded) => {
                 let first = transfer.next.next();
                 let stretch = Stretch::Readings { first, last: encoded.upto };
-                let total: usize = encoded.payloads.iter().map(|(_, size)| size).sum();
-                let largest = encoded.payloads.iter().map(|(_, size)| *size).max().unwrap_or_default();
-                let token = transfer.flight.add(stretch, encoded.payloads.len(), largest, encoded.readings);
+                let total: usize = encoded.payloads.iter().map(|part| part.size).sum();
                 let readings = usize::try_from(encoded.readings).unwrap_or(usize::MAX).max(1);
                 self.reading_bytes = (self.reading_bytes * 7 + total / readings) / 8 + 1;
-                transfer.queue.extend((token..).zip(encoded.payloads.into_iter().map(|(payload, _)| payload)));
+                let parts = encoded.payloads.into_iter().map(|part| {
+                    let Part { payload, size: bytes, readings, first, last } = part;
+                    (Piece { lane: D::lane(&payload).into(), bytes, readings, first, last }, payload)
+                });
+                self.queue(transfer, stretch, parts.collect());
                 transfer.next = encoded.upto;
             }
             Err(Unencodable::TooLarge(seq)) => {
-                transfer.flight.add(Stretch::TooLarge(seq), 0, 0, 1);
+                self.too_large(transfer, seq, budget.limit);
                 transfer.next = seq;
-                self.settle(transfer);
             }
             // Whatever was read and is not to be sent is passed: another read would find it again.
             Err(Unencodable::Nothing) => {
@@ -346,64 +406,6 @@ impl<D: Destination> Pump<D> {
     fn unreadable(&self, why: &anyhow::Error) -> bool {
         tracing::error!(sink = %self.label.sink, why = format!("{why:#}"), "cannot read the log; trying again");
         false
-    }
-
-    fn confirmed(&mut self, transfer: &mut Transfer<D::Payload>, token: u64) {
-        if !transfer.flight.confirm(token) {
-            return;
-        }
-        transfer.outstanding = transfer.outstanding.saturating_sub(1);
-        transfer.progress = true;
-        self.pulse.beat(self.clock.now().monotonic);
-        self.sizing.confirmed();
-        self.settle(transfer);
-    }
-
-    /// A destination that takes no events still gets the readings behind them: what it
-    /// refuses of events is passed over. Readings are never.
-    fn refused(&mut self, transfer: &mut Transfer<D::Payload>, token: u64, failure: Failure) -> Result<(), Failure> {
-        if !transfer.flight.is_event(token) {
-            return Err(failure);
-        }
-        if !std::mem::replace(&mut transfer.refusal_told, true) {
-            let (sink, why) = (&self.label.sink, &failure.what);
-            tracing::error!(%sink, why, "the destination refuses events or commands' results; they are lost to it");
-        }
-        self.metrics.sink_events_refused.get_or_create(&self.label).inc();
-        self.confirmed(transfer, token);
-        Ok(())
-    }
-
-    /// Moves the cursor over what is confirmed without a gap.
-    fn settle(&mut self, transfer: &mut Transfer<D::Payload>) {
-        while let Some(stretch) = transfer.flight.done() {
-            match stretch {
-                Stretch::Readings { first, last } => {
-                    if let Some(arrival) = self.cursor.arrival(first) {
-                        let took = self.clock.now().monotonic.saturating_sub(arrival);
-                        self.metrics.delivery_seconds.get_or_create(&self.label).observe(took.as_secs_f64());
-                    }
-                    self.cursor.confirm(last);
-                }
-                Stretch::TooLarge(seq) => self.refuse(seq),
-                Stretch::Event(id) => self.cursor.confirm_events(id),
-            }
-        }
-    }
-
-    fn refuse(&self, seq: Seq) {
-        tracing::error!(sink = %self.label.sink, %seq, "a reading is larger than the destination takes and was dropped for it");
-        self.cursor.refuse(seq, "too_large");
-    }
-
-    /// Draws conclusions from a lost connection.
-    fn lost(&mut self, transfer: &Transfer<D::Payload>) {
-        if transfer.progress || transfer.outstanding == 0 {
-            return;
-        }
-        if let Some(seq) = transfer.flight.head().and_then(|head| self.sizing.lost(head)) {
-            self.refuse(seq);
-        }
     }
 
     /// Waits for what is in flight.

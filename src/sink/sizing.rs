@@ -2,20 +2,17 @@
 //!
 //! An MQTT 3.1.1 broker that is sent a packet beyond its limit just closes the
 //! connection, every time. So when connections end without anything confirmed on
-//! them, the oldest stretch goes alone and ever smaller; a single large reading that
-//! ends connection after connection is given up.
+//! them, the oldest stretch goes alone and ever smaller. Whether a single reading is to
+//! blame, [`Suspicion`](super::suspicion::Suspicion) finds out.
 
 use super::Budget;
-use super::flight::{Head, Stretch};
-use crate::model::Seq;
+use super::flight::Head;
 
 /// Connections lost without progress before size is suspected: the first may have
 /// any reason.
 const SUSPECT_AFTER: u32 = 2;
-/// Connections that a single reading may end before it is given up.
-const GIVE_UP_AFTER: u32 = 5;
-/// Every broker takes readings of this size, in bytes: they are never given up.
-const HARMLESS: usize = 4096;
+/// Every broker takes readings of this size, in bytes: they are never too large.
+pub const HARMLESS: usize = 4096;
 /// Payloads confirmed before a larger size is tried again; doubles each time that fails.
 const GROW_AFTER: u64 = 1000;
 
@@ -24,6 +21,8 @@ const GROW_AFTER: u64 = 1000;
 pub struct Sizing {
     max: usize,
     batch: usize,
+    /// What `batch` was before size was suspected.
+    before: usize,
     /// Connections lost in a row with nothing confirmed on them.
     fruitless: u32,
     confirmed: u64,
@@ -33,7 +32,7 @@ pub struct Sizing {
 impl Sizing {
     /// Batches of up to `max` bytes.
     pub fn new(max: usize) -> Sizing {
-        Sizing { max, batch: max, fruitless: 0, confirmed: 0, grow_after: GROW_AFTER }
+        Sizing { max, batch: max, before: max, fruitless: 0, confirmed: 0, grow_after: GROW_AFTER }
     }
 
     /// How large payloads may be where no more than `limit` bytes are accepted.
@@ -43,10 +42,15 @@ impl Sizing {
 
     /// How many payloads may be outstanding of a window of `window`.
     pub fn window(&self, window: usize) -> usize {
-        if self.fruitless >= SUSPECT_AFTER { 1 } else { window.max(1) }
+        if self.is_careful() { 1 } else { window.max(1) }
     }
 
-    /// Something was confirmed.
+    /// Whether what ends connections is looked for.
+    pub fn is_careful(&self) -> bool {
+        self.fruitless >= SUSPECT_AFTER
+    }
+
+    /// The oldest stretch was confirmed.
     pub fn confirmed(&mut self) {
         self.fruitless = 0;
         if self.batch == self.max {
@@ -59,34 +63,36 @@ impl Sizing {
         }
     }
 
-    /// A connection ended with nothing confirmed on it while `head` was outstanding
-    /// first. Returns a reading that is to be given up.
-    pub fn lost(&mut self, head: Head) -> Option<Seq> {
-        self.fruitless += 1;
-        if self.fruitless < SUSPECT_AFTER {
-            return None;
+    /// What ended connections was found, and has so many bytes.
+    pub fn found(&mut self, bytes: usize) {
+        self.fruitless = 0;
+        if bytes <= HARMLESS {
+            self.batch = self.before;
         }
-        if head.readings > 1 {
+    }
+
+    /// A connection ended with nothing confirmed on it while `head` was outstanding
+    /// first.
+    pub fn lost(&mut self, head: Head) {
+        self.fruitless = self.fruitless.saturating_add(1);
+        if self.fruitless == SUSPECT_AFTER {
+            self.before = self.batch;
+        }
+        if self.is_careful() && head.readings > 1 {
             if self.batch == self.max {
                 self.grow_after = self.grow_after.saturating_mul(2);
             }
             self.batch = (head.bytes / 2).max(1).min(self.batch);
             self.confirmed = 0;
-            return None;
-        }
-        match head.stretch {
-            Stretch::Readings { first, .. } if head.bytes > HARMLESS && self.fruitless >= GIVE_UP_AFTER => {
-                self.fruitless = 0;
-                Some(first)
-            }
-            _ => None,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::flight::Stretch;
     use super::*;
+    use crate::model::Seq;
 
     fn head(bytes: usize, readings: u64) -> Head {
         Head { stretch: Stretch::Readings { first: Seq(7), last: Seq(6 + readings) }, bytes, readings }
@@ -95,10 +101,10 @@ mod tests {
     #[test]
     fn one_lost_connection_changes_nothing() {
         let mut sizing = Sizing::new(1000);
-        assert_eq!(sizing.lost(head(900, 9)), None);
+        sizing.lost(head(900, 9));
         assert_eq!((sizing.budget(5000).batch, sizing.window(32)), (1000, 32));
         sizing.confirmed();
-        assert_eq!(sizing.lost(head(900, 9)), None);
+        sizing.lost(head(900, 9));
         assert_eq!(sizing.budget(5000).batch, 1000);
     }
 
@@ -108,7 +114,7 @@ mod tests {
         let mut bytes = 16_000;
         let mut lost = 0;
         while bytes > 1_500 {
-            assert_eq!(sizing.lost(head(bytes, 100)), None);
+            sizing.lost(head(bytes, 100));
             lost += 1;
             bytes = sizing.budget(100_000).batch;
         }
@@ -134,17 +140,16 @@ mod tests {
     }
 
     #[test]
-    fn only_a_large_reading_alone_is_given_up_and_only_after_several_connections() {
-        let mut sizing = Sizing::new(16_000);
-        for _ in 0..100 {
-            assert_eq!(sizing.lost(head(HARMLESS, 1)), None);
+    fn once_something_small_was_found_to_blame_batches_are_what_they_were() {
+        for (bytes, batch) in [(HARMLESS, 16_000), (HARMLESS + 1, 2_500)] {
+            let mut sizing = Sizing::new(16_000);
+            for _ in 0..SUSPECT_AFTER {
+                sizing.lost(head(5_000, 2));
+            }
+            assert_eq!((sizing.window(32), sizing.budget(100_000).batch), (1, 2_500));
+            sizing.found(bytes);
+            assert_eq!((sizing.window(32), sizing.budget(100_000).batch), (32, batch));
         }
-        let mut sizing = Sizing::new(16_000);
-        for _ in 1..GIVE_UP_AFTER {
-            assert_eq!(sizing.lost(head(10_000, 1)), None);
-        }
-        assert_eq!(sizing.lost(head(10_000, 1)), Some(Seq(7)));
-        assert_eq!(sizing.window(32), 32);
     }
 
     #[test]

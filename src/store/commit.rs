@@ -1,5 +1,6 @@
 //! What one commit writes, what came of it, and what it tells sinks.
 
+use super::aside;
 use super::attendance::Attendance;
 use super::boots;
 use super::events::{self, Lost};
@@ -123,6 +124,7 @@ pub(super) fn tell(db: &Connection, commit: &Commit, outcome: &mut Outcome, most
     }
     // Over the others their sinks have moved already.
     for gap in &commit.gaps {
+        aside::count(db, gap)?;
         missed::of_gap(gap, commit.now, |name| confirmed(name).map(|_| Seq::ZERO)).for_each(&mut add);
     }
     if let Some(most) = most {

@@ -172,7 +172,13 @@ impl SinkCursor {
 
     /// The destination confirmed everything up to `upto`.
     pub fn confirm(&self, upto: Seq) {
-        let delivered = self.advance(upto);
+        self.confirm_but(upto, 0);
+    }
+
+    /// The destination confirmed everything up to `upto` but so many readings, which
+    /// were [set aside](SinkCursor::set_aside).
+    pub fn confirm_but(&self, upto: Seq, aside: u64) {
+        let delivered = self.advance(upto).saturating_sub(aside);
         self.shared.metrics.sink_delivered.get_or_create(&self.shared.label(self.index)).inc_by(delivered);
     }
 
@@ -251,8 +257,14 @@ impl SinkCursor {
     /// everything: it is counted and reported as dropped for this sink, and passed
     /// over.
     pub fn refuse(&self, seq: Seq, reason: &'static str) {
-        self.report(Gap { reason, first: seq, last: seq, count: 1, undelivered: vec![(self.name().clone(), 1)] });
+        self.set_aside((seq, seq), 1, reason);
         self.advance(seq);
+    }
+
+    /// The destination does not take so many readings from `first` to `last`: they are
+    /// counted and reported as dropped for this sink. They stay in the log.
+    pub fn set_aside(&self, (first, last): (Seq, Seq), count: u64, reason: &'static str) {
+        self.report(Gap { reason, first, last, count, undelivered: vec![(self.name().clone(), count)] });
     }
 
     fn report(&self, gap: Gap) {

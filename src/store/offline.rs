@@ -5,6 +5,7 @@
 //! file given by name is read without SQLite, and so without changing anything beside
 //! it, including what stands in its write-ahead log.
 
+use super::aside;
 use super::boots::{self, Beginnings};
 use super::epochs;
 use super::fold;
@@ -58,6 +59,8 @@ pub struct Pending {
     /// For how long it has not been configured, if it is not, by the log's clock.
     pub retired: Option<Duration>,
     pub readings: u64,
+    /// Readings that its destination did not take, so far; they became history.
+    pub aside: u64,
     /// Bytes of the segments that hold them.
     pub bytes: u64,
     /// Time of the oldest reading among them, about, of those whose time is known.
@@ -269,14 +272,16 @@ impl Offline {
     /// # Errors
     /// If the log cannot be read.
     pub fn contents(&self) -> Result<Contents> {
-        let (sinks, clock) = match &self.source {
-            Source::Sqlite { db, .. } => (sinks::places(db)?, recover::meta(db, "log_clock").ok().flatten()),
+        let (sinks, meta) = match &self.source {
+            Source::Sqlite { db, .. } => (sinks::places(db)?, recover::read_meta(db).unwrap_or_default()),
             Source::Bytes(salvage) => {
                 let facts = salvage.facts();
-                (facts.sinks, facts.meta.get("log_clock").copied())
+                (facts.sinks, facts.meta)
             }
         };
+        let clock = meta.get("log_clock").copied();
         let pending = |(sink, place): (String, Place)| Pending {
+            aside: meta.get(&aside::key(&sink)).copied().unwrap_or(0),
             sink,
             confirmed: Seq(place.confirmed),
             retired: place.retired.map(|since| Duration::from_secs(clock.unwrap_or(0).saturating_sub(since))),

@@ -1,5 +1,6 @@
 //! What an operator does with readings and the places of sinks while no gateway runs.
 
+use super::aside;
 use super::boots;
 use super::gap::Hole;
 use super::heal;
@@ -71,6 +72,7 @@ pub fn rename_sink(directory: &Path, from: &str, to: &str) -> Result<u64> {
         db.execute("DELETE FROM sink WHERE name = ?1", [from])?;
         schema::put_place(db, to, Seq(place.confirmed), place.event, place.retired)?;
         missed::rename(db, from, to)?;
+        aside::rename(db, from, to)?;
         places.remove(from);
         places.insert(to.to_owned(), place);
         sinks::write_names(db, places, None)?;

@@ -5,6 +5,7 @@
 //! where it stood and is told what it missed should it come back. Retired places are
 //! forgotten after a while, or by command, or for newer ones where there are many.
 
+use super::aside;
 use super::gap::Hole;
 use super::missed::{self, Missed, What};
 use super::row;
@@ -210,6 +211,7 @@ pub(super) fn forget(db: &Connection, forgotten: &Forgotten) -> Result<Option<St
     let Forgotten { name, count, first, last } = forgotten;
     db.prepare_cached("DELETE FROM sink WHERE name = ?1")?.execute([&**name])?;
     missed::forget(db, name)?;
+    aside::forget(db, name)?;
     let names = db.query_row("SELECT value FROM meta WHERE key = 'sinks'", [], |row| row.get(0)).optional()?;
     write_names(db, &sound(db, u64::MAX)?.0, names)?;
     tracing::warn!(sink = &**name, readings = count, "the place of a sink that is no longer configured is forgotten");

@@ -15,7 +15,7 @@ use tidegate::config::Encoding;
 use tidegate::model::{BootId, Epochs, Numbered, Seq};
 use tidegate::sink::encode::{self, Fit, Replay};
 use tidegate::sink::mqtt::Instruction;
-use tidegate::sink::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
+use tidegate::sink::{Budget, Destination, Encoded, Identity, Link, Outcome, Part, Unencodable};
 use tidegate::store::{LogEvent, with_epoch};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -147,7 +147,12 @@ impl Destination for SimulatedDestination {
         match encode::payload(&mut *writer, entries, budget) {
             Ok((payload, upto, readings)) => {
                 let size = payload.len();
-                Ok(Encoded { payloads: vec![(Payload::Readings(payload), size)], upto, readings })
+                let payload = Payload::Readings(payload);
+                Ok(Encoded {
+                    payloads: vec![Part { payload, size, readings, first: after.next(), last: upto }],
+                    upto,
+                    readings,
+                })
             }
             Err((Fit::TooLarge, seq)) => Err(Unencodable::TooLarge(seq)),
             Err(_) => Err(Unencodable::Nothing),
@@ -156,6 +161,13 @@ impl Destination for SimulatedDestination {
 
     fn event(&self, event: &LogEvent) -> Payload {
         Payload::Event(LogEvent { body: with_epoch(event.body.clone(), &self.epochs), ..event.clone() })
+    }
+
+    fn lane(payload: &Payload) -> &'static str {
+        match payload {
+            Payload::Readings(_) => "readings",
+            Payload::Event(_) => "events",
+        }
     }
 }
 
@@ -167,12 +179,15 @@ impl SimulatedLink {
             && *at <= now.min(self.breaks)
         {
             let Some((_, token, payload)) = self.going.pop_front() else { return };
-            self.take(&payload);
+            self.take(token, &payload);
             self.coming.push_back((now + self.latency, token));
         }
     }
 
-    fn take(&mut self, payload: &Payload) {
+    fn take(&mut self, token: u64, payload: &Payload) {
+        // What is tried out of turn comes again in its turn, with a token that counts up.
+        let mut none = 0;
+        let last = if token < 1 << 61 { &mut self.last } else { &mut none };
         let Broker { context, sink, .. } = &self.broker;
         match payload {
             Payload::Readings(bytes) => match encode::decode(bytes) {
@@ -181,7 +196,7 @@ impl SimulatedLink {
                     if let Some((first, last)) = range {
                         context.trace(format_args!("{sink} gets {}..{}", first.seq, last.seq));
                     }
-                    context.delivered(sink, &delivery, &mut self.last);
+                    context.delivered(sink, &delivery, last);
                 }
                 Err(why) => context.oracle(|oracle| oracle.violated(format!("{sink} cannot decode: {why}"))),
             },
@@ -202,6 +217,10 @@ impl Link for SimulatedLink {
 
     fn max_payload(&self) -> usize {
         64 * 1024
+    }
+
+    fn tells_size(&self) -> bool {
+        false
     }
 
     fn send(&mut self, token: u64, payload: Payload) -> Result<(), Failure> {
@@ -246,7 +265,7 @@ impl Drop for SimulatedLink {
         let some = self.broker.state.lock().1.usize(..=self.going.len());
         if Instant::now() < self.breaks {
             for (_, _, payload) in std::mem::take(&mut self.going).into_iter().take(some) {
-                self.take(&payload);
+                self.take(token, &payload);
             }
         }
     }

@@ -27,6 +27,8 @@ pub struct Manners {
     pub ack_backwards: usize,
     /// Publishes are refused (MQTT 5).
     pub refuses_publishes: bool,
+    /// Of these topics publishes are refused (MQTT 5), or end the connection.
+    pub denied: Option<fn(&str) -> bool>,
     /// Subscriptions are refused.
     pub refuses_subscriptions: bool,
     /// They end the connection.
@@ -60,6 +62,8 @@ pub struct Seen {
     pub acked: Vec<(String, Vec<u8>)>,
     /// The most publishes that were outstanding at one time.
     pub most_outstanding: usize,
+    /// Publishes to topics that are denied.
+    pub denied: usize,
     /// Packets that were too large.
     pub too_large: usize,
     /// Ids of messages that were confirmed to the broker.
@@ -208,6 +212,15 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 let id = u16::from_be_bytes([body[at], body[at + 1]]);
                 // Properties are short here: one byte of length.
                 let payload = if manners.v5 { at + 3 + usize::from(body[at + 2]) } else { at + 2 };
+                if manners.denied.is_some_and(|denied| denied(&topic)) {
+                    locked().denied += 1;
+                    if !manners.v5 {
+                        return None;
+                    }
+                    let [high, low] = id.to_be_bytes();
+                    stream.write_all(&[0x40, 3, high, low, 0x87]).await.ok()?;
+                    continue;
+                }
                 came += 1;
                 if manners.silent_after.is_some_and(|most| acks >= most) || forgets == Some(came) {
                     continue;

@@ -55,6 +55,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
             .map(|sink| {
                 json!({
                     "sink": sink.sink, "confirmed": sink.confirmed, "pending": sink.readings, "bytes": sink.bytes,
+                    "set_aside": sink.aside,
                     "configured": sink.retired.is_none(),
                     "removed_seconds": sink.retired.map(|time| time.as_secs()),
                     "oldest_seconds": age(sink).map(|age| age.as_secs()),
@@ -84,6 +85,14 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
         let bytes = ByteSize(sink.bytes).to_string();
         let (age, estimate) = (shown(age(sink)), shown(estimate));
         writeln!(out, "{:<20} {:>12} {bytes:>10} {age:>14} {estimate:>14}", sink.sink, sink.readings)?;
+    }
+    for sink in contents.sinks.iter().filter(|sink| sink.aside > 0) {
+        writeln!(
+            out,
+            "{}: {} readings were set aside, which the destination did not take; as long as there is room they are in \
+             the history (tidegate queue export)",
+            sink.sink, sink.aside
+        )?;
     }
     for sink in &contents.sinks {
         if let Some(time) = sink.retired {

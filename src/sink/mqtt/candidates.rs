@@ -4,7 +4,7 @@
 //! confirms no reading counts as down, too: it rests, longer each time, and those behind it
 //! come first meanwhile.
 
-use super::statuses::Position;
+use super::statuses::{Position, Reception};
 use super::terms::Terms;
 use crate::config::Broker;
 use crate::mqtt::Cause;
@@ -22,6 +22,8 @@ pub(super) struct Candidate {
     pub broker: Broker,
     /// How far it knows the presence of devices.
     pub position: Position,
+    /// How it takes that.
+    pub reception: Reception,
     /// Its address that worked last.
     pub worked: Option<SocketAddr>,
     /// How it lets the gateway in.
@@ -72,6 +74,7 @@ impl Candidate {
         Candidate {
             broker,
             position: Position::default(),
+            reception: Reception::default(),
             worked: None,
             terms: Terms::default(),
             standing: Standing::default(),

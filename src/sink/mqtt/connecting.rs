@@ -54,7 +54,7 @@ impl MqttDestination {
     }
 
     async fn connect_to(&self, candidate: &Candidate, asked: Asked) -> Result<MqttLink, Refusal> {
-        let (broker, Candidate { position, worked, .. }) = (candidate.target(), candidate);
+        let (broker, Candidate { position, reception, worked, .. }) = (candidate.target(), candidate);
         let options = self
             .options(broker, asked)
             // What is missing may come any moment, and looking for it costs nobody else anything.
@@ -96,10 +96,12 @@ impl MqttDestination {
                     .max(1),
             ),
             statuses: self.registry.as_ref().map(|registry| {
-                let gateway = self.status.identity.gateway.clone();
-                Statuses::new(registry.clone(), self.topics.clone(), gateway, position.clone(), status.retain)
+                let (gateway, now) = (self.status.identity.gateway.clone(), self.status.clock.now().monotonic);
+                let (known, note) = ((position.clone(), reception.clone()), self.presence_note.clone());
+                Statuses::new(registry.clone(), self.topics.clone(), gateway, known, status.retain, note, now)
             }),
             max_payload,
+            tells_size: connection.max_packet().is_some() || self.most < usize::MAX,
             connection,
             fruit: Fruit::default(),
             has_others: self.candidates.len() > 1,

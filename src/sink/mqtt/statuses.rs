@@ -5,16 +5,23 @@
 //! the readings and without holding them up; what it confirmed is remembered for as long
 //! as it remembers this client. One that does not is told of every device anew: so its
 //! retained messages are made true after a restart of either side.
+//!
+//! A broker of MQTT 3.1.1 that does not allow them closes the connection. After a few that
+//! ended so, one goes without them for a while; readings never wait for them.
 
 use crate::backoff::Failure;
 use crate::device::{Registry, Told};
 use crate::model::GatewayId;
 use crate::mqtt::{Connection, Publish, Topics};
+use crate::notes::Note;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 /// Statuses under way at a time.
 pub const WINDOW: u16 = 4;
@@ -23,6 +30,46 @@ const FIRST_TOKEN: u64 = 1 << 62;
 
 /// The version up to which one broker knows devices' presence. Clones share it.
 pub type Position = Arc<AtomicU64>;
+
+/// Connections in a row that end with statuses under way and none confirmed, until one goes
+/// without.
+const MOST_LOST: u32 = 3;
+/// How long it does at first; twice as long each time.
+const REST: Duration = Duration::from_secs(600);
+const LONGEST_REST: Duration = Duration::from_secs(24 * 3600);
+
+/// What is known of statuses at one broker. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Reception(Arc<Mutex<Losses>>);
+
+#[derive(Debug, Default)]
+struct Losses {
+    /// Connections that ended in a row, perhaps by them.
+    lost: u32,
+    rests: u32,
+}
+
+impl Reception {
+    fn lost(&self) {
+        self.0.lock().lost += 1;
+    }
+
+    fn confirmed(&self) {
+        *self.0.lock() = Losses::default();
+    }
+
+    /// How long a new connection is to go without, if it is.
+    fn rest(&self) -> Option<Duration> {
+        let mut losses = self.0.lock();
+        if losses.lost < MOST_LOST {
+            return None;
+        }
+        losses.lost = MOST_LOST - 1; // the next one shows whether it was that
+        let rest = REST.saturating_mul(1 << losses.rests.min(16)).min(LONGEST_REST);
+        losses.rests += 1;
+        Some(rest)
+    }
+}
 
 /// What one connection tells of devices.
 pub struct Statuses {
@@ -40,10 +87,36 @@ pub struct Statuses {
     next_token: u64,
     /// Whether it was logged that the broker does not take them.
     refusal_told: bool,
+    reception: Reception,
+    /// Whether one was confirmed or refused, so that they end no connection.
+    answered: bool,
+    /// Until when this connection goes without.
+    rests_until: Option<Instant>,
+    note: Note,
 }
 
 impl Statuses {
-    pub fn new(registry: Registry, topics: Topics, gateway: GatewayId, position: Position, retain: bool) -> Statuses {
+    /// Those that a broker gets which knows them up to `position`. `note` tells, by the
+    /// monotonic clock as it is `now`, if this connection goes without them.
+    pub fn new(
+        registry: Registry,
+        topics: Topics,
+        gateway: GatewayId,
+        (position, reception): (Position, Reception),
+        retain: bool,
+        note: Note,
+        now: Duration,
+    ) -> Statuses {
+        let rest = reception.rest();
+        if let Some(rest) = rest {
+            let rest = humantime::format_duration(rest);
+            let why = format!(
+                "the broker ends connections when devices' presence is published; it goes without that for {rest}: let \
+                 the gateway publish to PREFIX/GATEWAY/devices/+/status, or set presence = false"
+            );
+            tracing::warn!(why, "presence is left out");
+            note.is_down(why, now);
+        }
         let told = registry.told();
         let sent = position.load(Ordering::Relaxed);
         Statuses {
@@ -57,11 +130,18 @@ impl Statuses {
             under_way: VecDeque::new(),
             next_token: FIRST_TOKEN,
             refusal_told: false,
+            reception,
+            answered: false,
+            rests_until: rest.map(|rest| Instant::now() + rest),
+            note,
         }
     }
 
     /// Sends what there is to tell, as far as the window goes.
     pub fn send(&mut self, connection: &mut Connection) {
+        if self.rests_until.is_some() {
+            return;
+        }
         while self.under_way.len() < usize::from(WINDOW) {
             let Some((version, told)) = self.registry.told_after(self.sent) else { return };
             if !self.retain && matches!(told, Told::Forgotten(_)) {
@@ -87,6 +167,10 @@ impl Statuses {
     pub fn confirmed(&mut self, token: u64) -> bool {
         let Some(found) = self.under_way.iter_mut().find(|(sent, ..)| *sent == token) else { return false };
         found.2 = true;
+        if !std::mem::replace(&mut self.answered, true) {
+            self.reception.confirmed();
+            self.note.works();
+        }
         self.settle();
         true
     }
@@ -111,9 +195,21 @@ impl Statuses {
         is_ours
     }
 
+    /// The connection ended.
+    pub fn lost(&self) {
+        if !self.answered && !self.under_way.is_empty() {
+            self.reception.lost();
+        }
+    }
+
     /// Waits until there may be something to tell that was not there before; for ever
     /// while as much is under way as may be. Cancel-safe.
     pub async fn news(&mut self) {
+        if let Some(until) = self.rests_until {
+            sleep_until(until).await;
+            self.rests_until = None;
+            return;
+        }
         if self.under_way.len() >= usize::from(WINDOW) || self.told.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -140,5 +236,32 @@ impl Statuses {
             content_type: "application/json",
             encoding: "json",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_ends_connections_gets_none_for_ever_longer_times_until_it_takes_them() {
+        let reception = Reception::default();
+        for _ in 1..MOST_LOST {
+            reception.lost();
+            assert_eq!(reception.rest(), None);
+        }
+        reception.lost();
+        assert_eq!((reception.rest(), reception.rest()), (Some(REST), None), "the next one tries");
+        reception.lost();
+        assert_eq!(reception.rest(), Some(2 * REST));
+        reception.confirmed();
+        reception.lost();
+        assert_eq!(reception.rest(), None);
+        for _ in 0..100 {
+            reception.lost();
+            reception.rest();
+        }
+        reception.lost();
+        assert_eq!(reception.rest(), Some(LONGEST_REST));
     }
 }
