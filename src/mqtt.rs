@@ -12,11 +12,14 @@ mod client;
 mod connection;
 mod dial;
 mod packet;
+mod probe;
 mod reason;
 mod tls;
 mod topics;
+mod verifier;
 
 pub use crate::config::MqttVersion as Version;
 pub use connection::{Acker, Connection, Event, Message, Options, Publish};
+pub use probe::{Finding, Verdict, probe, took};
 pub use tls::{ClientTls, TlsFiles, client_config, of_sink as tls_of};
 pub use topics::Topics;

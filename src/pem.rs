@@ -1,7 +1,9 @@
 //! Certificates and keys in PEM files, and what is wrong with them in plain words.
 
+mod certificate;
 mod validity;
 
+pub use certificate::Certificate;
 pub use validity::{Lapse, SOON, Validity};
 
 use crate::files;

@@ -12,6 +12,7 @@ mod browser;
 mod client;
 mod commands;
 mod config;
+mod connect;
 mod console;
 mod corpus;
 mod credentials;

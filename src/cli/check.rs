@@ -1,6 +1,8 @@
 //! `tidegate check`: all that is wrong with a configuration.
 
-use super::{USAGE, say};
+mod connect;
+
+use super::{File, USAGE, failed, say};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Checked, Config, Problem, Terms};
 use crate::link::tls;
@@ -11,8 +13,27 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// Reports everything that is wrong with the configuration
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    file: File,
+    /// Connect to each broker of each [[mqtt]] as well, and say what is found at each step
+    ///
+    /// Exits with 1 if something is wrong there. A running gateway is not disturbed: this
+    /// connects under another client id, and publishes nothing that looks like a reading.
+    #[arg(long)]
+    connect: bool,
+    /// Connect under this client id instead of the configured one with -check behind it
+    ///
+    /// For brokers that let in only the gateway's own; stop the gateway then.
+    #[arg(long, value_name = "ID", requires = "connect")]
+    client_id: Option<String>,
+}
+
 /// Reports every problem of the file, and exits with 2 if there is one.
-pub fn check(path: &Path) -> ExitCode {
+pub fn run(args: &Args) -> ExitCode {
+    let path = args.file.config.as_path();
     let checked = config::check(path);
     let Checked { config, unseen, .. } = &checked;
     let unseen_lines = unseen.iter().map(|problem| format!("{problem}\n"));
@@ -33,7 +54,10 @@ pub fn check(path: &Path) -> ExitCode {
     if problems.is_empty() {
         let but = if unseen.is_empty() { "" } else { ", as far as it could be checked" };
         let _ = write!(out, "{} is fine{but}\n{lines}", path.display());
-        return ExitCode::SUCCESS;
+        return match config {
+            Ok(config) if args.connect => connect::run(config, args.client_id.as_deref()),
+            _ => ExitCode::SUCCESS,
+        };
     }
     let _ = write!(out, "{lines}");
     say(&problems);

@@ -177,7 +177,7 @@ impl Connection {
         })
     }
 
-    fn over(stream: Stream, peer: SocketAddr, options: &Options) -> Connection {
+    pub(super) fn over(stream: Stream, peer: SocketAddr, options: &Options) -> Connection {
         let began = Instant::now();
         let (acks_in, acks) = mpsc::unbounded_channel();
         Connection {
@@ -199,7 +199,8 @@ impl Connection {
         }
     }
 
-    async fn accepted(&mut self) -> Result<(), Failure> {
+    /// Waits for CONNACK.
+    pub(super) async fn accepted(&mut self) -> Result<(), Failure> {
         poll_fn(|cx| {
             while self.connected_at.is_none() {
                 if let Some(why) = self.closed.clone() {

@@ -7,10 +7,12 @@
 use super::connection::Options;
 use crate::backoff::Failure;
 use crate::{files, pem};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -34,20 +36,48 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 /// # Errors
 /// If no address of the name can be reached, or TLS does not come about.
 pub(super) async fn dial(options: &Options, worked: Option<SocketAddr>) -> Result<(Stream, SocketAddr), Failure> {
-    let Options { host, port, .. } = options;
-    let found = lookup_host((host.as_str(), *port))
-        .await
-        .map_err(|_| failed(format!("the name {host} is not known: is there a network, and a name server?")))?;
-    let addresses = in_turn(found.collect(), worked);
+    let addresses = in_turn(resolve(&options.host, options.port).await?, worked);
     let tcp = first_to_answer(&addresses).await?;
-    // A small packet waits for nothing.
-    let _ = tcp.set_nodelay(true);
     let peer = tcp.peer_addr().map_err(|why| broken_off(&why))?;
     let Some(tls) = &options.tls else { return Ok((Stream::Plain(tcp), peer)) };
-    let name = ServerName::try_from(host.clone())
-        .map_err(|_| Failure { what: format!("{host} is no name that a certificate can be for"), permanent: true })?;
-    let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await.map_err(|why| no_tls(&why))?;
+    let stream = secure(tcp, tls.clone(), &options.host).await?;
     Ok((Stream::Tls(Box::new(stream)), peer))
+}
+
+/// The addresses of a name.
+///
+/// # Errors
+/// If it is not known.
+pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+    let found = lookup_host((host, port))
+        .await
+        .map_err(|_| failed(format!("the name {host} is not known: is there a network, and a name server?")))?;
+    Ok(found.collect())
+}
+
+/// Connects to one address.
+///
+/// # Errors
+/// As the system does.
+pub(super) async fn reach(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    // A small packet waits for nothing.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+/// Shakes hands with `host`.
+///
+/// # Errors
+/// If TLS does not come about.
+pub(super) async fn secure(
+    tcp: TcpStream,
+    tls: Arc<ClientConfig>,
+    host: &str,
+) -> Result<TlsStream<TcpStream>, Failure> {
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| Failure { what: format!("{host} is no name that a certificate can be for"), permanent: true })?;
+    TlsConnector::from(tls).connect(name, tcp).await.map_err(|why| no_tls(&why))
 }
 
 /// The addresses in the order in which they are tried: the families take turns, beginning
@@ -75,7 +105,7 @@ async fn first_to_answer(addresses: &[SocketAddr]) -> Result<TcpStream, Failure>
     let mut left = addresses.iter().copied();
     loop {
         if let Some(address) = left.next() {
-            attempts.spawn(async move { (address, TcpStream::connect(address).await) });
+            attempts.spawn(async move { (address, reach(address).await) });
         }
         let delay = async {
             if left.len() == 0 {

@@ -1,5 +1,6 @@
 //! TLS by rustls with ring: nothing of the system's but, if wanted, its roots.
 
+use super::verifier;
 use crate::config;
 use crate::credentials::Kept;
 use crate::pem::{self, Validity};
@@ -67,6 +68,14 @@ pub fn client_config(files: &TlsFiles) -> Result<ClientConfig> {
         _ => bail!("a client certificate needs both cert_file and key_file"),
     };
     Ok(config)
+}
+
+/// For a look at what a broker shows: whoever answers is let in, and nothing is to be sent.
+pub(super) fn looking() -> Result<Arc<ClientConfig>, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Arc::new(verifier::Anyone(provider.signature_verification_algorithms));
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(Arc::new(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()))
 }
 
 fn system_authorities() -> Result<RootCertStore> {

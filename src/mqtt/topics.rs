@@ -34,6 +34,11 @@ impl Topics {
         format!("{}status", self.base)
     }
 
+    /// Where `tidegate check --connect` tries what may be done; nobody needs to listen there.
+    pub fn check(&self) -> String {
+        format!("{}check", self.base)
+    }
+
     /// Gaps and other events of the gateway itself.
     pub fn events(&self) -> String {
         format!("{}events", self.base)

@@ -2,11 +2,13 @@
 
 mod candidates;
 mod commands;
+mod options;
 mod secrets;
 mod status;
 mod statuses;
 
 pub use commands::Instruction;
+pub use options::for_a_look;
 
 use super::encode::{self, Entry, Fit, Replay, Writer};
 use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
@@ -88,27 +90,11 @@ impl MqttDestination {
             broker.parse().map(Candidate::new).with_context(|| format!("mqtt sink {:?}", config.name))
         };
         let topics = Topics::new(&config.prefix, &identity.gateway);
-        let default_id = || format!("tidegate-{}-{}", identity.gateway, config.name);
         Ok(MqttDestination {
             registry: config.presence.then_some(registry),
             candidates: config.brokers.iter().map(candidate).collect::<Result<_>>()?,
             last: None,
-            options: Options {
-                host: String::new(),
-                port: 0,
-                tls: None,
-                version: config.version,
-                client_id: config.client_id.clone().unwrap_or_else(default_id),
-                credentials: None,
-                keep_alive: config.keep_alive,
-                connect_timeout: config.connect_timeout,
-                confirm_timeout: config.confirm_timeout,
-                max_packet: u32::try_from(config.max_packet.as_u64()).unwrap_or(u32::MAX),
-                window: config.window + statuses::WINDOW,
-                will: None,
-                clean_session: true,
-                manual_acks: false,
-            },
+            options: options::common(config, &identity.gateway),
             secrets: Secrets::of(config, clock.now().monotonic),
             by_device: config.topics == config::Topics::Device,
             encoding: config.encoding,
