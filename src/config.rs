@@ -22,12 +22,14 @@ mod serial;
 mod shipped;
 mod stray;
 mod token;
+mod transport;
 mod validate;
 mod wrong;
 
 pub use broker::{Broker, InvalidBroker};
 pub use commands::Commands;
 pub use devices::{Devices, Silence};
+pub use env::of_process as environment;
 pub use http::Http;
 pub use listener::{Authentication, ClientCertificates, ServerTls, Tcp, Terms};
 pub use log_levels::{log_levels, remote_log_levels};
@@ -40,6 +42,7 @@ pub use sections::{
 };
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use token::{TokenError, read_token};
+pub use transport::{Bind, Header, Proxy};
 pub use validate::prefix_fault;
 
 use problem::Report;

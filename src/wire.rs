@@ -6,3 +6,4 @@ pub mod frame;
 pub mod message;
 pub mod sift;
 pub mod text;
+pub mod websocket;

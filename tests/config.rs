@@ -81,7 +81,8 @@ heartbeat_interval = '20m'
         "8: mqtt[0].window: 500 is out of range; give 1 to 100",
         "9: mqtt[0].keep_alive: 30 is not a duration; give a number with ms, s, m, h or days: write it like keep_alive = \"30s\"",
         "10: mqtt[1].name: mqtt[0] is named `mqtt` already; give each a `name` of its own",
-        "11: mqtt[1].brokers[1]: only the schemes mqtt and mqtts are known; write mqtt://HOST[:PORT] or mqtts://HOST[:PORT]",
+        "11: mqtt[1].brokers[1]: only the schemes mqtt, mqtts, ws and wss are known; write mqtt://HOST[:PORT] or \
+         mqtts://HOST[:PORT], or ws:// or wss:// for MQTT over WebSocket",
         "15: mqtt[1].version: unknown value `4`, expected `3.1.1` or `5`; write it like version = \"3.1.1\"",
         "16: stor: unknown section `stor`; did you mean `store`?",
         "19: devices.idle_timeout: ",
@@ -318,6 +319,27 @@ fn brokers_and_topics_are_checked() {
     good(&format!(
         "{TCP}{MQTT}prefix = 'a/b'\nclient_id = 'x'\n[[mqtt]]\nname = 'b'\nclient_id = 'x'\nbrokers = ['mqtt://b']"
     ));
+}
+
+#[test]
+fn ways_to_a_broker_are_checked() {
+    for (lines, key, words) in [
+        ("websocket_headers = ['X-Key: 1']", "mqtt[0].websocket_headers", "no broker is reached over WebSocket"),
+        ("proxy = 'proxy:3128'", "mqtt[0].proxy", "the scheme is missing"),
+        ("proxy = 'http://a:b@proxy:3128'", "mqtt[0].proxy", "does not belong here"),
+        ("proxy_username = 'gw'", "mqtt[0].proxy_username", "of no use without `proxy`"),
+        ("proxy = 'http://p:1'\nproxy_password_file = '/x'", "mqtt[0].proxy_password_file", "without a name"),
+        ("proxy = 'http://p:1'\nproxy_username = 'a:b'", "mqtt[0].proxy_username", "contains a colon"),
+        ("bind = 'a b'", "mqtt[0].bind", "neither a network interface nor an address"),
+        ("dscp = 64", "mqtt[0].dscp", "64 is out of range; give 0 to 63"),
+    ] {
+        refused("mqtt", lines, key, words);
+    }
+    let config = good(
+        "[[tcp]]\n[[mqtt]]\nbrokers = ['wss://b/ws']\nwebsocket_headers = ['X-Key: ${HOST}']\nproxy = 'environment'\n\
+         bind = 'wwan0'\ndscp = 46\n",
+    );
+    assert_eq!(config.mqtt[0].dscp, 46);
 }
 
 #[test]

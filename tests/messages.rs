@@ -239,6 +239,7 @@ const RAW: &[(&str, &str)] = &[
     ("src/sink/", "what a broker refused, in the words of `mqtt::reason` and `mqtt::dial`"),
     ("src/link/", "what a device is refused for, in this program's words"),
     ("src/http/", "what a request is refused for, in this program's words"),
+    ("src/mqtt/websocket.rs", "what a broker's frames are wrong in, in this program's words"),
     ("src/credentials.rs", "what `pem` and `config` say of a file"),
     ("src/cli/api.rs", "what the gateway itself answered"),
     ("src/cli/check.rs", "what `pem` says of a certificate"),

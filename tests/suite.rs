@@ -48,6 +48,7 @@ mod tcp;
 mod text;
 mod time;
 mod tls;
+mod transport;
 mod untimed;
 mod uplink;
 mod wear;

@@ -10,7 +10,7 @@ mod seen;
 
 use crate::config::{self, Broker};
 use crate::model::GatewayId;
-use crate::mqtt::{self, Options, TlsFiles, Topics, Version};
+use crate::mqtt::{self, Options, TlsFiles, Topics, Transport, Version};
 use crate::stop;
 use anyhow::{Context, Result, bail};
 use consumer::{Consumer, Fresh, Taken};
@@ -298,6 +298,7 @@ fn source(args: &Args) -> Result<Source> {
         host: broker.host.clone(),
         port: broker.port,
         tls,
+        transport: Transport::to(&broker),
         version: match args.version {
             MqttVersion::V3_1_1 => Version::V3_1_1,
             MqttVersion::V5 => Version::V5,

@@ -188,7 +188,7 @@ pub struct Mqtt {
     /// Names the sink in the log's cursors, logs and metrics.
     pub name: String,
     pub start: Start,
-    /// `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`, tried in turn.
+    /// [`Broker`]s, tried in turn.
     pub brokers: Vec<String>,
     pub version: MqttVersion,
     /// `tidegate-GATEWAY-NAME` if not given.
@@ -207,6 +207,16 @@ pub struct Mqtt {
     pub cert_file: Option<PathBuf>,
     /// PEM file of the client certificate's private key.
     pub key_file: Option<PathBuf>,
+    /// `NAME: VALUE` each, sent when a WebSocket begins.
+    pub websocket_headers: Vec<String>,
+    /// A [`Proxy`](super::Proxy); none if not given.
+    pub proxy: Option<String>,
+    pub proxy_username: Option<String>,
+    pub proxy_password_file: Option<PathBuf>,
+    /// A [`Bind`](super::Bind); the system chooses if not given.
+    pub bind: Option<String>,
+    /// Differentiated services code point of what is sent (RFC 2474), 0 to 63.
+    pub dscp: u8,
     /// Publishes awaiting a PUBACK at one time, 1 to 100.
     pub window: u16,
     /// Largest payload that is put together, in bytes.
@@ -301,6 +311,12 @@ impl Default for Mqtt {
             ca_file: None,
             cert_file: None,
             key_file: None,
+            websocket_headers: Vec::new(),
+            proxy: None,
+            proxy_username: None,
+            proxy_password_file: None,
+            bind: None,
+            dscp: 0,
             window: 32,
             max_batch: ByteSize::kib(16),
             max_packet: ByteSize::kib(256),

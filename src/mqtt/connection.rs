@@ -7,6 +7,7 @@
 
 use super::client::{Client, Seen};
 use super::dial::{self, Stream};
+use super::transport::Transport;
 use crate::backoff::Failure;
 use crate::clock::LAST_LOOK;
 use crate::config::MqttVersion as Version;
@@ -31,6 +32,7 @@ pub struct Options {
     pub port: u16,
     /// Plain TCP if `None`.
     pub tls: Option<Arc<ClientConfig>>,
+    pub transport: Transport,
     pub version: Version,
     pub client_id: String,
     /// User and password.
@@ -195,7 +197,7 @@ impl Connection {
             acker: options.manual_acks.then_some(acks_in),
             connected_at: None,
             version: options.version,
-            plain: options.tls.is_none(),
+            plain: options.tls.is_none() && options.transport.websocket.is_none(),
         }
     }
 

@@ -3,10 +3,10 @@
 
 use super::connection::{Connection, Options};
 use super::dial::{self, Stream};
-use super::tls;
+use super::{proxy, tls};
+use crate::backoff::Failure;
 use crate::clock::{Clock, SystemClock};
 use crate::config::MqttVersion as Version;
-use crate::files;
 use crate::pem::{Certificate, Lapse};
 use rustls::pki_types::CertificateDer;
 use std::fmt;
@@ -65,17 +65,51 @@ pub type Tell<'a> = &'a mut (dyn FnMut(Finding) + Send);
 pub async fn probe(options: &Options, tell: Tell<'_>) -> Option<Connection> {
     let within = options.connect_timeout;
     let addresses = name(options, within, tell).await?;
-    let (tcp, peer) = tcp(&addresses, within, tell).await?;
+    let (mut tcp, peer) = tcp(&addresses, options, tell).await?;
+    if let Some(proxy) = &options.transport.proxy {
+        let tunnel = proxy::tunnel(&mut tcp, proxy, &options.host, options.port);
+        let what = format!("{proxy:?} lets out to {}:{}", options.host, options.port);
+        step("proxy", within, tunnel, what, tell).await?;
+    }
     let stream = match options.tls {
         None => Stream::Plain(tcp),
         Some(_) => shake_hands(tcp, peer, options, tell).await?,
     };
+    let stream = match &options.transport.websocket {
+        None => stream,
+        Some(request) => {
+            let path = request.path.split('?').next().unwrap_or_default();
+            let what = format!("a WebSocket for MQTT at {path}");
+            step("websocket", within, dial::upgraded(stream, options), what, tell).await?
+        }
+    };
     connect(stream, peer, options, tell).await
 }
 
+/// One step that gives something or fails.
+async fn step<T>(
+    step: &'static str,
+    within: Duration,
+    doing: impl Future<Output = Result<T, Failure>>,
+    what: String,
+    tell: Tell<'_>,
+) -> Option<T> {
+    let since = Instant::now();
+    let why = match timeout(within, doing).await {
+        Ok(Ok(done)) => {
+            tell(Finding::fine(step, format!("{what} ({})", took(since))));
+            return Some(done);
+        }
+        Ok(Err(why)) => why.what,
+        Err(_) => format!("no answer within {}", humantime::format_duration(within)),
+    };
+    tell(Finding::wrong(step, why));
+    None
+}
+
 async fn name(options: &Options, within: Duration, tell: Tell<'_>) -> Option<Vec<SocketAddr>> {
-    let (host, since) = (options.host.as_str(), Instant::now());
-    let found = timeout(within, dial::resolve(host, options.port)).await;
+    let ((host, port), since) = (dial::first_stop(options), Instant::now());
+    let found = timeout(within, dial::resolve(host, port)).await;
     let what = match found {
         Ok(Ok(addresses)) if !addresses.is_empty() => {
             let shown: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
@@ -92,17 +126,18 @@ async fn name(options: &Options, within: Duration, tell: Tell<'_>) -> Option<Vec
 }
 
 /// Tries all addresses; the first that answers is used.
-async fn tcp(addresses: &[SocketAddr], within: Duration, tell: Tell<'_>) -> Option<(TcpStream, SocketAddr)> {
+async fn tcp(addresses: &[SocketAddr], options: &Options, tell: Tell<'_>) -> Option<(TcpStream, SocketAddr)> {
+    let within = options.connect_timeout;
     let mut first = None;
     let mut dead = Vec::new();
     for address in addresses {
         let since = Instant::now();
-        match timeout(within, dial::reach(*address)).await {
+        match timeout(within, dial::reach(*address, &options.transport)).await {
             Ok(Ok(stream)) => {
                 tell(Finding::fine("tcp", format!("{address} answers ({})", took(since))));
                 first.get_or_insert((stream, *address));
             }
-            Ok(Err(why)) => dead.push(format!("{address}: {}", files::plain(&why))),
+            Ok(Err(what)) => dead.push(format!("{address}: {what}")),
             Err(_) => dead.push(format!("{address}: no answer within {}", humantime::format_duration(within))),
         }
     }
@@ -140,7 +175,10 @@ async fn shake_hands(tcp: TcpStream, peer: SocketAddr, options: &Options, tell: 
     // What it shows, whether it is trusted or not.
     let shown = async {
         let config = tls::looking().ok()?;
-        let tcp = dial::reach(peer).await.ok()?;
+        let mut tcp = dial::reach(peer, &options.transport).await.ok()?;
+        if let Some(proxy) = &options.transport.proxy {
+            proxy::tunnel(&mut tcp, proxy, &options.host, options.port).await.ok()?;
+        }
         let stream = dial::secure(tcp, config, &options.host).await.ok()?;
         stream.get_ref().1.peer_certificates().map(<[_]>::to_vec)
     };

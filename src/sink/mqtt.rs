@@ -125,8 +125,17 @@ impl MqttDestination {
     /// may have been renewed since.
     fn options(&self, broker: &Broker) -> Result<Options> {
         let (tls, credentials) = (self.secrets.tls(broker)?, self.secrets.login()?);
+        let transport = self.secrets.transport(broker)?;
         let will = Some(self.status.message("offline", Some("connection lost")));
-        Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, will, ..self.options.clone() })
+        Ok(Options {
+            host: broker.host.clone(),
+            port: broker.port,
+            tls,
+            transport,
+            credentials,
+            will,
+            ..self.options.clone()
+        })
     }
 
     async fn connect_to(&self, candidate: &Candidate) -> Result<MqttLink, Failure> {

@@ -4,7 +4,7 @@ use super::secrets::Secrets;
 use super::statuses;
 use crate::config::{self, Broker};
 use crate::model::GatewayId;
-use crate::mqtt::Options;
+use crate::mqtt::{Options, Transport};
 use anyhow::Result;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ pub(super) fn common(config: &config::Mqtt, gateway: &GatewayId) -> Options {
         host: String::new(),
         port: 0,
         tls: None,
+        transport: Transport::default(),
         version: config.version,
         client_id: config.client_id.clone().unwrap_or_else(|| format!("tidegate-{gateway}-{}", config.name)),
         credentials: None,
@@ -35,5 +36,6 @@ pub(super) fn common(config: &config::Mqtt, gateway: &GatewayId) -> Options {
 pub fn for_a_look(config: &config::Mqtt, gateway: &GatewayId, broker: &Broker) -> Result<Options> {
     let secrets = Secrets::of(config, Duration::ZERO);
     let (tls, credentials) = (secrets.tls(broker)?, secrets.login()?);
-    Ok(Options { host: broker.host.clone(), port: broker.port, tls, credentials, ..common(config, gateway) })
+    let transport = secrets.transport(broker)?;
+    Ok(Options { host: broker.host.clone(), port: broker.port, tls, transport, credentials, ..common(config, gateway) })
 }

@@ -2,16 +2,14 @@
 
 use crate::config::{self, Broker};
 use crate::credentials::Credential;
-use crate::mqtt::{self, ClientTls};
+use crate::mqtt::{self, ClientTls, Transport};
 use anyhow::Result;
 use rustls::ClientConfig;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) struct Secrets {
-    username: Option<String>,
-    password_file: Option<PathBuf>,
+    sink: config::Mqtt,
     /// None if no broker is reached over TLS.
     tls: Option<Arc<ClientTls>>,
 }
@@ -20,8 +18,7 @@ impl Secrets {
     /// Those that a sink is configured with. Certificates are read now, for the case that
     /// what they are renewed with does not fit.
     pub fn of(sink: &config::Mqtt, now: Duration) -> Secrets {
-        let (username, password_file) = (sink.username.clone(), sink.password_file.clone());
-        Secrets { username, password_file, tls: mqtt::tls_of(sink, now) }
+        Secrets { sink: sink.clone(), tls: mqtt::tls_of(sink, now) }
     }
 
     /// What has to be watched, if anything.
@@ -38,13 +35,21 @@ impl Secrets {
         tls.transpose().map_err(anyhow::Error::msg)
     }
 
+    /// The way to this broker.
+    ///
+    /// # Errors
+    /// If the proxy's password cannot be read, or the environment's proxy cannot be used.
+    pub fn transport(&self, broker: &Broker) -> Result<Transport> {
+        Transport::of_sink(&self.sink, broker)
+    }
+
     /// User and password, if there are any.
     ///
     /// # Errors
     /// If the password cannot be read.
     pub fn login(&self) -> Result<Option<(String, String)>> {
-        let Some(username) = &self.username else { return Ok(None) };
-        let password = self.password_file.as_ref().map(|path| config::read_password(path)).transpose()?;
+        let Some(username) = &self.sink.username else { return Ok(None) };
+        let password = self.sink.password_file.as_ref().map(|path| config::read_password(path)).transpose()?;
         Ok(Some((username.clone(), password.unwrap_or_default())))
     }
 }
