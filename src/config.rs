@@ -42,7 +42,7 @@ pub use sections::{
 };
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use token::{TokenError, read_token};
-pub use transport::{Bind, Header, Proxy};
+pub use transport::{Bind, Header, Pin, Proxy};
 pub use validate::prefix_fault;
 
 use problem::Report;

@@ -363,6 +363,11 @@ fn credentials_must_make_sense_together() {
     refused("mqtt", &format!("{tls}\ncert_file = '/c'"), "mqtt[0].cert_file", "without `key_file`");
     refused("mqtt", &format!("{tls}\nkey_file = '/k'"), "mqtt[0].key_file", "without `cert_file`");
     refused("mqtt", "ca_file = '/c'", "mqtt[0].ca_file", "no broker is reached over TLS");
+    let pin = "broker_pins = ['sha256/47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=']";
+    refused("mqtt", pin, "mqtt[0].broker_pins", "no broker is reached over TLS");
+    refused("mqtt", &format!("{tls}\n{pin}\nca_file = '/c'"), "mqtt[0].ca_file", "of no use beside broker_pins");
+    refused("mqtt", &format!("{tls}\nbroker_pins = ['ab:cd']"), "mqtt[0].broker_pins[0]", "that is no SHA-256");
+    good(&format!("{TCP}[[mqtt]]\n{tls}\n{pin}"));
     refused("mqtt", "cert_file = '/c'\nkey_file = '/k'", "mqtt[0].cert_file", "no broker is reached over TLS");
     good(&format!("{TCP}{MQTT}username = 'u'"));
     refused("tcp", "authentication = 'hash'", "tcp[0].authentication", "expected one of `none`, `token`, `hmac`");

@@ -9,6 +9,7 @@ mod away;
 mod bounds;
 mod brokers;
 mod browser;
+mod certificates;
 mod client;
 mod commands;
 mod config;

@@ -15,10 +15,10 @@ use tidegate::mqtt::{Connection, Options, Proxy, Request, Transport};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio_tungstenite::accept_hdr_async;
 use tokio_tungstenite::tungstenite::handshake::server;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::{Message, frame::coding::CloseCode};
+use tokio_tungstenite::{accept_async, accept_hdr_async};
 
 /// Whoever connects is served by `serve`; the port and the task.
 async fn listen<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> (u16, JoinSet<()>)
@@ -166,6 +166,7 @@ async fn what_refuses_a_websocket_is_told_by_its_answer() {
             "HTTP 302 Found, and sends to \"http://portal.example/login\"; that is a web server, a portal",
         ),
         (b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\n\r\n", "without knowing what that is"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "speaks TLS and not plain HTTP; if that port is for TLS, write wss://"),
         (b"\x20\x02\x00\x05", "does not speak HTTP: it says the bytes 20 02 00 05"),
     ] {
         let (port, _task) = answers(answer).await;
@@ -173,7 +174,7 @@ async fn what_refuses_a_websocket_is_told_by_its_answer() {
         assert!(said.contains(expected), "{said}");
     }
     let (port, _task) = listen(async |stream| {
-        let Ok(mut socket) = accept_hdr_async(stream, |_: &server::Request, answer| Ok(answer)).await else { return };
+        let Ok(mut socket) = accept_async(stream).await else { return };
         let frame = CloseFrame { code: CloseCode::Policy, reason: "Not Today".into() };
         let _ = socket.close(Some(frame)).await;
         while let Some(Ok(_)) = socket.next().await {}
@@ -182,7 +183,7 @@ async fn what_refuses_a_websocket_is_told_by_its_answer() {
     let said = failure(&over_websocket(port)).await;
     assert_eq!(said, "the broker closed the WebSocket: code 1008 \"Not Today\"");
     let (port, _task) = listen(async |stream| {
-        let Ok(mut socket) = accept_hdr_async(stream, |_: &server::Request, answer| Ok(answer)).await else { return };
+        let Ok(mut socket) = accept_async(stream).await else { return };
         let _ = socket.send(Message::Text("hello".into())).await;
         while let Some(Ok(_)) = socket.next().await {}
     })
@@ -213,7 +214,7 @@ async fn proxy(login: &'static str) -> (u16, Arc<Mutex<Vec<String>>>, JoinSet<()
                 let _ = stream.write_all(refusal.as_bytes()).await;
                 return;
             }
-            let mut broker = TcpStream::connect(target).await.expect("the broker listens");
+            let Ok(mut broker) = TcpStream::connect(target).await else { return };
             stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.expect("it reads");
             let _ = copy_bidirectional(&mut stream, &mut broker).await;
         }
@@ -244,11 +245,10 @@ async fn a_proxy_lets_readings_out_with_the_password_of_a_file() {
 
 #[tokio::test]
 async fn the_environment_s_proxy_is_used_where_the_configuration_says_so() {
-    let (port, requests, _task) = proxy("bWU6cEBzcw==").await; // me:p@ss
-    let variables = format!("http://me:p%40ss@127.0.0.1:{port}");
     // Loopback is left out, so the broker has a name that the proxy alone is to look up.
     for (key, asked) in [("proxy = \"environment\"\n", true), ("", false)] {
-        requests.lock().expect("nobody panicked").clear();
+        let (port, requests, _task) = proxy("bWU6cEBzcw==").await; // me:p@ss
+        let variables = format!("http://me:p%40ss@127.0.0.1:{port}");
         let mut gateway = Gateway::with_broker("mqtt://broker.invalid", key);
         gateway.launch_with(&[("HTTPS_PROXY", &variables)]);
         eventually("it tried", async || gateway.log().contains("broker.invalid")).await;

@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> ExitCode {
                 let line = checked.line_of(&key).map(|line| format!("{line}:")).unwrap_or_default();
                 format!("{}:{line} {key}: {what}", path.display())
             });
-            let notes = notes(config).into_iter().chain(looks.iter().filter_map(Look::lapse));
+            let notes = notes(config).into_iter().chain(looks.iter().flat_map(Look::lapses));
             let notes = notes.map(|note| format!("{}: note: {note}\n", path.display()));
             (problems.collect::<Vec<_>>().join("\n"), unseen_lines.chain(notes).collect())
         }
@@ -84,19 +84,31 @@ fn notes(config: &Config) -> Vec<String> {
 struct Look {
     section: String,
     certificate: Option<PathBuf>,
+    /// That are trusted.
+    authorities: Option<PathBuf>,
     made: Result<()>,
 }
 
 fn looks(config: &Config) -> Vec<Look> {
     let listener = |section: String, terms: Terms| {
         let files = terms.tls()?;
-        Some(Look { section, made: tls::server_config(&files).map(drop), certificate: Some(files.cert) })
+        Some(Look {
+            section,
+            made: tls::server_config(&files).map(drop),
+            certificate: Some(files.cert),
+            authorities: None,
+        })
     };
     let tcp = config.tcp.iter().enumerate().filter_map(|(i, tcp)| listener(format!("tcp[{i}]"), tcp.terms()));
     let http = Some(&config.http).filter(|http| http.enabled).and_then(|http| listener("http".into(), http.terms()));
     let mqtt = config.mqtt.iter().enumerate().filter(|(_, mqtt)| mqtt.uses_tls()).map(|(i, mqtt)| {
         let made = mqtt::client_config(&TlsFiles::of(mqtt)).map(drop);
-        Look { section: format!("mqtt[{i}]"), made, certificate: mqtt.cert_file.clone() }
+        Look {
+            section: format!("mqtt[{i}]"),
+            made,
+            certificate: mqtt.cert_file.clone(),
+            authorities: mqtt.ca_file.clone(),
+        }
     });
     tcp.chain(http).chain(mqtt).collect()
 }
@@ -114,12 +126,20 @@ impl Look {
         Some((format!("{}.{key}", self.section), format!("{why:#}")))
     }
 
-    /// What is the matter with its time.
-    fn lapse(&self) -> Option<String> {
-        let path = self.certificate.as_ref()?;
+    /// What is the matter with the time of its certificate, and of authorities.
+    fn lapses(&self) -> impl Iterator<Item = String> {
         let now = SystemClock::new().now();
-        let lapse = Validity::of_chain(&pem::certificates(path).ok()?)?.lapse(now.wall, now.trusted)?;
-        Some(format!("{}: the certificate in {} {lapse}; renew it", self.section, path.display()))
+        let of_authorities = self.authorities.as_ref().and_then(|path| {
+            let all = pem::certificates(path).ok()?;
+            let lapse = all.iter().find_map(|one| Validity::of(one)?.lapse(now.wall, now.trusted))?;
+            let what = format!("an authority in {} {lapse}; have the new one as well", path.display());
+            Some(format!("{}: {what}", self.section))
+        });
+        let own = self.certificate.as_ref().and_then(|path| {
+            let lapse = Validity::of_chain(&pem::certificates(path).ok()?)?.lapse(now.wall, now.trusted)?;
+            Some(format!("{}: the certificate in {} {lapse}; renew it", self.section, path.display()))
+        });
+        own.into_iter().chain(of_authorities)
     }
 }
 

@@ -281,7 +281,8 @@ async fn time_up(timeout: Option<Duration>) {
 
 fn source(args: &Args) -> Result<Source> {
     let broker = args.broker.clone();
-    let files = TlsFiles { ca: args.ca_file.clone(), cert: args.cert_file.clone(), key: args.key_file.clone() };
+    let (ca, cert, key) = (args.ca_file.clone(), args.cert_file.clone(), args.key_file.clone());
+    let files = TlsFiles { ca, cert, key, ..TlsFiles::default() };
     let tls = match broker.tls {
         true => Some(Arc::new(mqtt::client_config(&files)?)),
         false if files.ca.is_some() || files.cert.is_some() => {

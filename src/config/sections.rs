@@ -203,6 +203,8 @@ pub struct Mqtt {
     pub password_file: Option<PathBuf>,
     /// PEM file of the authorities to trust; the system's if not given.
     pub ca_file: Option<PathBuf>,
+    /// [`Pin`](super::Pin)s of the brokers, in place of authorities.
+    pub broker_pins: Vec<String>,
     /// PEM file of the client's certificate chain.
     pub cert_file: Option<PathBuf>,
     /// PEM file of the client certificate's private key.
@@ -309,6 +311,7 @@ impl Default for Mqtt {
             username: None,
             password_file: None,
             ca_file: None,
+            broker_pins: Vec::new(),
             cert_file: None,
             key_file: None,
             websocket_headers: Vec::new(),

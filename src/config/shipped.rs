@@ -76,7 +76,7 @@ mod tests {
         check::<Store>("store", &["max_age", "runtime_directory", "thin"]);
         check::<Route>("route", &["devices", "channels"]);
         let without_default = ["client_id", "username", "password_file", "ca_file", "cert_file", "key_file"];
-        let ways = ["websocket_headers", "proxy", "proxy_username", "proxy_password_file", "bind"];
+        let ways = ["broker_pins", "websocket_headers", "proxy", "proxy_username", "proxy_password_file", "bind"];
         check::<Mqtt>("mqtt", &[&without_default[..], &ways, &["brokers"]].concat());
         let sections: BTreeSet<String> = all_keys().keys().cloned().collect();
         assert_eq!(sections, keys_of::<Config>().iter().map(|key| key.to_string()).collect());

@@ -1,6 +1,8 @@
 //! How a broker is reached: by which proxy, from where, with which headers.
 
 use super::broker::InvalidBroker as Invalid;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -112,6 +114,33 @@ impl FromStr for Header {
     }
 }
 
+/// SHA-256 of a certificate or of its public key (SubjectPublicKeyInfo), written `sha256/BASE64`,
+/// or in hexadecimal as `openssl x509 -fingerprint -sha256` does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pin(pub [u8; 32]);
+
+impl FromStr for Pin {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Pin, Invalid> {
+        let bytes = match text.strip_prefix("sha256/") {
+            Some(base64) => STANDARD.decode(base64).ok(),
+            None => {
+                let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
+                let pairs = digits.chunks(2).map(|pair| std::str::from_utf8(pair).ok());
+                pairs
+                    .map(|pair| pair.filter(|pair| pair.len() == 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
+                    .collect()
+            }
+        };
+        bytes.and_then(|bytes| bytes.try_into().ok()).map(Pin).ok_or(Invalid {
+            what: "that is no SHA-256",
+            fix: "write \"sha256/BASE64\", as `tidegate check --connect` shows it, or what `openssl x509 -noout \
+                  -fingerprint -sha256` shows behind the =",
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +166,13 @@ mod tests {
         assert_eq!("10.0.0.1".parse(), Ok(Bind::Address(IpAddr::from([10, 0, 0, 1]))));
         for text in ["", "a name that is too long", "10.0.0.1:80", "a/b"] {
             assert!(text.parse::<Bind>().is_err(), "{text}");
+        }
+        let pin = Pin([0xab; 32]);
+        assert_eq!(format!("sha256/{}", STANDARD.encode([0xab; 32])).parse(), Ok(pin));
+        assert_eq!(["AB"; 32].join(":").parse(), Ok(pin));
+        assert_eq!("ab".repeat(32).parse(), Ok(pin));
+        for text in ["", "sha256/", "sha256/qqqq", "ab", "abc", &"+1".repeat(32), &"é".repeat(32)] {
+            assert!(text.parse::<Pin>().is_err(), "{text}");
         }
         let header = Header { name: "X-Key".into(), value: "a: b".into() };
         assert_eq!("X-Key: a: b ".parse(), Ok(header));

@@ -190,6 +190,9 @@ pub(super) fn broken_off(why: &io::Error) -> Failure {
     if let Some(Ended(what)) = why.get_ref().and_then(|why| why.downcast_ref()) {
         return failed(what.clone());
     }
+    if let Some(why) = why.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>()) {
+        return failed(format!("TLS broke off: {}", pem::plain(why)));
+    }
     failed(format!("the connection broke off: {}", files::plain(why)))
 }
 

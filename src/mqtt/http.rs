@@ -71,6 +71,12 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
         match head(&came) {
             Ok(Some(answer)) => return Ok(answer),
             Ok(None) if came.len() <= MAX_HEAD => {}
+            // The beginning of a TLS alert.
+            _ if came.first() == Some(&0x15) => {
+                return Err(failed(format!(
+                    "{who} speaks TLS and not plain HTTP; if that port is for TLS, write wss:// in `brokers`"
+                )));
+            }
             _ => return Err(failed(format!("{who} does not speak HTTP: it says {}", quoted(&came)))),
         }
     }

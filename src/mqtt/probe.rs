@@ -159,7 +159,7 @@ async fn shake_hands(tcp: TcpStream, peer: SocketAddr, options: &Options, tell: 
                 Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3",
                 _ => "TLS 1.2",
             };
-            tell(Finding::fine("tls", format!("{version}, and the certificate is trusted ({})", took(since))));
+            tell(Finding::fine("tls", format!("{version}, and the certificate is accepted ({})", took(since))));
             show(session.peer_certificates().unwrap_or_default(), Verdict::Fine, tell);
             return Some(Stream::Tls(Box::new(stream)));
         }

@@ -1,7 +1,7 @@
 //! TLS by rustls with ring: nothing of the system's but, if wanted, its roots.
 
 use super::verifier;
-use crate::config;
+use crate::config::{self, Pin};
 use crate::credentials::Kept;
 use crate::pem::{self, Validity};
 use anyhow::{Result, bail};
@@ -19,12 +19,16 @@ pub struct TlsFiles {
     pub cert: Option<PathBuf>,
     /// The client certificate's private key.
     pub key: Option<PathBuf>,
+    /// The server's certificate or public key, in place of authorities.
+    pub pins: Vec<Pin>,
 }
 
 impl TlsFiles {
     /// The files that a sink is configured with.
     pub fn of(sink: &config::Mqtt) -> TlsFiles {
-        TlsFiles { ca: sink.ca_file.clone(), cert: sink.cert_file.clone(), key: sink.key_file.clone() }
+        // A configuration that is loaded has no other pins.
+        let pins = sink.broker_pins.iter().filter_map(|pin| pin.parse().ok()).collect();
+        TlsFiles { ca: sink.ca_file.clone(), cert: sink.cert_file.clone(), key: sink.key_file.clone(), pins }
     }
 }
 
@@ -53,13 +57,18 @@ pub fn of_sink(sink: &config::Mqtt, now: Duration) -> Option<Arc<ClientTls>> {
 /// If a file cannot be read or holds nothing useful, or if only one of certificate
 /// and key is given.
 pub fn client_config(files: &TlsFiles) -> Result<ClientConfig> {
-    let roots = match &files.ca {
-        Some(path) => pem::authorities(path)?,
-        None => system_authorities()?,
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let algorithms = provider.signature_verification_algorithms;
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder = if files.pins.is_empty() {
+        builder.with_root_certificates(match &files.ca {
+            Some(path) => pem::authorities(path)?,
+            None => system_authorities()?,
+        })
+    } else {
+        let verifier = verifier::Pinned { pins: files.pins.clone(), algorithms };
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
     };
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
     let config = match (&files.cert, &files.key) {
         (None, None) => builder.with_no_client_auth(),
         (Some(cert), Some(key)) => builder

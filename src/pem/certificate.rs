@@ -103,8 +103,15 @@ impl Certificate {
     /// `sha256/BASE64` of the public key (RFC 7469, 2.4), which stays the same in a
     /// certificate that is renewed with the same key.
     pub fn pin(&self) -> String {
-        format!("sha256/{}", STANDARD.encode(digest(&SHA256, &self.public_key)))
+        format!("sha256/{}", STANDARD.encode(sha256(&self.public_key)))
     }
+}
+
+/// The digest that certificates and public keys are pinned by.
+pub fn sha256(der: &[u8]) -> [u8; 32] {
+    let mut pin = [0; 32];
+    pin.copy_from_slice(digest(&SHA256, der).as_ref()); // SHA-256 has 32 bytes
+    pin
 }
 
 /// The elements that stand one behind the other in `der`, until something is wrong.

@@ -3,7 +3,7 @@
 use super::links::Names;
 use super::{DAY, HOUR, MINUTE, SECOND, Section, size, time};
 use crate::config::problem::Report;
-use crate::config::{Bind, Broker, Header, Mqtt, Proxy};
+use crate::config::{Bind, Broker, Header, Mqtt, Pin, Proxy};
 use bytesize::ByteSize;
 use std::time::Duration;
 
@@ -130,12 +130,25 @@ fn check_credentials(mqtt: &Mqtt, section: &mut Section) {
         section.reject(&["username"], "is too long or contains NUL", "give at most 65535 bytes without NUL");
     }
     section.key_pair(mqtt.cert_file.as_ref(), mqtt.key_file.as_ref());
+    for (i, pin) in mqtt.broker_pins.iter().enumerate() {
+        if let Err(why) = pin.parse::<Pin>() {
+            section.reject(&[&format!("broker_pins[{i}]")], why.what, why.fix);
+        }
+    }
+    if mqtt.ca_file.is_some() && !mqtt.broker_pins.is_empty() {
+        let what = "is of no use beside broker_pins, which say what is trusted in place of authorities";
+        section.reject(&["ca_file", "broker_pins"], what, "remove one of them");
+    }
     let all_plain = brokers(mqtt).count() == mqtt.brokers.len() && brokers(mqtt).all(|broker| !broker.tls);
     for (key, file) in [("ca_file", &mqtt.ca_file), ("cert_file", &mqtt.cert_file)] {
         if file.is_some() && all_plain && !mqtt.brokers.is_empty() {
             let what = "is of no use: no broker is reached over TLS";
             section.reject(&[key, "brokers"], what, "write mqtts:// or wss:// in `brokers`, or remove it");
         }
+    }
+    if !mqtt.broker_pins.is_empty() && all_plain && !mqtt.brokers.is_empty() {
+        let what = "is of no use: no broker is reached over TLS";
+        section.reject(&["broker_pins", "brokers"], what, "write mqtts:// or wss:// in `brokers`, or remove it");
     }
 }
 
