@@ -108,6 +108,7 @@ async fn the_step_that_fails_is_the_last_one_and_says_why() {
     let (code, said) = check(&format!("brokers = [{:?}]", script.url())).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(says(&said, "WRONG", "connect", "refused the credentials"), "{said}");
+    assert!(says(&said, "note", "connect", "as \"tidegate-gw-mqtt-check\"; where a broker lets in only"), "{said}");
 }
 
 #[tokio::test]

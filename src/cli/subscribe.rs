@@ -33,7 +33,7 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, clap::Args)]
 #[command(disable_version_flag = true)]
 pub struct Args {
-    /// Where the broker listens; mqtts:// for TLS
+    /// Where the broker listens; mqtts:// for TLS, ws:// and wss:// for MQTT over WebSocket
     #[arg(value_name = "mqtt://HOST:PORT", value_parser = parse_broker)]
     pub broker: Broker,
     /// Only this gateway's readings

@@ -5,9 +5,9 @@
 //! address that swallows packets, such as a broken IPv6, costs a quarter of a second.
 
 use super::connection::Options;
-use super::proxy;
 use super::transport::Transport;
 use super::websocket::{self, Ended, Socket};
+use super::{http, proxy};
 use crate::backoff::Failure;
 use crate::config::Bind;
 use crate::{files, pem};
@@ -71,7 +71,8 @@ pub(super) fn first_stop(options: &Options) -> (&str, u16) {
 /// If there comes none of it.
 pub(super) async fn upgraded(stream: Stream, options: &Options) -> Result<Stream, Failure> {
     let Some(request) = &options.transport.websocket else { return Ok(stream) };
-    let socket = websocket::open(stream, request, &options.host, options.port).await?;
+    let host = http::host(&options.host, options.port, options.tls.is_some());
+    let socket = websocket::open(stream, request, &host).await?;
     Ok(Stream::WebSocket(Box::new(socket)))
 }
 

@@ -98,7 +98,14 @@ fn head(came: &[u8]) -> Result<Option<Answer>, httparse::Error> {
     Ok(Some(Answer { status, line: line.trim_end().to_owned(), headers, behind }))
 }
 
-/// A host as it stands before a port.
+/// A host as the header of that name has it, without a port that goes without saying (RFC 9110, 7.2).
+pub(super) fn host(host: &str, port: u16, is_tls: bool) -> String {
+    let whole = authority(host, port);
+    let usual = if is_tls { ":443" } else { ":80" };
+    whole.strip_suffix(usual).map(str::to_owned).unwrap_or(whole)
+}
+
+/// A host with its port.
 pub(super) fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }

@@ -1,7 +1,7 @@
 //! MQTT over WebSocket (RFC 6455; MQTT 5, 6): the client's handshake, and the bytes of MQTT in
 //! binary messages. How bytes are cut into messages means nothing.
 
-use super::http::{Answer, ask, authority};
+use super::http::{Answer, ask};
 use super::transport::Request;
 use crate::backoff::Failure;
 use crate::wire::websocket::{self as frame, Event, Kind, Reader, Violation};
@@ -39,7 +39,7 @@ pub(super) struct Socket<S> {
 #[error("{0}")]
 pub(super) struct Ended(pub String);
 
-/// Asks for a WebSocket.
+/// Asks for a WebSocket; `host` is the header of that name.
 ///
 /// # Errors
 /// If there comes none of it.
@@ -47,17 +47,15 @@ pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     mut io: S,
     request: &Request,
     host: &str,
-    port: u16,
 ) -> Result<Socket<S>, Failure> {
     let mut key = [0; 16];
     getrandom::fill(&mut key).map_err(|_| failed("the system has no random numbers".to_owned()))?;
     let key = STANDARD.encode(key);
     let more: String = request.headers.iter().map(|header| format!("{}: {}\r\n", header.name, header.value)).collect();
     let asked = format!(
-        "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+        "GET {} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
          Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Key: {key}\r\n{more}\r\n",
-        request.path,
-        authority(host, port)
+        request.path
     );
     let answer = ask(&mut io, &asked, "what answers there").await?;
     agreed(&answer, &key, request)?;

@@ -295,7 +295,11 @@ fn put(opcode: u8, data: &[u8], mask: Option<[u8; 4]>, out: &mut Vec<u8>) {
         None => out.extend_from_slice(data),
         Some(mask) => {
             out.extend_from_slice(&mask);
-            out.extend(data.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+            let before = out.len();
+            out.extend_from_slice(data);
+            for (at, byte) in out.iter_mut().skip(before).enumerate() {
+                *byte ^= mask[at % 4]; // a remainder by its length
+            }
         }
     }
 }

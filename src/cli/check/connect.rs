@@ -61,8 +61,8 @@ async fn all(config: &Config, client_id: Option<&str>) -> Result<usize> {
             };
             match options(sink, &gateway, &broker, client_id) {
                 Ok(options) => {
-                    let look =
-                        Look { sink, topics: Topics::new(&sink.prefix, &gateway), gateway: &gateway, nonce: &nonce };
+                    let (topics, as_given) = (Topics::new(&sink.prefix, &gateway), client_id.is_some());
+                    let look = Look { sink, topics, gateway: &gateway, nonce: &nonce, as_given };
                     look.at(options, &mut tell).await;
                 }
                 Err(why) => tell(Finding::wrong("files", format!("{why:#}"))),
@@ -92,13 +92,30 @@ struct Look<'a> {
     topics: Topics,
     gateway: &'a GatewayId,
     nonce: &'a str,
+    /// The client id is one of the command line.
+    as_given: bool,
 }
 
 type Tell<'a> = &'a mut (dyn FnMut(Finding) + Send);
 
 impl Look<'_> {
     async fn at(&self, options: Options, tell: Tell<'_>) {
-        let Some(connection) = mqtt::probe(&options, tell).await else { return };
+        let mut refused = false;
+        let mut notice = |finding: Finding| {
+            refused |= finding.step == "connect" && finding.verdict == Verdict::Wrong;
+            tell(finding);
+        };
+        let Some(connection) = mqtt::probe(&options, &mut notice).await else {
+            if refused && !self.as_given {
+                let id = options.client_id;
+                let what = format!(
+                    "this was as {id:?}; where a broker lets in only the gateway's own client id, stop the gateway and give \
+                     that as --client-id"
+                );
+                tell(Finding::note("connect", what));
+            }
+            return;
+        };
         let within = options.connect_timeout;
         let mut session = Session { options, connection: Some(connection), within, inbox: Vec::new() };
         self.echo(&mut session, tell).await;
