@@ -46,8 +46,7 @@ struct File {
 enum Verb {
     /// Runs the gateway
     Run(File),
-    /// Reports everything that is wrong with the configuration
-    Check(File),
+    Check(check::Args),
     #[cfg(feature = "demo")]
     Demo(demo::Args),
     Link(link::Args),
@@ -66,7 +65,7 @@ const USAGE: u8 = 2;
 pub fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Run(file) => run::run(&file.config),
-        Verb::Check(file) => check::check(&file.config),
+        Verb::Check(args) => check::run(&args),
         #[cfg(feature = "demo")]
         Verb::Demo(args) => tool(demo::run(args)),
         Verb::Link(args) => link::run(args),

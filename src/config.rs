@@ -24,6 +24,7 @@ mod serial;
 mod shipped;
 mod stray;
 mod token;
+mod transport;
 mod validate;
 mod wrong;
 
@@ -31,6 +32,7 @@ pub use access_key::{AccessKeyError, read_access_key};
 pub use broker::{Broker, InvalidBroker};
 pub use commands::Commands;
 pub use devices::{Devices, Silence};
+pub use env::of_process as environment;
 pub use http::Http;
 pub use listener::{Authentication, ClientCertificates, ServerTls, Tcp, Terms};
 pub use log_levels::{log_levels, remote_log_levels};
@@ -44,6 +46,7 @@ pub use sections::{
 };
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use token::{TokenError, read_token};
+pub use transport::{Bind, Header, Pin, Proxy};
 pub use validate::prefix_fault;
 
 use crate::files::plain;

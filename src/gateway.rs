@@ -317,7 +317,11 @@ fn keep_time(config: &config::Gateway, clock: Arc<SystemClock>, log: &Log, metri
     part
 }
 
-fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
+/// The configured id, or the host's name.
+///
+/// # Errors
+/// If that is none.
+pub fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
     if let Some(id) = &config.id {
         return Ok(id.clone());
     }

@@ -5,26 +5,35 @@
 //! acknowledged. Whatever was not is the caller's to send again.
 //!
 //! ```text
-//! dial (addresses, TCP, TLS) -> connection (reads, writes) -> client (what it means) -> packet (bytes)
+//! dial (addresses, TCP, proxy, TLS, WebSocket) -> connection (reads, writes) -> client (what it means) -> packet (bytes)
 //! ```
 
 mod cause;
 mod client;
 mod connection;
 mod dial;
+mod http;
 mod hub;
 mod message;
 mod packet;
+mod probe;
+mod proxy;
 mod reach;
 mod reason;
 mod tls;
 mod topics;
+mod transport;
+mod verifier;
+mod websocket;
 
 pub use crate::config::MqttVersion as Version;
 pub use cause::{Cause, Refusal};
 pub use connection::{Acker, Connection, Event, Message, Options, Publish};
 pub use hub::percent_encoded;
 pub use packet::Allowance;
+pub use probe::{Finding, Verdict, probe, took};
+pub use proxy::Proxy;
 pub use reach::is_reachable;
 pub use tls::{ClientTls, TlsFiles, client_config, of_sink as tls_of};
 pub use topics::Topics;
+pub use transport::{Request, Transport};

@@ -1,14 +1,16 @@
 //! Certificates and keys in PEM files, and what is wrong with them in plain words.
 
+mod certificate;
 mod validity;
 
+pub use certificate::{Certificate, sha256};
 pub use validity::{Lapse, SOON, Validity};
 
 use crate::files;
 use anyhow::{Context, Result, anyhow, bail};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{CertificateError, Error, InconsistentKeys, RootCertStore};
+use rustls::{AlertDescription, CertificateError, Error, InconsistentKeys, RootCertStore};
 use std::path::Path;
 
 /// The certificates in a PEM file, of which there must be one.
@@ -90,6 +92,12 @@ fn broken(path: &Path, why: pem::Error) -> anyhow::Error {
 pub fn plain(why: &Error) -> String {
     let said = match why {
         Error::InvalidCertificate(CertificateError::Other(other)) => match other.0.downcast_ref::<webpki::Error>() {
+            _ if other.0.is::<NotPinned>() => return format!("{}", other.0),
+            Some(webpki::Error::CaUsedAsEndEntity) => {
+                "the certificate says that it is an authority's (CA:TRUE), which TLS takes from no server: make one for \
+                     the server that this authority signs, or one with `-addext basicConstraints=critical,CA:FALSE`; or pin \
+                     it, broker_pins"
+            }
             Some(webpki::Error::UnsupportedCertVersion) => {
                 "the certificate is of X.509 version 1, which TLS takes of authorities alone; make one of version 3, \
                      as `openssl req -x509` does, or `openssl x509 -req` with -extfile"
@@ -111,17 +119,91 @@ pub fn plain(why: &Error) -> String {
             "the authority that is trusted here has the name of the one that signed the certificate, but another key; \
              see ca_file"
         }
+        Error::InvalidCertificate(CertificateError::NotValidForNameContext { expected, presented }) => {
+            return for_other_names(&expected.to_str(), presented);
+        }
+        Error::InvalidCertificate(CertificateError::NotValidForName) => {
+            "the certificate is for another name than the one that is connected to"
+        }
         Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "the certificate is for another name than the one that is connected to",
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
+        ) => {
+            "the certificate is for another purpose: a server's needs serverAuth in its extendedKeyUsage, or none; a \
+             client's needs clientAuth"
+        }
         Error::InvalidCertificate(_) => return said_by_library(why),
         Error::General(_) => {
             "the private key is of no kind that can be used: RSA of 2048 to 4096 bits, ECDSA P-256, P-384, Ed25519"
         }
-        Error::AlertReceived(_) => return format!("the other side refuses the connection ({why:?})"),
+        Error::AlertReceived(alert) => return format!("the other side ends the connection: {}", said_by_alert(*alert)),
         _ => return said_by_library(why),
     };
     said.to_owned()
+}
+
+/// A certificate has none of the names that were wanted.
+fn for_other_names(wanted: &str, presented: &[String]) -> String {
+    let kind = if wanted.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };
+    if presented.is_empty() {
+        return format!(
+            "the certificate names no host in its subjectAltName, and a common name (CN) alone counts for nothing: have \
+             one made with `-addext subjectAltName={kind}:{wanted}`"
+        );
+    }
+    // Such as DnsName("broker") and IpAddress(10.0.0.7).
+    let bare = |name: &str| name.split('(').next_back().unwrap_or_default().trim_matches(['"', ')']).to_owned();
+    let names = presented.iter().map(|name| bare(name)).collect::<Vec<_>>();
+    format!(
+        "the certificate is for {}, and not for {wanted}, which is connected to; connect to a name that it has, or have \
+         one made with `-addext subjectAltName={kind}:{wanted}`",
+        names.join(", ")
+    )
+}
+
+/// What the other side says when it ends TLS (RFC 8446, 6.2), in plain words.
+fn said_by_alert(alert: AlertDescription) -> String {
+    let said = match alert {
+        AlertDescription::CertificateRequired => "it wants a client's certificate; give cert_file and key_file",
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateUnknown => "it does not accept the certificate that it was shown; see cert_file",
+        AlertDescription::CertificateRevoked => "the certificate that it was shown is revoked; see cert_file",
+        AlertDescription::CertificateExpired => {
+            "the certificate that it was shown has expired, or its clock is wrong; see cert_file"
+        }
+        AlertDescription::UnknownCA => {
+            "it does not know the authority that signed the certificate that it was shown; see cert_file"
+        }
+        AlertDescription::AccessDenied => "it lets nobody in with the certificate that it was shown; see cert_file",
+        AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => {
+            "it has no cipher in common with this program, or wants a client's certificate; see cert_file"
+        }
+        AlertDescription::ProtocolVersion => "it speaks neither TLS 1.2 nor 1.3",
+        AlertDescription::UnrecognisedName => "it does not know the name that is connected to",
+        AlertDescription::NoApplicationProtocol => "it speaks another protocol than MQTT there (ALPN)",
+        AlertDescription::DecryptError => {
+            "it finds a signature wrong: the certificate's, whose authority it knows under that name with another key, or \
+             that of key_file; see cert_file"
+        }
+        AlertDescription::InternalError => "something is wrong at its end",
+        other => return format!("TLS alert {other:?}"),
+    };
+    said.to_owned()
+}
+
+/// Why a server is not the one that is pinned.
+#[derive(Debug, thiserror::Error)]
+pub enum NotPinned {
+    /// It has this key.
+    #[error(
+        "what answers there shows another certificate and public key than broker_pins has: its public key is {0}. If that \
+         is the broker's new key, set it there; else somebody is in between"
+    )]
+    Other(String),
+    #[error(
+        "what answers there shows the certificate that is pinned, and does not have its key: somebody is in between"
+    )]
+    Unproved,
 }
 
 fn said_by_library(why: &Error) -> String {

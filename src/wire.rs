@@ -8,3 +8,4 @@ mod samples;
 pub mod sift;
 pub mod text;
 mod values;
+pub mod websocket;

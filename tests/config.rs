@@ -81,7 +81,8 @@ heartbeat_interval = '20m'
         "8: mqtt[0].window: 500 is out of range; give 1 to 100",
         "9: mqtt[0].keep_alive: 30 is not a duration; give a number with ms, s, m, h or days: write it like keep_alive = \"30s\"",
         "10: mqtt[1].name: mqtt[0] is named `mqtt` already; give each a `name` of its own",
-        "11: mqtt[1].brokers[1]: only the schemes mqtt and mqtts are known; write mqtt://HOST[:PORT] or mqtts://HOST[:PORT]",
+        "11: mqtt[1].brokers[1]: only the schemes mqtt, mqtts, ws and wss are known; write mqtt://HOST[:PORT] or \
+         mqtts://HOST[:PORT], or ws:// or wss:// for MQTT over WebSocket",
         "15: mqtt[1].version: unknown value `4`, expected `3.1.1` or `5`; write it like version = \"3.1.1\"",
         "16: stor: unknown section `stor`; did you mean `store`?",
         "19: devices.idle_timeout: ",
@@ -321,6 +322,27 @@ fn brokers_and_topics_are_checked() {
 }
 
 #[test]
+fn ways_to_a_broker_are_checked() {
+    for (lines, key, words) in [
+        ("websocket_headers = ['X-Key: 1']", "mqtt[0].websocket_headers", "no broker is reached over WebSocket"),
+        ("proxy = 'proxy:3128'", "mqtt[0].proxy", "the scheme is missing"),
+        ("proxy = 'http://a:b@proxy:3128'", "mqtt[0].proxy", "does not belong here"),
+        ("proxy_username = 'gw'", "mqtt[0].proxy_username", "of no use without `proxy`"),
+        ("proxy = 'http://p:1'\nproxy_password_file = '/x'", "mqtt[0].proxy_password_file", "without a name"),
+        ("proxy = 'http://p:1'\nproxy_username = 'a:b'", "mqtt[0].proxy_username", "contains a colon"),
+        ("bind = 'a b'", "mqtt[0].bind", "neither a network interface nor an address"),
+        ("dscp = 64", "mqtt[0].dscp", "64 is out of range; give 0 to 63"),
+    ] {
+        refused("mqtt", lines, key, words);
+    }
+    let config = good(
+        "[[tcp]]\n[[mqtt]]\nbrokers = ['wss://b/ws']\nwebsocket_headers = ['X-Key: ${HOST}']\nproxy = 'environment'\n\
+         bind = 'wwan0'\ndscp = 46\n",
+    );
+    assert_eq!(config.mqtt[0].dscp, 46);
+}
+
+#[test]
 fn mqtt_limits_are_checked() {
     refused("mqtt", "max_batch = '1B'", "mqtt[0].max_batch", "give 1KiB to");
     refused("mqtt", "max_batch = '257KiB'", "mqtt[0].max_batch", "more than max_packet; give 256KiB or less");
@@ -341,6 +363,11 @@ fn credentials_must_make_sense_together() {
     refused("mqtt", &format!("{tls}\ncert_file = '/c'"), "mqtt[0].cert_file", "without `key_file`");
     refused("mqtt", &format!("{tls}\nkey_file = '/k'"), "mqtt[0].key_file", "without `cert_file`");
     refused("mqtt", "ca_file = '/c'", "mqtt[0].ca_file", "no broker is reached over TLS");
+    let pin = "broker_pins = ['sha256/47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=']";
+    refused("mqtt", pin, "mqtt[0].broker_pins", "no broker is reached over TLS");
+    refused("mqtt", &format!("{tls}\n{pin}\nca_file = '/c'"), "mqtt[0].ca_file", "of no use beside broker_pins");
+    refused("mqtt", &format!("{tls}\nbroker_pins = ['ab:cd']"), "mqtt[0].broker_pins[0]", "that is no SHA-256");
+    good(&format!("{TCP}[[mqtt]]\n{tls}\n{pin}"));
     refused("mqtt", "cert_file = '/c'\nkey_file = '/k'", "mqtt[0].cert_file", "no broker is reached over TLS");
     good(&format!("{TCP}{MQTT}username = 'u'"));
     refused("tcp", "authentication = 'hash'", "tcp[0].authentication", "expected one of `none`, `token`, `hmac`");

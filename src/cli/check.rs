@@ -1,6 +1,8 @@
 //! `tidegate check`: all that is wrong with a configuration.
 
-use super::{USAGE, say};
+mod connect;
+
+use super::{File, USAGE, failed, say};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Checked, Config, Problem, Terms};
 use crate::link::tls;
@@ -11,8 +13,27 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// Reports everything that is wrong with the configuration
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    file: File,
+    /// Connect to each broker of each [[mqtt]] as well, and say what is found at each step
+    ///
+    /// Exits with 1 if something is wrong there. A running gateway is not disturbed: this
+    /// connects under another client id, and publishes nothing that looks like a reading.
+    #[arg(long)]
+    connect: bool,
+    /// Connect under this client id instead of the configured one with -check behind it
+    ///
+    /// For brokers that let in only the gateway's own; stop the gateway then.
+    #[arg(long, value_name = "ID", requires = "connect")]
+    client_id: Option<String>,
+}
+
 /// Reports every problem of the file, and exits with 2 if there is one.
-pub fn check(path: &Path) -> ExitCode {
+pub fn run(args: &Args) -> ExitCode {
+    let path = args.file.config.as_path();
     let checked = config::check(path);
     let Checked { config, unseen, .. } = &checked;
     let unseen_lines = unseen.iter().map(|problem| format!("{problem}\n"));
@@ -24,7 +45,7 @@ pub fn check(path: &Path) -> ExitCode {
                 let line = checked.line_of(&key).map(|line| format!("{line}:")).unwrap_or_default();
                 format!("{}:{line} {key}: {what}", path.display())
             });
-            let notes = notes(config).into_iter().chain(looks.iter().filter_map(Look::lapse));
+            let notes = notes(config).into_iter().chain(looks.iter().flat_map(Look::lapses));
             let notes = notes.map(|note| format!("{}: note: {note}\n", path.display()));
             (problems.collect::<Vec<_>>().join("\n"), unseen_lines.chain(notes).collect())
         }
@@ -33,7 +54,10 @@ pub fn check(path: &Path) -> ExitCode {
     if problems.is_empty() {
         let but = if unseen.is_empty() { "" } else { ", as far as it could be checked" };
         let _ = write!(out, "{} is fine{but}\n{lines}", path.display());
-        return ExitCode::SUCCESS;
+        return match config {
+            Ok(config) if args.connect => connect::run(config, args.client_id.as_deref()),
+            _ => ExitCode::SUCCESS,
+        };
     }
     let _ = write!(out, "{lines}");
     say(&problems);
@@ -60,19 +84,31 @@ fn notes(config: &Config) -> Vec<String> {
 struct Look {
     section: String,
     certificate: Option<PathBuf>,
+    /// That are trusted.
+    authorities: Option<PathBuf>,
     made: Result<()>,
 }
 
 fn looks(config: &Config) -> Vec<Look> {
     let listener = |section: String, terms: Terms| {
         let files = terms.tls()?;
-        Some(Look { section, made: tls::server_config(&files).map(drop), certificate: Some(files.cert) })
+        Some(Look {
+            section,
+            made: tls::server_config(&files).map(drop),
+            certificate: Some(files.cert),
+            authorities: None,
+        })
     };
     let tcp = config.tcp.iter().enumerate().filter_map(|(i, tcp)| listener(format!("tcp[{i}]"), tcp.terms()));
     let http = Some(&config.http).filter(|http| http.enabled).and_then(|http| listener("http".into(), http.terms()));
     let mqtt = config.mqtt.iter().enumerate().filter(|(_, mqtt)| mqtt.uses_tls()).map(|(i, mqtt)| {
         let made = mqtt::client_config(&TlsFiles::of(mqtt)).map(drop);
-        Look { section: format!("mqtt[{i}]"), made, certificate: mqtt.cert_file.clone() }
+        Look {
+            section: format!("mqtt[{i}]"),
+            made,
+            certificate: mqtt.cert_file.clone(),
+            authorities: mqtt.ca_file.clone(),
+        }
     });
     tcp.chain(http).chain(mqtt).collect()
 }
@@ -90,12 +126,20 @@ impl Look {
         Some((format!("{}.{key}", self.section), format!("{why:#}")))
     }
 
-    /// What is the matter with its time.
-    fn lapse(&self) -> Option<String> {
-        let path = self.certificate.as_ref()?;
+    /// What is the matter with the time of its certificate, and of authorities.
+    fn lapses(&self) -> impl Iterator<Item = String> {
         let now = SystemClock::new().now();
-        let lapse = Validity::of_chain(&pem::certificates(path).ok()?)?.lapse(now.wall, now.trusted)?;
-        Some(format!("{}: the certificate in {} {lapse}; renew it", self.section, path.display()))
+        let of_authorities = self.authorities.as_ref().and_then(|path| {
+            let all = pem::certificates(path).ok()?;
+            let lapse = all.iter().find_map(|one| Validity::of(one)?.lapse(now.wall, now.trusted))?;
+            let what = format!("an authority in {} {lapse}; have the new one as well", path.display());
+            Some(format!("{}: {what}", self.section))
+        });
+        let own = self.certificate.as_ref().and_then(|path| {
+            let lapse = Validity::of_chain(&pem::certificates(path).ok()?)?.lapse(now.wall, now.trusted)?;
+            Some(format!("{}: the certificate in {} {lapse}; renew it", self.section, path.display()))
+        });
+        own.into_iter().chain(of_authorities)
     }
 }
 

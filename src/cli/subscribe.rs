@@ -10,7 +10,7 @@ mod seen;
 
 use crate::config::{self, Broker};
 use crate::model::GatewayId;
-use crate::mqtt::{self, Options, TlsFiles, Topics, Version};
+use crate::mqtt::{self, Options, TlsFiles, Topics, Transport, Version};
 use crate::stop;
 use anyhow::{Context, Result, bail};
 use consumer::{Consumer, Fresh, Taken};
@@ -33,7 +33,7 @@ use tokio::time::Instant;
 #[derive(Debug, Clone, clap::Args)]
 #[command(disable_version_flag = true)]
 pub struct Args {
-    /// Where the broker listens; mqtts:// for TLS
+    /// Where the broker listens; mqtts:// for TLS, ws:// and wss:// for MQTT over WebSocket
     #[arg(value_name = "mqtt://HOST:PORT", value_parser = parse_broker)]
     pub broker: Broker,
     /// Only this gateway's readings
@@ -281,7 +281,8 @@ async fn time_up(timeout: Option<Duration>) {
 
 fn source(args: &Args) -> Result<Source> {
     let broker = args.broker.clone();
-    let files = TlsFiles { ca: args.ca_file.clone(), cert: args.cert_file.clone(), key: args.key_file.clone() };
+    let (ca, cert, key) = (args.ca_file.clone(), args.cert_file.clone(), args.key_file.clone());
+    let files = TlsFiles { ca, cert, key, ..TlsFiles::default() };
     let tls = match broker.tls {
         true => Some(Arc::new(mqtt::client_config(&files)?)),
         false if files.ca.is_some() || files.cert.is_some() => {
@@ -298,6 +299,7 @@ fn source(args: &Args) -> Result<Source> {
         host: broker.host.clone(),
         port: broker.port,
         tls,
+        transport: Transport::to(&broker),
         version: match args.version {
             MqttVersion::V3_1_1 => Version::V3_1_1,
             MqttVersion::V5 => Version::V5,

@@ -5,14 +5,17 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
-/// A broker's address, written `mqtt://HOST[:PORT]` or, with TLS, `mqtts://HOST[:PORT]`.
+/// A broker's address, written `mqtt://HOST[:PORT]` or, with TLS, `mqtts://HOST[:PORT]`; over
+/// WebSocket `ws://HOST[:PORT][/PATH]` or `wss://HOST[:PORT][/PATH]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Broker {
     /// A host name or an address; one of IPv6 stands here without brackets.
     pub host: String,
-    /// 1883, or 8883 with TLS, if not given.
+    /// 1883, or 8883 with TLS, if not given; 80 or 443 over WebSocket.
     pub port: u16,
     pub tls: bool,
+    /// What is asked for with the query, if there is one, over WebSocket; `/mqtt` if not given.
+    pub path: Option<String>,
 }
 
 /// Why a broker's address was refused, and what to do about it. Nothing of the
@@ -24,7 +27,13 @@ pub struct InvalidBroker {
     pub fix: &'static str,
 }
 
-const SHAPE: &str = "write mqtt://HOST[:PORT] or mqtts://HOST[:PORT]";
+const SHAPE: &str = "write mqtt://HOST[:PORT] or mqtts://HOST[:PORT], or ws:// or wss:// for MQTT over WebSocket";
+/// Scheme, whether that is TLS, whether it is WebSocket, the port if none is given.
+const SCHEMES: [(&str, bool, bool, u16); 4] =
+    [("mqtt", false, false, 1883), ("mqtts", true, false, 8883), ("ws", false, true, 80), ("wss", true, true, 443)];
+/// Where brokers that have one path only have it.
+const USUAL_PATH: &str = "/mqtt";
+const MAX_PATH_BYTES: usize = 4096;
 const MAX_HOST_BYTES: usize = 253;
 
 impl FromStr for Broker {
@@ -35,21 +44,29 @@ impl FromStr for Broker {
         if url.trim() != url {
             return refuse("a blank stands before or after the address", "remove it");
         }
-        let (tls, authority) = match url.split_once("://") {
-            Some(("mqtt", authority)) => (false, authority),
-            Some(("mqtts", authority)) => (true, authority),
-            Some((scheme, _)) if ["mqtt", "mqtts"].iter().any(|known| known.eq_ignore_ascii_case(scheme)) => {
-                return refuse("the scheme is not in small letters", SHAPE);
-            }
-            Some(_) => return refuse("only the schemes mqtt and mqtts are known", SHAPE),
-            None => return refuse("the scheme is missing", SHAPE),
+        let Some((scheme, behind)) = url.split_once("://") else { return refuse("the scheme is missing", SHAPE) };
+        let Some((_, tls, websocket, usual_port)) = SCHEMES.into_iter().find(|(known, ..)| *known == scheme) else {
+            return match SCHEMES.iter().any(|(known, ..)| known.eq_ignore_ascii_case(scheme)) {
+                true => refuse("the scheme is not in small letters", SHAPE),
+                false => refuse("only the schemes mqtt, mqtts, ws and wss are known", SHAPE),
+            };
         };
+        let (authority, path) = behind.split_at(behind.find(['/', '?', '#']).unwrap_or(behind.len()));
         if authority.contains('@') {
             return refuse("a user or password does not belong here", "give them as `username` and `password_file`");
         }
-        if authority.contains(['/', '?', '#']) {
+        if !websocket && !path.is_empty() {
             return refuse("an MQTT broker has no path or query", SHAPE);
         }
+        if !path.bytes().all(|byte| byte.is_ascii_graphic()) || path.contains('#') || path.len() > MAX_PATH_BYTES {
+            return refuse("the path is none of a URL", "write it in ASCII without blanks and #, like /mqtt");
+        }
+        let path = match path.strip_prefix('?') {
+            _ if !websocket => None,
+            None if path.is_empty() => Some(USUAL_PATH.to_owned()),
+            None => Some(path.to_owned()),
+            Some(query) => Some(format!("/?{query}")),
+        };
         let (host, port) = match authority.strip_prefix('[') {
             Some(bracketed) => match bracketed.split_once(']') {
                 Some((host, port)) if host.parse::<Ipv6Addr>().is_ok() => (host, port),
@@ -65,30 +82,30 @@ impl FromStr for Broker {
             return refuse(WRONG_IPV4, "correct the address");
         }
         let port = match port.strip_prefix(':').map(str::parse) {
-            None if port.is_empty() => default_port(tls),
+            None if port.is_empty() => usual_port,
             Some(Ok(port)) if port != 0 => port,
             _ if !bracketed && authority.parse::<Ipv6Addr>().is_ok() => {
                 return refuse("an IPv6 address must stand in brackets", "write it like mqtt://[fd00::1]:1883");
             }
             _ => return refuse("the port is not a number from 1 to 65535", SHAPE),
         };
-        Ok(Broker { host: host.to_owned(), port, tls })
+        Ok(Broker { host: host.to_owned(), port, tls, path })
     }
 }
 
 impl fmt::Display for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls { "mqtts" } else { "mqtt" };
-        if self.host.contains(':') {
-            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{scheme}://{}:{}", self.host, self.port)
-        }
+        let over_websocket = self.path.is_some();
+        let (scheme, ..) = SCHEMES
+            .into_iter()
+            .find(|(_, tls, websocket, _)| (*tls, *websocket) == (self.tls, over_websocket))
+            .unwrap_or(SCHEMES[0]);
+        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
+        write!(f, "{scheme}://{open}{}{close}:{}", self.host, self.port)?;
+        // People put keys into queries.
+        let path = self.path.as_deref().unwrap_or_default();
+        f.write_str(path.split('?').next().unwrap_or_default())
     }
-}
-
-fn default_port(tls: bool) -> u16 {
-    if tls { 8883 } else { 1883 }
 }
 
 fn is_host_name(host: &str) -> bool {
@@ -111,8 +128,23 @@ mod tests {
         ];
         for (url, host, port, tls) in cases {
             let broker: Broker = url.parse().unwrap_or_else(|why| panic!("{url}: {why}"));
-            assert_eq!(broker, Broker { host: host.into(), port, tls });
+            assert_eq!(broker, Broker { host: host.into(), port, tls, path: None });
             assert_eq!(broker.to_string().parse(), Ok(broker), "what is printed is read back");
+        }
+    }
+
+    #[test]
+    fn over_websocket_there_is_a_path_and_its_query_is_not_shown() {
+        let cases = [
+            ("ws://broker", 80, false, "/mqtt", "ws://broker:80/mqtt"),
+            ("wss://broker/", 443, true, "/", "wss://broker:443/"),
+            ("wss://[fd00::1]:8443/ws/a?key=secret", 8443, true, "/ws/a?key=secret", "wss://[fd00::1]:8443/ws/a"),
+            ("ws://broker?key=secret", 80, false, "/?key=secret", "ws://broker:80/"),
+        ];
+        for (url, port, tls, path, shown) in cases {
+            let broker: Broker = url.parse().unwrap_or_else(|why| panic!("{url}: {why}"));
+            assert_eq!((broker.port, broker.tls, broker.path.as_deref()), (port, tls, Some(path)));
+            assert_eq!(broker.to_string(), shown);
         }
     }
 
@@ -120,7 +152,12 @@ mod tests {
     fn what_is_refused_is_refused_for_its_reason() {
         let cases = [
             ("localhost:1883", "scheme is missing"),
-            ("tcp://localhost", "schemes mqtt and mqtts"),
+            ("tcp://localhost", "schemes mqtt, mqtts, ws and wss"),
+            ("WSS://localhost", "small letters"),
+            ("ws://me:secret@host/path", "does not belong here"),
+            ("ws://host/a b", "the path is none"),
+            ("wss://host/a#b", "the path is none"),
+            ("ws://:80/mqtt", "not a host name"),
             (" mqtt://localhost", "a blank stands"),
             ("mqtt://localhost\n", "a blank stands"),
             ("MQTTS://localhost", "small letters"),

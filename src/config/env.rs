@@ -6,7 +6,7 @@ pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 const OF_SERVICE: &str = "/run/credentials/tidegate.service";
 
 /// What this process was started with.
-pub(super) fn of_process(name: &str) -> Option<String> {
+pub fn of_process(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 

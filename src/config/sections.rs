@@ -190,7 +190,7 @@ pub struct Mqtt {
     pub start: Start,
     /// The cloud service that it is, if it is one of those that want things their way.
     pub profile: Option<Profile>,
-    /// `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`, tried in turn.
+    /// [`Broker`]s, tried in turn.
     pub brokers: Vec<String>,
     /// MQTT 5, and 3.1.1 where the broker refuses it, if not given.
     pub version: Option<MqttVersion>,
@@ -214,10 +214,22 @@ pub struct Mqtt {
     pub token_lifetime: Duration,
     /// PEM file of the authorities to trust; the system's if not given.
     pub ca_file: Option<PathBuf>,
+    /// [`Pin`](super::Pin)s of the brokers, in place of authorities.
+    pub broker_pins: Vec<String>,
     /// PEM file of the client's certificate chain.
     pub cert_file: Option<PathBuf>,
     /// PEM file of the client certificate's private key.
     pub key_file: Option<PathBuf>,
+    /// `NAME: VALUE` each, sent when a WebSocket begins.
+    pub websocket_headers: Vec<String>,
+    /// A [`Proxy`](super::Proxy); none if not given.
+    pub proxy: Option<String>,
+    pub proxy_username: Option<String>,
+    pub proxy_password_file: Option<PathBuf>,
+    /// A [`Bind`](super::Bind); the system chooses if not given.
+    pub bind: Option<String>,
+    /// Differentiated services code point of what is sent (RFC 2474), 0 to 63.
+    pub dscp: u8,
     /// Publishes awaiting a PUBACK at one time, 1 to 100.
     pub window: u16,
     /// Largest payload that is put together, in bytes.
@@ -317,8 +329,15 @@ impl Default for Mqtt {
             shared_access_key_file: None,
             token_lifetime: Duration::from_secs(3600),
             ca_file: None,
+            broker_pins: Vec::new(),
             cert_file: None,
             key_file: None,
+            websocket_headers: Vec::new(),
+            proxy: None,
+            proxy_username: None,
+            proxy_password_file: None,
+            bind: None,
+            dscp: 0,
             window: 32,
             max_batch: ByteSize::kib(16),
             max_packet: ByteSize::kib(256),

@@ -77,7 +77,8 @@ mod tests {
         check::<Route>("route", &["devices", "channels"]);
         let without_default = ["version", "client_id", "username", "password_file", "ca_file", "cert_file", "key_file"];
         let by_profile = ["profile", "retain", "shared_access_key_file"];
-        check::<Mqtt>("mqtt", &[&without_default[..], &by_profile, &["brokers"]].concat());
+        let ways = ["broker_pins", "websocket_headers", "proxy", "proxy_username", "proxy_password_file", "bind"];
+        check::<Mqtt>("mqtt", &[&without_default[..], &by_profile, &ways, &["brokers"]].concat());
         let sections: BTreeSet<String> = all_keys().keys().cloned().collect();
         assert_eq!(sections, keys_of::<Config>().iter().map(|key| key.to_string()).collect());
     }

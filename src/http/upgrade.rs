@@ -3,18 +3,16 @@
 use super::moved::Moved;
 use super::{Shared, Visitor, refuse};
 use crate::link::websocket::Refused;
+use crate::wire::websocket::accept;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use std::io;
 
 /// Of the WebSocket protocol; there is no other that anybody speaks.
 const VERSION: &str = "13";
-/// Proves that a server meant to speak it.
-const MAGIC: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// When to come back, in seconds. A device knows better, by its own back-off.
 const RETRY_AFTER: &str = "5";
 
@@ -78,7 +76,7 @@ fn handshake(version: Version, headers: &HeaderMap) -> Result<String, &'static s
     }
     let key = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes()).unwrap_or_default();
     if STANDARD.decode(key).is_ok_and(|key| key.len() == 16) {
-        Ok(STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key, MAGIC.as_bytes()].concat())))
+        Ok(accept(key))
     } else {
         Err("send a Sec-WebSocket-Key of 16 bytes in base64")
     }

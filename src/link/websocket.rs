@@ -1,6 +1,5 @@
 //! Devices over WebSocket: what the HTTP server has upgraded.
 
-mod frame;
 mod messages;
 mod patience;
 

@@ -10,6 +10,7 @@ use super::client::{Client, Seen};
 use super::dial::{self, Stream};
 pub use super::message::{Acker, Message, Publish};
 use super::packet::Allowance;
+use super::transport::Transport;
 use crate::backoff::Failure;
 use crate::clock::LAST_LOOK;
 use crate::config::MqttVersion as Version;
@@ -34,6 +35,7 @@ pub struct Options {
     pub port: u16,
     /// Plain TCP if `None`.
     pub tls: Option<Arc<ClientConfig>>,
+    pub transport: Transport,
     pub version: Version,
     pub client_id: String,
     /// User and password.
@@ -140,7 +142,7 @@ impl Connection {
         })
     }
 
-    fn over(stream: Stream, peer: SocketAddr, options: &Options) -> Connection {
+    pub(super) fn over(stream: Stream, peer: SocketAddr, options: &Options) -> Connection {
         let began = Instant::now();
         let (acks_in, acks) = mpsc::unbounded_channel();
         Connection {
@@ -159,11 +161,12 @@ impl Connection {
             acker: options.manual_acks.then_some(acks_in),
             connected_at: None,
             version: options.version,
-            plain: options.tls.is_none(),
+            plain: options.tls.is_none() && options.transport.websocket.is_none(),
         }
     }
 
-    async fn accepted(&mut self) -> Result<(), Failure> {
+    /// Waits for CONNACK.
+    pub(super) async fn accepted(&mut self) -> Result<(), Failure> {
         poll_fn(|cx| {
             while self.connected_at.is_none() {
                 if let Some(why) = self.closed.clone() {

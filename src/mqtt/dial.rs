@@ -1,20 +1,26 @@
-//! The way to a broker: its addresses, TCP, TLS.
+//! The way to a broker: addresses, TCP, and what goes over it: a proxy, TLS, a WebSocket.
 //!
 //! Of a name with several addresses those of both families are tried in turn, each a little
 //! after the one before, and the first that answers is used (Happy Eyeballs, RFC 8305): an
 //! address that swallows packets, such as a broken IPv6, costs a quarter of a second.
 
 use super::connection::Options;
+use super::transport::Transport;
+use super::websocket::{self, Ended, Socket};
+use super::{http, proxy};
 use crate::backoff::Failure;
+use crate::config::Bind;
 use crate::{files, pem};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
@@ -24,6 +30,8 @@ use tokio_rustls::client::TlsStream;
 pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// Over one of the others.
+    WebSocket(Box<Socket<Stream>>),
 }
 
 /// Connection Attempt Delay (RFC 8305, 5).
@@ -32,22 +40,99 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 /// Connects, trying `worked` first if the name still has it.
 ///
 /// # Errors
-/// If no address of the name can be reached, or TLS does not come about.
+/// If no address of the name can be reached, or what goes over TCP does not come about.
 pub(super) async fn dial(options: &Options, worked: Option<SocketAddr>) -> Result<(Stream, SocketAddr), Failure> {
-    let Options { host, port, .. } = options;
-    let found = lookup_host((host.as_str(), *port))
+    let Options { host, port, transport, .. } = options;
+    let (first_host, first_port) = first_stop(options);
+    let addresses = in_turn(resolve(first_host, first_port).await?, worked);
+    let mut tcp = first_to_answer(&addresses, transport).await?;
+    let peer = tcp.peer_addr().map_err(|why| broken_off(&why))?;
+    if let Some(proxy) = &transport.proxy {
+        proxy::tunnel(&mut tcp, proxy, host, *port).await?;
+    }
+    let stream = match &options.tls {
+        None => Stream::Plain(tcp),
+        Some(tls) => Stream::Tls(Box::new(secure(tcp, tls.clone(), host).await?)),
+    };
+    Ok((upgraded(stream, options).await?, peer))
+}
+
+/// What is connected to: the proxy, if there is one.
+pub(super) fn first_stop(options: &Options) -> (&str, u16) {
+    match &options.transport.proxy {
+        Some(proxy) => (&proxy.host, proxy.port),
+        None => (&options.host, options.port),
+    }
+}
+
+/// Begins the WebSocket, if there is to be one.
+///
+/// # Errors
+/// If there comes none of it.
+pub(super) async fn upgraded(stream: Stream, options: &Options) -> Result<Stream, Failure> {
+    let Some(request) = &options.transport.websocket else { return Ok(stream) };
+    let host = http::host(&options.host, options.port, options.tls.is_some());
+    let socket = websocket::open(stream, request, &host).await?;
+    Ok(Stream::WebSocket(Box::new(socket)))
+}
+
+/// The addresses of a name.
+///
+/// # Errors
+/// If it is not known.
+pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+    let found = lookup_host((host, port))
         .await
         .map_err(|_| failed(format!("the name {host} is not known: is there a network, and a name server?")))?;
-    let addresses = in_turn(found.collect(), worked);
-    let tcp = first_to_answer(&addresses).await?;
+    Ok(found.collect())
+}
+
+/// Connects to one address.
+///
+/// # Errors
+/// Why that is not possible, in words.
+pub(super) async fn reach(address: SocketAddr, transport: &Transport) -> Result<TcpStream, String> {
+    let plain = |why: io::Error| files::plain(&why);
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(plain)?;
+    match &transport.bind {
+        None => {}
+        Some(Bind::Interface(name)) => socket.bind_device(Some(name.as_bytes())).map_err(|why| match why.kind() {
+            ErrorKind::PermissionDenied => format!(
+                "this user may not choose the interface {name}; give the service AmbientCapabilities=CAP_NET_RAW, or the \
+                 interface's address as bind"
+            ),
+            _ => format!("the interface {name} of bind cannot be used: {}", plain(why)),
+        })?,
+        Some(Bind::Address(from)) if from.is_ipv4() != address.is_ipv4() => {
+            return Err(format!("{from} of bind is of the other family"));
+        }
+        Some(Bind::Address(from)) => socket
+            .bind(SocketAddr::new(*from, 0))
+            .map_err(|why| format!("the address {from} of bind cannot be used: {}", plain(why)))?,
+    }
+    if transport.dscp > 0 {
+        // Behind it stand two bits for congestion (RFC 3168). A system that knows none goes without.
+        let class = u32::from(transport.dscp) << 2;
+        let _ = if address.is_ipv4() { socket.set_tos_v4(class) } else { socket.set_tclass_v6(class) };
+    }
+    let stream = socket.connect(address).await.map_err(plain)?;
     // A small packet waits for nothing.
-    let _ = tcp.set_nodelay(true);
-    let peer = tcp.peer_addr().map_err(|why| broken_off(&why))?;
-    let Some(tls) = &options.tls else { return Ok((Stream::Plain(tcp), peer)) };
-    let name = ServerName::try_from(host.clone())
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+/// Shakes hands with `host`.
+///
+/// # Errors
+/// If TLS does not come about.
+pub(super) async fn secure(
+    tcp: TcpStream,
+    tls: Arc<ClientConfig>,
+    host: &str,
+) -> Result<TlsStream<TcpStream>, Failure> {
+    let name = ServerName::try_from(host.to_owned())
         .map_err(|_| Failure { what: format!("{host} is no name that a certificate can be for"), permanent: true })?;
-    let stream = TlsConnector::from(tls.clone()).connect(name, tcp).await.map_err(|why| no_tls(&why))?;
-    Ok((Stream::Tls(Box::new(stream)), peer))
+    TlsConnector::from(tls).connect(name, tcp).await.map_err(|why| no_tls(&why))
 }
 
 /// The addresses in the order in which they are tried: the families take turns, beginning
@@ -69,13 +154,14 @@ fn in_turn(found: Vec<SocketAddr>, worked: Option<SocketAddr>) -> Vec<SocketAddr
     order
 }
 
-async fn first_to_answer(addresses: &[SocketAddr]) -> Result<TcpStream, Failure> {
+async fn first_to_answer(addresses: &[SocketAddr], transport: &Transport) -> Result<TcpStream, Failure> {
     let mut attempts = JoinSet::new();
     let mut failures = Vec::new();
     let mut left = addresses.iter().copied();
     loop {
         if let Some(address) = left.next() {
-            attempts.spawn(async move { (address, TcpStream::connect(address).await) });
+            let transport = transport.clone();
+            attempts.spawn(async move { (address, reach(address, &transport).await) });
         }
         let delay = async {
             if left.len() == 0 {
@@ -86,7 +172,7 @@ async fn first_to_answer(addresses: &[SocketAddr]) -> Result<TcpStream, Failure>
         tokio::select! {
             ended = attempts.join_next() => match ended {
                 Some(Ok((_, Ok(stream)))) => return Ok(stream),
-                Some(Ok((address, Err(why)))) => failures.push(format!("{address}: {}", files::plain(&why))),
+                Some(Ok((address, Err(what)))) => failures.push(format!("{address}: {what}")),
                 Some(Err(_)) => {}
                 None if failures.is_empty() => return Err(failed("the name has no address".to_owned())),
                 None => return Err(failed(failures.join(", "))),
@@ -102,6 +188,12 @@ fn failed(what: String) -> Failure {
 
 /// A connection that the network ended.
 pub(super) fn broken_off(why: &io::Error) -> Failure {
+    if let Some(Ended(what)) = why.get_ref().and_then(|why| why.downcast_ref()) {
+        return failed(what.clone());
+    }
+    if let Some(why) = why.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>()) {
+        return failed(format!("TLS broke off: {}", pem::plain(why)));
+    }
     failed(format!("the connection broke off: {}", files::plain(why)))
 }
 
@@ -123,6 +215,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Stream::WebSocket(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -132,6 +225,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Stream::WebSocket(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -139,6 +233,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::WebSocket(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -146,6 +241,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::WebSocket(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -177,12 +273,24 @@ mod tests {
         while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(100), TcpStream::connect(black)).await {
             crowd.push(stream);
         }
-        let stream = first_to_answer(&[black, there]).await.expect("the second answers");
+        let stream = first_to_answer(&[black, there], &Transport::default()).await.expect("the second answers");
         assert_eq!(stream.peer_addr().expect("an address"), there);
-        let refused = first_to_answer(&[address_of_nobody()]).await.expect_err("nobody listens");
+        let refused = first_to_answer(&[address_of_nobody()], &Transport::default()).await.expect_err("nobody listens");
         assert!(refused.what.contains("nothing listens there"), "{}", refused.what);
-        let nothing = first_to_answer(&[]).await.expect_err("no address");
+        let nothing = first_to_answer(&[], &Transport::default()).await.expect_err("no address");
         assert!(nothing.what.contains("no address"), "{}", nothing.what);
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_has_the_class_that_is_given() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        for dscp in [0, 10, 46] {
+            let transport = Transport { dscp, ..Transport::default() };
+            let stream = reach(address, &transport).await.expect("it listens");
+            let socket = TcpSocket::from_std_stream(stream.into_std().expect("a socket"));
+            assert_eq!(socket.tos_v4().expect("an option"), u32::from(dscp) << 2);
+        }
     }
 
     fn address_of_nobody() -> SocketAddr {

@@ -295,7 +295,7 @@ fn broken(what: String) -> Failure {
 }
 
 /// The first line of what came, in readable form.
-fn quoted(input: &[u8]) -> String {
+pub(super) fn quoted(input: &[u8]) -> String {
     const SHOWN: usize = 60;
     let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
     let line = line.get(..SHOWN).unwrap_or(line);

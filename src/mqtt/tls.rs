@@ -1,6 +1,7 @@
 //! TLS by rustls with ring: nothing of the system's but, if wanted, its roots.
 
-use crate::config;
+use super::verifier;
+use crate::config::{self, Pin};
 use crate::credentials::Kept;
 use crate::pem::{self, Validity};
 use anyhow::{Result, bail};
@@ -18,12 +19,16 @@ pub struct TlsFiles {
     pub cert: Option<PathBuf>,
     /// The client certificate's private key.
     pub key: Option<PathBuf>,
+    /// The server's certificate or public key, in place of authorities.
+    pub pins: Vec<Pin>,
 }
 
 impl TlsFiles {
     /// The files that a sink is configured with.
     pub fn of(sink: &config::Mqtt) -> TlsFiles {
-        TlsFiles { ca: sink.ca_file.clone(), cert: sink.cert_file.clone(), key: sink.key_file.clone() }
+        // A configuration that is loaded has no other pins.
+        let pins = sink.broker_pins.iter().filter_map(|pin| pin.parse().ok()).collect();
+        TlsFiles { ca: sink.ca_file.clone(), cert: sink.cert_file.clone(), key: sink.key_file.clone(), pins }
     }
 }
 
@@ -52,13 +57,18 @@ pub fn of_sink(sink: &config::Mqtt, now: Duration) -> Option<Arc<ClientTls>> {
 /// If a file cannot be read or holds nothing useful, or if only one of certificate
 /// and key is given.
 pub fn client_config(files: &TlsFiles) -> Result<ClientConfig> {
-    let roots = match &files.ca {
-        Some(path) => pem::authorities(path)?,
-        None => system_authorities()?,
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let algorithms = provider.signature_verification_algorithms;
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder = if files.pins.is_empty() {
+        builder.with_root_certificates(match &files.ca {
+            Some(path) => pem::authorities(path)?,
+            None => system_authorities()?,
+        })
+    } else {
+        let verifier = verifier::Pinned { pins: files.pins.clone(), algorithms };
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
     };
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
     let config = match (&files.cert, &files.key) {
         (None, None) => builder.with_no_client_auth(),
         (Some(cert), Some(key)) => builder
@@ -67,6 +77,14 @@ pub fn client_config(files: &TlsFiles) -> Result<ClientConfig> {
         _ => bail!("a client certificate needs both cert_file and key_file"),
     };
     Ok(config)
+}
+
+/// For a look at what a broker shows: whoever answers is let in, and nothing is to be sent.
+pub(super) fn looking() -> Result<Arc<ClientConfig>, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Arc::new(verifier::Anyone(provider.signature_verification_algorithms));
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(Arc::new(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()))
 }
 
 fn system_authorities() -> Result<RootCertStore> {

@@ -63,6 +63,11 @@ impl Topics {
         self.of(format!("{}status", self.base), Some(JSON))
     }
 
+    /// Where `tidegate check --connect` tries what may be done; nobody needs to listen there.
+    pub fn check(&self) -> String {
+        format!("{}check", self.base)
+    }
+
     /// Gaps and other events of the gateway itself.
     pub fn events(&self) -> String {
         self.of(format!("{}events", self.base), Some(JSON))

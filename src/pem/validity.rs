@@ -10,11 +10,11 @@ use std::time::Duration;
 /// Warnings begin so long before a certificate expires.
 pub const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 
-const SEQUENCE: u8 = 0x30;
+pub(super) const SEQUENCE: u8 = 0x30;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 /// `[0]`, in which a certificate has its version, if it is not the first.
-const VERSION: u8 = 0xa0;
+pub(super) const VERSION: u8 = 0xa0;
 
 /// The time in which a certificate, or a whole chain, is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ fn second(time: Timestamp) -> String {
 }
 
 /// The first element of `der`: its tag, its content, and what follows it.
-fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+pub(super) fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = der.split_first()?;
     let (&length, rest) = rest.split_first()?;
     let (length, rest) = match length {
@@ -109,7 +109,7 @@ fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 }
 
 /// The content of the first element of `der`, if it is a `wanted` one.
-fn inside(der: &[u8], wanted: u8) -> Option<&[u8]> {
+pub(super) fn inside(der: &[u8], wanted: u8) -> Option<&[u8]> {
     let (tag, content, _) = element(der)?;
     (tag == wanted).then_some(content)
 }

@@ -5,6 +5,7 @@ mod candidates;
 mod commands;
 mod connecting;
 mod leaving;
+mod options;
 mod sas;
 mod secrets;
 mod status;
@@ -12,6 +13,7 @@ mod statuses;
 mod terms;
 
 pub use commands::Instruction;
+pub use options::for_a_look;
 
 use super::encode::{self, Replay};
 use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
@@ -21,7 +23,7 @@ use crate::config::{self, Encoding, Profile};
 use crate::credentials::Credential;
 use crate::device::Registry;
 use crate::model::{Epochs, Numbered, Seq};
-use crate::mqtt::{Cause, Connection, Event, Options, Publish, Topics, Version};
+use crate::mqtt::{Cause, Connection, Event, Options, Publish, Topics};
 use crate::notes::{Note, Notes};
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
@@ -121,22 +123,7 @@ impl MqttDestination {
             candidates: config.brokers.iter().map(candidate).collect::<Result<_>>()?,
             last: None,
             wanted: Wanted { version: config.version(), retain: config.retains() },
-            options: Options {
-                host: String::new(),
-                port: 0,
-                tls: None,
-                version: config.version().unwrap_or(Version::V5),
-                client_id: client_id.clone(),
-                credentials: None,
-                keep_alive: config.keep_alive,
-                connect_timeout: config.connect_timeout,
-                confirm_timeout: config.confirm_timeout,
-                max_packet: u32::try_from(config.max_packet.as_u64()).unwrap_or(u32::MAX),
-                window: config.window + statuses::WINDOW,
-                will: None,
-                clean_session: true,
-                manual_acks: false,
-            },
+            options: options::common(config, &client_id),
             secrets: Secrets::of(config, client_id, clock.now().monotonic),
             by_device: config.topics == config::Topics::Device,
             encoding: config.encoding,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tidegate::model::GatewayId;
-use tidegate::mqtt::{Connection, Event, Options, Topics, Version};
+use tidegate::mqtt::{Connection, Event, Options, Topics, Transport, Version};
 use tidegate::sink::encode::{Delivered, Delivery, decode};
 use tokio::task::JoinSet;
 
@@ -26,6 +26,7 @@ pub fn options(port: u16) -> Options {
         host: "127.0.0.1".into(),
         port,
         tls: None,
+        transport: Transport::default(),
         version: Version::V3_1_1,
         client_id: format!("test-{}-{port}", fastrand::u64(..)),
         credentials: None,

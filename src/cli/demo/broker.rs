@@ -1,6 +1,6 @@
 //! A small MQTT broker in this process, for the demo and for trying things out.
 
-use crate::mqtt::{Connection, Options, Version};
+use crate::mqtt::{Connection, Options, Transport, Version};
 use anyhow::{Context, Result, bail};
 use rumqttd::{ConnectionSettings, RouterConfig, ServerSettings};
 use std::collections::HashMap;
@@ -103,6 +103,7 @@ async fn answers(address: SocketAddr, version: Version, deadline: Instant) -> Re
         host: address.ip().to_string(),
         port: address.port(),
         tls: None,
+        transport: Transport::default(),
         version,
         client_id: "tidegate-probe".into(),
         credentials: None,

@@ -87,7 +87,8 @@ impl Access {
         if !self.tls {
             return Ok(None);
         }
-        let files = TlsFiles { ca: self.ca_file.clone(), cert: self.cert_file.clone(), key: self.key_file.clone() };
+        let (ca, cert, key) = (self.ca_file.clone(), self.cert_file.clone(), self.key_file.clone());
+        let files = TlsFiles { ca, cert, key, ..TlsFiles::default() };
         let host = gateway.rsplit_once(':').map_or(gateway, |(host, _)| host).trim_matches(['[', ']']);
         let name = ServerName::try_from(host.to_owned());
         let host = name.with_context(|| format!("{host:?} is neither a host's name nor an address"))?;

@@ -25,10 +25,12 @@ pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
         check_pem(&mut section, "ca_file", mqtt.ca_file.as_ref(), CERTIFICATE);
         check_pem(&mut section, "cert_file", mqtt.cert_file.as_ref(), CERTIFICATE);
         check_pem(&mut section, "key_file", mqtt.key_file.as_ref(), PRIVATE_KEY);
-        if let Some((path, Err(why))) = mqtt.password_file.as_deref().map(|path| (path, read_password(path))) {
+        let passwords = [("password_file", &mqtt.password_file), ("proxy_password_file", &mqtt.proxy_password_file)];
+        for (key, path) in passwords {
+            let Some((path, Err(why))) = path.as_deref().map(|path| (path, read_password(path))) else { continue };
             match &why {
-                PasswordError::Unreadable { why, .. } => unreadable(&mut section, "password_file", path, why),
-                _ => section.reject(&["password_file"], why, "give a file that holds the password, and nothing else"),
+                PasswordError::Unreadable { why, .. } => unreadable(&mut section, key, path, why),
+                _ => section.reject(&[key], why, "give a file that holds the password, and nothing else"),
             }
         }
     }

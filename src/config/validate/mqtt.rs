@@ -5,7 +5,7 @@ mod profile;
 use super::links::Names;
 use super::{DAY, HOUR, MINUTE, SECOND, Section, size, time};
 use crate::config::problem::Report;
-use crate::config::{Broker, Mqtt};
+use crate::config::{Bind, Broker, Header, Mqtt, Pin, Proxy};
 use bytesize::ByteSize;
 use std::time::Duration;
 
@@ -27,9 +27,51 @@ pub(super) fn check(sinks: &[Mqtt], report: &mut Report) {
         check_client_id(mqtt, sinks.iter().take(i), &mut section);
         check_prefix(&mqtt.prefix, &mut section);
         check_credentials(mqtt, &mut section);
+        check_way(mqtt, &mut section);
         check_limits(mqtt, &mut section);
         profile::check(mqtt, &mut section);
     }
+}
+
+/// How the brokers are reached.
+fn check_way(mqtt: &Mqtt, section: &mut Section) {
+    for (i, header) in mqtt.websocket_headers.iter().enumerate() {
+        if let Err(why) = header.parse::<Header>() {
+            section.reject(&[&format!("websocket_headers[{i}]")], why.what, why.fix);
+        }
+    }
+    if !mqtt.websocket_headers.is_empty() && brokers(mqtt).all(|broker| broker.path.is_none()) {
+        let what = "is of no use: no broker is reached over WebSocket";
+        section.reject(&["websocket_headers", "brokers"], what, "write wss:// in `brokers`, or remove it");
+    }
+    if let Some(Err(why)) = mqtt.proxy.as_deref().map(str::parse::<Proxy>) {
+        section.reject(&["proxy"], why.what, why.fix);
+    }
+    let pair = [
+        ("proxy_username", mqtt.proxy_username.is_some()),
+        ("proxy_password_file", mqtt.proxy_password_file.is_some()),
+    ];
+    for (key, _) in pair.iter().filter(|(_, given)| *given && mqtt.proxy.is_none()) {
+        section.reject(
+            &[key, "proxy"],
+            "is of no use without `proxy`",
+            "give proxy = \"http://HOST:PORT\", or remove it",
+        );
+    }
+    if mqtt.proxy_password_file.is_some() && mqtt.proxy_username.is_none() {
+        section.reject(
+            &["proxy_password_file", "proxy_username"],
+            "is of no use without a name",
+            "give `proxy_username` too",
+        );
+    }
+    if mqtt.proxy_username.as_ref().is_some_and(|name| name.contains(':') || name.chars().any(char::is_control)) {
+        section.reject(&["proxy_username"], "contains a colon or a control character", "give the name alone");
+    }
+    if let Some(Err(why)) = mqtt.bind.as_deref().map(str::parse::<Bind>) {
+        section.reject(&["bind"], why.what, why.fix);
+    }
+    section.number("dscp", mqtt.dscp, 0, 63);
 }
 
 fn check_brokers(mqtt: &Mqtt, section: &mut Section) {
@@ -93,12 +135,25 @@ fn check_credentials(mqtt: &Mqtt, section: &mut Section) {
         section.reject(&["username"], "is too long or contains NUL", "give at most 65535 bytes without NUL");
     }
     section.key_pair(mqtt.cert_file.as_ref(), mqtt.key_file.as_ref());
+    for (i, pin) in mqtt.broker_pins.iter().enumerate() {
+        if let Err(why) = pin.parse::<Pin>() {
+            section.reject(&[&format!("broker_pins[{i}]")], why.what, why.fix);
+        }
+    }
+    if mqtt.ca_file.is_some() && !mqtt.broker_pins.is_empty() {
+        let what = "is of no use beside broker_pins, which say what is trusted in place of authorities";
+        section.reject(&["ca_file", "broker_pins"], what, "remove one of them");
+    }
     let all_plain = brokers(mqtt).count() == mqtt.brokers.len() && brokers(mqtt).all(|broker| !broker.tls);
     for (key, file) in [("ca_file", &mqtt.ca_file), ("cert_file", &mqtt.cert_file)] {
         if file.is_some() && all_plain && !mqtt.brokers.is_empty() {
             let what = "is of no use: no broker is reached over TLS";
-            section.reject(&[key, "brokers"], what, "write mqtts:// in `brokers`, or remove it");
+            section.reject(&[key, "brokers"], what, "write mqtts:// or wss:// in `brokers`, or remove it");
         }
+    }
+    if !mqtt.broker_pins.is_empty() && all_plain && !mqtt.brokers.is_empty() {
+        let what = "is of no use: no broker is reached over TLS";
+        section.reject(&["broker_pins", "brokers"], what, "write mqtts:// or wss:// in `brokers`, or remove it");
     }
 }
 

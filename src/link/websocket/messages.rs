@@ -9,7 +9,6 @@
 //! in it, and is written whole before the next is taken. A Goodbye takes the WebSocket's
 //! own close frame along.
 
-use super::frame::{self, Event, Kind, Reader, Violation};
 use super::patience::Patience;
 use crate::link::pool::Lease;
 use crate::wire::codec::{GOODBYE, WELCOME, decode_gateway};
@@ -17,6 +16,7 @@ use crate::wire::frame::{
     Decoder, Event as FrameEvent, HEADER, Limits, MAX_BODY, Recovery, split_encoded, text_header, whole_length,
 };
 use crate::wire::message::{GatewayMessage, Goodbye, Reason};
+use crate::wire::websocket::{self as frame, Event, Kind, Reader, Violation};
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::ControlFlow;
@@ -164,7 +164,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
                 *ping = Some(data.to_vec());
                 Ok(())
             }
-            Event::Close => {
+            Event::Close(_) => {
                 (inbox.state, left) = (State::Over, true);
                 Ok(())
             }

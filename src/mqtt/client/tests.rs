@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::MqttVersion as Version;
+use crate::mqtt::Transport;
 use proptest::prelude::*;
 use rumqttc::mqttbytes::{QoS, v4};
 use rumqttc::v5::mqttbytes::v5;
@@ -13,6 +14,7 @@ fn options(version: Version) -> Options {
         host: String::new(),
         port: 1883,
         tls: None,
+        transport: Transport::default(),
         version,
         client_id: "gw".into(),
         credentials: None,

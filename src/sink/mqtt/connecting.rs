@@ -117,8 +117,9 @@ impl MqttDestination {
     fn options(&self, broker: &Broker, asked: Asked) -> Result<Options> {
         let (tls, credentials) = (self.secrets.tls(broker)?, self.secrets.login(broker, self.status.clock.now())?);
         let will = asked.will.then(|| self.status.retained(asked.retain).message("offline", Some("connection lost")));
+        let transport = self.secrets.transport(broker)?;
         let (host, port, version) = (broker.host.clone(), broker.port, asked.version);
-        Ok(Options { host, port, tls, version, credentials, will, ..self.options.clone() })
+        Ok(Options { host, port, tls, transport, version, credentials, will, ..self.options.clone() })
     }
 
     /// Those that stand before it, and can be looked at.
@@ -128,7 +129,9 @@ impl MqttDestination {
         let preferred = before.filter_map(|one| {
             let broker = &one.broker;
             let tls = self.secrets.tls(broker).ok()?;
-            let options = Options { host: broker.host.clone(), port: broker.port, tls, ..self.options.clone() };
+            let transport = self.secrets.transport(broker).ok()?;
+            let (host, port) = (broker.host.clone(), broker.port);
+            let options = Options { host, port, tls, transport, ..self.options.clone() };
             let (name, rests_for) = (broker.to_string(), one.rests_for(now));
             Some(Preferred { options, worked: one.worked, name, rests_for })
         });

@@ -4,7 +4,7 @@ use super::sas;
 use crate::clock::Now;
 use crate::config::{self, Broker};
 use crate::credentials::Credential;
-use crate::mqtt::{self, ClientTls};
+use crate::mqtt::{self, ClientTls, Transport};
 use anyhow::{Result, bail};
 use rustls::ClientConfig;
 use std::sync::Arc;
@@ -45,6 +45,14 @@ impl Secrets {
             config.alpn_protocols = vec![protocol.to_vec()];
             Arc::new(config)
         }))
+    }
+
+    /// The way to this broker.
+    ///
+    /// # Errors
+    /// If the proxy's password cannot be read, or the environment's proxy cannot be used.
+    pub fn transport(&self, broker: &Broker) -> Result<Transport> {
+        Transport::of_sink(&self.sink, broker)
     }
 
     /// User and password for this broker, if there are any.

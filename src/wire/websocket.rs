@@ -1,6 +1,18 @@
-//! The frames of a WebSocket (RFC 6455), from the server's side and without any I/O.
+//! The frames of a WebSocket (RFC 6455), from either side and without any I/O.
 //! Nothing is collected here but what a control frame holds: what a message holds is
 //! passed on as it comes, however long the message claims to be.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+
+/// Proves that a server meant to speak it.
+const MAGIC: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// What a server answers to a client's `Sec-WebSocket-Key` (4.2.2).
+pub fn accept(key: &[u8]) -> String {
+    STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key, MAGIC.as_bytes()].concat()))
+}
 
 /// Most bytes that a control frame may hold.
 pub const MAX_CONTROL: usize = 125;
@@ -55,13 +67,15 @@ pub enum Event<'a> {
     /// The message is complete.
     Complete,
     Ping(&'a [u8]),
-    /// The far end takes its leave.
-    Close,
+    /// The far end takes its leave: nothing, or a code of two bytes and why in text.
+    Close(&'a [u8]),
 }
 
 /// Takes frames apart.
 #[derive(Debug, Default)]
 pub struct Reader {
+    /// What comes is a server's, which masks nothing.
+    from_server: bool,
     header: [u8; MAX_HEADER],
     have: usize,
     frame: Option<Frame>,
@@ -81,6 +95,11 @@ struct Frame {
 }
 
 impl Reader {
+    /// Of a server's frames; [`Reader::default`] is of a client's.
+    pub fn of_server() -> Reader {
+        Reader { from_server: true, ..Reader::default() }
+    }
+
     /// Takes the next bytes of the stream, which are unmasked where they stand, and
     /// reports what they are.
     ///
@@ -146,8 +165,10 @@ impl Reader {
         if first & 0x70 != 0 {
             return Err(violation("a reserved bit is set"));
         }
-        if second & MASKED == 0 {
-            return Err(violation("a frame from a client is not masked"));
+        match (self.from_server, second & MASKED == 0) {
+            (false, true) => return Err(violation("a frame from a client is not masked")),
+            (true, false) => return Err(violation("a frame from a server is masked")),
+            _ => {}
         }
         match opcode {
             CONTINUATION if self.message.is_none() => Err(violation("a message begins with a continuation")),
@@ -169,14 +190,17 @@ impl Reader {
             127 => (u64::from_be_bytes([l0, l1, l2, l3, l4, l5, l6, l7]), 10),
             short => (u64::from(short), 2),
         };
-        if self.have < before_mask + 4 {
+        let mask_length = if self.from_server { 0 } else { 4 };
+        if self.have < before_mask + mask_length {
             return Ok(None);
         }
         if length > i64::MAX as u64 {
             return Err(violation("the length has its highest bit set"));
         }
         let mut mask = [0; 4];
-        mask.copy_from_slice(&self.header[before_mask..before_mask + 4]); // at most 10 and 4
+        if !self.from_server {
+            mask.copy_from_slice(&self.header[before_mask..before_mask + 4]); // at most 10 and 4
+        }
         Ok(Some(Frame { opcode: first & 0x0f, last: first & LAST != 0, left: length, mask }))
     }
 
@@ -208,7 +232,7 @@ impl Reader {
         self.frame = None;
         let control = std::mem::take(&mut self.control);
         match frame.opcode {
-            CLOSE => on_event(Event::Close),
+            CLOSE => on_event(Event::Close(&control)),
             PING => on_event(Event::Ping(&control)),
             PONG => Ok(()),
             _ if frame.last => {
@@ -226,12 +250,22 @@ pub fn put_message(kind: Kind, data: &[u8], out: &mut Vec<u8>) {
         Kind::Text => TEXT,
         Kind::Binary => BINARY,
     };
-    put(opcode, data, out);
+    put(opcode, data, None, out);
+}
+
+/// Appends a binary message of a client in one frame.
+pub fn put_masked(data: &[u8], mask: [u8; 4], out: &mut Vec<u8>) {
+    put(BINARY, data, Some(mask), out);
 }
 
 /// Appends the answer to a ping.
 pub fn put_pong(data: &[u8], out: &mut Vec<u8>) {
-    put(PONG, data, out);
+    put(PONG, data, None, out);
+}
+
+/// Appends a client's answer to a ping.
+pub fn put_masked_pong(data: &[u8], mask: [u8; 4], out: &mut Vec<u8>) {
+    put(PONG, data, Some(mask), out);
 }
 
 /// Appends a close frame that says why, as far as that fits.
@@ -240,23 +274,34 @@ pub fn put_close(code: u16, why: &str, out: &mut Vec<u8>) {
     let end = (0..=room.min(why.len())).rev().find(|end| why.is_char_boundary(*end)).unwrap_or(0);
     let why = why.split_at(end).0;
     let data = [&code.to_be_bytes(), why.as_bytes()].concat();
-    put(CLOSE, &data, out);
+    put(CLOSE, &data, None, out);
 }
 
-fn put(opcode: u8, data: &[u8], out: &mut Vec<u8>) {
+fn put(opcode: u8, data: &[u8], mask: Option<[u8; 4]>, out: &mut Vec<u8>) {
+    let masked = if mask.is_some() { MASKED } else { 0 };
     out.push(LAST | opcode);
     match data.len() {
-        short @ 0..=125 => out.push(short as u8), // it fits
+        short @ 0..=125 => out.push(masked | short as u8), // it fits
         medium @ 126..=0xffff => {
-            out.push(126);
+            out.push(masked | 126);
             out.extend_from_slice(&(medium as u16).to_be_bytes()); // it fits
         }
         long => {
-            out.push(127);
+            out.push(masked | 127);
             out.extend_from_slice(&(long as u64).to_be_bytes()); // no target has more than 64 bits
         }
     }
-    out.extend_from_slice(data);
+    match mask {
+        None => out.extend_from_slice(data),
+        Some(mask) => {
+            out.extend_from_slice(&mask);
+            let before = out.len();
+            out.extend_from_slice(data);
+            for (at, byte) in out.iter_mut().skip(before).enumerate() {
+                *byte ^= mask[at % 4]; // a remainder by its length
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -266,14 +311,9 @@ mod tests {
 
     /// A frame as a client sends it.
     fn masked(first: u8, data: &[u8], mask: [u8; 4]) -> Vec<u8> {
-        let mut plain = Vec::new();
-        put(first & 0x0f, data, &mut plain);
-        let header = plain.len() - data.len();
-        let mut frame = plain[..header].to_vec();
+        let mut frame = Vec::new();
+        put(first & 0x0f, data, Some(mask), &mut frame);
         frame[0] = first;
-        frame[1] |= MASKED;
-        frame.extend(mask);
-        frame.extend(data.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
         frame
     }
 
@@ -285,7 +325,11 @@ mod tests {
     }
 
     fn read(stream: &[u8], at_a_time: usize) -> Result<Vec<Came>, Violation> {
-        let (mut reader, mut came, mut open) = (Reader::default(), Vec::new(), None);
+        read_by(Reader::default(), stream, at_a_time)
+    }
+
+    fn read_by(mut reader: Reader, stream: &[u8], at_a_time: usize) -> Result<Vec<Came>, Violation> {
+        let (mut came, mut open) = (Vec::new(), None);
         for piece in stream.chunks(at_a_time) {
             reader.push(&mut piece.to_vec(), &mut |event| {
                 match event {
@@ -297,7 +341,7 @@ mod tests {
                         came.push(Came::Message(kind, data));
                     }
                     Event::Ping(data) => came.push(Came::Ping(data.to_vec())),
-                    Event::Close => came.push(Came::Close),
+                    Event::Close(_) => came.push(Came::Close),
                 }
                 Ok(())
             })?;
@@ -315,6 +359,25 @@ mod tests {
         let mut long = Vec::new();
         put_message(Kind::Binary, &[7; 65_536], &mut long);
         assert_eq!(long[..10], [0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn a_client_masks_and_reads_what_is_not_masked() {
+        let mut masked = Vec::new();
+        put_masked(b"Hello", [0x37, 0xfa, 0x21, 0x3d], &mut masked);
+        assert_eq!(masked, [0x82, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58]);
+        assert_eq!(read(&masked, 1), Ok(vec![Came::Message(Kind::Binary, b"Hello".to_vec())]));
+        let why = read_by(Reader::of_server(), &masked, 1).expect_err("it is masked").why;
+        assert_eq!(why, "a frame from a server is masked");
+        let mut plain = Vec::new();
+        for length in [0, 5, 126, 70_000] {
+            plain.clear();
+            put_message(Kind::Binary, &vec![9; length], &mut plain);
+            for at_a_time in [1, 7, 100_000] {
+                let came = read_by(Reader::of_server(), &plain, at_a_time);
+                assert_eq!(came, Ok(vec![Came::Message(Kind::Binary, vec![9; length])]));
+            }
+        }
     }
 
     #[test]

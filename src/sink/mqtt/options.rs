@@ -1,0 +1,50 @@
+//! How a sink connects, by its configuration.
+
+use super::secrets::Secrets;
+use super::statuses;
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, Broker, MqttVersion};
+use crate::model::GatewayId;
+use crate::mqtt::{Options, Transport};
+use anyhow::Result;
+use std::time::Duration;
+
+/// What is the same for all brokers.
+pub(super) fn common(config: &config::Mqtt, client_id: &str) -> Options {
+    Options {
+        host: String::new(),
+        port: 0,
+        tls: None,
+        transport: Transport::default(),
+        version: config.version().unwrap_or(MqttVersion::V5),
+        client_id: client_id.to_owned(),
+        credentials: None,
+        keep_alive: config.keep_alive,
+        connect_timeout: config.connect_timeout,
+        confirm_timeout: config.confirm_timeout,
+        max_packet: u32::try_from(config.max_packet.as_u64()).unwrap_or(u32::MAX),
+        window: config.window + statuses::WINDOW,
+        will: None,
+        clean_session: true,
+        manual_acks: false,
+    }
+}
+
+/// How the sink connects to one of its brokers, for a look at that, with files read now.
+///
+/// # Errors
+/// If a file that it needs cannot be used.
+pub fn for_a_look(config: &config::Mqtt, gateway: &GatewayId, broker: &Broker) -> Result<Options> {
+    let client_id = config.client_id(gateway);
+    let secrets = Secrets::of(config, client_id.clone(), Duration::ZERO);
+    let (tls, credentials) = (secrets.tls(broker)?, secrets.login(broker, SystemClock::new().now())?);
+    let transport = secrets.transport(broker)?;
+    Ok(Options {
+        host: broker.host.clone(),
+        port: broker.port,
+        tls,
+        transport,
+        credentials,
+        ..common(config, &client_id)
+    })
+}
