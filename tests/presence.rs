@@ -381,6 +381,22 @@ async fn a_broker_that_takes_no_statuses_gets_the_readings_all_the_same() {
     assert_eq!(gateway.log().matches("connected to the broker").count(), 1, "{}", gateway.log());
 }
 
+#[tokio::test]
+async fn a_broker_that_does_not_take_the_gateway_s_status_gets_the_readings_all_the_same() {
+    if !broker::is_real() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let broker = that_takes(&["readings", "events", "command", "devices/+/status"], directory.path()).await;
+    let gateway = Gateway::with_broker(&broker.gateway_url(), "").started().await;
+    let (mut pump, _) = Talk::welcomed(&gateway.tcp_address(), "pump", 7).await;
+    pump.readings(1, 1, 10).await;
+    pump.acked(10).await;
+    gateway.figure_becomes("tidegate_sink_delivered_total{sink=\"mqtt\"}", |delivered| delivered == 10.0).await;
+    gateway.says("does not take the gateway's status").await;
+    assert_eq!(gateway.log().matches("connected to the broker").count(), 1, "{}", gateway.log());
+}
+
 /// Readings behind an event that a broker will never take would wait for ever.
 #[tokio::test]
 async fn a_broker_that_takes_no_events_gets_the_readings_all_the_same() {

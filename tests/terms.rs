@@ -126,3 +126,23 @@ async fn the_first_broker_of_the_list_is_returned_to_when_it_can_be_reached_agai
         assert!(gateway.log().contains(&format!("returning to mqtt://127.0.0.1:{port}")), "{}", gateway.log());
     }
 }
+
+#[tokio::test]
+async fn a_last_will_whose_topic_is_refused_is_left_out() {
+    let manners = Manners { v5: true, answers: vec![vec![0x20, 3, 0, 0x90, 0]], ..Manners::default() };
+    let (script, gateway) = delivered(manners, "").await;
+    assert_eq!(script.look(|seen| (seen.connects.len(), seen.wills)), (2, 1), "{}", gateway.log());
+    assert!(gateway.log().contains("takes no Last Will"), "{}", gateway.log());
+}
+
+#[tokio::test]
+async fn a_broker_that_confirms_nothing_by_its_own_word_is_not_used() {
+    let answers = vec![vec![0x20, 5, 0, 0, 2, 0x24, 0]; 9];
+    let script = Script::start(Manners { v5: true, answers, ..Manners::default() }).await;
+    let good = Script::start(Manners { v5: true, ..Manners::default() }).await;
+    let both = format!("{}\", \"{}", script.url(), good.url());
+    let gateway = Gateway::with_broker(&both, "").started().await;
+    send(&gateway, 10).await;
+    gateway.figure_becomes(DELIVERED, |delivered| delivered == 10.0).await;
+    assert_eq!(script.look(|seen| seen.acked.len()), 0);
+}

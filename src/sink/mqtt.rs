@@ -67,7 +67,7 @@ pub struct MqttDestination {
     presence_note: Note,
     /// What the broker that was connected last takes as a payload, in bytes.
     max_payload: usize,
-    /// What the cloud takes as a payload, in bytes, whatever the broker says.
+    /// What the cloud takes as a message, in bytes, whatever the broker says.
     most: usize,
     /// Takes the commands that come, if they are wanted.
     commands: Option<(Taker, Arc<Subscribing>)>,

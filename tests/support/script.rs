@@ -73,6 +73,8 @@ pub struct Seen {
     /// Messages that were to be retained.
     pub retained: usize,
     pub filters: Vec<String>,
+    /// CONNECTs with a Last Will.
+    pub wills: usize,
     /// Connections that took leave.
     pub left: usize,
 }
@@ -166,6 +168,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
         }
         return None;
     }
+    locked().wills += usize::from(connect[7] & 0x04 != 0);
     let number = locked().connects.len();
     locked().connects.push(std::time::Instant::now());
     let code = match &manners.credentials {

@@ -111,10 +111,15 @@ impl Candidate {
         self.elsewhere.first().unwrap_or(&self.broker)
     }
 
+    /// Whether that is another server.
+    pub fn is_redirected(&self) -> bool {
+        !self.elsewhere.is_empty()
+    }
+
     /// The target was not reached. If another one is left that the broker named, or the broker
     /// itself, that is the target from now on; false if it was.
     pub fn goes_back(&mut self) -> bool {
-        let was_elsewhere = !self.elsewhere.is_empty();
+        let was_elsewhere = self.is_redirected();
         if was_elsewhere {
             self.elsewhere.remove(0);
         }
@@ -176,6 +181,9 @@ mod tests {
         assert!(candidate.goes_back());
         assert_eq!(candidate.target().to_string(), "mqtts://first:8883");
         assert!(!candidate.goes_back());
+        let servers = "/no/server".to_owned();
+        candidate.learn(&Cause::Elsewhere { servers, for_good: true }, Duration::ZERO);
+        assert!(!candidate.is_redirected());
     }
 
     #[test]

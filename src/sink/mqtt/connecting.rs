@@ -34,7 +34,7 @@ impl MqttDestination {
                     let candidate = &mut self.candidates[number];
                     let went_back = learnt.is_none() && candidate.goes_back();
                     candidate.learn(&cause, now);
-                    if matches!(cause, Cause::Elsewhere { .. }) {
+                    if matches!(cause, Cause::Elsewhere { .. }) && candidate.is_redirected() {
                         learnt = Some("the broker sends its clients to another server, which is tried");
                     } else if went_back {
                         learnt = Some("the server that the broker named cannot be used; the next one is tried");
@@ -86,7 +86,7 @@ impl MqttDestination {
         tracing::info!(%broker, version = ?options.version, client_id = options.client_id, "connected to the broker");
         let max_packet = connection.max_packet().unwrap_or(u32::MAX).min(options.max_packet);
         let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
-        let max_payload = max_packet.saturating_sub(self.topics.longest() + OVERHEAD).min(self.most).max(1);
+        let max_payload = max_packet.min(self.most).saturating_sub(self.topics.longest() + OVERHEAD).max(1);
         Ok(MqttLink {
             window: usize::from(
                 options

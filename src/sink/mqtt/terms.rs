@@ -65,7 +65,7 @@ impl Terms {
     /// worth making at once, what is different then, for the log.
     pub fn refused(&mut self, wanted: Wanted, asked: Asked, cause: &Cause, now: Duration) -> Option<&'static str> {
         let chosen = wanted.version.is_none();
-        let doubted = std::mem::take(&mut self.doubts_5);
+        self.doubts_5 = false;
         match (cause, asked.version) {
             (Cause::Version, Version::V5) if chosen => {
                 (self.spoke_5, self.older_until) = (false, now + SAID);
@@ -91,13 +91,7 @@ impl Terms {
                 self.hung_up = if asked.retain { self.hung_up + 1 } else { 0 };
                 None
             }
-            _ => {
-                // A broker that answers in this version speaks it.
-                if doubted && matches!(cause, Cause::Other | Cause::Busy) {
-                    self.older_until = now + INFERRED;
-                }
-                None
-            }
+            _ => None,
         }
     }
 
@@ -163,9 +157,11 @@ mod tests {
         assert!(terms.refused(AUTO, five, &Cause::NoAnswer, NOW).is_some());
         let older = terms.ask(AUTO, NOW);
         assert_eq!(older.version, Version::V3_1_1);
-        assert_eq!(terms.refused(AUTO, older, &Cause::NoAnswer, NOW), None, "it is just down");
-        assert_eq!(terms.ask(AUTO, NOW), five);
-        terms.refused(AUTO, five, &Cause::NoAnswer, NOW);
+        for cause in [Cause::NoAnswer, Cause::Other] {
+            assert_eq!(terms.refused(AUTO, older, &cause, NOW), None, "it is just down");
+            assert_eq!(terms.ask(AUTO, NOW), five);
+            terms.refused(AUTO, five, &Cause::NoAnswer, NOW);
+        }
         assert!(terms.accepted(AUTO, older, true, NOW).is_some());
         assert_eq!(version(&terms, NOW), Version::V3_1_1);
         assert_eq!(version(&terms, NOW + INFERRED), Version::V5);
