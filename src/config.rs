@@ -15,6 +15,7 @@ mod keys;
 mod listener;
 mod log_levels;
 mod memory;
+mod mqtt;
 mod password;
 mod problem;
 mod profile;

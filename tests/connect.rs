@@ -89,7 +89,8 @@ async fn a_topic_that_the_broker_denies_is_named_under_either_version() {
     assert_eq!(code, Some(1), "{said}");
     assert!(says(&said, "ok", "right", "tidegate/gw/readings: published"), "{said}");
     assert!(says(&said, "WRONG", "right", "tidegate/gw/events: ") && said.contains("may not publish"), "{said}");
-    let (code, said) = check(&format!("brokers = [{:?}]\nconnect_timeout = \"2s\"", broker.url())).await;
+    let (code, said) =
+        check(&format!("brokers = [{:?}]\nversion = \"3.1.1\"\nconnect_timeout = \"2s\"", broker.url())).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(says(&said, "ok", "right", "tidegate/gw/readings: published"), "{said}");
     assert!(says(&said, "WRONG", "right", "tidegate/gw/events: confirmed, and did not come back"), "{said}");

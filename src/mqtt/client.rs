@@ -7,7 +7,8 @@
 //! stood before it, so that a slow link with a full window is no dead one.
 
 use super::cause::Cause;
-use super::connection::{Event, Message, Options, Publish};
+use super::message::{Event, Message, Publish};
+use super::options::Options;
 use super::packet::{Allowance, Codec, Packet};
 use crate::backoff::Failure;
 use bytes::{Buf, BytesMut};

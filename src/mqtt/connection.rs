@@ -8,80 +8,23 @@
 use super::cause::{Cause, Refusal};
 use super::client::{Client, Seen};
 use super::dial::{self, Stream};
-pub use super::message::{Acker, Message, Publish};
+use super::message::{Acker, Event, Publish};
+use super::options::Options;
 use super::packet::Allowance;
-use super::transport::Transport;
 use crate::backoff::Failure;
 use crate::clock::LAST_LOOK;
 use crate::config::MqttVersion as Version;
 use bytes::BytesMut;
-use rustls::ClientConfig;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
-
-/// How to connect.
-#[derive(Debug, Clone)]
-pub struct Options {
-    pub host: String,
-    pub port: u16,
-    /// Plain TCP if `None`.
-    pub tls: Option<Arc<ClientConfig>>,
-    pub transport: Transport,
-    pub version: Version,
-    pub client_id: String,
-    /// User and password.
-    pub credentials: Option<(String, String)>,
-    /// 5 s or more.
-    pub keep_alive: Duration,
-    /// For names, TCP, TLS and CONNACK together.
-    pub connect_timeout: Duration,
-    /// How long the publish that has waited longest may go unconfirmed, beside what it takes
-    /// on the slowest link, until the connection is given up.
-    pub confirm_timeout: Duration,
-    /// Largest packet sent or accepted, in bytes.
-    pub max_packet: u32,
-    /// Publishes that may be outstanding; the caller keeps to it.
-    pub window: u16,
-    pub will: Option<Publish>,
-    /// Whether the broker forgets subscriptions, and what it holds for them, when the
-    /// connection ends.
-    pub clean_session: bool,
-    /// Messages are confirmed to the broker by their [`Acker`] and not before.
-    pub manual_acks: bool,
-}
-
-/// What happens on a connection.
-#[derive(Debug)]
-pub enum Event {
-    /// The broker has taken the publish with this token.
-    Acked(u64),
-    /// The broker refuses the publish with this token (MQTT 5), or it is larger than the
-    /// broker takes.
-    Refused(u64, Failure),
-    /// The broker accepted or refused a subscription.
-    Subscribed(Result<(), Failure>),
-    Message(Message),
-    /// A message that cannot be taken; it was confirmed to the broker, which would send it
-    /// again and again.
-    Unusable {
-        topic: String,
-        size: usize,
-        why: &'static str,
-    },
-    /// So many messages were confirmed to the broker by their [`Acker`]s.
-    Confirmed(usize),
-    /// The connection is over; nothing follows.
-    Closed(Failure),
-}
 
 /// A live connection. Dropping it cuts it off, which makes the broker publish the
 /// Last Will; [`Connection::close`] takes leave.

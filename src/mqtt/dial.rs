@@ -4,7 +4,7 @@
 //! after the one before, and the first that answers is used (Happy Eyeballs, RFC 8305): an
 //! address that swallows packets, such as a broken IPv6, costs a quarter of a second.
 
-use super::connection::Options;
+use super::options::Options;
 use super::transport::Transport;
 use super::websocket::{self, Ended, Socket};
 use super::{http, proxy};

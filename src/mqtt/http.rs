@@ -1,7 +1,7 @@
 //! As much of HTTP/1.1 as a connection begins with: one request without a body, and the head of
 //! its answer.
 
-use super::packet::quoted;
+use super::reason::quoted;
 use crate::backoff::Failure;
 use crate::files;
 use std::io;

@@ -1,5 +1,6 @@
 //! What is published, and what comes.
 
+use crate::backoff::Failure;
 use bytes::Bytes;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -26,6 +27,30 @@ pub struct Message {
     /// For how long it is wanted, if its sender told the broker (MQTT 5).
     pub wanted_for: Option<Duration>,
     pub acker: Acker,
+}
+
+/// What happens on a connection.
+#[derive(Debug)]
+pub enum Event {
+    /// The broker has taken the publish with this token.
+    Acked(u64),
+    /// The broker refuses the publish with this token (MQTT 5), or it is larger than the
+    /// broker takes.
+    Refused(u64, Failure),
+    /// The broker accepted or refused a subscription.
+    Subscribed(Result<(), Failure>),
+    Message(Message),
+    /// A message that cannot be taken; it was confirmed to the broker, which would send it
+    /// again and again.
+    Unusable {
+        topic: String,
+        size: usize,
+        why: &'static str,
+    },
+    /// So many messages were confirmed to the broker by their [`Acker`]s.
+    Confirmed(usize),
+    /// The connection is over; nothing follows.
+    Closed(Failure),
 }
 
 /// Confirms a message to the broker, which keeps it until then and sends it again over

@@ -2,7 +2,9 @@
 //! in what the two versions differ.
 
 use super::cause::Cause;
-use super::connection::{Message, Options, Publish};
+use super::message::{Message, Publish};
+use super::options::Options;
+use super::reason::quoted;
 use super::{cause, reason};
 use crate::backoff::Failure;
 use crate::config::MqttVersion as Version;
@@ -292,18 +294,6 @@ impl Codec {
 
 fn broken(what: String) -> Failure {
     Failure { what, permanent: false }
-}
-
-/// The first line of what came, in readable form.
-pub(super) fn quoted(input: &[u8]) -> String {
-    const SHOWN: usize = 60;
-    let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-    let line = line.get(..SHOWN).unwrap_or(line);
-    if !line.is_empty() && line.iter().all(|byte| matches!(byte, b' '..=b'~')) {
-        return format!("\"{}\"", line.escape_ascii());
-    }
-    let shown: Vec<String> = input.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("the bytes {}", shown.join(" "))
 }
 
 /// Topic and packet id of a publish of which the beginning is there, as far as they are.

@@ -1,8 +1,9 @@
 //! The way to a broker step by step, with what is found at each: for a person who wants to know
 //! where it ends.
 
-use super::connection::{Connection, Options};
+use super::connection::Connection;
 use super::dial::{self, Stream};
+use super::options::Options;
 use super::{proxy, tls};
 use crate::backoff::Failure;
 use crate::clock::{Clock, SystemClock};

@@ -1,7 +1,7 @@
 //! A look at a broker that is not connected to.
 
-use super::connection::Options;
 use super::dial;
+use super::options::Options;
 use std::net::SocketAddr;
 use tokio::time::timeout;
 

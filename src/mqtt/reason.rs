@@ -139,3 +139,15 @@ pub(super) fn disconnect(code: End, told: Option<&v5::DisconnectProperties>) -> 
     let own_words = told.and_then(|told| told.reason_string.as_deref());
     failure(format!("the broker ended the connection: {what}"), own_words, permanent)
 }
+
+/// The first line of what came, in readable form.
+pub(super) fn quoted(input: &[u8]) -> String {
+    const SHOWN: usize = 60;
+    let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let line = line.get(..SHOWN).unwrap_or(line);
+    if !line.is_empty() && line.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+        return format!("\"{}\"", line.escape_ascii());
+    }
+    let shown: Vec<String> = input.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("the bytes {}", shown.join(" "))
+}

@@ -99,13 +99,32 @@ struct Look<'a> {
 type Tell<'a> = &'a mut (dyn FnMut(Finding) + Send);
 
 impl Look<'_> {
-    async fn at(&self, options: Options, tell: Tell<'_>) {
+    async fn at(&self, mut options: Options, tell: Tell<'_>) {
         let mut refused = false;
-        let mut notice = |finding: Finding| {
-            refused |= finding.step == "connect" && finding.verdict == Verdict::Wrong;
+        let automatic = self.sink.version().is_none();
+        let mut notice = |mut finding: Finding| {
+            if finding.step == "connect" && finding.verdict == Verdict::Wrong {
+                refused = true;
+                if automatic {
+                    finding.verdict = Verdict::Note;
+                }
+            }
             tell(finding);
         };
-        let Some(connection) = mqtt::probe(&options, &mut notice).await else {
+        let mut connection = mqtt::probe(&options, &mut notice).await;
+        if automatic && refused {
+            // As the gateway does.
+            options.version = Version::V3_1_1;
+            refused = false;
+            let mut again = |finding: Finding| {
+                if finding.step == "connect" {
+                    refused |= finding.verdict == Verdict::Wrong;
+                    tell(finding);
+                }
+            };
+            connection = mqtt::probe(&options, &mut again).await;
+        }
+        let Some(connection) = connection else {
             if refused && !self.as_given {
                 let id = options.client_id;
                 let what = format!(

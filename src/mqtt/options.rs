@@ -1,0 +1,39 @@
+//! How a broker is connected to.
+
+use super::message::Publish;
+use super::transport::Transport;
+use crate::config::MqttVersion as Version;
+use rustls::ClientConfig;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How to connect.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub host: String,
+    pub port: u16,
+    /// Plain TCP if `None`.
+    pub tls: Option<Arc<ClientConfig>>,
+    pub transport: Transport,
+    pub version: Version,
+    pub client_id: String,
+    /// User and password.
+    pub credentials: Option<(String, String)>,
+    /// 5 s or more.
+    pub keep_alive: Duration,
+    /// For names, TCP, TLS and CONNACK together.
+    pub connect_timeout: Duration,
+    /// How long the publish that has waited longest may go unconfirmed, beside what it takes
+    /// on the slowest link, until the connection is given up.
+    pub confirm_timeout: Duration,
+    /// Largest packet sent or accepted, in bytes.
+    pub max_packet: u32,
+    /// Publishes that may be outstanding; the caller keeps to it.
+    pub window: u16,
+    pub will: Option<Publish>,
+    /// Whether the broker forgets subscriptions, and what it holds for them, when the
+    /// connection ends.
+    pub clean_session: bool,
+    /// Messages are confirmed to the broker by their [`Acker`](super::Acker) and not before.
+    pub manual_acks: bool,
+}
