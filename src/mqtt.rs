@@ -6,11 +6,13 @@
 //!
 //! ```text
 //! dial (addresses, TCP, TLS) -> connection (reads, writes) -> client (what it means) -> packet (bytes)
+//!                                                             -> pacing (how much at once)
 //! ```
 
 mod client;
 mod connection;
 mod dial;
+mod pacing;
 mod packet;
 mod reason;
 mod tls;

@@ -5,6 +5,8 @@
 //! was published since, as much at once as the link takes, and reads. So a connection needs
 //! no task of its own, and costs no wake-ups between two.
 
+mod room;
+
 use super::client::{Client, Seen};
 use super::dial::{self, Stream};
 use crate::backoff::Failure;
@@ -119,6 +121,8 @@ pub enum Event {
     },
     /// So many messages were confirmed to the broker by their [`Acker`]s.
     Confirmed(usize),
+    /// There may be room for a publish that there was none for.
+    Room,
     /// The connection is over; nothing follows.
     Closed(Failure),
 }
@@ -311,7 +315,10 @@ impl Connection {
             let (now, due) = (self.now(), self.client.due());
             if due <= now {
                 return match self.client.tick(now) {
-                    Ok(()) => Poll::Ready(()),
+                    Ok(seen) => {
+                        seen.into_iter().for_each(|seen| self.see(seen));
+                        Poll::Ready(())
+                    }
                     Err(why) => self.poll_give_up(why, cx),
                 };
             }

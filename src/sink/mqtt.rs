@@ -364,7 +364,15 @@ impl Link for MqttLink {
     type Payload = Publish;
 
     fn window(&self) -> usize {
-        self.window
+        if self.connection.has_room() { self.window } else { 0 }
+    }
+
+    fn batch(&self) -> usize {
+        self.connection.batch()
+    }
+
+    fn is_limited(&self) -> bool {
+        self.connection.is_limited()
     }
 
     fn max_payload(&self) -> usize {
@@ -402,8 +410,11 @@ impl Link for MqttLink {
                 },
             };
             match event {
-                Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
+                Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {
+                    return Outcome::Room;
+                }
                 Event::Refused(token, why) if self.statuses.as_mut().is_some_and(|s| s.refused(token, &why)) => {}
+                Event::Room => return Outcome::Room,
                 Event::Acked(token) => {
                     self.fruit.confirmed();
                     return Outcome::Confirmed(token);

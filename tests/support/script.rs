@@ -39,6 +39,9 @@ pub struct Manners {
     pub forgets: Option<usize>,
     /// Each PUBACK is sent twice, and one with it for what was never sent.
     pub babbles: bool,
+    /// More publishes than this in a second, over all connections, are discarded; with MQTT 5
+    /// they are refused for the quota (0x97).
+    pub most_a_second: Option<usize>,
 }
 
 /// What came.
@@ -54,6 +57,9 @@ pub struct Seen {
     pub too_large: usize,
     /// Ids of messages that were confirmed to the broker.
     pub confirmed: Vec<u16>,
+    /// When each publish was taken that is limited by `most_a_second`, and how many were not.
+    pub taken_at: Vec<std::time::Instant>,
+    pub discarded: usize,
 }
 
 pub struct Script {
@@ -162,6 +168,13 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 if manners.silent_after.is_some_and(|most| acks >= most) || forgets == Some(came) {
                     continue;
                 }
+                if manners.most_a_second.is_some_and(|most| exceeds(most, seen)) {
+                    if manners.v5 {
+                        let [high, low] = id.to_be_bytes();
+                        stream.write_all(&[0x40, 3, high, low, 0x97]).await.ok()?;
+                    }
+                    continue;
+                }
                 waiting.push((id, topic, body[payload..].to_vec()));
                 let most = manners.receive_maximum.map_or(usize::MAX, usize::from);
                 count_outstanding(seen, waiting.len());
@@ -206,6 +219,18 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
             other => panic!("packet type {other}"),
         }
     }
+}
+
+/// Whether one publish more is too much for this second.
+fn exceeds(most: usize, seen: &Mutex<Seen>) -> bool {
+    let (mut seen, now) = (seen.lock().expect("no test panicked there"), std::time::Instant::now());
+    let second = std::time::Duration::from_secs(1);
+    let taken = seen.taken_at.iter().rev().take_while(|at| now - **at < second).count();
+    match taken < most {
+        true => seen.taken_at.push(now),
+        false => seen.discarded += 1,
+    }
+    taken >= most
 }
 
 fn count_outstanding(seen: &Mutex<Seen>, count: usize) {
