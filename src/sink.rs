@@ -145,6 +145,11 @@ pub trait Link: Send {
     /// Largest payload that the destination accepts, in bytes, as far as it said.
     fn max_payload(&self) -> usize;
 
+    /// How many confirmations came of what is not outstanding, since this was asked last.
+    fn take_unexpected(&mut self) -> u64 {
+        0
+    }
+
     /// Sends without waiting; [`Outcome::Confirmed`] will name `token`.
     ///
     /// # Errors

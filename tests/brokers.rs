@@ -101,6 +101,8 @@ async fn a_broker_that_discards_or_refuses_what_exceeds_its_limit_gets_no_more_a
 async fn confirmations_that_come_twice_or_for_nothing_end_no_connection() {
     for (v5, version) in BOTH {
         let (script, gateway) = delivered(Manners { v5, babbles: true, ..Manners::default() }, version).await;
+        let unexpected = "tidegate_sink_unexpected_confirmations_total{sink=\"mqtt\"}";
+        gateway.figure_becomes(unexpected, |count| count > 10.0).await;
         assert_eq!(script.look(|seen| seen.connects.len()), 1, "{}", gateway.log());
     }
 }

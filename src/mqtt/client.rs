@@ -133,6 +133,11 @@ impl Client {
             && self.pacing.has_room(self.outgoing.bytes())
     }
 
+    /// How many PUBACKs came for what is not in flight since this was asked last.
+    pub fn take_unexpected(&mut self) -> u64 {
+        std::mem::take(&mut self.unexpected)
+    }
+
     /// What is known of link and broker.
     pub fn pacing(&self) -> &Pacing {
         &self.pacing

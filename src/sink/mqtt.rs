@@ -371,6 +371,10 @@ impl Link for MqttLink {
         self.connection.batch()
     }
 
+    fn take_unexpected(&mut self) -> u64 {
+        self.connection.take_unexpected()
+    }
+
     fn is_limited(&self) -> bool {
         self.connection.is_limited()
     }

@@ -242,7 +242,10 @@ impl<D: Destination> Pump<D> {
                 },
                 () = self.cursor.available(transfer.next, transfer.next_event), if news => {}
                 () = sleep(company.unwrap_or_default()), if company.is_some() => {}
-                _ = figures.tick() => self.figures(),
+                _ = figures.tick() => {
+                    self.figures();
+                    self.metrics.sink_unexpected_confirmations.get_or_create(&self.label).inc_by(link.take_unexpected());
+                }
             }
         };
         if !link.is_limited() {

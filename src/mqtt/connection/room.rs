@@ -16,6 +16,12 @@ impl Connection {
         self.client.pacing().batch()
     }
 
+    /// How many publishes the broker confirmed that are not in flight, since this was asked
+    /// last.
+    pub fn take_unexpected(&mut self) -> u64 {
+        self.client.take_unexpected()
+    }
+
     /// Whether the broker takes fewer publishes in a second than it was sent.
     pub fn is_limited(&self) -> bool {
         self.client.pacing().limit(self.now()).is_some()
