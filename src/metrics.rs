@@ -114,6 +114,7 @@ pub struct Metrics {
     pub memory_refused: Family<ReasonLabel, Counter>,
     pub sink_delivered: Family<SinkLabel, Counter>,
     pub sink_events_refused: Family<SinkLabel, Counter>,
+    pub sink_unexpected_confirmations: Family<SinkLabel, Counter>,
     pub sink_events_dropped: Family<SinkReasonLabel, Counter>,
     pub sink_dropped: Family<SinkReasonLabel, Counter>,
     pub sink_pending: Family<SinkLabel, Gauge>,
@@ -187,6 +188,7 @@ impl Metrics {
             memory_refused: Family::default(),
             sink_delivered: Family::default(),
             sink_events_refused: Family::default(),
+            sink_unexpected_confirmations: Family::default(),
             sink_events_dropped: Family::default(),
             sink_dropped: Family::default(),
             sink_pending: Family::default(),
@@ -326,6 +328,11 @@ impl Metrics {
             "sink_events_refused",
             "Events and commands' results that a broker refused, which are lost to it",
             m.sink_events_refused,
+        );
+        registry.register(
+            "sink_unexpected_confirmations",
+            "Confirmations from a broker of what was not sent, or was confirmed before",
+            m.sink_unexpected_confirmations,
         );
         registry.register(
             "sink_events_dropped",

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! dial (addresses, TCP, proxy, TLS, WebSocket) -> connection (reads, writes) -> client (what it means) -> packet (bytes)
+//!                                                                                -> pacing (how much at once)
 //! ```
 
 mod cause;
@@ -16,6 +17,7 @@ mod http;
 mod hub;
 mod message;
 mod options;
+mod pacing;
 mod packet;
 mod probe;
 mod proxy;

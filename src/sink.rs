@@ -91,6 +91,13 @@ pub struct Budget {
     pub limit: usize,
 }
 
+impl Budget {
+    /// The same with batches of up to so many bytes.
+    fn in_batches_of(self, bytes: usize) -> Budget {
+        Budget { batch: self.batch.min(bytes), ..self }
+    }
+}
+
 /// A kind of place that readings are sent to.
 pub trait Destination: Send {
     /// Something to send.
@@ -124,6 +131,8 @@ pub trait Destination: Send {
 pub enum Outcome {
     /// The destination has taken what this token was given for.
     Confirmed(u64),
+    /// There may be room for a payload that there was none for.
+    Room,
     /// It refuses what this token was given for, and will again if the failure is permanent.
     Refused(u64, Failure),
     /// The connection is over, and nothing outstanding will be confirmed.
@@ -134,14 +143,31 @@ pub enum Outcome {
 pub trait Link: Send {
     type Payload;
 
-    /// How many payloads may be outstanding.
+    /// How many payloads may be outstanding; 0 while no other one is to be sent.
     fn window(&self) -> usize;
+
+    /// How large a payload of several readings should be, in bytes, for what the way to the
+    /// destination is seen to carry.
+    fn batch(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Whether the destination is seen to limit how much is sent in a time: a connection that
+    /// ends then says nothing about the payloads.
+    fn is_limited(&self) -> bool {
+        false
+    }
 
     /// Largest payload that the destination accepts, in bytes, as far as it said.
     fn max_payload(&self) -> usize;
 
     /// Whether it said how large a payload may be.
     fn tells_size(&self) -> bool;
+
+    /// How many confirmations came of what is not outstanding, since this was asked last.
+    fn take_unexpected(&mut self) -> u64 {
+        0
+    }
 
     /// Sends without waiting; [`Outcome::Confirmed`] will name `token`.
     ///

@@ -69,11 +69,31 @@ async fn a_broker_that_confirms_no_reading_is_left_for_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_publish_that_is_not_confirmed_is_sent_again_though_later_ones_are() {
+async fn a_publish_that_is_not_confirmed_is_sent_again_over_the_same_connection() {
     for (v5, version) in BOTH {
         let manners = Manners { v5, forgets: Some(3), ..Manners::default() };
         let (script, gateway) = delivered(manners, version).await;
-        assert_eq!(script.look(|seen| seen.connects.len()), 2, "{}", gateway.log());
+        assert_eq!(script.look(|seen| seen.connects.len()), 1, "{}", gateway.log());
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_discards_or_refuses_what_exceeds_its_limit_gets_no_more_and_never_stalls() {
+    for (v5, version) in BOTH {
+        let script = Script::start(Manners { v5, most_a_second: Some(100), ..Manners::default() }).await;
+        // Nobody waits for the default confirm_timeout here.
+        let keys = format!("version = \"{version}\"\nmax_batch = \"1KiB\"\n");
+        let gateway = Gateway::with_broker(&script.url(), &keys).started().await;
+        send(&gateway, 5_000).await;
+        gateway.figure_becomes(DELIVERED, |delivered| delivered == 5_000.0).await;
+        let (connects, taken, discarded, took) = script.look(|seen| {
+            let took = seen.taken_at[seen.taken_at.len() - 1] - seen.taken_at[0];
+            (seen.connects.len(), seen.taken_at.len(), seen.discarded, took)
+        });
+        println!("MQTT {version}: {taken} taken in {took:?}, {discarded} discarded");
+        assert_eq!(connects, 1, "{}", gateway.log());
+        assert!(discarded > 0 && discarded < taken / 4, "{discarded} of {taken}");
+        assert!(gateway.log().contains("sending fewer"), "{}", gateway.log());
     }
 }
 
@@ -81,6 +101,8 @@ async fn a_publish_that_is_not_confirmed_is_sent_again_though_later_ones_are() {
 async fn confirmations_that_come_twice_or_for_nothing_end_no_connection() {
     for (v5, version) in BOTH {
         let (script, gateway) = delivered(Manners { v5, babbles: true, ..Manners::default() }, version).await;
+        let unexpected = "tidegate_sink_unexpected_confirmations_total{sink=\"mqtt\"}";
+        gateway.figure_becomes(unexpected, |count| count > 10.0).await;
         assert_eq!(script.look(|seen| seen.connects.len()), 1, "{}", gateway.log());
     }
 }

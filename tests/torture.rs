@@ -11,6 +11,8 @@
 //! cargo test --test torture -- flood
 //! cargo test --release --test torture -- commands
 //! cargo test --release --test torture -- start
+//! cargo test --test torture -- links --rate 1200
+//! cargo test --test torture -- links --limit 100
 //! ```
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -27,6 +29,8 @@ mod fleet;
 mod guest;
 #[path = "torture/kills.rs"]
 mod kills;
+#[path = "torture/links.rs"]
+mod links;
 #[path = "torture/load.rs"]
 mod load;
 #[path = "torture/oracle.rs"]
@@ -67,6 +71,8 @@ enum Torture {
     Commands(commands::Args),
     /// How long logs of several sizes take to open from a cold page cache, and what that reads.
     Start(start::Args),
+    /// How much of a slow link carries readings for the first time, and of a broker's limit.
+    Links(links::Args),
     /// What these two start as processes of their own.
     #[command(subcommand, hide = true)]
     Load(load::Role),
@@ -84,6 +90,7 @@ fn main() -> ExitCode {
             Torture::Flood(args) => storm::flood(&args).await,
             Torture::Commands(args) => commands::run(&args).await,
             Torture::Start(args) => start::run(&args),
+            Torture::Links(args) => links::run(&args).await,
             Torture::Load(role) => load::run(role).await,
         }
     });

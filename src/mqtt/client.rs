@@ -2,21 +2,31 @@
 //! packet means, and when to give up. No clock and no socket.
 //!
 //! A publish is in flight from when it is written until its PUBACK, found by its packet id.
+//! One whose PUBACK is missing, or that is refused for a quota, is written again as a new
+//! message, and publishes go more slowly if that happens more than once ([`Pacing`]).
+//!
 //! Two things end a connection that still stands: nothing comes though a ping was sent, or
 //! the publish that has waited longest is not confirmed. The latter counts from when nothing
 //! stood before it, so that a slow link with a full window is no dead one.
 
+mod outgoing;
+
 use super::cause::Cause;
 use super::message::{Event, Message, Publish};
 use super::options::Options;
+use super::pacing::Pacing;
 use super::packet::{Allowance, Codec, Packet};
 use crate::backoff::Failure;
+use crate::clock::LAST_LOOK;
 use bytes::{Buf, BytesMut};
-use std::collections::{HashMap, HashSet, VecDeque};
+use outgoing::{Answered, Outgoing};
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 /// A link is expected to carry so many bytes in a second, at the least.
 const SLOWEST_LINK: u64 = 600;
+/// Packet ids that may be unconfirmed, of the 65,535 that there are.
+const MOST_PACKETS: usize = 60_000;
 /// Beside the window, so many publishes may wait to be written.
 const SPARE: usize = 8;
 
@@ -25,15 +35,17 @@ pub(super) struct Client {
     codec: Codec,
     /// To be written.
     out: BytesMut,
-    /// Publishes in flight, in the order in which they were written.
-    order: VecDeque<Sent>,
-    /// Where in `order` the publish with this packet id stands, counted from `taken`.
-    places: HashMap<u16, u64>,
-    /// How many have left `order` at its front.
-    taken: u64,
-    /// Since when the front of `order` has had nothing before it.
+    /// Publishes in flight.
+    outgoing: Outgoing,
+    /// Since when the first of them has had nothing before it.
     waited_since: Duration,
-    /// Publishes that wait until the broker allows more in flight.
+    /// When to look whether any of them is overdue, and whether that is the second look.
+    look: Option<Duration>,
+    doubted: bool,
+    pacing: Pacing,
+    /// When the owner is told that there is room again.
+    room_at: Option<Duration>,
+    /// Publishes that wait until more may be in flight.
     waiting: VecDeque<(u64, Publish)>,
     window: usize,
     subscribing: HashSet<u16>,
@@ -51,14 +63,6 @@ pub(super) struct Client {
     pinged: Option<Duration>,
     /// PUBACKs for what is not in flight.
     unexpected: u64,
-}
-
-#[derive(Debug)]
-struct Sent {
-    token: u64,
-    topic: Box<str>,
-    size: usize,
-    confirmed: bool,
 }
 
 /// What the driver is to know of a packet.
@@ -79,10 +83,12 @@ impl Client {
         Client {
             codec,
             out,
-            order: VecDeque::new(),
-            places: HashMap::new(),
-            taken: 0,
+            outgoing: Outgoing::default(),
             waited_since: now,
+            look: None,
+            doubted: false,
+            pacing: Pacing::new(options.confirm_timeout),
+            room_at: None,
             waiting: VecDeque::new(),
             window: usize::from(options.window.max(1)) + SPARE,
             subscribing: HashSet::new(),
@@ -104,10 +110,10 @@ impl Client {
     /// # Errors
     /// If more are under way than the window has room for.
     pub fn publish(&mut self, token: u64, publish: Publish, now: Duration) -> Result<Option<Event>, Failure> {
-        if self.places.len() + self.waiting.len() >= self.window {
+        if self.outgoing.len() + self.waiting.len() >= self.window {
             return Err(lost("more publishes are under way than the window allows"));
         }
-        if self.places.len() >= self.allowed() || !self.waiting.is_empty() {
+        if !self.is_free(now) || self.outgoing.is_due() || !self.waiting.is_empty() {
             self.waiting.push_back((token, publish));
             return Ok(None);
         }
@@ -116,21 +122,70 @@ impl Client {
 
     /// How many may be in flight.
     fn allowed(&self) -> usize {
-        self.allowance.and_then(|told| told.receive_maximum).map_or(usize::MAX, usize::from).max(1)
+        self.allowance.and_then(|told| told.receive_maximum).map_or(MOST_PACKETS, usize::from).clamp(1, MOST_PACKETS)
+    }
+
+    /// Whether a publish may be written now.
+    fn is_free(&self, now: Duration) -> bool {
+        self.outgoing.packets() < self.allowed() && self.pacing.next() <= now
+    }
+
+    /// Whether another batch would be written at once.
+    pub fn has_room(&self, now: Duration) -> bool {
+        self.is_free(now)
+            && !self.outgoing.is_due()
+            && self.waiting.is_empty()
+            && self.pacing.has_room(self.outgoing.bytes())
+    }
+
+    /// How many PUBACKs came for what is not in flight since this was asked last.
+    pub fn take_unexpected(&mut self) -> u64 {
+        std::mem::take(&mut self.unexpected)
+    }
+
+    /// What is known of link and broker.
+    pub fn pacing(&self) -> &Pacing {
+        &self.pacing
     }
 
     fn write_publish(&mut self, token: u64, publish: Publish, now: Duration) -> Option<Event> {
-        let (packet, topic) = (self.next_packet(), Box::<str>::from(publish.topic.as_str()));
-        let Some(size) = self.codec.publish(publish, packet, self.max_packet, &mut self.out) else {
-            let what = format!("a publish to {topic} has more than the {} bytes that are taken", self.max_packet);
+        let packet = self.next_packet();
+        let Some(size) = self.codec.publish(publish.clone(), packet, self.max_packet, &mut self.out) else {
+            let (topic, most) = (publish.topic, self.max_packet);
+            let what = format!("a publish to {topic} has more than the {most} bytes that are taken");
             return Some(Event::Refused(token, Failure { what, permanent: true }));
         };
-        if self.order.is_empty() {
+        if self.outgoing.len() == 0 {
             self.waited_since = now;
         }
-        self.places.insert(packet, self.taken + self.order.len() as u64);
-        self.order.push_back(Sent { token, topic, size, confirmed: false });
+        self.outgoing.add(packet, token, publish, size, now);
+        self.wrote(1, now);
         None
+    }
+
+    fn wrote(&mut self, writings: u32, now: Duration) {
+        let look = now + self.pacing.resend_after(writings);
+        self.look = Some(self.look.map_or(look, |before| before.min(look)));
+        self.pacing.wrote(now);
+        self.room_at = Some(self.pacing.next()).filter(|next| *next > now);
+    }
+
+    /// Writes what waits, as far as it may be written; first what was written before.
+    fn write_more(&mut self, now: Duration, seen: &mut Vec<Seen>) {
+        while self.is_free(now) {
+            if let Some((place, publish)) = self.outgoing.due() {
+                let packet = self.next_packet();
+                // It was not too large before.
+                if self.codec.publish(publish, packet, self.max_packet, &mut self.out).is_some() {
+                    let writings = self.outgoing.again(place, packet, now);
+                    self.wrote(writings, now);
+                }
+            } else if let Some((token, publish)) = self.waiting.pop_front() {
+                seen.extend(self.write_publish(token, publish, now).map(Seen::Event));
+            } else {
+                return;
+            }
+        }
     }
 
     /// An id that nothing under way has.
@@ -138,7 +193,7 @@ impl Client {
         loop {
             self.last_packet = self.last_packet.checked_add(1).unwrap_or(1);
             // The window is much smaller than the number of ids.
-            if !self.places.contains_key(&self.last_packet) && !self.subscribing.contains(&self.last_packet) {
+            if !self.outgoing.has(self.last_packet) && !self.subscribing.contains(&self.last_packet) {
                 return self.last_packet;
             }
         }
@@ -198,6 +253,7 @@ impl Client {
             (Packet::ConnAck(_), Some(_)) => return Err(lost("the broker answered the connection twice")),
             (_, None) => return Err(lost("the broker sent something before it accepted the connection")),
             (Packet::PubAck(packet, outcome), _) => self.confirmed(packet, outcome, now, seen),
+            (Packet::NotNow(packet, why), _) => self.put_off(packet, &why, now),
             (Packet::SubAck(packet, outcome), _) => {
                 if self.subscribing.remove(&packet) {
                     seen.push(Seen::Event(Event::Subscribed(outcome)));
@@ -242,42 +298,46 @@ impl Client {
     }
 
     fn confirmed(&mut self, packet: u16, outcome: Result<(), Failure>, now: Duration, seen: &mut Vec<Seen>) {
-        let place = self.places.remove(&packet).and_then(|place| usize::try_from(place - self.taken).ok());
-        let Some(sent) = place.and_then(|place| self.order.get_mut(place)) else {
-            self.unexpected += 1;
-            tracing::debug!(
-                packet,
-                unexpected = self.unexpected,
-                "the broker confirmed a publish that is not in flight"
-            );
-            return;
-        };
-        sent.confirmed = true;
-        let token = sent.token;
-        seen.push(Seen::Event(match outcome {
-            Ok(()) => Event::Acked(token),
-            Err(Failure { what, permanent }) => {
-                let what = format!("the broker refused a publish to {}: {what}", sent.topic);
-                Event::Refused(token, Failure { what, permanent })
+        let in_flight = self.outgoing.bytes();
+        match self.outgoing.answered(packet) {
+            (Answered::Nothing, _) => {
+                self.unexpected += 1;
+                tracing::debug!(packet, "the broker confirmed a publish that is not in flight");
             }
-        }));
-        while self.order.front().is_some_and(|sent| sent.confirmed) {
-            self.order.pop_front();
-            self.taken += 1;
-            self.waited_since = now;
+            (Answered::Superseded { written }, _) => self.pacing.confirmed(0, 0, written, now),
+            (Answered::Publish { token, topic, size, written }, moved) => {
+                if moved {
+                    self.waited_since = now;
+                }
+                self.pacing.confirmed(size, in_flight, written, now);
+                seen.push(Seen::Event(match outcome {
+                    Ok(()) => Event::Acked(token),
+                    Err(Failure { what, permanent }) => {
+                        let what = format!("the broker refused a publish to {topic}: {what}");
+                        Event::Refused(token, Failure { what, permanent })
+                    }
+                }));
+            }
         }
-        while self.places.len() < self.allowed()
-            && let Some((token, publish)) = self.waiting.pop_front()
-        {
-            seen.extend(self.write_publish(token, publish, now).map(Seen::Event));
+        // How long that took may show that others are overdue sooner than was thought.
+        let look = now + self.pacing.resend_after(1);
+        self.look = self.look.map(|before| before.min(look)).filter(|_| self.outgoing.len() > 0);
+        self.write_more(now, seen);
+    }
+
+    fn put_off(&mut self, packet: u16, why: &Failure, now: Duration) {
+        let Some(written) = self.outgoing.put_off(packet) else { return };
+        if self.pacing.refused(written, now) {
+            tracing::warn!(why = why.what, "the broker refuses publishes for now; sending fewer in that time");
         }
+        self.room_at = Some(self.pacing.next());
     }
 
     /// When there is something to do though nothing happens.
     pub fn due(&self) -> Duration {
-        let unconfirmed = self.order.front().map(|sent| self.waited_since + self.patience(sent.size));
+        let unconfirmed = self.outgoing.first().map(|size| self.waited_since + self.patience(size));
         let unheard = self.pinged.map_or_else(|| self.ping_due(), |pinged| pinged + self.answer_within());
-        unconfirmed.map_or(unheard, |unconfirmed| unconfirmed.min(unheard))
+        [unconfirmed, self.look, self.room_at].into_iter().flatten().fold(unheard, Duration::min)
     }
 
     /// How long a publish of that size may take to be confirmed once nothing is before it.
@@ -287,38 +347,69 @@ impl Client {
 
     /// How long a ping may go unanswered, behind what is on its way.
     fn answer_within(&self) -> Duration {
-        self.keep_alive + self.order.front().map_or(Duration::ZERO, |sent| on_the_way(sent.size))
+        self.keep_alive + self.outgoing.first().map_or(Duration::ZERO, on_the_way)
     }
 
     fn ping_due(&self) -> Duration {
         self.read_at.min(self.written_at) + self.keep_alive
     }
 
-    /// Does what is due, after everything that has come was read.
+    /// Does what is due, after everything that has come was read, and returns what that shows.
     ///
     /// # Errors
     /// If the connection is to be given up.
-    pub fn tick(&mut self, now: Duration) -> Result<(), Failure> {
+    pub fn tick(&mut self, now: Duration) -> Result<Vec<Seen>, Failure> {
         let shown = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs())).to_string();
-        if let Some(sent) = self.order.front()
-            && self.waited_since + self.patience(sent.size) <= now
+        if let Some(size) = self.outgoing.first()
+            && self.waited_since + self.patience(size) <= now
         {
-            let (since, waiting) = (shown(now - self.waited_since), self.places.len());
+            let (since, waiting) = (shown(now - self.waited_since), self.outgoing.len());
             return Err(lost(&format!(
                 "the broker is connected and did not confirm a publish for {since} ({waiting} are under way)"
             )));
         }
+        let superseded = self.outgoing.superseded();
+        if superseded * 2 > self.allowed() {
+            return Err(lost(&format!("the broker left {superseded} publishes unconfirmed")));
+        }
         match self.pinged {
             Some(pinged) if pinged + self.answer_within() <= now => {
                 let since = shown(now - self.read_at);
-                Err(lost(&format!("nothing came from the broker for {since}, not even an answer to a ping")))
+                return Err(lost(&format!("nothing came from the broker for {since}, not even an answer to a ping")));
             }
             None if self.ping_due() <= now => {
                 Codec::ping(&mut self.out);
                 self.pinged = Some(now);
-                Ok(())
             }
-            _ => Ok(()),
+            _ => {}
+        }
+        let mut seen = Vec::new();
+        if self.look.is_some_and(|look| look <= now) {
+            // After a pause of the process the answers may still be unread.
+            self.doubted = !self.doubted;
+            match self.doubted {
+                true => self.look = Some(now + LAST_LOOK),
+                false => self.look_for_missing(now),
+            }
+        }
+        if self.room_at.take_if(|at| *at <= now).is_some() {
+            self.write_more(now, &mut seen);
+            seen.push(Seen::Event(Event::Room));
+        }
+        Ok(seen)
+    }
+
+    fn look_for_missing(&mut self, now: Duration) {
+        let (missing, next) = self.outgoing.overdue(|writings| self.pacing.resend_after(writings), now);
+        self.look = next;
+        for written in missing {
+            if self.pacing.missing(written, now) {
+                let most = self.pacing.limit(now).unwrap_or_default().ceil();
+                tracing::warn!(most, "the broker leaves publishes unconfirmed; sending fewer in a second");
+            }
+        }
+        if self.outgoing.is_due() {
+            self.room_at = Some(self.pacing.next().max(now));
         }
     }
 }
@@ -335,5 +426,7 @@ fn lost(what: &str) -> Failure {
     Failure { what: what.to_owned(), permanent: false }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,8 @@
 //! was published since, as much at once as the link takes, and reads. So a connection needs
 //! no task of its own, and costs no wake-ups between two.
 
+mod room;
+
 use super::cause::{Cause, Refusal};
 use super::client::{Client, Seen};
 use super::dial::{self, Stream};
@@ -240,7 +242,10 @@ impl Connection {
             let (now, due) = (self.now(), self.client.due());
             if due <= now {
                 return match self.client.tick(now) {
-                    Ok(()) => Poll::Ready(()),
+                    Ok(seen) => {
+                        seen.into_iter().for_each(|seen| self.see(seen));
+                        Poll::Ready(())
+                    }
                     Err(why) => self.poll_give_up(why, cx),
                 };
             }

@@ -49,6 +49,8 @@ pub enum Event {
     },
     /// So many messages were confirmed to the broker by their [`Acker`]s.
     Confirmed(usize),
+    /// There may be room for a publish that there was none for.
+    Room,
     /// The connection is over; nothing follows.
     Closed(Failure),
 }

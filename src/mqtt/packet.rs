@@ -34,6 +34,8 @@ pub struct Allowance {
 pub(super) enum Packet {
     ConnAck(Result<Allowance, (Failure, Cause)>),
     PubAck(u16, Result<(), Failure>),
+    /// A publish is refused for now, for a quota.
+    NotNow(u16, Failure),
     SubAck(u16, Result<(), Failure>),
     /// With the id of its packet; 0 with QoS 0.
     Publish(Message, u16),
@@ -359,7 +361,10 @@ fn see_5(packet: v5::Packet) -> Packet {
         }
         v5::Packet::PubAck(ack) => {
             let why = ack.properties.as_ref().and_then(|told| told.reason_string.as_deref());
-            Packet::PubAck(ack.pkid, reason::publish(ack.reason, why))
+            match (ack.reason, reason::publish(ack.reason, why)) {
+                (v5::PubAckReason::QuotaExceeded, Err(why)) => Packet::NotNow(ack.pkid, why),
+                (_, outcome) => Packet::PubAck(ack.pkid, outcome),
+            }
         }
         v5::Packet::SubAck(ack) => {
             let why = ack.properties.as_ref().and_then(|told| told.reason_string.as_deref());

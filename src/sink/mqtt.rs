@@ -277,7 +277,19 @@ impl Link for MqttLink {
     }
 
     fn window(&self) -> usize {
-        self.window
+        if self.connection.has_room() { self.window } else { 0 }
+    }
+
+    fn batch(&self) -> usize {
+        self.connection.batch()
+    }
+
+    fn take_unexpected(&mut self) -> u64 {
+        self.connection.take_unexpected()
+    }
+
+    fn is_limited(&self) -> bool {
+        self.connection.is_limited()
     }
 
     fn max_payload(&self) -> usize {
@@ -319,9 +331,12 @@ impl Link for MqttLink {
                 },
             };
             match event {
-                Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
+                Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {
+                    return Outcome::Room;
+                }
                 Event::Refused(token, why) if self.statuses.as_mut().is_some_and(|s| s.refused(token, &why)) => {}
                 Event::Acked(STATUS) | Event::Refused(STATUS, _) => self.connection.leave(),
+                Event::Room => return Outcome::Room,
                 Event::Acked(token) => {
                     self.fruit.confirmed();
                     return Outcome::Confirmed(token);

@@ -283,11 +283,13 @@ impl<D: Destination> Pump<D> {
                         break failure;
                     },
                     Outcome::Lost(failure) => break failure,
+                    Outcome::Room => {}
                 },
                 () = self.cursor.available(transfer.next, transfer.next_event), if news => {}
                 () = sleep(company.unwrap_or_default()), if company.is_some() => {}
                 _ = figures.tick() => {
                     self.figures();
+                    self.metrics.sink_unexpected_confirmations.get_or_create(&self.label).inc_by(link.take_unexpected());
                     let now = self.clock.now().monotonic;
                     self.aside.look(now);
                     if let Some(failure) = transfer.refusals.overdue(&transfer.flight, now) {
@@ -296,7 +298,9 @@ impl<D: Destination> Pump<D> {
                 }
             }
         };
-        self.lost(&mut transfer);
+        if !link.is_limited() {
+            self.lost(&mut transfer);
+        }
         End::Lost(failure)
     }
 
@@ -323,7 +327,7 @@ impl<D: Destination> Pump<D> {
             let now = self.clock.now();
             let since = *transfer.waiting_since.get_or_insert(now.monotonic);
             let bytes = usize::try_from(waiting).unwrap_or(usize::MAX).saturating_mul(self.reading_bytes);
-            let budget = self.sizing.budget(link.max_payload());
+            let budget = self.sizing.budget(link.max_payload()).in_batches_of(link.batch());
             let waited = now.monotonic.saturating_sub(since);
             if let Some(patience) = hold(transfer.outstanding, window, bytes, budget.batch, waited) {
                 return Ok(Wait::Company(patience));
@@ -420,6 +424,7 @@ impl<D: Destination> Pump<D> {
                         }
                     }
                     Outcome::Lost(_) => return,
+                    Outcome::Room => {}
                 }
             }
         };

@@ -51,6 +51,9 @@ pub struct Manners {
     pub no_wildcards: bool,
     /// Sent in place of CONNACK on each of the first connections, which end then.
     pub answers: Vec<Vec<u8>>,
+    /// More publishes than this in a second, over all connections, are discarded; with MQTT 5
+    /// they are refused for the quota (0x97).
+    pub most_a_second: Option<usize>,
 }
 
 /// What came.
@@ -77,6 +80,9 @@ pub struct Seen {
     pub wills: usize,
     /// Connections that took leave.
     pub left: usize,
+    /// When each publish was taken that is limited by `most_a_second`, and how many were not.
+    pub taken_at: Vec<std::time::Instant>,
+    pub discarded: usize,
 }
 
 pub struct Script {
@@ -228,6 +234,13 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 if manners.silent_after.is_some_and(|most| acks >= most) || forgets == Some(came) {
                     continue;
                 }
+                if manners.most_a_second.is_some_and(|most| exceeds(most, seen)) {
+                    if manners.v5 {
+                        let [high, low] = id.to_be_bytes();
+                        stream.write_all(&[0x40, 3, high, low, 0x97]).await.ok()?;
+                    }
+                    continue;
+                }
                 waiting.push((id, topic, body[payload..].to_vec()));
                 let most = manners.receive_maximum.map_or(usize::MAX, usize::from);
                 count_outstanding(seen, waiting.len());
@@ -277,6 +290,18 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
             other => panic!("packet type {other}"),
         }
     }
+}
+
+/// Whether one publish more is too much for this second.
+fn exceeds(most: usize, seen: &Mutex<Seen>) -> bool {
+    let (mut seen, now) = (seen.lock().expect("no test panicked there"), std::time::Instant::now());
+    let second = std::time::Duration::from_secs(1);
+    let taken = seen.taken_at.iter().rev().take_while(|at| now - **at < second).count();
+    match taken < most {
+        true => seen.taken_at.push(now),
+        false => seen.discarded += 1,
+    }
+    taken >= most
 }
 
 fn count_outstanding(seen: &Mutex<Seen>, count: usize) {

@@ -90,7 +90,7 @@ async fn subscribe(source: &Source, out: &mpsc::Sender<Fed>) -> Result<Connectio
                 Event::Message(message) => drop(out.send(Fed::Message(message)).await),
                 Event::Closed(failure) => return Err(failure),
                 Event::Unusable { topic, size, why } => unusable(&topic, size, why),
-                Event::Acked(_) | Event::Refused(..) | Event::Confirmed(_) => {}
+                Event::Acked(_) | Event::Refused(..) | Event::Confirmed(_) | Event::Room => {}
             }
         }
         Ok(())
@@ -117,7 +117,7 @@ async fn forward(mut connection: Connection, out: &mpsc::Sender<Fed>) -> Option<
             Event::Message(message) => out.send(Fed::Message(message)).await.ok()?,
             Event::Closed(failure) => return Some(failure),
             Event::Unusable { topic, size, why } => unusable(&topic, size, why),
-            Event::Subscribed(_) | Event::Acked(_) | Event::Refused(..) | Event::Confirmed(_) => {}
+            Event::Subscribed(_) | Event::Acked(_) | Event::Refused(..) | Event::Confirmed(_) | Event::Room => {}
         }
     }
 }

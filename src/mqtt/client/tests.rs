@@ -9,7 +9,7 @@ const CONNACK_4: &[u8] = &[0x20, 2, 0, 0];
 const CONNACK_5: &[u8] = &[0x20, 3, 0, 0, 0];
 const BOTH: [Version; 2] = [Version::V3_1_1, Version::V5];
 
-fn options(version: Version) -> Options {
+pub(super) fn options(version: Version) -> Options {
     Options {
         host: String::new(),
         port: 1883,
@@ -29,7 +29,7 @@ fn options(version: Version) -> Options {
     }
 }
 
-fn publish() -> Publish {
+pub(super) fn publish() -> Publish {
     Publish { topic: "t".into(), payload: vec![1; 60].into(), retain: false, content_type: "", encoding: "" }
 }
 
@@ -173,11 +173,115 @@ fn one_publish_that_is_left_out_is_not_hidden_by_those_behind_it() {
     client.publish(1, publish(), at(0)).expect("room");
     for (token, second) in (2..).zip(0..30) {
         client.publish(token, publish(), at(second)).expect("room");
-        let packet = u16::try_from(token).expect("few");
+        // Publishes that are sent again have the ids in between.
+        let packet = *written(&mut client, Version::V5, at(second)).last().expect("it is written");
         assert_eq!(acked(&hear(&mut client, &pub_ack(packet), at(second)).expect("no end")), [token]);
         assert!(client.tick(at(second)).is_ok());
+        written(&mut client, Version::V5, at(second));
     }
     assert!(client.tick(at(31)).is_err());
+}
+
+/// The ids of the packets that are written at `now`, each of a publish.
+fn written(client: &mut Client, version: Version, now: Duration) -> Vec<u16> {
+    let (bytes, mut ids) = (flush(client, now), Vec::new());
+    let mut rest = &bytes[..];
+    while let [0x32, length, 0, 1, b't', high, low, ..] = rest {
+        ids.push(u16::from_be_bytes([*high, *low]));
+        rest = &rest[usize::from(*length) + 2..];
+    }
+    assert!(rest.is_empty() || rest == [0xc0, 0], "{version:?}: {rest:?}");
+    ids
+}
+
+#[test]
+fn a_publish_that_is_overtaken_is_sent_again_under_another_id_and_confirmed_by_either() {
+    for version in BOTH {
+        for late in [1, 3] {
+            let mut client = connected(version);
+            client.publish(1, publish(), at(10)).expect("room");
+            client.publish(2, publish(), at(10)).expect("room");
+            assert_eq!(written(&mut client, version, at(10)), [1, 2]);
+            assert_eq!(acked(&hear(&mut client, &pub_ack(2), at(10)).expect("no end")), [2]);
+            assert!(client.due() <= at(11));
+            for _ in 0..3 {
+                client.tick(client.due()).expect("no end");
+            }
+            assert_eq!(written(&mut client, version, at(11)), [3]);
+            assert_eq!(acked(&hear(&mut client, &pub_ack(late), at(12)).expect("no end")), [1]);
+            assert_eq!(acked(&hear(&mut client, &pub_ack(4 - late), at(12)).expect("no end")), [0; 0], "once only");
+            assert_eq!(client.unexpected, 0);
+            assert_eq!((client.outgoing.packets(), client.outgoing.superseded()), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn where_nothing_is_confirmed_one_publish_is_sent_again_to_find_out() {
+    let version = Version::V3_1_1;
+    let mut client = connected(version);
+    client.publish(0, publish(), at(10)).expect("room");
+    assert_eq!(acked(&hear(&mut client, &pub_ack(1), at(10)).expect("no end")), [0]);
+    for token in 1..=10 {
+        client.publish(token, publish(), at(10)).expect("room");
+    }
+    written(&mut client, version, at(10));
+    let (mut now, mut again) = (at(10), Vec::new());
+    while again.len() < 3 {
+        now = client.due();
+        client.heard(now);
+        client.tick(now).expect("no end");
+        again.extend(written(&mut client, version, now));
+    }
+    assert!(again.len() == 3 && now >= at(24), "ever more seldom: {now:?}");
+    // It is confirmed: so those before it were lost.
+    let mut all = acked(&hear(&mut client, &pub_ack(again[2]), now).expect("no end"));
+    while all.len() < 10 {
+        let now = client.due();
+        client.tick(now).expect("no end");
+        for id in written(&mut client, version, now) {
+            all.extend(acked(&hear(&mut client, &pub_ack(id), now).expect("no end")));
+        }
+    }
+    all.sort_unstable();
+    assert_eq!(all, (1..=10).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_is_refused_for_a_quota_is_sent_again_and_ever_more_slowly() {
+    let mut client = connected(Version::V5);
+    for token in 1..=20 {
+        client.publish(token, publish(), at(10)).expect("room");
+    }
+    let first = written(&mut client, Version::V5, at(10));
+    assert_eq!(first.len(), 20);
+    for id in &first[..10] {
+        hear(&mut client, &pub_ack(*id), at(10)).expect("no end");
+    }
+    for id in &first[10..] {
+        let [high, low] = id.to_be_bytes();
+        assert!(hear(&mut client, &[0x40, 3, high, low, 0x97], at(10)).expect("no end").is_empty());
+    }
+    assert!(!client.has_room(at(10)), "its owner waits, too");
+    let (mut now, mut all) = (at(10), Vec::new());
+    for _ in 0..100 {
+        now = now.max(client.due());
+        client.tick(now).expect("no end");
+        for id in written(&mut client, Version::V5, now) {
+            all.extend(acked(&hear(&mut client, &pub_ack(id), now).expect("no end")));
+        }
+        if all.len() == 10 {
+            break;
+        }
+    }
+    assert_eq!(all, (11..=20).collect::<Vec<_>>());
+    assert!(now > at(10) + Duration::from_millis(900), "{now:?}");
+    let (mut told, mut now) = (false, now);
+    while !client.has_room(now) {
+        now = client.due();
+        told = client.tick(now).expect("no end").iter().any(|seen| matches!(seen, Seen::Event(Event::Room)));
+    }
+    assert!(told);
 }
 
 #[test]
@@ -216,12 +320,12 @@ fn no_more_is_in_flight_than_the_broker_allows_and_the_rest_follows() {
         let large = if token == 4 { 200 } else { 5 };
         client.publish(token, Publish { payload: vec![0; large].into(), ..publish() }, at(1)).expect("room");
     }
-    assert_eq!((client.places.len(), client.waiting.len()), (2, 3));
+    assert_eq!((client.outgoing.len(), client.waiting.len()), (2, 3));
     assert_eq!(acked(&hear(&mut client, &pub_ack(2), at(1)).expect("no end")), [2]);
     let seen = hear(&mut client, &pub_ack(1), at(1)).expect("no end");
     let [Seen::Event(Event::Acked(1)), Seen::Event(Event::Refused(4, why))] = &seen[..] else { panic!("{seen:?}") };
     assert!(why.what.contains("more than the 100 bytes that are taken"), "{why}");
-    assert_eq!((client.places.len(), client.waiting.len()), (2, 0));
+    assert_eq!((client.outgoing.len(), client.waiting.len()), (2, 0));
     let full = (6..100).find_map(|token| client.publish(token, publish(), at(1)).err());
     assert!(full.is_some(), "without an end");
 }
@@ -252,12 +356,14 @@ fn what_a_broker_says_is_put_into_words() {
     let mut ended = connected(Version::V5);
     assert!(hear(&mut ended, &[0xe0, 0], at(1)).expect_err("an end").what.contains("no reason"));
 
-    let mut quota = connected(Version::V5);
-    quota.publish(1, publish(), at(1)).expect("room");
-    let bytes = [&[0x40, 12, 0, 1, 0x97, 8, 0x1f, 0, 5][..], b"10/\ns"].concat();
-    let seen = hear(&mut quota, &bytes, at(1)).expect("no end");
+    let mut denied = connected(Version::V5);
+    denied.publish(1, publish(), at(1)).expect("room");
+    let bytes = [&[0x40, 12, 0, 1, 0x87, 8, 0x1f, 0, 5][..], b"10/\ns"].concat();
+    let seen = hear(&mut denied, &bytes, at(1)).expect("no end");
     let [Seen::Event(Event::Refused(1, why))] = &seen[..] else { panic!("{seen:?}") };
-    assert_eq!(why.what, "the broker refused a publish to t: a quota is exceeded; the broker says \"10/\\ns\"");
+    let expected =
+        "the broker refused a publish to t: this client may not publish to that topic; the broker says \"10/\\ns\"";
+    assert_eq!(why.what, expected);
 
     let mut refused = Client::new(&options(Version::V3_1_1), at(0));
     let why = hear(&mut refused, &[0x20, 2, 0, 5], at(0)).expect_err("refused");
@@ -277,7 +383,7 @@ proptest! {
         for packet in order {
             prop_assert_eq!(acked(&hear(&mut client, &pub_ack(packet), at(0)).expect("no end")), [u64::from(packet) * 10]);
         }
-        prop_assert!(client.order.is_empty() && client.places.is_empty());
+        prop_assert!(client.outgoing.len() == 0 && client.outgoing.packets() == 0 && client.outgoing.bytes() == 0);
     }
 
     /// Whatever comes: no panic, and the same however it is cut into parts.

@@ -38,7 +38,7 @@ impl<D: Destination> Pump<D> {
                 Outcome::Confirmed(TRIAL) => return Ok(Some(Passed { lane, bytes })),
                 Outcome::Refused(TRIAL, _) => return Ok(None),
                 Outcome::Lost(why) => return Err(why),
-                Outcome::Confirmed(_) | Outcome::Refused(..) => {}
+                Outcome::Room | Outcome::Confirmed(_) | Outcome::Refused(..) => {}
             }
         }
     }

@@ -1,0 +1,29 @@
+//! What a connection says of how much may be published over it.
+
+use super::Connection;
+
+impl Connection {
+    /// Whether another batch would be written at once. If not, an [`Event`](super::Event)
+    /// tells when there may be room: that a publish was confirmed, or [`Event::Room`].
+    ///
+    /// [`Event::Room`]: super::Event::Room
+    pub fn has_room(&self) -> bool {
+        self.client.has_room(self.now())
+    }
+
+    /// How large a batch should be for what the link is seen to carry, in bytes.
+    pub fn batch(&self) -> usize {
+        self.client.pacing().batch()
+    }
+
+    /// How many publishes the broker confirmed that are not in flight, since this was asked
+    /// last.
+    pub fn take_unexpected(&mut self) -> u64 {
+        self.client.take_unexpected()
+    }
+
+    /// Whether the broker takes fewer publishes in a second than it was sent.
+    pub fn is_limited(&self) -> bool {
+        self.client.pacing().limit(self.now()).is_some()
+    }
+}

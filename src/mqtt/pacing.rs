@@ -1,0 +1,210 @@
+//! How much a broker, and the link to it, take: a state machine without a clock.
+//!
+//! Three things follow from what is confirmed, and how long that took:
+//!
+//! - **Bytes in flight.** They begin small, double with each round trip as long as the
+//!   confirmations come in time, and shrink when they take much longer than with little in
+//!   flight: what is sent then only waits in a queue on the way. So a link of 600 bytes a
+//!   second holds a few seconds of data, and a lost connection costs no more than that.
+//! - **Publishes a second.** Unlimited, until publishes go unconfirmed while later ones are
+//!   confirmed, or are refused for a quota: then a little less than what was confirmed in a
+//!   second, growing again, ever faster while nothing is missing.
+//! - **When to send again** what is not confirmed: after the round trip and four times its
+//!   mean deviation, as TCP does (RFC 6298).
+
+use std::time::Duration;
+
+/// Bytes in flight at the beginning, and the least of them.
+const FIRST: usize = 4096;
+const LEAST: usize = 1536;
+/// Of the bytes in flight, a batch is one of so many parts.
+const PARTS: usize = 3;
+/// How long bytes may queue on a link, unless confirmations have to come sooner.
+const QUEUE: Duration = Duration::from_secs(6);
+/// Until the first confirmation.
+const FIRST_RESEND: Duration = Duration::from_secs(3);
+const SOONEST_RESEND: Duration = Duration::from_secs(1);
+const LATEST_RESEND: Duration = Duration::from_secs(60);
+/// Seconds of which the confirmations are counted.
+const SLOTS: usize = 4;
+/// One missing confirmation in such a time says nothing about a limit.
+const ACCIDENT: Duration = Duration::from_secs(30);
+const A_SECOND: Duration = Duration::from_secs(1);
+/// Of what was confirmed in a second, this share is sent in one.
+const SHARE: f64 = 0.95;
+/// Publishes a second: the least, and from where on nothing is limited any more.
+const SLOWEST: f64 = 0.1;
+const FASTEST: f64 = 5000.0;
+/// What was not sent in time may be sent at once, for so long a time.
+const CREDIT: Duration = Duration::from_millis(10);
+
+/// What is known of a connection's link and broker.
+#[derive(Debug)]
+pub(super) struct Pacing {
+    /// Bytes that may be in flight.
+    bytes: usize,
+    /// When they were reduced.
+    reduced: Option<Duration>,
+    queue: Duration,
+    /// The shortest time from a publish to its confirmation, the smoothed one, its deviation.
+    shortest: Duration,
+    smoothed: Option<Duration>,
+    deviation: Duration,
+    soonest_resend: Duration,
+    /// Confirmations in each of the last seconds, and which second is the last.
+    confirmed: [u32; SLOTS],
+    second: u64,
+    /// Publishes a second, and since when.
+    limit: Option<(f64, Duration)>,
+    /// When the next publish may be written.
+    next: Duration,
+    missed: Option<Duration>,
+}
+
+impl Pacing {
+    /// For a connection that is given up when nothing is confirmed for `confirm_timeout`.
+    pub fn new(confirm_timeout: Duration) -> Pacing {
+        Pacing {
+            bytes: FIRST,
+            reduced: None,
+            queue: QUEUE.min(confirm_timeout / 3),
+            shortest: Duration::MAX,
+            smoothed: None,
+            deviation: Duration::ZERO,
+            soonest_resend: SOONEST_RESEND.min(confirm_timeout / 4),
+            confirmed: [0; SLOTS],
+            second: 0,
+            limit: None,
+            next: Duration::ZERO,
+            missed: None,
+        }
+    }
+
+    /// How large a batch should be, in bytes.
+    pub fn batch(&self) -> usize {
+        self.bytes / PARTS
+    }
+
+    /// Whether another batch fits beside so many bytes in flight.
+    pub fn has_room(&self, in_flight: usize) -> bool {
+        in_flight == 0 || in_flight + self.batch() <= self.bytes
+    }
+
+    /// When the next publish may be written.
+    pub fn next(&self) -> Duration {
+        self.next
+    }
+
+    /// Publishes a second, if they are limited.
+    pub fn limit(&self, now: Duration) -> Option<f64> {
+        let (limit, since) = self.limit?;
+        let t = now.saturating_sub(since).as_secs_f64();
+        let faster = (t - 3.0).max(0.0);
+        Some(limit * (0.01 * t + 0.0025 * faster * faster).min(50.0).exp()).filter(|limit| *limit < FASTEST)
+    }
+
+    /// How long a publish that was written so many times waits for its confirmation until it
+    /// is written again.
+    pub fn resend_after(&self, writings: u32) -> Duration {
+        let after = self.smoothed.map_or(FIRST_RESEND, |smoothed| smoothed + self.deviation * 4);
+        let after = after.clamp(self.soonest_resend, LATEST_RESEND);
+        (after * (1 << writings.saturating_sub(1).min(6))).min(LATEST_RESEND)
+    }
+
+    /// A publish was written.
+    pub fn wrote(&mut self, now: Duration) {
+        match self.limit(now) {
+            Some(limit) => {
+                self.next = self.next.max(now.saturating_sub(CREDIT)) + Duration::from_secs_f64(1.0 / limit);
+            }
+            None => self.limit = None,
+        }
+    }
+
+    /// A publish that was written at `written` is confirmed; `in_flight` bytes were, with it.
+    pub fn confirmed(&mut self, size: usize, in_flight: usize, written: Duration, now: Duration) {
+        let took = now.saturating_sub(written);
+        self.took(took);
+        self.turn_to(now);
+        if let Some(last) = self.confirmed.last_mut() {
+            *last += 1;
+        }
+        let enough = self.shortest + self.shortest.max(self.queue);
+        let full = in_flight.saturating_add(2 * self.batch()) > self.bytes;
+        if took > enough {
+            // Once for what was in flight together.
+            if self.reduced.is_none_or(|reduced| reduced <= written) {
+                let share = enough.as_secs_f64() / took.as_secs_f64();
+                self.bytes = ((self.bytes as f64 * share) as usize).max(LEAST); // less than before
+                self.reduced = Some(now);
+            }
+        } else if full && took * 4 < enough * 3 {
+            self.bytes = self.bytes.saturating_add(size);
+        }
+    }
+
+    fn took(&mut self, took: Duration) {
+        self.shortest = self.shortest.min(took);
+        self.smoothed = Some(match self.smoothed {
+            None => {
+                self.deviation = took / 2;
+                took
+            }
+            Some(smoothed) => {
+                self.deviation = (self.deviation * 3 + smoothed.abs_diff(took)) / 4;
+                (smoothed * 7 + took) / 8
+            }
+        });
+    }
+
+    /// Has the last slot be of the second that `now` is in.
+    fn turn_to(&mut self, now: Duration) {
+        let passed = now.as_secs().saturating_sub(self.second);
+        for _ in 0..passed.min(SLOTS as u64) {
+            self.confirmed.rotate_left(1);
+            if let Some(last) = self.confirmed.last_mut() {
+                *last = 0;
+            }
+        }
+        self.second = self.second.max(now.as_secs());
+    }
+
+    /// What was written at `written` is not confirmed, though it should be. True if publishes
+    /// are limited from now on, and were not before.
+    pub fn missing(&mut self, written: Duration, now: Duration) -> bool {
+        let accident = self.missed.is_none_or(|missed| now.saturating_sub(missed) > ACCIDENT);
+        self.missed = Some(now);
+        !accident && self.slow_down(written, now)
+    }
+
+    /// The broker refuses what was written at `written` for now. True if publishes are
+    /// limited from now on, and were not before.
+    pub fn refused(&mut self, written: Duration, now: Duration) -> bool {
+        self.missed = Some(now);
+        self.slow_down(written, now)
+    }
+
+    fn slow_down(&mut self, written: Duration, now: Duration) -> bool {
+        let before = self.limit(now);
+        if let (Some(_), Some((_, since))) = (before, self.limit)
+            && written < since + A_SECOND
+        {
+            // That is what the limit is for, and what it is measured in.
+            return false;
+        }
+        self.turn_to(now);
+        let most = self.confirmed.iter().max().copied().unwrap_or_default();
+        let limit = match (most, before) {
+            (0, before) => before.unwrap_or(2.0) / 2.0,
+            (most, None) => f64::from(most) * SHARE,
+            (most, Some(before)) => f64::from(most).min(before) * SHARE,
+        };
+        let limit = limit.max(SLOWEST);
+        self.limit = Some((limit, now));
+        self.next = self.next.max(now + Duration::from_secs_f64(1.0 / limit));
+        before.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests;
