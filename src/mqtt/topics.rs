@@ -34,6 +34,11 @@ impl Topics {
         format!("{}status", self.base)
     }
 
+    /// What the gateway sends to itself.
+    pub fn test(&self) -> String {
+        format!("{}test", self.base)
+    }
+
     /// Gaps and other events of the gateway itself.
     pub fn events(&self) -> String {
         format!("{}events", self.base)

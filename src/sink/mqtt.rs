@@ -3,27 +3,32 @@
 mod batches;
 mod candidates;
 mod commands;
+mod link;
+mod reception;
 mod secrets;
 mod status;
 mod statuses;
+mod watch;
 
 pub use commands::Instruction;
+pub use link::MqttLink;
 
 use super::encode::{self, Replay};
-use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
+use super::{Budget, Destination, Encoded, Identity, Unencodable};
 use crate::backoff::Failure;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Broker, Encoding};
 use crate::credentials::Credential;
 use crate::device::Registry;
 use crate::model::{Epochs, Numbered, Seq};
-use crate::mqtt::{Connection, Event, Options, Publish, Topics};
+use crate::mqtt::{Connection, Options, Publish, Topics};
 use crate::notes::{Note, Notes};
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use candidates::{Candidate, Fruit};
 use commands::{Intake, Subscribing, Taker};
+use link::{Client, Inbound, status_confirmed};
 use secrets::Secrets;
 use serde_json::json;
 use status::Status;
@@ -31,6 +36,8 @@ use statuses::Statuses;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
+use watch::{Watch, Watching};
 
 type Object = serde_json::Map<String, serde_json::Value>;
 
@@ -57,17 +64,8 @@ pub struct MqttDestination {
     max_payload: usize,
     /// Takes the commands that come, if they are wanted.
     commands: Option<(Taker, Arc<Subscribing>)>,
-}
-
-/// A connection to a broker.
-pub struct MqttLink {
-    connection: Connection,
-    fruit: Fruit,
-    window: usize,
-    max_payload: usize,
-    status: Status,
-    statuses: Option<Statuses>,
-    intake: Option<Intake>,
+    watching: Arc<Watching>,
+    client: Client,
 }
 
 /// The token of status messages; readings count up from 0.
@@ -93,6 +91,7 @@ impl MqttDestination {
         };
         let topics = Topics::new(&config.prefix, &identity.gateway);
         let default_id = || format!("tidegate-{}-{}", identity.gateway, config.name);
+        let client_id = config.client_id.clone().unwrap_or_else(default_id);
         Ok(MqttDestination {
             registry: config.presence.then_some(registry),
             presence_note: notes.about(config.name.as_str()),
@@ -103,7 +102,7 @@ impl MqttDestination {
                 port: 0,
                 tls: None,
                 version: config.version,
-                client_id: config.client_id.clone().unwrap_or_else(default_id),
+                client_id: client_id.clone(),
                 credentials: None,
                 keep_alive: config.keep_alive,
                 connect_timeout: config.connect_timeout,
@@ -119,6 +118,8 @@ impl MqttDestination {
             encoding: config.encoding,
             replay_after: config.replay_after,
             status: Status { topic: topics.status(), identity, clock },
+            watching: Watching::new(config, epochs.clone(), notes),
+            client: Client::new(client_id),
             epochs,
             topics,
             max_payload: usize::MAX,
@@ -156,13 +157,18 @@ impl MqttDestination {
             .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: false })?;
         let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
         let mut connection = Connection::open_at(&options, *worked).await.map_err(failed)?;
-        let mut intake = self.commands.as_ref().map(|(taker, subscribing)| {
-            // What the broker kept may come before anything else.
-            Intake::new(&self.topics, subscribing.clone(), taker.clone())
-        });
+        let since = Instant::now();
+        let failed = |why| failed(self.client.ended(why, since.elapsed()));
+        // What the broker kept may come before anything else.
+        let intake = self
+            .commands
+            .as_ref()
+            .map(|(taker, subscribing)| Intake::new(&self.topics, subscribing.clone(), taker.clone()));
+        let watch = Watch::new(self.watching.clone(), self.status.clone(), &self.topics);
+        let mut inbound = Inbound { intake, watch };
         connection.publish(STATUS, self.status.message("online", None)).map_err(failed)?;
-        status_confirmed(&mut connection, &mut intake).await.map_err(failed)?;
-        if let Some(intake) = &intake {
+        status_confirmed(&mut connection, &mut inbound).await.map_err(failed)?;
+        if let Some(intake) = &mut inbound.intake {
             intake.subscribe(&mut connection).map_err(failed)?;
         }
         // What a broker that forgot this client still has of devices is not known.
@@ -191,7 +197,9 @@ impl MqttDestination {
             connection,
             fruit: Fruit::default(),
             status: self.status.clone(),
-            intake,
+            inbound,
+            client: self.client.clone(),
+            since,
         })
     }
 }
@@ -206,30 +214,6 @@ impl MqttDestination {
         }
         leave_out(&mut body);
         json_publish(topic, &body.into(), false)
-    }
-}
-
-async fn status_confirmed(connection: &mut Connection, intake: &mut Option<Intake>) -> Result<(), Failure> {
-    loop {
-        match connection.event().await {
-            Event::Acked(STATUS) => return Ok(()),
-            Event::Refused(_, failure) | Event::Closed(failure) => return Err(failure),
-            Event::Acked(_) => {}
-            event => instructed(intake, event),
-        }
-    }
-}
-
-/// What happened that is about commands.
-fn instructed(intake: &mut Option<Intake>, event: Event) {
-    match (event, intake) {
-        (Event::Unusable { topic, size, why }, _) => {
-            tracing::warn!(topic, size, "a message from the broker {why}; it was confirmed and passed over");
-        }
-        (Event::Confirmed(messages), Some(intake)) => intake.confirmed(messages),
-        (Event::Message(message), Some(intake)) => intake.take(message),
-        (Event::Subscribed(outcome), Some(intake)) => intake.subscribed(outcome),
-        _ => {}
     }
 }
 
@@ -299,82 +283,5 @@ impl Destination for MqttDestination {
             body.retain(|key, _| ["type", "gateway", "epoch", "time", "id"].contains(&key.as_str()));
             body.insert("error".into(), json!(LEFT_OUT));
         })
-    }
-}
-
-impl Link for MqttLink {
-    type Payload = Publish;
-
-    fn tells_size(&self) -> bool {
-        self.connection.max_packet().is_some()
-    }
-
-    fn window(&self) -> usize {
-        self.window
-    }
-
-    fn max_payload(&self) -> usize {
-        self.max_payload
-    }
-
-    fn send(&mut self, token: u64, payload: Publish) -> Result<(), Failure> {
-        self.fruit.sent();
-        self.connection.publish(token, payload)
-    }
-
-    async fn outcome(&mut self) -> Outcome {
-        loop {
-            if let Some(statuses) = &mut self.statuses {
-                statuses.send(&mut self.connection);
-            }
-            let news = async {
-                match &mut self.statuses {
-                    Some(statuses) => statuses.news().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let forwarded = async {
-                match &mut self.intake {
-                    Some(intake) => intake.forward().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let event = tokio::select! {
-                event = self.connection.event() => event,
-                () = news => continue,
-                forwarded = forwarded => match forwarded {
-                    Ok(()) => continue,
-                    Err(failure) => return Outcome::Lost(failure),
-                },
-            };
-            match event {
-                Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {}
-                Event::Refused(token, why) if self.statuses.as_mut().is_some_and(|s| s.refused(token, &why)) => {}
-                Event::Acked(token) => {
-                    self.fruit.confirmed();
-                    return Outcome::Confirmed(token);
-                }
-                Event::Refused(token, failure) => return Outcome::Refused(token, failure),
-                Event::Closed(failure) => {
-                    self.statuses.iter().for_each(Statuses::lost);
-                    return Outcome::Lost(failure);
-                }
-                event => instructed(&mut self.intake, event),
-            }
-        }
-    }
-
-    async fn close(mut self, within: Duration) {
-        let said = async {
-            let offline = self.status.message("offline", Some("stopped"));
-            if self.connection.publish(STATUS, offline).is_ok() {
-                return status_confirmed(&mut self.connection, &mut self.intake).await.is_ok();
-            }
-            false
-        };
-        if !tokio::time::timeout(within, said).await.unwrap_or(false) {
-            tracing::warn!(topic = self.status.topic, "the broker did not confirm the offline status");
-        }
-        self.connection.close(within).await;
     }
 }
