@@ -259,6 +259,10 @@ pub struct Mqtt {
     pub replay_after: Duration,
     /// Take commands from there, too.
     pub commands: bool,
+    /// Watch the gateway's own status there: repeat it where it is wrong, notice others.
+    pub watch_status: bool,
+    /// Try under MQTT 3.1.1 whether what is confirmed is delivered.
+    pub self_test: bool,
 }
 
 impl Default for Gateway {
@@ -350,6 +354,8 @@ impl Default for Mqtt {
             return_after: Duration::from_secs(30 * 60),
             replay_after: Duration::from_secs(60),
             commands: true,
+            watch_status: true,
+            self_test: true,
         }
     }
 }

@@ -68,6 +68,11 @@ impl Topics {
         format!("{}check", self.base)
     }
 
+    /// What the gateway sends to itself.
+    pub fn test(&self) -> String {
+        format!("{}test", self.base)
+    }
+
     /// Gaps and other events of the gateway itself.
     pub fn events(&self) -> String {
         self.of(format!("{}events", self.base), Some(JSON))

@@ -5,45 +5,51 @@ mod candidates;
 mod commands;
 mod connecting;
 mod leaving;
+mod link;
 mod options;
+mod reception;
 mod sas;
 mod secrets;
 mod status;
 mod statuses;
 mod terms;
+mod watch;
 
 pub use commands::Instruction;
+pub use link::MqttLink;
 pub use options::for_a_look;
 
 use super::encode::{self, Replay};
-use super::{Budget, Destination, Encoded, Identity, Link, Outcome, Unencodable};
+use super::{Budget, Destination, Encoded, Identity, Unencodable};
 use crate::backoff::Failure;
 use crate::clock::{Clock, Now};
 use crate::config::{self, Encoding, Profile};
 use crate::credentials::Credential;
 use crate::device::Registry;
 use crate::model::{Epochs, Numbered, Seq};
-use crate::mqtt::{Cause, Connection, Event, Options, Publish, Topics};
+use crate::mqtt::{Options, Publish, Topics};
 use crate::notes::{Note, Notes};
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use candidates::{Candidate, Fruit};
-use commands::{Intake, Subscribing, Taker};
-use leaving::Leaving;
+use commands::{Subscribing, Taker};
+use link::Client;
 use secrets::Secrets;
 use serde_json::json;
 use status::Status;
-use statuses::Statuses;
 use std::sync::Arc;
 use std::time::Duration;
 use terms::Wanted;
 use tokio::sync::mpsc;
+use watch::Watching;
 
 type Object = serde_json::Map<String, serde_json::Value>;
 
 /// An MQTT broker, or several that stand in for each other.
 pub struct MqttDestination {
+    /// Of the sink.
+    name: String,
     candidates: Vec<Candidate>,
     /// The one that was connected last, and what came of that.
     last: Option<(usize, Fruit)>,
@@ -71,24 +77,8 @@ pub struct MqttDestination {
     most: usize,
     /// Takes the commands that come, if they are wanted.
     commands: Option<(Taker, Arc<Subscribing>)>,
-}
-
-/// A connection to a broker.
-pub struct MqttLink {
-    connection: Connection,
-    fruit: Fruit,
-    /// Whether the sink has other brokers, too.
-    has_others: bool,
-    leaving: Leaving,
-    /// Why it was left, if it was.
-    left: Option<Failure>,
-    window: usize,
-    max_payload: usize,
-    /// Whether the broker said that, or its cloud does.
-    tells_size: bool,
-    status: Status,
-    statuses: Option<Statuses>,
-    intake: Option<Intake>,
+    watching: Arc<Watching>,
+    client: Client,
 }
 
 /// The token of status messages; readings count up from 0.
@@ -118,18 +108,21 @@ impl MqttDestination {
             topics = topics.in_hub(&client_id, content_type(config.encoding).0);
         }
         Ok(MqttDestination {
+            name: config.name.clone(),
             registry: config.presence.then_some(registry),
             presence_note: notes.about(config.name.as_str()),
             candidates: config.brokers.iter().map(candidate).collect::<Result<_>>()?,
             last: None,
             wanted: Wanted { version: config.version(), retain: config.retains() },
             options: options::common(config, &client_id),
+            client: Client::new(client_id.clone()),
             secrets: Secrets::of(config, client_id, clock.now().monotonic),
             by_device: config.topics == config::Topics::Device,
             encoding: config.encoding,
             replay_after: config.replay_after,
             return_after: config.return_after,
             status: Status { topic: topics.status(), retain: config.retains(), identity, clock },
+            watching: Watching::new(config, epochs.clone(), notes),
             epochs,
             topics,
             max_payload: usize::MAX,
@@ -169,34 +162,6 @@ fn content_type(encoding: Encoding) -> (&'static str, &'static str) {
     match encoding {
         Encoding::Json => ("application/json", "json"),
         Encoding::Postcard => ("application/octet-stream", "postcard"),
-    }
-}
-
-async fn status_confirmed(connection: &mut Connection, intake: &mut Option<Intake>) -> Result<(), Failure> {
-    loop {
-        match connection.event().await {
-            Event::Acked(STATUS) => return Ok(()),
-            Event::Refused(STATUS, why) => {
-                tracing::warn!(%why, "the broker does not take the gateway's status; readings go on without");
-                return Ok(());
-            }
-            Event::Closed(failure) => return Err(failure),
-            Event::Acked(_) | Event::Refused(..) => {}
-            event => instructed(intake, event),
-        }
-    }
-}
-
-/// What happened that is about commands.
-fn instructed(intake: &mut Option<Intake>, event: Event) {
-    match (event, intake) {
-        (Event::Unusable { topic, size, why }, _) => {
-            tracing::warn!(topic, size, "a message from the broker {why}; it was confirmed and passed over");
-        }
-        (Event::Confirmed(messages), Some(intake)) => intake.confirmed(messages),
-        (Event::Message(message), Some(intake)) => intake.take(message),
-        (Event::Subscribed(outcome), Some(intake)) => intake.subscribed(outcome),
-        _ => {}
     }
 }
 
@@ -266,110 +231,5 @@ impl Destination for MqttDestination {
             body.retain(|key, _| ["type", "gateway", "epoch", "time", "id"].contains(&key.as_str()));
             body.insert("error".into(), json!(LEFT_OUT));
         })
-    }
-}
-
-impl Link for MqttLink {
-    type Payload = Publish;
-
-    fn tells_size(&self) -> bool {
-        self.tells_size
-    }
-
-    fn window(&self) -> usize {
-        if self.connection.has_room() { self.window } else { 0 }
-    }
-
-    fn batch(&self) -> usize {
-        self.connection.batch()
-    }
-
-    fn take_unexpected(&mut self) -> u64 {
-        self.connection.take_unexpected()
-    }
-
-    fn is_limited(&self) -> bool {
-        self.connection.is_limited()
-    }
-
-    fn max_payload(&self) -> usize {
-        self.max_payload
-    }
-
-    fn send(&mut self, token: u64, payload: Publish) -> Result<(), Failure> {
-        self.fruit.sent();
-        self.connection.publish(token, payload)
-    }
-
-    async fn outcome(&mut self) -> Outcome {
-        loop {
-            if let Some(statuses) = &mut self.statuses {
-                statuses.send(&mut self.connection);
-            }
-            let news = async {
-                match &mut self.statuses {
-                    Some(statuses) => statuses.news().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let forwarded = async {
-                match &mut self.intake {
-                    Some(intake) => intake.forward().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let event = tokio::select! {
-                event = self.connection.event() => event,
-                why = self.leaving.due() => match self.leave(&why) {
-                    Ok(()) => continue,
-                    Err(failure) => return Outcome::Lost(failure),
-                },
-                () = news => continue,
-                forwarded = forwarded => match forwarded {
-                    Ok(()) => continue,
-                    Err(failure) => return Outcome::Lost(failure),
-                },
-            };
-            match event {
-                Event::Acked(token) if self.statuses.as_mut().is_some_and(|s| s.confirmed(token)) => {
-                    return Outcome::Room;
-                }
-                Event::Refused(token, why) if self.statuses.as_mut().is_some_and(|s| s.refused(token, &why)) => {}
-                Event::Acked(STATUS) | Event::Refused(STATUS, _) => self.connection.leave(),
-                Event::Room => return Outcome::Room,
-                Event::Acked(token) => {
-                    self.fruit.confirmed();
-                    return Outcome::Confirmed(token);
-                }
-                Event::Refused(token, failure) => return Outcome::Refused(token, failure),
-                Event::Closed(mut failure) => {
-                    if let Some(left) = self.left.take() {
-                        return Outcome::Lost(left);
-                    }
-                    self.statuses.iter().for_each(Statuses::lost);
-                    let cause = self.connection.cause();
-                    // There is another one to go to, at once.
-                    let goes_on = matches!(cause, Cause::Elsewhere { .. }) || cause == Cause::Busy && self.has_others;
-                    failure.permanent &= !goes_on;
-                    self.fruit.ended_by(cause);
-                    return Outcome::Lost(failure);
-                }
-                event => instructed(&mut self.intake, event),
-            }
-        }
-    }
-
-    async fn close(mut self, within: Duration) {
-        let said = async {
-            let offline = self.status.message("offline", Some("stopped"));
-            if self.connection.publish(STATUS, offline).is_ok() {
-                return status_confirmed(&mut self.connection, &mut self.intake).await.is_ok();
-            }
-            false
-        };
-        if !tokio::time::timeout(within, said).await.unwrap_or(false) {
-            tracing::warn!(topic = self.status.topic, "the broker did not confirm the offline status");
-        }
-        self.connection.close(within).await;
     }
 }

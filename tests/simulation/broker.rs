@@ -264,7 +264,7 @@ impl Drop for SimulatedLink {
         self.arrive();
         let some = self.broker.state.lock().1.usize(..=self.going.len());
         if Instant::now() < self.breaks {
-            for (_, _, payload) in std::mem::take(&mut self.going).into_iter().take(some) {
+            for (_, token, payload) in std::mem::take(&mut self.going).into_iter().take(some) {
                 self.take(token, &payload);
             }
         }

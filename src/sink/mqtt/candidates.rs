@@ -4,7 +4,8 @@
 //! confirms no reading counts as down, too: it rests, longer each time, and those behind it
 //! come first meanwhile.
 
-use super::statuses::{Position, Reception};
+use super::reception::Reception;
+use super::statuses::Position;
 use super::terms::Terms;
 use crate::config::Broker;
 use crate::mqtt::Cause;

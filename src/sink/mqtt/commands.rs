@@ -65,13 +65,22 @@ pub(super) struct Intake {
     subscribing: Arc<Subscribing>,
     taker: Taker,
     waiting: VecDeque<Instruction>,
+    /// Memory of those, in bytes.
+    bytes: usize,
     left_to_broker: bool,
+    /// Subscriptions that the broker has not answered.
+    unanswered: usize,
+    /// This connection goes without any.
+    left_out: bool,
     /// Messages that were taken and are not confirmed to the broker yet.
     unconfirmed: usize,
 }
 
-/// More than brokers mostly have outstanding.
-const MAX_WAITING: usize = 256;
+/// Memory of commands that wait, in bytes: thousands of usual ones, more than brokers have
+/// outstanding.
+const MAX_WAITING: usize = 4 << 20;
+/// What one takes beside its body, about.
+const EACH: usize = 256;
 
 /// What a command that is too large is called by, as far as it says that properly.
 #[derive(Deserialize, Serialize)]
@@ -111,6 +120,9 @@ impl Intake {
             subscribing,
             taker,
             waiting: VecDeque::new(),
+            bytes: 0,
+            unanswered: 0,
+            left_out: false,
             left_to_broker: false,
             unconfirmed: 0,
         }
@@ -120,9 +132,10 @@ impl Intake {
     ///
     /// # Errors
     /// If the connection is gone.
-    pub fn subscribe(&self, connection: &mut Connection) -> Result<(), Failure> {
+    pub fn subscribe(&mut self, connection: &mut Connection) -> Result<(), Failure> {
         let unanswered = self.subscribing.unanswered.fetch_add(1, Ordering::Relaxed);
         if unanswered >= MAX_UNANSWERED {
+            self.left_out = true;
             self.subscribing.unanswered.store(MAX_UNANSWERED - 1, Ordering::Relaxed);
             self.subscribing
                 .is_denied("the broker ends connections when the gateway subscribes to commands: none come from it");
@@ -139,11 +152,26 @@ impl Intake {
         if !refused.is_empty() {
             tracing::warn!("the broker allows no wildcards: commands come for the gateway itself, and for no device");
         }
-        taken.into_iter().try_for_each(|filter| connection.subscribe(filter))
+        for filter in taken {
+            connection.subscribe(filter)?;
+            self.unanswered += 1;
+        }
+        Ok(())
+    }
+
+    /// Whether the broker has answered all subscriptions.
+    pub fn is_subscribed(&self) -> bool {
+        self.unanswered == 0 && !self.left_out
+    }
+
+    /// A message that is no command is being confirmed.
+    pub fn passed_by(&mut self) {
+        self.unconfirmed += 1;
     }
 
     /// The broker answered a subscription.
-    pub fn subscribed(&self, outcome: Result<(), Failure>) {
+    pub fn subscribed(&mut self, outcome: Result<(), Failure>) {
+        self.unanswered = self.unanswered.saturating_sub(1);
         self.subscribing.unanswered.store(0, Ordering::Relaxed);
         match outcome {
             Ok(()) => self.subscribing.note.works(),
@@ -160,7 +188,7 @@ impl Intake {
     /// A message came.
     pub fn take(&mut self, message: Message) {
         let Message { topic, payload, retained, wanted_for, acker } = message;
-        if self.waiting.len() >= MAX_WAITING || self.left_to_broker {
+        if self.bytes >= MAX_WAITING || self.left_to_broker {
             self.left_to_broker = true;
             return;
         }
@@ -175,6 +203,7 @@ impl Intake {
             return acker.ack();
         }
         let body = kept(&payload, self.taker.max_body);
+        self.bytes += body.len() + EACH;
         self.waiting.push_back(Instruction { target, body, wanted_for, acker });
     }
 
@@ -199,11 +228,15 @@ impl Intake {
         match self.taker.taker.reserve().await {
             Ok(room) => {
                 if let Some(instruction) = self.waiting.pop_front() {
+                    self.bytes = self.bytes.saturating_sub(instruction.body.len() + EACH);
                     room.send(instruction);
                 }
             }
             // Nobody takes any more; the broker keeps them.
-            Err(_) => self.waiting.clear(),
+            Err(_) => {
+                self.waiting.clear();
+                self.bytes = 0;
+            }
         }
         Ok(())
     }

@@ -3,15 +3,18 @@
 use super::candidates::{Candidate, Fruit};
 use super::commands::Intake;
 use super::leaving::{Leaving, Preferred};
+use super::link::{Inbound, status_confirmed};
 use super::statuses::{self, Statuses};
 use super::terms::Asked;
-use super::{MqttDestination, MqttLink, OVERHEAD, STATUS, status_confirmed};
+use super::watch::Watch;
+use super::{MqttDestination, MqttLink, OVERHEAD, STATUS};
 use crate::backoff::Failure;
 use crate::config::Broker;
 use crate::mqtt::{Cause, Connection, Options, Refusal};
 use anyhow::Result;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// So often a broker is asked in a row, each time for less.
 const MAX_ATTEMPTS: u32 = 4;
@@ -44,7 +47,7 @@ impl MqttDestination {
                 }
             };
             if let Some(learnt) = learnt {
-                tracing::info!(%broker, "{learnt}");
+                tracing::info!(sink = self.name, %broker, "{learnt}");
             }
             if let Some(outcome) = outcome {
                 return outcome;
@@ -68,22 +71,27 @@ impl MqttDestination {
             return Err(failed(Failure { what: what.to_owned(), permanent: true }).into());
         }
         let status = self.status.retained(asked.retain && !connection.allowance().no_retain);
-        let mut intake = self.commands.as_ref().map(|(taker, subscribing)| {
-            // What the broker kept may come before anything else.
-            Intake::new(&self.topics, subscribing.clone(), taker.clone())
-        });
+        let since = Instant::now();
+        let failed = |why| failed(self.client.ended(why, since.elapsed()));
+        // What the broker kept may come before anything else.
+        let intake = self
+            .commands
+            .as_ref()
+            .map(|(taker, subscribing)| Intake::new(&self.topics, subscribing.clone(), taker.clone()));
+        let watch = Watch::new(self.watching.clone(), asked.version, status.clone(), &self.topics);
+        let mut inbound = Inbound { intake, watch };
         connection.publish(STATUS, status.message("online", None)).map_err(failed)?;
-        if let Err(why) = status_confirmed(&mut connection, &mut intake).await {
+        if let Err(why) = status_confirmed(&mut connection, &mut inbound).await {
             return Err(Refusal { failure: failed(why), cause: connection.cause() });
         }
-        if let Some(intake) = &intake {
+        if let Some(intake) = &mut inbound.intake {
             intake.subscribe(&mut connection).map_err(failed)?;
         }
         // What a broker that forgot this client still has of devices is not known.
         if !connection.session_present() {
             position.store(0, Ordering::Relaxed);
         }
-        tracing::info!(%broker, version = ?options.version, client_id = options.client_id, "connected to the broker");
+        tracing::info!(sink = self.name, %broker, version = ?options.version, client_id = options.client_id, "connected to the broker");
         let max_packet = connection.max_packet().unwrap_or(u32::MAX).min(options.max_packet);
         let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
         let max_payload = max_packet.min(self.most).saturating_sub(self.topics.longest() + OVERHEAD).max(1);
@@ -108,7 +116,9 @@ impl MqttDestination {
             leaving: Leaving::new(self.preferred_to(candidate), self.return_after, self.secrets.renew_after()),
             left: None,
             status,
-            intake,
+            inbound,
+            client: self.client.clone(),
+            since,
         })
     }
 

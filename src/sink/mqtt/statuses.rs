@@ -9,13 +9,13 @@
 //! A broker of MQTT 3.1.1 that does not allow them closes the connection. After a few that
 //! ended so, one goes without them for a while; readings never wait for them.
 
+use super::reception::Reception;
 use crate::backoff::Failure;
 use crate::device::{Registry, Told};
 use crate::model::GatewayId;
 use crate::mqtt::{Connection, Publish, Topics};
 use crate::notes::Note;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,46 +30,6 @@ const FIRST_TOKEN: u64 = 1 << 62;
 
 /// The version up to which one broker knows devices' presence. Clones share it.
 pub type Position = Arc<AtomicU64>;
-
-/// Connections in a row that end with statuses under way and none confirmed, until one goes
-/// without.
-const MOST_LOST: u32 = 3;
-/// How long it does at first; twice as long each time.
-const REST: Duration = Duration::from_secs(600);
-const LONGEST_REST: Duration = Duration::from_secs(24 * 3600);
-
-/// What is known of statuses at one broker. Clones share it.
-#[derive(Debug, Clone, Default)]
-pub struct Reception(Arc<Mutex<Losses>>);
-
-#[derive(Debug, Default)]
-struct Losses {
-    /// Connections that ended in a row, perhaps by them.
-    lost: u32,
-    rests: u32,
-}
-
-impl Reception {
-    fn lost(&self) {
-        self.0.lock().lost += 1;
-    }
-
-    fn confirmed(&self) {
-        *self.0.lock() = Losses::default();
-    }
-
-    /// How long a new connection is to go without, if it is.
-    fn rest(&self) -> Option<Duration> {
-        let mut losses = self.0.lock();
-        if losses.lost < MOST_LOST {
-            return None;
-        }
-        losses.lost = MOST_LOST - 1; // the next one shows whether it was that
-        let rest = REST.saturating_mul(1 << losses.rests.min(16)).min(LONGEST_REST);
-        losses.rests += 1;
-        Some(rest)
-    }
-}
 
 /// What one connection tells of devices.
 pub struct Statuses {
@@ -107,7 +67,7 @@ impl Statuses {
         note: Note,
         now: Duration,
     ) -> Statuses {
-        let rest = reception.rest();
+        let rest = reception.rest(now);
         if let Some(rest) = rest {
             let rest = humantime::format_duration(rest);
             let why = format!(
@@ -236,32 +196,5 @@ impl Statuses {
             content_type: "application/json",
             encoding: "json",
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_broker_that_ends_connections_gets_none_for_ever_longer_times_until_it_takes_them() {
-        let reception = Reception::default();
-        for _ in 1..MOST_LOST {
-            reception.lost();
-            assert_eq!(reception.rest(), None);
-        }
-        reception.lost();
-        assert_eq!((reception.rest(), reception.rest()), (Some(REST), None), "the next one tries");
-        reception.lost();
-        assert_eq!(reception.rest(), Some(2 * REST));
-        reception.confirmed();
-        reception.lost();
-        assert_eq!(reception.rest(), None);
-        for _ in 0..100 {
-            reception.lost();
-            reception.rest();
-        }
-        reception.lost();
-        assert_eq!(reception.rest(), Some(LONGEST_REST));
     }
 }

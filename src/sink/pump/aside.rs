@@ -206,10 +206,20 @@ impl<D: Destination> Pump<D> {
     /// Moves the cursor over what is done with, without a gap.
     fn settle(&mut self, transfer: &mut Transfer<D::Payload>) {
         while let Some((stretch, aside)) = transfer.flight.done() {
-            transfer.progress = true;
-            transfer.passed = None;
-            self.sizing.confirmed();
-            self.suspicion.moved_on();
+            // Events that come with each connection say nothing of the readings behind them.
+            let counts = match stretch {
+                Stretch::Readings { .. } => true,
+                Stretch::Event(_) => {
+                    let suspect = self.suspicion.suspect();
+                    suspect.is_some_and(|suspect| suspect.stretch == stretch) || self.cursor.pending() == 0
+                }
+            };
+            if counts {
+                transfer.progress = true;
+                transfer.passed = None;
+                self.sizing.confirmed();
+                self.suspicion.moved_on();
+            }
             match stretch {
                 Stretch::Readings { first, last } => {
                     if let Some(arrival) = self.cursor.arrival(first).filter(|_| aside.is_empty()) {

@@ -1,0 +1,78 @@
+//! What a broker of MQTT 3.1.1 ends connections at, other than readings: it gives no reason, so
+//! after a few connections that ended with nothing else new under way, some go without.
+
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Connections in a row that end with something under way and none of it answered, until it
+/// is left out.
+const MOST_LOST: u32 = 3;
+/// For how long at first; twice as long each time.
+const REST: Duration = Duration::from_secs(600);
+const LONGEST_REST: Duration = Duration::from_secs(24 * 3600);
+
+/// What is known of how one kind of thing is taken. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Reception(Arc<Mutex<Losses>>);
+
+#[derive(Debug, Default)]
+struct Losses {
+    /// Connections that ended in a row, perhaps by it.
+    lost: u32,
+    rests: u32,
+    rests_until: Duration,
+}
+
+impl Reception {
+    /// A connection ended with some of it unanswered.
+    pub fn lost(&self) {
+        let mut losses = self.0.lock();
+        losses.lost = losses.lost.saturating_add(1);
+    }
+
+    /// The broker answered, whatever it said.
+    pub fn confirmed(&self) {
+        *self.0.lock() = Losses::default();
+    }
+
+    /// How long from `now` on, by the monotonic clock, a new connection is to go without, if it is.
+    pub fn rest(&self, now: Duration) -> Option<Duration> {
+        let mut losses = self.0.lock();
+        if losses.lost >= MOST_LOST {
+            losses.lost = MOST_LOST - 1; // the next one that tries shows whether it was that
+            losses.rests_until = now + REST.saturating_mul(1 << losses.rests.min(16)).min(LONGEST_REST);
+            losses.rests = losses.rests.saturating_add(1);
+        }
+        losses.rests_until.checked_sub(now).filter(|rest| !rest.is_zero())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_connections_is_left_out_for_ever_longer_times_until_it_is_answered() {
+        let (reception, mut now) = (Reception::default(), Duration::from_secs(5));
+        for _ in 1..MOST_LOST {
+            reception.lost();
+            assert_eq!(reception.rest(now), None);
+        }
+        reception.lost();
+        assert_eq!(reception.rest(now), Some(REST));
+        assert_eq!(reception.rest(now + REST / 2), Some(REST / 2));
+        now += REST;
+        assert_eq!(reception.rest(now), None, "it is tried again");
+        reception.lost();
+        assert_eq!(reception.rest(now), Some(2 * REST));
+        reception.confirmed();
+        reception.lost();
+        assert_eq!(reception.rest(now), None);
+        for _ in 0..100 {
+            reception.lost();
+            reception.rest(now);
+        }
+        assert_eq!(reception.rest(now), Some(LONGEST_REST));
+    }
+}
