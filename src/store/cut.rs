@@ -284,6 +284,33 @@ mod tests {
     }
 
     #[test]
+    fn a_page_of_which_the_latest_frame_was_cut_off_is_no_sign_of_a_checkpoint() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (path, left) = (directory.path().join("live.db"), directory.path().join(FILE_NAME));
+        let open = || Connection::open(&path).expect("a database");
+        let db = open();
+        let run = |sql: &str| db.execute_batch(sql).expect("it runs");
+        run("PRAGMA page_size = 1024; PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0;
+             CREATE TABLE meta (key TEXT, value INTEGER); CREATE TABLE a (v TEXT); INSERT INTO a VALUES ('zero');
+             PRAGMA wal_checkpoint(TRUNCATE); UPDATE a SET v = 'one'");
+        // While somebody reads, the write-ahead log does not begin anew after a checkpoint.
+        let reader = open();
+        reader.execute_batch("BEGIN; SELECT * FROM a; PRAGMA query_only = 1").expect("it reads");
+        run("PRAGMA wal_checkpoint(PASSIVE)");
+        for value in ["two", "three", "four"] {
+            run(&format!("UPDATE a SET v = '{value}'"));
+        }
+        std::fs::copy(&path, &left).expect("a copy");
+        let mut wal = std::fs::read(wal_path(&path)).expect("its write-ahead log");
+        assert_eq!(wal.len(), 32 + 4 * (24 + 1024), "four commits of one page");
+        for cut_off in [1, 3] {
+            wal[32 + (cut_off + 1) * (24 + 1024) - 500] ^= 1;
+        }
+        std::fs::write(wal_path(&left), wal).expect("a copy");
+        assert!(look(&left, true).expect("commits that were cut off").cut.is_some());
+    }
+
+    #[test]
     fn what_was_told_as_a_gap_does_not_come_back_after_a_later_cut() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut db = schema::open(&directory.path().join(FILE_NAME), Durability::Normal).expect("a new database");

@@ -1,7 +1,6 @@
 //! When a connection that works is left all the same: because a broker that stands before this
 //! one in the list can be reached again, or because what the gateway proves itself with runs out.
 
-use super::{MqttLink, STATUS};
 use crate::backoff::Failure;
 use crate::mqtt::{self, Options};
 use std::future::Future;
@@ -125,28 +124,6 @@ async fn when<F: Future + ?Sized>(awaited: &mut Option<Pin<Box<F>>>) -> F::Outpu
     match awaited {
         Some(awaited) => awaited.as_mut().await,
         None => std::future::pending().await,
-    }
-}
-
-impl MqttLink {
-    /// Begins to take leave of the broker.
-    ///
-    /// # Errors
-    /// If that is over.
-    pub(super) fn leave(&mut self, why: &Why) -> Result<(), Failure> {
-        match why {
-            Why::Return(_) => {
-                // It is the last that is published there.
-                let offline = self.status.message("offline", Some("moved"));
-                self.connection.publish(STATUS, offline)?;
-            }
-            // The next connection is to the same broker.
-            Why::Renew => self.connection.leave(),
-            Why::Overdue => return Err(self.left.take().unwrap_or_else(|| why.failure())),
-        }
-        self.leaving.begun();
-        self.left = Some(why.failure());
-        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use super::STATUS;
 use super::candidates::Fruit;
 use super::commands::Intake;
-use super::leaving::Leaving;
+use super::leaving::{self, Leaving};
 use super::status::Status;
 use super::statuses::Statuses;
 use super::watch::{self, Watch};
@@ -121,6 +121,26 @@ impl Client {
 }
 
 impl MqttLink {
+    /// Begins to take leave of the broker.
+    ///
+    /// # Errors
+    /// If that is over.
+    fn leave(&mut self, why: &leaving::Why) -> Result<(), Failure> {
+        match why {
+            leaving::Why::Return(_) => {
+                // It is the last that is published there.
+                let offline = self.status.message("offline", Some("moved"));
+                self.connection.publish(STATUS, offline)?;
+            }
+            // The next connection is to the same broker.
+            leaving::Why::Renew => self.connection.leave(),
+            leaving::Why::Overdue => return Err(self.left.take().unwrap_or_else(|| why.failure())),
+        }
+        self.leaving.begun();
+        self.left = Some(why.failure());
+        Ok(())
+    }
+
     fn lost(&mut self, mut failure: Failure) -> Failure {
         if let Some(left) = self.left.take() {
             return left;

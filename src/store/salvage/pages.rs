@@ -277,22 +277,27 @@ impl Pages {
     /// Whether a checkpoint took over a commit of orphaned frames: the database has each page
     /// as it stood at its end, and one of them otherwise than in the frames that SQLite sees.
     /// A single page proves nothing: it may be again as it was before. Nor does a frame whose
-    /// checksum does not hold: of one that was cut off the page may be of an older generation.
+    /// checksum does not hold: of one that was cut off the page may be of an older generation,
+    /// so that from there on nothing is known of its page.
     fn is_overtaken(&self, frames: &[Frame]) -> bool {
         let stands = |page: u32, frame: u64| self.read(Image::Db(page)) == self.read(Image::Frame(frame));
-        let mut missing: HashSet<u32> =
-            self.committed.iter().filter(|(page, frame)| !stands(**page, **frame)).map(|(page, _)| *page).collect();
-        let mut is_newer = false;
+        let is_missing = |(page, frame): (&u32, &u64)| (!stands(*page, *frame)).then_some(*page);
+        let mut missing: HashSet<u32> = self.committed.iter().filter_map(is_missing).collect();
+        let mut newer = HashSet::new();
         self.orphans.iter().any(|orphan| {
             let Some(frame) = usize::try_from(*orphan).ok().and_then(|orphan| frames.get(orphan)) else { return false };
-            if frame.linked && !stands(frame.page, *orphan) {
-                missing.insert(frame.page);
-            } else {
-                missing.remove(&frame.page);
+            let page = frame.page;
+            missing.remove(&page);
+            newer.remove(&page);
+            if frame.linked && !stands(page, *orphan) {
+                missing.insert(page);
+            } else if frame.linked {
+                let seen = self.committed.get(&page);
+                let differs =
+                    seen.is_some_and(|seen| self.read(Image::Frame(*orphan)) != self.read(Image::Frame(*seen)));
+                newer.extend(differs.then_some(page));
             }
-            let seen = self.committed.get(&frame.page).filter(|_| frame.linked);
-            is_newer |= seen.is_some_and(|seen| self.read(Image::Frame(*orphan)) != self.read(Image::Frame(*seen)));
-            frame.commits && is_newer && missing.is_empty()
+            frame.commits && !newer.is_empty() && missing.is_empty()
         })
     }
 
