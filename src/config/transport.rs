@@ -129,7 +129,10 @@ impl FromStr for Pin {
                 let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
                 let pairs = digits.chunks(2).map(|pair| std::str::from_utf8(pair).ok());
                 pairs
-                    .map(|pair| pair.filter(|pair| pair.len() == 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
+                    .map(|pair| {
+                        pair.filter(|pair| pair.len() == 2 && !pair.starts_with('+'))
+                            .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+                    })
                     .collect()
             }
         };

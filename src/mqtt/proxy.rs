@@ -161,7 +161,9 @@ fn decoded(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let Some((byte, behind)) = rest.split_first() {
         let digits = behind.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        let code = digits.filter(|_| *byte == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let code = digits
+            .filter(|digits| *byte == b'%' && !digits.starts_with('+'))
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
         bytes.push(code.unwrap_or(*byte));
         rest = behind.get(if code.is_some() { 2 } else { 0 }..).unwrap_or_default();
     }
