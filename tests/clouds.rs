@@ -45,7 +45,9 @@ async fn too_much_is_not_sent(cloud: &Cloud, gateway: &Gateway, bytes: usize) {
     let (mut talk, _) = Talk::welcomed(&gateway.tcp_address(), "valve", 78).await;
     let huge = Sample { time: 0, values: vec![(ChannelRef::Index(0), Value::Text("x".repeat(bytes).into()))] };
     talk.say(&DeviceMessage::Readings(Readings { seq: 1, sub: None, samples: vec![huge] })).await;
-    talk.acked(1).await;
+    // That others pass is what shows that it is the reading.
+    talk.readings(1, 2, 1).await;
+    talk.acked(2).await;
     let dropped = "tidegate_sink_dropped_total{sink=\"mqtt\",reason=\"too_large\"}";
     gateway.figure_becomes(dropped, |dropped| dropped == 1.0).await;
     assert_eq!(cloud.look(|seen| seen.broken.clone()), Vec::<String>::new(), "{}", gateway.log());

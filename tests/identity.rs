@@ -79,7 +79,9 @@ async fn a_broker_that_confirms_what_its_rules_discard_is_found_out() {
     // With 0, which the others have, Mosquitto ends the connection instead.
     let lines = format!("max_queued_messages 1000\nallow_anonymous true\nacl_file {}", rules.display());
     let broker = Broker::mosquitto(&lines).await;
-    let gateway = Gateway::with_broker(&broker.url(), "").started().await;
+    let mut gateway = Gateway::with_broker(&broker.url(), "");
+    gateway.keys("[[mqtt]]", "version = \"3.1.1\"\n");
+    let gateway = gateway.started().await;
     send(&gateway, 5).await;
     gateway.figure_becomes(DELIVERED, |delivered| delivered == 5.0).await;
     gateway.says("the self-test failed").await;

@@ -70,7 +70,8 @@ async fn nothing_is_retained_where_connack_or_the_configuration_says_so() {
 
 #[tokio::test]
 async fn a_broker_without_wildcards_is_asked_for_the_gateway_s_commands_alone() {
-    let (script, _gateway) = delivered(Manners { v5: true, no_wildcards: true, ..Manners::default() }, "").await;
+    let (script, _gateway) =
+        delivered(Manners { v5: true, no_wildcards: true, ..Manners::default() }, "watch_status = false\n").await;
     assert_eq!(script.look(|seen| seen.filters.clone()), ["tidegate/gw/command"]);
 }
 
@@ -78,8 +79,8 @@ async fn a_broker_without_wildcards_is_asked_for_the_gateway_s_commands_alone() 
 async fn a_broker_that_has_too_much_to_do_is_left_for_the_next_one() {
     let busy =
         Script::start(Manners { v5: true, answers: vec![vec![0x20, 3, 0, 0x89, 0]; 9], ..Manners::default() }).await;
-    // Its first connection is left once something of it is confirmed.
-    let good = Script::start(Manners { v5: true, forgets: Some(9), ..Manners::default() }).await;
+    // Its first connection ends once something of it is confirmed.
+    let good = Script::start(Manners { v5: true, drop_after: vec![30], ..Manners::default() }).await;
     let both = format!("{}\", \"{}", busy.url(), good.url());
     let gateway = Gateway::with_broker(&both, "max_batch = \"1KiB\"\nconfirm_timeout = \"1s\"\n");
     let gateway = gateway.started().await;

@@ -123,7 +123,7 @@ async fn readings_reach_mosquitto_over_its_websocket_listener() {
 #[tokio::test]
 async fn readings_go_over_a_websocket_with_tls_its_path_and_headers_however_it_is_cut() {
     let certificates = Certificates::new();
-    let script = Script::start(Manners::default()).await;
+    let script = Script::start(Manners { v5: true, ..Manners::default() }).await;
     let asked = Arc::new(Mutex::new(Vec::new()));
     let (acceptor, seen, broker) = (certificates.acceptor(), asked.clone(), script.port);
     let (port, _task) = listen(move |stream| {
