@@ -81,7 +81,7 @@ fn of_a_hub(cloud: &Cloud, certificates: &Certificates, keys: &str) -> Gateway {
 async fn azure_iot_hub_takes_what_its_profile_sends_and_gives_commands() {
     let certificates = Certificates::new();
     let command =
-        ("devices/gw/messages/devicebound/?%24.mid=1&device=pump", r#"{"id":"c-1","name":"open","expires":"1s"}"#);
+        ("devices/gw/messages/devicebound/?%24.mid=1&device=boiler", r#"{"id":"c-1","name":"open","expires":"1s"}"#);
     let command = Some((command.0.to_owned(), command.1.to_owned()));
     let cloud = Cloud::start(Service::AzureIotHub, certificates.acceptor(), command).await;
     let gateway = of_a_hub(&cloud, &certificates, "").started().await;
@@ -90,8 +90,8 @@ async fn azure_iot_hub_takes_what_its_profile_sends_and_gives_commands() {
         format!("devices/gw/messages/events/$.ct=application%2Fjson&$.ce=utf-8&topic={topic}")
     };
     all_is_taken(&cloud, &gateway, topic).await;
-    // No pump is there that takes it in time.
-    let result = topic("tidegate/gw/devices/pump/result");
+    // No boiler is there that takes it in time.
+    let result = topic("tidegate/gw/devices/boiler/result");
     eventually("its result comes", async || cloud.look(|seen| seen.taken.iter().any(|(topic, _)| *topic == result)))
         .await;
     too_much_is_not_sent(&cloud, &gateway, 270_000).await;

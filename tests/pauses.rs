@@ -98,7 +98,7 @@ async fn everybody_speaks(devices: &mut [Talking]) {
 async fn devices_that_came_again_and_again_while_the_gateway_stood_still_were_never_gone() {
     let broker = Broker::start().await;
     let listener = Listener::start(broker.port(), &["tidegate/gw/devices/+/status"]).await;
-    let mut gateway = Gateway::with_broker(&broker.gateway_url(), QUICK).started().await;
+    let mut gateway = Gateway::with_broker(&broker.gateway_url(), &QUICK.replace("100ms", "2s")).started().await;
     let address = gateway.tcp_address();
     let mut talk = Talk::welcomed(&address, "pump", 7).await.0;
     let told = |device: &str| listener.messages(&format!("tidegate/gw/devices/{device}/status"));
