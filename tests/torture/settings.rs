@@ -20,7 +20,10 @@ pub fn draw(places: &Places, durability: &str, random: &mut Rng) -> String {
     let (commit_within, history_within) =
         (pick(&["0s", "20ms", "100ms", "250ms"]), pick(&["\"off\"", "\"1s\"", "\"5m\""]));
     let (deliver, segment) = (pick(&["at-once", "at-once", "after-commit"]), pick(&["16KiB", "256KiB", "4MiB"]));
-    let mut toml = format!("[gateway]\nid = \"gw\"\n\n[[tcp]]\nlisten = \"{}\"\n\n[http]\n", places.tcp);
+    let mut toml = format!(
+        "[gateway]\nid = \"gw\"\n\n[[tcp]]\nlisten = \"{}\"\nauthentication = \"none\"\n\n[http]\n",
+        places.tcp
+    );
     toml += &places.http.map_or("enabled = false\n".into(), |port| format!("listen = \"127.0.0.1:{port}\"\n"));
     if let Some(path) = places.serial {
         toml += &format!("\n[[serial]]\npath = \"{path}\"\nreopen_interval = \"100ms\"\n");

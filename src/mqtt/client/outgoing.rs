@@ -165,7 +165,7 @@ impl Outgoing {
     }
 
     /// Finds what should have been confirmed by `now`, where a publish that was written so
-    /// many times may take `after` that. It is what later ones were confirmed before; and,
+    /// many times in vain may take `after` that. It is what later ones were confirmed before; and,
     /// when nothing at all was confirmed for twice as long, the one that has waited longest.
     /// All these are due again. Returns when those of them were written that were so once
     /// only, and when to look again.
@@ -177,9 +177,11 @@ impl Outgoing {
         // One that goes alone, so that what it is confirmed before is found out.
         let mut probe = latest.zip(writings).map(|(latest, writings)| latest + after(writings) * 2);
         for sent in self.order.iter_mut().filter(|sent| !sent.confirmed && !sent.due) {
-            let patience = after(sent.writings);
             let probe = probe.take();
-            let at = if newest > sent.last.number { Some(sent.last.at + patience) } else { probe };
+            // Where others pass, one that is lost again needs no more patience than before.
+            let overtaken = newest > sent.last.number;
+            let patience = after(if overtaken { 1 } else { sent.writings });
+            let at = if overtaken { Some(sent.last.at + patience) } else { probe };
             if at.is_some_and(|at| at <= now) {
                 sent.due = true;
                 due += 1;
