@@ -9,6 +9,7 @@
 //! the publish that has waited longest is not confirmed. The latter counts from when nothing
 //! stood before it, so that a slow link with a full window is no dead one.
 
+mod incoming;
 mod outgoing;
 
 use super::cause::Cause;
@@ -19,6 +20,7 @@ use super::packet::{Allowance, Codec, Packet};
 use crate::backoff::Failure;
 use crate::clock::LAST_LOOK;
 use bytes::{Buf, BytesMut};
+use incoming::Incoming;
 use outgoing::{Answered, Outgoing};
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -49,6 +51,8 @@ pub(super) struct Client {
     waiting: VecDeque<(u64, Publish)>,
     window: usize,
     subscribing: HashSet<u16>,
+    /// Messages that are not confirmed, in the order in which they came.
+    incoming: Incoming,
     last_packet: u16,
     allowance: Option<Allowance>,
     /// Why the broker refused or ended the connection.
@@ -92,6 +96,7 @@ impl Client {
             waiting: VecDeque::new(),
             window: usize::from(options.window.max(1)) + SPARE,
             subscribing: HashSet::new(),
+            incoming: Incoming::default(),
             last_packet: 0,
             allowance: None,
             cause: Cause::default(),
@@ -205,9 +210,16 @@ impl Client {
         self.codec.subscribe(filter, packet, &mut self.out);
     }
 
-    /// Confirms a message.
-    pub fn confirm(&mut self, packet: u16) {
-        Codec::pub_ack(packet, &mut self.out);
+    /// Confirms the message in this packet, once those are that came before it (MQTT 5, 4.6).
+    /// Returns how many of the messages that were handed on are confirmed by that.
+    pub fn confirm(&mut self, packet: u16) -> usize {
+        self.incoming.taken(packet);
+        let mut confirmed = 0;
+        while let Some((packet, handed_on)) = self.incoming.next() {
+            Codec::pub_ack(packet, &mut self.out);
+            confirmed += usize::from(handed_on);
+        }
+        confirmed
     }
 
     /// Takes leave, so that the broker forgets the Last Will.
@@ -259,10 +271,16 @@ impl Client {
                     seen.push(Seen::Event(Event::Subscribed(outcome)));
                 }
             }
-            (Packet::Publish(message, packet), _) => seen.push(Seen::Message(message, packet)),
+            (Packet::Publish(message, packet), _) => {
+                if packet != 0 {
+                    self.incoming.came(packet, true);
+                }
+                seen.push(Seen::Message(message, packet));
+            }
             (Packet::Unusable { topic, size, why, packet }, _) => {
                 // Or it would come again with each connection.
                 if packet != 0 {
+                    self.incoming.came(packet, false);
                     self.confirm(packet);
                 }
                 seen.push(Seen::Event(Event::Unusable { topic, size, why }));

@@ -221,8 +221,7 @@ impl Connection {
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut confirmed = 0;
         while let Poll::Ready(Some(packet)) = self.acks.poll_recv(cx) {
-            self.client.confirm(packet);
-            confirmed += 1;
+            confirmed += self.client.confirm(packet);
         }
         if let Poll::Ready(Err(why)) = self.poll_write(cx) {
             // What had come is worth reading.
@@ -337,7 +336,7 @@ impl Connection {
                 match &self.acker {
                     _ if packet == 0 => {}
                     Some(acks) => message.acker = Acker::new(packet, acks.clone()),
-                    None => self.client.confirm(packet),
+                    None => drop(self.client.confirm(packet)),
                 }
                 self.events.push_back(Event::Message(message));
             }

@@ -69,6 +69,23 @@ fn pub_ack(packet: u16) -> Vec<u8> {
     bytes.to_vec()
 }
 
+/// A broker may end the connection at one that is out of turn (MQTT 5, 4.6).
+#[test]
+fn messages_are_confirmed_in_the_order_in_which_they_came() {
+    let message = |packet: u8| [0x32, 5, 0, 1, b't', 0, packet];
+    let mut client = connected(Version::V3_1_1);
+    for packet in 1..=3 {
+        let seen = hear(&mut client, &message(packet), at(1)).expect("a message");
+        assert!(matches!(seen[..], [Seen::Message(_, _)]), "{seen:?}");
+    }
+    assert_eq!((client.confirm(2), client.confirm(2), flush(&mut client, at(1))), (0, 0, Vec::new()));
+    assert_eq!((client.confirm(1), flush(&mut client, at(1))), (2, [pub_ack(1), pub_ack(2)].concat()));
+    let too_large = [&[0x32, 0xd0, 0x0f, 0, 1, b't', 0, 4][..], &[0; 1995]].concat();
+    hear(&mut client, &too_large, at(1)).expect("it is passed over");
+    assert!(flush(&mut client, at(1)).is_empty());
+    assert_eq!((client.confirm(3), flush(&mut client, at(1))), (1, [pub_ack(3), pub_ack(4)].concat()));
+}
+
 fn acked(seen: &[Seen]) -> Vec<u64> {
     let token = |seen: &Seen| match seen {
         Seen::Event(Event::Acked(token)) => *token,
