@@ -146,7 +146,7 @@ impl Oracle {
 
     /// A broker confirmed a message.
     pub fn confirmed(&self, sink: usize, topic: &str, payload: &[u8]) {
-        if topic.ends_with("/status") {
+        if topic.ends_with("/status") || topic.ends_with("/test") {
             return;
         }
         let mut state = self.state();

@@ -28,7 +28,9 @@ impl Incoming {
 
     /// The next that is to be confirmed, and whether it was the owner's.
     pub fn next(&mut self) -> Option<(u16, bool)> {
-        let message = self.0.pop_front_if(|message| message.taken)?;
-        Some((message.packet, message.handed_on))
+        let message = self.0.front().filter(|message| message.taken)?;
+        let next = (message.packet, message.handed_on);
+        self.0.pop_front();
+        Some(next)
     }
 }
