@@ -2,8 +2,8 @@
 //! one, with properties behind the last slash, and everything that is said to it comes by one.
 //! What the topic is elsewhere is the property `topic`.
 
+use super::percent::{percent_decoded, percent_encoded};
 use crate::model::{DeviceId, Target};
-use std::fmt::Write;
 
 /// The topics of one device of a hub.
 #[derive(Debug, Clone)]
@@ -37,38 +37,10 @@ impl Hub {
         let device = properties.split('&').find_map(|property| property.strip_prefix("device="));
         match device.map(percent_decoded) {
             None => Some(Target::Gateway),
-            Some(name) => DeviceId::new(&name?).ok().map(Target::Device),
+            Some((name, true)) => DeviceId::new(&String::from_utf8(name).ok()?).ok().map(Target::Device),
+            Some((_, false)) => None,
         }
     }
-}
-
-/// `text` with everything but letters, digits and `-._~` as `%XX` (RFC 3986, 2.1).
-pub fn percent_encoded(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
-            // Writing to a string does not fail.
-            _ => drop(write!(encoded, "%{byte:02X}")),
-        }
-    }
-    encoded
-}
-
-/// The text that was encoded so; `None` if it was not.
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'%' => {
-                let mut digit = || char::from(rest.next()?).to_digit(16);
-                u8::try_from(digit()? * 16 + digit()?).ok()?
-            }
-            byte => byte,
-        });
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

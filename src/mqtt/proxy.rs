@@ -1,6 +1,7 @@
 //! The way out through an HTTP proxy (RFC 9110, 9.3.6).
 
 use super::http::{Answer, ask, authority};
+use super::percent::percent_decoded;
 use crate::backoff::Failure;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -106,6 +107,7 @@ pub(super) fn of_environment(
     };
     let login = login.map(|login| {
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
+        let decoded = |text| String::from_utf8_lossy(&percent_decoded(text).0).into_owned();
         (decoded(user), decoded(password))
     });
     Ok(Some(Proxy { host, port, login }))
@@ -153,21 +155,6 @@ fn is_within(address: IpAddr, network: IpAddr, bits: u32) -> bool {
     };
     let differs: u128 = address ^ network;
     bits <= width && differs.checked_shr(width - bits).unwrap_or(0) == 0
-}
-
-/// Without the percent signs of a URL.
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((byte, behind)) = rest.split_first() {
-        let digits = behind.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        let code = digits
-            .filter(|digits| *byte == b'%' && !digits.starts_with('+'))
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        bytes.push(code.unwrap_or(*byte));
-        rest = behind.get(if code.is_some() { 2 } else { 0 }..).unwrap_or_default();
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
