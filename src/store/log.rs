@@ -6,6 +6,7 @@ use super::inbox::{self, Change, Commands, Record};
 use super::mark::Mark;
 use super::shared::Shared;
 use super::small_tables::MAX_MARKS;
+use super::state::State;
 use crate::clock::Now;
 use crate::model::{Batch, Command, CommandKey, DeviceId, DeviceStatus, Epoch, Epochs, Target};
 use anyhow::Result;
@@ -230,14 +231,7 @@ impl Log {
 
     /// Waits until what was told by so many calls of [`Log::attend`] is on disk. Cancel-safe.
     pub async fn attended_upto(&self, count: u64) {
-        loop {
-            let mut committed = std::pin::pin!(self.shared.committed.notified());
-            committed.as_mut().enable();
-            if self.shared.state.lock().attended.1 >= count {
-                return;
-            }
-            committed.await;
-        }
+        self.once_committed(|state| (state.attended.1 >= count).then_some(())).await;
     }
 
     /// Changes of presence, the newest first, of one device or of all, before the entry
@@ -274,12 +268,17 @@ impl Log {
     /// Waits until more than `known` changes are on disk, counted since the log was
     /// opened, and says how many are. Cancel-safe.
     pub async fn commands_written(&self, known: u64) -> u64 {
+        self.once_committed(|state| Some(state.inbox.written()).filter(|written| *written > known)).await
+    }
+
+    /// Waits until `find` finds something, now or after a commit. Cancel-safe.
+    async fn once_committed<T>(&self, find: impl Fn(&State) -> Option<T>) -> T {
         loop {
             let mut committed = std::pin::pin!(self.shared.committed.notified());
             committed.as_mut().enable();
-            let written = self.shared.state.lock().inbox.written();
-            if written > known {
-                return written;
+            let found = find(&self.shared.state.lock());
+            if let Some(found) = found {
+                return found;
             }
             committed.await;
         }
