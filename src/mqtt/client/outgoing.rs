@@ -132,8 +132,9 @@ impl Outgoing {
             return (Answered::Superseded { written }, false);
         };
         sent.confirmed = true;
-        let answered =
-            Answered::Publish { token: sent.token, topic: sent.publish.topic.clone(), size: sent.size, written };
+        // It is not written again.
+        let topic = std::mem::take(&mut sent.publish.topic);
+        let answered = Answered::Publish { token: sent.token, topic, size: sent.size, written };
         let (others, size, due) = (sent.unconfirmed - 1, sent.size, sent.due);
         self.superseded += others;
         self.due -= usize::from(due);
