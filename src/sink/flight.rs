@@ -132,15 +132,19 @@ impl Flight {
         self.held.len()
     }
 
+    fn index(&self, number: u64) -> Option<usize> {
+        usize::try_from(number.checked_sub(self.base)?).ok()
+    }
+
     fn group(&mut self, number: u64) -> Option<&mut Group> {
-        let index = usize::try_from(number.checked_sub(self.base)?).ok()?;
+        let index = self.index(number)?;
         self.groups.get_mut(index)
     }
 
     /// Whether the payload with this token, which is outstanding, is an event.
     pub fn is_event(&self, token: u64) -> bool {
-        let group = self.tokens.get(&token).and_then(|(number, _)| usize::try_from(number - self.base).ok());
-        group.and_then(|index| self.groups.get(index)).is_some_and(|group| matches!(group.stretch, Stretch::Event(_)))
+        let index = self.tokens.get(&token).and_then(|(number, _)| self.index(*number));
+        index.and_then(|index| self.groups.get(index)).is_some_and(|group| matches!(group.stretch, Stretch::Event(_)))
     }
 
     /// The oldest stretch, with what of it was set aside, once it and so everything before
