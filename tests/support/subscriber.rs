@@ -14,6 +14,8 @@ use tokio::task::JoinSet;
 pub struct Heard {
     pub deliveries: Vec<(String, Delivery)>,
     pub events: Vec<serde_json::Value>,
+    /// Why the connection ended, where the broker keeps no session: nothing will come any more.
+    pub closed: Option<String>,
 }
 
 pub struct Subscriber {
@@ -30,7 +32,8 @@ pub fn options(port: u16) -> Options {
         version: Version::V3_1_1,
         client_id: format!("test-{}-{port}", fastrand::u64(..)),
         credentials: None,
-        keep_alive: Duration::from_secs(5),
+        // A test that shares its thread with what it computes may be silent for seconds.
+        keep_alive: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(5),
         confirm_timeout: Duration::from_secs(30),
         max_packet: 1 << 20,
@@ -64,7 +67,9 @@ impl Subscriber {
 
     /// Looks at what came so far.
     pub fn look<T>(&self, at: impl FnOnce(&Heard) -> T) -> T {
-        at(&self.heard.lock().expect("no test panicked there"))
+        let heard = self.heard.lock().expect("no test panicked there");
+        assert_eq!(heard.closed, None, "the subscriber's connection");
+        at(&heard)
     }
 
     /// Every reading that came, in order.
@@ -100,7 +105,10 @@ async fn listen(mut connection: Connection, options: Options, heard: Arc<Mutex<H
                     heard.deliveries.push((message.topic, delivery));
                 }
             }
-            Event::Closed(_) if options.clean_session => return,
+            Event::Closed(cause) if options.clean_session => {
+                heard.lock().expect("no test panicked there").closed = Some(format!("{cause:?}"));
+                return;
+            }
             Event::Closed(_) => {
                 connection = loop {
                     tokio::time::sleep(Duration::from_millis(50)).await;
