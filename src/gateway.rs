@@ -21,10 +21,12 @@ use crate::device::auth::Doorman;
 use crate::device::{Registry, attendance};
 use crate::downlink::Downlink;
 use crate::http;
-use crate::link::{self, Listening};
+use crate::link;
 use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::model::GatewayId;
+use crate::net::tls::{self, Tls};
+use crate::net::{Listening, Pool};
 use crate::notes::Notes;
 use crate::sink::mqtt::MqttDestination;
 use crate::sink::{Identity, Pulse, Pump};
@@ -113,7 +115,7 @@ impl Gateway {
         limits::open_files(&mut config);
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
-        let pool = link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone());
+        let pool = Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone());
         let notes = Notes::default();
         let overview = Arc::new(Overview::new(notes.clone(), metrics.clone(), clock.clone()));
         let mut http = Part::new();
@@ -123,7 +125,7 @@ impl Gateway {
         if config.http.enabled {
             let now = clock.now().monotonic;
             let access = http::Access::new(&config.http, now);
-            let tls = link::tls::of_listener("http", &config.http.terms(), now);
+            let tls = tls::of_listener("http", &config.http.terms(), now);
             let own =
                 tls.clone().map(|tls| tls as Arc<dyn Credential>).into_iter().chain(access.credential()).collect();
             let (by, stop) = (clock.clone(), http.stop.subscribe());
@@ -167,7 +169,7 @@ impl Gateway {
         let listeners: Vec<_> = config.tcp.iter().map(|tcp| listen(tcp, &notes, &clock)).collect();
         let tcp_addresses = listeners.iter().map(Listening::address).collect();
         let now = clock.now().monotonic;
-        let tls: Vec<_> = config.tcp.iter().map(|tcp| link::tls::of_listener(&tcp.name, &tcp.terms(), now)).collect();
+        let tls: Vec<_> = config.tcp.iter().map(|tcp| tls::of_listener(&tcp.name, &tcp.terms(), now)).collect();
         let mut kept: Vec<_> = tls.iter().flatten().map(|tls| tls.clone() as Arc<dyn Credential>).collect();
         let mut sinks = Part::new();
         let (mut watched, mut restarters) = (Vec::new(), Vec::new());
@@ -335,13 +337,7 @@ fn listen(config: &config::Tcp, notes: &Notes, clock: &Arc<dyn Clock>) -> Listen
     Listening::new(section, config.listen, config.max_connections, note, clock.clone())
 }
 
-fn door(
-    config: &config::Http,
-    tls: Option<Arc<link::tls::Tls>>,
-    notes: &Notes,
-    clock: Arc<dyn Clock>,
-    pool: &link::Pool,
-) -> http::Door {
+fn door(config: &config::Http, tls: Option<Arc<Tls>>, notes: &Notes, clock: Arc<dyn Clock>, pool: &Pool) -> http::Door {
     let backlog = if config.devices { HTTP_BACKLOG.max(config.max_connections) } else { HTTP_BACKLOG };
     let listening = Listening::new("[http]".to_owned(), config.listen, backlog, notes.about("http"), clock.clone());
     let door = http::Door::new(listening, config.handshake_timeout, clock);

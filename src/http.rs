@@ -13,17 +13,17 @@
 
 mod access;
 mod asked;
+mod bounded_listener;
 mod commands;
 mod devices;
-mod door;
 mod figures;
-mod moved;
 mod problem;
 mod turns;
 mod upgrade;
+mod upgraded;
 
 pub use access::{Access, Denied};
-pub use door::{Door, Visitor};
+pub use bounded_listener::{Door, Visitor};
 
 use crate::device::Registry;
 use crate::downlink::Handle;
@@ -39,7 +39,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
-use door::Announced;
+use bounded_listener::Announced;
 use problem::Refused;
 use serde::Serialize;
 use std::sync::{Arc, OnceLock};

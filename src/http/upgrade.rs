@@ -1,6 +1,6 @@
 //! From a request to a device's WebSocket (RFC 6455, section 4.2).
 
-use super::moved::Moved;
+use super::upgraded::Moved;
 use super::{Shared, Visitor, refuse};
 use crate::link::websocket::Refused;
 use crate::wire::websocket::accept;

@@ -1,9 +1,8 @@
 //! What every listener for devices does with those that come to it.
 
-use super::addresses::{Addresses, Visit};
-use super::line::Line;
-use super::porch::{Place, Porch};
+use super::context::Line;
 use crate::config::Terms;
+use crate::net::{Addresses, Place, Porch, Visit};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

@@ -11,13 +11,13 @@ pub use choice::closeness;
 pub use claims::Ports;
 pub use ports::{Port, Usb, list};
 
-use super::caller::Caller;
-use super::connection::{self, Closed};
-use super::line::{Line, Shared};
-use super::porch::Place;
+use super::context::{Line, Shared};
+use super::remote::Caller;
+use super::session::{self, Closed};
 use crate::config;
 use crate::device::Grants;
 use crate::metrics::{LinkLabel, Metrics};
+use crate::net::Place;
 use crate::stop;
 use crate::wire::frame::{Limits, Recovery};
 use claims::Claim;
@@ -90,7 +90,7 @@ async fn serve_port(
         tracing::warn!(link = %line.name, path, settings, "the port's driver takes other RS-485 settings");
     }
     let mut port = Counted { stream: opened.stream, read: counts.read.clone(), written: counts.written.clone() };
-    match connection::drive(&mut port, |_| false, line, Caller::named(path.as_str()), Place::granted(), stop).await {
+    match session::drive(&mut port, |_| false, line, Caller::named(path.as_str()), Place::granted(), stop).await {
         // Nobody is sent away from a place that was granted.
         Closed::Ended | Closed::Evicted => {
             tracing::debug!(link = %line.name, path, "session ended");
@@ -116,7 +116,7 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    connection::drive(stream, |_| false, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
+    session::drive(stream, |_| false, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
 }
 
 fn line(config: &config::Serial, shared: Shared) -> Line {

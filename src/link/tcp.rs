@@ -1,16 +1,14 @@
 //! Devices over TCP: one listener, one task a connection.
 
-use super::caller::Caller;
-pub use super::connection::hangup::hung_up;
-use super::connection::{self, Closed, FIRST_FORMAT};
-use super::line::{Line, Shared};
-use super::listen::Listening;
-use super::porch::{self, Place};
+use super::context::{Line, Shared};
 use super::reception::Reception;
-use super::tls::{self, Secure, Tls};
+use super::remote::Caller;
+use super::session::{self, Closed, FIRST_FORMAT};
 use crate::clock::patiently;
 use crate::config;
 use crate::device::auth::Fault;
+use crate::net::tls::{self, Secure, Tls};
+use crate::net::{Listening, Place, hung_up, most};
 use crate::stop;
 use crate::wire::codec::encode_gateway;
 use crate::wire::message::{GatewayMessage, Goodbye, Reason};
@@ -50,7 +48,7 @@ pub async fn serve(
         () = stop::requested(&mut stop) => return,
         () = listening.bound() => line.up(true),
     }
-    let most = porch::most(config.max_connections);
+    let most = most(config.max_connections);
     let mut told = false;
     let mut connections = JoinSet::new();
     loop {
@@ -137,7 +135,7 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    connection::drive(stream, |_| false, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
+    session::drive(stream, |_| false, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
 }
 
 fn line(config: &config::Tcp, shared: Shared) -> Line {
@@ -147,7 +145,7 @@ fn line(config: &config::Tcp, shared: Shared) -> Line {
 async fn serve_one(mut stream: TcpStream, caller: Caller, place: Place, line: Arc<Line>, stop: watch::Receiver<bool>) {
     let porch = place.porch().clone();
     hasten(&stream, &caller);
-    let closed = connection::drive(&mut stream, hung_up, &line, caller, place, stop).await;
+    let closed = session::drive(&mut stream, hung_up, &line, caller, place, stop).await;
     if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;
     }
@@ -183,7 +181,7 @@ async fn serve_secure(
         Err(why) => return not_shaken(&line, &caller, &why),
     };
     let caller = Caller { since: Some(place.since()), certificate: stream.certificate(), ..caller };
-    let closed = connection::drive(&mut stream, Secure::hung_up, &line, caller, place, stop).await;
+    let closed = session::drive(&mut stream, Secure::hung_up, &line, caller, place, stop).await;
     if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
         linger(stream).await;
     }

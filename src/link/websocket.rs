@@ -1,16 +1,15 @@
 //! Devices over WebSocket: what the HTTP server has upgraded.
 
+mod message_timeout;
 mod messages;
-mod patience;
 
-use super::addresses::Visit;
-use super::caller::Caller;
-use super::connection::{self, Closed};
-use super::line::{Line, Shared};
-use super::porch::{self, Place, Porch};
+use super::context::{Line, Shared};
 use super::reception::Reception;
+use super::remote::Caller;
+use super::session::{self, Closed};
 use crate::clock::patiently;
 use crate::config;
+use crate::net::{Place, Porch, Visit, most};
 use crate::stop;
 use messages::{Lengths, Messages};
 use rustls::pki_types::CertificateDer;
@@ -96,7 +95,7 @@ pub fn open(config: &config::Http, shared: Shared) -> (Entrance, Hall) {
     let terms = config.terms();
     let reception = Reception::new(&terms, Line::of_listener(NAME.into(), &terms, BEFORE_HELLO, true, shared));
     let Reception { line, porch, .. } = reception.clone();
-    let most = porch::most(config.max_connections);
+    let most = most(config.max_connections);
     let (sender, guests) = mpsc::channel(GUESTS);
     let entrance = Entrance { reception, outside: Arc::new(Semaphore::new(OUTSIDE)), guests: sender };
     (entrance, Hall { line, porch, most, guests })
@@ -201,7 +200,7 @@ async fn serve_one(guest: Guest, line: Arc<Line>, porch: Porch, stop: watch::Rec
     let lengths = Lengths { now: line.before_hello.max_body, afterwards: line.limits.max_body };
     let mut messages = Messages::new(stream, lengths, line.shared.pool.another_lease(), line.frame_timeout);
     let hung_up = |messages: &Messages<Box<dyn Stream>>| messages.get_ref().hung_up();
-    let closed = connection::drive(&mut messages, hung_up, &line, caller, place, stop).await;
+    let closed = session::drive(&mut messages, hung_up, &line, caller, place, stop).await;
     match closed {
         Closed::Failed(why) if why.kind() == io::ErrorKind::InvalidData => line.count_invalid(NAME),
         // Nobody is left who could be told anything.

@@ -1,13 +1,13 @@
 //! `tidegate link sniff`: what goes over a line, message by message.
 
-mod ear;
+mod decoder;
 mod show;
 mod source;
 
 use crate::clock::{Clock, SystemClock};
 use anyhow::Context;
 use bytesize::ByteSize;
-use ear::Ear;
+use decoder::Ear;
 use show::{Shown, Summary};
 use source::Source;
 use std::io::Write;

@@ -5,7 +5,7 @@ use super::client::{Client, Step};
 use super::report::{Latencies, Outcome};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
-use crate::link::tls::Prompt;
+use crate::net::tls::Prompt;
 use crate::stop;
 use crate::wire::codec::decode_gateway;
 use crate::wire::frame::{Decoder, Event, Limits, MAX_BODY, Recovery};

@@ -9,8 +9,8 @@
 //! in it, and is written whole before the next is taken. A Goodbye takes the WebSocket's
 //! own close frame along.
 
-use super::patience::Patience;
-use crate::link::pool::Lease;
+use super::message_timeout::Patience;
+use crate::net::Lease;
 use crate::wire::codec::{GOODBYE, WELCOME, decode_gateway};
 use crate::wire::frame::{
     Decoder, Event as FrameEvent, HEADER, Limits, MAX_BODY, Recovery, split_encoded, text_header, whole_length,
@@ -439,8 +439,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Messages<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::pool::{ALLOWANCE, Pool};
     use crate::metrics::Metrics;
+    use crate::net::{ALLOWANCE, Pool};
     use crate::wire::codec::encode_gateway;
     use crate::wire::frame::{BodyEncoding, Format, Version};
     use crate::wire::message::Ack;

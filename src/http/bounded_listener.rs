@@ -3,20 +3,20 @@
 //! A connection that becomes a device's WebSocket moves on and gives its place up; the
 //! link that it moves to has places of its own.
 
-mod farewell;
+mod client;
+mod cut;
 mod timer;
-mod visitor;
 
-pub(super) use farewell::Cut;
-pub(super) use visitor::Announced;
-pub use visitor::Visitor;
+pub(super) use client::Announced;
+pub use client::Visitor;
+pub(super) use cut::Cut;
 
 use crate::clock::Clock;
-use crate::link::tcp;
-use crate::link::tls::{self, Secure, Tls};
-use crate::link::{Listening, Pool, Porch};
+use crate::net::tls::{self, Secure, Tls};
+use crate::net::{Listening, Pool, Porch, hung_up};
 use axum::serve::Listener;
-use farewell::{Farewell, LAST_WORDS};
+use client::{Phase, Stay};
+use cut::{Farewell, LAST_WORDS};
 use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 use rustls::pki_types::CertificateDer;
@@ -31,7 +31,6 @@ use timer::Timer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
-use visitor::{Phase, Stay};
 
 /// Connections served at one time; more wait in the system's backlog, until one that has
 /// asked for nothing yet goes for them.
@@ -185,7 +184,7 @@ impl Visit {
     /// Whether the far end sends no more, also while something that it sent is not read yet.
     pub fn hung_up(&self) -> bool {
         match &self.io {
-            Io::Plain(stream) => tcp::hung_up(stream),
+            Io::Plain(stream) => hung_up(stream),
             Io::Secure(stream) => stream.hung_up(),
             Io::Handshake(_) | Io::Failed => false,
         }

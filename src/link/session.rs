@@ -6,19 +6,18 @@
 //! than it may, while the device does not take what it is answered, and while the memory for all
 //! connections is used up and the frame under way is a large one.
 
-pub(super) mod hangup;
-mod peer;
+mod driver;
+mod hangup;
 
-use super::caller::Caller;
-use super::line::Line;
-use super::pool::{ALLOWANCE, Lease};
-use super::porch::Place;
+use super::context::Line;
+use super::remote::Caller;
 use crate::clock::{Excuses, LAST_LOOK};
+use crate::net::{ALLOWANCE, Lease, Place};
 use crate::stop;
 use crate::wire::frame::Decoder;
+pub(super) use driver::reply_format::FIRST_FORMAT;
+use driver::{End, Peer};
 use hangup::Hangup;
-pub(super) use peer::voice::FIRST_FORMAT;
-use peer::{End, Peer};
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;

@@ -3,7 +3,7 @@
 //! As on the porch, devices enter up to the limit, and some more may wait to say who they
 //! are: one whose older connection is half open takes that one's place.
 
-use super::porch::beyond;
+use super::admission::beyond;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::IpAddr;

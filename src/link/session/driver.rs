@@ -1,18 +1,18 @@
 //! The session at the far end of a connection: what its messages do to the log,
 //! the registry and the answers.
 
-mod entry;
+mod authorize;
 mod presence;
 mod readings;
-pub(in crate::link) mod voice;
+pub(in crate::link) mod reply_format;
 
-use super::super::caller::Caller;
-use super::super::line::Line;
-use super::super::porch::Place;
+use super::super::context::Line;
+use super::super::remote::Caller;
 use crate::clock::Now;
 use crate::device::auth::Credential;
 use crate::device::{Acks, Bucket, Connected, Introduction, NotAdmitted, Refusal, Session, Step};
 use crate::model::{Batch, Cause, DeviceId};
+use crate::net::Place;
 use crate::store::Mark;
 use crate::wire::codec::{BodyError, decode_device_in};
 use crate::wire::frame::{Event, Format, FrameError, FrameRef, Limits};
@@ -91,7 +91,7 @@ impl<'a> Peer<'a> {
             rate: Bucket::new(line.shared.devices.max_message_rate, line.shared.devices.message_burst),
             rate_told: false,
             session: Session::new(line.grants, since),
-            format: voice::first(line),
+            format: reply_format::first(line),
             place,
             established: None,
             credential: None,
@@ -357,7 +357,7 @@ impl<'a> Peer<'a> {
     }
 
     fn refuse(&mut self, mut refusal: Refusal, now: Now) {
-        voice::shorten(&mut refusal.text);
+        reply_format::shorten(&mut refusal.text);
         self.because(if refusal.reason == Reason::Timeout { Cause::Timeout } else { Cause::Refused });
         if !self.line.grants.restart {
             self.end(End::Refused(refusal));

@@ -1,7 +1,7 @@
 //! How the gateway speaks: as the device did last.
 
 use super::Peer;
-use crate::link::line::Line;
+use crate::link::context::Line;
 use crate::wire::codec::encode_gateway_in;
 use crate::wire::frame::{BodyEncoding, CHECKSUM, Format, HEADER, Version};
 use crate::wire::message::{Ack, Command, CommandResult, GatewayMessage, Goodbye, Refused, ResultState, SubCommand};

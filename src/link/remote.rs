@@ -1,6 +1,6 @@
 //! Who is at the far end of a connection, as far as its link can tell.
 
-use super::addresses::Visit;
+use crate::net::Visit;
 use rustls::pki_types::CertificateDer;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -1,10 +1,6 @@
 //! When to see whether a device hung up that is not read. Who does not read does not notice.
 
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 
 /// How long a connection is not read, because nothing of its device's settles, before it
 /// counts that the device hung up: what it sent before is taken if that is possible soon.
@@ -34,13 +30,6 @@ impl Hangup {
     pub fn due(&self) -> Option<Duration> {
         self.0
     }
-}
-
-/// Whether the far end sends no more, also while something that it sent is not read yet.
-pub fn hung_up(stream: &TcpStream) -> bool {
-    let ready = pin!(stream.ready(Interest::READABLE));
-    let ready = ready.poll(&mut Context::from_waker(Waker::noop()));
-    matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! What the connections of one link have in common.
 
-use super::pool::Pool;
 use crate::clock::Clock;
 use crate::config::{self, Authentication, Terms};
 use crate::device::auth::{Doorman, Fault, Origin};
 use crate::device::{Grants, Registry, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
+use crate::net::Pool;
 use crate::notes::Notes;
 use crate::store::Log;
 use crate::wire::frame::{FrameError, FrameRef, Limits, Recovery};

@@ -7,14 +7,14 @@
 //!
 //! Sessions are not resumed: each connection proves anew who it is.
 
-mod prompt;
-mod trouble;
+mod failure;
+mod flush_on_write;
 
-pub use prompt::Prompt;
-pub use trouble::trouble;
+pub use failure::trouble;
+pub use flush_on_write::Prompt;
 
-use super::connection::hangup::hung_up;
-use super::pool::{Lease, Pool};
+use super::close::hung_up;
+use super::memory::{Lease, Pool};
 use crate::config::{ClientCertificates, ServerTls, Terms};
 use crate::credentials::Kept;
 use crate::pem::{self, Validity};

@@ -1,7 +1,7 @@
 //! Who is at the far end of a connection, and how far its request is.
 
 use super::{Cut, LAST_REQUEST};
-use crate::link::Place;
+use crate::net::Place;
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use parking_lot::Mutex;

@@ -1,7 +1,7 @@
 //! How long the rest of a message may be waited for that comes in pieces.
 
 use crate::clock::LAST_LOOK;
-use crate::link::pool::{ALLOWANCE, Lease};
+use crate::net::{ALLOWANCE, Lease};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -1,6 +1,6 @@
 //! A connection that was the HTTP server's and is a WebSocket's.
 
-use super::door::Visit;
+use super::bounded_listener::Visit;
 use crate::link::websocket::Stream;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
