@@ -23,11 +23,11 @@ mod upgrade;
 mod upgraded;
 
 pub use access::{Access, Denied};
-pub use bounded_listener::{Door, Visitor};
+pub use bounded_listener::{BoundedListener, Client};
 
 use crate::device::Registry;
 use crate::downlink::Handle;
-use crate::link::websocket::Entrance;
+use crate::link::websocket::UpgradeSender;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::stop;
 use crate::store::Log;
@@ -39,7 +39,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
-use bounded_listener::Announced;
+use bounded_listener::WithClient;
 use problem::Refused;
 use serde::Serialize;
 use std::sync::{Arc, OnceLock};
@@ -86,7 +86,7 @@ pub struct Parts {
 pub type Later = Arc<OnceLock<Parts>>;
 
 /// Where devices come in, once there is a log for what they bring.
-pub type Devices = Arc<OnceLock<Entrance>>;
+pub type Devices = Arc<OnceLock<UpgradeSender>>;
 
 /// What the server shows, to whom.
 pub struct Site {
@@ -105,14 +105,14 @@ type Shared = Arc<Site>;
 /// lets in a few at a time itself.
 pub async fn serve<L>(listener: L, site: Site, mut stop: watch::Receiver<bool>)
 where
-    L: Listener<Addr = Visitor>,
+    L: Listener<Addr = Client>,
 {
     let stopped = async move {
         // A sender that is gone is a stop as well.
         let () = stop::requested(&mut stop).await;
     };
-    let service = routes(Arc::new(site)).into_make_service_with_connect_info::<Visitor>();
-    if let Err(why) = axum::serve(Announced(listener), service).with_graceful_shutdown(stopped).await {
+    let service = routes(Arc::new(site)).into_make_service_with_connect_info::<Client>();
+    if let Err(why) = axum::serve(WithClient(listener), service).with_graceful_shutdown(stopped).await {
         tracing::error!(%why, "the HTTP server failed");
     }
 }
@@ -166,14 +166,14 @@ async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Resp
 }
 
 /// Has the visitor keep its place until it is answered.
-async fn accompany(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request, next: Next) -> Response {
-    let last = visitor.asks();
+async fn accompany(ConnectInfo(client): ConnectInfo<Client>, request: Request, next: Next) -> Response {
+    let last = client.head_arrived();
     // Of another, the body is still to come; who takes it says so.
     if request.method() != Method::POST || request.body().is_end_stream() {
-        visitor.is_heard();
+        client.request_complete();
     }
     let mut response = next.run(request).await;
-    visitor.is_answered();
+    client.response_started();
     if last {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

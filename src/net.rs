@@ -8,8 +8,8 @@ mod close;
 mod memory;
 pub mod tls;
 
-pub use address_slots::{Addresses, Visit};
-pub use admission::{LEAVING, Place, Porch, beyond, most};
+pub use address_slots::{AddressSlot, AddressSlots};
+pub use admission::{Admission, AdmissionSlot, MAX_LINGERING, headroom, max_open};
 pub use bind::Listening;
 pub use close::hung_up;
 pub use memory::{ALLOWANCE, Lease, Pool};

@@ -1,6 +1,6 @@
 //! `[http]`.
 
-use super::{Authentication, ClientCertificates, Terms};
+use super::{Authentication, ClientCertificates, ListenerConfig};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -77,8 +77,8 @@ impl Http {
     }
 
     /// Who is no device has no certificate, and is let in without.
-    pub fn terms(&self) -> Terms {
-        Terms {
+    pub fn listener(&self) -> ListenerConfig {
+        ListenerConfig {
             listen: self.listen,
             max_connections: self.max_connections,
             max_connections_per_address: self.max_connections_per_address,

@@ -44,7 +44,7 @@ pub struct Tcp {
 
 /// What a listener grants devices and demands of them, whichever section it is of.
 #[derive(Debug, Clone)]
-pub struct Terms {
+pub struct ListenerConfig {
     pub listen: SocketAddr,
     pub max_connections: usize,
     pub max_connections_per_address: Option<usize>,
@@ -126,8 +126,8 @@ impl Default for Tcp {
 }
 
 impl Tcp {
-    pub fn terms(&self) -> Terms {
-        Terms {
+    pub fn listener(&self) -> ListenerConfig {
+        ListenerConfig {
             listen: self.listen,
             max_connections: self.max_connections,
             max_connections_per_address: self.max_connections_per_address,
@@ -145,7 +145,7 @@ impl Tcp {
     }
 }
 
-impl Terms {
+impl ListenerConfig {
     /// Whether devices prove who they are, and so may fail to.
     pub fn is_guarded(&self) -> bool {
         self.authentication != Authentication::None || self.client_ca_file.is_some()

@@ -7,16 +7,16 @@ mod client;
 mod cut;
 mod timer;
 
-pub(super) use client::Announced;
-pub use client::Visitor;
+pub use client::Client;
+pub(super) use client::WithClient;
 pub(super) use cut::Cut;
 
 use crate::clock::Clock;
 use crate::net::tls::{self, Secure, Tls};
-use crate::net::{Listening, Pool, Porch, hung_up};
+use crate::net::{Admission, Listening, Pool, hung_up};
 use axum::serve::Listener;
-use client::{Phase, Stay};
-use cut::{Farewell, LAST_WORDS};
+use client::{ConnectionState, Phase};
+use cut::{CLOSE_WITHIN, ClosingResponse};
 use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 use rustls::pki_types::CertificateDer;
@@ -47,24 +47,24 @@ const LAST_REQUEST: Duration = Duration::from_secs(100);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A listener that serves a bounded number of connections, each for a bounded time.
-pub struct Door {
+pub struct BoundedListener {
     listening: Listening,
-    porch: Porch,
+    admission: Admission,
     /// How long a request may take to come: the first from the connection on, another from
     /// its first byte.
-    patience: Duration,
+    request_timeout: Duration,
     secure: Option<(Arc<Tls>, Pool)>,
     clock: Arc<dyn Clock>,
 }
 
-impl Door {
-    pub fn new(listening: Listening, patience: Duration, clock: Arc<dyn Clock>) -> Door {
-        let porch = Porch::new(MAX_CONNECTIONS, Gauge::default());
-        Door { listening, porch, patience, secure: None, clock }
+impl BoundedListener {
+    pub fn new(listening: Listening, request_timeout: Duration, clock: Arc<dyn Clock>) -> BoundedListener {
+        let admission = Admission::new(MAX_CONNECTIONS, Gauge::default());
+        BoundedListener { listening, admission, request_timeout, secure: None, clock }
     }
 
     /// Has everybody speak TLS; what that takes in memory is charged to `pool`.
-    pub fn secure(mut self, tls: Arc<Tls>, pool: Pool) -> Door {
+    pub fn secure(mut self, tls: Arc<Tls>, pool: Pool) -> BoundedListener {
         self.secure = Some((tls, pool));
         self
     }
@@ -76,36 +76,37 @@ impl Door {
 
     /// Takes the next connection as soon as somebody may come.
     async fn next(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
-        self.porch.room(&*self.clock, || false).await;
+        self.admission.room(&*self.clock, || false).await;
         self.listening.accept().await
     }
 
     /// A connection's visit; `None` if there is no place for it after all.
-    fn visit(&self, stream: TcpStream, from: SocketAddr) -> Option<(Visit, Visitor)> {
+    fn stream(&self, stream: TcpStream, from: SocketAddr) -> Option<(BoundedStream, Client)> {
         let now = self.clock.now().monotonic;
-        let mut place = self.porch.arrive(now)?;
-        let evicted = Box::pin(place.evicted());
+        let mut slot = self.admission.claim(now)?;
+        let evicted = Box::pin(slot.evicted());
         let certificate = Arc::new(OnceLock::new());
         let io = match &self.secure {
             None => Io::Plain(stream),
             Some((tls, pool)) => {
-                let (config, pool, turn) = (tls.current(now)?, pool.clone(), place.turn());
+                let (config, pool, turn) = (tls.current(now)?, pool.clone(), slot.acquire_turn());
                 Io::Handshake(Box::pin(async move { tls::accept(stream, config, &pool, turn).await }))
             }
         };
         let begun = Instant::now();
-        let phase = Phase::Arriving { until: begun + self.patience };
-        let stay = Stay { place: Some(place), begun, phase, asks_since: begun, is_asked: false, cut: None };
-        let stay = Arc::new(Mutex::new(stay));
-        let timer = Some(Timer::new(self.clock.clone(), self.patience));
-        let visitor = Visitor { from, certificate: certificate.clone(), stay: Some(stay.clone()) };
-        let patience = self.patience;
-        let visit = Visit {
+        let phase = Phase::Arriving { until: begun + self.request_timeout };
+        let state =
+            ConnectionState { slot: Some(slot), begun, phase, request_since: begun, has_head: false, cut: None };
+        let state = Arc::new(Mutex::new(state));
+        let timer = Some(Timer::new(self.clock.clone(), self.request_timeout));
+        let client = Client { from, certificate: certificate.clone(), state: Some(state.clone()) };
+        let request_timeout = self.request_timeout;
+        let stream = BoundedStream {
             io,
             from,
             certificate,
-            stay,
-            patience,
+            state,
+            request_timeout,
             begun,
             progress: begun,
             timer,
@@ -113,48 +114,48 @@ impl Door {
             heard: false,
             midway: false,
             leaving: None,
-            farewell: None,
+            closing: None,
         };
-        Some((visit, visitor))
+        Some((stream, client))
     }
 }
 
-impl Listener for Door {
-    type Io = Visit;
-    type Addr = Visitor;
+impl Listener for BoundedListener {
+    type Io = BoundedStream;
+    type Addr = Client;
 
-    async fn accept(&mut self) -> (Visit, Visitor) {
+    async fn accept(&mut self) -> (BoundedStream, Client) {
         loop {
             match self.next().await {
                 Ok((stream, from)) => {
-                    if let Some(visit) = self.visit(stream, from) {
-                        return visit;
+                    if let Some(stream) = self.stream(stream, from) {
+                        return stream;
                     }
                 }
                 Err(why) => {
                     self.listening.failed(&why);
                     tracing::debug!(%why, "cannot accept an HTTP connection");
                     // A file descriptor is what is missing most likely.
-                    self.porch.evict_one();
+                    self.admission.evict_oldest();
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    fn local_addr(&self) -> io::Result<Visitor> {
+    fn local_addr(&self) -> io::Result<Client> {
         Ok(self.listening.address().into())
     }
 }
 
 /// One connection and its place. Reading and writing fail when its time is over.
-pub struct Visit {
+pub struct BoundedStream {
     io: Io,
     from: SocketAddr,
     certificate: Arc<OnceLock<CertificateDer<'static>>>,
-    stay: Arc<Mutex<Stay>>,
+    state: Arc<Mutex<ConnectionState>>,
     /// How long a request may take to come.
-    patience: Duration,
+    request_timeout: Duration,
     begun: Instant,
     progress: Instant,
     /// None once it moved on.
@@ -166,7 +167,7 @@ pub struct Visit {
     midway: bool,
     /// It is cut, and until when its answer may go out.
     leaving: Option<Instant>,
-    farewell: Option<Farewell>,
+    closing: Option<ClosingResponse>,
 }
 
 enum Io {
@@ -180,7 +181,7 @@ enum Io {
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
-impl Visit {
+impl BoundedStream {
     /// Whether the far end sends no more, also while something that it sent is not read yet.
     pub fn hung_up(&self) -> bool {
         match &self.io {
@@ -203,7 +204,7 @@ impl Visit {
                 }
                 Err(why) => {
                     let from = self.from;
-                    match tls::trouble(&why) {
+                    match tls::explain(&why) {
                         Some(why) => tracing::info!(link = "http", %from, why, "no TLS connection came about"),
                         None => tracing::debug!(link = "http", %from, %why, "no TLS connection came about"),
                     }
@@ -224,13 +225,13 @@ impl Visit {
         if polled.is_ready() {
             self.progress = Instant::now();
         }
-        let mut stay = self.stay.lock();
-        let until = match (self.leaving, stay.phase) {
+        let mut state = self.state.lock();
+        let until = match (self.leaving, state.phase) {
             (Some(until), _) => until,
             (None, Phase::Arriving { until }) => until.min(self.begun + LONGEST),
             (None, Phase::Waiting) => self.begun + LONGEST,
             (None, Phase::Asking) => (self.progress + IDLE).min(self.begun + LONGEST),
-            (None, Phase::MovedOn) => {
+            (None, Phase::Upgraded) => {
                 self.timer = None;
                 self.evicted = Box::pin(std::future::pending());
                 return polled;
@@ -238,26 +239,26 @@ impl Visit {
         };
         let late = timer.poll(until, cx).is_ready();
         // What was heard is answered, whoever needs the place.
-        let crowded = stay.phase != Phase::Waiting && self.evicted.as_mut().poll(cx).is_ready();
+        let crowded = state.phase != Phase::Waiting && self.evicted.as_mut().poll(cx).is_ready();
         if !late && !crowded {
             return polled;
         }
         // It may not be polled again, and is of no meaning any more.
         self.evicted = Box::pin(std::future::pending());
         let cut = if late { Cut::Late } else { Cut::Crowded };
-        match stay.phase {
+        match state.phase {
             _ if self.leaving.is_some() => {}
             // Whoever waits for the body says why it does not come.
-            Phase::Arriving { .. } if stay.is_asked => {
-                stay.cut = Some(cut);
-                self.leaving = Some(Instant::now() + LAST_WORDS);
+            Phase::Arriving { .. } if state.has_head => {
+                state.cut = Some(cut);
+                self.leaving = Some(Instant::now() + CLOSE_WITHIN);
             }
             Phase::Arriving { .. } if (self.heard || !late) && !self.midway => {
-                self.farewell = Some(Farewell::telling(cut));
+                self.closing = Some(ClosingResponse::telling(cut));
             }
             // The answer is under way.
             Phase::Asking if self.midway && !late => {
-                self.leaving = Some(Instant::now() + LAST_WORDS);
+                self.leaving = Some(Instant::now() + CLOSE_WITHIN);
                 return polled;
             }
             _ => {}
@@ -266,24 +267,24 @@ impl Visit {
     }
 
     /// Ready when the last words were said, if there are any.
-    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(mut farewell) = self.farewell.take() else { return Poll::Ready(()) };
+    fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(mut closing) = self.closing.take() else { return Poll::Ready(()) };
         let said = match self.poll_io(cx) {
-            Poll::Ready(Ok(io)) => farewell.poll(io, cx),
+            Poll::Ready(Ok(io)) => closing.poll(io, cx),
             Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(()),
         };
         if said.is_pending() {
-            self.farewell = Some(farewell);
+            self.closing = Some(closing);
         }
         said
     }
 }
 
-impl AsyncRead for Visit {
+impl AsyncRead for BoundedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.farewell.is_none() {
+        if self.closing.is_none() {
             if self.leaving.is_some() {
-                let answered = self.stay.lock().phase == Phase::Asking;
+                let answered = self.state.lock().phase == Phase::Asking;
                 let polled = if answered { Poll::Pending } else { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) };
                 return self.timed(cx, polled);
             }
@@ -295,20 +296,20 @@ impl AsyncRead for Visit {
             };
             if self.timer.is_some() && buffer.filled().len() > before {
                 self.heard = true;
-                self.stay.lock().asks_again(self.patience);
+                self.state.lock().next_request(self.request_timeout);
             }
             let polled = self.timed(cx, polled);
-            if self.farewell.is_none() {
+            if self.closing.is_none() {
                 return polled;
             }
         }
-        self.poll_farewell(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        self.poll_closing(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl AsyncWrite for Visit {
+impl AsyncWrite for BoundedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.farewell.is_some() {
+        if self.closing.is_some() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let polled = match self.poll_io(cx) {
@@ -319,7 +320,7 @@ impl AsyncWrite for Visit {
         self.midway = !matches!(&polled, Poll::Ready(Ok(written)) if *written == bytes.len());
         let polled = self.timed(cx, polled);
         // Nothing is said in the middle of an answer.
-        self.farewell = None;
+        self.closing = None;
         polled
     }
 
@@ -329,8 +330,8 @@ impl AsyncWrite for Visit {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.leaving.is_some() {
-            self.farewell.get_or_insert_with(Farewell::answered);
-            return self.poll_farewell(cx).map(Ok);
+            self.closing.get_or_insert_with(ClosingResponse::answered);
+            return self.poll_closing(cx).map(Ok);
         }
         Pin::new(ready!(self.poll_io(cx))?).poll_shutdown(cx)
     }

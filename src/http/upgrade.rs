@@ -1,7 +1,7 @@
 //! From a request to a device's WebSocket (RFC 6455, section 4.2).
 
-use super::upgraded::Moved;
-use super::{Shared, Visitor, refuse};
+use super::upgraded::UpgradedStream;
+use super::{Client, Shared, refuse};
 use crate::link::websocket::Refused;
 use crate::wire::websocket::accept;
 use axum::extract::{ConnectInfo, Request, State};
@@ -19,7 +19,7 @@ const RETRY_AFTER: &str = "5";
 /// Takes a device in that asks for a WebSocket.
 pub(super) async fn device(
     State(shared): State<Shared>,
-    ConnectInfo(visitor): ConnectInfo<Visitor>,
+    ConnectInfo(client): ConnectInfo<Client>,
     mut request: Request,
 ) -> Response {
     if let Err(denied) = shared.access.check_origin(request.headers()) {
@@ -33,11 +33,11 @@ pub(super) async fn device(
         }
     };
     let later = |status, why: &str| ([(header::RETRY_AFTER, RETRY_AFTER)], refuse(status, why)).into_response();
-    let Some(entrance) = shared.devices.as_ref().and_then(|devices| devices.get()) else {
+    let Some(sender) = shared.devices.as_ref().and_then(|devices| devices.get()) else {
         let why = "the gateway's log is not open yet; try again later";
         return later(StatusCode::SERVICE_UNAVAILABLE, why);
     };
-    let admission = match entrance.admit(visitor.from, visitor.asks_for()).await {
+    let admission = match sender.admit(client.from, client.request_age()).await {
         Ok(admission) => admission,
         Err(why @ (Refused::LockedOut | Refused::Address)) => {
             return later(StatusCode::TOO_MANY_REQUESTS, &why.to_string());
@@ -47,14 +47,14 @@ pub(super) async fn device(
         }
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    let leaves = visitor.clone();
+    let leaves = client.clone();
     let upgrade = async move {
         let upgraded = upgrade.await.map_err(io::Error::other)?;
         // It is no request any more.
-        leaves.moves_on();
-        Ok(Box::new(Moved::new(upgraded)) as Box<_>)
+        leaves.upgraded();
+        Ok(Box::new(UpgradedStream::new(upgraded)) as Box<_>)
     };
-    admission.enter(visitor.from, visitor.certificate(), Box::pin(upgrade));
+    admission.enter(client.from, client.certificate(), Box::pin(upgrade));
     let switch = [
         (header::CONNECTION, "Upgrade"),
         (header::UPGRADE, "websocket"),

@@ -1,6 +1,6 @@
 //! A connection that was the HTTP server's and is a WebSocket's.
 
-use super::bounded_listener::Visit;
+use super::bounded_listener::BoundedStream;
 use crate::link::websocket::Stream;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -11,60 +11,60 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// As it came through a [`super::Door`], or by some other listener.
-pub(super) enum Moved {
+pub(super) enum UpgradedStream {
     /// With what was read before it moved.
-    Visit(Box<Visit>, hyper::body::Bytes),
+    BoundedStream(Box<BoundedStream>, hyper::body::Bytes),
     Other(TokioIo<Upgraded>),
 }
 
-impl Moved {
-    pub fn new(upgraded: Upgraded) -> Moved {
-        match downcast::<TokioIo<Visit>>(upgraded) {
-            Ok(parts) => Moved::Visit(Box::new(parts.io.into_inner()), parts.read_buf),
-            Err(other) => Moved::Other(TokioIo::new(other)),
+impl UpgradedStream {
+    pub fn new(upgraded: Upgraded) -> UpgradedStream {
+        match downcast::<TokioIo<BoundedStream>>(upgraded) {
+            Ok(parts) => UpgradedStream::BoundedStream(Box::new(parts.io.into_inner()), parts.read_buf),
+            Err(other) => UpgradedStream::Other(TokioIo::new(other)),
         }
     }
 }
 
-impl Stream for Moved {
+impl Stream for UpgradedStream {
     fn hung_up(&self) -> bool {
-        matches!(self, Moved::Visit(visit, _) if visit.hung_up())
+        matches!(self, UpgradedStream::BoundedStream(stream, _) if stream.hung_up())
     }
 }
 
-impl AsyncRead for Moved {
+impl AsyncRead for UpgradedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            Moved::Visit(_, early) if !early.is_empty() => {
+            UpgradedStream::BoundedStream(_, early) if !early.is_empty() => {
                 let part = early.split_to(early.len().min(buffer.remaining()));
                 buffer.put_slice(&part);
                 Poll::Ready(Ok(()))
             }
-            Moved::Visit(visit, _) => Pin::new(visit).poll_read(cx, buffer),
-            Moved::Other(stream) => Pin::new(stream).poll_read(cx, buffer),
+            UpgradedStream::BoundedStream(stream, _) => Pin::new(stream).poll_read(cx, buffer),
+            UpgradedStream::Other(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
 
-impl AsyncWrite for Moved {
+impl AsyncWrite for UpgradedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut *self {
-            Moved::Visit(visit, _) => Pin::new(visit).poll_write(cx, bytes),
-            Moved::Other(stream) => Pin::new(stream).poll_write(cx, bytes),
+            UpgradedStream::BoundedStream(stream, _) => Pin::new(stream).poll_write(cx, bytes),
+            UpgradedStream::Other(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            Moved::Visit(visit, _) => Pin::new(visit).poll_flush(cx),
-            Moved::Other(stream) => Pin::new(stream).poll_flush(cx),
+            UpgradedStream::BoundedStream(stream, _) => Pin::new(stream).poll_flush(cx),
+            UpgradedStream::Other(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            Moved::Visit(visit, _) => Pin::new(visit).poll_shutdown(cx),
-            Moved::Other(stream) => Pin::new(stream).poll_shutdown(cx),
+            UpgradedStream::BoundedStream(stream, _) => Pin::new(stream).poll_shutdown(cx),
+            UpgradedStream::Other(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

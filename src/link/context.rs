@@ -1,9 +1,9 @@
 //! What the connections of one link have in common.
 
 use crate::clock::Clock;
-use crate::config::{self, Authentication, Terms};
+use crate::config::{self, Authentication, ListenerConfig};
 use crate::device::auth::{Doorman, Fault, Origin};
-use crate::device::{Grants, Registry, TimeRules};
+use crate::device::{Registry, SessionParameters, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
 use crate::net::Pool;
 use crate::notes::Notes;
@@ -32,15 +32,15 @@ pub struct Shared {
 impl Shared {
     /// What devices are granted on a link with these settings. A handshake that has to end,
     /// and a Hello that may begin anew, are for the link to add.
-    pub(super) fn grants(
+    pub(super) fn parameters(
         &self,
         max_frame: ByteSize,
         heartbeat_interval: Option<Duration>,
         idle_timeout: Option<Duration>,
         authentication: Authentication,
-    ) -> Grants {
+    ) -> SessionParameters {
         let silence = self.devices.silence(heartbeat_interval, idle_timeout);
-        Grants {
+        SessionParameters {
             handshake_timeout: None,
             heartbeat_interval: silence.heartbeat_interval,
             idle_after: silence.idle_after(),
@@ -59,9 +59,9 @@ impl Shared {
 }
 
 /// One configured link.
-pub(super) struct Line {
+pub(super) struct LinkContext {
     pub name: Arc<str>,
-    pub grants: Grants,
+    pub parameters: SessionParameters,
     /// What is accepted before a device is welcomed.
     pub before_hello: Limits,
     /// What is accepted afterwards.
@@ -76,22 +76,28 @@ pub(super) struct Line {
     pub shared: Shared,
 }
 
-impl Line {
+impl LinkContext {
     /// The line of a listener, on which a device begins with at most `before_hello` bytes.
-    pub fn of_listener(name: Arc<str>, terms: &Terms, before_hello: usize, text: bool, shared: Shared) -> Line {
-        let max_body = usize::try_from(terms.max_frame.as_u64()).unwrap_or(usize::MAX);
-        let Terms { max_frame, heartbeat_interval, idle_timeout, authentication, .. } = *terms;
-        Line {
+    pub fn of_listener(
+        name: Arc<str>,
+        config: &ListenerConfig,
+        before_hello: usize,
+        text: bool,
+        shared: Shared,
+    ) -> LinkContext {
+        let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
+        let ListenerConfig { max_frame, heartbeat_interval, idle_timeout, authentication, .. } = *config;
+        LinkContext {
             name,
-            grants: Grants {
-                handshake_timeout: Some(terms.handshake_timeout),
-                ..shared.grants(max_frame, heartbeat_interval, idle_timeout, authentication)
+            parameters: SessionParameters {
+                handshake_timeout: Some(config.handshake_timeout),
+                ..shared.parameters(max_frame, heartbeat_interval, idle_timeout, authentication)
             },
             before_hello: Limits { max_body: before_hello.min(max_body), require_checksum: false },
             limits: Limits { max_body, require_checksum: false },
             recovery: Recovery::Fail,
             text,
-            frame_timeout: terms.frame_timeout,
+            frame_timeout: config.frame_timeout,
             byte_time: Duration::ZERO,
             shared,
         }
@@ -108,7 +114,7 @@ impl Line {
 
     /// From the connection to the end of the handshake.
     pub fn handshake_timeout(&self) -> Duration {
-        self.grants.handshake_timeout.unwrap_or_default()
+        self.parameters.handshake_timeout.unwrap_or_default()
     }
 
     /// Counts whole frames.
@@ -170,13 +176,13 @@ impl Line {
 
     /// Has keys ready where devices prove who they are by them, and says what is weak about
     /// how they do: they need not, or send their secrets in the clear.
-    pub fn guard(&self, terms: &Terms) {
-        let (link, listen) = (&self.name, terms.listen);
-        self.unauthenticated(terms.is_open());
-        if terms.is_open() {
+    pub fn guard(&self, config: &ListenerConfig) {
+        let (link, listen) = (&self.name, config.listen);
+        self.unauthenticated(config.is_open());
+        if config.is_open() {
             tracing::warn!(%link, %listen, "authentication = \"none\": whoever reaches this address is let in");
         }
-        if terms.is_tapped() {
+        if config.is_tapped() {
             tracing::warn!(%link, "tokens are sent in the clear: give cert_file and key_file, or authentication = \"hmac\"");
         }
         self.prepare();
@@ -184,7 +190,7 @@ impl Line {
 
     /// Has keys ready where devices prove who they are by them.
     pub fn prepare(&self) {
-        if self.grants.authentication != Authentication::None {
+        if self.parameters.authentication != Authentication::None {
             self.shared.doorman.prepare();
         }
     }

@@ -1,14 +1,14 @@
 //! Devices over TCP: one listener, one task a connection.
 
-use super::context::{Line, Shared};
+use super::context::{LinkContext, Shared};
 use super::reception::Reception;
-use super::remote::Caller;
+use super::remote::RemoteInfo;
 use super::session::{self, Closed, FIRST_FORMAT};
 use crate::clock::patiently;
 use crate::config;
 use crate::device::auth::Fault;
 use crate::net::tls::{self, Secure, Tls};
-use crate::net::{Listening, Place, hung_up, most};
+use crate::net::{AdmissionSlot, Listening, hung_up, max_open};
 use crate::stop;
 use crate::wire::codec::encode_gateway;
 use crate::wire::message::{GatewayMessage, Goodbye, Reason};
@@ -39,16 +39,16 @@ pub async fn serve(
     shared: Shared,
     mut stop: watch::Receiver<bool>,
 ) {
-    let reception = Reception::new(&config.terms(), line(&config, shared));
-    let door = Door { reception: reception.clone(), tls, stop: stop.clone() };
-    let Reception { line, porch, .. } = &reception;
-    line.up(false);
+    let reception = Reception::new(&config.listener(), link_context(&config, shared));
+    let acceptor = Acceptor { reception: reception.clone(), tls, stop: stop.clone() };
+    let Reception { link, admission, .. } = &reception;
+    link.up(false);
     tokio::select! {
         biased;
         () = stop::requested(&mut stop) => return,
-        () = listening.bound() => line.up(true),
+        () = listening.bound() => link.up(true),
     }
-    let most = most(config.max_connections);
+    let most = max_open(config.max_connections);
     let mut told = false;
     let mut connections = JoinSet::new();
     loop {
@@ -59,45 +59,45 @@ pub async fn serve(
             accepted = accept(&mut listening, &reception), if connections.len() < most => match accepted {
                 Ok((stream, from)) => {
                     told = false;
-                    door.opens(stream, from, &mut connections);
+                    acceptor.serve(stream, from, &mut connections);
                 }
                 Err(why) => {
                     listening.failed(&why);
                     if !std::mem::replace(&mut told, true) {
-                        tracing::warn!(link = %line.name, %why, "cannot accept connections; trying on");
+                        tracing::warn!(link = %link.name, %why, "cannot accept connections; trying on");
                     }
                     // A file descriptor is what is missing most likely.
-                    porch.evict_one();
+                    admission.evict_oldest();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
     drop(listening);
-    line.up(false);
+    link.up(false);
     while connections.join_next().await.is_some() {}
 }
 
 /// What becomes of the connections that a listener accepts.
-struct Door {
+struct Acceptor {
     reception: Reception,
     tls: Option<Arc<Tls>>,
     stop: watch::Receiver<bool>,
 }
 
-impl Door {
+impl Acceptor {
     /// Has a new connection served, or turns it away.
-    fn opens(&self, stream: TcpStream, from: SocketAddr, connections: &mut JoinSet<()>) {
-        let admitted = self.reception.look_at(from).and_then(|visit| Ok((visit, self.reception.place()?)));
-        let (visit, place) = match admitted {
+    fn serve(&self, stream: TcpStream, from: SocketAddr, connections: &mut JoinSet<()>) {
+        let admitted = self.reception.look_at(from).and_then(|address_slot| Ok((address_slot, self.reception.slot()?)));
+        let (address_slot, slot) = match admitted {
             Ok(admitted) => admitted,
             Err(reason) => return self.turn_away(&stream, from, reason),
         };
-        let caller = Caller { visit, ..Caller::from(from) };
-        let (line, stop) = (self.reception.line.clone(), self.stop.clone());
+        let remote = RemoteInfo { address_slot, ..RemoteInfo::from(from) };
+        let (link, stop) = (self.reception.link.clone(), self.stop.clone());
         match self.tls.as_ref().map(|tls| tls.current(self.reception.now())) {
-            None => drop(connections.spawn(serve_one(stream, caller, place, line, stop))),
-            Some(Some(tls)) => drop(connections.spawn(serve_secure(stream, caller, place, line, tls, stop))),
+            None => drop(connections.spawn(serve_one(stream, remote, slot, link, stop))),
+            Some(Some(tls)) => drop(connections.spawn(serve_secure(stream, remote, slot, link, tls, stop))),
             Some(None) => self.turn_away(&stream, from, "tls"),
         }
     }
@@ -135,18 +135,32 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    session::drive(stream, |_| false, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
+    session::drive(
+        stream,
+        |_| false,
+        &link_context(config, shared),
+        RemoteInfo::named(from),
+        AdmissionSlot::exclusive(),
+        stop,
+    )
+    .await;
 }
 
-fn line(config: &config::Tcp, shared: Shared) -> Line {
-    Line::of_listener(config.name.as_str().into(), &config.terms(), BEFORE_HELLO, false, shared)
+fn link_context(config: &config::Tcp, shared: Shared) -> LinkContext {
+    LinkContext::of_listener(config.name.as_str().into(), &config.listener(), BEFORE_HELLO, false, shared)
 }
 
-async fn serve_one(mut stream: TcpStream, caller: Caller, place: Place, line: Arc<Line>, stop: watch::Receiver<bool>) {
-    let porch = place.porch().clone();
-    hasten(&stream, &caller);
-    let closed = session::drive(&mut stream, hung_up, &line, caller, place, stop).await;
-    if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
+async fn serve_one(
+    mut stream: TcpStream,
+    remote: RemoteInfo,
+    slot: AdmissionSlot,
+    link: Arc<LinkContext>,
+    stop: watch::Receiver<bool>,
+) {
+    let admission = slot.admission().clone();
+    hasten(&stream, &remote);
+    let closed = session::drive(&mut stream, hung_up, &link, remote, slot, stop).await;
+    if let (Closed::Ended, Some(_leave)) = (closed, admission.try_linger()) {
         linger(stream).await;
     }
 }
@@ -154,55 +168,55 @@ async fn serve_one(mut stream: TcpStream, caller: Caller, place: Place, line: Ar
 /// As [`serve_one`], for a connection whose first words are those of TLS.
 async fn serve_secure(
     stream: TcpStream,
-    caller: Caller,
-    mut place: Place,
-    line: Arc<Line>,
+    remote: RemoteInfo,
+    mut slot: AdmissionSlot,
+    link: Arc<LinkContext>,
     tls: Arc<ServerConfig>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let porch = place.porch().clone();
-    hasten(&stream, &caller);
-    let left = (place.since() + line.handshake_timeout()).saturating_sub(line.shared.clock.now().monotonic);
-    let evicted = place.evicted();
+    let admission = slot.admission().clone();
+    hasten(&stream, &remote);
+    let left = (slot.since() + link.handshake_timeout()).saturating_sub(link.shared.clock.now().monotonic);
+    let evicted = slot.evicted();
     let turn = async {
-        place.line_up();
-        place.turn().await;
-        place.step_back();
+        slot.ready();
+        slot.acquire_turn().await;
+        slot.release();
     };
-    let handshake = tls::accept(stream, tls, &line.shared.pool, turn);
+    let handshake = tls::accept(stream, tls, &link.shared.pool, turn);
     let shaken = tokio::select! {
         biased;
         () = stop::requested(&mut stop) => return,
-        () = evicted => return line.turned_away("evicted"),
-        shaken = patiently(&*line.shared.clock, left, handshake) => shaken.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
+        () = evicted => return link.turned_away("evicted"),
+        shaken = patiently(&*link.shared.clock, left, handshake) => shaken.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
     };
     let mut stream = match shaken {
         Ok(stream) => stream,
-        Err(why) => return not_shaken(&line, &caller, &why),
+        Err(why) => return not_shaken(&link, &remote, &why),
     };
-    let caller = Caller { since: Some(place.since()), certificate: stream.certificate(), ..caller };
-    let closed = session::drive(&mut stream, Secure::hung_up, &line, caller, place, stop).await;
-    if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
+    let remote = RemoteInfo { since: Some(slot.since()), certificate: stream.certificate(), ..remote };
+    let closed = session::drive(&mut stream, Secure::hung_up, &link, remote, slot, stop).await;
+    if let (Closed::Ended, Some(_leave)) = (closed, admission.try_linger()) {
         linger(stream).await;
     }
 }
 
-fn not_shaken(line: &Line, caller: &Caller, why: &io::Error) {
-    line.turned_away("tls");
-    let from = &caller.name;
-    match tls::trouble(why) {
-        Some(why) => tracing::info!(link = %line.name, from, why, "no TLS connection came about"),
-        None => tracing::debug!(link = %line.name, from, %why, "no TLS connection came about"),
+fn not_shaken(link: &LinkContext, remote: &RemoteInfo, why: &io::Error) {
+    link.turned_away("tls");
+    let from = &remote.name;
+    match tls::explain(why) {
+        Some(why) => tracing::info!(link = %link.name, from, why, "no TLS connection came about"),
+        None => tracing::debug!(link = %link.name, from, %why, "no TLS connection came about"),
     }
-    if let (true, Some(address)) = (tls::is_for_certificate(why), caller.address) {
-        let now = line.shared.clock.now().monotonic;
-        line.failed(&address.into(), Fault::Certificate, from, now);
+    if let (true, Some(address)) = (tls::is_for_certificate(why), remote.address) {
+        let now = link.shared.clock.now().monotonic;
+        link.failed(&address.into(), Fault::Certificate, from, now);
     }
 }
 
-fn hasten(stream: &TcpStream, caller: &Caller) {
+fn hasten(stream: &TcpStream, remote: &RemoteInfo) {
     if let Err(why) = stream.set_nodelay(true) {
-        tracing::debug!(from = caller.name, %why, "cannot disable Nagle's algorithm");
+        tracing::debug!(from = remote.name, %why, "cannot disable Nagle's algorithm");
     }
 }
 

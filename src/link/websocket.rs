@@ -3,13 +3,13 @@
 mod message_timeout;
 mod messages;
 
-use super::context::{Line, Shared};
+use super::context::{LinkContext, Shared};
 use super::reception::Reception;
-use super::remote::Caller;
+use super::remote::RemoteInfo;
 use super::session::{self, Closed};
 use crate::clock::patiently;
 use crate::config;
-use crate::net::{Place, Porch, Visit, most};
+use crate::net::{AddressSlot, Admission, AdmissionSlot, max_open};
 use crate::stop;
 use messages::{Lengths, Messages};
 use rustls::pki_types::CertificateDer;
@@ -48,33 +48,33 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
 
 /// Where devices come in. Clones share it.
 #[derive(Clone)]
-pub struct Entrance {
+pub struct UpgradeSender {
     reception: Reception,
     outside: Arc<Semaphore>,
-    guests: mpsc::Sender<Guest>,
+    guests: mpsc::Sender<Upgraded>,
 }
 
 /// Where devices are that came in.
-pub struct Hall {
-    line: Arc<Line>,
-    porch: Porch,
+pub struct WebSocketServer {
+    link: Arc<LinkContext>,
+    admission: Admission,
     most: usize,
-    guests: mpsc::Receiver<Guest>,
+    guests: mpsc::Receiver<Upgraded>,
 }
 
-struct Guest {
+struct Upgraded {
     upgrade: Upgrade,
-    caller: Caller,
-    place: Place,
+    remote: RemoteInfo,
+    slot: AdmissionSlot,
 }
 
 /// Leave to come in.
-pub struct Admission {
-    place: Place,
-    visit: Option<Visit>,
+pub struct UpgradePermit {
+    slot: AdmissionSlot,
+    address_slot: Option<AddressSlot>,
     /// When the newcomer began to ask.
     since: Duration,
-    guests: mpsc::OwnedPermit<Guest>,
+    guests: mpsc::OwnedPermit<Upgraded>,
 }
 
 /// Why a device cannot come in now.
@@ -91,39 +91,39 @@ pub enum Refused {
 }
 
 /// An entrance for devices, and the hall behind it.
-pub fn open(config: &config::Http, shared: Shared) -> (Entrance, Hall) {
-    let terms = config.terms();
-    let reception = Reception::new(&terms, Line::of_listener(NAME.into(), &terms, BEFORE_HELLO, true, shared));
-    let Reception { line, porch, .. } = reception.clone();
-    let most = most(config.max_connections);
+pub fn open(config: &config::Http, shared: Shared) -> (UpgradeSender, WebSocketServer) {
+    let config = config.listener();
+    let reception = Reception::new(&config, LinkContext::of_listener(NAME.into(), &config, BEFORE_HELLO, true, shared));
+    let Reception { link, admission, .. } = reception.clone();
+    let most = max_open(config.max_connections);
     let (sender, guests) = mpsc::channel(GUESTS);
-    let entrance = Entrance { reception, outside: Arc::new(Semaphore::new(OUTSIDE)), guests: sender };
-    (entrance, Hall { line, porch, most, guests })
+    let entrance = UpgradeSender { reception, outside: Arc::new(Semaphore::new(OUTSIDE)), guests: sender };
+    (entrance, WebSocketServer { link, admission, most, guests })
 }
 
-impl Entrance {
+impl UpgradeSender {
     /// Has a newcomer that has asked for some time already wait until it may come in.
     ///
     /// # Errors
     /// If it may not.
-    pub async fn admit(&self, from: SocketAddr, asked_for: Duration) -> Result<Admission, Refused> {
+    pub async fn admit(&self, from: SocketAddr, asked_for: Duration) -> Result<UpgradePermit, Refused> {
         let reception = &self.reception;
         let since = reception.now().saturating_sub(asked_for);
-        let until = Instant::now() + reception.line.handshake_timeout().saturating_sub(asked_for);
+        let until = Instant::now() + reception.link.handshake_timeout().saturating_sub(asked_for);
         let turn_away = |reason| {
             reception.turned_away(from, reason);
             Refused::of(reason)
         };
-        let visit = reception.look_at(from).map_err(turn_away)?;
+        let address_slot = reception.look_at(from).map_err(turn_away)?;
         if reception.is_full() {
             let Ok(_waits) = self.outside.try_acquire() else { return Err(turn_away("too_many")) };
             if timeout_at(until, reception.room()).await.is_err() {
                 return Err(turn_away("too_many"));
             }
         }
-        let place = reception.place().map_err(turn_away)?;
+        let slot = reception.slot().map_err(turn_away)?;
         match timeout_at(until, self.guests.clone().reserve_owned()).await {
-            Ok(Ok(guests)) => Ok(Admission { place, visit, since, guests }),
+            Ok(Ok(guests)) => Ok(UpgradePermit { slot, address_slot, since, guests }),
             Ok(Err(_)) => Err(Refused::Stopping),
             Err(_) => Err(turn_away("too_many")),
         }
@@ -141,25 +141,25 @@ impl Refused {
     }
 }
 
-impl Admission {
+impl UpgradePermit {
     /// The HTTP server is about to say that the connection is a WebSocket's from here on.
     /// The far end proved to have `certificate`, if any.
     pub fn enter(self, from: SocketAddr, certificate: Option<CertificateDer<'static>>, upgrade: Upgrade) {
-        let Admission { place, visit, since, guests } = self;
-        let caller = Caller { visit, since: Some(since), certificate, ..Caller::from(from) };
-        guests.send(Guest { upgrade, caller, place });
+        let UpgradePermit { slot, address_slot, since, guests } = self;
+        let remote = RemoteInfo { address_slot, since: Some(since), certificate, ..RemoteInfo::from(from) };
+        guests.send(Upgraded { upgrade, remote, slot });
     }
 }
 
-impl Hall {
+impl WebSocketServer {
     /// Serves devices until `stop` turns true and the last of them is gone. `listens` turns
     /// true when the HTTP server can be reached.
     pub async fn serve(mut self, mut listens: watch::Receiver<bool>, mut stop: watch::Receiver<bool>) {
-        self.line.up(false);
+        self.link.up(false);
         tokio::select! {
             biased;
             () = stop::requested(&mut stop) => {}
-            () = reached(&mut listens) => self.line.up(true),
+            () = reached(&mut listens) => self.link.up(true),
         }
         let mut connections = JoinSet::new();
         let stop_one = stop.clone();
@@ -170,12 +170,12 @@ impl Hall {
                 Some(_) = connections.join_next() => {}
                 guest = self.guests.recv(), if connections.len() < self.most => {
                     let Some(guest) = guest else { break };
-                    connections.spawn(serve_one(guest, self.line.clone(), self.porch.clone(), stop_one.clone()));
+                    connections.spawn(serve_one(guest, self.link.clone(), self.admission.clone(), stop_one.clone()));
                 }
             }
         }
         self.guests.close();
-        self.line.up(false);
+        self.link.up(false);
         while connections.join_next().await.is_some() {}
     }
 }
@@ -187,27 +187,27 @@ async fn reached(listens: &mut watch::Receiver<bool>) {
     }
 }
 
-async fn serve_one(guest: Guest, line: Arc<Line>, porch: Porch, stop: watch::Receiver<bool>) {
-    let Guest { upgrade, caller, place } = guest;
-    let from = caller.name.as_str();
-    let now = line.shared.clock.now().monotonic;
-    let within = (caller.since.unwrap_or(now) + line.handshake_timeout()).saturating_sub(now);
-    let stream = match patiently(&*line.shared.clock, within, upgrade).await {
+async fn serve_one(guest: Upgraded, link: Arc<LinkContext>, admission: Admission, stop: watch::Receiver<bool>) {
+    let Upgraded { upgrade, remote, slot } = guest;
+    let from = remote.name.as_str();
+    let now = link.shared.clock.now().monotonic;
+    let within = (remote.since.unwrap_or(now) + link.handshake_timeout()).saturating_sub(now);
+    let stream = match patiently(&*link.shared.clock, within, upgrade).await {
         Some(Ok(stream)) => stream,
-        Some(Err(why)) => return tracing::debug!(link = %line.name, from, %why, "no WebSocket came of it"),
-        None => return tracing::debug!(link = %line.name, from, "no WebSocket came of it in time"),
+        Some(Err(why)) => return tracing::debug!(link = %link.name, from, %why, "no WebSocket came of it"),
+        None => return tracing::debug!(link = %link.name, from, "no WebSocket came of it in time"),
     };
-    let lengths = Lengths { now: line.before_hello.max_body, afterwards: line.limits.max_body };
-    let mut messages = Messages::new(stream, lengths, line.shared.pool.another_lease(), line.frame_timeout);
+    let lengths = Lengths { now: link.before_hello.max_body, afterwards: link.limits.max_body };
+    let mut messages = Messages::new(stream, lengths, link.shared.pool.another_lease(), link.frame_timeout);
     let hung_up = |messages: &Messages<Box<dyn Stream>>| messages.get_ref().hung_up();
-    let closed = session::drive(&mut messages, hung_up, &line, caller, place, stop).await;
+    let closed = session::drive(&mut messages, hung_up, &link, remote, slot, stop).await;
     match closed {
-        Closed::Failed(why) if why.kind() == io::ErrorKind::InvalidData => line.count_invalid(NAME),
+        Closed::Failed(why) if why.kind() == io::ErrorKind::InvalidData => link.count_invalid(NAME),
         // Nobody is left who could be told anything.
         Closed::Failed(_) => return,
         Closed::Ended | Closed::Gone | Closed::Evicted => {}
     }
-    let Some(_leave) = porch.linger() else { return };
+    let Some(_leave) = admission.try_linger() else { return };
     let _ = timeout(LINGER, see_off(messages)).await;
 }
 

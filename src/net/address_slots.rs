@@ -1,77 +1,77 @@
 //! How many connections come from one address.
 //!
-//! As on the porch, devices enter up to the limit, and some more may wait to say who they
-//! are: one whose older connection is half open takes that one's place.
+//! As in [`admission`](super::admission), devices are admitted up to the limit, and there are some
+//! slots beyond it: a device whose older connection is half open takes that one's slot.
 
-use super::admission::beyond;
+use super::admission::headroom;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// The connections of one listener by address. Clones share them.
+/// The slots of one listener for each address. Clones share them.
 #[derive(Debug, Clone)]
-pub struct Addresses(Arc<Inner>);
+pub struct AddressSlots(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     max: usize,
-    visits: Mutex<HashMap<IpAddr, Count>>,
+    addresses: Mutex<HashMap<IpAddr, Count>>,
 }
 
 #[derive(Debug, Default)]
 struct Count {
-    there: usize,
-    entered: usize,
+    connections: usize,
+    admitted: usize,
 }
 
-/// One connection, given up when dropped.
+/// The slot of one connection among those of its address, given back when dropped.
 #[derive(Debug)]
-pub struct Visit {
-    addresses: Addresses,
+pub struct AddressSlot {
+    slots: AddressSlots,
     address: IpAddr,
-    entered: bool,
+    admitted: bool,
 }
 
-impl Addresses {
-    /// Lets `max` devices of each address in.
-    pub fn new(max: usize) -> Addresses {
-        Addresses(Arc::new(Inner { max, visits: Mutex::default() }))
+impl AddressSlots {
+    /// Admits `max` devices of each address.
+    pub fn new(max: usize) -> AddressSlots {
+        AddressSlots(Arc::new(Inner { max, addresses: Mutex::default() }))
     }
 
-    /// A connection came; `None` if too many of its address are there.
-    pub fn arrive(&self, address: IpAddr) -> Option<Visit> {
+    /// Takes a slot for a new connection; `None` if there are too many of its address.
+    pub fn claim(&self, address: IpAddr) -> Option<AddressSlot> {
         let address = address.to_canonical();
-        let mut visits = self.0.visits.lock();
-        let count = visits.entry(address).or_default();
-        if count.there >= self.0.max.saturating_add(beyond(self.0.max)) {
+        let mut addresses = self.0.addresses.lock();
+        let count = addresses.entry(address).or_default();
+        if count.connections >= self.0.max.saturating_add(headroom(self.0.max)) {
             return None;
         }
-        count.there += 1;
-        Some(Visit { addresses: self.clone(), address, entered: false })
+        count.connections += 1;
+        Some(AddressSlot { slots: self.clone(), address, admitted: false })
     }
 }
 
-impl Visit {
-    /// Lets the device in, in the place of its older connection if `takes_over`. False if
-    /// the limit is reached.
-    pub fn enter(&mut self, takes_over: bool) -> bool {
-        let mut visits = self.addresses.0.visits.lock();
-        let Some(count) = visits.get_mut(&self.address).filter(|_| !self.entered) else { return true };
-        self.entered = count.entered < self.addresses.0.max || takes_over;
-        count.entered += usize::from(self.entered);
-        self.entered
+impl AddressSlot {
+    /// Admits the device, in place of its older connection if `takes_over`. False if the limit
+    /// is reached.
+    pub fn admit(&mut self, takes_over: bool) -> bool {
+        let mut addresses = self.slots.0.addresses.lock();
+        let Some(count) = addresses.get_mut(&self.address).filter(|_| !self.admitted) else { return true };
+        self.admitted = count.admitted < self.slots.0.max || takes_over;
+        count.admitted += usize::from(self.admitted);
+        self.admitted
     }
 }
 
-impl Drop for Visit {
+impl Drop for AddressSlot {
     fn drop(&mut self) {
-        let mut visits = self.addresses.0.visits.lock();
-        if let Some(count) = visits.get_mut(&self.address) {
-            count.there -= 1;
-            count.entered -= usize::from(self.entered);
-            if count.there == 0 {
-                visits.remove(&self.address);
+        let mut addresses = self.slots.0.addresses.lock();
+        if let Some(count) = addresses.get_mut(&self.address) {
+            count.connections -= 1;
+            count.admitted -= usize::from(self.admitted);
+            if count.connections == 0 {
+                addresses.remove(&self.address);
             }
         }
     }
@@ -86,19 +86,19 @@ mod tests {
     }
 
     #[test]
-    fn each_address_has_its_own_places_and_nothing_is_kept_of_who_left() {
-        let addresses = Addresses::new(2);
-        let arrive = |address| addresses.arrive(from(address));
-        let mut all: Vec<_> = (0..3).map(|_| arrive("192.0.2.1").expect("a place")).collect();
-        assert!(arrive("192.0.2.1").is_none() && arrive("::ffff:192.0.2.1").is_none());
-        let _other = arrive("192.0.2.2").expect("another address");
-        assert_eq!(all.iter_mut().map(|visit| visit.enter(false)).collect::<Vec<_>>(), [true, true, false]);
-        assert!(all[2].enter(true), "in its older connection's place");
+    fn each_address_has_its_own_slots_and_nothing_is_kept_of_closed_connections() {
+        let slots = AddressSlots::new(2);
+        let claim = |address| slots.claim(from(address));
+        let mut all: Vec<_> = (0..3).map(|_| claim("192.0.2.1").expect("a slot")).collect();
+        assert!(claim("192.0.2.1").is_none() && claim("::ffff:192.0.2.1").is_none());
+        let _other = claim("192.0.2.2").expect("another address");
+        assert_eq!(all.iter_mut().map(|slot| slot.admit(false)).collect::<Vec<_>>(), [true, true, false]);
+        assert!(all[2].admit(true), "in place of its older connection");
         all.remove(0);
         all.remove(0);
-        let mut next = arrive("192.0.2.1").expect("a place");
-        assert!(next.enter(false) && next.enter(false));
+        let mut next = claim("192.0.2.1").expect("a slot");
+        assert!(next.admit(false) && next.admit(false));
         drop((all, next));
-        assert_eq!(addresses.0.visits.lock().len(), 1);
+        assert_eq!(slots.0.addresses.lock().len(), 1);
     }
 }

@@ -1,15 +1,15 @@
-//! Who may wait at a listener, whose turn it is, and who may enter.
+//! Admission control of one listener: which connections hold a slot, and when each is served.
 //!
-//! A connection waits on the porch until its device is welcomed. Devices enter up to
-//! the listener's limit; a device whose older connection is still there may enter all
-//! the same, since that one goes. The porch has some room beyond the limit, so that
-//! such a device can say who it is. When the porch is full, newcomers wait outside until
-//! the connection that has waited longest had some time to speak; then it goes: in a
-//! flood of silent connections a device still gets its turn.
+//! A connection holds a slot from its accept to its end. Until its device is welcomed it waits.
+//! Devices are admitted up to the listener's limit; a device whose older connection still exists is
+//! admitted beyond it, because that connection ends. There are some slots beyond the limit, so that
+//! such a device can send its Hello. When all slots are taken, new connections stay in the system's
+//! backlog until the connection that is silent for longest had its grace period; then it is evicted
+//! for a new one. In a flood of silent connections a device still gets its turn.
 //!
-//! When thousands come or go at once, what each costs is little, but all of it together
-//! would keep those inside waiting. So who comes, goes or has just come stands in line,
-//! and a few are seen to at a time: between them all that is ready to run does.
+//! When thousands of connections come or go at once, each costs little, but all together would
+//! delay the devices that are connected. So each connection takes its first steps, and its last, in
+//! turns: a few run at a time, and between them everything else that is ready to run does.
 
 use crate::clock::Clock;
 use parking_lot::Mutex;
@@ -22,42 +22,44 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-/// How long a connection may stand on the porch without a word before it has to go for a
-/// newcomer. A Hello follows its connection at once; one that got lost comes a little
-/// later. Where there are few places it is less, so that 500 newcomers a second have one.
+/// How long a connection may be silent before it is evicted for a new one. A Hello follows its
+/// connection at once; one whose packet is lost comes a little later. Where there are few slots
+/// the period is shorter, so that 500 new connections a second each get one.
 const GRACE: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_millis(500);
-const GRACE_A_PLACE: Duration = Duration::from_millis(2);
-/// How often a connection gives way to others before it does no longer: for its Hello,
-/// for what it has to get rid of, and for the Acks of that.
-const COURTESIES: u8 = 16;
-/// How many of those that give way are seen to at a time.
-const AT_A_TIME: usize = 4;
-/// How many connections may linger at a time, so that their last words arrive.
-pub const LEAVING: usize = 64;
+const GRACE_A_SLOT: Duration = Duration::from_millis(2);
+/// Steps that an admitted connection takes in turns: its Hello, the backlog that it sends, and the
+/// Acks of that.
+const PACED_STEPS: u8 = 16;
+/// Turns that run at a time.
+const CONCURRENT_TURNS: usize = 4;
+/// Connections that may linger at a time, so that the last bytes sent to them arrive.
+pub const MAX_LINGERING: usize = 64;
 
-/// The places of one listener. Clones share them.
+/// The slots of one listener. Clones share them.
 #[derive(Debug, Clone)]
-pub struct Porch(Arc<Inner>);
+pub struct Admission(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// Devices that are admitted.
     max: usize,
-    room: usize,
+    /// Slots, admitted or not.
+    capacity: usize,
     grace: Duration,
-    places: Mutex<Places>,
-    /// Somebody left a place.
-    left: Notify,
-    line: Semaphore,
-    seen_off: Semaphore,
+    slots: Mutex<Slots>,
+    /// A slot was vacated.
+    vacated: Notify,
+    turns: Semaphore,
+    lingering: Semaphore,
     waiting: Gauge,
 }
 
 #[derive(Debug, Default)]
-struct Places {
-    entered: usize,
-    /// Those that said something and wait for their turn to be heard.
-    in_line: usize,
-    /// Those of whom nothing was heard, by order of arrival.
+struct Slots {
+    admitted: usize,
+    /// Connections that sent something and wait for their turn.
+    ready: usize,
+    /// Connections that sent nothing, by order of arrival.
     silent: BTreeMap<u64, Silent>,
     arrivals: u64,
 }
@@ -68,122 +70,122 @@ struct Silent {
     evicted: Arc<Notify>,
 }
 
-/// A connection's place, given up when dropped.
+/// The slot of one connection, vacated when dropped.
 #[derive(Debug)]
-pub struct Place {
-    porch: Porch,
+pub struct AdmissionSlot {
+    admission: Admission,
     arrival: u64,
     since: Duration,
-    standing: Standing,
-    /// How often it still gives way.
-    courtesies: u8,
+    state: SlotState,
+    /// Steps that it still takes in turns.
+    paced_steps: u8,
     evicted: Arc<Notify>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum SlotState {
     Silent,
-    InLine,
-    Entered,
-    Left,
+    Ready,
+    Admitted,
+    Vacated,
 }
 
-/// Room beyond a limit of `max`.
-pub fn beyond(max: usize) -> usize {
+/// Slots beyond a limit of `max`.
+pub fn headroom(max: usize) -> usize {
     (max / 8).clamp(1, 1024)
 }
 
-/// Connections that may be there at one time where `max` devices are let in: those that go
-/// still are for a while.
-pub fn most(max: usize) -> usize {
-    max + 2 * beyond(max) + LEAVING
+/// Connections that may exist at one time where `max` devices are admitted, those that are
+/// closing included.
+pub fn max_open(max: usize) -> usize {
+    max + 2 * headroom(max) + MAX_LINGERING
 }
 
-impl Porch {
-    /// Lets `max` devices in, and shows how many connections are waiting.
-    pub fn new(max: usize, waiting: Gauge) -> Porch {
-        let room = max.saturating_add(beyond(max));
-        let grace = GRACE_A_PLACE.saturating_mul(u32::try_from(room).unwrap_or(u32::MAX));
-        Porch(Arc::new(Inner {
+impl Admission {
+    /// Admits `max` devices; `waiting` shows how many connections hold a slot and are not admitted.
+    pub fn new(max: usize, waiting: Gauge) -> Admission {
+        let capacity = max.saturating_add(headroom(max));
+        let grace = GRACE_A_SLOT.saturating_mul(u32::try_from(capacity).unwrap_or(u32::MAX));
+        Admission(Arc::new(Inner {
             max,
-            room,
+            capacity,
             grace: grace.clamp(*GRACE.start(), *GRACE.end()),
-            places: Mutex::default(),
-            left: Notify::new(),
-            line: Semaphore::new(AT_A_TIME),
-            seen_off: Semaphore::new(LEAVING),
+            slots: Mutex::default(),
+            vacated: Notify::new(),
+            turns: Semaphore::new(CONCURRENT_TURNS),
+            lingering: Semaphore::new(MAX_LINGERING),
             waiting,
         }))
     }
 
-    /// How long a newcomer has to wait at most, where memory for another connection may be
-    /// `short`; not at all if there is a place, if somebody can be sent away for it, or if
-    /// it can be told that there is none.
+    /// How long a new connection has to wait at most, where memory for another one may be
+    /// `short`. `None` if it need not: there is a slot, a connection can be evicted for it, or
+    /// it can be refused.
     pub fn full_for(&self, now: Duration, short: bool) -> Option<Duration> {
-        let places = self.0.places.lock();
-        let full = short || places.taken() >= self.0.room;
-        let hopeless = places.entered >= self.0.room || places.taken() == places.entered;
+        let slots = self.0.slots.lock();
+        let full = short || slots.taken() >= self.0.capacity;
+        let hopeless = slots.admitted >= self.0.capacity || slots.taken() == slots.admitted;
         if !full || hopeless {
             return None;
         }
-        let longest = places.silent.first_key_value().map_or(now, |(_, silent)| silent.since);
+        let longest = slots.silent.first_key_value().map_or(now, |(_, silent)| silent.since);
         (longest + self.0.grace).checked_sub(now).filter(|left| !left.is_zero())
     }
 
-    /// Waits until a newcomer need wait no longer, where memory may be `short`. Cancel-safe,
-    /// for one who waits.
+    /// Waits until a new connection need not wait, where memory may be `short`. Cancel-safe, for
+    /// one that waits at a time.
     pub async fn room(&self, clock: &dyn Clock, short: impl Fn() -> bool) {
-        while let Some(patience) = self.full_for(clock.now().monotonic, short()) {
-            let _ = timeout(patience, self.0.left.notified()).await;
+        while let Some(left) = self.full_for(clock.now().monotonic, short()) {
+            let _ = timeout(left, self.0.vacated.notified()).await;
         }
     }
 
-    /// A place for a connection that has just come; `None` if every place is taken by
-    /// others than silent ones. Of those, one may have to go for it.
-    pub fn arrive(&self, now: Duration) -> Option<Place> {
-        self.change(|places| {
-            if places.taken() >= self.0.room && !places.evict_one() {
+    /// Takes a slot for a new connection, for which the silent connection that is oldest may be
+    /// evicted. `None` if all slots are taken by others than silent connections.
+    pub fn claim(&self, now: Duration) -> Option<AdmissionSlot> {
+        self.change(|slots| {
+            if slots.taken() >= self.0.capacity && !slots.evict_oldest() {
                 return None;
             }
-            places.arrivals += 1;
-            let (arrival, evicted) = (places.arrivals, Arc::new(Notify::new()));
-            places.silent.insert(arrival, Silent { since: now, evicted: evicted.clone() });
-            let (porch, standing, courtesies) = (self.clone(), Standing::Silent, COURTESIES);
-            Some(Place { porch, arrival, since: now, standing, courtesies, evicted })
+            slots.arrivals += 1;
+            let (arrival, evicted) = (slots.arrivals, Arc::new(Notify::new()));
+            slots.silent.insert(arrival, Silent { since: now, evicted: evicted.clone() });
+            let (admission, state, paced_steps) = (self.clone(), SlotState::Silent, PACED_STEPS);
+            Some(AdmissionSlot { admission, arrival, since: now, state, paced_steps, evicted })
         })
     }
 
-    /// Sends the one away that is silent for longest; false if nobody is.
-    pub fn evict_one(&self) -> bool {
-        self.change(Places::evict_one)
+    /// Evicts the silent connection that is oldest; false if there is none.
+    pub fn evict_oldest(&self) -> bool {
+        self.change(Slots::evict_oldest)
     }
 
-    /// Leave to linger, if not too many do.
-    pub fn linger(&self) -> Option<SemaphorePermit<'_>> {
-        self.0.seen_off.try_acquire().ok()
+    /// A permit to linger, unless [`MAX_LINGERING`] connections do.
+    pub fn try_linger(&self) -> Option<SemaphorePermit<'_>> {
+        self.0.lingering.try_acquire().ok()
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Places) -> T) -> T {
-        let mut places = self.0.places.lock();
-        let outcome = change(&mut places);
-        self.0.waiting.set(i64::try_from(places.in_line + places.silent.len()).unwrap_or(i64::MAX));
+    fn change<T>(&self, change: impl FnOnce(&mut Slots) -> T) -> T {
+        let mut slots = self.0.slots.lock();
+        let outcome = change(&mut slots);
+        self.0.waiting.set(i64::try_from(slots.ready + slots.silent.len()).unwrap_or(i64::MAX));
         outcome
     }
 
-    async fn turn(&self) {
+    async fn acquire_turn(&self) {
         // Never closed.
-        let _turn = self.0.line.acquire().await;
-        // All that is ready to run does so first; only then is it the next one's turn.
+        let _turn = self.0.turns.acquire().await;
+        // Everything else that is ready to run does before the next turn begins.
         tokio::task::yield_now().await;
     }
 }
 
-impl Places {
+impl Slots {
     fn taken(&self) -> usize {
-        self.entered + self.in_line + self.silent.len()
+        self.admitted + self.ready + self.silent.len()
     }
 
-    fn evict_one(&mut self) -> bool {
+    fn evict_oldest(&mut self) -> bool {
         let oldest = self.silent.pop_first();
         if let Some((_, silent)) = &oldest {
             silent.evicted.notify_one();
@@ -191,112 +193,112 @@ impl Places {
         oldest.is_some()
     }
 
-    fn leave(&mut self, standing: Standing, arrival: u64) {
-        match standing {
-            Standing::Silent => drop(self.silent.remove(&arrival)),
-            Standing::InLine => self.in_line -= 1,
-            Standing::Entered => self.entered -= 1,
-            Standing::Left => {}
+    fn vacate(&mut self, state: SlotState, arrival: u64) {
+        match state {
+            SlotState::Silent => drop(self.silent.remove(&arrival)),
+            SlotState::Ready => self.ready -= 1,
+            SlotState::Admitted => self.admitted -= 1,
+            SlotState::Vacated => {}
         }
     }
 }
 
-impl Place {
-    /// The place of a device that shares its line with nobody.
-    pub fn granted() -> Place {
-        let porch = Porch::new(1, Gauge::default());
-        porch.0.places.lock().entered = 1;
-        let (arrival, since) = (0, Duration::ZERO);
-        Place { porch, arrival, since, standing: Standing::Entered, courtesies: 0, evicted: Arc::default() }
+impl AdmissionSlot {
+    /// The slot of a device that shares its line with no other: it is admitted, and takes no
+    /// step in turns.
+    pub fn exclusive() -> AdmissionSlot {
+        let admission = Admission::new(1, Gauge::default());
+        admission.0.slots.lock().admitted = 1;
+        let (arrival, since, state) = (0, Duration::ZERO, SlotState::Admitted);
+        AdmissionSlot { admission, arrival, since, state, paced_steps: 0, evicted: Arc::default() }
     }
 
-    pub fn porch(&self) -> &Porch {
-        &self.porch
+    pub fn admission(&self) -> &Admission {
+        &self.admission
     }
 
-    /// When its connection came, on the monotonic clock.
+    /// When its connection was accepted, on the monotonic clock.
     pub fn since(&self) -> Duration {
         self.since
     }
 
-    /// Whether it was let in, and did not leave.
-    pub fn is_inside(&self) -> bool {
-        self.standing == Standing::Entered
+    /// Whether its device was admitted, and the slot not vacated.
+    pub fn is_admitted(&self) -> bool {
+        self.state == SlotState::Admitted
     }
 
-    /// Whether it waits for its turn with what it is about to do.
-    pub fn gives_way(&self) -> bool {
-        self.courtesies > 0
+    /// Whether the connection takes its next step in turns.
+    pub fn is_paced(&self) -> bool {
+        self.paced_steps > 0
     }
 
-    /// Waits for its turn.
-    pub fn turn(&mut self) -> impl Future<Output = ()> + Send + use<> {
-        if self.is_inside() {
-            self.courtesies = self.courtesies.saturating_sub(1);
+    /// Waits for the connection's turn.
+    pub fn acquire_turn(&mut self) -> impl Future<Output = ()> + Send + use<> {
+        if self.is_admitted() {
+            self.paced_steps = self.paced_steps.saturating_sub(1);
         }
-        let porch = self.porch.clone();
-        async move { porch.turn().await }
+        let admission = self.admission.clone();
+        async move { admission.acquire_turn().await }
     }
 
-    /// Something was heard: it is not sent away until it had its turn.
-    pub fn line_up(&mut self) {
-        if self.standing != Standing::Silent {
+    /// The connection sent something: it is not evicted before its turn.
+    pub fn ready(&mut self) {
+        if self.state != SlotState::Silent {
             return;
         }
-        self.standing = self.porch.change(|places| {
-            // One that was sent away meanwhile has no place to keep.
-            if places.silent.remove(&self.arrival).is_none() {
-                return Standing::Left;
+        self.state = self.admission.change(|slots| {
+            // One that was evicted meanwhile has no slot to keep.
+            if slots.silent.remove(&self.arrival).is_none() {
+                return SlotState::Vacated;
             }
-            places.in_line += 1;
-            Standing::InLine
+            slots.ready += 1;
+            SlotState::Ready
         });
     }
 
-    /// It had its turn. If it was not let in, it waits as long as if it had said nothing.
-    pub fn step_back(&mut self) {
-        if self.standing == Standing::InLine {
-            self.porch.change(|places| {
-                places.in_line -= 1;
-                places.silent.insert(self.arrival, Silent { since: self.since, evicted: self.evicted.clone() });
+    /// Its turn is over. If its device was not admitted, it is silent as if it had sent nothing.
+    pub fn release(&mut self) {
+        if self.state == SlotState::Ready {
+            self.admission.change(|slots| {
+                slots.ready -= 1;
+                slots.silent.insert(self.arrival, Silent { since: self.since, evicted: self.evicted.clone() });
             });
-            self.standing = Standing::Silent;
+            self.state = SlotState::Silent;
         }
     }
 
-    /// Lets the device in, in the place of its older connection if `takes_over`. False
-    /// if the limit is reached.
-    pub fn enter(&mut self, takes_over: bool) -> bool {
-        if self.is_inside() {
+    /// Admits the device, in place of its older connection if `takes_over`. False if the limit
+    /// is reached.
+    pub fn admit(&mut self, takes_over: bool) -> bool {
+        if self.is_admitted() {
             return true;
         }
-        let max = self.porch.0.max;
-        let (standing, arrival) = (self.standing, self.arrival);
-        let entered = self.porch.change(|places| {
-            let enters = places.entered < max || takes_over;
-            if enters {
-                places.leave(standing, arrival);
-                places.entered += 1;
+        let max = self.admission.0.max;
+        let (state, arrival) = (self.state, self.arrival);
+        let admitted = self.admission.change(|slots| {
+            let admitted = slots.admitted < max || takes_over;
+            if admitted {
+                slots.vacate(state, arrival);
+                slots.admitted += 1;
             }
-            enters
+            admitted
         });
-        if entered {
-            self.standing = Standing::Entered;
+        if admitted {
+            self.state = SlotState::Admitted;
         }
-        entered
+        admitted
     }
 
-    /// Gives the place up for others, though the connection is still there.
-    pub fn leave(&mut self) {
-        let standing = std::mem::replace(&mut self.standing, Standing::Left);
-        self.porch.change(|places| places.leave(standing, self.arrival));
-        self.porch.0.left.notify_one();
+    /// Gives the slot back before the connection ends.
+    pub fn vacate(&mut self) {
+        let state = std::mem::replace(&mut self.state, SlotState::Vacated);
+        self.admission.change(|slots| slots.vacate(state, self.arrival));
+        self.admission.0.vacated.notify_one();
     }
 
-    /// Waits until the place is needed for somebody else: never for a device that was let
-    /// in. Cancel-safe.
+    /// Waits until the connection is evicted, which one that is admitted never is. Cancel-safe.
     pub fn evicted(&self) -> impl Future<Output = ()> + Send + use<> {
-        let evicted = (!self.is_inside()).then(|| self.evicted.clone());
+        let evicted = (!self.is_admitted()).then(|| self.evicted.clone());
         async move {
             match evicted {
                 Some(evicted) => evicted.notified().await,
@@ -306,9 +308,9 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for AdmissionSlot {
     fn drop(&mut self) {
-        self.leave();
+        self.vacate();
     }
 }
 
@@ -318,142 +320,142 @@ mod tests {
 
     const START: Duration = Duration::from_secs(1);
 
-    fn is_evicted(place: &Place) -> bool {
-        let mut evicted = std::pin::pin!(place.evicted());
+    fn is_evicted(slot: &AdmissionSlot) -> bool {
+        let mut evicted = std::pin::pin!(slot.evicted());
         evicted.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_ready()
     }
 
-    fn arrive(porch: &Porch) -> Place {
-        porch.arrive(START).expect("a place")
+    fn claim(admission: &Admission) -> AdmissionSlot {
+        admission.claim(START).expect("a slot")
     }
 
     #[test]
-    fn the_one_who_waits_longest_goes_when_the_porch_is_full() {
-        let porch = Porch::new(2, Gauge::default());
-        let waiting: Vec<_> = (0..3).map(|_| arrive(&porch)).collect();
-        let newest = arrive(&porch);
+    fn the_oldest_silent_connection_is_evicted_when_all_slots_are_taken() {
+        let admission = Admission::new(2, Gauge::default());
+        let waiting: Vec<_> = (0..3).map(|_| claim(&admission)).collect();
+        let newest = claim(&admission);
         assert_eq!(waiting.iter().map(is_evicted).collect::<Vec<_>>(), [true, false, false]);
         assert!(!is_evicted(&newest));
     }
 
     #[test]
-    fn newcomers_wait_outside_until_somebody_was_silent_for_too_long_or_left() {
-        let porch = Porch::new(2, Gauge::default());
-        assert_eq!(porch.full_for(START, false), None);
-        let mut waiting: Vec<_> = (0..3).map(|_| arrive(&porch)).collect();
+    fn a_new_connection_waits_until_one_was_silent_for_too_long_or_left() {
+        let admission = Admission::new(2, Gauge::default());
+        assert_eq!(admission.full_for(START, false), None);
+        let mut waiting: Vec<_> = (0..3).map(|_| claim(&admission)).collect();
         let grace = *GRACE.start();
-        assert_eq!(porch.full_for(START + grace / 5, false), Some(grace * 4 / 5));
-        assert_eq!(porch.full_for(START + grace, false), None);
-        waiting.iter_mut().for_each(Place::line_up);
-        assert_eq!(porch.full_for(START + grace, false), Some(grace), "those in line will be seen to");
+        assert_eq!(admission.full_for(START + grace / 5, false), Some(grace * 4 / 5));
+        assert_eq!(admission.full_for(START + grace, false), None);
+        waiting.iter_mut().for_each(AdmissionSlot::ready);
+        assert_eq!(admission.full_for(START + grace, false), Some(grace), "those that are ready will have their turn");
         waiting.pop();
-        assert_eq!(porch.full_for(START + grace, false), None);
-        assert_eq!(porch.full_for(START, true), Some(grace), "memory is short");
+        assert_eq!(admission.full_for(START + grace, false), None);
+        assert_eq!(admission.full_for(START, true), Some(grace), "memory is short");
         waiting.clear();
-        assert_eq!(porch.full_for(START, true), None, "nobody is there who could go");
-        assert_eq!(Porch::new(10_000, Gauge::default()).0.grace, *GRACE.end());
+        assert_eq!(admission.full_for(START, true), None, "nothing can be evicted");
+        assert_eq!(Admission::new(10_000, Gauge::default()).0.grace, *GRACE.end());
     }
 
     #[test]
-    fn devices_that_entered_are_not_sent_away() {
-        let porch = Porch::new(2, Gauge::default());
-        let mut inside: Vec<_> = (0..2).map(|_| arrive(&porch)).collect();
-        assert!(inside.iter_mut().all(|place| place.enter(false)));
+    fn devices_that_are_admitted_are_not_evicted() {
+        let admission = Admission::new(2, Gauge::default());
+        let mut admitted: Vec<_> = (0..2).map(|_| claim(&admission)).collect();
+        assert!(admitted.iter_mut().all(|slot| slot.admit(false)));
         for _ in 0..5 {
-            let mut late = arrive(&porch);
-            assert!(!late.enter(false), "both places are taken");
+            let mut late = claim(&admission);
+            assert!(!late.admit(false), "the limit is reached");
         }
-        let waiting = arrive(&porch);
-        let _newer = arrive(&porch);
-        assert!(is_evicted(&waiting) && !inside.iter().any(is_evicted));
-        inside.pop();
-        assert!(arrive(&porch).enter(false));
+        let waiting = claim(&admission);
+        let _newer = claim(&admission);
+        assert!(is_evicted(&waiting) && !admitted.iter().any(is_evicted));
+        admitted.pop();
+        assert!(claim(&admission).admit(false));
     }
 
     #[test]
-    fn who_said_something_is_not_sent_away_before_it_had_its_turn() {
-        let porch = Porch::new(1, Gauge::default());
-        let (mut first, second) = (arrive(&porch), arrive(&porch));
-        first.line_up();
-        let third = arrive(&porch);
+    fn a_connection_that_sent_something_is_not_evicted_before_its_turn() {
+        let admission = Admission::new(1, Gauge::default());
+        let (mut first, second) = (claim(&admission), claim(&admission));
+        first.ready();
+        let third = claim(&admission);
         assert!(!is_evicted(&first) && is_evicted(&second));
-        // Half a Hello is no more than none: it has waited for longest.
-        first.step_back();
-        let fourth = arrive(&porch);
+        // Half a Hello counts as none: this connection is the oldest.
+        first.release();
+        let fourth = claim(&admission);
         assert!(is_evicted(&first) && !is_evicted(&third));
-        first.line_up();
+        first.ready();
         drop((first, second, third, fourth));
-        assert_eq!(porch.0.places.lock().taken(), 0);
+        assert_eq!(admission.0.slots.lock().taken(), 0);
     }
 
     #[test]
-    fn a_device_takes_the_place_of_its_older_connection_however_full_it_is() {
-        let porch = Porch::new(1, Gauge::default());
-        let mut older = arrive(&porch);
-        assert!(older.enter(false));
-        let mut newer = arrive(&porch);
-        newer.line_up();
-        assert!(newer.enter(true));
+    fn a_device_takes_the_slot_of_its_older_connection_also_at_the_limit() {
+        let admission = Admission::new(1, Gauge::default());
+        let mut older = claim(&admission);
+        assert!(older.admit(false));
+        let mut newer = claim(&admission);
+        newer.ready();
+        assert!(newer.admit(true));
         drop(older);
-        assert!(!arrive(&porch).enter(false));
+        assert!(!claim(&admission).admit(false));
         drop(newer);
-        assert!(arrive(&porch).enter(false));
+        assert!(claim(&admission).admit(false));
     }
 
     #[test]
-    fn a_device_that_was_let_in_gives_way_for_a_while() {
-        let porch = Porch::new(1, Gauge::default());
-        let mut place = arrive(&porch);
+    fn a_device_that_was_admitted_is_paced_for_some_steps() {
+        let admission = Admission::new(1, Gauge::default());
+        let mut slot = claim(&admission);
         for _ in 0..1000 {
-            drop(place.turn());
+            drop(slot.acquire_turn());
         }
-        assert!(place.gives_way(), "as long as it is outside");
-        assert!(place.enter(false));
-        for _ in 0..COURTESIES {
-            assert!(place.gives_way());
-            drop(place.turn());
+        assert!(slot.is_paced(), "as long as it is not admitted");
+        assert!(slot.admit(false));
+        for _ in 0..PACED_STEPS {
+            assert!(slot.is_paced());
+            drop(slot.acquire_turn());
         }
-        assert!(!place.gives_way());
+        assert!(!slot.is_paced());
     }
 
     #[test]
-    fn who_left_is_counted_no_longer() {
+    fn a_vacated_slot_is_not_counted() {
         let waiting = Gauge::default();
-        let porch = Porch::new(1, waiting.clone());
-        let (mut older, mut newer) = (arrive(&porch), arrive(&porch));
+        let admission = Admission::new(1, waiting.clone());
+        let (mut older, mut newer) = (claim(&admission), claim(&admission));
         assert_eq!(waiting.get(), 2);
-        assert!(older.enter(false) && !newer.enter(false));
-        older.leave();
-        assert!(newer.enter(false));
+        assert!(older.admit(false) && !newer.admit(false));
+        older.vacate();
+        assert!(newer.admit(false));
         assert_eq!(waiting.get(), 0);
         drop(older);
         drop(newer);
-        assert_eq!(porch.0.places.lock().taken(), 0);
+        assert_eq!(admission.0.slots.lock().taken(), 0);
     }
 
     #[tokio::test]
-    async fn those_inside_have_their_turn_between_any_few_of_those_in_line() {
+    async fn other_tasks_run_between_any_few_turns() {
         const CROWD: usize = 400;
-        let porch = Porch::new(CROWD, Gauge::default());
+        let admission = Admission::new(CROWD, Gauge::default());
         let served = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let (inside, mut crowd) = (served.clone(), tokio::task::JoinSet::new());
+        let (counter, mut crowd) = (served.clone(), tokio::task::JoinSet::new());
         for _ in 0..CROWD {
-            let (porch, served) = (porch.clone(), served.clone());
+            let (admission, served) = (admission.clone(), served.clone());
             crowd.spawn(async move {
-                porch.turn().await;
+                admission.acquire_turn().await;
                 served.load(std::sync::atomic::Ordering::Relaxed)
             });
         }
-        let going_on = tokio::spawn(async move {
+        let others = tokio::spawn(async move {
             loop {
-                inside.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 tokio::task::yield_now().await;
             }
         });
         let mut at = crowd.join_all().await;
-        going_on.abort();
+        others.abort();
         at.sort_unstable();
         let most = at.chunk_by(|a, b| a == b).map(<[_]>::len).max();
-        assert!(most <= Some(4 * AT_A_TIME), "{most:?} in a row");
+        assert!(most <= Some(4 * CONCURRENT_TURNS), "{most:?} in a row");
     }
 }

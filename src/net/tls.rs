@@ -10,12 +10,12 @@
 mod failure;
 mod flush_on_write;
 
-pub use failure::trouble;
-pub use flush_on_write::Prompt;
+pub use failure::explain;
+pub use flush_on_write::FlushOnWrite;
 
 use super::close::hung_up;
 use super::memory::{Lease, Pool};
-use crate::config::{ClientCertificates, ServerTls, Terms};
+use crate::config::{ClientCertificates, ListenerConfig, ServerTls};
 use crate::credentials::Kept;
 use crate::pem::{self, Validity};
 use anyhow::{Context as _, Result};
@@ -45,9 +45,9 @@ const MOST: usize = 24 * 1024;
 pub type Tls = Kept<ServerConfig>;
 
 /// What the listener that is called `part` shakes hands with, if it speaks TLS.
-pub fn of_listener(part: &str, terms: &Terms, now: Duration) -> Option<Arc<Tls>> {
+pub fn of_listener(part: &str, config: &ListenerConfig, now: Duration) -> Option<Arc<Tls>> {
     const WITHOUT: &str = "nobody is let in over TLS until it is right";
-    let files = terms.tls()?;
+    let files = config.tls()?;
     let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()].into_iter().flatten().cloned();
     let paths: Vec<_> = paths.collect();
     Some(Arc::new(Kept::new(part, paths, WITHOUT, now, move || server_config(&files))))
@@ -102,7 +102,7 @@ pub async fn accept(
     lease.hold(IDLE);
     let metered = Metered { stream, lease, unread: 0, delivered: false };
     let stream = TlsAcceptor::from(config).accept(metered).await?;
-    Ok(Secure(Prompt::new(stream)))
+    Ok(Secure(FlushOnWrite::new(stream)))
 }
 
 /// Whether a handshake failed for what the client showed of itself, or did not. That a
@@ -120,7 +120,7 @@ pub fn is_for_certificate(why: &io::Error) -> bool {
 }
 
 /// A connection under TLS, which holds nothing back.
-pub struct Secure(Prompt<TlsStream<Metered>>);
+pub struct Secure(FlushOnWrite<TlsStream<Metered>>);
 
 impl Secure {
     /// The certificate that the client showed and that was verified.

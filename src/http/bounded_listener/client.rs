@@ -1,7 +1,7 @@
 //! Who is at the far end of a connection, and how far its request is.
 
 use super::{Cut, LAST_REQUEST};
-use crate::net::Place;
+use crate::net::AdmissionSlot;
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use parking_lot::Mutex;
@@ -15,22 +15,22 @@ use tokio::time::Instant;
 
 /// Who asks.
 #[derive(Debug, Clone)]
-pub struct Visitor {
+pub struct Client {
     pub from: SocketAddr,
     pub(super) certificate: Arc<OnceLock<CertificateDer<'static>>>,
-    pub(super) stay: Option<Arc<Mutex<Stay>>>,
+    pub(super) state: Option<Arc<Mutex<ConnectionState>>>,
 }
 
 /// A connection's place, and what it is there for.
 #[derive(Debug)]
-pub(super) struct Stay {
-    pub place: Option<Place>,
+pub(super) struct ConnectionState {
+    pub slot: Option<AdmissionSlot>,
     pub begun: Instant,
     pub phase: Phase,
     /// When the request began to come that came last: the first with the connection.
-    pub asks_since: Instant,
+    pub request_since: Instant,
     /// Whether the head of that request is there.
-    pub is_asked: bool,
+    pub has_head: bool,
     /// Why the rest of it will not come.
     pub cut: Option<Cut>,
 }
@@ -44,108 +44,108 @@ pub(super) enum Phase {
     /// It takes its answer in, or says nothing.
     Asking,
     /// It is a device's WebSocket.
-    MovedOn,
+    Upgraded,
 }
 
-impl Stay {
+impl ConnectionState {
     /// Something came: if no request was under way, one is now.
-    pub fn asks_again(&mut self, patience: Duration) {
+    pub fn next_request(&mut self, request_timeout: Duration) {
         if self.phase == Phase::Asking {
-            self.asks_since = Instant::now();
-            self.is_asked = false;
-            self.phase = Phase::Arriving { until: self.asks_since + patience };
+            self.request_since = Instant::now();
+            self.has_head = false;
+            self.phase = Phase::Arriving { until: self.request_since + request_timeout };
         }
     }
 }
 
-impl From<SocketAddr> for Visitor {
+impl From<SocketAddr> for Client {
     /// One whose connection nobody bounds.
-    fn from(from: SocketAddr) -> Visitor {
-        Visitor { from, certificate: Arc::default(), stay: None }
+    fn from(from: SocketAddr) -> Client {
+        Client { from, certificate: Arc::default(), state: None }
     }
 }
 
 /// A listener whose visitors requests can find.
-pub(in crate::http) struct Announced<L>(pub L);
+pub(in crate::http) struct WithClient<L>(pub L);
 
-impl<L: Listener<Addr = Visitor>> Listener for Announced<L> {
+impl<L: Listener<Addr = Client>> Listener for WithClient<L> {
     type Io = L::Io;
-    type Addr = Visitor;
+    type Addr = Client;
 
-    fn accept(&mut self) -> impl Future<Output = (L::Io, Visitor)> + Send {
+    fn accept(&mut self) -> impl Future<Output = (L::Io, Client)> + Send {
         self.0.accept()
     }
 
-    fn local_addr(&self) -> io::Result<Visitor> {
+    fn local_addr(&self) -> io::Result<Client> {
         self.0.local_addr()
     }
 }
 
-impl<L: Listener<Addr = Visitor>> Connected<IncomingStream<'_, Announced<L>>> for Visitor {
-    fn connect_info(stream: IncomingStream<'_, Announced<L>>) -> Visitor {
+impl<L: Listener<Addr = Client>> Connected<IncomingStream<'_, WithClient<L>>> for Client {
+    fn connect_info(stream: IncomingStream<'_, WithClient<L>>) -> Client {
         stream.remote_addr().clone()
     }
 }
 
-impl Visitor {
+impl Client {
     /// The certificate that it proved to have.
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
         self.certificate.get().cloned()
     }
 
     /// How long ago its request began to come.
-    pub fn asks_for(&self) -> Duration {
-        self.stay.as_ref().map_or(Duration::ZERO, |stay| stay.lock().asks_since.elapsed())
+    pub fn request_age(&self) -> Duration {
+        self.state.as_ref().map_or(Duration::ZERO, |state| state.lock().request_since.elapsed())
     }
 
     /// The head of a request is there. Returns whether its answer is to be the last.
-    pub fn asks(&self) -> bool {
-        self.stay.as_ref().is_some_and(|stay| {
-            let mut stay = stay.lock();
-            stay.is_asked = true;
-            stay.begun.elapsed() >= LAST_REQUEST
+    pub fn head_arrived(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| {
+            let mut state = state.lock();
+            state.has_head = true;
+            state.begun.elapsed() >= LAST_REQUEST
         })
     }
 
     /// Why the rest of its request did not come, if that is the gateway's doing.
     pub(in crate::http) fn cut(&self) -> Option<Cut> {
-        self.stay.as_ref().and_then(|stay| stay.lock().cut)
+        self.state.as_ref().and_then(|state| state.lock().cut)
     }
 
     /// Whether its request is there, and being answered.
     pub fn is_waiting(&self) -> bool {
-        self.stay.as_ref().is_none_or(|stay| stay.lock().phase == Phase::Waiting)
+        self.state.as_ref().is_none_or(|state| state.lock().phase == Phase::Waiting)
     }
 
     /// A request is there: nobody takes its place until it is answered.
-    pub fn is_heard(&self) {
-        self.change(Phase::Waiting, |place| {
-            if let Some(place) = place {
-                place.line_up();
+    pub fn request_complete(&self) {
+        self.change(Phase::Waiting, |slot| {
+            if let Some(slot) = slot {
+                slot.ready();
             }
         });
     }
 
     /// The answer is on its way.
-    pub fn is_answered(&self) {
-        self.change(Phase::Asking, |place| {
-            if let Some(place) = place {
-                place.step_back();
+    pub fn response_started(&self) {
+        self.change(Phase::Asking, |slot| {
+            if let Some(slot) = slot {
+                slot.release();
             }
         });
     }
 
     /// It is a device's connection from here on.
-    pub fn moves_on(&self) {
-        self.change(Phase::MovedOn, |place| *place = None);
+    pub fn upgraded(&self) {
+        self.change(Phase::Upgraded, |slot| *slot = None);
     }
 
-    fn change(&self, phase: Phase, change: impl FnOnce(&mut Option<Place>)) {
-        let Some(stay) = &self.stay else { return };
-        let mut stay = stay.lock();
-        if stay.phase != Phase::MovedOn {
-            change(&mut stay.place);
-            stay.phase = phase;
+    fn change(&self, phase: Phase, change: impl FnOnce(&mut Option<AdmissionSlot>)) {
+        let Some(state) = &self.state else { return };
+        let mut state = state.lock();
+        if state.phase != Phase::Upgraded {
+            change(&mut state.slot);
+            state.phase = phase;
         }
     }
 }

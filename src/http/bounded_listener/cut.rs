@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 /// How long they may take to be heard.
-pub const LAST_WORDS: Duration = Duration::from_millis(250);
+pub const CLOSE_WITHIN: Duration = Duration::from_millis(250);
 
 /// Why a connection is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,21 +53,21 @@ impl Cut {
 
 /// Says what is to be said and waits until it is heard: data left unread would reset the
 /// connection, and the words be lost.
-pub struct Farewell {
+pub struct ClosingResponse {
     words: Vec<u8>,
     shut: bool,
     until: Pin<Box<Sleep>>,
 }
 
-impl Farewell {
+impl ClosingResponse {
     /// Of a connection that was answered.
-    pub fn answered() -> Farewell {
-        Farewell { words: Vec::new(), shut: false, until: Box::pin(sleep(LAST_WORDS)) }
+    pub fn answered() -> ClosingResponse {
+        ClosingResponse { words: Vec::new(), shut: false, until: Box::pin(sleep(CLOSE_WITHIN)) }
     }
 
     /// Of one that is told why it is cut.
-    pub fn telling(cut: Cut) -> Farewell {
-        Farewell { words: cut.answer().into_bytes(), ..Farewell::answered() }
+    pub fn telling(cut: Cut) -> ClosingResponse {
+        ClosingResponse { words: cut.answer().into_bytes(), ..ClosingResponse::answered() }
     }
 
     /// Ready when there is no more to be done.

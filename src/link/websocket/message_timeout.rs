@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Runs out while nothing comes, and, while others wait for memory, whatever comes.
-pub struct Patience {
+pub struct MessageTimeout {
     limit: Duration,
     heard: Instant,
     timer: Option<Pin<Box<Sleep>>>,
@@ -19,9 +19,9 @@ pub struct Patience {
     wanted: Option<Instant>,
 }
 
-impl Patience {
-    pub fn new(limit: Duration) -> Patience {
-        Patience { limit, heard: Instant::now(), timer: None, last_look: false, wanted: None }
+impl MessageTimeout {
+    pub fn new(limit: Duration) -> MessageTimeout {
+        MessageTimeout { limit, heard: Instant::now(), timer: None, last_look: false, wanted: None }
     }
 
     /// Something of the message came.

@@ -9,7 +9,7 @@
 //! in it, and is written whole before the next is taken. A Goodbye takes the WebSocket's
 //! own close frame along.
 
-use super::message_timeout::Patience;
+use super::message_timeout::MessageTimeout;
 use crate::net::Lease;
 use crate::wire::codec::{GOODBYE, WELCOME, decode_gateway};
 use crate::wire::frame::{
@@ -51,7 +51,7 @@ pub struct Messages<S> {
     io: S,
     reader: Reader,
     inbox: Inbox,
-    patience: Patience,
+    patience: MessageTimeout,
     /// Bytes to write, and how many of them are written.
     out: Vec<u8>,
     written: usize,
@@ -107,7 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
             io,
             reader: Reader::default(),
             inbox,
-            patience: Patience::new(within),
+            patience: MessageTimeout::new(within),
             out: Vec::new(),
             written: 0,
             accepted: 0,

@@ -1,6 +1,6 @@
 //! The session's part in the registry: who is there, and what it is asked to do.
 
-use super::{End, Peer};
+use super::{End, SessionDriver};
 use crate::clock::Now;
 use crate::device::{Call, Converted, NotAdmitted, Refusal, Tick};
 use crate::model::{Basis, Batch, Cause};
@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Commands are not put to what the device has not taken yet beyond this, in bytes.
 const MAX_CALLS_OUT: usize = 8 * 1024;
 
-impl Peer<'_> {
+impl SessionDriver<'_> {
     /// Sees to it that a device behind this one is known whose readings came.
     pub(super) fn note_sub_device(&mut self, converted: &Converted) -> Result<(), NotAdmitted> {
         let Some(established) = &self.established else { return Ok(()) };
@@ -24,7 +24,7 @@ impl Peer<'_> {
 
     /// Counts readings whose times are not good, and says so of a device once.
     pub(super) fn judge(&mut self, batch: &Batch) {
-        let metrics = &self.line.shared.metrics;
+        let metrics = &self.link.shared.metrics;
         let count = batch.readings.len() as u64;
         match batch.basis {
             Basis::Wall | Basis::Resynchronised => {}
@@ -36,7 +36,7 @@ impl Peer<'_> {
                 if !std::mem::replace(&mut self.clock_told, true) {
                     let time = batch.readings.first().map(|reading| reading.time);
                     let claimed = time.unwrap_or_default();
-                    let (link, device) = (&self.line.name, &batch.device);
+                    let (link, device) = (&self.link.name, &batch.device);
                     tracing::warn!(%link, %device, %claimed, %received, "the device's clock is absurd; its readings are flagged");
                 }
             }
@@ -62,7 +62,7 @@ impl Peer<'_> {
             match call {
                 Call::Say(message) => self.order(&message),
                 Call::Replaced => {
-                    self.place.leave();
+                    self.slot.vacate();
                     let text = "the same device connected again";
                     self.end(End::Refused(Refusal { reason: Reason::TakenOver, text: text.into() }));
                     return;

@@ -1,7 +1,7 @@
 //! How the gateway speaks: as the device did last.
 
-use super::Peer;
-use crate::link::context::Line;
+use super::SessionDriver;
+use crate::link::context::LinkContext;
 use crate::wire::codec::encode_gateway_in;
 use crate::wire::frame::{BodyEncoding, CHECKSUM, Format, HEADER, Version};
 use crate::wire::message::{Ack, Command, CommandResult, GatewayMessage, Goodbye, Refused, ResultState, SubCommand};
@@ -13,8 +13,8 @@ pub const FIRST_FORMAT: Format = Format { version: Version::V2, encoding: BodyEn
 const FIRST_TEXT: Format = Format { version: Version::Text, encoding: BodyEncoding::Json };
 
 /// How the gateway speaks on a line until the device has spoken.
-pub fn first(line: &Line) -> Format {
-    if line.text { FIRST_TEXT } else { FIRST_FORMAT }
+pub fn first(link: &LinkContext) -> Format {
+    if link.text { FIRST_TEXT } else { FIRST_FORMAT }
 }
 
 /// What a device is told of why its session ends has so many characters at most.
@@ -28,13 +28,13 @@ pub fn shorten(text: &mut String) {
     }
 }
 
-impl Peer<'_> {
+impl SessionDriver<'_> {
     /// Readings behind lost ones were dropped. The last Ack said once more asks for what is
     /// missing.
     pub(super) fn lost(&mut self, ask: bool) {
         let Some(established) = self.established.as_ref().filter(|_| ask) else { return };
         let seq = established.acks.acked();
-        self.line.asked_again();
+        self.link.asked_again();
         self.say(&GatewayMessage::Ack(Ack { seq }));
     }
 
@@ -75,7 +75,7 @@ impl Peer<'_> {
         self.silent_since = None;
         // In a text nothing else says when it was sent.
         let is_text = self.format.version == Version::Text;
-        let now = is_text.then(|| self.line.shared.clock.now().wall.0);
+        let now = is_text.then(|| self.link.shared.clock.now().wall.0);
         let context = Context { now, ..self.session.context() };
         encode_gateway_in(message, self.format, context, &mut self.out);
         let most = self.session.max_frame() as usize; // at least 32 bits on every target
