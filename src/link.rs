@@ -1,8 +1,7 @@
-//! Transports over which devices connect. Each drives device sessions over
-//! something that reads and writes; see `docs/links.md`.
+//! Transports over which devices connect. Each drives the sessions of `session` over a stream; see
+//! `docs/links.md`.
 
 mod context;
-mod reception;
 mod remote;
 pub mod serial;
 mod session;

@@ -1,7 +1,8 @@
-//! How many may ask at one time, and for how long they may keep a place.
+//! Bounds the connections of the HTTP server: how many there are at a time, and how long each may
+//! take.
 //!
-//! A connection that becomes a device's WebSocket moves on and gives its place up; the
-//! link that it moves to has places of its own.
+//! A connection that is upgraded to a device's WebSocket gives its slot up; the WebSocket link has
+//! slots of its own.
 
 mod client;
 mod cut;
@@ -13,7 +14,7 @@ pub(super) use cut::Cut;
 
 use crate::clock::Clock;
 use crate::net::tls::{self, Secure, Tls};
-use crate::net::{Admission, Listening, Pool, hung_up};
+use crate::net::{Acceptor, Admission, Listening, Pool, hung_up};
 use axum::serve::Listener;
 use client::{ConnectionState, Phase};
 use cut::{CLOSE_WITHIN, ClosingResponse};
@@ -30,28 +31,25 @@ use std::time::Duration;
 use timer::Timer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-/// Connections served at one time; more wait in the system's backlog, until one that has
-/// asked for nothing yet goes for them.
+/// Connections served at one time. More wait in the system's backlog, until one that sent no
+/// request is evicted for them.
 pub const MAX_CONNECTIONS: usize = 32;
-/// A connection on which neither side sends for so long is closed, unless its answer is
-/// being worked on.
+/// A connection on which neither side sends for so long is closed, unless its request is being
+/// handled.
 const IDLE: Duration = Duration::from_secs(15);
-/// No connection lasts longer, whatever it does: a byte now and then must not hold a
-/// place for ever.
+/// No connection lasts longer, whatever it does: a byte now and then must not keep a slot for ever.
 const LONGEST: Duration = Duration::from_secs(120);
-/// After so long the next answer is the last, so that no request is cut for that.
+/// After so long the next response closes the connection, so that no request is cut by [`LONGEST`].
 const LAST_REQUEST: Duration = Duration::from_secs(100);
-/// How long to wait when the system has no resources for another connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A listener that serves a bounded number of connections, each for a bounded time.
 pub struct BoundedListener {
-    listening: Listening,
+    acceptor: Acceptor,
     admission: Admission,
-    /// How long a request may take to come: the first from the connection on, another from
-    /// its first byte.
+    /// How long a request may take to come: the first from the connection on, another from its
+    /// first byte.
     request_timeout: Duration,
     secure: Option<(Arc<Tls>, Pool)>,
     clock: Arc<dyn Clock>,
@@ -60,10 +58,11 @@ pub struct BoundedListener {
 impl BoundedListener {
     pub fn new(listening: Listening, request_timeout: Duration, clock: Arc<dyn Clock>) -> BoundedListener {
         let admission = Admission::new(MAX_CONNECTIONS, Gauge::default());
-        BoundedListener { listening, admission, request_timeout, secure: None, clock }
+        let acceptor = Acceptor::new("http".into(), listening, admission.clone(), None, clock.clone());
+        BoundedListener { acceptor, admission, request_timeout, secure: None, clock }
     }
 
-    /// Has everybody speak TLS; what that takes in memory is charged to `pool`.
+    /// Serves every connection over TLS, the memory of which is charged to `pool`.
     pub fn secure(mut self, tls: Arc<Tls>, pool: Pool) -> BoundedListener {
         self.secure = Some((tls, pool));
         self
@@ -71,17 +70,11 @@ impl BoundedListener {
 
     /// What it listens by.
     pub fn listening(&self) -> &Listening {
-        &self.listening
+        self.acceptor.listening()
     }
 
-    /// Takes the next connection as soon as somebody may come.
-    async fn next(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
-        self.admission.room(&*self.clock, || false).await;
-        self.listening.accept().await
-    }
-
-    /// A connection's visit; `None` if there is no place for it after all.
-    fn stream(&self, stream: TcpStream, from: SocketAddr) -> Option<(BoundedStream, Client)> {
+    /// Bounds a connection; `None` if there is no slot, or no certificate, for it.
+    fn bound(&self, stream: TcpStream, from: SocketAddr) -> Option<(BoundedStream, Client)> {
         let now = self.clock.now().monotonic;
         let mut slot = self.admission.claim(now)?;
         let evicted = Box::pin(slot.evicted());
@@ -111,9 +104,9 @@ impl BoundedListener {
             progress: begun,
             timer,
             evicted,
-            heard: false,
-            midway: false,
-            leaving: None,
+            received: false,
+            partial_write: false,
+            cut_until: None,
             closing: None,
         };
         Some((stream, client))
@@ -126,29 +119,20 @@ impl Listener for BoundedListener {
 
     async fn accept(&mut self) -> (BoundedStream, Client) {
         loop {
-            match self.next().await {
-                Ok((stream, from)) => {
-                    if let Some(stream) = self.stream(stream, from) {
-                        return stream;
-                    }
-                }
-                Err(why) => {
-                    self.listening.failed(&why);
-                    tracing::debug!(%why, "cannot accept an HTTP connection");
-                    // A file descriptor is what is missing most likely.
-                    self.admission.evict_oldest();
-                    sleep(ACCEPT_PAUSE).await;
-                }
+            let (stream, from) = self.acceptor.accept().await;
+            if let Some(bounded) = self.bound(stream, from) {
+                return bounded;
             }
         }
     }
 
     fn local_addr(&self) -> io::Result<Client> {
-        Ok(self.listening.address().into())
+        Ok(self.listening().address().into())
     }
 }
 
-/// One connection and its place. Reading and writing fail when its time is over.
+/// A connection with its slot and its deadlines. Reading and writing fail when a deadline has
+/// passed.
 pub struct BoundedStream {
     io: Io,
     from: SocketAddr,
@@ -158,15 +142,15 @@ pub struct BoundedStream {
     request_timeout: Duration,
     begun: Instant,
     progress: Instant,
-    /// None once it moved on.
+    /// None once it is upgraded.
     timer: Option<Timer>,
     evicted: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// Whether anything came.
-    heard: bool,
-    /// Whether the last write did not write everything.
-    midway: bool,
-    /// It is cut, and until when its answer may go out.
-    leaving: Option<Instant>,
+    /// Whether anything was received.
+    received: bool,
+    /// Whether the last write was partial.
+    partial_write: bool,
+    /// Set when it is cut: until when its response may be sent.
+    cut_until: Option<Instant>,
     closing: Option<ClosingResponse>,
 }
 
@@ -177,12 +161,12 @@ enum Io {
     Failed,
 }
 
-/// What is asked of the connection itself.
+/// What reads and writes.
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 impl BoundedStream {
-    /// Whether the far end sends no more, also while something that it sent is not read yet.
+    /// Whether the far end sends no more, even while something that it sent is not read yet.
     pub fn hung_up(&self) -> bool {
         match &self.io {
             Io::Plain(stream) => hung_up(stream),
@@ -191,7 +175,7 @@ impl BoundedStream {
         }
     }
 
-    /// The connection, once it can be read and written.
+    /// The connection, once its TLS handshake is done.
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&mut dyn Duplex>> {
         if let Io::Handshake(handshake) = &mut self.io {
             self.io = match ready!(handshake.as_mut().poll(cx)) {
@@ -219,14 +203,14 @@ impl BoundedStream {
         })
     }
 
-    /// Passes on what the stream came to, unless its time is over.
+    /// Passes `polled` on, unless a deadline has passed.
     fn timed<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         let Some(timer) = &mut self.timer else { return polled };
         if polled.is_ready() {
             self.progress = Instant::now();
         }
         let mut state = self.state.lock();
-        let until = match (self.leaving, state.phase) {
+        let until = match (self.cut_until, state.phase) {
             (Some(until), _) => until,
             (None, Phase::Arriving { until }) => until.min(self.begun + LONGEST),
             (None, Phase::Waiting) => self.begun + LONGEST,
@@ -238,27 +222,27 @@ impl BoundedStream {
             }
         };
         let late = timer.poll(until, cx).is_ready();
-        // What was heard is answered, whoever needs the place.
+        // A complete request is answered, whatever connection needs the slot.
         let crowded = state.phase != Phase::Waiting && self.evicted.as_mut().poll(cx).is_ready();
         if !late && !crowded {
             return polled;
         }
-        // It may not be polled again, and is of no meaning any more.
+        // It must not be polled again.
         self.evicted = Box::pin(std::future::pending());
         let cut = if late { Cut::Late } else { Cut::Crowded };
         match state.phase {
-            _ if self.leaving.is_some() => {}
-            // Whoever waits for the body says why it does not come.
+            _ if self.cut_until.is_some() => {}
+            // The handler that waits for the body responds with the reason.
             Phase::Arriving { .. } if state.has_head => {
                 state.cut = Some(cut);
-                self.leaving = Some(Instant::now() + CLOSE_WITHIN);
+                self.cut_until = Some(Instant::now() + CLOSE_WITHIN);
             }
-            Phase::Arriving { .. } if (self.heard || !late) && !self.midway => {
-                self.closing = Some(ClosingResponse::telling(cut));
+            Phase::Arriving { .. } if (self.received || !late) && !self.partial_write => {
+                self.closing = Some(ClosingResponse::with_reason(cut));
             }
-            // The answer is under way.
-            Phase::Asking if self.midway && !late => {
-                self.leaving = Some(Instant::now() + CLOSE_WITHIN);
+            // The response is being sent.
+            Phase::Asking if self.partial_write && !late => {
+                self.cut_until = Some(Instant::now() + CLOSE_WITHIN);
                 return polled;
             }
             _ => {}
@@ -266,7 +250,7 @@ impl BoundedStream {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Ready when the last words were said, if there are any.
+    /// Ready when the closing response, if there is one, was sent.
     fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(mut closing) = self.closing.take() else { return Poll::Ready(()) };
         let said = match self.poll_io(cx) {
@@ -283,7 +267,7 @@ impl BoundedStream {
 impl AsyncRead for BoundedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.closing.is_none() {
-            if self.leaving.is_some() {
+            if self.cut_until.is_some() {
                 let answered = self.state.lock().phase == Phase::Asking;
                 let polled = if answered { Poll::Pending } else { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) };
                 return self.timed(cx, polled);
@@ -295,7 +279,7 @@ impl AsyncRead for BoundedStream {
                 Poll::Pending => Poll::Pending,
             };
             if self.timer.is_some() && buffer.filled().len() > before {
-                self.heard = true;
+                self.received = true;
                 self.state.lock().next_request(self.request_timeout);
             }
             let polled = self.timed(cx, polled);
@@ -317,9 +301,9 @@ impl AsyncWrite for BoundedStream {
             Poll::Ready(Err(why)) => Poll::Ready(Err(why)),
             Poll::Pending => Poll::Pending,
         };
-        self.midway = !matches!(&polled, Poll::Ready(Ok(written)) if *written == bytes.len());
+        self.partial_write = !matches!(&polled, Poll::Ready(Ok(written)) if *written == bytes.len());
         let polled = self.timed(cx, polled);
-        // Nothing is said in the middle of an answer.
+        // No closing response is sent within a response.
         self.closing = None;
         polled
     }
@@ -329,8 +313,8 @@ impl AsyncWrite for BoundedStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.leaving.is_some() {
-            self.closing.get_or_insert_with(ClosingResponse::answered);
+        if self.cut_until.is_some() {
+            self.closing.get_or_insert_with(ClosingResponse::empty);
             return self.poll_closing(cx).map(Ok);
         }
         Pin::new(ready!(self.poll_io(cx))?).poll_shutdown(cx)

@@ -1,10 +1,10 @@
-//! Drives one device session over anything that reads and writes.
+//! Drives the session of one device over any stream.
 //!
-//! Bytes are read into a buffer that lives only while they are decoded, so a
-//! connection that says nothing holds no memory for it. Reading pauses while more Readings
-//! wait for room in the log or in the device's window than may, while it sends more messages
-//! than it may, while the device does not take what it is answered, and while the memory for all
-//! connections is used up and the frame under way is a large one.
+//! Bytes are read into a buffer that lives only while they are decoded, so a connection that says
+//! nothing holds no memory for it. Reading pauses while more Readings wait for room in the log or
+//! in the device's window than may, while it sends more messages than it may, while the device does
+//! not take what it is answered, and while the memory for all connections is used up and the frame
+//! under way is a large one.
 
 mod driver;
 mod hangup;
@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep};
 
 /// Bytes read at a time.
 const READ: usize = 16 * 1024;
-/// Bytes read at a time while a connection gives way to others.
+/// Bytes read at a time while the connection takes its steps in turns.
 const EARLY: usize = ALLOWANCE;
 /// Answers that may wait for the device to take them, in bytes.
 const MAX_OUT: usize = 16 * 1024;
@@ -39,21 +39,21 @@ const MAX_OUT: usize = 16 * 1024;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a stop waits for the device's readings to settle.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
-/// How long the last words may take to be sent.
+/// How long the Goodbye may take to be sent.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(1);
 /// Sleep when nothing is to be waited for.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// Why a connection is over.
+/// Why a connection ended.
 #[derive(Debug)]
 pub(super) enum Closed {
-    /// A Goodbye was said, from either side, or the gateway stops.
+    /// Either side sent a Goodbye, or the gateway stops.
     Ended,
-    /// The far end closed without a word.
+    /// The far end closed without a Goodbye.
     Gone,
     /// Reading or writing failed.
     Failed(io::Error),
-    /// Its place was needed for somebody else.
+    /// Its slot was needed for another connection.
     Evicted,
 }
 
@@ -69,10 +69,10 @@ struct Connection<'a, S> {
     frame_since: Option<Duration>,
     driver: SessionDriver<'a>,
     lease: Lease,
-    /// Why it is not read, beside what the peer knows.
+    /// Why it is not read, beside the reasons that the driver knows.
     gate: Gate,
     hangup: Hangup,
-    /// What was read and is heard when its turn comes.
+    /// Bytes that were read, and are decoded when the turn comes.
     early: Vec<u8>,
     /// Set when the gateway stops: nothing more is read.
     stop_at: Option<Duration>,
@@ -91,9 +91,9 @@ enum Gate {
     Rate(Duration),
 }
 
-/// Serves the device at the far end of `io` until either side ends it or `stop`
-/// turns true. `place` is where it waits to be let in. What `hung_up` tells of `io` shows while
-/// it is not read.
+/// Serves the device at the far end of `io` until either side closes it or `stop` turns true.
+/// `slot` is the slot that it was accepted with. `hung_up` tells whether the far end closed `io`,
+/// which is asked while it is not read.
 pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut S,
     hung_up: fn(&S) -> bool,
@@ -132,7 +132,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         }
         let paused = connection.stop_at.is_none() && connection.is_paused();
         if connection.hangup.is_due(paused, now.monotonic) && hung_up(connection.io) {
-            connection.driver.leaves().await;
+            connection.driver.vacate_in_turn().await;
             connection.driver.gone("the far end closed the connection, while nothing of what it sent could be stored");
             return Closed::Gone;
         }
@@ -156,7 +156,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
             }
             () = called => connection.driver.answer_calls(),
             () = evicted => {
-                connection.say_busy();
+                connection.say_evicted();
                 return Closed::Evicted;
             }
             () = keys => connection.driver.check_key(clock.now()),
@@ -174,28 +174,27 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                 }
                 Ok(true) => {}
                 Ok(false) => {
-                    connection.driver.leaves().await;
+                    connection.driver.vacate_in_turn().await;
                     connection.driver.gone("the far end closed the connection");
                     return Closed::Gone;
                 }
                 Err(error) => {
-                    connection.driver.leaves().await;
+                    connection.driver.vacate_in_turn().await;
                     connection.driver.gone(&error.to_string());
                     return Closed::Failed(error);
                 }
             },
             // Only now it is known that there is nothing to read.
-            () = &mut timer => connection.judge(),
+            () = &mut timer => connection.on_timeout(),
         }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
-    /// What time it is. The device is not to blame for a silence while the gateway did not
-    /// listen.
+    /// The time. A pause of the gateway is not counted as silence of the device.
     fn excuse(&mut self) -> crate::clock::Now {
         let clock = &self.link.shared.clock;
-        // In this order: the excuse for a pause must not be used up for a time before it.
+        // In this order: the excuse for a pause must not be used up by a time before it.
         let (put_off, now) = (clock.put_off(), clock.now());
         let by = self.excuses.look(put_off, now.monotonic);
         if by.is_zero() {
@@ -209,7 +208,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         now
     }
 
-    /// Does what has become due, but for [`Connection::judge`].
+    /// Does what has become due, except for [`Connection::on_timeout`].
     fn advance(&mut self, now: crate::clock::Now) {
         self.driver.advance(now);
         if let Some(at) = self.stop_at {
@@ -222,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             self.gate = Gate::Open;
         }
         if self.is_paused() || self.gate != Gate::Open {
-            // The device is not to blame for a silence that it cannot break.
+            // Silence is not counted while the device is not read.
             self.driver.heard(now);
             self.partial_since = self.partial_since.map(|_| now.monotonic);
             self.begun.1 = now.monotonic;
@@ -234,15 +233,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         self.look_at_pressure(now);
     }
 
-    /// When the device has been silent for too long, or in the middle of a frame.
+    /// When silence, or a frame that stays incomplete, becomes a timeout.
     fn silence_deadline(&self) -> Option<Duration> {
         let partial = self.partial_since.map(|since| since + self.link.frame_timeout);
         [partial, self.overdue(), self.driver.silence_deadline()].into_iter().flatten().min()
     }
 
-    /// Draws conclusions from a silence, if there was nothing to read when it had lasted too
-    /// long, nor at another look.
-    fn judge(&mut self) {
+    /// Acts on a silence that lasted too long, if there was nothing to read at its end, nor at
+    /// another look.
+    fn on_timeout(&mut self) {
         let now = self.excuse();
         let reads = self.stop_at.is_none() && self.gate == Gate::Open && !self.is_paused();
         let late = reads && self.silence_deadline().is_some_and(|deadline| now.monotonic >= deadline);
@@ -268,15 +267,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         self.driver.check_silence(now);
     }
 
-    /// When the frame under way has taken longer than it could, if another may stand in it.
+    /// When the incomplete frame has taken longer than the line needs, so that another may be
+    /// hidden in it.
     fn overdue(&self) -> Option<Duration> {
         let (_, whole) = self.decoder.partial();
         let begun = self.partial_since.map(|_| self.begun.1);
         begun.filter(|_| self.link.parameters.restart).map(|begun| begun + self.link.frame_within(whole))
     }
 
-    /// While others wait for memory, a large frame has to be complete in good time: its
-    /// sender must not hold on to the memory with a byte now and then.
+    /// While others wait for memory, a large frame has to be complete within the frame timeout: its
+    /// sender must not keep the memory by a byte now and then.
     fn look_at_pressure(&mut self, now: crate::clock::Now) {
         if self.frame_since.is_some() {
             self.excuse();
@@ -290,11 +290,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
     }
 
-    /// How many bytes may be read now; none if the gate is shut, which is noted.
+    /// How many bytes may be read now. Sets the gate: it shuts if there are none.
     fn readable(&mut self) -> usize {
         let (partial, whole) = self.decoder.partial();
         let roomy = self.lease.pool().has_room();
-        // A serial port cannot wait, and there are few.
+        // A serial port cannot wait, and there are few of them.
         let readable = if self.link.parameters.restart || roomy && whole <= ALLOWANCE {
             READ
         } else if whole <= ALLOWANCE {
@@ -309,7 +309,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         readable
     }
 
-    /// Accounts for what is held after a read.
+    /// Charges the lease for what is held after a read.
     fn settle_lease(&mut self) {
         let (_, whole) = self.decoder.partial();
         // The room for a large frame that was reserved is kept for it.
@@ -323,12 +323,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         self.lease.hold(if granted { wanted } else { held });
     }
 
-    /// Whether it is the gateway that does not read.
+    /// Whether the gateway does not read because readings wait.
     fn is_paused(&self) -> bool {
         self.driver.is_backed_up()
     }
 
-    /// When something becomes due by itself.
+    /// When the next timer is due.
     fn deadline(&self, now: Duration) -> Option<Duration> {
         let ack = self.driver.ack_due(now);
         if let Some(stop) = self.stop_at {
@@ -343,8 +343,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         [ack, look, silence].into_iter().flatten().min()
     }
 
-    /// Sends what is to be sent and reads once. Ready with false at the end of the
-    /// stream.
+    /// Writes the answers and reads once. Ready with false at the end of the stream.
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if !self.driver.out.is_empty() {
             while let Poll::Ready(written) = Pin::new(&mut *self.io).poll_write(cx, &self.driver.out) {
@@ -387,7 +386,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         Poll::Ready(Ok(true))
     }
 
-    /// Takes in what came.
+    /// Decodes bytes and acts on their messages.
     fn take(&mut self, bytes: &[u8]) {
         let now = self.excuse();
         let driver = &mut self.driver;
@@ -406,16 +405,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
     }
 
-    /// It is its turn: what was read is heard.
+    /// Decodes the bytes that were read before the turn, and ends it.
     fn hear(&mut self) {
         let early = std::mem::take(&mut self.early);
         self.take(&early);
         self.driver.slot.release();
     }
 
-    /// Tells the device that its place is needed, as far as that goes without waiting.
-    fn say_busy(&mut self) {
-        self.driver.make_room();
+    /// Sends the Goodbye of an eviction, as far as that needs no waiting.
+    fn say_evicted(&mut self) {
+        self.driver.say_evicted();
         let mut cx = Context::from_waker(std::task::Waker::noop());
         // It fits an empty send buffer; if not, the closed connection says enough.
         let _ = Pin::new(&mut *self.io).poll_write(&mut cx, &self.driver.out);
@@ -432,7 +431,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             }
             Poll::Ready(())
         });
-        // Whoever does not listen misses the last words.
+        // A device that does not read misses the Goodbye.
         let _ = tokio::time::timeout(FAREWELL_WITHIN, send).await;
     }
 }

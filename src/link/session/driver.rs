@@ -1,5 +1,5 @@
-//! The session at the far end of a connection: what its messages do to the log,
-//! the registry and the answers.
+//! Drives a device's session: what its messages do to the log and the registry, and what is
+//! answered.
 
 mod authorize;
 mod presence;
@@ -26,19 +26,19 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// On a line that outlives its sessions, refusals are told this often at most: what
-/// came before Hello may be a whole queue of readings.
+/// On a line that outlives its sessions, refusals are sent this often at most: a device may send a
+/// whole queue of readings before its Hello.
 const REFUSE_EVERY: Duration = Duration::from_secs(1);
 
-/// Of what a device says about its firmware so much is kept, in characters.
+/// Longest firmware that is kept of a Hello, in characters.
 const MAX_FIRMWARE: usize = 64;
 
 /// How a session ends.
 #[derive(Debug)]
 pub enum End {
-    /// The device said Goodbye.
+    /// The device sent a Goodbye.
     Left,
-    /// The gateway says Goodbye.
+    /// The gateway sends a Goodbye.
     Refused(Refusal),
 }
 
@@ -57,10 +57,10 @@ pub struct SessionDriver<'a> {
     rate_told: bool,
     session: Session,
     format: Format,
-    /// Where it waits to be let in, or is.
+    /// Its admission to the listener.
     pub slot: AdmissionSlot,
     established: Option<Established>,
-    /// The key that the device proved to have.
+    /// The key by which the device authenticated.
     credential: Option<Box<Credential>>,
     /// What came and has still to wait for its turn.
     waiting: Waiting,
@@ -77,7 +77,7 @@ pub struct SessionDriver<'a> {
     clock_told: bool,
     /// Whether it was logged that samples are refused.
     refused_told: bool,
-    /// Since when nothing was said to a device that is not read.
+    /// Since when nothing was sent to a device that is not read.
     silent_since: Option<Duration>,
 }
 
@@ -108,7 +108,7 @@ impl<'a> SessionDriver<'a> {
         }
     }
 
-    /// Takes what the decoder found.
+    /// Acts on an event of the decoder.
     pub fn take(&mut self, event: Event<'_>, now: Now) -> ControlFlow<Limits> {
         match event {
             Event::Frame(frame) if self.link.is_echo(&frame) => {}
@@ -148,7 +148,7 @@ impl<'a> SessionDriver<'a> {
         }
     }
 
-    /// Does what a frame asks for, the `message` in which was decoded or is to be.
+    /// Acts on a frame. Its `message` is decoded here if it is not given.
     fn act(
         &mut self,
         frame: &FrameRef<'_>,
@@ -197,7 +197,7 @@ impl<'a> SessionDriver<'a> {
         ControlFlow::Continue(())
     }
 
-    /// Until when the device is not to be read: it sent more messages than it may.
+    /// Until when the device is not read, if it sent more messages than it may.
     pub fn throttled_until(&mut self, now: Duration) -> Option<Duration> {
         let until = self.rate.closed_until(now)?;
         self.link.throttled();
@@ -211,7 +211,7 @@ impl<'a> SessionDriver<'a> {
     }
 
     fn establish(&mut self, device: &DeviceId, session: u64, first: u64, firmware: Option<&str>, now: Now) {
-        // A device that starts anew on the same line gives up its old place first.
+        // A device that restarts on the same line ends its session before.
         self.part();
         let firmware = firmware.map(|text| text.chars().take(MAX_FIRMWARE).collect::<String>().into());
         let shared = &self.link.shared;
@@ -230,7 +230,7 @@ impl<'a> SessionDriver<'a> {
                         NotAdmitted::Unproven => ("unproven", Reason::Unauthorized),
                         NotAdmitted::RegistryFull | NotAdmitted::TooManySubDevices => ("registry_full", Reason::Busy),
                     };
-                    self.link.turned_away(label);
+                    self.link.count_refused(label);
                     self.refuse(Refusal { reason, text: why.to_string() }, now);
                     return;
                 }
@@ -265,7 +265,7 @@ impl<'a> SessionDriver<'a> {
         self.out.capacity() + self.stalled_bytes + self.waiting.memory() + self.session.memory()
     }
 
-    /// Gives memory back that only makes things faster.
+    /// Frees caches.
     pub fn forget_luxuries(&mut self) {
         self.session.forget();
     }
@@ -278,15 +278,15 @@ impl<'a> SessionDriver<'a> {
         );
     }
 
-    /// The connection is over: gives its place up, and waits for its turn to be seen off.
-    pub async fn leaves(&mut self) {
+    /// The connection ended: vacates its slot, and waits for the turn of its last step.
+    pub async fn vacate_in_turn(&mut self) {
         self.slot.vacate();
         self.slot.acquire_turn().await;
     }
 
-    /// The place is needed for somebody else.
-    pub fn make_room(&mut self) {
-        self.link.turned_away("evicted");
+    /// Says Goodbye to an evicted connection.
+    pub fn say_evicted(&mut self) {
+        self.link.count_refused("evicted");
         self.log_refusal("many connections wait, and it said no Hello for longest");
         self.goodbye(busy("too many connections wait for their Hello; try again later"));
     }
@@ -372,15 +372,15 @@ impl<'a> SessionDriver<'a> {
         self.forget(now);
     }
 
-    /// The line stays; its session is over.
+    /// The session ended; the line stays.
     fn forget(&mut self, now: Now) {
         self.part();
         self.credential = None;
         self.session.reset(now);
     }
 
-    /// The session that was established is over, and with it the readings that the log has
-    /// no room for: they were not acknowledged, and the next session counts from its own.
+    /// Ends the established session. The readings that the log has no room for are dropped: they
+    /// were not acknowledged, and the next session counts from its own.
     fn part(&mut self) {
         self.store();
         self.batches = VecDeque::new();
@@ -398,7 +398,7 @@ impl<'a> SessionDriver<'a> {
         self.end.take()
     }
 
-    /// Puts the last words together.
+    /// Queues the Goodbye, if one is due, and logs the end.
     pub fn farewell(&mut self, end: End) {
         self.store();
         match end {
@@ -425,7 +425,7 @@ impl<'a> SessionDriver<'a> {
         let (link, from) = (&self.link.name, &self.remote.name);
         match self.session.device() {
             Some(device) => tracing::info!(%link, %device, from, why, "device disconnected"),
-            // Whoever only looks whether the port is open does so.
+            // A port scan ends so.
             None => tracing::debug!(%link, from, why, "connection ended before a device was known"),
         }
     }

@@ -89,7 +89,7 @@ impl SessionDriver<'_> {
         } else {
             return true;
         };
-        self.link.turned_away(label);
+        self.link.count_refused(label);
         self.refuse(busy(text), now);
         false
     }

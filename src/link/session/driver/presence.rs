@@ -23,7 +23,7 @@ impl SessionDriver<'_> {
     }
 
     /// Counts readings whose times are not good, and says so of a device once.
-    pub(super) fn judge(&mut self, batch: &Batch) {
+    pub(super) fn count_unreliable_times(&mut self, batch: &Batch) {
         let metrics = &self.link.shared.metrics;
         let count = batch.readings.len() as u64;
         match batch.basis {

@@ -129,7 +129,7 @@ impl SessionDriver<'_> {
             return;
         }
         for batch in std::iter::once(batch).chain(more) {
-            self.judge(&batch);
+            self.count_unreliable_times(&batch);
             match self.batches.back_mut() {
                 Some(open) if open.device == batch.device && open.basis == batch.basis => {
                     open.readings.extend(batch.readings);
