@@ -85,7 +85,7 @@ pub struct Parts {
 /// The parts, once the log is open.
 pub type Later = Arc<OnceLock<Parts>>;
 
-/// Where devices come in, once there is a log for what they bring.
+/// What hands WebSockets to their link, once the log is open.
 pub type Devices = Arc<OnceLock<UpgradeSender>>;
 
 /// What the server shows, to whom.
@@ -101,8 +101,8 @@ pub struct Site {
 /// What every request may need.
 type Shared = Arc<Site>;
 
-/// Answers requests until `stop` turns true. Behind a [`Door`], unless the listener
-/// lets in a few at a time itself.
+/// Answers requests until `stop` turns true. The listener is a [`BoundedListener`], or bounds its
+/// connections itself.
 pub async fn serve<L>(listener: L, site: Site, mut stop: watch::Receiver<bool>)
 where
     L: Listener<Addr = Client>,
@@ -127,7 +127,7 @@ fn routes(site: Shared) -> Router {
         .merge(open)
         .fallback(nothing)
         .method_not_allowed_fallback(not_so)
-        .layer(middleware::from_fn(accompany))
+        .layer(middleware::from_fn(track_request))
         .with_state(site)
 }
 
@@ -165,10 +165,10 @@ async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Resp
     }
 }
 
-/// Has the visitor keep its place until it is answered.
-async fn accompany(ConnectInfo(client): ConnectInfo<Client>, request: Request, next: Next) -> Response {
+/// Keeps the slot of a connection until its request is answered.
+async fn track_request(ConnectInfo(client): ConnectInfo<Client>, request: Request, next: Next) -> Response {
     let last = client.head_arrived();
-    // Of another, the body is still to come; who takes it says so.
+    // Of another, the body is still to come; the handler that takes it says so.
     if request.method() != Method::POST || request.body().is_end_stream() {
         client.request_complete();
     }

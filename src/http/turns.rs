@@ -1,8 +1,7 @@
 //! How many requests to the API may take long at one time.
 //!
-//! A request keeps its connection's place until it is answered. Those that wait for a
-//! command's end, or for a log that does not answer, must leave some: for health, figures and
-//! devices.
+//! A request keeps its connection's slot until it is answered. Requests that wait for a command's
+//! end, or for a log that does not answer, must leave slots for health, metrics and devices.
 
 use super::Client;
 use super::problem::Refused;
@@ -17,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
-/// Requests that may wait for a command's end: half of the places there are.
+/// Requests that may wait for a command's end: half of the slots.
 const WAITING: usize = 16;
 /// Others that may take longer than [`QUICK`].
 const SLOW: usize = 4;

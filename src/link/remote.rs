@@ -1,4 +1,4 @@
-//! Who is at the far end of a connection, as far as its link can tell.
+//! What a link knows of the far end of a connection.
 
 use crate::net::AddressSlot;
 use rustls::pki_types::CertificateDer;
@@ -8,25 +8,25 @@ use std::time::Duration;
 /// The far end of a connection.
 #[derive(Debug)]
 pub struct RemoteInfo {
-    /// Its address, or the port's path: what logs call it.
+    /// Its address, or the path of its port: its name in logs.
     pub name: String,
     /// Its address, if it has one.
     pub address: Option<IpAddr>,
-    /// Its place among those of its address, where they are counted.
+    /// Its slot among those of its address, where they are limited.
     pub address_slot: Option<AddressSlot>,
-    /// When it came, on the monotonic clock, if that was before its session begins.
+    /// When it connected, on the monotonic clock, if that was before the session driver starts.
     pub since: Option<Duration>,
-    /// The certificate that it proved to have.
+    /// The client certificate that the TLS handshake verified.
     pub certificate: Option<CertificateDer<'static>>,
 }
 
 impl RemoteInfo {
-    /// One of whom nothing but the name is known.
+    /// A far end of which only the name is known.
     pub fn named(name: impl Into<String>) -> RemoteInfo {
         RemoteInfo { name: name.into(), address: None, address_slot: None, since: None, certificate: None }
     }
 
-    /// One that came from an address.
+    /// A far end with an address.
     pub fn from(address: SocketAddr) -> RemoteInfo {
         RemoteInfo { address: Some(address.ip()), ..RemoteInfo::named(address.to_string()) }
     }

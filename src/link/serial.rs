@@ -1,5 +1,5 @@
-//! A device at the far end of a serial line. The line is noisy, does not break when
-//! the device restarts, and its port comes and goes, perhaps under another name.
+//! Devices on serial lines. A line is noisy, does not close when the device restarts, and its port
+//! may vanish and come back under another name.
 
 mod choice;
 mod claims;
@@ -39,7 +39,7 @@ pub async fn serve(config: config::Serial, ports: Ports, shared: Shared, mut sto
     link.prepare();
     let note = link.shared.notes.about(link.name.clone());
     let now = || link.shared.clock.now().monotonic;
-    // So that a port that stays away is logged once.
+    // A port that stays away is logged once.
     let mut told = None;
     while !*stop.borrow() {
         match ports.claim(&config).and_then(|claim| Ok((open(&claim.path, &config)?, claim))) {
@@ -74,7 +74,7 @@ pub async fn serve(config: config::Serial, ports: Ports, shared: Shared, mut sto
     }
 }
 
-/// Serves an open port; why it was lost, if it was.
+/// Serves an open port. Returns why it was lost, if it was.
 async fn serve_port(
     opened: Opened,
     claim: &Claim,
@@ -93,7 +93,7 @@ async fn serve_port(
     match session::drive(&mut port, |_| false, link, RemoteInfo::named(path.as_str()), AdmissionSlot::exclusive(), stop)
         .await
     {
-        // Nobody is sent away from a place that was granted.
+        // An exclusive slot is never evicted.
         Closed::Ended | Closed::Evicted => {
             tracing::debug!(link = %link.name, path, "session ended");
             None
@@ -109,8 +109,8 @@ async fn serve_port(
     }
 }
 
-/// Serves one device as [`serve`] does, over a stream that is no port, until it ends or `stop`
-/// turns true.
+/// Serves one device as [`serve`] does, over a stream that is no port, until the stream ends or
+/// `stop` turns true.
 pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     from: &str,
@@ -147,7 +147,7 @@ fn link_context(config: &config::Serial, shared: Shared) -> LinkContext {
     }
 }
 
-/// One port's figures.
+/// The metrics of one port.
 struct Counts {
     opened: Counter,
     open_failed: Counter,

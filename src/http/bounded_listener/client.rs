@@ -1,4 +1,4 @@
-//! Who is at the far end of a connection, and how far its request is.
+//! The client of a connection, as requests see it, and the state of its request.
 
 use super::{Cut, LAST_REQUEST};
 use crate::net::AdmissionSlot;
@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Who asks.
+/// The client that sent a request.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub from: SocketAddr,
@@ -21,34 +21,34 @@ pub struct Client {
     pub(super) state: Option<Arc<Mutex<ConnectionState>>>,
 }
 
-/// A connection's place, and what it is there for.
+/// A connection's slot, and the state of its request.
 #[derive(Debug)]
 pub(super) struct ConnectionState {
     pub slot: Option<AdmissionSlot>,
     pub begun: Instant,
     pub phase: Phase,
-    /// When the request began to come that came last: the first with the connection.
+    /// When the last request began to arrive; the first one begins with the connection.
     pub request_since: Instant,
-    /// Whether the head of that request is there.
+    /// Whether the head of that request was received.
     pub has_head: bool,
-    /// Why the rest of it will not come.
+    /// Why the rest of it will not arrive.
     pub cut: Option<Cut>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// A request has to be there by then.
+    /// A request is arriving, and has to be complete by then.
     Arriving { until: Instant },
-    /// Its answer is being worked on.
+    /// The request is complete and being handled.
     Waiting,
-    /// It takes its answer in, or says nothing.
+    /// The response is being sent, or the connection is idle.
     Asking,
-    /// It is a device's WebSocket.
+    /// The connection is a device's WebSocket.
     Upgraded,
 }
 
 impl ConnectionState {
-    /// Something came: if no request was under way, one is now.
+    /// Bytes were received: begins the next request, unless one is arriving.
     pub fn next_request(&mut self, request_timeout: Duration) {
         if self.phase == Phase::Asking {
             self.request_since = Instant::now();
@@ -59,13 +59,13 @@ impl ConnectionState {
 }
 
 impl From<SocketAddr> for Client {
-    /// One whose connection nobody bounds.
+    /// A client whose connection is not bounded.
     fn from(from: SocketAddr) -> Client {
         Client { from, certificate: Arc::default(), state: None }
     }
 }
 
-/// A listener whose visitors requests can find.
+/// A listener that lets requests find their [`Client`].
 pub(in crate::http) struct WithClient<L>(pub L);
 
 impl<L: Listener<Addr = Client>> Listener for WithClient<L> {
@@ -88,17 +88,17 @@ impl<L: Listener<Addr = Client>> Connected<IncomingStream<'_, WithClient<L>>> fo
 }
 
 impl Client {
-    /// The certificate that it proved to have.
+    /// The client certificate that the TLS handshake verified.
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
         self.certificate.get().cloned()
     }
 
-    /// How long ago its request began to come.
+    /// How long ago its request began to arrive.
     pub fn request_age(&self) -> Duration {
         self.state.as_ref().map_or(Duration::ZERO, |state| state.lock().request_since.elapsed())
     }
 
-    /// The head of a request is there. Returns whether its answer is to be the last.
+    /// The head of a request was received. Returns whether its response has to be the last.
     pub fn head_arrived(&self) -> bool {
         self.state.as_ref().is_some_and(|state| {
             let mut state = state.lock();
@@ -107,17 +107,17 @@ impl Client {
         })
     }
 
-    /// Why the rest of its request did not come, if that is the gateway's doing.
+    /// Why the gateway did not wait for the rest of its request, if so.
     pub(in crate::http) fn cut(&self) -> Option<Cut> {
         self.state.as_ref().and_then(|state| state.lock().cut)
     }
 
-    /// Whether its request is there, and being answered.
+    /// Whether its request is complete and being handled.
     pub fn is_waiting(&self) -> bool {
         self.state.as_ref().is_none_or(|state| state.lock().phase == Phase::Waiting)
     }
 
-    /// A request is there: nobody takes its place until it is answered.
+    /// The request is complete: the connection is not evicted until it is answered.
     pub fn request_complete(&self) {
         self.change(Phase::Waiting, |slot| {
             if let Some(slot) = slot {
@@ -126,7 +126,7 @@ impl Client {
         });
     }
 
-    /// The answer is on its way.
+    /// The response is being sent.
     pub fn response_started(&self) {
         self.change(Phase::Asking, |slot| {
             if let Some(slot) = slot {
@@ -135,7 +135,7 @@ impl Client {
         });
     }
 
-    /// It is a device's connection from here on.
+    /// The connection is a device's WebSocket from here on.
     pub fn upgraded(&self) {
         self.change(Phase::Upgraded, |slot| *slot = None);
     }

@@ -1,16 +1,16 @@
-//! A stream that holds nothing back.
+//! Flushes a stream after each write.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream whose writes are on their way once they are done, without a flush. So a write
-/// that had to wait must be tried again with the same bytes first.
+/// A stream each write of which completes when it is flushed. So a write that returned pending must
+/// be tried again with the same bytes first.
 #[derive(Debug)]
 pub struct FlushOnWrite<S> {
     stream: S,
-    /// Bytes that the stream took but may not have passed on.
+    /// Bytes that the stream took and has not flushed.
     under_way: Option<usize>,
 }
 

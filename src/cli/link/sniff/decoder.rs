@@ -1,4 +1,4 @@
-//! From bytes to messages, and what is left over. Pure.
+//! Decodes the bytes of a line into messages and noise. Pure.
 
 use crate::wire::codec::{BodyError, decode_device, decode_gateway};
 use crate::wire::frame::{CHECKSUM, Decoder, Event, Format, FrameError, FrameRef, HEADER, Limits, Recovery, Version};
@@ -31,7 +31,7 @@ pub enum What {
 /// Bytes of noise that are told in one piece.
 const PIECE: usize = 32;
 
-/// Listens to a line.
+/// Decodes what goes over a line, in both directions.
 #[derive(Debug)]
 pub struct LineDecoder {
     decoder: Decoder,
