@@ -20,13 +20,13 @@ use crate::wire::sift::Sifted;
 use crate::wire::text::Context;
 use std::time::Duration;
 
-/// What a link grants its devices.
+/// The parameters of the sessions on a link.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionParameters {
-    /// From the connection to Hello; `None` where a silent line is no fault.
+    /// Time from the connection to Hello; `None` where a silent line is no fault.
     pub handshake_timeout: Option<Duration>,
     pub heartbeat_interval: Duration,
-    /// Silence after which a device is idle, and reminded that it is waited for.
+    /// Silence after which a device is idle, and sent a reminder.
     pub idle_after: Duration,
     /// Silence that ends a session.
     pub idle_timeout: Duration,

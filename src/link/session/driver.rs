@@ -2,6 +2,7 @@
 //! answered.
 
 mod authorize;
+mod commands;
 mod presence;
 mod readings;
 pub(in crate::link) mod reply_format;
@@ -178,11 +179,7 @@ impl<'a> SessionDriver<'a> {
             Ok(Step::Authenticate(attempt)) => return self.authenticate(&attempt, now),
             Ok(Step::Store(converted)) => self.take_readings(converted, None, now),
             Ok(Step::StorePart(converted, refusal)) => self.take_readings(converted, Some(refusal), now),
-            Ok(Step::Answer(result)) => {
-                if let Some(established) = &self.established {
-                    established.connected.answered(result);
-                }
-            }
+            Ok(Step::Answer(result)) => self.take_result(result),
             Ok(Step::SubDevice { device, there }) => {
                 if let Some(established) = &self.established
                     && let Err(why) = established.connected.sub_device(&device, Some(there))

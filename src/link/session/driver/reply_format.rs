@@ -4,7 +4,7 @@ use super::SessionDriver;
 use crate::link::context::LinkContext;
 use crate::wire::codec::encode_gateway_in;
 use crate::wire::frame::{BodyEncoding, CHECKSUM, Format, HEADER, Version};
-use crate::wire::message::{Ack, Command, CommandResult, GatewayMessage, Goodbye, Refused, ResultState, SubCommand};
+use crate::wire::message::{Ack, GatewayMessage, Goodbye, Refused};
 use crate::wire::text::Context;
 
 /// The format before the first frame of a device.
@@ -49,27 +49,9 @@ impl SessionDriver<'_> {
         }
     }
 
-    /// Queues a command, unless it is larger than the device takes: then it is rejected in the name
-    /// of the device.
-    pub(super) fn order(&mut self, message: &GatewayMessage) {
-        let start = self.out.len();
-        let Some(excess) = self.put(message) else { return };
-        self.out.truncate(start);
-        let (GatewayMessage::Command(Command { id, .. }) | GatewayMessage::SubCommand(SubCommand { id, .. })) = message
-        else {
-            return;
-        };
-        let most = self.session.max_frame();
-        let error = format!("the command has {} bytes, and the device takes {most}", most as usize + excess);
-        let payload = Some(serde_json::json!({ "error": error }).to_string());
-        if let Some(established) = &self.established {
-            established.connected.answered(CommandResult { id: id.clone(), state: ResultState::Rejected, payload });
-        }
-    }
-
     /// Appends a message to what is to be sent. Returns by how many bytes it is larger than the
     /// device takes, if it is.
-    fn put(&mut self, message: &GatewayMessage) -> Option<usize> {
+    pub(super) fn put(&mut self, message: &GatewayMessage) -> Option<usize> {
         let start = self.out.len();
         self.silent_since = None;
         // A text message has no other time of sending.
