@@ -76,7 +76,8 @@ impl Http {
         self.enabled && self.devices
     }
 
-    /// Who is no device has no certificate, and is let in without.
+    /// The settings of the listener. Client certificates are optional: a client that is no device
+    /// has none.
     pub fn listener(&self) -> ListenerConfig {
         ListenerConfig {
             listen: self.listen,

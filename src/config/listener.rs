@@ -1,4 +1,4 @@
-//! `[[tcp]]`, and what listeners demand of devices.
+//! `[[tcp]]`, and what all listeners for devices have in common.
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ pub struct Tcp {
     pub authentication: Option<Authentication>,
 }
 
-/// What a listener grants devices and demands of them, whichever section it is of.
+/// The settings of a listener for devices, of whichever section it is.
 #[derive(Debug, Clone)]
 pub struct ListenerConfig {
     pub listen: SocketAddr,
@@ -146,18 +146,18 @@ impl Tcp {
 }
 
 impl ListenerConfig {
-    /// Whether devices prove who they are, and so may fail to.
+    /// Whether devices authenticate, and so may fail to.
     pub fn is_guarded(&self) -> bool {
         self.authentication != Authentication::None || self.client_ca_file.is_some()
     }
 
-    /// Whether devices from elsewhere get in that proved nothing.
+    /// Whether devices of other hosts are admitted without authentication.
     pub fn is_open(&self) -> bool {
         let certified = self.client_ca_file.is_some() && self.client_certificates == ClientCertificates::Required;
         self.is_public() && self.authentication == Authentication::None && !certified
     }
 
-    /// Whether devices send their secrets so that others can read them.
+    /// Whether devices of other hosts send their secrets in the clear.
     pub fn is_tapped(&self) -> bool {
         self.is_public() && self.authentication == Authentication::Token && self.cert_file.is_none()
     }
