@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate::clock::{Clock, Now, SystemClock};
 use tidegate::config::{self, Authentication};
-use tidegate::device::{Grants, Introduction, Registry, Session, Step, TimeRules};
+use tidegate::device::{Introduction, Registry, Session, SessionParameters, Step, TimeRules};
 use tidegate::metrics::Metrics;
 use tidegate::model::{BootId, DeviceId, Timestamp, Value};
 use tidegate::wire::message::{ChannelRef, DeviceClock, DeviceMessage, Heartbeat, Hello, Readings, Sample};
@@ -19,7 +19,7 @@ fn main() {
     divan::main();
 }
 
-const GRANTS: Grants = Grants {
+const PARAMETERS: SessionParameters = SessionParameters {
     handshake_timeout: Some(Duration::from_secs(5)),
     heartbeat_interval: Duration::from_secs(30),
     idle_after: Duration::from_secs(45),
@@ -46,7 +46,7 @@ fn hello() -> DeviceMessage {
 }
 
 fn established() -> Session {
-    let mut session = Session::new(GRANTS, NOW);
+    let mut session = Session::new(PARAMETERS, NOW);
     session.take(hello(), NOW).expect("a fine Hello");
     session.welcome(1, 0, NOW);
     session
@@ -77,7 +77,7 @@ fn a_reading_of_four_values(bencher: Bencher) {
 
 #[divan::bench]
 fn hello_and_welcome() -> bool {
-    let mut session = Session::new(GRANTS, NOW);
+    let mut session = Session::new(PARAMETERS, NOW);
     let established = session.take(black_box(hello()), NOW).is_ok();
     black_box(session.welcome(1, 0, NOW));
     established

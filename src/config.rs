@@ -35,7 +35,7 @@ pub use commands::Commands;
 pub use devices::{Devices, Silence};
 pub use env::of_process as environment;
 pub use http::Http;
-pub use listener::{Authentication, ClientCertificates, ServerTls, Tcp, Terms};
+pub use listener::{Authentication, ClientCertificates, ListenerConfig, ServerTls, Tcp};
 pub use log_levels::{log_levels, remote_log_levels};
 pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
 pub use password::{PasswordError, read_password};

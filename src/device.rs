@@ -21,4 +21,4 @@ pub use rate::Bucket;
 pub use refused_samples::{RefusedLog, RefusedSamples};
 pub use registry::{Answer, Call, Connected, Introduction, NotAdmitted, Registry};
 pub use roll::{Tellings, Told};
-pub use session::{Grants, Refusal, Session, Step, Tick};
+pub use session::{Refusal, Session, SessionParameters, Step, Tick};

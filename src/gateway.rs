@@ -21,10 +21,12 @@ use crate::device::auth::Doorman;
 use crate::device::{Registry, attendance};
 use crate::downlink::Downlink;
 use crate::http;
-use crate::link::{self, Listening};
+use crate::link;
 use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::model::GatewayId;
+use crate::net::tls::{self, Tls};
+use crate::net::{Listening, Pool};
 use crate::notes::Notes;
 use crate::sink::mqtt::MqttDestination;
 use crate::sink::{Identity, Pulse, Pump};
@@ -113,17 +115,17 @@ impl Gateway {
         limits::open_files(&mut config);
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
-        let pool = link::Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone());
+        let pool = Pool::new(usize::try_from(memory.links).unwrap_or(usize::MAX), metrics.clone());
         let notes = Notes::default();
         let overview = Arc::new(Overview::new(notes.clone(), metrics.clone(), clock.clone()));
         let mut http = Part::new();
         let (mut http_address, mut listens) = (None, None);
-        let entrance = config.http.serves_devices().then(http::Devices::default);
+        let upgrades = config.http.serves_devices().then(http::Devices::default);
         let api = http::Later::default();
         if config.http.enabled {
             let now = clock.now().monotonic;
             let access = http::Access::new(&config.http, now);
-            let tls = link::tls::of_listener("http", &config.http.terms(), now);
+            let tls = tls::of_listener("http", &config.http.listener(), now);
             let own =
                 tls.clone().map(|tls| tls as Arc<dyn Credential>).into_iter().chain(access.credential()).collect();
             let (by, stop) = (clock.clone(), http.stop.subscribe());
@@ -133,12 +135,12 @@ impl Gateway {
                 health: overview.clone(),
                 access,
                 parts: api.clone(),
-                devices: entrance.clone(),
+                devices: upgrades.clone(),
             };
-            let door = door(&config.http, tls, &notes, clock.clone(), &pool);
-            http_address = Some(door.listening().address());
-            listens = Some(door.listening().up());
-            http.tasks.spawn(http::serve(door, site, http.stop.subscribe()));
+            let http_listener = http_listener(&config.http, tls, &notes, clock.clone(), &pool);
+            http_address = Some(http_listener.listening().address());
+            listens = Some(http_listener.listening().up());
+            http.tasks.spawn(http::serve(http_listener, site, http.stop.subscribe()));
         }
         let given = std::env::var_os(runtime::VARIABLE);
         config.store.runtime_directory = runtime::directory(config.store.runtime_directory.take(), given);
@@ -167,7 +169,7 @@ impl Gateway {
         let listeners: Vec<_> = config.tcp.iter().map(|tcp| listen(tcp, &notes, &clock)).collect();
         let tcp_addresses = listeners.iter().map(Listening::address).collect();
         let now = clock.now().monotonic;
-        let tls: Vec<_> = config.tcp.iter().map(|tcp| link::tls::of_listener(&tcp.name, &tcp.terms(), now)).collect();
+        let tls: Vec<_> = config.tcp.iter().map(|tcp| tls::of_listener(&tcp.name, &tcp.listener(), now)).collect();
         let mut kept: Vec<_> = tls.iter().flatten().map(|tls| tls.clone() as Arc<dyn Credential>).collect();
         let mut sinks = Part::new();
         let (mut watched, mut restarters) = (Vec::new(), Vec::new());
@@ -239,11 +241,11 @@ impl Gateway {
             }
             links.tasks.spawn(link::tcp::serve(listening, tcp, tls, shared.clone(), links.stop.subscribe()));
         }
-        if let (Some(devices), Some(listens)) = (entrance, listens.clone()) {
-            let (entrance, hall) = link::websocket::open(&config.http, shared.clone());
+        if let (Some(devices), Some(listens)) = (upgrades, listens.clone()) {
+            let (upgrades, server) = link::websocket::open(&config.http, shared.clone());
             // It is set here only.
-            let _ = devices.set(entrance);
-            links.tasks.spawn(hall.serve(listens, links.stop.subscribe()));
+            let _ = devices.set(upgrades);
+            links.tasks.spawn(server.serve(listens, links.stop.subscribe()));
         }
         let ports = link::serial::Ports::new(root, &config.serial);
         for serial in config.serial {
@@ -335,19 +337,19 @@ fn listen(config: &config::Tcp, notes: &Notes, clock: &Arc<dyn Clock>) -> Listen
     Listening::new(section, config.listen, config.max_connections, note, clock.clone())
 }
 
-fn door(
+fn http_listener(
     config: &config::Http,
-    tls: Option<Arc<link::tls::Tls>>,
+    tls: Option<Arc<Tls>>,
     notes: &Notes,
     clock: Arc<dyn Clock>,
-    pool: &link::Pool,
-) -> http::Door {
+    pool: &Pool,
+) -> http::BoundedListener {
     let backlog = if config.devices { HTTP_BACKLOG.max(config.max_connections) } else { HTTP_BACKLOG };
     let listening = Listening::new("[http]".to_owned(), config.listen, backlog, notes.about("http"), clock.clone());
-    let door = http::Door::new(listening, config.handshake_timeout, clock);
+    let http_listener = http::BoundedListener::new(listening, config.handshake_timeout, clock);
     match tls {
-        Some(tls) => door.secure(tls, pool.clone()),
-        None => door,
+        Some(tls) => http_listener.secure(tls, pool.clone()),
+        None => http_listener,
     }
 }
 

@@ -13,21 +13,21 @@
 
 mod access;
 mod asked;
+mod bounded_listener;
 mod commands;
 mod devices;
-mod door;
 mod figures;
-mod moved;
 mod problem;
 mod turns;
 mod upgrade;
+mod upgraded;
 
 pub use access::{Access, Denied};
-pub use door::{Door, Visitor};
+pub use bounded_listener::{BoundedListener, Client};
 
 use crate::device::Registry;
 use crate::downlink::Handle;
-use crate::link::websocket::Entrance;
+use crate::link::websocket::UpgradeSender;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::stop;
 use crate::store::Log;
@@ -39,7 +39,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::Listener;
-use door::Announced;
+use bounded_listener::WithClient;
 use problem::Refused;
 use serde::Serialize;
 use std::sync::{Arc, OnceLock};
@@ -85,8 +85,8 @@ pub struct Parts {
 /// The parts, once the log is open.
 pub type Later = Arc<OnceLock<Parts>>;
 
-/// Where devices come in, once there is a log for what they bring.
-pub type Devices = Arc<OnceLock<Entrance>>;
+/// What hands WebSockets to their link, once the log is open.
+pub type Devices = Arc<OnceLock<UpgradeSender>>;
 
 /// What the server shows, to whom.
 pub struct Site {
@@ -101,18 +101,18 @@ pub struct Site {
 /// What every request may need.
 type Shared = Arc<Site>;
 
-/// Answers requests until `stop` turns true. Behind a [`Door`], unless the listener
-/// lets in a few at a time itself.
+/// Answers requests until `stop` turns true. The listener is a [`BoundedListener`], or bounds its
+/// connections itself.
 pub async fn serve<L>(listener: L, site: Site, mut stop: watch::Receiver<bool>)
 where
-    L: Listener<Addr = Visitor>,
+    L: Listener<Addr = Client>,
 {
     let stopped = async move {
         // A sender that is gone is a stop as well.
         let () = stop::requested(&mut stop).await;
     };
-    let service = routes(Arc::new(site)).into_make_service_with_connect_info::<Visitor>();
-    if let Err(why) = axum::serve(Announced(listener), service).with_graceful_shutdown(stopped).await {
+    let service = routes(Arc::new(site)).into_make_service_with_connect_info::<Client>();
+    if let Err(why) = axum::serve(WithClient(listener), service).with_graceful_shutdown(stopped).await {
         tracing::error!(%why, "the HTTP server failed");
     }
 }
@@ -127,7 +127,7 @@ fn routes(site: Shared) -> Router {
         .merge(open)
         .fallback(nothing)
         .method_not_allowed_fallback(not_so)
-        .layer(middleware::from_fn(accompany))
+        .layer(middleware::from_fn(track_request))
         .with_state(site)
 }
 
@@ -165,15 +165,15 @@ async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Resp
     }
 }
 
-/// Has the visitor keep its place until it is answered.
-async fn accompany(ConnectInfo(visitor): ConnectInfo<Visitor>, request: Request, next: Next) -> Response {
-    let last = visitor.asks();
-    // Of another, the body is still to come; who takes it says so.
+/// Keeps the slot of a connection until its request is answered.
+async fn track_request(ConnectInfo(client): ConnectInfo<Client>, request: Request, next: Next) -> Response {
+    let last = client.head_arrived();
+    // Of another, the body is still to come; the handler that takes it says so.
     if request.method() != Method::POST || request.body().is_end_stream() {
-        visitor.is_heard();
+        client.request_complete();
     }
     let mut response = next.run(request).await;
-    visitor.is_answered();
+    client.response_started();
     if last {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

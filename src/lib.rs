@@ -31,6 +31,8 @@ pub mod store;
 
 pub mod mqtt;
 
+pub mod net;
+
 pub mod device;
 
 pub mod link;

@@ -113,7 +113,7 @@ async fn the_line_in_the_journal_holds_the_facts_and_so_do_its_fields() {
         (connected, "F_LINK", "tcp"),
         (connected, "F_DEVICE", "pump"),
         (connected, "F_SESSION", "7"),
-        (connected, "TARGET", "tidegate::link::connection::peer"),
+        (connected, "TARGET", "tidegate::link::session::driver"),
         (connected, "SYSLOG_IDENTIFIER", "tidegate"),
         (away, "PRIORITY", "4"),
         (away, "F_SINK", "mqtt"),

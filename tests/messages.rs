@@ -224,6 +224,7 @@ const RAW: &[(&str, &str)] = &[
     ("src/link/serial.rs", "the system's words on a port"),
     ("src/link/serial/", "the system's words on a port, with advice behind them"),
     ("src/link/tcp.rs", "the system's words on a socket"),
+    ("src/net/", "the system's words on an address, with what to do behind them"),
     ("src/cli/link/", "the system's words on a port, with advice behind them; what a peer's bytes are wrong in"),
     ("src/http.rs", "the system's words on a socket"),
     ("src/gateway/", "the log's words, which are the program's own, and the system's on a directory"),

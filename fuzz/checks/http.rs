@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate::http::{self, Access, Condition, Devices, Health, Site, Visitor};
+use tidegate::http::{self, Access, Client, Condition, Devices, Health, Site};
 use tidegate::metrics::Metrics;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{mpsc, watch};
@@ -30,22 +30,22 @@ struct InMemory(mpsc::Receiver<DuplexStream>);
 
 impl Listener for InMemory {
     type Io = DuplexStream;
-    type Addr = Visitor;
+    type Addr = Client;
 
-    async fn accept(&mut self) -> (DuplexStream, Visitor) {
+    async fn accept(&mut self) -> (DuplexStream, Client) {
         match self.0.recv().await {
-            Some(stream) => (stream, visitor()),
+            Some(stream) => (stream, client()),
             None => std::future::pending().await,
         }
     }
 
-    fn local_addr(&self) -> io::Result<Visitor> {
-        Ok(visitor())
+    fn local_addr(&self) -> io::Result<Client> {
+        Ok(client())
     }
 }
 
-fn visitor() -> Visitor {
-    Visitor::from(SocketAddr::from(([127, 0, 0, 1], 1)))
+fn client() -> Client {
+    Client::from(SocketAddr::from(([127, 0, 0, 1], 1)))
 }
 
 /// Sends `request`, and the end of the stream if it is the `end`; what is answered.

@@ -12,14 +12,14 @@ use std::time::Duration;
 use tidegate::clock::Now;
 use tidegate::config::Authentication;
 use tidegate::device::auth::{Key, Keys, Material, Nonce, Secret};
-use tidegate::device::{Grants, Session, Step, TimeRules};
+use tidegate::device::{Session, SessionParameters, Step, TimeRules};
 use tidegate::model::{BootId, Timestamp};
 use tidegate::wire::codec::{decode_device, encode_gateway};
 use tidegate::wire::frame::{BodyEncoding, Decoder, Event, Format, Limits, Recovery, Version};
 use tidegate::wire::sift::sift;
 
 const LIMITS: Limits = Limits { max_body: 64 * 1024, require_checksum: false };
-const GRANTS: Grants = Grants {
+const PARAMETERS: SessionParameters = SessionParameters {
     handshake_timeout: Some(Duration::from_secs(5)),
     heartbeat_interval: Duration::from_secs(30),
     idle_after: Duration::from_secs(45),
@@ -39,7 +39,7 @@ pub fn check(input: &[u8]) {
     let now = Now { wall: Timestamp(1_767_225_600_000_000), trusted, monotonic: Duration::from_secs(1) };
     let mut decoder = Decoder::new(LIMITS, Recovery::Resync);
     let authentication = if size & 0x80 == 0 { Authentication::None } else { Authentication::Token };
-    let mut session = Session::new(Grants { authentication, ..GRANTS }, now);
+    let mut session = Session::new(SessionParameters { authentication, ..PARAMETERS }, now);
     let keys = keys();
     // The nonce of the challenge that is open, and whether the device may send readings.
     let (mut open, mut admitted, mut challenges) = (None, authentication == Authentication::None, 0_u8);

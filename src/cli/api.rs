@@ -63,7 +63,7 @@ impl Api {
                 _ => anyhow!("{why}; {}", why.fix()),
             }
         })?;
-        let cert_file = config.http.terms().tls().map(|files| files.cert);
+        let cert_file = config.http.listener().tls().map(|files| files.cert);
         Ok(Api { address: reachable(config.http.listen), cert_file, token })
     }
 

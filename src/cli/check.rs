@@ -4,9 +4,9 @@ mod connect;
 
 use super::{File, USAGE, failed, say};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, Checked, Config, Problem, Terms};
-use crate::link::tls;
+use crate::config::{self, Checked, Config, ListenerConfig, Problem};
 use crate::mqtt::{self, TlsFiles};
+use crate::net::tls;
 use crate::pem::{self, Validity};
 use anyhow::Result;
 use std::io::Write;
@@ -66,17 +66,17 @@ pub fn run(args: &Args) -> ExitCode {
 
 /// What is allowed, and had better be meant.
 fn notes(config: &Config) -> Vec<String> {
-    let note = |section: String, terms: Terms| {
-        let listen = terms.listen;
+    let note = |section: String, listener: ListenerConfig| {
+        let listen = listener.listen;
         let open = format!("{section}: whoever reaches {listen} is let in: authentication = \"none\"");
         let what = "tokens are sent in the clear: give cert_file and key_file, or authentication = \"hmac\"";
         let tapped = format!("{section}: {what}");
-        [terms.is_open().then_some(open), terms.is_tapped().then_some(tapped)].into_iter().flatten()
+        [listener.is_open().then_some(open), listener.is_tapped().then_some(tapped)].into_iter().flatten()
     };
     let tcp = config.tcp.iter().enumerate();
-    let tcp = tcp.flat_map(|(i, tcp)| note(format!("tcp[{i}]"), tcp.terms()));
+    let tcp = tcp.flat_map(|(i, tcp)| note(format!("tcp[{i}]"), tcp.listener()));
     let http = Some(&config.http).filter(|http| http.serves_devices());
-    let open = tcp.chain(http.into_iter().flat_map(|http| note("http".into(), http.terms())));
+    let open = tcp.chain(http.into_iter().flat_map(|http| note("http".into(), http.listener())));
     open.chain(unwritable(&config.store.directory)).collect()
 }
 
@@ -90,8 +90,8 @@ struct Look {
 }
 
 fn looks(config: &Config) -> Vec<Look> {
-    let listener = |section: String, terms: Terms| {
-        let files = terms.tls()?;
+    let look = |section: String, listener: ListenerConfig| {
+        let files = listener.tls()?;
         Some(Look {
             section,
             made: tls::server_config(&files).map(drop),
@@ -99,8 +99,8 @@ fn looks(config: &Config) -> Vec<Look> {
             authorities: None,
         })
     };
-    let tcp = config.tcp.iter().enumerate().filter_map(|(i, tcp)| listener(format!("tcp[{i}]"), tcp.terms()));
-    let http = Some(&config.http).filter(|http| http.enabled).and_then(|http| listener("http".into(), http.terms()));
+    let tcp = config.tcp.iter().enumerate().filter_map(|(i, tcp)| look(format!("tcp[{i}]"), tcp.listener()));
+    let http = Some(&config.http).filter(|http| http.enabled).and_then(|http| look("http".into(), http.listener()));
     let mqtt = config.mqtt.iter().enumerate().filter(|(_, mqtt)| mqtt.uses_tls()).map(|(i, mqtt)| {
         let made = mqtt::client_config(&TlsFiles::of(mqtt)).map(drop);
         Look {

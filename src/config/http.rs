@@ -1,6 +1,6 @@
 //! `[http]`.
 
-use super::{Authentication, ClientCertificates, Terms};
+use super::{Authentication, ClientCertificates, ListenerConfig};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -76,9 +76,10 @@ impl Http {
         self.enabled && self.devices
     }
 
-    /// Who is no device has no certificate, and is let in without.
-    pub fn terms(&self) -> Terms {
-        Terms {
+    /// The settings of the listener. Client certificates are optional: a client that is no device
+    /// has none.
+    pub fn listener(&self) -> ListenerConfig {
+        ListenerConfig {
             listen: self.listen,
             max_connections: self.max_connections,
             max_connections_per_address: self.max_connections_per_address,

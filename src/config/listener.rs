@@ -1,4 +1,4 @@
-//! `[[tcp]]`, and what listeners demand of devices.
+//! `[[tcp]]`, and what all listeners for devices have in common.
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -42,9 +42,9 @@ pub struct Tcp {
     pub authentication: Option<Authentication>,
 }
 
-/// What a listener grants devices and demands of them, whichever section it is of.
+/// The settings of a listener for devices, of whichever section it is.
 #[derive(Debug, Clone)]
-pub struct Terms {
+pub struct ListenerConfig {
     pub listen: SocketAddr,
     pub max_connections: usize,
     pub max_connections_per_address: Option<usize>,
@@ -126,8 +126,8 @@ impl Default for Tcp {
 }
 
 impl Tcp {
-    pub fn terms(&self) -> Terms {
-        Terms {
+    pub fn listener(&self) -> ListenerConfig {
+        ListenerConfig {
             listen: self.listen,
             max_connections: self.max_connections,
             max_connections_per_address: self.max_connections_per_address,
@@ -145,19 +145,19 @@ impl Tcp {
     }
 }
 
-impl Terms {
-    /// Whether devices prove who they are, and so may fail to.
+impl ListenerConfig {
+    /// Whether devices authenticate, and so may fail to.
     pub fn is_guarded(&self) -> bool {
         self.authentication != Authentication::None || self.client_ca_file.is_some()
     }
 
-    /// Whether devices from elsewhere get in that proved nothing.
+    /// Whether devices of other hosts are admitted without authentication.
     pub fn is_open(&self) -> bool {
         let certified = self.client_ca_file.is_some() && self.client_certificates == ClientCertificates::Required;
         self.is_public() && self.authentication == Authentication::None && !certified
     }
 
-    /// Whether devices send their secrets so that others can read them.
+    /// Whether devices of other hosts send their secrets in the clear.
     pub fn is_tapped(&self) -> bool {
         self.is_public() && self.authentication == Authentication::Token && self.cert_file.is_none()
     }

@@ -10,9 +10,8 @@ use super::roll::{Arrival, Roll, RollFull, Rules, Tellings, Told};
 use crate::clock::{Clock, Excuses, Now};
 use crate::config;
 use crate::metrics::Metrics;
-use crate::model::{Cause, DeviceId, DeviceStatus};
+use crate::model::{Cause, CommandResult, DeviceCommand, DeviceId, DeviceStatus};
 use crate::store::KnownDevices;
-use crate::wire::message::{Command, CommandResult};
 use connected::{Slot, Waiting};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashMap;
@@ -238,17 +237,16 @@ impl Registry {
         self.0.table.lock().reachable(device).map(|session| session.number)
     }
 
-    /// Sends a command to the device if it can be reached by the session with this number;
-    /// says whether it could.
-    pub fn command(&self, device: &DeviceId, connection: u64, command: Command) -> bool {
+    /// Sends a command to its device if that is reached by the session with this number. Returns
+    /// whether it is.
+    pub fn command(&self, connection: u64, command: DeviceCommand) -> bool {
         let table = self.0.table.lock();
-        let Some(session) = table.reachable(device).filter(|session| session.number == connection) else {
+        let Some(session) = table.reachable(&command.device).filter(|session| session.number == connection) else {
             return false;
         };
-        let sub = device.as_str().split_once('/').map(|(_, sub)| sub.to_owned());
         let now = self.0.clock.now().monotonic;
-        let until = command.expires_in.map(|left| now.saturating_add(Duration::from_millis(left)));
-        session.slot.call(Waiting { sub, command, until })
+        let until = command.expires_in.map(|left| now.saturating_add(left));
+        session.slot.call(Waiting { command, until })
     }
 
     /// Changes whenever a device becomes reachable or unreachable.

@@ -20,13 +20,13 @@ use crate::wire::sift::Sifted;
 use crate::wire::text::Context;
 use std::time::Duration;
 
-/// What a link grants its devices.
+/// The parameters of the sessions on a link.
 #[derive(Debug, Clone, Copy)]
-pub struct Grants {
-    /// From the connection to Hello; `None` where a silent line is no fault.
+pub struct SessionParameters {
+    /// Time from the connection to Hello; `None` where a silent line is no fault.
     pub handshake_timeout: Option<Duration>,
     pub heartbeat_interval: Duration,
-    /// Silence after which a device is idle, and reminded that it is waited for.
+    /// Silence after which a device is idle, and sent a reminder.
     pub idle_after: Duration,
     /// Silence that ends a session.
     pub idle_timeout: Duration,
@@ -102,7 +102,7 @@ pub enum Tick {
 /// The state of one conversation.
 #[derive(Debug)]
 pub struct Session {
-    grants: Grants,
+    parameters: SessionParameters,
     introduced: Option<Box<Introduced>>,
     device: Option<Box<Converter>>,
     /// The largest body that the device takes, as far as it said so; else 0.
@@ -125,9 +125,9 @@ struct Introduced {
 
 impl Session {
     /// A connection was made.
-    pub fn new(grants: Grants, now: Now) -> Session {
+    pub fn new(parameters: SessionParameters, now: Now) -> Session {
         let gaps = Gaps::default();
-        Session { grants, introduced: None, device: None, max_frame: 0, gaps, heard: now.monotonic, idle: false }
+        Session { parameters, introduced: None, device: None, max_frame: 0, gaps, heard: now.monotonic, idle: false }
     }
 
     /// The device, once it is known to be who it says it is.
@@ -199,9 +199,9 @@ impl Session {
     /// something is heard.
     pub fn deadline(&self) -> Option<Duration> {
         match self.device {
-            Some(_) if self.idle => Some(self.heard + self.grants.idle_timeout),
-            Some(_) => Some(self.heard + self.grants.idle_after.min(self.grants.idle_timeout)),
-            None => self.grants.handshake_timeout.map(|timeout| self.heard + timeout),
+            Some(_) if self.idle => Some(self.heard + self.parameters.idle_timeout),
+            Some(_) => Some(self.heard + self.parameters.idle_after.min(self.parameters.idle_timeout)),
+            None => self.parameters.handshake_timeout.map(|timeout| self.heard + timeout),
         }
     }
 
@@ -215,7 +215,7 @@ impl Session {
         if self.deadline().is_none_or(|deadline| now.monotonic < deadline) {
             return None;
         }
-        let over = self.device.is_none() || now.monotonic >= self.heard + self.grants.idle_timeout;
+        let over = self.device.is_none() || now.monotonic >= self.heard + self.parameters.idle_timeout;
         if over {
             return Some(Tick::Over(self.timeout()));
         }
@@ -224,10 +224,10 @@ impl Session {
     }
 
     fn timeout(&self) -> Refusal {
-        let (what, limit) = match (&self.device, self.grants.handshake_timeout) {
+        let (what, limit) = match (&self.device, self.parameters.handshake_timeout) {
             (None, Some(limit)) if self.introduced.is_some() => ("no proof came", limit),
             (None, Some(limit)) => ("no Hello came", limit),
-            _ => ("nothing was heard", self.grants.idle_timeout),
+            _ => ("nothing was heard", self.parameters.idle_timeout),
         };
         refusal(Reason::Timeout, format!("{what} within {}", humantime::format_duration(limit)))
     }
@@ -244,16 +244,16 @@ impl Session {
         match (message, &mut self.device) {
             (DeviceMessage::Goodbye(_), _) => Ok(Step::Leave),
             (DeviceMessage::Authenticate(answer), _) => self.answered(answer),
-            (DeviceMessage::Hello(_), device) if !self.grants.restart && (device.is_some() || introduced) => {
+            (DeviceMessage::Hello(_), device) if !self.parameters.restart && (device.is_some() || introduced) => {
                 Err(protocol("a second Hello came"))
             }
             (DeviceMessage::Hello(hello), _) => self.hello(hello, now),
             (_, None) if introduced => Err(protocol("answer the Challenge first")),
             (_, None) => Err(protocol("send Hello first")),
             (DeviceMessage::Readings(mut readings), Some(device)) => {
-                let too_many = cut_to_window(&mut readings.samples, self.grants.window);
+                let too_many = cut_to_window(&mut readings.samples, self.parameters.window);
                 let converted = device.convert(readings, now).map(|converted| (converted, too_many));
-                taken(converted, &mut self.gaps, self.grants.restart, now)
+                taken(converted, &mut self.gaps, self.parameters.restart, now)
             }
             (DeviceMessage::Heartbeat(heartbeat), Some(device)) => {
                 device.synchronise(heartbeat.time, now);
@@ -276,11 +276,11 @@ impl Session {
     pub fn sift(&mut self, mut sifted: Sifted, now: Now) -> Result<Step, Refusal> {
         self.heard(now);
         let Some(device) = &mut self.device else { return Err(protocol("send Hello first")) };
-        let too_many = cut_to_window(&mut sifted.samples, self.grants.window);
+        let too_many = cut_to_window(&mut sifted.samples, self.parameters.window);
         if too_many.is_some() {
             (sifted.hidden, sifted.cut) = (0, false);
         }
-        sifted.hidden = sifted.hidden.min(self.grants.window.into());
+        sifted.hidden = sifted.hidden.min(self.parameters.window.into());
         let last =
             sifted.samples.last().and_then(|sample| sample.as_ref().err()).map(|unreadable| unreadable.why.clone());
         let unreadable = |seq| {
@@ -290,7 +290,7 @@ impl Session {
             refusal(Reason::BadFrame, text)
         };
         let converted = device.sift(sifted, now).map(|(converted, end)| (converted, too_many.or(end.map(unreadable))));
-        taken(converted, &mut self.gaps, self.grants.restart, now)
+        taken(converted, &mut self.gaps, self.parameters.restart, now)
     }
 
     fn hello(&mut self, hello: Hello, now: Now) -> Result<Step, Refusal> {
@@ -300,13 +300,13 @@ impl Session {
             Err(why) => return Err(protocol(&format!("device id {:?} {why}", hello.device))),
         };
         let mut converter =
-            Converter::new(device.clone(), hello.session, hello.clock, self.grants.times, &hello.channels);
+            Converter::new(device.clone(), hello.session, hello.clock, self.parameters.times, &hello.channels);
         converter.synchronise(hello.time, now);
         self.max_frame = hello.max_frame;
         let converter = Box::new(converter);
         self.gaps = Gaps::default();
         let Hello { session, first, firmware, .. } = hello;
-        if self.grants.authentication == Authentication::None {
+        if self.parameters.authentication == Authentication::None {
             self.device = Some(converter);
             self.heard(now);
             return Ok(Step::Establish { device, session, first, firmware });
@@ -352,17 +352,17 @@ impl Session {
     pub fn welcome(&mut self, first: u64, settled: u64, now: Now) -> GatewayMessage {
         if let Some(device) = &mut self.device {
             // Where a frame may be lost, what comes first may not be the oldest that there is.
-            let anywhere = first == 0 && !self.grants.restart;
+            let anywhere = first == 0 && !self.parameters.restart;
             device.go_on_after(settled.max(first.saturating_sub(1)), anywhere);
         }
-        let seconds = u32::try_from(self.grants.heartbeat_interval.as_secs()).unwrap_or(u32::MAX);
+        let seconds = u32::try_from(self.parameters.heartbeat_interval.as_secs()).unwrap_or(u32::MAX);
         GatewayMessage::Welcome(Welcome {
             settled,
             time: now.wall.0,
             time_trusted: now.trusted,
             heartbeat_interval: seconds,
-            max_frame: self.grants.max_frame,
-            window: self.grants.window,
+            max_frame: self.parameters.max_frame,
+            window: self.parameters.window,
             session: self.device.as_ref().map(|device| device.session()),
         })
     }
@@ -428,7 +428,7 @@ mod tests {
     use crate::model::{BootId, Timestamp};
     use crate::wire::message::{DeviceClock, Goodbye, Heartbeat, Readings, ResultState, Sample};
 
-    const GRANTS: Grants = Grants {
+    const PARAMETERS: SessionParameters = SessionParameters {
         handshake_timeout: Some(Duration::from_secs(5)),
         heartbeat_interval: Duration::from_secs(30),
         idle_after: Duration::from_secs(45),
@@ -464,7 +464,7 @@ mod tests {
 
     #[test]
     fn a_session_begins_with_hello_and_stores_what_follows() {
-        let mut session = Session::new(GRANTS, at(0));
+        let mut session = Session::new(PARAMETERS, at(0));
         assert_eq!(session.take(reading(1), at(1)).expect_err("no Hello").text, "send Hello first");
         let step = session.take(hello("pump"), at(1)).expect("a fine Hello");
         assert!(matches!(step, Step::Establish { session: 7, .. }), "{step:?}");
@@ -478,7 +478,7 @@ mod tests {
 
     #[test]
     fn what_the_device_gave_up_is_not_waited_for() {
-        let mut session = Session::new(GRANTS, at(0));
+        let mut session = Session::new(PARAMETERS, at(0));
         assert!(session.take(hello("pump"), at(0)).is_ok());
         session.welcome(500, 12, at(0));
         assert!(session.take(reading(501), at(0)).is_err());
@@ -488,7 +488,7 @@ mod tests {
     #[test]
     fn a_device_that_does_not_say_what_it_has_goes_on_where_it_is_unless_frames_may_be_lost() {
         for (restart, goes_on) in [(false, true), (true, false)] {
-            let mut session = Session::new(Grants { restart, ..GRANTS }, at(0));
+            let mut session = Session::new(SessionParameters { restart, ..PARAMETERS }, at(0));
             assert!(session.take(hello("pump"), at(0)).is_ok());
             session.welcome(0, 0, at(0));
             let step = session.take(reading(31), at(0));
@@ -501,7 +501,7 @@ mod tests {
 
     #[test]
     fn a_welcome_names_its_session() {
-        let mut session = Session::new(GRANTS, at(0));
+        let mut session = Session::new(PARAMETERS, at(0));
         assert!(session.take(hello("pump"), at(0)).is_ok());
         let GatewayMessage::Welcome(welcome) = session.welcome(1, 0, at(0)) else { panic!("no Welcome") };
         assert_eq!(welcome.session, Some(7));
@@ -509,7 +509,7 @@ mod tests {
 
     #[test]
     fn messages_out_of_place_end_the_session() {
-        let mut session = Session::new(GRANTS, at(0));
+        let mut session = Session::new(PARAMETERS, at(0));
         for bad in ["a/b", "", "a b"] {
             assert_eq!(session.take(hello(bad), at(0)).expect_err("a bad id").reason, Reason::Protocol);
         }
@@ -521,7 +521,7 @@ mod tests {
 
     #[test]
     fn one_message_holds_no_more_than_the_window() {
-        let mut session = Session::new(GRANTS, at(0));
+        let mut session = Session::new(PARAMETERS, at(0));
         assert!(session.take(hello("pump"), at(0)).is_ok());
         session.welcome(1, 0, at(0));
         let readings = |count| {
@@ -537,7 +537,8 @@ mod tests {
 
     #[test]
     fn where_a_line_cannot_break_hello_starts_anew() {
-        let mut session = Session::new(Grants { restart: true, handshake_timeout: None, ..GRANTS }, at(0));
+        let mut session =
+            Session::new(SessionParameters { restart: true, handshake_timeout: None, ..PARAMETERS }, at(0));
         assert_eq!(session.deadline(), None);
         for name in ["pump", "pump", "valve"] {
             assert!(session.take(hello(name), at(0)).is_ok());
@@ -553,8 +554,8 @@ mod tests {
 
     #[test]
     fn a_device_proves_who_it_is_before_it_is_known() {
-        let grants = Grants { authentication: Authentication::Hmac, ..GRANTS };
-        let mut session = Session::new(grants, at(0));
+        let parameters = SessionParameters { authentication: Authentication::Hmac, ..PARAMETERS };
+        let mut session = Session::new(parameters, at(0));
         let step = session.take(hello("pump"), at(2));
         assert!(matches!(&step, Ok(Step::Introduced(device)) if device.as_str() == "pump"), "{step:?}");
         assert!(session.take(answer(1), at(2)).is_err(), "there is no challenge yet");
@@ -575,8 +576,13 @@ mod tests {
 
     #[test]
     fn where_a_line_cannot_break_each_hello_has_to_be_proven() {
-        let grants = Grants { restart: true, handshake_timeout: None, authentication: Authentication::Token, ..GRANTS };
-        let mut session = Session::new(grants, at(0));
+        let parameters = SessionParameters {
+            restart: true,
+            handshake_timeout: None,
+            authentication: Authentication::Token,
+            ..PARAMETERS
+        };
+        let mut session = Session::new(parameters, at(0));
         assert!(matches!(session.take(hello("pump"), at(0)), Ok(Step::Introduced(_))));
         session.challenge([1; 32]);
         assert!(matches!(session.take(answer(0), at(0)), Ok(Step::Authenticate(_))));
@@ -591,7 +597,7 @@ mod tests {
 
     #[test]
     fn silence_makes_a_session_idle_and_ends_it_unless_something_is_heard() {
-        let mut session = Session::new(GRANTS, at(10));
+        let mut session = Session::new(PARAMETERS, at(10));
         assert_eq!(session.deadline(), Some(Duration::from_secs(15)));
         assert_eq!(session.tick(at(14)), None);
         let Some(Tick::Over(refusal)) = session.tick(at(15)) else { panic!("it goes on") };
@@ -611,7 +617,7 @@ mod tests {
 
     #[test]
     fn results_and_word_of_sub_devices_are_passed_on() {
-        let mut session = Session::new(GRANTS, at(0));
+        let mut session = Session::new(PARAMETERS, at(0));
         assert!(session.take(hello("hub"), at(0)).is_ok());
         let result = CommandResult { id: "c".into(), state: ResultState::Done, payload: None };
         assert_eq!(session.take(DeviceMessage::CommandResult(result.clone()), at(0)), Ok(Step::Answer(result)));

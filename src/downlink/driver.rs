@@ -8,12 +8,13 @@ use crate::clock::{Clock, Excuses, LONGEST_NAP};
 use crate::config;
 use crate::device::{Answer, Registry};
 use crate::metrics::{Metrics, SourceLabel, StateLabel};
-use crate::model::{Command, CommandId, CommandKey, CommandState, Source, Target};
+use crate::model::{
+    Command, CommandId, CommandKey, CommandOutcome, CommandResult, CommandState, DeviceCommand, Source, Target,
+};
 use crate::mqtt::Acker;
 use crate::sink::mqtt::Instruction;
 use crate::stop;
 use crate::store::{Log, Record};
-use crate::wire::message::{self, CommandResult, ResultState};
 use anyhow::Result;
 use serde_json::Value;
 use std::collections::{HashMap, VecDeque};
@@ -232,19 +233,18 @@ impl Downlink {
         self.metrics.commands_repeated.inc_by(u64::from(again));
         match &target {
             Target::Device(device) => {
-                let expires_in = Some(u64::try_from(expires_in.as_millis()).unwrap_or(u64::MAX));
-                let command = message::Command { id, name, payload, expires_in };
-                let worked = self.registry.command(device, connection, command);
+                let command = DeviceCommand { device: device.clone(), id, name, payload, expires_in: Some(expires_in) };
+                let worked = self.registry.command(connection, command);
                 self.queue.handed(place, worked, now);
             }
             Target::Gateway => {
                 self.queue.handed(place, true, now);
-                let (state, payload) = match self.gateway.operate(&name, payload.as_deref()) {
-                    Operated::Done(value) => (ResultState::Done, value.to_string()),
-                    Operated::Failed(why) => (ResultState::Failed, result::error(&why)),
-                    Operated::Rejected(why) => (ResultState::Rejected, result::error(&why)),
+                let (outcome, payload) = match self.gateway.operate(&name, payload.as_deref()) {
+                    Operated::Done(value) => (CommandOutcome::Done, value.to_string()),
+                    Operated::Failed(why) => (CommandOutcome::Failed, result::error(&why)),
+                    Operated::Rejected(why) => (CommandOutcome::Rejected, result::error(&why)),
                 };
-                let result = CommandResult { id, state, payload: Some(payload) };
+                let result = CommandResult { id, outcome, payload: Some(payload) };
                 self.queue.answered(&target, result, &reach(&self.registry), now);
             }
         }

@@ -25,10 +25,9 @@ use super::order::Order;
 use super::result;
 use crate::clock::Now;
 use crate::model::{
-    BootId, Command, CommandKey, CommandState, DeviceId, Ending, Moment, Source, Target, Timestamp, glob,
+    BootId, Command, CommandKey, CommandResult, CommandState, DeviceId, Ending, Moment, Source, Target, Timestamp, glob,
 };
 use crate::store::Change;
-use crate::wire::message::{CommandResult, ResultState};
 use live::{Live, Phase, size};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -176,14 +175,9 @@ impl Queue {
     /// of such a command, or it has ended already.
     pub fn answered(&mut self, from: &Target, answer: CommandResult, reach: Reach<'_>, now: Now) -> bool {
         let Some(place) = self.asked(from, &answer.id) else { return false };
-        let state = match answer.state {
-            ResultState::Done => CommandState::Done,
-            ResultState::Failed => CommandState::Failed,
-            ResultState::Rejected => CommandState::Rejected,
-        };
         let payload = answer.payload.map(|payload| result::bounded(payload, self.rules.max_result));
         let target = self.live.get(&place).map(|live| live.command.target.clone());
-        self.end(place, state, payload, now.wall);
+        self.end(place, answer.outcome.into(), payload, now.wall);
         if let Some(target) = target {
             self.advance(&target, reach, now);
         }

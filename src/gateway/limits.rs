@@ -2,7 +2,7 @@
 
 use super::groups::Groups;
 use crate::config::{self, Config, Shares};
-use crate::link;
+use crate::{link, net};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::Path;
 
@@ -78,7 +78,7 @@ pub fn open_files(config: &mut Config) {
 /// How many devices each of `links` listeners can take with so many files, with the
 /// connections beyond that are told to go.
 fn affordable(files: u64, links: usize) -> usize {
-    let each = (files.saturating_sub(OTHER_FILES) / (links.max(1) as u64)).saturating_sub(link::LEAVING as u64);
+    let each = (files.saturating_sub(OTHER_FILES) / (links.max(1) as u64)).saturating_sub(net::MAX_LINGERING as u64);
     usize::try_from(each / 5 * 4).unwrap_or(usize::MAX).max(1)
 }
 
@@ -98,7 +98,7 @@ mod tests {
         assert!(affordable(20_000, 1) > 10_000);
         for (files, links) in [(1024, 1), (65_536, 2), (1024, 3)] {
             let max = affordable(files, links);
-            let all = links * (max + 2 * link::beyond(max) + link::LEAVING);
+            let all = links * (max + 2 * net::headroom(max) + net::MAX_LINGERING);
             assert!((all as u64) < files - 100, "{files} {links}: {all}");
         }
         assert_eq!(affordable(10, 1), 1);

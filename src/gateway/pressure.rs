@@ -1,7 +1,7 @@
 //! Takes memory from connections while it is short around the gateway, and gives it back.
 
 use super::groups::Groups;
-use crate::link::Pool;
+use crate::net::Pool;
 use crate::stop;
 use std::time::Duration;
 use tokio::sync::watch;

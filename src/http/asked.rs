@@ -1,6 +1,6 @@
 //! What a request says; what makes no sense is answered in JSON, like everything else.
 
-use super::Visitor;
+use super::Client;
 use super::problem::Refused;
 use axum::body::Bytes;
 use axum::extract::{self, ConnectInfo, FromRequest, FromRequestParts, Request};
@@ -42,7 +42,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Refused;
 
     async fn from_request(request: Request, state: &S) -> Result<Body, Refused> {
-        let visitor = request.extensions().get::<ConnectInfo<Visitor>>().map(|ConnectInfo(visitor)| visitor.clone());
+        let client = request.extensions().get::<ConnectInfo<Client>>().map(|ConnectInfo(client)| client.clone());
         let length =
             request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         // Whoever says so beforehand need not send it.
@@ -50,9 +50,9 @@ impl<S: Send + Sync> FromRequest<S> for Body {
             return Err(Refused::too_large(MAX_BODY));
         }
         let body = Bytes::from_request(request, state).await;
-        let cut = visitor.as_ref().and_then(Visitor::cut);
-        if let (Some(visitor), None) = (visitor, cut) {
-            visitor.is_heard();
+        let cut = client.as_ref().and_then(Client::cut);
+        if let (Some(client), None) = (client, cut) {
+            client.request_complete();
         }
         body.map(Body).map_err(|why| match (why.status(), cut) {
             (_, Some(cut)) => Refused::new(cut.status(), cut.why().to_owned()),

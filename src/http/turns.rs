@@ -1,10 +1,9 @@
 //! How many requests to the API may take long at one time.
 //!
-//! A request keeps its connection's place until it is answered. Those that wait for a
-//! command's end, or for a log that does not answer, must leave some: for health, figures and
-//! devices.
+//! A request keeps its connection's slot until it is answered. Requests that wait for a command's
+//! end, or for a log that does not answer, must leave slots for health, metrics and devices.
 
-use super::Visitor;
+use super::Client;
 use super::problem::Refused;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
@@ -17,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
-/// Requests that may wait for a command's end: half of the places there are.
+/// Requests that may wait for a command's end: half of the slots.
 const WAITING: usize = 16;
 /// Others that may take longer than [`QUICK`].
 const SLOW: usize = 4;
@@ -37,7 +36,7 @@ pub(super) fn bounded<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Ro
 
 async fn take_turns(
     State(turns): State<Arc<Turns>>,
-    ConnectInfo(visitor): ConnectInfo<Visitor>,
+    ConnectInfo(client): ConnectInfo<Client>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -55,7 +54,7 @@ async fn take_turns(
             () = sleep(QUICK) => {}
         }
         // One that is still coming keeps nobody from anything: it can be cut.
-        if visitor.is_waiting() {
+        if client.is_waiting() {
             break;
         }
     }
@@ -87,7 +86,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let routes = bounded(Router::new().route("/", get(pending::<()>)));
-        let server = axum::serve(listener, routes.layer(MockConnectInfo(Visitor::from(address))));
+        let server = axum::serve(listener, routes.layer(MockConnectInfo(Client::from(address))));
         let server = tokio::spawn(server.into_future());
         let mut requests = JoinSet::new();
         for _ in 0..SLOW + 3 {

@@ -1,8 +1,9 @@
-//! From a request to a device's WebSocket (RFC 6455, section 4.2).
+//! Upgrades a request to a device's WebSocket (RFC 6455, section 4.2).
 
-use super::moved::Moved;
-use super::{Shared, Visitor, refuse};
-use crate::link::websocket::Refused;
+use super::upgraded::UpgradedStream;
+use super::{Client, Shared, refuse};
+use crate::link::websocket::UpgradeError;
+use crate::net::AdmissionError;
 use crate::wire::websocket::accept;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, Version, header};
@@ -11,15 +12,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::io;
 
-/// Of the WebSocket protocol; there is no other that anybody speaks.
+/// Version of the WebSocket protocol, the only one in use.
 const VERSION: &str = "13";
-/// When to come back, in seconds. A device knows better, by its own back-off.
+/// When to try again, in seconds. Devices have a back-off of their own.
 const RETRY_AFTER: &str = "5";
 
-/// Takes a device in that asks for a WebSocket.
+/// Answers a request for a WebSocket, and hands the upgraded connection to the link.
 pub(super) async fn device(
     State(shared): State<Shared>,
-    ConnectInfo(visitor): ConnectInfo<Visitor>,
+    ConnectInfo(client): ConnectInfo<Client>,
     mut request: Request,
 ) -> Response {
     if let Err(denied) = shared.access.check_origin(request.headers()) {
@@ -33,28 +34,23 @@ pub(super) async fn device(
         }
     };
     let later = |status, why: &str| ([(header::RETRY_AFTER, RETRY_AFTER)], refuse(status, why)).into_response();
-    let Some(entrance) = shared.devices.as_ref().and_then(|devices| devices.get()) else {
+    let Some(sender) = shared.devices.as_ref().and_then(|devices| devices.get()) else {
         let why = "the gateway's log is not open yet; try again later";
         return later(StatusCode::SERVICE_UNAVAILABLE, why);
     };
-    let admission = match entrance.admit(visitor.from, visitor.asks_for()).await {
-        Ok(admission) => admission,
-        Err(why @ (Refused::LockedOut | Refused::Address)) => {
-            return later(StatusCode::TOO_MANY_REQUESTS, &why.to_string());
-        }
-        Err(why @ (Refused::Full | Refused::Stopping)) => {
-            return later(StatusCode::SERVICE_UNAVAILABLE, &why.to_string());
-        }
+    let permit = match sender.admit(client.from, client.request_age()).await {
+        Ok(permit) => permit,
+        Err(why) => return later(refusal_status(why), &why.to_string()),
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    let leaves = visitor.clone();
+    let leaves = client.clone();
     let upgrade = async move {
         let upgraded = upgrade.await.map_err(io::Error::other)?;
-        // It is no request any more.
-        leaves.moves_on();
-        Ok(Box::new(Moved::new(upgraded)) as Box<_>)
+        // From here on it is no request, and keeps no slot here.
+        leaves.upgraded();
+        Ok(Box::new(UpgradedStream::new(upgraded)) as Box<_>)
     };
-    admission.enter(visitor.from, visitor.certificate(), Box::pin(upgrade));
+    permit.send(client.from, client.certificate(), Box::pin(upgrade));
     let switch = [
         (header::CONNECTION, "Upgrade"),
         (header::UPGRADE, "websocket"),
@@ -63,7 +59,20 @@ pub(super) async fn device(
     (StatusCode::SWITCHING_PROTOCOLS, switch).into_response()
 }
 
-/// What answers a request for a WebSocket.
+/// The status by which a device learns whether the fault is with it, or its neighbours.
+fn refusal_status(why: UpgradeError) -> StatusCode {
+    match why {
+        UpgradeError::NotAdmitted(AdmissionError::LockedOut | AdmissionError::AddressLimit) => {
+            StatusCode::TOO_MANY_REQUESTS
+        }
+        UpgradeError::NotAdmitted(
+            AdmissionError::ConnectionLimit | AdmissionError::OutOfMemory | AdmissionError::NoCertificate,
+        )
+        | UpgradeError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+/// The `Sec-WebSocket-Accept` that answers a request for a WebSocket, or what the request lacks.
 fn handshake(version: Version, headers: &HeaderMap) -> Result<String, &'static str> {
     if version != Version::HTTP_11 {
         return Err("a WebSocket begins with HTTP/1.1");
@@ -82,7 +91,7 @@ fn handshake(version: Version, headers: &HeaderMap) -> Result<String, &'static s
     }
 }
 
-/// Whether one of a header's values, which commas may separate, is `wanted`.
+/// Whether one of the comma-separated values of a header is `wanted`.
 fn names(headers: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|value| value.trim().eq_ignore_ascii_case(wanted))

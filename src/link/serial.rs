@@ -1,5 +1,5 @@
-//! A device at the far end of a serial line. The line is noisy, does not break when
-//! the device restarts, and its port comes and goes, perhaps under another name.
+//! Devices on serial lines. A line is noisy, does not close when the device restarts, and its port
+//! may vanish and come back under another name.
 
 mod choice;
 mod claims;
@@ -11,13 +11,13 @@ pub use choice::closeness;
 pub use claims::Ports;
 pub use ports::{Port, Usb, list};
 
-use super::caller::Caller;
-use super::connection::{self, Closed};
-use super::line::{Line, Shared};
-use super::porch::Place;
+use super::context::{LinkContext, Shared};
+use super::remote::RemoteInfo;
+use super::session::{self, Closed};
 use crate::config;
-use crate::device::Grants;
+use crate::device::SessionParameters;
 use crate::metrics::{LinkLabel, Metrics};
+use crate::net::AdmissionSlot;
 use crate::stop;
 use crate::wire::frame::{Limits, Recovery};
 use claims::Claim;
@@ -34,34 +34,34 @@ const BITS_OF_A_BYTE: u64 = 12;
 /// Serves the port until `stop` turns true, looking it up and opening it again whenever
 /// it vanishes.
 pub async fn serve(config: config::Serial, ports: Ports, shared: Shared, mut stop: watch::Receiver<bool>) {
-    let line = line(&config, shared);
-    let counts = Counts::new(&line.shared.metrics, &config.name);
-    line.prepare();
-    let note = line.shared.notes.about(line.name.clone());
-    let now = || line.shared.clock.now().monotonic;
-    // So that a port that stays away is logged once.
+    let link = link_context(&config, shared);
+    let counts = Counts::new(&link.shared.metrics, &config.name);
+    link.prepare();
+    let note = link.shared.notes.about(link.name.clone());
+    let now = || link.shared.clock.now().monotonic;
+    // A port that stays away is logged once.
     let mut told = None;
     while !*stop.borrow() {
         match ports.claim(&config).and_then(|claim| Ok((open(&claim.path, &config)?, claim))) {
             Ok((opened, claim)) => {
                 told = None;
                 counts.opened.inc();
-                line.up(true);
+                link.up(true);
                 note.works();
-                let lost = serve_port(opened, &claim, &line, &counts, config.baud, stop.clone()).await;
-                line.up(false);
+                let lost = serve_port(opened, &claim, &link, &counts, config.baud, stop.clone()).await;
+                link.up(false);
                 if let Some(why) = lost {
-                    line.lost();
+                    link.lost();
                     note.failed(why.as_str(), now());
                     note.is_down(why, now());
                 }
             }
             Err(why) => {
-                line.up(false);
+                link.up(false);
                 counts.open_failed.inc();
                 note.is_down(why.as_str(), now());
                 if told.as_ref() != Some(&why) {
-                    tracing::warn!(link = %line.name, why, "cannot open the serial port; trying on");
+                    tracing::warn!(link = %link.name, why, "cannot open the serial port; trying on");
                     told = Some(why);
                 }
             }
@@ -74,41 +74,43 @@ pub async fn serve(config: config::Serial, ports: Ports, shared: Shared, mut sto
     }
 }
 
-/// Serves an open port; why it was lost, if it was.
+/// Serves an open port. Returns why it was lost, if it was.
 async fn serve_port(
     opened: Opened,
     claim: &Claim,
-    line: &Line,
+    link: &LinkContext,
     counts: &Counts,
     baud: u32,
     stop: watch::Receiver<bool>,
 ) -> Option<String> {
     let path = claim.path.display().to_string();
     let device = claim.device().display();
-    tracing::info!(link = %line.name, path, %device, baud, "serial port opened");
+    tracing::info!(link = %link.name, path, %device, baud, "serial port opened");
     if let Some(settings) = opened.adjusted {
-        tracing::warn!(link = %line.name, path, settings, "the port's driver takes other RS-485 settings");
+        tracing::warn!(link = %link.name, path, settings, "the port's driver takes other RS-485 settings");
     }
     let mut port = Counted { stream: opened.stream, read: counts.read.clone(), written: counts.written.clone() };
-    match connection::drive(&mut port, |_| false, line, Caller::named(path.as_str()), Place::granted(), stop).await {
-        // Nobody is sent away from a place that was granted.
+    match session::drive(&mut port, |_| false, link, RemoteInfo::named(path.as_str()), AdmissionSlot::exclusive(), stop)
+        .await
+    {
+        // An exclusive slot is never evicted.
         Closed::Ended | Closed::Evicted => {
-            tracing::debug!(link = %line.name, path, "session ended");
+            tracing::debug!(link = %link.name, path, "session ended");
             None
         }
         Closed::Gone => {
-            tracing::warn!(link = %line.name, path, "serial port vanished; waiting for it");
+            tracing::warn!(link = %link.name, path, "serial port vanished; waiting for it");
             Some(format!("{path}: the port vanished; see whether its device is plugged in and has power"))
         }
         Closed::Failed(why) => {
-            tracing::warn!(link = %line.name, path, %why, "serial port failed; opening it again");
+            tracing::warn!(link = %link.name, path, %why, "serial port failed; opening it again");
             Some(format!("{path}: the port failed ({why}); see whether its device is plugged in and has power"))
         }
     }
 }
 
-/// Serves one device as [`serve`] does, over a stream that is no port, until it ends or `stop`
-/// turns true.
+/// Serves one device as [`serve`] does, over a stream that is no port, until the stream ends or
+/// `stop` turns true.
 pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     from: &str,
@@ -116,17 +118,25 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    connection::drive(stream, |_| false, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
+    session::drive(
+        stream,
+        |_| false,
+        &link_context(config, shared),
+        RemoteInfo::named(from),
+        AdmissionSlot::exclusive(),
+        stop,
+    )
+    .await;
 }
 
-fn line(config: &config::Serial, shared: Shared) -> Line {
+fn link_context(config: &config::Serial, shared: Shared) -> LinkContext {
     let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
     let (heartbeat, idle) = (config.heartbeat_interval, config.idle_timeout);
-    let grants = shared.grants(config.max_frame, heartbeat, idle, config.authentication);
+    let parameters = shared.parameters(config.max_frame, heartbeat, idle, config.authentication);
     let limits = Limits { max_body, require_checksum: config.require_checksum };
-    Line {
+    LinkContext {
         name: config.name.as_str().into(),
-        grants: Grants { restart: true, ..grants },
+        parameters: SessionParameters { restart: true, ..parameters },
         before_hello: limits,
         limits,
         recovery: Recovery::Resync,
@@ -137,7 +147,7 @@ fn line(config: &config::Serial, shared: Shared) -> Line {
     }
 }
 
-/// One port's figures.
+/// The metrics of one port.
 struct Counts {
     opened: Counter,
     open_failed: Counter,

@@ -1,16 +1,15 @@
-//! Devices over TCP: one listener, one task a connection.
+//! Devices over TCP: one listener, one task for each connection.
 
-use super::caller::Caller;
-pub use super::connection::hangup::hung_up;
-use super::connection::{self, Closed, FIRST_FORMAT};
-use super::line::{Line, Shared};
-use super::listen::Listening;
-use super::porch::{self, Place};
-use super::reception::Reception;
-use super::tls::{self, Secure, Tls};
+use super::context::{LinkContext, Shared};
+use super::remote::RemoteInfo;
+use super::session::{self, Closed, FIRST_FORMAT};
 use crate::clock::patiently;
 use crate::config;
 use crate::device::auth::Fault;
+use crate::net::tls::{self, Secure, Tls};
+use crate::net::{
+    self, Acceptor, AdmissionError, AdmissionSlot, ListenerAdmission, Listening, hung_up, lingering_close, max_open,
+};
 use crate::stop;
 use crate::wire::codec::encode_gateway;
 use crate::wire::message::{GatewayMessage, Goodbye, Reason};
@@ -18,103 +17,74 @@ use rustls::ServerConfig;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// Largest frame body before a device is welcomed, in bytes.
 const BEFORE_HELLO: usize = 256;
-/// How long to wait when the system has no resources for another connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a closed connection is read on, so that its last words arrive: data
-/// left unread would reset it.
-const LINGER: Duration = Duration::from_millis(500);
 
-/// Serves devices, with TLS if there is any, until `stop` turns true and the last of them is
-/// gone.
+/// Serves devices, over TLS if `tls` is given, until `stop` turns true and the last connection has
+/// ended.
 pub async fn serve(
-    mut listening: Listening,
+    listening: Listening,
     config: config::Tcp,
     tls: Option<Arc<Tls>>,
     shared: Shared,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
-    let reception = Reception::new(&config.terms(), line(&config, shared));
-    let door = Door { reception: reception.clone(), tls, stop: stop.clone() };
-    let Reception { line, porch, .. } = &reception;
-    line.up(false);
-    tokio::select! {
-        biased;
-        () = stop::requested(&mut stop) => return,
-        () = listening.bound() => line.up(true),
-    }
-    let most = porch::most(config.max_connections);
-    let mut told = false;
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            biased;
-            () = stop::requested(&mut stop) => break,
-            Some(_) = connections.join_next() => {}
-            accepted = accept(&mut listening, &reception), if connections.len() < most => match accepted {
-                Ok((stream, from)) => {
-                    told = false;
-                    door.opens(stream, from, &mut connections);
-                }
-                Err(why) => {
-                    listening.failed(&why);
-                    if !std::mem::replace(&mut told, true) {
-                        tracing::warn!(link = %line.name, %why, "cannot accept connections; trying on");
-                    }
-                    // A file descriptor is what is missing most likely.
-                    porch.evict_one();
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-    drop(listening);
-    line.up(false);
-    while connections.join_next().await.is_some() {}
+    let (pool, clock) = (shared.pool.clone(), shared.clock.clone());
+    let link = Arc::new(link_context(&config, shared));
+    let listener = config.listener();
+    link.guard(&listener);
+    let admission = link.admission(&listener);
+    let acceptor = Acceptor::new(link.name.clone(), listening, admission.slots().clone(), Some(pool), clock);
+    let server = Server { link: link.clone(), admission, tls, stop: stop.clone() };
+    let serve = |(stream, from), connections: &mut _| server.serve_or_refuse(stream, from, connections);
+    net::serve(acceptor, max_open(config.max_connections), |up| link.up(up), serve, stop).await;
 }
 
-/// What becomes of the connections that a listener accepts.
-struct Door {
-    reception: Reception,
+/// What the connections that a listener accepts are served with.
+struct Server {
+    link: Arc<LinkContext>,
+    admission: ListenerAdmission,
     tls: Option<Arc<Tls>>,
     stop: watch::Receiver<bool>,
 }
 
-impl Door {
-    /// Has a new connection served, or turns it away.
-    fn opens(&self, stream: TcpStream, from: SocketAddr, connections: &mut JoinSet<()>) {
-        let admitted = self.reception.look_at(from).and_then(|visit| Ok((visit, self.reception.place()?)));
-        let (visit, place) = match admitted {
-            Ok(admitted) => admitted,
-            Err(reason) => return self.turn_away(&stream, from, reason),
+impl Server {
+    /// Spawns the task that serves a new connection, or refuses the connection.
+    fn serve_or_refuse(&self, stream: TcpStream, from: SocketAddr, connections: &mut JoinSet<()>) {
+        let slots =
+            self.admission.claim_address(from).and_then(|address_slot| Ok((address_slot, self.admission.claim()?)));
+        let (address_slot, slot) = match slots {
+            Ok(slots) => slots,
+            Err(why) => return self.refuse(&stream, from, why),
         };
-        let caller = Caller { visit, ..Caller::from(from) };
-        let (line, stop) = (self.reception.line.clone(), self.stop.clone());
-        match self.tls.as_ref().map(|tls| tls.current(self.reception.now())) {
-            None => drop(connections.spawn(serve_one(stream, caller, place, line, stop))),
-            Some(Some(tls)) => drop(connections.spawn(serve_secure(stream, caller, place, line, tls, stop))),
-            Some(None) => self.turn_away(&stream, from, "tls"),
+        let remote = RemoteInfo { address_slot, ..RemoteInfo::from(from) };
+        let (link, stop) = (self.link.clone(), self.stop.clone());
+        match self.tls.as_ref().map(|tls| tls.current(self.admission.now())) {
+            None => drop(connections.spawn(serve_plain(stream, remote, slot, link, stop))),
+            Some(Some(tls)) => drop(connections.spawn(serve_secure(stream, remote, slot, link, tls, stop))),
+            Some(None) => self.refuse(&stream, from, AdmissionError::NoCertificate),
         }
     }
 
-    /// Tells one connection too many so, as far as that goes without waiting.
-    fn turn_away(&self, stream: &TcpStream, from: SocketAddr, reason: &'static str) {
-        self.reception.turned_away(from, reason);
+    /// Sends a Goodbye that says why the connection is refused, as far as that needs no waiting.
+    fn refuse(&self, stream: &TcpStream, from: SocketAddr, why: AdmissionError) {
+        self.admission.count_refused(from, why);
         if self.tls.is_some() {
-            return; // whoever expects TLS understands nothing but TLS
+            return; // a client that expects TLS understands nothing else
         }
-        let (reason, text) = match reason {
-            "locked_out" => (Reason::Unauthorized, "too many attempts failed; try again later"),
-            _ => (Reason::Busy, "as many devices are connected as this gateway has room for; try again later"),
+        let (reason, why) = match why {
+            AdmissionError::LockedOut => (Reason::Unauthorized, why),
+            AdmissionError::AddressLimit
+            | AdmissionError::ConnectionLimit
+            | AdmissionError::OutOfMemory
+            | AdmissionError::NoCertificate => (Reason::Busy, AdmissionError::ConnectionLimit),
         };
-        let goodbye = GatewayMessage::Goodbye(Goodbye { reason, text: text.into() });
+        let goodbye = GatewayMessage::Goodbye(Goodbye { reason, text: why.to_string() });
         let mut bytes = Vec::new();
         encode_gateway(&goodbye, FIRST_FORMAT, &mut bytes);
         // It fits an empty send buffer; if not, the closed connection says enough.
@@ -122,14 +92,8 @@ impl Door {
     }
 }
 
-/// Takes the next connection as soon as somebody may come. Cancel-safe.
-async fn accept(listening: &mut Listening, reception: &Reception) -> io::Result<(TcpStream, SocketAddr)> {
-    reception.room().await;
-    listening.accept().await
-}
-
-/// Serves one device as [`serve`] does, over a stream that no listener gave, until
-/// either side ends it or `stop` turns true.
+/// Serves one device as [`serve`] does, over a stream that no listener accepted, until either side
+/// closes it or `stop` turns true.
 pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     from: &str,
@@ -137,83 +101,87 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    connection::drive(stream, |_| false, &line(config, shared), Caller::named(from), Place::granted(), stop).await;
+    session::drive(
+        stream,
+        |_| false,
+        &link_context(config, shared),
+        RemoteInfo::named(from),
+        AdmissionSlot::exclusive(),
+        stop,
+    )
+    .await;
 }
 
-fn line(config: &config::Tcp, shared: Shared) -> Line {
-    Line::of_listener(config.name.as_str().into(), &config.terms(), BEFORE_HELLO, false, shared)
+fn link_context(config: &config::Tcp, shared: Shared) -> LinkContext {
+    LinkContext::of_listener(config.name.as_str().into(), &config.listener(), BEFORE_HELLO, false, shared)
 }
 
-async fn serve_one(mut stream: TcpStream, caller: Caller, place: Place, line: Arc<Line>, stop: watch::Receiver<bool>) {
-    let porch = place.porch().clone();
-    hasten(&stream, &caller);
-    let closed = connection::drive(&mut stream, hung_up, &line, caller, place, stop).await;
-    if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
-        linger(stream).await;
+async fn serve_plain(
+    mut stream: TcpStream,
+    remote: RemoteInfo,
+    slot: AdmissionSlot,
+    link: Arc<LinkContext>,
+    stop: watch::Receiver<bool>,
+) {
+    let admission = slot.admission().clone();
+    set_nodelay(&stream, &remote);
+    let closed = session::drive(&mut stream, hung_up, &link, remote, slot, stop).await;
+    if let Closed::Ended = closed {
+        lingering_close(&admission, stream, |stream| stream).await;
     }
 }
 
-/// As [`serve_one`], for a connection whose first words are those of TLS.
+/// As [`serve_plain`], behind a TLS handshake.
 async fn serve_secure(
     stream: TcpStream,
-    caller: Caller,
-    mut place: Place,
-    line: Arc<Line>,
+    remote: RemoteInfo,
+    mut slot: AdmissionSlot,
+    link: Arc<LinkContext>,
     tls: Arc<ServerConfig>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let porch = place.porch().clone();
-    hasten(&stream, &caller);
-    let left = (place.since() + line.handshake_timeout()).saturating_sub(line.shared.clock.now().monotonic);
-    let evicted = place.evicted();
+    let admission = slot.admission().clone();
+    set_nodelay(&stream, &remote);
+    let left = (slot.since() + link.handshake_timeout()).saturating_sub(link.shared.clock.now().monotonic);
+    let evicted = slot.evicted();
     let turn = async {
-        place.line_up();
-        place.turn().await;
-        place.step_back();
+        slot.ready();
+        slot.acquire_turn().await;
+        slot.release();
     };
-    let handshake = tls::accept(stream, tls, &line.shared.pool, turn);
-    let shaken = tokio::select! {
+    let handshake = tls::accept(stream, tls, &link.shared.pool, turn);
+    let handshake = tokio::select! {
         biased;
         () = stop::requested(&mut stop) => return,
-        () = evicted => return line.turned_away("evicted"),
-        shaken = patiently(&*line.shared.clock, left, handshake) => shaken.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
+        () = evicted => return link.count_refused("evicted"),
+        done = patiently(&*link.shared.clock, left, handshake) => done.unwrap_or(Err(io::ErrorKind::TimedOut.into())),
     };
-    let mut stream = match shaken {
+    let mut stream = match handshake {
         Ok(stream) => stream,
-        Err(why) => return not_shaken(&line, &caller, &why),
+        Err(why) => return handshake_failed(&link, &remote, &why),
     };
-    let caller = Caller { since: Some(place.since()), certificate: stream.certificate(), ..caller };
-    let closed = connection::drive(&mut stream, Secure::hung_up, &line, caller, place, stop).await;
-    if let (Closed::Ended, Some(_leave)) = (closed, porch.linger()) {
-        linger(stream).await;
+    let remote = RemoteInfo { since: Some(slot.since()), certificate: stream.certificate(), ..remote };
+    let closed = session::drive(&mut stream, Secure::hung_up, &link, remote, slot, stop).await;
+    if let Closed::Ended = closed {
+        lingering_close(&admission, stream, |stream| stream).await;
     }
 }
 
-fn not_shaken(line: &Line, caller: &Caller, why: &io::Error) {
-    line.turned_away("tls");
-    let from = &caller.name;
-    match tls::trouble(why) {
-        Some(why) => tracing::info!(link = %line.name, from, why, "no TLS connection came about"),
-        None => tracing::debug!(link = %line.name, from, %why, "no TLS connection came about"),
+fn handshake_failed(link: &LinkContext, remote: &RemoteInfo, why: &io::Error) {
+    link.count_refused("tls");
+    let from = &remote.name;
+    match tls::explain(why) {
+        Some(why) => tracing::info!(link = %link.name, from, why, "no TLS connection came about"),
+        None => tracing::debug!(link = %link.name, from, %why, "no TLS connection came about"),
     }
-    if let (true, Some(address)) = (tls::is_for_certificate(why), caller.address) {
-        let now = line.shared.clock.now().monotonic;
-        line.failed(&address.into(), Fault::Certificate, from, now);
+    if let (true, Some(address)) = (tls::is_for_certificate(why), remote.address) {
+        let now = link.shared.clock.now().monotonic;
+        link.failed(&address.into(), Fault::Certificate, from, now);
     }
 }
 
-fn hasten(stream: &TcpStream, caller: &Caller) {
+fn set_nodelay(stream: &TcpStream, remote: &RemoteInfo) {
     if let Err(why) = stream.set_nodelay(true) {
-        tracing::debug!(from = caller.name, %why, "cannot disable Nagle's algorithm");
+        tracing::debug!(from = remote.name, %why, "cannot disable Nagle's algorithm");
     }
-}
-
-async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
-    let _ = tokio::time::timeout(LINGER, async {
-        if stream.shutdown().await.is_ok() {
-            let mut rest = [0; 512];
-            while stream.read(&mut rest).await.is_ok_and(|read| read > 0) {}
-        }
-    })
-    .await;
 }

@@ -1,221 +1,196 @@
-//! Devices over WebSocket: what the HTTP server has upgraded.
+//! Devices over WebSocket: serves the connections that the HTTP server upgrades.
 
+mod message_timeout;
 mod messages;
-mod patience;
 
-use super::addresses::Visit;
-use super::caller::Caller;
-use super::connection::{self, Closed};
-use super::line::{Line, Shared};
-use super::porch::{self, Place, Porch};
-use super::reception::Reception;
+use super::context::{LinkContext, Shared};
+use super::remote::RemoteInfo;
+use super::session::{self, Closed};
 use crate::clock::patiently;
 use crate::config;
-use crate::stop;
+use crate::net::{
+    self, AddressSlot, AdmissionError, AdmissionSlot, ListenerAdmission, Source, lingering_close, max_open,
+};
 use messages::{Lengths, Messages};
 use rustls::pki_types::CertificateDer;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 /// Names the link in logs and metrics.
 pub const NAME: &str = "websocket";
 /// Largest frame body, and longest text message, before a device is welcomed, in bytes.
-/// What says Hello in 256 bytes of a frame takes somewhat more as text.
+/// A Hello of 256 bytes in a frame takes somewhat more as text.
 const BEFORE_HELLO: usize = 1024;
-/// Guests on their way from the HTTP server.
-const GUESTS: usize = 64;
-/// Newcomers that may wait until there is a place on the porch. They keep places at the
-/// HTTP server meanwhile, which others need.
-const OUTSIDE: usize = 8;
-/// How long a connection that is over may take to see it in the same way.
-const LINGER: Duration = Duration::from_millis(500);
+/// Upgraded connections that may wait to be served.
+const QUEUE: usize = 64;
+/// Requests that may wait for a slot. They occupy the HTTP server meanwhile, which others need.
+const MAX_WAITING: usize = 8;
 
-/// A connection that becomes a WebSocket's when the HTTP server has answered.
+/// A connection that becomes a WebSocket when the HTTP server has answered.
 pub type Upgrade = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
 
 /// What a WebSocket runs over.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {
-    /// Whether the far end sends no more, as far as that can be told without reading.
+    /// Whether the far end sends no more, as far as that is known without reading.
     fn hung_up(&self) -> bool;
 }
 
-/// Where devices come in. Clones share it.
+/// Hands upgraded connections to the [`WebSocketServer`]. Clones share it.
 #[derive(Clone)]
-pub struct Entrance {
-    reception: Reception,
-    outside: Arc<Semaphore>,
-    guests: mpsc::Sender<Guest>,
+pub struct UpgradeSender {
+    admission: ListenerAdmission,
+    handshake_timeout: Duration,
+    waiting: Arc<Semaphore>,
+    upgraded: mpsc::Sender<Upgraded>,
 }
 
-/// Where devices are that came in.
-pub struct Hall {
-    line: Arc<Line>,
-    porch: Porch,
-    most: usize,
-    guests: mpsc::Receiver<Guest>,
+/// Serves upgraded connections.
+pub struct WebSocketServer {
+    link: Arc<LinkContext>,
+    max_open: usize,
+    upgraded: mpsc::Receiver<Upgraded>,
 }
 
-struct Guest {
+struct Upgraded {
     upgrade: Upgrade,
-    caller: Caller,
-    place: Place,
+    remote: RemoteInfo,
+    slot: AdmissionSlot,
 }
 
-/// Leave to come in.
-pub struct Admission {
-    place: Place,
-    visit: Option<Visit>,
-    /// When the newcomer began to ask.
+/// What a request needs to become a WebSocket: its slots, and room in the queue.
+pub struct UpgradePermit {
+    slot: AdmissionSlot,
+    address_slot: Option<AddressSlot>,
+    /// When the request began, on the monotonic clock.
     since: Duration,
-    guests: mpsc::OwnedPermit<Guest>,
+    queue: mpsc::OwnedPermit<Upgraded>,
 }
 
-/// Why a device cannot come in now.
+/// Why a request cannot become a WebSocket now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    #[error("as many devices are connected as this gateway has room for; try again later")]
-    Full,
-    #[error("as many devices of this address are connected as this gateway allows; try again later")]
-    Address,
-    #[error("too many attempts failed; try again later")]
-    LockedOut,
+pub enum UpgradeError {
+    #[error("{0}")]
+    NotAdmitted(AdmissionError),
     #[error("the gateway is stopping; try again later")]
     Stopping,
 }
 
-/// An entrance for devices, and the hall behind it.
-pub fn open(config: &config::Http, shared: Shared) -> (Entrance, Hall) {
-    let terms = config.terms();
-    let reception = Reception::new(&terms, Line::of_listener(NAME.into(), &terms, BEFORE_HELLO, true, shared));
-    let Reception { line, porch, .. } = reception.clone();
-    let most = porch::most(config.max_connections);
-    let (sender, guests) = mpsc::channel(GUESTS);
-    let entrance = Entrance { reception, outside: Arc::new(Semaphore::new(OUTSIDE)), guests: sender };
-    (entrance, Hall { line, porch, most, guests })
+/// The server for the WebSockets of `config`, and what hands it connections.
+pub fn open(config: &config::Http, shared: Shared) -> (UpgradeSender, WebSocketServer) {
+    let config = config.listener();
+    let link = Arc::new(LinkContext::of_listener(NAME.into(), &config, BEFORE_HELLO, true, shared));
+    link.guard(&config);
+    let (sender, upgraded) = mpsc::channel(QUEUE);
+    let sender = UpgradeSender {
+        admission: link.admission(&config),
+        handshake_timeout: config.handshake_timeout,
+        waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+        upgraded: sender,
+    };
+    (sender, WebSocketServer { link, max_open: max_open(config.max_connections), upgraded })
 }
 
-impl Entrance {
-    /// Has a newcomer that has asked for some time already wait until it may come in.
+impl UpgradeSender {
+    /// Waits until a request from this address, which began `age` ago, may become a WebSocket.
     ///
     /// # Errors
-    /// If it may not.
-    pub async fn admit(&self, from: SocketAddr, asked_for: Duration) -> Result<Admission, Refused> {
-        let reception = &self.reception;
-        let since = reception.now().saturating_sub(asked_for);
-        let until = Instant::now() + reception.line.handshake_timeout().saturating_sub(asked_for);
-        let turn_away = |reason| {
-            reception.turned_away(from, reason);
-            Refused::of(reason)
+    /// If it may not, or not before the handshake's timeout.
+    pub async fn admit(&self, from: SocketAddr, age: Duration) -> Result<UpgradePermit, UpgradeError> {
+        let admission = &self.admission;
+        let since = admission.now().saturating_sub(age);
+        let until = Instant::now() + self.handshake_timeout.saturating_sub(age);
+        let refuse = |why| {
+            admission.count_refused(from, why);
+            UpgradeError::NotAdmitted(why)
         };
-        let visit = reception.look_at(from).map_err(turn_away)?;
-        if reception.is_full() {
-            let Ok(_waits) = self.outside.try_acquire() else { return Err(turn_away("too_many")) };
-            if timeout_at(until, reception.room()).await.is_err() {
-                return Err(turn_away("too_many"));
+        let address_slot = admission.claim_address(from).map_err(refuse)?;
+        if admission.is_full() {
+            let Ok(_waits) = self.waiting.try_acquire() else { return Err(refuse(AdmissionError::ConnectionLimit)) };
+            if timeout_at(until, admission.room()).await.is_err() {
+                return Err(refuse(AdmissionError::ConnectionLimit));
             }
         }
-        let place = reception.place().map_err(turn_away)?;
-        match timeout_at(until, self.guests.clone().reserve_owned()).await {
-            Ok(Ok(guests)) => Ok(Admission { place, visit, since, guests }),
-            Ok(Err(_)) => Err(Refused::Stopping),
-            Err(_) => Err(turn_away("too_many")),
+        let slot = admission.claim().map_err(refuse)?;
+        match timeout_at(until, self.upgraded.clone().reserve_owned()).await {
+            Ok(Ok(queue)) => Ok(UpgradePermit { slot, address_slot, since, queue }),
+            Ok(Err(_)) => Err(UpgradeError::Stopping),
+            Err(_) => Err(refuse(AdmissionError::ConnectionLimit)),
         }
     }
 }
 
-impl Refused {
-    /// What a newcomer is told that is turned away for this reason.
-    fn of(reason: &str) -> Refused {
-        match reason {
-            "locked_out" => Refused::LockedOut,
-            "address" => Refused::Address,
-            _ => Refused::Full,
+impl UpgradePermit {
+    /// Hands over a connection that the HTTP server is about to upgrade. The far end proved that
+    /// it has `certificate`, if any.
+    pub fn send(self, from: SocketAddr, certificate: Option<CertificateDer<'static>>, upgrade: Upgrade) {
+        let UpgradePermit { slot, address_slot, since, queue } = self;
+        let remote = RemoteInfo { address_slot, since: Some(since), certificate, ..RemoteInfo::from(from) };
+        queue.send(Upgraded { upgrade, remote, slot });
+    }
+}
+
+impl WebSocketServer {
+    /// Serves devices until `stop` turns true and the last connection has ended. `listens` turns
+    /// true when the HTTP server listens.
+    pub async fn serve(self, listens: watch::Receiver<bool>, stop: watch::Receiver<bool>) {
+        let WebSocketServer { link, max_open, upgraded } = self;
+        let (context, stop_one) = (link.clone(), stop.clone());
+        let serve = |upgraded, connections: &mut JoinSet<()>| {
+            connections.spawn(serve_upgraded(upgraded, context.clone(), stop_one.clone()));
+        };
+        net::serve(Queue { upgraded, listens }, max_open, |up| link.up(up), serve, stop).await;
+    }
+}
+
+/// The connections that the HTTP server hands over.
+struct Queue {
+    upgraded: mpsc::Receiver<Upgraded>,
+    listens: watch::Receiver<bool>,
+}
+
+impl Source for Queue {
+    type Connection = Upgraded;
+
+    async fn up(&mut self) {
+        if self.listens.wait_for(|listens| *listens).await.is_err() {
+            // The HTTP server is gone, and no connection will come.
+            pending().await
         }
     }
-}
 
-impl Admission {
-    /// The HTTP server is about to say that the connection is a WebSocket's from here on.
-    /// The far end proved to have `certificate`, if any.
-    pub fn enter(self, from: SocketAddr, certificate: Option<CertificateDer<'static>>, upgrade: Upgrade) {
-        let Admission { place, visit, since, guests } = self;
-        let caller = Caller { visit, since: Some(since), certificate, ..Caller::from(from) };
-        guests.send(Guest { upgrade, caller, place });
+    async fn next(&mut self) -> Option<Upgraded> {
+        self.upgraded.recv().await
     }
 }
 
-impl Hall {
-    /// Serves devices until `stop` turns true and the last of them is gone. `listens` turns
-    /// true when the HTTP server can be reached.
-    pub async fn serve(mut self, mut listens: watch::Receiver<bool>, mut stop: watch::Receiver<bool>) {
-        self.line.up(false);
-        tokio::select! {
-            biased;
-            () = stop::requested(&mut stop) => {}
-            () = reached(&mut listens) => self.line.up(true),
-        }
-        let mut connections = JoinSet::new();
-        let stop_one = stop.clone();
-        loop {
-            tokio::select! {
-                biased;
-                () = stop::requested(&mut stop) => break,
-                Some(_) = connections.join_next() => {}
-                guest = self.guests.recv(), if connections.len() < self.most => {
-                    let Some(guest) = guest else { break };
-                    connections.spawn(serve_one(guest, self.line.clone(), self.porch.clone(), stop_one.clone()));
-                }
-            }
-        }
-        self.guests.close();
-        self.line.up(false);
-        while connections.join_next().await.is_some() {}
-    }
-}
-
-async fn reached(listens: &mut watch::Receiver<bool>) {
-    if listens.wait_for(|listens| *listens).await.is_err() {
-        // Whoever listened is gone, and nobody will come.
-        std::future::pending().await
-    }
-}
-
-async fn serve_one(guest: Guest, line: Arc<Line>, porch: Porch, stop: watch::Receiver<bool>) {
-    let Guest { upgrade, caller, place } = guest;
-    let from = caller.name.as_str();
-    let now = line.shared.clock.now().monotonic;
-    let within = (caller.since.unwrap_or(now) + line.handshake_timeout()).saturating_sub(now);
-    let stream = match patiently(&*line.shared.clock, within, upgrade).await {
+async fn serve_upgraded(upgraded: Upgraded, link: Arc<LinkContext>, stop: watch::Receiver<bool>) {
+    let Upgraded { upgrade, remote, slot } = upgraded;
+    let admission = slot.admission().clone();
+    let from = remote.name.as_str();
+    let now = link.shared.clock.now().monotonic;
+    let within = (remote.since.unwrap_or(now) + link.handshake_timeout()).saturating_sub(now);
+    let stream = match patiently(&*link.shared.clock, within, upgrade).await {
         Some(Ok(stream)) => stream,
-        Some(Err(why)) => return tracing::debug!(link = %line.name, from, %why, "no WebSocket came of it"),
-        None => return tracing::debug!(link = %line.name, from, "no WebSocket came of it in time"),
+        Some(Err(why)) => return tracing::debug!(link = %link.name, from, %why, "no WebSocket came of it"),
+        None => return tracing::debug!(link = %link.name, from, "no WebSocket came of it in time"),
     };
-    let lengths = Lengths { now: line.before_hello.max_body, afterwards: line.limits.max_body };
-    let mut messages = Messages::new(stream, lengths, line.shared.pool.another_lease(), line.frame_timeout);
+    let lengths = Lengths { now: link.before_hello.max_body, afterwards: link.limits.max_body };
+    let mut messages = Messages::new(stream, lengths, link.shared.pool.another_lease(), link.frame_timeout);
     let hung_up = |messages: &Messages<Box<dyn Stream>>| messages.get_ref().hung_up();
-    let closed = connection::drive(&mut messages, hung_up, &line, caller, place, stop).await;
+    let closed = session::drive(&mut messages, hung_up, &link, remote, slot, stop).await;
     match closed {
-        Closed::Failed(why) if why.kind() == io::ErrorKind::InvalidData => line.count_invalid(NAME),
-        // Nobody is left who could be told anything.
+        Closed::Failed(why) if why.kind() == io::ErrorKind::InvalidData => link.count_invalid(NAME),
+        // There is nobody to send a close frame to.
         Closed::Failed(_) => return,
         Closed::Ended | Closed::Gone | Closed::Evicted => {}
     }
-    let Some(_leave) = porch.linger() else { return };
-    let _ = timeout(LINGER, see_off(messages)).await;
-}
-
-/// Has the last words arrive: data left unread would reset the connection.
-async fn see_off(mut messages: Messages<Box<dyn Stream>>) {
-    if messages.shutdown().await.is_ok() {
-        let mut rest = [0; 512];
-        while messages.io().read(&mut rest).await.is_ok_and(|read| read > 0) {}
-    }
+    lingering_close(&admission, messages, Messages::io).await;
 }

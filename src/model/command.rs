@@ -115,6 +115,45 @@ pub struct Moment {
     pub uptime: Duration,
 }
 
+/// A command on its way to a device, by the source that the device, or its hub, is attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceCommand {
+    pub device: DeviceId,
+    pub id: String,
+    pub name: String,
+    /// JSON text.
+    pub payload: Option<String>,
+    /// How long the command is still wanted.
+    pub expires_in: Option<Duration>,
+}
+
+/// What a device answers to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandResult {
+    pub id: String,
+    pub outcome: CommandOutcome,
+    /// JSON text.
+    pub payload: Option<String>,
+}
+
+/// What a device made of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandOutcome {
+    Done,
+    Failed,
+    Rejected,
+}
+
+impl From<CommandOutcome> for CommandState {
+    fn from(outcome: CommandOutcome) -> CommandState {
+        match outcome {
+            CommandOutcome::Done => CommandState::Done,
+            CommandOutcome::Failed => CommandState::Failed,
+            CommandOutcome::Rejected => CommandState::Rejected,
+        }
+    }
+}
+
 /// How a command ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {

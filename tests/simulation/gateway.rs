@@ -23,6 +23,7 @@ use tidegate::downlink::{Downlink, Handle, Operate, Operated};
 use tidegate::link::{self, serial, tcp};
 use tidegate::metrics::{Metrics, SinkLabel};
 use tidegate::model::{DeviceId, DeviceStatus, GatewayId, Presence};
+use tidegate::net::Pool;
 use tidegate::notes::Notes;
 use tidegate::sink::{Identity, Pulse, Pump};
 use tidegate::store::{Log, OpenError, Opened, Stepped, Stepper};
@@ -206,7 +207,7 @@ impl Gateway {
             devices,
             clock: clock.clone(),
             metrics: metrics.clone(),
-            pool: link::Pool::new(64 << 20, metrics.clone()),
+            pool: Pool::new(64 << 20, metrics.clone()),
             notes: Notes::default(),
         };
         let tcp = Arc::new(config::Tcp { authentication: Some(plan.authentication), ..config::Tcp::default() });

@@ -1,13 +1,13 @@
 //! `tidegate link sniff`: what goes over a line, message by message.
 
-mod ear;
+mod decoder;
 mod show;
 mod source;
 
 use crate::clock::{Clock, SystemClock};
 use anyhow::Context;
 use bytesize::ByteSize;
-use ear::Ear;
+use decoder::LineDecoder;
 use show::{Shown, Summary};
 use source::Source;
 use std::io::Write;
@@ -50,7 +50,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     let clock = SystemClock::new();
     let mut source = Source::open(&args.from, args.baud)?;
     let live = source.is_port();
-    let mut ear = Ear::new(usize::try_from(args.max_frame.as_u64()).unwrap_or(usize::MAX));
+    let mut decoder = LineDecoder::new(usize::try_from(args.max_frame.as_u64()).unwrap_or(usize::MAX));
     let mut summary = Summary::default();
     let mut begun = Instant::now();
     let mut interrupted = pin!(tokio::signal::ctrl_c());
@@ -59,12 +59,12 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
         let ended = tokio::select! {
             bytes = source.next() => match bytes? {
                 Some(bytes) => {
-                    let before = ear.begun();
-                    ear.hear(&bytes, &mut heard);
-                    if before.is_none() || before != ear.begun() {
+                    let before = decoder.begun();
+                    decoder.push(&bytes, &mut heard);
+                    if before.is_none() || before != decoder.begun() {
                         begun = Instant::now();
                     } else if live && begun.elapsed() > PAUSE {
-                        ear.look_inside(&mut heard);
+                        decoder.look_inside(&mut heard);
                     }
                     None
                 }
@@ -74,10 +74,10 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
                 interrupted.context("cannot listen for Ctrl-C")?;
                 Some(true)
             }
-            () = tokio::time::sleep(PAUSE), if ear.is_waiting() => { ear.pause(&mut heard); None }
+            () = tokio::time::sleep(PAUSE), if decoder.is_waiting() => { decoder.pause(&mut heard); None }
         };
         if ended.is_some() {
-            ear.pause(&mut heard);
+            decoder.pause(&mut heard);
         }
         let at = live.then(|| clock.now().wall);
         let mut lines = String::new();

@@ -5,7 +5,7 @@ use super::client::{Client, Step};
 use super::report::{Latencies, Outcome};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
-use crate::link::tls::Prompt;
+use crate::net::tls::FlushOnWrite;
 use crate::stop;
 use crate::wire::codec::decode_gateway;
 use crate::wire::frame::{Decoder, Event, Limits, MAX_BODY, Recovery};
@@ -140,10 +140,10 @@ async fn connect(addresses: &[SocketAddr], left: Duration) -> Result<TcpStream, 
 }
 
 /// Shakes hands. Nobody who stops the run waits long for that.
-async fn secure(stream: TcpStream, security: &Security) -> Result<Prompt<TlsStream<TcpStream>>, String> {
+async fn secure(stream: TcpStream, security: &Security) -> Result<FlushOnWrite<TlsStream<TcpStream>>, String> {
     let shaken = security.connector.connect(security.host.clone(), stream);
     match timeout(CONNECT_TIMEOUT, shaken).await {
-        Ok(Ok(stream)) => Ok(Prompt::new(stream)),
+        Ok(Ok(stream)) => Ok(FlushOnWrite::new(stream)),
         Ok(Err(why)) => Err(format!("TLS: {why}")),
         Err(_) => Err("the TLS handshake took too long".into()),
     }

@@ -3,7 +3,7 @@
 use super::Section;
 use crate::config::problem::Report;
 use crate::config::{
-    AccessKeyError, Config, PasswordError, Terms, TokenError, read_access_key, read_password, read_token,
+    AccessKeyError, Config, ListenerConfig, PasswordError, TokenError, read_access_key, read_password, read_token,
 };
 use crate::files::{CREDENTIALS, plain};
 use std::fs::File;
@@ -18,7 +18,7 @@ const PRIVATE_KEY: &str = "PRIVATE KEY";
 pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
     for (i, tcp) in config.tcp.iter().enumerate() {
         let mut section = Section::new(report, format!("tcp[{i}]"));
-        check_server(&mut section, &tcp.terms());
+        check_server(&mut section, &tcp.listener());
     }
     for (i, mqtt) in config.mqtt.iter().enumerate() {
         let mut section = Section::new(report, format!("mqtt[{i}]"));
@@ -37,7 +37,7 @@ pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
     check_access_keys(config, report);
     if config.http.enabled {
         let mut section = Section::new(report, "http");
-        check_server(&mut section, &config.http.terms());
+        check_server(&mut section, &config.http.listener());
         if let Some((path, Err(why))) = config.http.token_file.as_deref().map(|path| (path, read_token(path))) {
             match &why {
                 TokenError::Unreadable { why, .. } => unreadable(&mut section, "token_file", path, why),
@@ -65,10 +65,10 @@ fn check_access_keys(config: &Config, report: &mut Report) {
 }
 
 /// What a listener speaks TLS with.
-fn check_server(section: &mut Section, terms: &Terms) {
-    check_pem(section, "cert_file", terms.cert_file.as_ref(), CERTIFICATE);
-    check_pem(section, "key_file", terms.key_file.as_ref(), PRIVATE_KEY);
-    check_pem(section, "client_ca_file", terms.client_ca_file.as_ref(), CERTIFICATE);
+fn check_server(section: &mut Section, listener: &ListenerConfig) {
+    check_pem(section, "cert_file", listener.cert_file.as_ref(), CERTIFICATE);
+    check_pem(section, "key_file", listener.key_file.as_ref(), PRIVATE_KEY);
+    check_pem(section, "client_ca_file", listener.client_ca_file.as_ref(), CERTIFICATE);
 }
 
 fn check_pem(section: &mut Section, key: &str, path: Option<&PathBuf>, label: &str) {

@@ -1,6 +1,6 @@
 //! `[http]`.
 
-use super::links::check_terms;
+use super::links::check_listener;
 use super::{Section, collide};
 use crate::config::Config;
 
@@ -23,7 +23,7 @@ pub(super) fn check(config: &Config, mut section: Section) {
             section.reject(&["allowed_origins"], format!("{origin:?} {what}"), fix);
         }
     }
-    check_terms(config, &http.terms(), &mut section);
+    check_listener(config, &http.listener(), &mut section);
 }
 
 /// What keeps a text from being what browsers send as a page's origin, and the remedy.

@@ -2,7 +2,7 @@
 
 use super::{HOUR, SECOND, Section, collide, silence};
 use crate::config::problem::Report;
-use crate::config::{Config, FlowControl, Serial, Terms};
+use crate::config::{Config, FlowControl, ListenerConfig, Serial};
 use crate::model::Token;
 use bytesize::ByteSize;
 use std::collections::HashMap;
@@ -31,7 +31,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     for (i, tcp) in config.tcp.iter().enumerate() {
         let mut section = Section::new(report, format!("tcp[{i}]"));
         names.check(&tcp.name, &mut section);
-        check_terms(config, &tcp.terms(), &mut section);
+        check_listener(config, &tcp.listener(), &mut section);
         let others = config.tcp.iter().take(i);
         if let Some(other) = others.clone().position(|other| collide(other.listen, tcp.listen)) {
             let what = format!("tcp[{other}] listens on {} already", tcp.listen);
@@ -55,16 +55,16 @@ fn check_silence(config: &Config, heartbeat: Option<Duration>, idle: Option<Dura
 }
 
 /// What a listener holds devices to.
-pub(super) fn check_terms(config: &Config, terms: &Terms, section: &mut Section) {
-    section.number("max_connections", terms.max_connections, 1, 1_000_000);
-    if let Some(most) = terms.max_connections_per_address {
+pub(super) fn check_listener(config: &Config, listener: &ListenerConfig, section: &mut Section) {
+    section.number("max_connections", listener.max_connections, 1, 1_000_000);
+    if let Some(most) = listener.max_connections_per_address {
         section.number("max_connections_per_address", most, 1, 1_000_000);
     }
-    section.duration("handshake_timeout", terms.handshake_timeout, MILLISECOND, HOUR);
-    section.size("max_frame", terms.max_frame, MIN_FRAME, MAX_FRAME);
-    section.duration("frame_timeout", terms.frame_timeout, MILLISECOND, HOUR);
-    check_tls([&terms.cert_file, &terms.key_file, &terms.client_ca_file], section);
-    check_silence(config, terms.heartbeat_interval, terms.idle_timeout, section);
+    section.duration("handshake_timeout", listener.handshake_timeout, MILLISECOND, HOUR);
+    section.size("max_frame", listener.max_frame, MIN_FRAME, MAX_FRAME);
+    section.duration("frame_timeout", listener.frame_timeout, MILLISECOND, HOUR);
+    check_tls([&listener.cert_file, &listener.key_file, &listener.client_ca_file], section);
+    check_silence(config, listener.heartbeat_interval, listener.idle_timeout, section);
 }
 
 /// Certificate, key and authorities of a listener.

@@ -1,10 +1,9 @@
-//! A session's place in the registry, and what the two say to each other.
+//! A session's entry in the registry, and the calls between the two.
 
 use super::{Answer, NotAdmitted, Registry, Table};
 use crate::device::roll::{Arrival, RollFull};
 use crate::metrics::ReasonLabel;
-use crate::model::{Cause, DeviceId};
-use crate::wire::message::{Command, CommandResult, GatewayMessage, SubCommand};
+use crate::model::{Cause, CommandResult, DeviceCommand, DeviceId};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use tokio::sync::Notify;
 pub enum Call {
     /// The same device connected elsewhere.
     Replaced,
-    Say(GatewayMessage),
+    Command(DeviceCommand),
 }
 
 /// A device's place in the registry, given up when dropped.
@@ -47,36 +46,24 @@ struct Calls {
     commands: VecDeque<Waiting>,
 }
 
-/// A command that waits until the device takes what it is told.
+/// A command that waits until the device takes what it is sent.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    /// The device behind this one that is meant.
-    pub sub: Option<String>,
-    pub command: Command,
-    /// When its time is over.
+    pub command: DeviceCommand,
+    /// When it expires, on the monotonic clock.
     pub until: Option<Duration>,
 }
 
 impl Waiting {
     fn is_same(&self, other: &Waiting) -> bool {
-        (&self.sub, &self.command.id) == (&other.sub, &other.command.id)
+        (&self.command.device, &self.command.id) == (&other.command.device, &other.command.id)
     }
 
-    /// What the device is told at `now`, unless it is too late for that.
-    fn say(self, now: Duration) -> Option<GatewayMessage> {
-        let left = self.until.map(|until| until.saturating_sub(now).as_millis());
-        if left == Some(0) {
-            return None;
-        }
-        let expires_in = left.map(|left| u64::try_from(left).unwrap_or(u64::MAX));
-        let command = Command { expires_in, ..self.command };
-        Some(match self.sub {
-            None => GatewayMessage::Command(command),
-            Some(sub) => {
-                let Command { id, name, payload, expires_in } = command;
-                GatewayMessage::SubCommand(SubCommand { sub, id, name, payload, expires_in })
-            }
-        })
+    /// The command as it is at `now`, unless it is too late for it.
+    fn still_wanted(self, now: Duration) -> Option<DeviceCommand> {
+        let expires_in = self.until.map(|until| until.saturating_sub(now));
+        let is_late = expires_in.is_some_and(|left| left.as_millis() == 0);
+        (!is_late).then_some(DeviceCommand { expires_in, ..self.command })
     }
 }
 
@@ -127,8 +114,8 @@ impl Connected {
         async move { slot.called.notified().await }
     }
 
-    /// What the session is asked to do next; nothing to say unless there is `room`. What
-    /// waited for room until it was too late is not said.
+    /// What the session is asked to do next; no command unless there is `room`. A command that
+    /// waited for room until it expired is dropped.
     pub fn take(&self, room: bool) -> Option<Call> {
         let mut calls = self.slot.calls.lock();
         if calls.replaced {
@@ -138,8 +125,8 @@ impl Connected {
             if calls.commands.is_empty() {
                 calls.commands = VecDeque::new();
             }
-            if let Some(message) = waiting.say(self.registry.0.clock.now().monotonic) {
-                return Some(Call::Say(message));
+            if let Some(command) = waiting.still_wanted(self.registry.0.clock.now().monotonic) {
+                return Some(Call::Command(command));
             }
         }
         None

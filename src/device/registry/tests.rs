@@ -1,7 +1,6 @@
 use super::connected::CALLS;
 use super::*;
-use crate::model::{Presence, Timestamp};
-use crate::wire::message::{GatewayMessage, ResultState};
+use crate::model::{CommandOutcome, Presence, Timestamp};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A clock that shows what it is set to, in seconds.
@@ -38,8 +37,8 @@ fn introduce(registry: &Registry, name: &str, session: u64, proven: bool) -> Res
     registry.connect(Introduction { device: &device, session, link: &link, firmware: None, proven, alive_within })
 }
 
-fn command(id: &str) -> Command {
-    Command { id: id.into(), name: "open".into(), payload: None, expires_in: None }
+fn command(name: &str, id: &str) -> DeviceCommand {
+    DeviceCommand { device: device(name), id: id.into(), name: "open".into(), payload: None, expires_in: None }
 }
 
 #[tokio::test]
@@ -129,10 +128,10 @@ fn a_command_goes_to_the_session_that_it_is_meant_for_or_nowhere() {
     assert_eq!(registry.connection(&pump), None);
     let first = connect(&registry, "pump", 1).expect("it is let in");
     let number = registry.connection(&pump).expect("it is there");
-    assert!(registry.command(&pump, number, command("a")));
-    assert!(matches!(first.take(true), Some(Call::Say(GatewayMessage::Command(c))) if c.id == "a"));
+    assert!(registry.command(number, command("pump", "a")));
+    assert!(matches!(first.take(true), Some(Call::Command(c)) if c.id == "a"));
     let second = connect(&registry, "pump", 1).expect("it is let in");
-    assert!(!registry.command(&pump, number, command("b")), "that session is over");
+    assert!(!registry.command(number, command("pump", "b")), "that session is over");
     assert_ne!(registry.connection(&pump), Some(number));
     assert_eq!(second.take(true), None);
 }
@@ -143,9 +142,9 @@ fn a_sub_device_is_reached_through_its_hub_unless_that_says_otherwise() {
     let hub = connect(&registry, "hub", 1).expect("it is let in");
     let door = device("hub/door");
     let number = registry.connection(&door).expect("a hub may know it");
-    assert!(registry.command(&door, number, command("a")));
+    assert!(registry.command(number, command("hub/door", "a")));
     let said = hub.take(true);
-    assert!(matches!(said, Some(Call::Say(GatewayMessage::SubCommand(c))) if c.sub == "door" && c.id == "a"));
+    assert!(matches!(said, Some(Call::Command(c)) if c.device == door && c.id == "a"));
     hub.sub_device(&door, Some(false)).expect("there is room");
     assert_eq!(registry.connection(&door), None);
     hub.sub_device(&door, None).expect("it was heard");
@@ -185,7 +184,7 @@ fn calls_to_a_session_are_bounded_and_a_takeover_is_never_lost() {
     let pump = device("pump");
     let older = connect(&registry, "pump", 1).expect("it is let in");
     let number = registry.connection(&pump).expect("it is there");
-    let taken = (0..2 * CALLS).filter(|i| registry.command(&pump, number, command(&i.to_string()))).count();
+    let taken = (0..2 * CALLS).filter(|i| registry.command(number, command("pump", &i.to_string()))).count();
     assert_eq!(taken, CALLS);
     assert_eq!(older.take(false), None, "there is no room for more");
     let _newer = connect(&registry, "pump", 1).expect("it is let in");
@@ -199,15 +198,15 @@ fn a_command_that_waited_for_room_until_it_was_too_late_is_not_handed_over() {
     let pump = connect(&registry, "pump", 1).expect("it is let in");
     let number = registry.connection(&device("pump")).expect("it is there");
     let give = |id: &str, seconds: u64| {
-        let expires_in = Some(seconds * 1000);
-        registry.command(&device("pump"), number, Command { expires_in, ..command(id) })
+        let expires_in = Some(Duration::from_secs(seconds));
+        registry.command(number, DeviceCommand { expires_in, ..command("pump", id) })
     };
     assert!(give("late", 30) && give("late", 30) && give("timely", 60) && give("timely", 60));
     assert_eq!(pump.take(false), None, "there is no room");
     hand.0.store(40, Ordering::Relaxed);
     let said = pump.take(true);
-    let Some(Call::Say(GatewayMessage::Command(said))) = said else { panic!("{said:?}") };
-    assert_eq!((said.id.as_str(), said.expires_in), ("timely", Some(20_000)));
+    let Some(Call::Command(said)) = said else { panic!("{said:?}") };
+    assert_eq!((said.id.as_str(), said.expires_in), ("timely", Some(Duration::from_secs(20))));
     assert_eq!(pump.take(true), None, "once is enough");
 }
 
@@ -216,7 +215,7 @@ fn answers_arrive_with_the_session_they_came_in() {
     let (registry, _) = registry(0);
     let mut answers = registry.answers().expect("nobody took them yet");
     let pump = connect(&registry, "pump", 1).expect("it is let in");
-    pump.answered(CommandResult { id: "a".into(), state: ResultState::Done, payload: None });
+    pump.answered(CommandResult { id: "a".into(), outcome: CommandOutcome::Done, payload: None });
     let answer = answers.try_recv().expect("one came");
     assert_eq!((answer.from, answer.result.id), (device("pump"), "a".to_owned()));
     assert!(registry.answers().is_none());

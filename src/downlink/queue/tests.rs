@@ -1,6 +1,6 @@
 use super::*;
 use crate::downlink::deadline::Expiry;
-use crate::model::{CommandId, CommandName, DeviceId};
+use crate::model::{CommandId, CommandName, CommandOutcome, DeviceId};
 use crate::store::Commands;
 use proptest::prelude::*;
 use std::collections::{BTreeSet, HashSet};
@@ -36,8 +36,8 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn answer(id: &str, state: ResultState) -> CommandResult {
-    CommandResult { id: id.to_owned(), state, payload: None }
+fn answer(id: &str, state: CommandOutcome) -> CommandResult {
+    CommandResult { id: id.to_owned(), outcome: state, payload: None }
 }
 
 /// What is on disk.
@@ -182,7 +182,7 @@ fn a_command_is_sent_once_it_is_on_disk_and_ends_by_its_answer() {
     assert!(world.sent().is_empty(), "it is not on disk");
     world.commit();
     assert_eq!(world.sent(), ["pump a"]);
-    assert!(world.act(|queue, reach, now| queue.answered(&pump, answer("a", ResultState::Done), reach, now)));
+    assert!(world.act(|queue, reach, now| queue.answered(&pump, answer("a", CommandOutcome::Done), reach, now)));
     assert!(world.ended.is_empty(), "that is not on disk");
     world.commit();
     assert_eq!(world.state(&pump, "a"), Some(CommandState::Done));
@@ -190,7 +190,7 @@ fn a_command_is_sent_once_it_is_on_disk_and_ends_by_its_answer() {
     assert_eq!(world.disk.events[0]["state"], "done");
     let again = world.receive(order(pump.clone(), "a", Expiry::In(seconds(60))));
     assert_eq!(again, Receipt::Known(CommandState::Done, 2), "it changes nothing");
-    assert!(!world.act(|queue, reach, now| queue.answered(&pump, answer("a", ResultState::Failed), reach, now)));
+    assert!(!world.act(|queue, reach, now| queue.answered(&pump, answer("a", CommandOutcome::Failed), reach, now)));
 }
 
 #[test]
@@ -202,8 +202,8 @@ fn a_device_has_one_command_at_a_time_in_order() {
     }
     world.commit();
     assert_eq!(world.sent(), ["pump a"]);
-    assert!(!world.act(|queue, reach, now| queue.answered(&pump, answer("b", ResultState::Done), reach, now)));
-    world.act(|queue, reach, now| queue.answered(&pump, answer("a", ResultState::Failed), reach, now));
+    assert!(!world.act(|queue, reach, now| queue.answered(&pump, answer("b", CommandOutcome::Done), reach, now)));
+    world.act(|queue, reach, now| queue.answered(&pump, answer("a", CommandOutcome::Failed), reach, now));
     world.commit();
     assert_eq!(world.sent(), ["pump a", "pump b"], "one commit for the end of one and the turn of the other");
 }
@@ -306,10 +306,10 @@ fn a_hub_answers_for_those_behind_it() {
     world.commit();
     for stranger in ["hub2", "hub/window"] {
         let from = device(stranger);
-        assert!(!world.act(|queue, reach, now| queue.answered(&from, answer("a", ResultState::Done), reach, now)));
+        assert!(!world.act(|queue, reach, now| queue.answered(&from, answer("a", CommandOutcome::Done), reach, now)));
     }
     let hub = device("hub");
-    assert!(world.act(|queue, reach, now| queue.answered(&hub, answer("a", ResultState::Done), reach, now)));
+    assert!(world.act(|queue, reach, now| queue.answered(&hub, answer("a", CommandOutcome::Done), reach, now)));
     world.commit();
     assert_eq!(world.disk.events[0]["device"], "hub/door");
 }
@@ -427,7 +427,7 @@ proptest! {
                 Step::Answer { device: number, state } => {
                     let target = device(DEVICES[usize::from(number)]);
                     let last = world.sent.iter().rev().find(|(to, ..)| *to == target).map(|(_, id, _)| id.clone());
-                    let state = [ResultState::Done, ResultState::Failed, ResultState::Rejected][usize::from(state)];
+                    let state = [CommandOutcome::Done, CommandOutcome::Failed, CommandOutcome::Rejected][usize::from(state)];
                     if let Some(id) = last {
                         let from = target.device().map(|device| Target::Device(device.hub())).expect("a device");
                         world.act(|queue, reach, now| queue.answered(&from, answer(&id, state), reach, now));

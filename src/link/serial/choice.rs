@@ -1,4 +1,4 @@
-//! Which port a section of the configuration means. Pure.
+//! Chooses the port that a section of the configuration means. Pure.
 
 use super::ports::{Port, Usb};
 use crate::config;
@@ -19,7 +19,7 @@ pub enum NoPort {
 }
 
 impl NoPort {
-    /// What to do about it.
+    /// The remedy.
     pub fn advice(&self) -> &'static str {
         match self {
             NoPort::Absent { .. } => "plug it in, or correct `usb` (`tidegate link list` shows what is there)",
@@ -35,9 +35,8 @@ fn list(before: &str, items: &[String]) -> String {
     if items.is_empty() { String::new() } else { format!("{before}{}", items.join(", ")) }
 }
 
-/// The port that `section`, one of `all`, is to open: the only one that matches, is not
-/// open already (`holder` gives the link that has it), and is not meant by another
-/// section that says more about it.
+/// The port that `section`, one of `all`, opens: the only one that matches, that no link has open
+/// (`holder` gives the one that has), and that no other section describes more closely.
 pub fn choose<'p>(
     section: &config::Serial,
     all: &[config::Serial],
@@ -67,7 +66,7 @@ pub fn choose<'p>(
             return Err(NoPort::Ambiguous { wanted, candidates });
         }
     };
-    // Whoever has a port already does not want another.
+    // A link that has a port open needs no other.
     let is_open = |other: &config::Serial| ports.iter().any(|port| holder(&port.path).as_ref() == Some(&other.name));
     match others().find(|other| closeness(other, port) == Some(how) && !is_open(other)) {
         Some(other) => {
@@ -94,7 +93,7 @@ pub fn closeness(section: &config::Serial, port: &Port) -> Option<u8> {
     matches.then(|| says.into_iter().map(u8::from).sum())
 }
 
-/// What the section says about its adapter, for people.
+/// The description of the adapter in the section, for messages.
 fn wanted(section: &config::Serial) -> String {
     let mut text = section.usb.map(|usb| usb.to_string()).unwrap_or_default();
     if let Some(pattern) = &section.usb_serial {

@@ -1,4 +1,4 @@
-//! Which link has which port open, so that no two try the same.
+//! Tracks which link has which port open, so that no two open the same.
 
 use super::choice::{NoPort, choose};
 use super::ports;
@@ -21,9 +21,9 @@ struct Inner {
     open: Mutex<BTreeMap<PathBuf, String>>,
 }
 
-/// A port that is one link's until this is dropped.
+/// A port that belongs to one link until this is dropped.
 pub(super) struct Claim {
-    /// What to open.
+    /// The path to open.
     pub path: PathBuf,
     device: PathBuf,
     ports: Ports,
@@ -62,7 +62,7 @@ impl Ports {
 }
 
 impl Claim {
-    /// The port's own path, behind all links.
+    /// The port's own path, with all symbolic links resolved.
     pub fn device(&self) -> &Path {
         &self.device
     }

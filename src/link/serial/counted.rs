@@ -1,4 +1,4 @@
-//! Counts what goes through a port.
+//! Counts the bytes that a port reads and writes.
 
 use prometheus_client::metrics::counter::Counter;
 use std::io;

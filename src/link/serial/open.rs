@@ -1,4 +1,4 @@
-//! Opening a port as its section of the configuration says.
+//! Opens a port with the settings of its section of the configuration.
 
 use crate::config::{self, FlowControl, Parity};
 use serial2::rs4xx::{Rs485Config, TransceiverMode};
@@ -10,7 +10,7 @@ use tokio_serial::{SerialPortBuilderExt, SerialStream};
 /// An open port.
 pub(super) struct Opened {
     pub stream: SerialStream,
-    /// What the driver made of the RS-485 settings, if that is not what they say.
+    /// The RS-485 settings that the driver changed, with the values that it took.
     pub adjusted: Option<String>,
 }
 
@@ -58,7 +58,7 @@ fn attempt(path: &Path, config: &config::Serial) -> tokio_serial::Result<SerialS
         .open_native_async()
 }
 
-/// Has the driver switch the transceiver. It stays so while the port is open, and longer.
+/// Makes the driver switch the transceiver. The setting outlives the open port.
 fn set_rs485(path: &Path, config: &config::Serial) -> io::Result<Option<String>> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -76,7 +76,7 @@ fn set_rs485(path: &Path, config: &config::Serial) -> io::Result<Option<String>>
     }
 }
 
-/// The settings that the driver changed, as keys with the values that hold now.
+/// The settings that the driver changed, as keys with the values that it took.
 fn difference(wanted: &Rs485Config, got: &Rs485Config) -> Option<String> {
     let shown = |config: &Rs485Config| {
         [

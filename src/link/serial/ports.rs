@@ -1,5 +1,5 @@
-//! The serial ports of a machine: what the kernel shows of them under `/sys` and udev
-//! under `/dev/serial`. No libudev, which would have to be cross-compiled.
+//! Lists the serial ports of a machine, from what the kernel shows under `/sys` and udev under
+//! `/dev/serial`. It needs no libudev, which would have to be cross-compiled.
 
 use crate::config::UsbId;
 use std::fmt;
@@ -38,7 +38,7 @@ impl Usb {
     }
 }
 
-/// One line with what tells the port from others.
+/// One line with what distinguishes the port from others.
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.path.display())?;
@@ -58,7 +58,7 @@ impl fmt::Display for Port {
     }
 }
 
-/// More than any of these files has.
+/// Longer than any of these files, in bytes.
 const MOST: u64 = 4096;
 /// A device lies in no deeper directory than this below /sys/devices.
 const DEEPEST: usize = 64;
@@ -75,7 +75,7 @@ pub fn list(root: &Path) -> io::Result<Vec<Port>> {
         let (name, directory) = (entry.file_name(), entry.path());
         // Terminals without hardware have no device.
         let Ok(device) = fs::canonicalize(directory.join("device")) else { continue };
-        // The kernel keeps places for UARTs that may be found: they have no type.
+        // The kernel has entries for UARTs that may exist: they have no type.
         if text(&directory.join("type")).is_some_and(|kind| kind == "0") {
             continue;
         }
@@ -97,7 +97,7 @@ pub fn list(root: &Path) -> io::Result<Vec<Port>> {
     Ok(ports)
 }
 
-/// The links in a directory, each behind the name of what it leads to.
+/// The symbolic links in a directory, each with the name of its target.
 fn links(directory: &Path) -> Vec<(String, PathBuf)> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let mut links: Vec<_> = entries
@@ -136,7 +136,7 @@ fn usb(device: &Path) -> Option<Usb> {
     })
 }
 
-/// What a file of /sys says: adapters choose some of it, so it may be anything.
+/// The content of a file of /sys. Adapters choose some of it, so it may be anything.
 fn text(file: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(file).and_then(|file| file.take(MOST).read_to_end(&mut bytes)).ok()?;
@@ -144,7 +144,7 @@ fn text(file: &Path) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Puts ttyUSB2 before ttyUSB10.
+/// A sort key that puts ttyUSB2 before ttyUSB10.
 fn natural(path: &Path) -> (String, u64, String) {
     let path = path.to_string_lossy().into_owned();
     let stem = path.trim_end_matches(|c: char| c.is_ascii_digit());

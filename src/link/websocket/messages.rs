@@ -1,16 +1,15 @@
-//! The messages of a WebSocket as the stream of bytes that a session is driven over.
+//! Adapts the messages of a WebSocket to the stream of bytes that a session is driven over.
 //!
-//! What binary messages hold is passed on as it is. A text message is passed on with a
-//! header before it ([`text_header`]) that makes it a frame to the decoder, which so
-//! bounds, accounts for and times it like any other frame. Only a text message that comes
-//! in several pieces is collected here: how long it is going to be is not known before.
+//! The content of binary messages is passed on as it is. A text message is passed on behind a
+//! header ([`text_header`]) that makes it a frame for the decoder, which bounds, charges and times
+//! it like any other frame. Only a text message in several pieces is collected here, because its
+//! length is not known before the last one.
 //!
-//! In the other direction each frame becomes a message, a text message if that is what is
-//! in it, and is written whole before the next is taken. A Goodbye takes the WebSocket's
-//! own close frame along.
+//! In the other direction each frame becomes a message, a text message if it holds text, and is
+//! written whole before the next is taken. A close frame of the WebSocket follows a Goodbye.
 
-use super::patience::Patience;
-use crate::link::pool::Lease;
+use super::message_timeout::MessageTimeout;
+use crate::net::Lease;
 use crate::wire::codec::{GOODBYE, WELCOME, decode_gateway};
 use crate::wire::frame::{
     Decoder, Event as FrameEvent, HEADER, Limits, MAX_BODY, Recovery, split_encoded, text_header, whole_length,
@@ -27,19 +26,19 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes read at a time.
 const READ: usize = 16 * 1024;
-/// So many reads in a row may bring nothing to pass on, then others have their turn.
+/// Reads in a row that may bring nothing to pass on before other tasks run.
 const FRUITLESS: usize = 8;
-/// Frames are put into messages up to so many bytes, if there are several.
+/// Bytes of messages that are put together at a time, if there are several frames.
 const AT_ONCE: usize = 4 * 1024;
 
-/// The far end is done.
+/// Close code: the far end is done.
 const NORMAL: u16 = 1000;
-/// The far end does what is no mistake but not put up with.
+/// Close code: the far end violates a policy.
 const POLICY: u16 = 1008;
-/// There is no memory now.
+/// Close code: there is no memory now.
 const TRY_AGAIN_LATER: u16 = 1013;
 
-/// How long a text message may be: now, before the Welcome, and then.
+/// Longest text message, in bytes: now, before the Welcome, and afterwards.
 #[derive(Debug, Clone, Copy)]
 pub struct Lengths {
     pub now: usize,
@@ -51,7 +50,7 @@ pub struct Messages<S> {
     io: S,
     reader: Reader,
     inbox: Inbox,
-    patience: Patience,
+    patience: MessageTimeout,
     /// Bytes to write, and how many of them are written.
     out: Vec<u8>,
     written: usize,
@@ -63,7 +62,7 @@ pub struct Messages<S> {
     closing: bool,
 }
 
-/// What came and is to be passed on.
+/// What arrived and is to be passed on.
 struct Inbox {
     lengths: Lengths,
     /// What is passed on before anything else.
@@ -74,24 +73,24 @@ struct Inbox {
     lease: Lease,
     cut: Cut,
     state: State,
-    /// What was wrong, until it is told.
+    /// What was violated, until it is reported.
     wrong: Option<Violation>,
 }
 
-/// What is made of what comes.
+/// How incoming data is treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// A binary message is passed on, or none is under way.
+    /// A binary message is passed on, or there is none.
     Binary,
     /// A text message is passed on.
     Text,
-    /// Nothing is passed on any more.
+    /// Nothing is passed on.
     Over,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
-    /// `lease` is for what is collected here; a message in pieces is given up if nothing of
-    /// it comes for `within`.
+    /// `lease` is charged for what is collected here; a message in pieces is given up if nothing of
+    /// it arrives for `within`.
     pub fn new(io: S, lengths: Lengths, lease: Lease, within: Duration) -> Messages<S> {
         let inbox = Inbox {
             lengths,
@@ -107,7 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
             io,
             reader: Reader::default(),
             inbox,
-            patience: Patience::new(within),
+            patience: MessageTimeout::new(within),
             out: Vec::new(),
             written: 0,
             accepted: 0,
@@ -116,7 +115,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
         }
     }
 
-    /// The stream below, to look at.
+    /// The stream below.
     pub fn get_ref(&self) -> &S {
         &self.io
     }
@@ -143,8 +142,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Takes in what was read; what there is to pass on goes into `buffer` as far as it
-    /// has room.
+    /// Decodes what was read, and passes it on into `buffer` as far as that has room.
     fn take(&mut self, bytes: &mut [u8], buffer: &mut ReadBuf<'_>) {
         let (inbox, ping) = (&mut self.inbox, &mut self.ping);
         let mut left = false;
@@ -190,7 +188,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
         self.close(violation.code, violation.why);
     }
 
-    /// Reads what comes next, unless a message's next piece is too long in coming.
+    /// Reads, unless the next piece of a message is overdue.
     fn poll_more(&mut self, cx: &mut Context<'_>, raw: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.io).poll_read(cx, raw);
         if polled.is_pending() && self.inbox.is_collecting() && self.patience.poll(cx).is_ready() {
@@ -207,7 +205,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
         }
     }
 
-    /// Puts frames into messages; how many bytes of them.
+    /// Puts frames into messages. Returns how many of their bytes.
     fn wrap(&mut self, frames: &[u8]) -> usize {
         let mut rest = frames;
         while self.out.len() < AT_ONCE
@@ -254,7 +252,7 @@ impl Inbox {
         }
     }
 
-    /// Whether a message is under way whose length is not known yet.
+    /// Whether a message is collected whose length is not known yet.
     fn is_collecting(&self) -> bool {
         !self.pieces.is_empty()
     }
@@ -273,7 +271,7 @@ impl Inbox {
         }
         let all = length.saturating_add(self.pieces.len() as u64); // no target has more than 64 bits
         if all > (HEADER + self.lengths.now) as u64 {
-            // The decoder says what is wrong with that; the rest does not matter.
+            // The decoder reports what is wrong with that; the rest does not matter.
             let header = text_header(all - HEADER as u64); // it is more
             self.pass_on(&header, buffer);
             self.pieces = Vec::new();
@@ -314,7 +312,7 @@ impl Inbox {
     }
 }
 
-/// Where binary messages, which may cut frames anywhere, stand in a frame.
+/// The position in a frame of binary messages, which may cut frames anywhere.
 #[derive(Debug, Default)]
 struct Cut {
     header: [u8; HEADER],
@@ -361,7 +359,7 @@ fn goodbye(frame: &[u8]) -> Goodbye {
     goodbye
 }
 
-/// The close code that says nearest what a Goodbye says.
+/// The close code that is closest to the reason of a Goodbye.
 fn close_code(reason: Reason) -> u16 {
     match reason {
         Reason::Normal => NORMAL,
@@ -378,7 +376,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Messages<S> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         for _ in 0..FRUITLESS {
-            // Whether it can be written now is no concern of whoever reads.
+            // A write that is pending does not keep a reader waiting.
             if let Poll::Ready(Err(why)) = this.poll_out(cx) {
                 return Poll::Ready(Err(why));
             }
@@ -439,8 +437,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Messages<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::pool::{ALLOWANCE, Pool};
     use crate::metrics::Metrics;
+    use crate::net::{ALLOWANCE, Pool};
     use crate::wire::codec::encode_gateway;
     use crate::wire::frame::{BodyEncoding, Format, Version};
     use crate::wire::message::Ack;

@@ -1,6 +1,6 @@
 //! How what was heard is shown.
 
-use super::ear::{Heard, What};
+use super::decoder::{Heard, What};
 use crate::model::Timestamp;
 use crate::wire::frame::{BodyEncoding, Format, Version};
 use crate::wire::message::{DeviceMessage, GatewayMessage};

@@ -1,40 +1,41 @@
-//! How long the rest of a message may be waited for that comes in pieces.
+//! The timeout of a message that arrives in pieces.
 
 use crate::clock::LAST_LOOK;
-use crate::link::pool::{ALLOWANCE, Lease};
+use crate::net::{ALLOWANCE, Lease};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Runs out while nothing comes, and, while others wait for memory, whatever comes.
-pub struct Patience {
+/// Expires when nothing arrives for a while; while others wait for memory, also when something
+/// does.
+pub struct MessageTimeout {
     limit: Duration,
     heard: Instant,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Nothing came for too long; this is the last look for it.
+    /// It expired, and is looked at once more.
     last_look: bool,
     /// Since when others wait for the memory that the message takes.
     wanted: Option<Instant>,
 }
 
-impl Patience {
-    pub fn new(limit: Duration) -> Patience {
-        Patience { limit, heard: Instant::now(), timer: None, last_look: false, wanted: None }
+impl MessageTimeout {
+    pub fn new(limit: Duration) -> MessageTimeout {
+        MessageTimeout { limit, heard: Instant::now(), timer: None, last_look: false, wanted: None }
     }
 
-    /// Something of the message came.
+    /// A piece of the message arrived.
     pub fn renew(&mut self) {
         (self.heard, self.last_look) = (Instant::now(), false);
     }
 
-    /// No message is under way.
+    /// No message is incomplete.
     pub fn rest(&mut self) {
         (self.timer, self.last_look, self.wanted) = (None, false, None);
     }
 
-    /// Ready once nothing has come for too long, nor at another look.
+    /// Ready when nothing arrived in time, nor by another look.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let until = self.heard + self.limit;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
@@ -49,7 +50,7 @@ impl Patience {
         timer.as_mut().poll(cx)
     }
 
-    /// Whether others wait for too long for the memory that a message of so many bytes takes.
+    /// Whether others have waited too long for the memory that a message of `held` bytes takes.
     pub fn is_abused(&mut self, held: usize, lease: &Lease) -> bool {
         if held <= ALLOWANCE || !lease.pool().is_wanted() {
             self.wanted = None;

@@ -1,4 +1,4 @@
-//! How long a connection may take, pauses of the gateway aside.
+//! A deadline that does not count pauses of the gateway.
 
 use crate::clock::{Clock, Excuses, LAST_LOOK};
 use std::future::Future;
@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Runs out at a time that pauses of the gateway put off, by this at most.
+/// Expires at a time that pauses of the gateway postpone, by `most` at most.
 pub(super) struct Timer {
     most: Duration,
     clock: Arc<dyn Clock>,

@@ -1,21 +1,20 @@
 //! TLS on listeners, by rustls with ring.
 //!
-//! Certificates are read at the start and again when their files change, so a renewal needs
-//! no restart.
-//! What a client may make the gateway hold, before and after its handshake, is bounded
-//! and charged to the pool: rustls itself would take 64 KiB of a handshake message.
+//! Certificates are read at the start and again when their files change, so a renewal needs no
+//! restart. The memory that a client can make the gateway hold, before and after its handshake, is
+//! bounded and charged to the pool: rustls itself accepts handshake messages of 64 KiB.
 //!
-//! Sessions are not resumed: each connection proves anew who it is.
+//! Sessions are not resumed: each connection authenticates anew.
 
-mod prompt;
-mod trouble;
+mod failure;
+mod flush_on_write;
 
-pub use prompt::Prompt;
-pub use trouble::trouble;
+pub use failure::explain;
+pub use flush_on_write::FlushOnWrite;
 
-use super::connection::hangup::hung_up;
-use super::pool::{Lease, Pool};
-use crate::config::{ClientCertificates, ServerTls, Terms};
+use super::close::hung_up;
+use super::memory::{Lease, Pool};
+use crate::config::{ClientCertificates, ListenerConfig, ServerTls};
 use crate::credentials::Kept;
 use crate::pem::{self, Validity};
 use anyhow::{Context as _, Result};
@@ -33,30 +32,28 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// What an idle connection's TLS takes, beside what every connection is charged.
+/// Memory of an idle connection's TLS state, beside what every connection is charged, in bytes.
 const IDLE: usize = 8 * 1024;
-/// Bytes that may come without a word of the device among them, before it is charged
-/// for them and at most. A record has 16 KiB; a handshake with a chain of certificates
-/// less.
+/// Bytes that may arrive without application data among them: before the connection is charged for
+/// them, and at most. A record has up to 16 KiB; a handshake with a chain of certificates less.
 const UNCHARGED: usize = 4 * 1024;
 const MOST: usize = 24 * 1024;
 
 /// The certificates of one listener.
 pub type Tls = Kept<ServerConfig>;
 
-/// What the listener that is called `part` shakes hands with, if it speaks TLS.
-pub fn of_listener(part: &str, terms: &Terms, now: Duration) -> Option<Arc<Tls>> {
+/// The TLS configuration of the listener called `part`, if it speaks TLS.
+pub fn of_listener(part: &str, config: &ListenerConfig, now: Duration) -> Option<Arc<Tls>> {
     const WITHOUT: &str = "nobody is let in over TLS until it is right";
-    let files = terms.tls()?;
+    let files = config.tls()?;
     let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()].into_iter().flatten().cloned();
     let paths: Vec<_> = paths.collect();
     Some(Arc::new(Kept::new(part, paths, WITHOUT, now, move || server_config(&files))))
 }
 
-/// Loads the files into a configuration for a listener, and tells when its certificates hold.
+/// Loads the files into a listener's TLS configuration, with the validity of its certificates.
 ///
-/// # Errors
-/// If one cannot be read or holds nothing useful, or if certificate and key do not go
+/// # Errors If one cannot be read or holds nothing useful, or if certificate and key do not go
 /// together.
 pub fn server_config(files: &ServerTls) -> Result<(ServerConfig, Option<Validity>)> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -82,18 +79,17 @@ pub fn server_config(files: &ServerTls) -> Result<(ServerConfig, Option<Validity
     Ok((config, validity))
 }
 
-/// Shakes hands on `stream`. Nothing is held for a client that says nothing; `turn` is
-/// awaited between its first word and the work that answers it.
+/// Performs the TLS handshake on `stream`. A client that sends nothing costs no memory; `turn` is
+/// awaited between its first bytes and the work that they cause.
 ///
-/// # Errors
-/// If the client does not speak TLS, fails to prove who it is, or goes.
+/// # Errors If the client does not speak TLS, fails to prove who it is, or goes.
 pub async fn accept(
     stream: TcpStream,
     config: Arc<ServerConfig>,
     pool: &Pool,
     turn: impl Future<Output = ()>,
 ) -> io::Result<Secure> {
-    // Whoever hangs up at once has nothing to do with TLS.
+    // A connection that is closed at once, such as a port scan, is no TLS failure.
     if !matches!(stream.peek(&mut [0]).await, Ok(1..)) {
         return Err(io::ErrorKind::NotConnected.into());
     }
@@ -102,12 +98,11 @@ pub async fn accept(
     lease.hold(IDLE);
     let metered = Metered { stream, lease, unread: 0, delivered: false };
     let stream = TlsAcceptor::from(config).accept(metered).await?;
-    Ok(Secure(Prompt::new(stream)))
+    Ok(Secure(FlushOnWrite::new(stream)))
 }
 
-/// Whether a handshake failed for what the client showed of itself, or did not. That a
-/// certificate is out of its time is no fault of the client's: the gateway's clock may
-/// not be set yet.
+/// Whether a handshake failed because of the client's certificate, or because it has none. An
+/// expired certificate is no fault of the client's: the gateway's clock may not be set yet.
 pub fn is_for_certificate(why: &io::Error) -> bool {
     use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     match why.get_ref().and_then(|why| why.downcast_ref()) {
@@ -119,8 +114,8 @@ pub fn is_for_certificate(why: &io::Error) -> bool {
     }
 }
 
-/// A connection under TLS, which holds nothing back.
-pub struct Secure(Prompt<TlsStream<Metered>>);
+/// A connection under TLS that needs no flush.
+pub struct Secure(FlushOnWrite<TlsStream<Metered>>);
 
 impl Secure {
     /// The certificate that the client showed and that was verified.
@@ -129,7 +124,7 @@ impl Secure {
         Some(session.peer_certificates()?.first()?.clone().into_owned())
     }
 
-    /// Whether the far end sends no more, also while something that it sent is not read yet.
+    /// Whether the far end sends no more, even while something that it sent is not read yet.
     pub fn hung_up(&self) -> bool {
         let (below, _) = self.0.get_ref().get_ref();
         hung_up(&below.stream)
@@ -139,7 +134,7 @@ impl Secure {
 impl AsyncRead for Secure {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let stream = self.0.get_mut();
-        // By chunks: `poll_read` would read on below while there is room in the buffer.
+        // In chunks: `poll_read` would read on below while there is room in the buffer.
         let plain = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))?;
         let length = plain.len().min(buffer.remaining());
         buffer.put_slice(&plain[..length]);
@@ -163,13 +158,13 @@ impl AsyncWrite for Secure {
     }
 }
 
-/// The connection below TLS, which is charged for what rustls keeps of it.
+/// The connection below TLS, which is charged for what rustls buffers of it.
 struct Metered {
     stream: TcpStream,
     lease: Lease,
-    /// Bytes read since rustls last had something for the device's session.
+    /// Bytes read since rustls last delivered application data.
     unread: usize,
-    /// Whether it had since the last read.
+    /// Whether it delivered any since the last read.
     delivered: bool,
 }
 
@@ -178,13 +173,13 @@ impl AsyncRead for Metered {
         let this = &mut *self;
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
-        // rustls reads on only when all it had was taken.
+        // rustls reads on only when everything that it delivered was taken.
         if std::mem::take(&mut this.delivered) {
             this.unread = 0;
             this.lease.hold(IDLE);
         }
         this.unread += buffer.filled().len() - before;
-        // Once as it came and once decrypted.
+        // Once as received, once decrypted.
         if this.unread > UNCHARGED && !this.lease.reserve(IDLE + 2 * this.unread) {
             this.lease.pool().refused("tls");
             return Poll::Ready(Err(io::Error::other("there is no memory for so large a TLS record")));

@@ -4,7 +4,7 @@
 //! else the device says is taken: its Heartbeats are answered. What waits is bounded; when it
 //! is too much, nothing more is read.
 
-use super::{Peer, busy};
+use super::{SessionDriver, busy};
 use crate::clock::Now;
 use crate::device::{Converted, Refusal, RefusedSamples};
 use crate::metrics::ReasonLabel;
@@ -49,7 +49,7 @@ impl Waiting {
     }
 }
 
-impl Peer<'_> {
+impl SessionDriver<'_> {
     /// Has a frame wait whose turn it is not yet. What would be taken at once is not put
     /// behind Readings that wait, unless it means something else there.
     pub(super) fn waits(&mut self, frame: &FrameRef<'_>, message: &Result<DeviceMessage, BodyError>) -> bool {
@@ -57,7 +57,7 @@ impl Peer<'_> {
         let waits = match message {
             Ok(DeviceMessage::Heartbeat(_) | DeviceMessage::CommandResult(_)) => false,
             // Where there is no other connection to come: what waits is of the session before.
-            Ok(DeviceMessage::Hello(_)) if self.line.grants.restart => false,
+            Ok(DeviceMessage::Hello(_)) if self.link.parameters.restart => false,
             Ok(DeviceMessage::Readings(_)) => behind_others || self.has_no_room(),
             Ok(_) => behind_others,
             Err(_) => behind_others || (may_be_readings(frame) && self.has_no_room()),
@@ -69,7 +69,7 @@ impl Peer<'_> {
     }
 
     fn has_no_room(&self) -> bool {
-        self.established.is_some() && (self.stalled || self.window_is_full() || self.line.shared.log.is_saturated())
+        self.established.is_some() && (self.stalled || self.window_is_full() || self.link.shared.log.is_saturated())
     }
 
     /// Takes what waited, as far as there is room.
@@ -83,13 +83,13 @@ impl Peer<'_> {
 
     /// Whether so much waits that nothing more is to be read.
     pub fn is_backed_up(&self) -> bool {
-        let most = if self.line.shared.pool.has_room() { MAX_WAITING } else { 1 };
+        let most = if self.link.shared.pool.has_room() { MAX_WAITING } else { 1 };
         self.waiting.bytes >= most
     }
 
     /// Whether it is the log that Readings wait for.
     pub fn waits_for_log(&self) -> bool {
-        self.stalled || (!self.waiting.frames.is_empty() && self.line.shared.log.is_saturated())
+        self.stalled || (!self.waiting.frames.is_empty() && self.link.shared.log.is_saturated())
     }
 
     /// Takes Readings over, and ends the session where they are only a part of what came.
@@ -115,21 +115,21 @@ impl Peer<'_> {
             established.acks.repeated();
         }
         if let Some(expected) = skipped_from {
-            let (link, device) = (&self.line.name, &batch.device);
+            let (link, device) = (&self.link.name, &batch.device);
             let first = batch.readings.first().map(|reading| reading.origin_seq);
             tracing::info!(
                 %link, %device, expected, first,
                 "the device goes on behind samples that it has no more; a Hello with `first` would say so"
             );
         }
-        let metrics = &self.line.shared.metrics;
+        let metrics = &self.link.shared.metrics;
         metrics.readings_received.inc_by(fresh + repeated);
         metrics.readings_duplicate.inc_by(repeated);
         if fresh == 0 {
             return;
         }
         for batch in std::iter::once(batch).chain(more) {
-            self.judge(&batch);
+            self.count_unreliable_times(&batch);
             match self.batches.back_mut() {
                 Some(open) if open.device == batch.device && open.basis == batch.basis => {
                     open.readings.extend(batch.readings);
@@ -146,14 +146,14 @@ impl Peer<'_> {
         if refused.runs().is_empty() {
             return;
         }
-        let shared = &self.line.shared;
+        let shared = &self.link.shared;
         let (device, session) = (&converted.batch.device, converted.batch.session.unwrap_or_default());
         let mut events = Vec::new();
         let mut told = 0;
         for run in refused.runs() {
             let reason = ReasonLabel { reason: run.reason };
             shared.metrics.readings_refused.get_or_create(&reason).inc_by(run.count);
-            let link = self.line.name.clone();
+            let link = self.link.name.clone();
             let entry = RefusedSamples { time: now.wall, device: device.clone(), link, session, refused: run.clone() };
             events.extend(shared.registry.refused().add(entry, shared.log.may_tell(), now.monotonic));
             told += run.count;
@@ -169,7 +169,7 @@ impl Peer<'_> {
         if !std::mem::replace(&mut self.refused_told, true)
             && let Some(first) = refused.runs().first()
         {
-            let (link, from) = (&self.line.name, self.caller.name.as_str());
+            let (link, from) = (&self.link.name, self.remote.name.as_str());
             let (seq, count, why, sample) = (first.seq, refused.count(), first.text.as_str(), first.sample.as_str());
             tracing::warn!(
                 %link, %device, from, session, seq, count, why, sample,
@@ -189,7 +189,7 @@ impl Peer<'_> {
         self.stalled = false;
         let Some(established) = &self.established else { return };
         while let Some(batch) = self.batches.pop_front() {
-            if let Err(Saturated(batch)) = self.line.shared.log.append(Some(&established.mark), batch) {
+            if let Err(Saturated(batch)) = self.link.shared.log.append(Some(&established.mark), batch) {
                 self.batches.push_front(batch);
                 self.stalled = true;
                 if self.stalled_bytes == 0 {
@@ -209,7 +209,7 @@ impl Peer<'_> {
             return;
         }
         let since = *self.silent_since.get_or_insert(now.monotonic);
-        if now.monotonic < since + self.line.grants.heartbeat_interval {
+        if now.monotonic < since + self.link.parameters.heartbeat_interval {
             return;
         }
         // Whoever does not take what it is told need not be told more.
@@ -222,7 +222,7 @@ impl Peer<'_> {
 
     /// When that is due.
     pub fn reassures_at(&self) -> Option<Duration> {
-        Some(self.silent_since? + self.line.grants.heartbeat_interval)
+        Some(self.silent_since? + self.link.parameters.heartbeat_interval)
     }
 
     /// The device is read again.

@@ -1,6 +1,6 @@
-//! Who the device is: whether it may come in, and whether it still may.
+//! Authorizes a device before its session begins, and ends the session when its key is revoked.
 
-use super::{Peer, busy};
+use super::{SessionDriver, busy};
 use crate::clock::Now;
 use crate::device::auth::{Attempt, Fault, Origin, certifies};
 use crate::device::{Refusal, Step};
@@ -10,12 +10,12 @@ use crate::wire::message::Reason;
 use std::future::pending;
 use std::ops::ControlFlow;
 
-impl Peer<'_> {
-    /// A device of this name says that it is there. False if it is refused for its name
-    /// or its certificate.
-    pub(super) fn is_let_in(&mut self, device: &DeviceId, now: Now) -> bool {
-        let fault = match &self.caller.certificate {
-            _ if !self.line.shared.doorman.allows(device) => Fault::NotAllowed,
+impl SessionDriver<'_> {
+    /// Checks the device's name against the configuration and its certificate, and refuses the
+    /// device if one does not fit. Returns whether the session goes on.
+    pub(super) fn authorize_or_refuse(&mut self, device: &DeviceId, now: Now) -> bool {
+        let fault = match &self.remote.certificate {
+            _ if !self.link.shared.doorman.allows(device) => Fault::NotAllowed,
             Some(certificate) if !certifies(certificate, device) => Fault::Certificate,
             _ => return true,
         };
@@ -23,28 +23,28 @@ impl Peer<'_> {
         false
     }
 
-    /// The device has to prove who it is, unless its certificate did.
+    /// A device sent its Hello: admits it if its certificate proves who it is, else challenges it.
     pub(super) fn introduced(&mut self, device: &DeviceId, now: Now) -> ControlFlow<Limits> {
-        // On a line that cannot break, whoever was there is gone.
+        // On a line that does not break, the session before is over.
         self.part();
         self.credential = None;
-        if !self.is_let_in(device, now) {
+        if !self.authorize_or_refuse(device, now) {
             return ControlFlow::Continue(());
         }
-        if self.caller.certificate.is_some() {
+        if self.remote.certificate.is_some() {
             return self.admit(now);
         }
         if self.is_locked_out(now) {
             self.unauthorized(Fault::LockedOut, device, None, now);
             return ControlFlow::Continue(());
         }
-        match self.line.shared.doorman.nonce() {
+        match self.link.shared.doorman.nonce() {
             Ok(nonce) => {
                 let challenge = self.session.challenge(nonce);
                 self.say(&challenge);
             }
             Err(why) => {
-                tracing::error!(link = %self.line.name, why = format!("{why:#}"), "devices cannot be authenticated");
+                tracing::error!(link = %self.link.name, why = format!("{why:#}"), "devices cannot be authenticated");
                 let text = "the gateway cannot authenticate devices now; try again later".into();
                 self.refuse(Refusal { reason: Reason::Busy, text }, now);
             }
@@ -52,14 +52,14 @@ impl Peer<'_> {
         ControlFlow::Continue(())
     }
 
-    /// The device answered its challenge.
+    /// Admits the device if it answered its challenge right, else refuses it.
     pub(super) fn authenticate(&mut self, attempt: &Attempt, now: Now) -> ControlFlow<Limits> {
-        let judged = match self.is_locked_out(now) {
-            // What others of the same address did meanwhile counts.
+        let verified = match self.is_locked_out(now) {
+            // Others of the same address may have failed meanwhile.
             true => Err(Fault::LockedOut),
-            false => self.line.shared.doorman.judge(attempt, self.line.grants.authentication),
+            false => self.link.shared.doorman.judge(attempt, self.link.parameters.authentication),
         };
-        match judged {
+        match verified {
             Ok(credential) => {
                 self.credential = Some(Box::new(credential));
                 self.admit(now)
@@ -76,44 +76,44 @@ impl Peer<'_> {
             return ControlFlow::Continue(());
         };
         self.establish(&device, session, first, firmware.as_deref(), now);
-        ControlFlow::Break(self.line.limits)
+        ControlFlow::Break(self.link.limits)
     }
 
-    /// Takes a place for the device, in that of its older connection if it `takes_over`.
-    /// False if it is refused for want of one.
-    pub(super) fn enters(&mut self, takes_over: bool, now: Now) -> bool {
-        let (label, text) = if self.caller.visit.as_mut().is_some_and(|visit| !visit.enter(takes_over)) {
+    /// Admits the device to the listener, in place of its older connection if it `takes_over`, or
+    /// refuses it because a limit is reached. Returns whether it was admitted.
+    pub(super) fn admit_or_refuse(&mut self, takes_over: bool, now: Now) -> bool {
+        let (label, text) = if self.remote.address_slot.as_mut().is_some_and(|slot| !slot.admit(takes_over)) {
             ("address", "as many devices of this address are connected as this gateway allows")
-        } else if !self.place.enter(takes_over) {
+        } else if !self.slot.admit(takes_over) {
             ("too_many", "as many devices are connected as this gateway allows; try again later")
         } else {
             return true;
         };
-        self.line.turned_away(label);
+        self.link.count_refused(label);
         self.refuse(busy(text), now);
         false
     }
 
     fn origin(&self) -> Origin {
-        match self.caller.address {
+        match self.remote.address {
             Some(address) => address.into(),
-            None => Origin::Line(self.line.name.clone()),
+            None => Origin::Line(self.link.name.clone()),
         }
     }
 
     fn is_locked_out(&self, now: Now) -> bool {
-        self.line.shared.doorman.locked_out(&self.origin(), now.monotonic).is_some()
+        self.link.shared.doorman.locked_out(&self.origin(), now.monotonic).is_some()
     }
 
-    /// Refuses the device without telling it more than it has to know.
+    /// Refuses the device. It learns no more than it needs.
     fn unauthorized(&mut self, fault: Fault, device: &DeviceId, key: Option<&str>, now: Now) {
-        let (line, from) = (self.line, &self.caller.name);
-        let (link, reason, hint) = (&line.name, fault.label(), fault.hint());
+        let (link, from) = (&self.link.name, &self.remote.name);
+        let (reason, hint) = (fault.label(), fault.hint());
         match fault != Fault::LockedOut {
             true => tracing::info!(%link, %device, from, key, reason, hint, "device not let in"),
             false => tracing::debug!(%link, %device, from, key, reason, hint, "device not let in"),
         }
-        line.failed(&self.origin(), fault, from, now.monotonic);
+        self.link.failed(&self.origin(), fault, from, now.monotonic);
         let text = match fault {
             Fault::NotAllowed => "this gateway lets in no device of that name",
             Fault::LockedOut => "too many attempts failed; try again later",
@@ -122,7 +122,7 @@ impl Peer<'_> {
         self.refuse(Refusal { reason: Reason::Unauthorized, text: text.into() }, now);
     }
 
-    /// Waits until it may be that the device's key is gone.
+    /// Waits until the keys change, by which the device's may be revoked.
     pub fn keys_changed(&self) -> impl Future<Output = ()> + Send + use<> {
         let changed = self.credential.as_ref().map(|credential| credential.changed());
         async move {
@@ -133,8 +133,8 @@ impl Peer<'_> {
         }
     }
 
-    /// Ends the session if the device's key is gone.
-    pub fn look_at_key(&mut self, now: Now) {
+    /// Ends the session if the device's key is revoked.
+    pub fn check_key(&mut self, now: Now) {
         if self.credential.as_mut().is_some_and(|credential| credential.is_revoked()) {
             self.credential = None;
             let text = "the key was revoked".into();

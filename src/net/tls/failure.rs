@@ -1,13 +1,13 @@
-//! Why no TLS connection came about, as an operator can act on it.
+//! Why a TLS handshake failed, in words that an operator can act on.
 
 use rustls::{AlertDescription, CertificateError, Error};
 use std::io::{self, ErrorKind};
 
-/// Why a handshake failed; `None` if the client hung up without a word, as who only looks
-/// whether somebody listens does.
-pub fn trouble(why: &io::Error) -> Option<String> {
+/// Why a handshake failed. `None` if the client closed the connection without sending anything, as
+/// a port scan does, or sent nothing in time.
+pub fn explain(why: &io::Error) -> Option<String> {
     let reason = match why.get_ref().and_then(|why| why.downcast_ref::<Error>()) {
-        Some(why) => of_tls(why),
+        Some(why) => explain_tls(why),
         None => match why.kind() {
             ErrorKind::NotConnected => return None,
             ErrorKind::TimedOut => return None,
@@ -20,13 +20,13 @@ pub fn trouble(why: &io::Error) -> Option<String> {
     Some(reason)
 }
 
-fn of_tls(why: &Error) -> String {
+fn explain_tls(why: &Error) -> String {
     let words = match why {
         Error::InvalidMessage(_) => "what came is no TLS: the client has to be told to speak TLS",
         Error::NoCertificatesPresented => "the client showed no certificate, and client_certificates demands one",
         Error::PeerIncompatible(_) => NOTHING_IN_COMMON,
-        Error::InvalidCertificate(why) => return of_certificate(why),
-        Error::AlertReceived(alert) => return of_alert(*alert),
+        Error::InvalidCertificate(why) => return explain_certificate(why),
+        Error::AlertReceived(alert) => return explain_alert(*alert),
         Error::DecryptError => "what came cannot be decrypted: it was changed on its way, or the client is faulty",
         _ => "the client broke the rules of TLS",
     };
@@ -35,7 +35,7 @@ fn of_tls(why: &Error) -> String {
 
 const NOTHING_IN_COMMON: &str = "the client and the gateway have no version of TLS (1.2, 1.3) or no cipher in common";
 
-fn of_certificate(why: &CertificateError) -> String {
+fn explain_certificate(why: &CertificateError) -> String {
     use CertificateError::{
         BadSignature, Expired, ExpiredContext, InvalidPurpose, InvalidPurposeContext, NotValidYet, NotValidYetContext,
         UnknownIssuer,
@@ -51,7 +51,7 @@ fn of_certificate(why: &CertificateError) -> String {
     format!("the client's certificate {words}")
 }
 
-fn of_alert(alert: AlertDescription) -> String {
+fn explain_alert(alert: AlertDescription) -> String {
     use AlertDescription::{
         BadCertificate, CertificateExpired, CertificateUnknown, DecryptError, HandshakeFailure, InsufficientSecurity,
         ProtocolVersion, UnknownCA, UnsupportedCertificate,
@@ -75,8 +75,8 @@ mod tests {
     use rustls::InvalidMessage;
 
     #[test]
-    fn each_trouble_has_its_own_words_and_who_said_nothing_has_none() {
-        let told = |why: Error| trouble(&io::Error::new(ErrorKind::InvalidData, why)).expect("a reason");
+    fn each_failure_has_its_own_words_and_a_silent_client_has_none() {
+        let told = |why: Error| explain(&io::Error::new(ErrorKind::InvalidData, why)).expect("a reason");
         for (why, words) in [
             (Error::InvalidMessage(InvalidMessage::InvalidContentType), "no TLS"),
             (Error::NoCertificatesPresented, "no certificate"),
@@ -88,7 +88,7 @@ mod tests {
         ] {
             assert!(told(why.clone()).contains(words), "{why:?}: {}", told(why.clone()));
         }
-        assert!(trouble(&ErrorKind::UnexpectedEof.into()).is_some_and(|why| why.contains("hung up")));
-        assert_eq!(trouble(&ErrorKind::NotConnected.into()), None);
+        assert!(explain(&ErrorKind::UnexpectedEof.into()).is_some_and(|why| why.contains("hung up")));
+        assert_eq!(explain(&ErrorKind::NotConnected.into()), None);
     }
 }

@@ -1,22 +1,22 @@
-//! A stream that holds nothing back.
+//! Flushes a stream after each write.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream whose writes are on their way once they are done, without a flush. So a write
-/// that had to wait must be tried again with the same bytes first.
+/// A stream each write of which completes when it is flushed. So a write that returned pending must
+/// be tried again with the same bytes first.
 #[derive(Debug)]
-pub struct Prompt<S> {
+pub struct FlushOnWrite<S> {
     stream: S,
-    /// Bytes that the stream took but may not have passed on.
+    /// Bytes that the stream took and has not flushed.
     under_way: Option<usize>,
 }
 
-impl<S> Prompt<S> {
-    pub fn new(stream: S) -> Prompt<S> {
-        Prompt { stream, under_way: None }
+impl<S> FlushOnWrite<S> {
+    pub fn new(stream: S) -> FlushOnWrite<S> {
+        FlushOnWrite { stream, under_way: None }
     }
 
     pub fn get_ref(&self) -> &S {
@@ -28,13 +28,13 @@ impl<S> Prompt<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Prompt<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for FlushOnWrite<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Prompt<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for FlushOnWrite<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let taken = match self.under_way {
             Some(taken) => taken,
@@ -63,9 +63,9 @@ mod tests {
     #[tokio::test]
     async fn what_was_written_has_left_though_nobody_flushes() {
         let (near, mut far) = tokio::io::duplex(8);
-        let mut prompt = Prompt::new(BufWriter::new(near));
-        prompt.write_all(b"12345678").await.expect("it takes it");
-        let mut pending = Box::pin(prompt.write_all(b"abc"));
+        let mut stream = FlushOnWrite::new(BufWriter::new(near));
+        stream.write_all(b"12345678").await.expect("it takes it");
+        let mut pending = Box::pin(stream.write_all(b"abc"));
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(pending.as_mut().poll(&mut cx).is_pending(), "it is not on its way before there is room");
         let mut all = [0; 11];

@@ -2,12 +2,12 @@ use super::*;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Authentication, Store};
 use crate::device::auth::Doorman;
-use crate::device::{Grants, Registry};
-use crate::link::connection::{FIRST_FORMAT, drive};
-use crate::link::line::Shared;
-use crate::link::pool::Pool;
+use crate::device::{Registry, SessionParameters};
+use crate::link::context::Shared;
+use crate::link::session::{FIRST_FORMAT, drive};
 use crate::metrics::Metrics;
 use crate::model::Value;
+use crate::net::Pool;
 use crate::notes::Notes;
 use crate::store::{Log, Opened, Stepper};
 use crate::wire::codec::{decode_gateway, encode_device};
@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 const LIMITS: Limits = Limits { max_body: MAX_BODY, require_checksum: false };
 
 /// A serial line to a log that has room for some 64 KiB, and whose writer is stepped.
-fn line(directory: &Path) -> (Line, Stepper) {
+fn link(directory: &Path) -> (LinkContext, Stepper) {
     let store = Store {
         directory: directory.to_owned(),
         max_pending: bytesize::ByteSize::kib(64),
@@ -43,11 +43,11 @@ fn line(directory: &Path) -> (Line, Stepper) {
         metrics,
         notes: Notes::default(),
     };
-    let grants = shared.grants(bytesize::ByteSize::mib(1), None, None, Authentication::None);
-    let grants = Grants { window: 1000, restart: true, ..grants };
-    let line = Line {
+    let parameters = shared.parameters(bytesize::ByteSize::mib(1), None, None, Authentication::None);
+    let parameters = SessionParameters { window: 1000, restart: true, ..parameters };
+    let link = LinkContext {
         name: "serial".into(),
-        grants,
+        parameters,
         before_hello: LIMITS,
         limits: LIMITS,
         recovery: Recovery::Resync,
@@ -56,7 +56,7 @@ fn line(directory: &Path) -> (Line, Stepper) {
         byte_time: Duration::ZERO,
         shared,
     };
-    (line, writer)
+    (link, writer)
 }
 
 fn hello(session: u64) -> DeviceMessage {
@@ -83,19 +83,19 @@ fn sample() -> Sample {
 }
 
 /// The device says all that at once, as a connection hears it.
-fn hear(peer: &mut Peer<'_>, messages: &[DeviceMessage]) {
-    let now = peer.line.shared.clock.now();
+fn hear(driver: &mut SessionDriver<'_>, messages: &[DeviceMessage]) {
+    let now = driver.link.shared.clock.now();
     let mut bytes = Vec::new();
     messages.iter().for_each(|message| encode_device(message, FIRST_FORMAT, &mut bytes));
     let mut decoder = Decoder::new(LIMITS, Recovery::Fail);
-    decoder.push(&bytes, &mut |event| peer.take(event, now)).expect("valid frames");
-    peer.store();
+    decoder.push(&bytes, &mut |event| driver.take(event, now)).expect("valid frames");
+    driver.store();
 }
 
 /// What the device was told since.
-fn said(peer: &mut Peer<'_>) -> Vec<GatewayMessage> {
+fn said(driver: &mut SessionDriver<'_>) -> Vec<GatewayMessage> {
     let mut said = Vec::new();
-    let bytes = std::mem::take(&mut peer.out);
+    let bytes = std::mem::take(&mut driver.out);
     let mut decoder = Decoder::new(LIMITS, Recovery::Fail);
     let mut take = |event: Event<'_>| {
         if let Event::Frame(frame) = event {
@@ -112,19 +112,20 @@ fn said(peer: &mut Peer<'_>) -> Vec<GatewayMessage> {
 #[tokio::test]
 async fn readings_that_found_no_room_are_not_taken_for_those_of_the_next_session() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (line, mut writer) = line(directory.path());
+    let (link, mut writer) = link(directory.path());
     writer.step();
-    let mut peer = Peer::new(&line, Caller::named("/dev/ttyS0"), Place::granted(), line.shared.clock.now());
-    hear(&mut peer, &[hello(1), reading(1)]);
+    let mut driver =
+        SessionDriver::new(&link, RemoteInfo::named("/dev/ttyS0"), AdmissionSlot::exclusive(), link.shared.clock.now());
+    hear(&mut driver, &[hello(1), reading(1)]);
     // The log has no room for the second; the device restarts.
-    hear(&mut peer, &[reading(2), hello(2)]);
-    assert!(line.shared.log.is_saturated());
+    hear(&mut driver, &[reading(2), hello(2)]);
+    assert!(link.shared.log.is_saturated());
     writer.step();
-    peer.advance(line.shared.clock.now());
+    driver.advance(link.shared.clock.now());
     writer.step();
-    let later = line.shared.clock.now();
-    peer.advance(crate::clock::Now { monotonic: later.monotonic + Duration::from_secs(1), ..later });
-    let said = said(&mut peer);
+    let later = link.shared.clock.now();
+    driver.advance(crate::clock::Now { monotonic: later.monotonic + Duration::from_secs(1), ..later });
+    let said = said(&mut driver);
     assert!(matches!(said[..2], [GatewayMessage::Welcome(_), GatewayMessage::Welcome(_)]), "{said:?}");
     assert_eq!(said.len(), 2, "the second session sent nothing that could be acknowledged: {said:?}");
 }
@@ -133,75 +134,78 @@ async fn readings_that_found_no_room_are_not_taken_for_those_of_the_next_session
 #[tokio::test]
 async fn what_an_earlier_connection_brought_is_not_waited_for_once_it_is_acknowledged() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (line, mut writer) = line(directory.path());
+    let (link, mut writer) = link(directory.path());
     writer.step();
-    let mut peer = Peer::new(&line, Caller::named("/dev/ttyS0"), Place::granted(), line.shared.clock.now());
+    let mut driver =
+        SessionDriver::new(&link, RemoteInfo::named("/dev/ttyS0"), AdmissionSlot::exclusive(), link.shared.clock.now());
     let readings = |seq| DeviceMessage::Readings(Readings { seq, sub: None, samples: vec![sample(), sample()] });
-    hear(&mut peer, &[hello(1), readings(1), readings(3), hello(1), readings(1)]);
+    hear(&mut driver, &[hello(1), readings(1), readings(3), hello(1), readings(1)]);
     writer.step();
-    let now = line.shared.clock.now();
-    peer.advance(now);
+    let now = link.shared.clock.now();
+    driver.advance(now);
     let ack = |seq| GatewayMessage::Ack(Ack { seq });
-    assert_eq!(said(&mut peer).last(), Some(&ack(4)));
-    hear(&mut peer, &[readings(5)]);
+    assert_eq!(said(&mut driver).last(), Some(&ack(4)));
+    hear(&mut driver, &[readings(5)]);
     writer.step();
-    peer.advance(Now { monotonic: now.monotonic + Duration::from_secs(1), ..now });
-    assert_eq!(said(&mut peer), [ack(6)]);
+    driver.advance(Now { monotonic: now.monotonic + Duration::from_secs(1), ..now });
+    assert_eq!(said(&mut driver), [ack(6)]);
 }
 
 #[tokio::test]
 async fn while_the_log_has_no_room_heartbeats_are_answered_and_readings_wait_for_their_turn() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (line, mut writer) = line(directory.path());
+    let (link, mut writer) = link(directory.path());
     writer.step();
-    let mut peer = Peer::new(&line, Caller::named("/dev/ttyS0"), Place::granted(), line.shared.clock.now());
-    hear(&mut peer, &[hello(1), reading(1)]);
-    hear(&mut peer, &[reading(2)]);
-    assert!(peer.is_stalled() && !peer.is_backed_up());
+    let mut driver =
+        SessionDriver::new(&link, RemoteInfo::named("/dev/ttyS0"), AdmissionSlot::exclusive(), link.shared.clock.now());
+    hear(&mut driver, &[hello(1), reading(1)]);
+    hear(&mut driver, &[reading(2)]);
+    assert!(driver.is_stalled() && !driver.is_backed_up());
     let heartbeat = DeviceMessage::Heartbeat(Heartbeat { time: 0 });
-    hear(&mut peer, &[reading(3), heartbeat]);
-    let told = said(&mut peer);
+    hear(&mut driver, &[reading(3), heartbeat]);
+    let told = said(&mut driver);
     assert!(matches!(told[..], [GatewayMessage::Welcome(_), GatewayMessage::HeartbeatReply(_)]), "{told:?}");
-    assert!(peer.is_backed_up() && peer.waits_for_log() && peer.memory() > 2 * 40 * 1024);
+    assert!(driver.is_backed_up() && driver.waits_for_log() && driver.memory() > 2 * 40 * 1024);
 
     // Nothing more is read; a sign of life comes now and then.
-    let now = line.shared.clock.now();
+    let now = link.shared.clock.now();
     let later = |seconds| Now { monotonic: now.monotonic + Duration::from_secs(seconds), ..now };
-    peer.reassure(now);
-    peer.reassure(later(29));
-    assert_eq!((said(&mut peer), peer.reassures_at()), (vec![], Some(later(30).monotonic)));
-    peer.reassure(later(30));
-    assert!(matches!(said(&mut peer)[..], [GatewayMessage::HeartbeatReply(_)]));
+    driver.reassure(now);
+    driver.reassure(later(29));
+    assert_eq!((said(&mut driver), driver.reassures_at()), (vec![], Some(later(30).monotonic)));
+    driver.reassure(later(30));
+    assert!(matches!(said(&mut driver)[..], [GatewayMessage::HeartbeatReply(_)]));
 
     let mut acked = 0;
     for round in 1..10 {
         writer.step();
-        peer.advance(later(30 + round));
-        for message in said(&mut peer) {
+        driver.advance(later(30 + round));
+        for message in said(&mut driver) {
             let GatewayMessage::Ack(ack) = message else { panic!("{message:?}") };
             acked = ack.seq;
         }
     }
     assert_eq!(acked, 3);
-    assert!(!peer.is_backed_up() && !peer.waits_for_log());
+    assert!(!driver.is_backed_up() && !driver.waits_for_log());
 }
 
 /// What a device sends comes back in what is said to it, and in the log.
 #[tokio::test]
 async fn a_refusal_is_short_whatever_the_device_sent() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (line, mut writer) = line(directory.path());
+    let (link, mut writer) = link(directory.path());
     writer.step();
-    let mut peer = Peer::new(&line, Caller::named("/dev/ttyS0"), Place::granted(), line.shared.clock.now());
+    let mut driver =
+        SessionDriver::new(&link, RemoteInfo::named("/dev/ttyS0"), AdmissionSlot::exclusive(), link.shared.clock.now());
     let values = vec![(ChannelRef::Name("\u{1}".repeat(100_000)), Value::Integer(1))];
     let senseless = Readings { seq: 1, sub: None, samples: vec![Sample { time: 0, values }] };
-    hear(&mut peer, &[hello(1), DeviceMessage::Readings(senseless)]);
-    let told = said(&mut peer);
+    hear(&mut driver, &[hello(1), DeviceMessage::Readings(senseless)]);
+    let told = said(&mut driver);
     let Some(GatewayMessage::Refused(refused)) = told.last() else { panic!("{told:?}") };
     assert!(refused.text.starts_with("channel name") && refused.text.len() < 300, "{} bytes", refused.text.len());
     let sub = "\u{1}".repeat(100_000);
-    hear(&mut peer, &[DeviceMessage::SubDevice(SubDevice { sub, online: true, reason: None })]);
-    let told = said(&mut peer);
+    hear(&mut driver, &[DeviceMessage::SubDevice(SubDevice { sub, online: true, reason: None })]);
+    let told = said(&mut driver);
     let Some(GatewayMessage::Goodbye(goodbye)) = told.last() else { panic!("{told:?}") };
     assert!(goodbye.text.starts_with("sub-device") && goodbye.text.len() < 300, "{} bytes", goodbye.text.len());
 }
@@ -231,13 +235,13 @@ impl Clock for Stopped {
 #[tokio::test]
 async fn a_pause_between_two_questions_to_the_clock_is_excused_like_any_other() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (mut line, mut writer) = line(directory.path());
+    let (mut link, mut writer) = link(directory.path());
     writer.step();
     let clock =
         Arc::new(Stopped { system: SystemClock::new(), stops: AtomicBool::new(false), stood: AtomicBool::new(false) });
-    line.shared.clock = clock.clone();
-    line.grants.idle_after = Duration::from_secs(2);
-    line.grants.idle_timeout = Duration::from_secs(3);
+    link.shared.clock = clock.clone();
+    link.parameters.idle_after = Duration::from_secs(2);
+    link.parameters.idle_timeout = Duration::from_secs(3);
     let (mut near, mut far) = tokio::io::duplex(1024);
     let (_stop, stopped) = tokio::sync::watch::channel(false);
     let device = async {
@@ -256,7 +260,7 @@ async fn a_pause_between_two_questions_to_the_clock_is_excused_like_any_other() 
     };
     let told = tokio::select! {
         told = device => told,
-        closed = drive(&mut far, |_| false, &line, Caller::named("/dev/ttyS0"), Place::granted(), stopped) => panic!("{closed:?}"),
+        closed = drive(&mut far, |_| false, &link, RemoteInfo::named("/dev/ttyS0"), AdmissionSlot::exclusive(), stopped) => panic!("{closed:?}"),
     };
     assert!(clock.stood.load(Ordering::Relaxed));
     let text = String::from_utf8_lossy(&told);

@@ -1,23 +1,20 @@
-//! When to see whether a device hung up that is not read. Who does not read does not notice.
+//! When to check whether the far end closed a connection that is not read. Only reading would show
+//! it.
 
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 
-/// How long a connection is not read, because nothing of its device's settles, before it
-/// counts that the device hung up: what it sent before is taken if that is possible soon.
+/// How long a connection is paused before a close of the far end counts: what the device sent
+/// before it closed is taken if that is possible soon.
 const AFTER: Duration = Duration::from_secs(10);
-/// How long until the next look.
+/// Time between two checks.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// One connection's looks. Pure.
+/// The schedule of one connection's checks. Pure.
 #[derive(Debug, Default)]
 pub struct Hangup(Option<Duration>);
 
 impl Hangup {
-    /// Whether it is time to look, if the connection is `paused`.
+    /// Whether a check is due, if the connection is `paused`.
     pub fn is_due(&mut self, paused: bool, now: Duration) -> bool {
         if !paused {
             self.0 = None;
@@ -30,17 +27,10 @@ impl Hangup {
         due
     }
 
-    /// When it will be time.
+    /// When the next check is due.
     pub fn due(&self) -> Option<Duration> {
         self.0
     }
-}
-
-/// Whether the far end sends no more, also while something that it sent is not read yet.
-pub fn hung_up(stream: &TcpStream) -> bool {
-    let ready = pin!(stream.ready(Interest::READABLE));
-    let ready = ready.poll(&mut Context::from_waker(Waker::noop()));
-    matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
 }
 
 #[cfg(test)]

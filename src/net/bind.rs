@@ -1,5 +1,5 @@
-//! Listening at an address that may not be there yet, or that another program has: it is
-//! tried again until it can be had.
+//! Binds and listens on an address, and tries again while the machine does not have the address, or
+//! another program listens there.
 
 use crate::backoff::Backoff;
 use crate::clock::Clock;
@@ -14,22 +14,22 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// Connections that the system may hold before they are accepted: as many as may come at
-/// once, but no more than can be seen to in a few seconds if all are silent.
+/// Bounds of the backlog, the connections that the system holds before they are accepted: as many
+/// as may come at once, but no more than can be served in a few seconds if all are silent.
 const BACKLOG: RangeInclusive<usize> = 128..=4096;
-/// How long to wait before an address is tried again.
+/// Delay before another attempt to bind.
 const RETRY: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(5);
 
-/// A listener, or the attempt to have one.
+/// A listener, or the attempts to bind one.
 pub struct Listening {
-    /// Which section of the configuration wants it.
+    /// The section of the configuration that it belongs to.
     section: String,
     address: SocketAddr,
     connections: usize,
     listener: Option<TcpListener>,
     retry_at: Instant,
     backoff: Backoff,
-    /// Why it cannot listen, as it was logged.
+    /// Why it cannot listen, as it was logged last.
     told: Option<String>,
     note: Note,
     clock: Arc<dyn Clock>,
@@ -37,7 +37,7 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// Tries at once to listen for so many connections; `note` tells if that cannot be.
+    /// Tries at once to listen for `connections` at a time; `note` shows if that fails.
     pub fn new(
         section: String,
         address: SocketAddr,
@@ -54,7 +54,7 @@ impl Listening {
         listening
     }
 
-    /// Where it listens, or will.
+    /// The address on which it listens, or will.
     pub fn address(&self) -> SocketAddr {
         self.listener.as_ref().and_then(|listener| listener.local_addr().ok()).unwrap_or(self.address)
     }
@@ -90,7 +90,7 @@ impl Listening {
         }
     }
 
-    /// A connection could not be accepted.
+    /// Notes that a connection could not be accepted.
     pub fn failed(&self, why: &io::Error) {
         let reason = format!("{} cannot accept connections: {}", self.section, explain(why, self.address));
         self.note.failed(reason, self.clock.now().monotonic);

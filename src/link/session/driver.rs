@@ -1,18 +1,19 @@
-//! The session at the far end of a connection: what its messages do to the log,
-//! the registry and the answers.
+//! Drives a device's session: what its messages do to the log and the registry, and what is
+//! answered.
 
-mod entry;
+mod authorize;
+mod commands;
 mod presence;
 mod readings;
-pub(in crate::link) mod voice;
+pub(in crate::link) mod reply_format;
 
-use super::super::caller::Caller;
-use super::super::line::Line;
-use super::super::porch::Place;
+use super::super::context::LinkContext;
+use super::super::remote::RemoteInfo;
 use crate::clock::Now;
 use crate::device::auth::Credential;
 use crate::device::{Acks, Bucket, Connected, Introduction, NotAdmitted, Refusal, Session, Step};
 use crate::model::{Batch, Cause, DeviceId};
+use crate::net::AdmissionSlot;
 use crate::store::Mark;
 use crate::wire::codec::{BodyError, decode_device_in};
 use crate::wire::frame::{Event, Format, FrameError, FrameRef, Limits};
@@ -26,19 +27,19 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// On a line that outlives its sessions, refusals are told this often at most: what
-/// came before Hello may be a whole queue of readings.
+/// On a line that outlives its sessions, refusals are sent this often at most: a device may send a
+/// whole queue of readings before its Hello.
 const REFUSE_EVERY: Duration = Duration::from_secs(1);
 
-/// Of what a device says about its firmware so much is kept, in characters.
+/// Longest firmware that is kept of a Hello, in characters.
 const MAX_FIRMWARE: usize = 64;
 
 /// How a session ends.
 #[derive(Debug)]
 pub enum End {
-    /// The device said Goodbye.
+    /// The device sent a Goodbye.
     Left,
-    /// The gateway says Goodbye.
+    /// The gateway sends a Goodbye.
     Refused(Refusal),
 }
 
@@ -48,19 +49,19 @@ struct Established {
     connected: Connected,
 }
 
-pub struct Peer<'a> {
-    line: &'a Line,
-    caller: Caller,
+pub struct SessionDriver<'a> {
+    link: &'a LinkContext,
+    remote: RemoteInfo,
     frames: Counter,
     rate: Bucket,
     /// Whether it was logged that the device sends too many messages.
     rate_told: bool,
     session: Session,
     format: Format,
-    /// Where it waits to be let in, or is.
-    pub place: Place,
+    /// Its admission to the listener.
+    pub slot: AdmissionSlot,
     established: Option<Established>,
-    /// The key that the device proved to have.
+    /// The key by which the device authenticated.
     credential: Option<Box<Credential>>,
     /// What came and has still to wait for its turn.
     waiting: Waiting,
@@ -77,22 +78,22 @@ pub struct Peer<'a> {
     clock_told: bool,
     /// Whether it was logged that samples are refused.
     refused_told: bool,
-    /// Since when nothing was said to a device that is not read.
+    /// Since when nothing was sent to a device that is not read.
     silent_since: Option<Duration>,
 }
 
-impl<'a> Peer<'a> {
-    pub fn new(line: &'a Line, caller: Caller, place: Place, now: Now) -> Peer<'a> {
-        let since = Now { monotonic: caller.since.unwrap_or(now.monotonic), ..now };
-        Peer {
-            line,
-            caller,
-            frames: line.frames(),
-            rate: Bucket::new(line.shared.devices.max_message_rate, line.shared.devices.message_burst),
+impl<'a> SessionDriver<'a> {
+    pub fn new(link: &'a LinkContext, remote: RemoteInfo, slot: AdmissionSlot, now: Now) -> SessionDriver<'a> {
+        let since = Now { monotonic: remote.since.unwrap_or(now.monotonic), ..now };
+        SessionDriver {
+            link,
+            remote,
+            frames: link.frames(),
+            rate: Bucket::new(link.shared.devices.max_message_rate, link.shared.devices.message_burst),
             rate_told: false,
-            session: Session::new(line.grants, since),
-            format: voice::first(line),
-            place,
+            session: Session::new(link.parameters, since),
+            format: reply_format::first(link),
+            slot,
             established: None,
             credential: None,
             waiting: Waiting::default(),
@@ -108,20 +109,20 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Takes what the decoder found.
+    /// Acts on an event of the decoder.
     pub fn take(&mut self, event: Event<'_>, now: Now) -> ControlFlow<Limits> {
         match event {
-            Event::Frame(frame) if self.line.is_echo(&frame) => {}
+            Event::Frame(frame) if self.link.is_echo(&frame) => {}
             Event::Frame(frame) => return self.frame(&frame, now),
-            Event::Skipped { bytes } => self.line.skipped(bytes),
-            Event::Invalid(error) => self.line.invalid(error),
+            Event::Skipped { bytes } => self.link.skipped(bytes),
+            Event::Invalid(error) => self.link.invalid(error),
         }
         ControlFlow::Continue(())
     }
 
     /// The stream cannot be decoded any further.
     pub fn broken(&mut self, error: FrameError, now: Now) {
-        self.line.invalid(error);
+        self.link.invalid(error);
         self.refuse(Refusal { reason: error.reason(), text: error.to_string() }, now);
     }
 
@@ -148,7 +149,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Does what a frame asks for, the `message` in which was decoded or is to be.
+    /// Acts on a frame. Its `message` is decoded here if it is not given.
     fn act(
         &mut self,
         frame: &FrameRef<'_>,
@@ -158,7 +159,7 @@ impl<'a> Peer<'a> {
         let step = match message.unwrap_or_else(|| decode_device_in(frame, self.session.context())) {
             Ok(message) => self.session.take(message, now),
             Err(why) => {
-                self.line.count_invalid("body");
+                self.link.count_invalid("body");
                 match self.established.as_ref().and_then(|_| sift(frame, self.session.context())) {
                     Some(sifted) => self.session.sift(sifted, now),
                     None => Err(Refusal { reason: Reason::BadFrame, text: why.to_string() }),
@@ -169,20 +170,16 @@ impl<'a> Peer<'a> {
         match step {
             Ok(Step::Reply(reply)) => self.say(&reply),
             Ok(Step::Establish { device, session, first, firmware }) => {
-                if self.is_let_in(&device, now) {
+                if self.authorize_or_refuse(&device, now) {
                     self.establish(&device, session, first, firmware.as_deref(), now);
-                    return ControlFlow::Break(self.line.limits);
+                    return ControlFlow::Break(self.link.limits);
                 }
             }
             Ok(Step::Introduced(device)) => return self.introduced(&device, now),
             Ok(Step::Authenticate(attempt)) => return self.authenticate(&attempt, now),
             Ok(Step::Store(converted)) => self.take_readings(converted, None, now),
             Ok(Step::StorePart(converted, refusal)) => self.take_readings(converted, Some(refusal), now),
-            Ok(Step::Answer(result)) => {
-                if let Some(established) = &self.established {
-                    established.connected.answered(result);
-                }
-            }
+            Ok(Step::Answer(result)) => self.take_result(result),
             Ok(Step::SubDevice { device, there }) => {
                 if let Some(established) = &self.established
                     && let Err(why) = established.connected.sub_device(&device, Some(there))
@@ -197,30 +194,30 @@ impl<'a> Peer<'a> {
         ControlFlow::Continue(())
     }
 
-    /// Until when the device is not to be read: it sent more messages than it may.
+    /// Until when the device is not read, if it sent more messages than it may.
     pub fn throttled_until(&mut self, now: Duration) -> Option<Duration> {
         let until = self.rate.closed_until(now)?;
-        self.line.throttled();
+        self.link.throttled();
         if !std::mem::replace(&mut self.rate_told, true) {
             let (link, device, from) =
-                (&self.line.name, self.session.device().map(DeviceId::as_str), self.caller.name.as_str());
-            let most = self.line.shared.devices.max_message_rate;
+                (&self.link.name, self.session.device().map(DeviceId::as_str), self.remote.name.as_str());
+            let most = self.link.shared.devices.max_message_rate;
             tracing::warn!(%link, device, from, most, "more messages a second than allowed; reading them more slowly");
         }
         Some(until)
     }
 
     fn establish(&mut self, device: &DeviceId, session: u64, first: u64, firmware: Option<&str>, now: Now) {
-        // A device that starts anew on the same line gives up its old place first.
+        // A device that restarts on the same line ends its session before.
         self.part();
         let firmware = firmware.map(|text| text.chars().take(MAX_FIRMWARE).collect::<String>().into());
-        let shared = &self.line.shared;
+        let shared = &self.link.shared;
         let takes_over = shared.registry.is_connected(device);
-        if !self.enters(takes_over, now) {
+        if !self.admit_or_refuse(takes_over, now) {
             return;
         }
-        let (link, alive_within) = (&self.line.name, self.line.grants.idle_after);
-        let proven = self.credential.is_some() || self.caller.certificate.is_some();
+        let (link, alive_within) = (&self.link.name, self.link.parameters.idle_after);
+        let proven = self.credential.is_some() || self.remote.certificate.is_some();
         let connected =
             match shared.registry.connect(Introduction { device, session, link, firmware, proven, alive_within }) {
                 Ok(connected) => connected,
@@ -230,20 +227,20 @@ impl<'a> Peer<'a> {
                         NotAdmitted::Unproven => ("unproven", Reason::Unauthorized),
                         NotAdmitted::RegistryFull | NotAdmitted::TooManySubDevices => ("registry_full", Reason::Busy),
                     };
-                    self.line.turned_away(label);
+                    self.link.count_refused(label);
                     self.refuse(Refusal { reason, text: why.to_string() }, now);
                     return;
                 }
             };
         let mark = shared.log.mark(device, session);
         let settled = mark.settled();
-        let acks = Acks::new(self.line.grants.window, settled);
+        let acks = Acks::new(self.link.parameters.window, settled);
         (self.clock_told, self.refused_told) = (false, false);
         self.established = Some(Established { mark, acks, connected });
         let welcome = self.session.welcome(first, settled, now);
         self.say(&welcome);
         let key = self.credential.as_ref().map(|credential| credential.key());
-        tracing::info!(%link, %device, from = self.caller.name, session, settled, key, "device connected");
+        tracing::info!(%link, %device, from = self.remote.name, session, settled, key, "device connected");
     }
 
     /// Retries what the log had no room for, and acknowledges what has settled.
@@ -265,7 +262,7 @@ impl<'a> Peer<'a> {
         self.out.capacity() + self.stalled_bytes + self.waiting.memory() + self.session.memory()
     }
 
-    /// Gives memory back that only makes things faster.
+    /// Frees caches.
     pub fn forget_luxuries(&mut self) {
         self.session.forget();
     }
@@ -278,15 +275,15 @@ impl<'a> Peer<'a> {
         );
     }
 
-    /// The connection is over: gives its place up, and waits for its turn to be seen off.
-    pub async fn leaves(&mut self) {
-        self.place.leave();
-        self.place.turn().await;
+    /// The connection ended: vacates its slot, and waits for the turn of its last step.
+    pub async fn vacate_in_turn(&mut self) {
+        self.slot.vacate();
+        self.slot.acquire_turn().await;
     }
 
-    /// The place is needed for somebody else.
-    pub fn make_room(&mut self) {
-        self.line.turned_away("evicted");
+    /// Says Goodbye to an evicted connection.
+    pub fn say_evicted(&mut self) {
+        self.link.count_refused("evicted");
         self.log_refusal("many connections wait, and it said no Hello for longest");
         self.goodbye(busy("too many connections wait for their Hello; try again later"));
     }
@@ -348,7 +345,7 @@ impl<'a> Peer<'a> {
 
     fn leave(&mut self, now: Now) {
         self.because(Cause::Goodbye);
-        if self.line.grants.restart {
+        if self.link.parameters.restart {
             self.log_end("the device said Goodbye");
             self.forget(now);
         } else {
@@ -357,9 +354,9 @@ impl<'a> Peer<'a> {
     }
 
     fn refuse(&mut self, mut refusal: Refusal, now: Now) {
-        voice::shorten(&mut refusal.text);
+        reply_format::shorten(&mut refusal.text);
         self.because(if refusal.reason == Reason::Timeout { Cause::Timeout } else { Cause::Refused });
-        if !self.line.grants.restart {
+        if !self.link.parameters.restart {
             self.end(End::Refused(refusal));
             return;
         }
@@ -372,15 +369,15 @@ impl<'a> Peer<'a> {
         self.forget(now);
     }
 
-    /// The line stays; its session is over.
+    /// The session ended; the line stays.
     fn forget(&mut self, now: Now) {
         self.part();
         self.credential = None;
         self.session.reset(now);
     }
 
-    /// The session that was established is over, and with it the readings that the log has
-    /// no room for: they were not acknowledged, and the next session counts from its own.
+    /// Ends the established session. The readings that the log has no room for are dropped: they
+    /// were not acknowledged, and the next session counts from its own.
     fn part(&mut self) {
         self.store();
         self.batches = VecDeque::new();
@@ -398,7 +395,7 @@ impl<'a> Peer<'a> {
         self.end.take()
     }
 
-    /// Puts the last words together.
+    /// Queues the Goodbye, if one is due, and logs the end.
     pub fn farewell(&mut self, end: End) {
         self.store();
         match end {
@@ -422,10 +419,10 @@ impl<'a> Peer<'a> {
     }
 
     fn log_end(&self, why: &str) {
-        let (link, from) = (&self.line.name, &self.caller.name);
+        let (link, from) = (&self.link.name, &self.remote.name);
         match self.session.device() {
             Some(device) => tracing::info!(%link, %device, from, why, "device disconnected"),
-            // Whoever only looks whether the port is open does so.
+            // A port scan ends so.
             None => tracing::debug!(%link, from, why, "connection ended before a device was known"),
         }
     }
@@ -434,7 +431,7 @@ impl<'a> Peer<'a> {
         match self.session.device() {
             Some(_) => self.log_end(why),
             None => {
-                let (link, from) = (&self.line.name, &self.caller.name);
+                let (link, from) = (&self.link.name, &self.remote.name);
                 tracing::info!(%link, from, why, "connection refused before a device was known");
             }
         }

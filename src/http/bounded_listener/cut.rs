@@ -1,24 +1,25 @@
-//! The last words to a connection that is cut before its request was there.
+//! Closes a connection before its request is complete, with a response that says why.
 
 use super::super::problem::{RETRY_AFTER, body};
+use crate::net::poll_drain;
 use axum::http::StatusCode;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep};
 
-/// How long they may take to be heard.
-pub const LAST_WORDS: Duration = Duration::from_millis(250);
+/// How long the response and the close may take.
+pub const CLOSE_WITHIN: Duration = Duration::from_millis(250);
 
 /// Why a connection is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// Its place is needed for somebody else.
+    /// Its slot is needed for another connection.
     Crowded,
-    /// Its request did not come in time.
+    /// Its request did not arrive in time.
     Late,
 }
 
@@ -39,8 +40,8 @@ impl Cut {
         }
     }
 
-    /// A whole answer.
-    fn answer(self) -> String {
+    /// The whole response.
+    fn response(self) -> String {
         let (status, body) = (self.status(), body(self.why()));
         let retry = if self == Cut::Crowded { format!("Retry-After: {RETRY_AFTER}\r\n") } else { String::new() };
         format!(
@@ -51,48 +52,41 @@ impl Cut {
     }
 }
 
-/// Says what is to be said and waits until it is heard: data left unread would reset the
-/// connection, and the words be lost.
-pub struct Farewell {
-    words: Vec<u8>,
+/// Sends a response and reads on until the far end closes: bytes left unread would reset the
+/// connection, and the response be lost.
+pub struct ClosingResponse {
+    response: Vec<u8>,
     shut: bool,
     until: Pin<Box<Sleep>>,
 }
 
-impl Farewell {
-    /// Of a connection that was answered.
-    pub fn answered() -> Farewell {
-        Farewell { words: Vec::new(), shut: false, until: Box::pin(sleep(LAST_WORDS)) }
+impl ClosingResponse {
+    /// For a connection whose response was sent.
+    pub fn empty() -> ClosingResponse {
+        ClosingResponse { response: Vec::new(), shut: false, until: Box::pin(sleep(CLOSE_WITHIN)) }
     }
 
-    /// Of one that is told why it is cut.
-    pub fn telling(cut: Cut) -> Farewell {
-        Farewell { words: cut.answer().into_bytes(), ..Farewell::answered() }
+    /// For one that is sent the reason why it is cut.
+    pub fn with_reason(cut: Cut) -> ClosingResponse {
+        ClosingResponse { response: cut.response().into_bytes(), ..ClosingResponse::empty() }
     }
 
-    /// Ready when there is no more to be done.
+    /// Ready when the far end closed, or time is up.
     pub fn poll<S: AsyncRead + AsyncWrite + Unpin + ?Sized>(&mut self, io: &mut S, cx: &mut Context<'_>) -> Poll<()> {
         if self.until.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if ready!(self.poll_say(io, cx)).is_err() {
+        if ready!(self.poll_send(io, cx)).is_err() {
             return Poll::Ready(());
         }
-        let mut rest = [0; 512];
-        loop {
-            let mut rest = ReadBuf::new(&mut rest);
-            if ready!(Pin::new(&mut *io).poll_read(cx, &mut rest)).is_err() || rest.filled().is_empty() {
-                break;
-            }
-        }
-        Poll::Ready(())
+        poll_drain(io, cx)
     }
 
-    fn poll_say<S: AsyncWrite + Unpin + ?Sized>(&mut self, io: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.words.is_empty() {
-            match ready!(Pin::new(&mut *io).poll_write(cx, &self.words))? {
+    fn poll_send<S: AsyncWrite + Unpin + ?Sized>(&mut self, io: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.response.is_empty() {
+            match ready!(Pin::new(&mut *io).poll_write(cx, &self.response))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => drop(self.words.drain(..written)),
+                written => drop(self.response.drain(..written)),
             }
         }
         if !self.shut {
@@ -108,12 +102,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_is_a_whole_answer() {
-        let said = Cut::Crowded.answer();
+    fn a_closing_response_is_a_whole_response() {
+        let said = Cut::Crowded.response();
         let (head, body) = said.split_once("\r\n\r\n").expect("an answer");
         assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n") && head.contains("Retry-After: 1"), "{head}");
         assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(body).expect("JSON")["error"], Cut::Crowded.why());
-        assert!(Cut::Late.answer().starts_with("HTTP/1.1 408 Request Timeout\r\n"));
+        assert!(Cut::Late.response().starts_with("HTTP/1.1 408 Request Timeout\r\n"));
     }
 }

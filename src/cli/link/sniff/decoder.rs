@@ -1,4 +1,4 @@
-//! From bytes to messages, and what is left over. Pure.
+//! Decodes the bytes of a line into messages and noise. Pure.
 
 use crate::wire::codec::{BodyError, decode_device, decode_gateway};
 use crate::wire::frame::{CHECKSUM, Decoder, Event, Format, FrameError, FrameRef, HEADER, Limits, Recovery, Version};
@@ -31,9 +31,9 @@ pub enum What {
 /// Bytes of noise that are told in one piece.
 const PIECE: usize = 32;
 
-/// Listens to a line.
+/// Decodes what goes over a line, in both directions.
 #[derive(Debug)]
-pub struct Ear {
+pub struct LineDecoder {
     decoder: Decoder,
     /// What the decoder has yet to make something of.
     window: Vec<u8>,
@@ -44,15 +44,15 @@ pub struct Ear {
     reason: Option<FrameError>,
 }
 
-impl Ear {
-    pub fn new(max_body: usize) -> Ear {
+impl LineDecoder {
+    pub fn new(max_body: usize) -> LineDecoder {
         let limits = Limits { max_body, require_checksum: false };
         let decoder = Decoder::new(limits, Recovery::Resync);
-        Ear { decoder, window: Vec::new(), offset: 0, noise: Vec::new(), reason: None }
+        LineDecoder { decoder, window: Vec::new(), offset: 0, noise: Vec::new(), reason: None }
     }
 
     /// Takes in what came, and tells what it completes.
-    pub fn hear(&mut self, bytes: &[u8], heard: &mut Vec<Heard>) {
+    pub fn push(&mut self, bytes: &[u8], heard: &mut Vec<Heard>) {
         self.window.extend_from_slice(bytes);
         self.with_decoder(heard, |decoder, on_event| {
             // Only a decoder that does not resynchronise fails.
@@ -169,10 +169,10 @@ mod tests {
 
     /// What is heard of `stream` if it comes in pieces of so many bytes and then ends.
     fn heard(stream: &[u8], piece: usize) -> Vec<Heard> {
-        let (mut ear, mut heard) = (Ear::new(1024), Vec::new());
-        stream.chunks(piece).for_each(|bytes| ear.hear(bytes, &mut heard));
-        ear.pause(&mut heard);
-        assert!(!ear.is_waiting() && ear.window.is_empty(), "nothing is held back");
+        let (mut decoder, mut heard) = (LineDecoder::new(1024), Vec::new());
+        stream.chunks(piece).for_each(|bytes| decoder.push(bytes, &mut heard));
+        decoder.pause(&mut heard);
+        assert!(!decoder.is_waiting() && decoder.window.is_empty(), "nothing is held back");
         heard
     }
 
@@ -203,22 +203,22 @@ mod tests {
 
     #[test]
     fn noise_is_told_in_pieces_and_no_later_than_the_next_pause() {
-        let (mut ear, mut heard) = (Ear::new(1024), Vec::new());
-        ear.hear(&[0xff; 70], &mut heard);
+        let (mut decoder, mut heard) = (LineDecoder::new(1024), Vec::new());
+        decoder.push(&[0xff; 70], &mut heard);
         assert_eq!(heard.iter().map(|heard| heard.bytes.len()).collect::<Vec<_>>(), [32, 32]);
-        assert!(ear.is_waiting());
-        ear.pause(&mut heard);
+        assert!(decoder.is_waiting());
+        decoder.pause(&mut heard);
         assert_eq!(heard.len(), 3);
-        assert!(!ear.is_waiting());
+        assert!(!decoder.is_waiting());
     }
 
     #[test]
     fn half_a_frame_is_given_up_at_a_pause_and_what_it_hid_is_told() {
         let half = &heartbeat(1)[..9];
         let stream = [half, &heartbeat(2)].concat();
-        let (mut ear, mut told) = (Ear::new(1024), Vec::new());
-        ear.hear(&stream, &mut told);
-        ear.pause(&mut told);
+        let (mut decoder, mut told) = (LineDecoder::new(1024), Vec::new());
+        decoder.push(&stream, &mut told);
+        decoder.pause(&mut told);
         assert!(matches!(told[0].what, What::Noise(Some(_))), "{told:?}");
         assert!(matches!(told.last().map(|heard| &heard.what), Some(What::FromDevice(..))), "{told:?}");
     }
@@ -227,12 +227,12 @@ mod tests {
     fn what_takes_long_is_told_for_what_stands_in_it() {
         let mut damaged = heartbeat(1);
         damaged[8] = 3; // it now claims 768 bytes more
-        let (mut ear, mut told) = (Ear::new(1024), Vec::new());
-        ear.hear(&[damaged, heartbeat(2)].concat(), &mut told);
-        assert_eq!((told.len(), ear.begun()), (0, Some(0)));
-        ear.look_inside(&mut told);
+        let (mut decoder, mut told) = (LineDecoder::new(1024), Vec::new());
+        decoder.push(&[damaged, heartbeat(2)].concat(), &mut told);
+        assert_eq!((told.len(), decoder.begun()), (0, Some(0)));
+        decoder.look_inside(&mut told);
         assert!(matches!(told.last().map(|heard| &heard.what), Some(What::FromDevice(..))), "{told:?}");
-        assert_eq!(ear.begun(), None);
+        assert_eq!(decoder.begun(), None);
     }
 
     #[test]

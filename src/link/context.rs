@@ -1,28 +1,27 @@
-//! What the connections of one link have in common.
+//! The configuration and the services that the connections of one link share.
 
-use super::pool::Pool;
 use crate::clock::Clock;
-use crate::config::{self, Authentication, Terms};
+use crate::config::{self, Authentication, ListenerConfig};
 use crate::device::auth::{Doorman, Fault, Origin};
-use crate::device::{Grants, Registry, TimeRules};
+use crate::device::{Registry, SessionParameters, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
+use crate::net::{ListenerAdmission, LockedOut, Pool};
 use crate::notes::Notes;
 use crate::store::Log;
 use crate::wire::frame::{FrameError, FrameRef, Limits, Recovery};
 use bytesize::ByteSize;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What every link works with.
+/// The services that every link uses.
 #[derive(Clone)]
 pub struct Shared {
     pub log: Log,
     pub registry: Registry,
     pub doorman: Doorman,
     pub devices: config::Devices,
-    /// Memory for what connections hold.
+    /// Memory for all connections.
     pub pool: Pool,
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
@@ -30,17 +29,17 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// What devices are granted on a link with these settings. A handshake that has to end,
-    /// and a Hello that may begin anew, are for the link to add.
-    pub(super) fn grants(
+    /// The parameters of sessions on a link with these settings, without a handshake timeout, and
+    /// without restarts on one line: those the link adds.
+    pub(super) fn parameters(
         &self,
         max_frame: ByteSize,
         heartbeat_interval: Option<Duration>,
         idle_timeout: Option<Duration>,
         authentication: Authentication,
-    ) -> Grants {
+    ) -> SessionParameters {
         let silence = self.devices.silence(heartbeat_interval, idle_timeout);
-        Grants {
+        SessionParameters {
             handshake_timeout: None,
             heartbeat_interval: silence.heartbeat_interval,
             idle_after: silence.idle_after(),
@@ -59,45 +58,52 @@ impl Shared {
 }
 
 /// One configured link.
-pub(super) struct Line {
+pub(super) struct LinkContext {
     pub name: Arc<str>,
-    pub grants: Grants,
-    /// What is accepted before a device is welcomed.
+    pub parameters: SessionParameters,
+    /// Limits of a frame before the device is welcomed.
     pub before_hello: Limits,
-    /// What is accepted afterwards.
+    /// Limits of a frame afterwards.
     pub limits: Limits,
     pub recovery: Recovery,
-    /// Whether devices may speak in text messages, and do until they show otherwise.
+    /// Whether devices may send text messages, and are assumed to until they send a frame.
     pub text: bool,
     /// How long a frame may stay incomplete without another byte.
     pub frame_timeout: Duration,
-    /// How long a byte is on its way, where that is known.
+    /// Transmission time of one byte, where it is known.
     pub byte_time: Duration,
     pub shared: Shared,
 }
 
-impl Line {
-    /// The line of a listener, on which a device begins with at most `before_hello` bytes.
-    pub fn of_listener(name: Arc<str>, terms: &Terms, before_hello: usize, text: bool, shared: Shared) -> Line {
-        let max_body = usize::try_from(terms.max_frame.as_u64()).unwrap_or(usize::MAX);
-        let Terms { max_frame, heartbeat_interval, idle_timeout, authentication, .. } = *terms;
-        Line {
+impl LinkContext {
+    /// The context of a listener, whose devices begin with a frame of at most `before_hello` bytes.
+    pub fn of_listener(
+        name: Arc<str>,
+        config: &ListenerConfig,
+        before_hello: usize,
+        text: bool,
+        shared: Shared,
+    ) -> LinkContext {
+        let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
+        let ListenerConfig { max_frame, heartbeat_interval, idle_timeout, authentication, .. } = *config;
+        LinkContext {
             name,
-            grants: Grants {
-                handshake_timeout: Some(terms.handshake_timeout),
-                ..shared.grants(max_frame, heartbeat_interval, idle_timeout, authentication)
+            parameters: SessionParameters {
+                handshake_timeout: Some(config.handshake_timeout),
+                ..shared.parameters(max_frame, heartbeat_interval, idle_timeout, authentication)
             },
             before_hello: Limits { max_body: before_hello.min(max_body), require_checksum: false },
             limits: Limits { max_body, require_checksum: false },
             recovery: Recovery::Fail,
             text,
-            frame_timeout: terms.frame_timeout,
+            frame_timeout: config.frame_timeout,
             byte_time: Duration::ZERO,
             shared,
         }
     }
 
-    /// How long a frame of so many bytes may take that hides another, at half the line's speed.
+    /// How long a frame of so many bytes may take before another is looked for in it, at half the
+    /// line's speed.
     pub fn frame_within(&self, bytes: usize) -> Duration {
         self.frame_timeout + self.byte_time.saturating_mul(u32::try_from(2 * bytes).unwrap_or(u32::MAX))
     }
@@ -106,22 +112,22 @@ impl Line {
         LinkLabel { link: self.name.clone() }
     }
 
-    /// From the connection to the end of the handshake.
+    /// Time from the connection to the end of the handshake.
     pub fn handshake_timeout(&self) -> Duration {
-        self.grants.handshake_timeout.unwrap_or_default()
+        self.parameters.handshake_timeout.unwrap_or_default()
     }
 
-    /// Counts whole frames.
+    /// The counter of whole frames.
     pub fn frames(&self) -> Counter {
         self.shared.metrics.frames_valid.get_or_create(&self.label()).clone()
     }
 
-    /// Counts a device that is read no further for a while.
+    /// Counts that a device is not read for a while because it sends too many messages.
     pub fn throttled(&self) {
         self.shared.metrics.devices_throttled.get_or_create(&self.label()).inc();
     }
 
-    /// Counts what came in and is no frame or no message.
+    /// Counts input that is no frame or no message.
     pub fn count_invalid(&self, reason: &'static str) {
         let label = LinkReasonLabel { link: self.name.clone(), reason };
         self.shared.metrics.frames_invalid.get_or_create(&label).inc();
@@ -133,7 +139,7 @@ impl Line {
         let link = &self.name;
         match self.recovery {
             Recovery::Resync => tracing::warn!(%link, %error, "a frame is refused"),
-            // The end of the connection says why.
+            // The line that logs the end of the connection says why.
             Recovery::Fail => tracing::debug!(%link, %error, "a frame is refused"),
         }
     }
@@ -143,13 +149,13 @@ impl Line {
         self.shared.metrics.link_skipped_bytes.get_or_create(&self.label()).inc_by(bytes as u64);
     }
 
-    /// Counts that a device was asked for readings that were lost on the way.
+    /// Counts that a device is asked again for readings that were lost on the line.
     pub fn asked_again(&self) {
         self.shared.metrics.link_resends.get_or_create(&self.label()).inc();
     }
 
-    /// Whether the frame is the gateway's own, which a serial line may bring back to it; that is
-    /// counted, and told the first time.
+    /// Whether the frame is the gateway's own, echoed by a serial line; that is counted, and logged
+    /// the first time.
     pub fn is_echo(&self, frame: &FrameRef<'_>) -> bool {
         let echo = frame.is_from_gateway() && self.recovery == Recovery::Resync;
         if echo && self.shared.metrics.link_echoes.get_or_create(&self.label()).inc() == 0 {
@@ -168,38 +174,41 @@ impl Line {
         self.shared.metrics.link_losses.get_or_create(&self.label()).inc();
     }
 
-    /// Has keys ready where devices prove who they are by them, and says what is weak about
-    /// how they do: they need not, or send their secrets in the clear.
-    pub fn guard(&self, terms: &Terms) {
-        let (link, listen) = (&self.name, terms.listen);
-        self.unauthenticated(terms.is_open());
-        if terms.is_open() {
+    /// Loads the keys where devices authenticate by them, and warns where they need not, or send
+    /// their secrets in the clear.
+    pub fn guard(&self, config: &ListenerConfig) {
+        let (link, listen) = (&self.name, config.listen);
+        self.unauthenticated(config.is_open());
+        if config.is_open() {
             tracing::warn!(%link, %listen, "authentication = \"none\": whoever reaches this address is let in");
         }
-        if terms.is_tapped() {
+        if config.is_tapped() {
             tracing::warn!(%link, "tokens are sent in the clear: give cert_file and key_file, or authentication = \"hmac\"");
         }
         self.prepare();
     }
 
-    /// Has keys ready where devices prove who they are by them.
+    /// Loads the keys where devices authenticate by them.
     pub fn prepare(&self) {
-        if self.grants.authentication != Authentication::None {
+        if self.parameters.authentication != Authentication::None {
             self.shared.doorman.prepare();
         }
     }
 
-    /// Shows how many connections wait for their device to be welcomed.
-    pub fn waiting(&self) -> Gauge {
-        self.shared.metrics.connections_waiting.get_or_create(&self.label()).clone()
+    /// Admission to this link's listener, which refuses addresses that are locked out.
+    pub fn admission(&self, config: &ListenerConfig) -> ListenerAdmission {
+        let Shared { doorman, pool, clock, metrics, .. } = self.shared.clone();
+        let locked_out: LockedOut = Arc::new(move |address, now| doorman.locked_out(&address.into(), now).is_some());
+        let locked_out = config.is_guarded().then_some(locked_out);
+        ListenerAdmission::new(self.name.clone(), config, locked_out, pool, clock, metrics)
     }
 
-    /// Shows whether devices from elsewhere need not prove who they are.
+    /// Shows whether devices of other hosts need not authenticate.
     pub fn unauthenticated(&self, unauthenticated: bool) {
         self.shared.metrics.link_unauthenticated.get_or_create(&self.label()).set(i64::from(unauthenticated));
     }
 
-    /// Counts that somebody did not get in, and tells if that locked out where it came from.
+    /// Counts a failed authentication, and logs if it locks its origin out.
     pub fn failed(&self, origin: &Origin, fault: Fault, from: &str, now: Duration) {
         let lock = self.shared.doorman.failed(&self.name, origin, fault, now);
         if let Some(time) = lock.map(humantime::format_duration) {
@@ -208,8 +217,8 @@ impl Line {
         }
     }
 
-    /// Counts a connection that was turned away.
-    pub fn turned_away(&self, reason: &'static str) {
+    /// Counts a connection that is refused.
+    pub fn count_refused(&self, reason: &'static str) {
         let label = LinkReasonLabel { link: self.name.clone(), reason };
         self.shared.metrics.connections_refused.get_or_create(&label).inc();
     }
