@@ -31,6 +31,8 @@ use tokio::time::{Instant, sleep};
 
 /// Bytes read at a time.
 const READ: usize = 16 * 1024;
+/// Bytes read at a time while the log is short of room: what is read waits in memory.
+const BRIEF: usize = 4 * 1024;
 /// Bytes read at a time while a connection gives way to others.
 const EARLY: usize = ALLOWANCE;
 /// Answers that may wait for the device to take them, in bytes.
@@ -147,7 +149,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         let called = connection.peer.called();
         let evicted = connection.peer.place.evicted();
         let keys = connection.peer.keys_changed();
-        let stalled = connection.peer.waits_for_log();
+        let room = connection.peer.room();
         let starved = connection.gate == Gate::Memory;
         let freed = line.shared.pool.freed();
         tokio::select! {
@@ -166,7 +168,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                     connection.peer.place.turn().await;
                 }
             }
-            () = line.shared.log.room(), if stalled => {}
+            () = room => {}
             () = freed, if starved => connection.gate = Gate::Open,
             io = poll_fn(|cx| connection.poll_io(cx)) => match io {
                 Ok(true) if !connection.early.is_empty() => {
@@ -296,12 +298,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         let (partial, whole) = self.decoder.partial();
         let roomy = self.lease.pool().has_room();
         // A serial port cannot wait, and there are few.
+        let most = if self.line.shared.log.is_saturated() { BRIEF } else { READ };
         let readable = if self.line.grants.restart || roomy && whole <= ALLOWANCE {
-            READ
+            most
         } else if whole <= ALLOWANCE {
             ALLOWANCE - partial // the whole is no less
         } else if self.lease.reserve(whole + self.peer.memory()) {
-            if roomy { READ } else { (whole - partial).clamp(1, READ) }
+            if roomy { most } else { (whole - partial).clamp(1, most) }
         } else {
             0
         };

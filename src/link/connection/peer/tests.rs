@@ -117,8 +117,10 @@ async fn readings_that_found_no_room_are_not_taken_for_those_of_the_next_session
     let mut peer = Peer::new(&line, Caller::named("/dev/ttyS0"), Place::granted(), line.shared.clock.now());
     hear(&mut peer, &[hello(1), reading(1)]);
     // The log has no room for the second; the device restarts.
-    hear(&mut peer, &[reading(2), hello(2)]);
-    assert!(line.shared.log.is_saturated());
+    hear(&mut peer, &[reading(2)]);
+    assert!(peer.is_stalled() && line.shared.log.is_saturated());
+    hear(&mut peer, &[hello(2)]);
+    assert!(!peer.is_stalled() && !line.shared.log.is_saturated());
     writer.step();
     peer.advance(line.shared.clock.now());
     writer.step();
@@ -162,7 +164,7 @@ async fn while_the_log_has_no_room_heartbeats_are_answered_and_readings_wait_for
     hear(&mut peer, &[reading(3), heartbeat]);
     let told = said(&mut peer);
     assert!(matches!(told[..], [GatewayMessage::Welcome(_), GatewayMessage::HeartbeatReply(_)]), "{told:?}");
-    assert!(peer.is_backed_up() && peer.waits_for_log() && peer.memory() > 2 * 40 * 1024);
+    assert!(peer.is_backed_up() && peer.is_stalled() && peer.memory() > 2 * 40 * 1024);
 
     // Nothing more is read; a sign of life comes now and then.
     let now = line.shared.clock.now();
@@ -183,7 +185,7 @@ async fn while_the_log_has_no_room_heartbeats_are_answered_and_readings_wait_for
         }
     }
     assert_eq!(acked, 3);
-    assert!(!peer.is_backed_up() && !peer.waits_for_log());
+    assert!(!peer.is_backed_up() && !peer.is_stalled());
 }
 
 /// What a device sends comes back in what is said to it, and in the log.
