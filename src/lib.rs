@@ -14,6 +14,7 @@ pub mod stop;
 
 pub mod backoff;
 pub mod clock;
+pub mod fair_queue;
 pub mod files;
 pub mod metrics;
 pub mod notes;

@@ -30,6 +30,8 @@ use tokio::time::{Instant, sleep};
 
 /// Bytes read at a time.
 const READ: usize = 16 * 1024;
+/// Bytes read at a time while the log is short of room: what is read waits in memory.
+const BRIEF: usize = 4 * 1024;
 /// Bytes read at a time while the connection takes its steps in turns.
 const EARLY: usize = ALLOWANCE;
 /// Answers that may wait for the device to take them, in bytes.
@@ -146,7 +148,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         let called = connection.driver.called();
         let evicted = connection.driver.slot.evicted();
         let keys = connection.driver.keys_changed();
-        let stalled = connection.driver.waits_for_log();
+        let room = connection.driver.room();
         let starved = connection.gate == Gate::Memory;
         let freed = link.shared.pool.freed();
         tokio::select! {
@@ -165,7 +167,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                     connection.driver.slot.acquire_turn().await;
                 }
             }
-            () = link.shared.log.room(), if stalled => {}
+            () = room => {}
             () = freed, if starved => connection.gate = Gate::Open,
             io = poll_fn(|cx| connection.poll_io(cx)) => match io {
                 Ok(true) if !connection.early.is_empty() => {
@@ -295,12 +297,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         let (partial, whole) = self.decoder.partial();
         let roomy = self.lease.pool().has_room();
         // A serial port cannot wait, and there are few of them.
+        let most = if self.link.shared.log.is_saturated() { BRIEF } else { READ };
         let readable = if self.link.parameters.restart || roomy && whole <= ALLOWANCE {
-            READ
+            most
         } else if whole <= ALLOWANCE {
             ALLOWANCE - partial // the whole is no less
         } else if self.lease.reserve(whole + self.driver.memory()) {
-            if roomy { READ } else { (whole - partial).clamp(1, READ) }
+            if roomy { most } else { (whole - partial).clamp(1, most) }
         } else {
             0
         };

@@ -4,6 +4,7 @@ use super::attendance::{self, Attended};
 use super::headroom::DiskState;
 use super::inbox::{self, Change, Commands, Record};
 use super::mark::Mark;
+use super::share::{self, Saturated, Share};
 use super::shared::Shared;
 use super::small_tables::MAX_MARKS;
 use super::state::State;
@@ -24,11 +25,6 @@ const COMMAND_READER: usize = usize::MAX - 1;
 pub struct Log {
     pub(super) shared: Arc<Shared>,
 }
-
-/// Memory for unsettled readings is used up, and here is the batch again: wait
-/// for [`Log::room`], then try once more.
-#[derive(Debug)]
-pub struct Saturated(pub Batch);
 
 /// How the log is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,52 +52,19 @@ impl Log {
     ///
     /// # Errors
     /// [`Saturated`] with the batch: nothing of it was taken over.
-    pub fn append(&self, mark: Option<&Arc<Mark>>, mut batch: Batch) -> Result<(), Saturated> {
-        let shared = &*self.shared;
-        let now = shared.clock.now().monotonic;
-        let mut state = shared.state.lock();
-        if state.close {
-            return Err(Saturated(batch));
-        }
-        if let Some(mark) = mark {
-            let accepted = mark.accepted();
-            let known = batch.readings.iter().take_while(|reading| reading.origin_seq <= accepted).count();
-            if known > 0 {
-                batch.readings.drain(..known);
-                shared.metrics.readings_duplicate.inc_by(known as u64);
-            }
-        }
-        let last = batch.readings.last().map(|reading| reading.origin_seq);
-        let basis = batch.basis;
-        if let Err(batch) = state.tail.append(batch, mark, now) {
-            shared.saturated.store(true, Ordering::Relaxed);
-            if !state.sleeping_until.is_zero() {
-                state.sleeping_until = Duration::ZERO;
-                shared.due.notify_one();
-            }
-            return Err(Saturated(batch));
-        }
-        state.boots.appended(basis);
-        if let (Some(mark), Some(last)) = (mark, last) {
-            mark.accept(last);
-        }
-        let wake = now + state.tail.policy().commit_within < state.sleeping_until || state.tail.segment_is_full();
-        if wake && !state.sleeping_until.is_zero() {
-            state.sleeping_until = Duration::ZERO;
-            shared.due.notify_one();
-        }
-        shared.show(state.tail.visible());
-        let given_way = state.tail.take_given_way();
-        drop(state);
-        if given_way > 0 {
-            shared.metrics.store_history_lost.inc_by(given_way);
-            shared.announce(&[]);
-        }
-        Ok(())
+    pub fn append(&self, mark: Option<&Arc<Mark>>, batch: Batch) -> Result<(), Saturated> {
+        let appended = share::append(&self.shared, &self.shared.unnamed, mark, batch);
+        appended.inspect_err(|Saturated(batch)| share::wait_for(&self.shared, &self.shared.unnamed, batch.memory()))
     }
 
-    /// Whether an append was refused and nothing has been settled since: what is read
-    /// from devices now would only have to wait. Cheap.
+    /// A share of the log for one source; for readings that come one after another from
+    /// wherever, [`Log::append`] has one of its own.
+    pub fn share(&self) -> Share {
+        Share::new(self.shared.clone())
+    }
+
+    /// Whether somebody waits for room: what is read from devices now may have to wait
+    /// too. Cheap.
     pub fn is_saturated(&self) -> bool {
         self.shared.saturated.load(Ordering::Relaxed)
     }
@@ -121,24 +84,9 @@ impl Log {
         self.shared.state.lock().boots.is_synchronised()
     }
 
-    /// Waits until something was settled or reserved, or history gives way, after which
-    /// an append may succeed again. Cancel-safe.
+    /// Waits until there is room for what [`Log::append`] refused last. Cancel-safe.
     pub async fn room(&self) {
-        let mut room = std::pin::pin!(self.shared.room.notified());
-        room.as_mut().enable();
-        if !self.is_saturated() {
-            return;
-        }
-        let gives_way = self.shared.state.lock().tail.gives_way_at();
-        match gives_way {
-            None => room.await,
-            Some(at) => {
-                let left = at.saturating_sub(self.shared.clock.now().monotonic);
-                if tokio::time::timeout(left, room).await.is_err() {
-                    self.shared.saturated.store(false, Ordering::Relaxed);
-                }
-            }
-        }
+        share::room(&self.shared, &self.shared.unnamed).await;
     }
 
     /// Remembers the sessions of so many devices; of those not connected, the ones that

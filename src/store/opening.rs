@@ -19,6 +19,7 @@ use super::recover::CutShort;
 use super::reserve::Reserve;
 use super::restore;
 use super::restored::{Job, Restored};
+use super::room::Room;
 use super::schema::{self, OpenError};
 use super::shared::Shared;
 use super::sinks::{Adopted, Wanted};
@@ -211,6 +212,7 @@ pub(super) fn prepare(
         last_event: AtomicU64::new(found.last_event),
         state: Mutex::new(State {
             tail,
+            room: Room::default(),
             marks,
             events: places.iter().map(|(_, event)| *event).collect(),
             news: found.news,
@@ -242,8 +244,8 @@ pub(super) fn prepare(
         damaged: Notify::new(),
         notes,
         due: Condvar::new(),
-        room: Notify::new(),
         saturated: AtomicBool::new(false),
+        unnamed: Arc::default(),
         committed: Notify::new(),
         news: Notify::new(),
         names: sinks.iter().map(|sink| Arc::from(sink.name)).collect(),

@@ -129,7 +129,8 @@ impl Restore<'_> {
                 state.tail.unsettled_bytes() <= state.tail.policy().max_pending / 4
             };
             if has_room {
-                match self.log.append(None, batch) {
+                // It waits in no queue: whatever devices send goes before.
+                match self.log.share().append(None, batch) {
                     Ok(()) => return ControlFlow::Continue(()),
                     Err(saturated) => batch = saturated.0,
                 }

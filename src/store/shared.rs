@@ -6,6 +6,7 @@ use super::heal;
 use super::mark::Mark;
 use super::place::Astray;
 use super::readers::Readers;
+use super::room::Waiter;
 use super::sinks::Forgotten;
 use super::state::State;
 use crate::clock::Clock;
@@ -24,9 +25,10 @@ pub(super) struct Shared {
     pub state: Mutex<State>,
     /// Wakes the writer.
     pub due: Condvar,
-    pub room: Notify,
-    /// An append was refused, and nothing was settled since.
+    /// Somebody waits for room.
     pub saturated: AtomicBool,
+    /// Those who append without a share of their own.
+    pub unnamed: Arc<Waiter>,
     /// After each commit, successful or not.
     pub committed: Notify,
     /// A reading or an event that sinks have not seen.
@@ -86,9 +88,18 @@ impl Shared {
             advanced.iter().for_each(|mark| mark.announce());
         }
         if self.saturated.load(Ordering::Relaxed) {
-            self.saturated.store(false, Ordering::Relaxed);
+            let now = self.clock.now().monotonic;
+            self.serve(&mut self.state.lock(), now);
         }
-        self.room.notify_waiters();
+    }
+
+    /// Grants what room there is to those who wait for it, and has the rest hasten a commit.
+    pub fn serve(&self, state: &mut State, now: Duration) {
+        if !state.close {
+            state.room.serve(&mut state.tail, now);
+        }
+        self.saturated.store(state.room.is_awaited(), Ordering::Relaxed);
+        state.wake(&self.due);
     }
 
     pub fn label(&self, sink: usize) -> SinkLabel {

@@ -10,6 +10,7 @@ use super::logclock::LogClock;
 use super::mark::Marks;
 use super::missed::News;
 use super::restored::Restored;
+use super::room::Room;
 use super::schema;
 use super::sinks::{self, Forgotten, Retired};
 use super::tail::{Tail, Unsaved};
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 pub(super) struct State {
     pub tail: Tail,
+    pub room: Room,
     pub marks: Marks,
     /// Confirmed event of each sink.
     pub events: Vec<u64>,

@@ -39,6 +39,8 @@ pub(super) struct Policy {
 
 /// How long a full memory waits for the disk before history gives way.
 const HISTORY_WAITS: Duration = Duration::from_secs(5);
+/// One part in so many of the memory is kept for those who ask for little.
+const FOR_LITTLE: usize = 8;
 /// Devices whose marks wait for a commit that has nothing else to write.
 const MAX_UNSAVED_MARKS: usize = 10_000;
 
@@ -67,6 +69,8 @@ pub(super) struct Tail {
     unsaved_bytes: usize,
     /// When a batch was handed back for want of room first, if nothing was saved since.
     refused: Option<Duration>,
+    /// A batch was handed back for want of seqs, and none were reserved since.
+    short_of_seqs: bool,
     /// Readings that gave way since that was last asked.
     given_way: u64,
     confirmed: Vec<Seq>,
@@ -109,6 +113,7 @@ impl Tail {
             unsettled_bytes: 0,
             unsaved_bytes: 0,
             refused: None,
+            short_of_seqs: false,
             given_way: 0,
             confirmed,
             unsaved_marks: HashMap::new(),
@@ -116,17 +121,18 @@ impl Tail {
         }
     }
 
-    /// Takes over a batch and numbers it, or hands it back if there is no room.
-    pub fn append(&mut self, batch: Batch, mark: Option<&Arc<Mark>>, arrived: Duration) -> Result<(), Batch> {
-        let bytes = batch.memory();
-        let mut full = self.is_full(bytes);
-        if full && self.refused.is_some_and(|since| arrived >= since.saturating_add(HISTORY_WAITS)) {
-            self.give_way(bytes);
-            full = self.is_full(bytes);
-        }
+    /// Takes over a batch of so many bytes and numbers it, or hands it back if there is no
+    /// room, or no seqs are left for it.
+    pub fn append(
+        &mut self,
+        batch: Batch,
+        bytes: usize,
+        mark: Option<&Arc<Mark>>,
+        arrived: Duration,
+    ) -> Result<(), Batch> {
         let count = batch.readings.len() as u64;
-        if full || self.next.plus(count) > self.reserved.next() {
-            self.refused = self.refused.or(full.then_some(arrived));
+        self.short_of_seqs = self.next.plus(count) > self.reserved.next();
+        if self.short_of_seqs || !self.make_room(0, bytes, 0, arrived) {
             return Err(batch);
         }
         let Some(last_origin) = batch.readings.last().map(|reading| reading.origin_seq) else { return Ok(()) };
@@ -141,19 +147,37 @@ impl Tail {
         Ok(())
     }
 
+    /// Whether there is room for so many bytes beside those that are `promised`. A part of
+    /// it is kept for `little` requests.
+    pub fn has_room(&mut self, promised: usize, bytes: usize, little: bool, now: Duration) -> bool {
+        let spare = if little { 0 } else { self.policy.max_pending / FOR_LITTLE };
+        !self.short_of_seqs && self.make_room(promised, bytes, spare, now)
+    }
+
+    /// Whether there is room, if need be in the place of history. If not, a commit is due.
+    fn make_room(&mut self, promised: usize, bytes: usize, spare: usize, now: Duration) -> bool {
+        let mut full = self.is_full(promised, bytes, spare);
+        if full && self.refused.is_some_and(|since| now >= since.saturating_add(HISTORY_WAITS)) {
+            self.give_way(promised, bytes, spare);
+            full = self.is_full(promised, bytes, spare);
+        }
+        self.refused = self.refused.or(full.then_some(now));
+        !full
+    }
+
     /// Whether there is no room for so many bytes. What is settled and not saved cannot
     /// leave as a rule: with a disk that stands still and sinks that do not, it would grow
     /// without end.
-    fn is_full(&self, bytes: usize) -> bool {
-        let held = self.unsettled_bytes.max(self.unsaved_bytes);
-        held > 0 && held + bytes > self.policy.max_pending
+    fn is_full(&self, promised: usize, bytes: usize, spare: usize) -> bool {
+        let held = self.unsettled_bytes.max(self.unsaved_bytes) + promised;
+        held > 0 && held + bytes + spare > self.policy.max_pending
     }
 
     /// Lets go of readings that every sink confirmed and that are not saved, until there is
-    /// room for so many bytes.
-    fn give_way(&mut self, bytes: usize) {
+    /// room.
+    fn give_way(&mut self, promised: usize, bytes: usize, spare: usize) {
         let Some(everywhere) = self.confirmed.iter().copied().min() else { return };
-        while self.is_full(bytes)
+        while self.is_full(promised, bytes, spare)
             && let Some(readings) = self.pass_unsaved(everywhere)
         {
             self.given_way += readings;
@@ -188,6 +212,13 @@ impl Tail {
         self.refused.map(|since| since.saturating_add(HISTORY_WAITS))
     }
 
+    /// How long one who waits for room may rest at `now`, should nothing be settled: then
+    /// history may give way.
+    pub fn look_again(&self, now: Duration) -> Duration {
+        let left = self.gives_way_at().and_then(|at| at.checked_sub(now));
+        left.filter(|left| !left.is_zero()).unwrap_or(HISTORY_WAITS)
+    }
+
     /// How many readings gave way to new ones since this was last asked.
     pub fn take_given_way(&mut self) -> u64 {
         std::mem::take(&mut self.given_way)
@@ -217,6 +248,7 @@ impl Tail {
     /// Seqs up to `reserved` may be given out from now on.
     pub fn reserve(&mut self, reserved: Seq) {
         self.reserved = reserved.max(self.reserved);
+        self.short_of_seqs = false;
     }
 
     fn advance(&mut self) -> Vec<Arc<Mark>> {
@@ -418,6 +450,13 @@ mod tests {
         }
     }
 
+    impl Tail {
+        fn add(&mut self, batch: Batch, mark: Option<&Arc<Mark>>, arrived: Duration) -> Result<(), Batch> {
+            let bytes = batch.memory();
+            self.append(batch, bytes, mark, arrived)
+        }
+    }
+
     fn tail(policy: Policy, sinks: usize) -> Tail {
         Tail::new(policy, Seq(1), Seq(1000), vec![Seq::ZERO; sinks])
     }
@@ -439,7 +478,7 @@ mod tests {
     #[test]
     fn a_reading_is_settled_by_its_commit() {
         let (mut tail, mark) = (tail(policy(), 1), mark());
-        tail.append(batch(1..=3), Some(&mark), SECOND).expect("there is room");
+        tail.add(batch(1..=3), Some(&mark), SECOND).expect("there is room");
         assert_eq!((mark.settled(), tail.due()), (0, Some(2 * SECOND)));
         let work = tail.unsaved();
         assert_eq!((seqs(&work.batches), work.upto), (vec![1, 2, 3], Seq(3)));
@@ -453,7 +492,7 @@ mod tests {
         let bytes = batch(1..=1).memory();
         let mut tail = tail(Policy { segment_bytes: bytes + 1, ..policy() }, 1);
         for origin in 1..=3 {
-            tail.append(batch(origin..=origin), None, SECOND).expect("there is room");
+            tail.add(batch(origin..=origin), None, SECOND).expect("there is room");
         }
         let work = tail.unsaved();
         assert_eq!((seqs(&work.batches), work.upto), (vec![1, 2], Seq(2)));
@@ -465,7 +504,7 @@ mod tests {
     #[test]
     fn a_reading_that_every_sink_confirmed_is_settled_and_waits_for_history() {
         let (mut tail, mark) = (tail(policy(), 2), mark());
-        tail.append(batch(1..=1), Some(&mark), SECOND).expect("there is room");
+        tail.add(batch(1..=1), Some(&mark), SECOND).expect("there is room");
         assert!(tail.confirm(0, Seq(1)).is_empty());
         assert_eq!(mark.settled(), 0);
         assert_eq!(tail.confirm(1, Seq(1)).len(), 1);
@@ -477,8 +516,8 @@ mod tests {
     fn without_history_a_confirmed_reading_is_never_written_but_its_mark_is() {
         let mut tail = tail(Policy { history_within: HistoryWithin::Off, ..policy() }, 1);
         let mark = mark();
-        tail.append(batch(1..=1), Some(&mark), SECOND).expect("there is room");
-        tail.append(batch(2..=2), Some(&mark), 2 * SECOND).expect("there is room");
+        tail.add(batch(1..=1), Some(&mark), SECOND).expect("there is room");
+        tail.add(batch(2..=2), Some(&mark), 2 * SECOND).expect("there is room");
         tail.confirm(0, Seq(1));
         assert_eq!((mark.settled(), tail.due()), (1, Some(3 * SECOND)));
         tail.confirm(0, Seq(2));
@@ -492,7 +531,7 @@ mod tests {
     fn a_disk_that_stands_still_bounds_what_sinks_confirm_too() {
         let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 1);
         let mut appended = 0;
-        while tail.append(batch(1..=1), None, SECOND).is_ok() {
+        while tail.add(batch(1..=1), None, SECOND).is_ok() {
             appended += 1;
             assert!(appended < 100, "everything is confirmed and nothing is saved");
             tail.confirm(0, Seq(appended));
@@ -500,7 +539,7 @@ mod tests {
         assert_eq!(tail.unsettled_bytes(), 0);
         let upto = tail.unsaved().upto;
         tail.saved(upto);
-        assert!(tail.append(batch(1..=1), None, SECOND).is_ok());
+        assert!(tail.add(batch(1..=1), None, SECOND).is_ok());
     }
 
     #[test]
@@ -508,17 +547,17 @@ mod tests {
         let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 2);
         let mark = mark();
         let mut next = 1;
-        while tail.append(batch(next..=next), Some(&mark), SECOND).is_ok() {
+        while tail.add(batch(next..=next), Some(&mark), SECOND).is_ok() {
             next += 1;
         }
         assert_eq!(tail.gives_way_at(), None, "a sink has not confirmed them");
-        assert!(tail.append(batch(next..=next), Some(&mark), 100 * SECOND).is_err());
+        assert!(tail.add(batch(next..=next), Some(&mark), 100 * SECOND).is_err());
         tail.confirm(0, Seq(next - 1));
         tail.confirm(1, Seq(next - 1));
         assert_eq!((mark.settled(), tail.gives_way_at()), (next - 1, Some(6 * SECOND)));
-        assert!(tail.append(batch(next..=next), Some(&mark), 5 * SECOND).is_err(), "the disk may be slow");
+        assert!(tail.add(batch(next..=next), Some(&mark), 5 * SECOND).is_err(), "the disk may be slow");
         for _ in 0..50 {
-            tail.append(batch(next..=next), Some(&mark), 6 * SECOND).expect("history gives way");
+            tail.add(batch(next..=next), Some(&mark), 6 * SECOND).expect("history gives way");
             tail.confirm(0, Seq(next));
             tail.confirm(1, Seq(next));
             assert_eq!(mark.settled(), next, "devices are acknowledged");
@@ -537,9 +576,9 @@ mod tests {
     #[test]
     fn what_no_mark_speaks_for_is_said_with_the_commit() {
         let (mut tail, mark) = (tail(policy(), 1), mark());
-        tail.append(batch(1..=1), Some(&mark), SECOND).expect("there is room");
+        tail.add(batch(1..=1), Some(&mark), SECOND).expect("there is room");
         assert!(!tail.unsaved().unmarked);
-        tail.append(batch(1..=1), None, SECOND).expect("there is room");
+        tail.add(batch(1..=1), None, SECOND).expect("there is room");
         assert!(tail.unsaved().unmarked);
     }
 
@@ -550,7 +589,7 @@ mod tests {
         let last = MAX_UNSAVED_MARKS as u64 + 100;
         for device in 1..=last {
             let device = DeviceId::new(&format!("d{device}")).expect("a valid name");
-            tail.append(batch(1..=1), Some(&Mark::new(device, 1, 0)), SECOND).expect("there is room");
+            tail.add(batch(1..=1), Some(&Mark::new(device, 1, 0)), SECOND).expect("there is room");
             tail.confirm(0, tail.next().prev());
         }
         assert_eq!(tail.unsaved_marks.len(), MAX_UNSAVED_MARKS);
@@ -562,7 +601,7 @@ mod tests {
     fn a_slow_sink_and_new_readings_together_stay_within_the_bound() {
         let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 1);
         for _ in 0..10 {
-            while tail.append(batch(1..=1), None, SECOND).is_ok() {
+            while tail.add(batch(1..=1), None, SECOND).is_ok() {
                 assert!(tail.total_bytes <= 1000 + batch(1..=1).memory(), "{}", tail.total_bytes);
             }
             let upto = tail.unsaved().upto;
@@ -574,44 +613,44 @@ mod tests {
     fn memory_that_is_used_up_hands_the_batch_back_until_something_settles() {
         let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 1);
         let mut appended = 0;
-        while tail.append(batch(1..=1), None, SECOND).is_ok() {
+        while tail.add(batch(1..=1), None, SECOND).is_ok() {
             appended += 1;
         }
         assert!((2..20).contains(&appended), "{appended}");
         let upto = tail.unsaved().upto;
         tail.saved(upto);
-        assert!(tail.append(batch(1..=1), None, SECOND).is_ok());
+        assert!(tail.add(batch(1..=1), None, SECOND).is_ok());
     }
 
     #[test]
     fn a_batch_that_is_handed_back_makes_a_commit_due_at_once() {
         let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 1);
         let mut next = 1;
-        while tail.append(batch(next..=next), None, SECOND).is_ok() {
+        while tail.add(batch(next..=next), None, SECOND).is_ok() {
             tail.confirm(0, Seq(next));
             next += 1;
         }
         assert_eq!(tail.due(), Some(Duration::ZERO), "what is confirmed does not wait for history");
         let upto = tail.unsaved().upto;
         tail.saved(upto);
-        assert!(tail.append(batch(next..=next), None, SECOND).is_ok());
+        assert!(tail.add(batch(next..=next), None, SECOND).is_ok());
         assert_eq!(tail.due(), Some(2 * SECOND));
     }
 
     #[test]
     fn no_seq_beyond_the_reserved_ones_is_given_out() {
         let mut tail = Tail::new(policy(), Seq(1), Seq(2), vec![]);
-        assert!(tail.append(batch(1..=3), None, SECOND).is_err());
-        assert!(tail.append(batch(1..=2), None, SECOND).is_ok());
-        assert!(tail.append(batch(3..=3), None, SECOND).is_err());
+        assert!(tail.add(batch(1..=3), None, SECOND).is_err());
+        assert!(tail.add(batch(1..=2), None, SECOND).is_ok());
+        assert!(tail.add(batch(3..=3), None, SECOND).is_err());
         tail.reserve(Seq(3));
-        assert!(tail.append(batch(3..=3), None, SECOND).is_ok());
+        assert!(tail.add(batch(3..=3), None, SECOND).is_ok());
     }
 
     #[test]
     fn a_full_segment_is_due_at_once() {
         let mut tail = tail(Policy { segment_bytes: 1, ..policy() }, 1);
-        tail.append(batch(1..=1), None, SECOND).expect("there is room");
+        tail.add(batch(1..=1), None, SECOND).expect("there is room");
         assert_eq!(tail.due(), Some(Duration::ZERO));
     }
 
@@ -619,7 +658,7 @@ mod tests {
     fn a_slow_sink_is_sent_to_the_disk_when_memory_is_short() {
         let mut tail = tail(Policy { max_pending: 2000, ..policy() }, 1);
         for seq in 1..=40 {
-            tail.append(batch(seq..=seq), None, SECOND).expect("there is room");
+            tail.add(batch(seq..=seq), None, SECOND).expect("there is room");
             tail.saved(Seq(seq));
         }
         assert_eq!(tail.read(Seq::ZERO, 1 << 20), None);
@@ -630,7 +669,7 @@ mod tests {
     #[test]
     fn after_commit_hides_what_is_not_on_disk() {
         let mut tail = tail(Policy { after_commit: true, ..policy() }, 1);
-        tail.append(batch(1..=1), None, SECOND).expect("there is room");
+        tail.add(batch(1..=1), None, SECOND).expect("there is room");
         assert_eq!(tail.read(Seq::ZERO, 1 << 20), Some(vec![]));
         tail.saved(Seq(1));
         assert_eq!(tail.read(Seq::ZERO, 1 << 20).map(|b| seqs(&b)), Some(vec![1]));
@@ -671,7 +710,7 @@ mod tests {
                 match step {
                     Step::Append(n) => {
                         let last = next + u64::from(n) - 1;
-                        tail.append(batch(next..=last), Some(&mark), SECOND).expect("there is room");
+                        tail.add(batch(next..=last), Some(&mark), SECOND).expect("there is room");
                         next = last + 1;
                         ends.push(last);
                     }

@@ -14,7 +14,7 @@ use crate::device::auth::Credential;
 use crate::device::{Acks, Bucket, Connected, Introduction, NotAdmitted, Refusal, Session, Step};
 use crate::model::{Batch, Cause, DeviceId};
 use crate::net::AdmissionSlot;
-use crate::store::Mark;
+use crate::store::{Mark, Share};
 use crate::wire::codec::{BodyError, decode_device_in};
 use crate::wire::frame::{Event, Format, FrameError, FrameRef, Limits};
 use crate::wire::message::{Ack, DeviceMessage, GatewayMessage, Goodbye, Reason};
@@ -45,6 +45,7 @@ pub enum End {
 
 struct Established {
     mark: Arc<Mark>,
+    share: Share,
     acks: Acks,
     connected: Connected,
 }
@@ -236,7 +237,7 @@ impl<'a> SessionDriver<'a> {
         let settled = mark.settled();
         let acks = Acks::new(self.link.parameters.window, settled);
         (self.clock_told, self.refused_told) = (false, false);
-        self.established = Some(Established { mark, acks, connected });
+        self.established = Some(Established { mark, share: shared.log.share(), acks, connected });
         let welcome = self.session.welcome(first, settled, now);
         self.say(&welcome);
         let key = self.credential.as_ref().map(|credential| credential.key());
@@ -286,15 +287,6 @@ impl<'a> SessionDriver<'a> {
         self.link.count_refused("evicted");
         self.log_refusal("many connections wait, and it said no Hello for longest");
         self.goodbye(busy("too many connections wait for their Hello; try again later"));
-    }
-
-    /// Whether the log has no room for what was received.
-    pub fn is_stalled(&self) -> bool {
-        self.stalled
-    }
-
-    pub fn window_is_full(&self) -> bool {
-        self.established.as_ref().is_some_and(|e| e.acks.is_full(e.mark.settled()))
     }
 
     /// Whether everything received is settled and acknowledged.

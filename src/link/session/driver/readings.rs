@@ -15,6 +15,7 @@ use crate::wire::frame::{Format, FrameRef};
 use crate::wire::message::{DeviceMessage, GatewayMessage, Refused};
 use crate::wire::sift::may_be_readings;
 use std::collections::VecDeque;
+use std::future::{Future, pending};
 use std::time::Duration;
 
 /// Nothing is read while so many bytes of Readings wait.
@@ -69,14 +70,29 @@ impl SessionDriver<'_> {
     }
 
     fn has_no_room(&self) -> bool {
-        self.established.is_some() && (self.stalled || self.window_is_full() || self.link.shared.log.is_saturated())
+        self.established.is_some() && (self.stalled || self.window_is_full())
+    }
+
+    /// Whether the log has no room for what was received.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
+    pub fn window_is_full(&self) -> bool {
+        self.established.as_ref().is_some_and(|e| e.acks.is_full(e.mark.settled()))
     }
 
     /// Takes what waited, as far as there is room.
     pub(super) fn go_on(&mut self, now: Now) {
-        while self.end.is_none() && !self.has_no_room() {
-            let Some((format, kind, body)) = self.waiting.pop() else { return };
+        let mut taken = false;
+        while self.end.is_none()
+            && !self.has_no_room()
+            && let Some((format, kind, body)) = self.waiting.pop()
+        {
             let _ = self.act(&FrameRef { format, kind, body: &body }, None, now);
+            taken = true;
+        }
+        if taken {
             self.store();
         }
     }
@@ -87,9 +103,17 @@ impl SessionDriver<'_> {
         self.waiting.bytes >= most
     }
 
-    /// Whether it is the log that Readings wait for.
-    pub fn waits_for_log(&self) -> bool {
-        self.stalled || (!self.waiting.frames.is_empty() && self.link.shared.log.is_saturated())
+    /// Waits until the log has room for what was received; for ever if nothing waits for that.
+    /// Cancel-safe.
+    pub fn room(&self) -> impl Future<Output = ()> + Send + use<> {
+        let established = self.established.as_ref().filter(|_| self.stalled);
+        let room = established.map(|established| established.share.room());
+        async move {
+            match room {
+                Some(room) => room.await,
+                None => pending().await,
+            }
+        }
     }
 
     /// Takes Readings over, and ends the session where they are only a part of what came.
@@ -184,20 +208,24 @@ impl SessionDriver<'_> {
         }
     }
 
-    /// Hands what was received to the log, as far as it has room.
+    /// Hands what was received to the log, as far as it has room; waits for more.
     pub fn store(&mut self) {
-        self.stalled = false;
+        let stalled = std::mem::replace(&mut self.stalled, false);
         let Some(established) = &self.established else { return };
+        if stalled && established.share.is_waiting() {
+            self.stalled = true;
+            return;
+        }
         while let Some(batch) = self.batches.pop_front() {
-            if let Err(Saturated(batch)) = self.link.shared.log.append(Some(&established.mark), batch) {
+            if let Err(Saturated(batch)) = established.share.append(Some(&established.mark), batch) {
                 self.batches.push_front(batch);
                 self.stalled = true;
-                if self.stalled_bytes == 0 {
-                    self.stalled_bytes = self.batches.iter().map(Batch::memory).sum();
-                }
+                self.stalled_bytes = self.batches.iter().map(Batch::memory).sum();
+                established.share.wait_for(self.stalled_bytes);
                 return;
             }
         }
+        established.share.release();
         self.batches = VecDeque::new();
         self.stalled_bytes = 0;
     }
