@@ -15,7 +15,9 @@ mod timestamp;
 mod value_serde;
 
 pub use boot::{Basis, BootId, InvalidBootId};
-pub use command::{Command, CommandKey, CommandState, Deadline, Ending, Moment, Source, Target};
+pub use command::{
+    Command, CommandKey, CommandState, Confirmation, Deadline, Ending, InboundCommand, Moment, Source, Target,
+};
 pub use epochs::{Epoch, EpochRange, Epochs};
 pub use glob::{glob, stray_in_devices};
 pub use names::{ChannelName, CommandId, CommandName, DeviceId, GatewayId, InvalidName, Token};
