@@ -23,6 +23,7 @@ mod read;
 mod sections;
 mod serial;
 mod shipped;
+mod sinks;
 mod stray;
 mod token;
 mod transport;
@@ -37,7 +38,7 @@ pub use env::of_process as environment;
 pub use http::Http;
 pub use listener::{Authentication, ClientCertificates, ListenerConfig, ServerTls, Tcp};
 pub use log_levels::{log_levels, remote_log_levels};
-pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit};
+pub use memory::{COMMAND_BYTES, Shares, limit as memory_limit, of_sink as sink_memory};
 pub use password::{PasswordError, read_password};
 pub use problem::{Problem, Problems};
 pub use profile::Profile;
@@ -46,6 +47,7 @@ pub use sections::{
     Start, Store, Topics,
 };
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
+pub use sinks::{Sink, SinkKind, headers as sink_headers};
 pub use token::{TokenError, read_token};
 pub use transport::{Bind, Header, Pin, Proxy};
 pub use validate::prefix_fault;

@@ -9,11 +9,11 @@ mod operator;
 mod pressure;
 mod runtime;
 mod service;
+mod sinks;
 mod timekeeper;
 
 pub use service::run;
 
-use crate::backoff::Backoff;
 use crate::clock::{self, Clock, SystemClock};
 use crate::config::{self, Config};
 use crate::credentials::{self, Credential};
@@ -28,18 +28,18 @@ use crate::model::GatewayId;
 use crate::net::tls::{self, Tls};
 use crate::net::{Listening, Pool};
 use crate::notes::Notes;
-use crate::sink::mqtt::MqttDestination;
-use crate::sink::{Identity, Pulse, Pump};
-use crate::store::{Log, Opened, SinkCursor, Writer};
+use crate::sink::{self, CommandIntake, Identity, Sink};
+use crate::store::{Log, Opened, Writer};
 use anyhow::{Context, Result};
-use health::{Overview, Watched};
+use health::Overview;
 use operator::Operator;
+use sinks::Sinks;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use timekeeper::Witnesses;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -62,9 +62,6 @@ pub struct Gateway {
     http_address: Option<SocketAddr>,
     shutdown_timeout: Duration,
 }
-
-/// Commands from brokers that may wait to be taken over.
-const INSTRUCTIONS: usize = 64;
 
 /// Tasks that stop together.
 struct Part {
@@ -94,7 +91,15 @@ impl Gateway {
     /// # Errors
     /// If the log can never be opened.
     pub async fn start(config: Config) -> Result<Gateway> {
-        Gateway::start_with(Path::new("/"), None, config, false).await
+        Gateway::start_with(Path::new("/"), None, config, Vec::new(), false).await
+    }
+
+    /// Starts it with further sinks beside those of `config`, each of a name of its own.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`], or if two sinks have one name.
+    pub async fn start_with_sinks(config: Config, others: Vec<Sink>) -> Result<Gateway> {
+        Gateway::start_with(Path::new("/"), None, config, others, false).await
     }
 
     /// Starts it with the serial ports of the system whose root directory is `root`.
@@ -102,16 +107,23 @@ impl Gateway {
     /// # Errors
     /// As [`Gateway::start`].
     pub async fn start_with_ports_of(root: &Path, config: Config) -> Result<Gateway> {
-        Gateway::start_with(root, None, config, false).await
+        Gateway::start_with(root, None, config, Vec::new(), false).await
     }
 
     /// With `again`, an earlier one in this process may not have let go of the log yet.
-    async fn start_with(root: &Path, logging: Option<Logging>, mut config: Config, again: bool) -> Result<Gateway> {
+    async fn start_with(
+        root: &Path,
+        logging: Option<Logging>,
+        mut config: Config,
+        others: Vec<Sink>,
+        again: bool,
+    ) -> Result<Gateway> {
         let system_clock = Arc::new(SystemClock::since_boot());
         let clock: Arc<dyn Clock> = system_clock.clone();
         let metrics = Metrics::with(logging.as_ref().map(Logging::counts).unwrap_or_default());
         let groups = limits::groups();
-        let memory = limits::memory(&config, &groups);
+        let memory = limits::memory(&config, &others, &groups);
+        let sinks = sinks::all(&config, others)?;
         limits::open_files(&mut config);
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
         let gateway = gateway_id(&config.gateway)?;
@@ -144,7 +156,7 @@ impl Gateway {
         }
         let given = std::env::var_os(runtime::VARIABLE);
         config.store.runtime_directory = runtime::directory(config.store.runtime_directory.take(), given);
-        let opened = opening::open_log(&config, &clock, &metrics, &overview, again).await?;
+        let opened = opening::open_log(&config, &sinks, &clock, &metrics, &overview, again).await?;
         let Opened { log, cursors, devices, writer } = opened;
         log.remember_devices(memory.devices());
         let identity = Identity { gateway, epoch: log.epoch() };
@@ -171,32 +183,19 @@ impl Gateway {
         let now = clock.now().monotonic;
         let tls: Vec<_> = config.tcp.iter().map(|tcp| tls::of_listener(&tcp.name, &tcp.listener(), now)).collect();
         let mut kept: Vec<_> = tls.iter().flatten().map(|tls| tls.clone() as Arc<dyn Credential>).collect();
-        let mut sinks = Part::new();
-        let (mut watched, mut restarters) = (Vec::new(), Vec::new());
-        let (instructions_in, instructions) = mpsc::channel(INSTRUCTIONS);
-        let instructions_in = Some(instructions_in).filter(|_| config.commands.enabled);
-        for (mqtt, cursor) in config.mqtt.iter().zip(cursors) {
-            let pulse = Pulse::new(clock.now().monotonic);
-            let taker = instructions_in.clone().filter(|_| mqtt.commands);
-            let mut destination = MqttDestination::new(
-                mqtt,
-                identity.clone(),
-                log.epochs().clone(),
-                registry.clone(),
-                clock.clone(),
-                &notes,
-            )?;
-            kept.extend(destination.credential());
-            if let Some(taker) = taker {
-                destination.take_commands(taker, config.commands.max_body(), notes.about(mqtt.name.as_str()));
-            }
-            let mut pump = pump(mqtt, destination, cursor, &clock, &metrics, pulse.clone());
-            pump.note_aside(notes.about(mqtt.name.as_str()));
-            let name: Arc<str> = mqtt.name.as_str().into();
-            watched.push(Watched { name: name.clone(), pulse, note: pump.note() });
-            restarters.push((name, pump.restarter()));
-            sinks.tasks.spawn(pump.run(sinks.stop.subscribe(), config.gateway.shutdown_timeout / 5));
-        }
+        let (commands_in, commands_out) = CommandIntake::new(&config.commands);
+        let context = sink::Context {
+            identity: identity.clone(),
+            epochs: log.epochs().clone(),
+            registry: registry.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            notes: notes.clone(),
+            commands: commands_in,
+        };
+        let Sinks { part: sinks, watched, restarters, credentials: of_sinks } =
+            sinks::start(sinks, cursors, &context, config.gateway.shutdown_timeout / 5)?;
+        kept.extend(of_sinks);
         overview.opened(log.clone(), watched);
         let (by, stop) = (clock.clone(), keepers.stop.subscribe());
         keepers.tasks.spawn(credentials::watch(kept, by, notes.clone(), metrics.clone(), stop));
@@ -216,7 +215,7 @@ impl Gateway {
             clock.clone(),
             metrics.clone(),
             Arc::new(operator),
-            instructions,
+            commands_out,
         );
         let mut downlinks = Part::new();
         downlinks.tasks.spawn(downlink.run(downlinks.stop.subscribe()));
@@ -351,17 +350,4 @@ fn http_listener(
         Some(tls) => http_listener.secure(tls, pool.clone()),
         None => http_listener,
     }
-}
-
-fn pump(
-    mqtt: &config::Mqtt,
-    destination: MqttDestination,
-    cursor: SinkCursor,
-    clock: &Arc<dyn Clock>,
-    metrics: &Metrics,
-    pulse: Pulse,
-) -> Pump<MqttDestination> {
-    let backoff = Backoff::new(mqtt.backoff_min, mqtt.backoff_max, mqtt.stable_after, fastrand::u64(..));
-    let max_batch = usize::try_from(mqtt.max_batch.as_u64()).unwrap_or(usize::MAX);
-    Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), pulse)
 }

@@ -16,8 +16,8 @@ mod value_serde;
 
 pub use boot::{Basis, BootId, InvalidBootId};
 pub use command::{
-    Command, CommandKey, CommandOutcome, CommandResult, CommandState, Deadline, DeviceCommand, Ending, Moment, Source,
-    Target,
+    Command, CommandKey, CommandOutcome, CommandResult, CommandState, Confirmation, Deadline, DeviceCommand, Ending,
+    InboundCommand, Moment, Source, Target,
 };
 pub use epochs::{Epoch, EpochRange, Epochs};
 pub use glob::{glob, stray_in_devices};

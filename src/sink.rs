@@ -5,11 +5,16 @@
 mod batching;
 pub mod encode;
 mod flight;
+pub mod kinds;
+mod lifecycle;
+mod look;
 pub mod mqtt;
 mod pump;
 mod sizing;
 mod suspicion;
 
+pub use lifecycle::{Build, CommandIntake, Context, Running, Sink, Terms};
+pub use look::{Certificates, Say, Visitor};
 pub use pump::Pump;
 
 use crate::backoff::Failure;

@@ -37,6 +37,37 @@ fn modules_refer_only_to_modules_above_them() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// Files that name MQTT as a kind of sink: its own folders (`sink/mqtt`, `mqtt`, `config`), the
+/// list of kinds, and what is about MQTT whatever sinks there are.
+const KNOW_MQTT: [&str; 5] = [
+    "src/cli/demo.rs",      // brings a broker
+    "src/cli/subscribe.rs", // subscribes to one
+    "src/model/command.rs", // where commands come from, as the log and the metrics name it
+    "src/sink.rs",          // declares the module
+    "src/sink/kinds.rs",    // the list
+];
+
+#[test]
+fn a_kind_of_sink_is_named_in_its_own_files_and_in_the_lists_alone() {
+    let (own, mut know) = (["src/sink/mqtt", "src/mqtt", "src/config"], BTreeSet::new());
+    for file in source_files() {
+        let text = read(&file);
+        let production: Vec<&str> = text.lines().take(production_lines(&text)).collect();
+        let tokens = tokens(&production.join("\n"));
+        let at = |index: usize| tokens.get(index).map_or("", |token| token.text.as_str());
+        let named = (0..tokens.len()).any(|i| match (at(i), at(i + 1), at(i + 2)) {
+            (".", "mqtt", _) | ("sink", "::", "mqtt") | ("mod", "mqtt", _) => true,
+            (name, ..) => name.starts_with("Mqtt"),
+        });
+        let path = shown(&file);
+        if named && path != "src/lib.rs" && !own.iter().any(|own| path.starts_with(own)) && !file.ends_with("tests.rs")
+        {
+            know.insert(path);
+        }
+    }
+    assert_eq!(know, KNOW_MQTT.map(str::to_owned).into());
+}
+
 #[test]
 fn no_file_is_too_long_unsafe_or_named_mod_rs() {
     let mut wrong = Vec::new();

@@ -243,7 +243,6 @@ const RAW: &[(&str, &str)] = &[
     ("src/credentials.rs", "what `pem` and `config` say of a file"),
     ("src/cli/api.rs", "what the gateway itself answered"),
     ("src/cli/check.rs", "what `pem` says of a certificate"),
-    ("src/cli/check/", "what `mqtt::reason`, `mqtt::dial` and `pem` say of a broker"),
     ("src/cli/devices.rs", "why a device left, as the gateway tells it"),
     ("src/logging.rs", "why the gateway cannot run: every cause behind what was tried"),
     ("src/cli/send.rs", "what the words of the command line are wrong in, in this program's words"),

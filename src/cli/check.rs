@@ -1,14 +1,13 @@
 //! `tidegate check`: all that is wrong with a configuration.
 
-mod connect;
-
 use super::{File, USAGE, failed, say};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Checked, Config, ListenerConfig, Problem};
-use crate::mqtt::{self, TlsFiles};
+use crate::gateway;
 use crate::net::tls;
 use crate::pem::{self, Validity};
-use anyhow::Result;
+use crate::sink::{Certificates, Visitor, kinds};
+use anyhow::{Context, Result};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -55,7 +54,7 @@ pub fn run(args: &Args) -> ExitCode {
         let but = if unseen.is_empty() { "" } else { ", as far as it could be checked" };
         let _ = write!(out, "{} is fine{but}\n{lines}", path.display());
         return match config {
-            Ok(config) if args.connect => connect::run(config, args.client_id.as_deref()),
+            Ok(config) if args.connect => connect(config, args.client_id.as_deref()),
             _ => ExitCode::SUCCESS,
         };
     }
@@ -90,7 +89,7 @@ struct Look {
 }
 
 fn looks(config: &Config) -> Vec<Look> {
-    let look = |section: String, listener: ListenerConfig| {
+    let listener = |section: String, listener: ListenerConfig| {
         let files = listener.tls()?;
         Some(Look {
             section,
@@ -99,18 +98,42 @@ fn looks(config: &Config) -> Vec<Look> {
             authorities: None,
         })
     };
-    let tcp = config.tcp.iter().enumerate().filter_map(|(i, tcp)| look(format!("tcp[{i}]"), tcp.listener()));
-    let http = Some(&config.http).filter(|http| http.enabled).and_then(|http| look("http".into(), http.listener()));
-    let mqtt = config.mqtt.iter().enumerate().filter(|(_, mqtt)| mqtt.uses_tls()).map(|(i, mqtt)| {
-        let made = mqtt::client_config(&TlsFiles::of(mqtt)).map(drop);
-        Look {
-            section: format!("mqtt[{i}]"),
-            made,
-            certificate: mqtt.cert_file.clone(),
-            authorities: mqtt.ca_file.clone(),
-        }
+    let tcp = config.tcp.iter().enumerate().filter_map(|(i, tcp)| listener(format!("tcp[{i}]"), tcp.listener()));
+    let http = Some(&config.http).filter(|http| http.enabled).and_then(|http| listener("http".into(), http.listener()));
+    let sinks = config.sinks().into_iter().filter_map(|sink| {
+        let Certificates { certificate, authorities, usable } = kinds::certificates(&sink)?;
+        Some(Look { section: sink.path, certificate, authorities, made: usable })
     });
-    tcp.chain(http).chain(mqtt).collect()
+    tcp.chain(http).chain(sinks).collect()
+}
+
+/// Connects to where each sink sends to; exits with 1 if something is wrong there.
+fn connect(config: &Config, client_id: Option<&str>) -> ExitCode {
+    let mut print = |line: String| drop(writeln!(std::io::stdout(), "{line}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let wrong = runtime.context("cannot start").and_then(|runtime| {
+        let gateway = gateway::gateway_id(&config.gateway)?;
+        let nonce = format!("{:08x}", getrandom::u32().context("the system has no random numbers")?);
+        let visitor = Visitor { gateway: &gateway, client_id, nonce: &nonce };
+        runtime.block_on(async {
+            let mut wrong = 0;
+            for sink in config.sinks() {
+                wrong += kinds::look(&sink, &visitor, &mut print).await?;
+            }
+            anyhow::Ok(wrong)
+        })
+    });
+    match wrong {
+        Ok(0) => {
+            print("all is well".to_owned());
+            ExitCode::SUCCESS
+        }
+        Ok(wrong) => {
+            print(format!("{wrong} wrong"));
+            ExitCode::FAILURE
+        }
+        Err(why) => failed(&why),
+    }
 }
 
 impl Look {

@@ -42,10 +42,11 @@ const DEFAULT_MIN: u64 = 64 * MIB;
 const DEFAULT_MAX: u64 = 1024 * MIB;
 
 impl Shares {
-    /// Shares out `limit`, which connections get the rest of.
-    pub fn new(config: &Config, limit: u64) -> Shares {
+    /// Shares out `limit`, which connections get the rest of, also to sinks beside those of
+    /// `config` that take `more` bytes.
+    pub fn new(config: &Config, more: u64, limit: u64) -> Shares {
         let log = log(&config.store);
-        let sinks = sinks(config);
+        let sinks = sinks(config).saturating_add(more);
         let http = if config.http.enabled { HTTP } else { 0 };
         let commands = if config.commands.enabled { commands(&config.commands) } else { 0 };
         let sessions = limit / 16;
@@ -59,9 +60,9 @@ impl Shares {
     }
 }
 
-/// The least limit with which `config` works.
-pub fn least(config: &Config) -> u64 {
-    let fixed = Shares::new(config, 0);
+/// The least limit with which `config` works, and sinks beside it that take `more` bytes.
+pub fn least(config: &Config, more: u64) -> u64 {
+    let fixed = Shares::new(config, more, 0);
     let needed =
         [fixed.log, fixed.sinks, fixed.http, fixed.commands, MIN_LINKS].into_iter().fold(0, u64::saturating_add);
     // Sessions take a sixteenth of all; whole mebibytes read well.
@@ -69,11 +70,11 @@ pub fn least(config: &Config) -> u64 {
 }
 
 /// The limit where the file names none: what suits a machine with so much memory, but
-/// no less than `config` needs.
-pub fn limit(config: &Config, machine: u64) -> u64 {
+/// no less than `config` needs, and sinks beside it that take `more` bytes.
+pub fn limit(config: &Config, more: u64, machine: u64) -> u64 {
     match config.gateway.memory_limit {
         Some(ByteSize(limit)) => limit,
-        None => (machine / SHARE_OF_MACHINE).clamp(DEFAULT_MIN, DEFAULT_MAX).max(least(config)),
+        None => (machine / SHARE_OF_MACHINE).clamp(DEFAULT_MIN, DEFAULT_MAX).max(least(config, more)),
     }
 }
 
@@ -90,16 +91,15 @@ fn log(store: &Store) -> u64 {
     pending.saturating_mul(5).div_euclid(2).saturating_add(LOG_FIXED)
 }
 
-/// A sink that lags reads whole segments, and the largest holds all that was pending.
-/// What it sends stands in the queue, in flight and in the client's buffer.
 fn sinks(config: &Config) -> u64 {
-    let segment = config.store.max_pending.as_u64().saturating_mul(3) / 2;
-    let sink = |mqtt: &super::Mqtt| {
-        let flight = mqtt.max_batch.as_u64().saturating_mul(u64::from(mqtt.window)).saturating_mul(3);
-        let packets = mqtt.max_packet.as_u64().saturating_mul(4);
-        segment.saturating_add(flight).saturating_add(packets).saturating_add(SINK_FIXED)
-    };
-    config.mqtt.iter().map(sink).fold(0, u64::saturating_add)
+    config.sinks().iter().map(|sink| of_sink(&config.store, sink.memory)).fold(0, u64::saturating_add)
+}
+
+/// What a sink takes, `own` of it for what is encoded and in flight. One that lags reads whole
+/// segments, and the largest holds all that was pending.
+pub fn of_sink(store: &Store, own: u64) -> u64 {
+    let segment = store.max_pending.as_u64().saturating_mul(3) / 2;
+    segment.saturating_add(own).saturating_add(SINK_FIXED)
 }
 
 #[cfg(test)]
@@ -115,7 +115,7 @@ mod tests {
     fn shares_add_up_to_the_limit_and_leave_room_for_connections() {
         for sinks in 0..5 {
             let config = config(sinks);
-            let shares = Shares::new(&config, least(&config));
+            let shares = Shares::new(&config, 0, least(&config, 0));
             assert_eq!(
                 shares.log + shares.sinks + shares.http + shares.commands + shares.sessions + shares.links,
                 shares.limit
@@ -127,14 +127,14 @@ mod tests {
     #[test]
     fn the_default_suits_the_machine_and_the_configuration() {
         let one = config(1);
-        assert_eq!(limit(&one, 1 << 20), least(&one).max(64 * MIB));
-        assert_eq!(limit(&one, 512 * MIB), 128 * MIB);
-        assert_eq!(limit(&one, 1 << 40), 1024 * MIB);
+        assert_eq!(limit(&one, 0, 1 << 20), least(&one, 0).max(64 * MIB));
+        assert_eq!(limit(&one, 0, 512 * MIB), 128 * MIB);
+        assert_eq!(limit(&one, 0, 1 << 40), 1024 * MIB);
         let many = config(10);
-        assert_eq!(limit(&many, 512 * MIB), least(&many));
+        assert_eq!(limit(&many, 0, 512 * MIB), least(&many, 0));
         let mut given = config(1);
         given.gateway.memory_limit = Some(ByteSize::mib(100));
-        assert_eq!(limit(&given, 1 << 40), 100 * MIB);
+        assert_eq!(limit(&given, 0, 1 << 40), 100 * MIB);
     }
 
     #[test]
@@ -144,7 +144,7 @@ mod tests {
         for mqtt in &mut config.mqtt {
             (mqtt.max_batch, mqtt.max_packet) = (ByteSize(u64::MAX), ByteSize(u64::MAX));
         }
-        assert!(least(&config) > 1 << 60);
-        assert_eq!(Shares::new(&config, 1 << 30).links, 0);
+        assert!(least(&config, 0) > 1 << 60);
+        assert_eq!(Shares::new(&config, 0, 1 << 30).links, 0);
     }
 }

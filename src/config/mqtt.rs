@@ -24,6 +24,12 @@ impl Mqtt {
         self.version.or(self.profile.map(Profile::version))
     }
 
+    /// Memory for what it sends: in the queue, in flight and in the client's buffer, in bytes.
+    pub(super) fn memory(&self) -> u64 {
+        let flight = self.max_batch.as_u64().saturating_mul(u64::from(self.window)).saturating_mul(3);
+        flight.saturating_add(self.max_packet.as_u64().saturating_mul(4))
+    }
+
     /// Whether statuses are to be retained.
     pub fn retains(&self) -> bool {
         self.retain.unwrap_or(self.profile.is_none())

@@ -7,8 +7,10 @@ mod links;
 mod mqtt;
 mod places;
 mod routes;
+mod sinks;
 
 use super::problem::Report;
+use super::sinks::{SECTIONS, headers};
 use super::{Config, Devices, Gateway, HistoryWithin, Silence, Store};
 use crate::model::Timestamp;
 use bytesize::ByteSize;
@@ -17,7 +19,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub(super) use files::check_files;
 pub use mqtt::prefix_fault;
 pub(super) use places::check_places;
 
@@ -38,7 +39,14 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     commands::check(&config.commands, report);
     store(&config.store, Section::new(report, "store"));
     routes::check(&config.route, report);
-    mqtt::check(&config.mqtt, report);
+    sinks::check(config, report);
+}
+
+/// Adds a problem for each file that `config` names and that cannot be used, and says of
+/// which that is not known.
+pub(super) fn check_files(config: &Config, report: &mut Report) {
+    files::of_listeners(config, report);
+    sinks::check_files(config, report);
 }
 
 fn gateway(gateway: &Gateway, mut section: Section) {
@@ -56,11 +64,11 @@ fn gateway(gateway: &Gateway, mut section: Section) {
 /// Of a limit that the machine gives, what the queues need is made part.
 fn memory(config: &Config, report: &mut Report) {
     const KEY: &str = "gateway.memory_limit";
-    let least = super::memory::least(config);
-    let refused = ["store.max_pending", "mqtt"].iter().any(|key| report.is_refused(key));
+    let least = super::memory::least(config, 0);
+    let refused = ["store.max_pending"].iter().chain(&SECTIONS).any(|key| report.is_refused(key));
     if let Some(limit) = config.gateway.memory_limit.filter(|limit| limit.as_u64() < least && !refused) {
-        let sinks = config.mqtt.len();
-        let what = format!("{} is not enough for store.max_pending and {sinks} [[mqtt]]", size(limit));
+        let (sinks, headers) = (config.sinks().len(), headers());
+        let what = format!("{} is not enough for store.max_pending and {sinks} {headers}", size(limit));
         let fix = format!("give {} or more, or lower store.max_pending", size(ByteSize(least)));
         report.add(KEY, what, fix);
     }

@@ -9,10 +9,9 @@ use crate::config;
 use crate::device::{Answer, Registry};
 use crate::metrics::{Metrics, SourceLabel, StateLabel};
 use crate::model::{
-    Command, CommandId, CommandKey, CommandOutcome, CommandResult, CommandState, DeviceCommand, Source, Target,
+    Command, CommandId, CommandKey, CommandOutcome, CommandResult, CommandState, Confirmation, DeviceCommand,
+    InboundCommand, Source, Target,
 };
-use crate::mqtt::Acker;
-use crate::sink::mqtt::Instruction;
 use crate::stop;
 use crate::store::{Log, Record};
 use anyhow::Result;
@@ -46,7 +45,7 @@ pub struct Downlink {
     excuses: Excuses,
     metrics: Metrics,
     gateway: Arc<dyn Operate>,
-    instructions: mpsc::Receiver<Instruction>,
+    inbound: mpsc::Receiver<InboundCommand>,
     requests: mpsc::Receiver<Request>,
     /// Changes that are on disk.
     written: u64,
@@ -80,7 +79,7 @@ enum Request {
 
 /// How a sender is told that its command is safe.
 enum Confirm {
-    Broker(Acker),
+    Destination(Confirmation),
     Local(oneshot::Sender<Result<CommandState, Refusal>>, CommandState),
 }
 
@@ -105,7 +104,7 @@ impl Downlink {
         clock: Arc<dyn Clock>,
         metrics: Metrics,
         gateway: Arc<dyn Operate>,
-        instructions: mpsc::Receiver<Instruction>,
+        inbound: mpsc::Receiver<InboundCommand>,
     ) -> (Downlink, Handle) {
         let bytes = |size: bytesize::ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         let rules = Rules {
@@ -138,7 +137,7 @@ impl Downlink {
             clock,
             metrics,
             gateway,
-            instructions,
+            inbound,
             requests,
             written: 0,
             unconfirmed: VecDeque::new(),
@@ -155,7 +154,7 @@ impl Downlink {
         };
         let mut changes = self.registry.changes();
         let mut looked = Instant::now();
-        let (mut brokers, mut locals) = (true, true);
+        let (mut upstream, mut locals) = (true, true);
         self.look();
         loop {
             let written = self.flush();
@@ -178,9 +177,9 @@ impl Downlink {
                     Some(request) => self.requested(request),
                     None => locals = false,
                 },
-                instruction = self.instructions.recv(), if room && brokers => match instruction {
-                    Some(instruction) => self.instructed(instruction),
-                    None => brokers = false,
+                command = self.inbound.recv(), if room && upstream => match command {
+                    Some(command) => self.came(command),
+                    None => upstream = false,
                 },
             }
         }
@@ -266,7 +265,7 @@ impl Downlink {
         while self.unconfirmed.front().is_some_and(|(needed, _)| *needed <= count) {
             match self.unconfirmed.pop_front().map(|(_, confirm)| confirm) {
                 None => {}
-                Some(Confirm::Broker(acker)) => acker.ack(),
+                Some(Confirm::Destination(confirmation)) => confirmation.confirm(),
                 Some(Confirm::Local(reply, state)) => drop(reply.send(Ok(state))),
             }
         }
@@ -313,38 +312,38 @@ impl Downlink {
         }
     }
 
-    /// A command came from a broker, which is answered by how it ends alone.
-    fn instructed(&mut self, instruction: Instruction) {
-        let Instruction { target, body, wanted_for, acker } = instruction;
+    /// A command came from a sink's destination. How it ends is the only answer to its sender.
+    fn came(&mut self, command: InboundCommand) {
+        let InboundCommand { source, target, body, wanted_for, confirmation } = command;
         let now = self.clock.now();
         let count = match Order::parse(target.clone(), &body, None, self.limits) {
             Ok(order) => {
                 let order = order.within(wanted_for);
-                let receipt = self.queue.receive(order.clone(), Source::Mqtt, &reach(&self.registry), now);
+                let receipt = self.queue.receive(order.clone(), source, &reach(&self.registry), now);
                 match receipt {
                     Receipt::Taken(count) => {
-                        self.received(Source::Mqtt);
+                        self.received(source);
                         count
                     }
                     Receipt::Known(_, count) => count,
-                    Receipt::Refused(refusal) => self.reject(order, &refusal.to_string()),
+                    Receipt::Refused(refusal) => self.reject(order, source, &refusal.to_string()),
                 }
             }
             Err(invalid) => match *invalid {
-                Invalid { order: Some(order), why, .. } => self.reject(order, &why),
+                Invalid { order: Some(order), why, .. } => self.reject(order, source, &why),
                 Invalid { id, why, .. } => {
                     tracing::warn!(%target, why, "a command is rejected");
                     self.queue.tell(result::no_command(&target, id, &why))
                 }
             },
         };
-        self.unconfirmed.push_back((count, Confirm::Broker(acker)));
+        self.unconfirmed.push_back((count, Confirm::Destination(confirmation)));
         self.confirm_known();
     }
 
-    fn reject(&mut self, order: Order, why: &str) -> u64 {
+    fn reject(&mut self, order: Order, source: Source, why: &str) -> u64 {
         tracing::warn!(target = %order.target, id = %order.id, why, "a command is rejected");
-        self.queue.reject(order, Source::Mqtt, why, self.clock.now())
+        self.queue.reject(order, source, why, self.clock.now())
     }
 
     /// What changes nothing may be confirmed at once.

@@ -2,6 +2,7 @@
 
 use super::groups::Groups;
 use crate::config::{self, Config, Shares};
+use crate::sink::Sink;
 use crate::{link, net};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::Path;
@@ -11,10 +12,13 @@ const UNKNOWN: u64 = 512 << 20;
 /// Files that are not connections: the log, sinks, HTTP, the runtime.
 const OTHER_FILES: u64 = 160;
 
-/// How the memory limit, given or derived from this machine, is shared out.
-pub fn memory(config: &Config, groups: &Groups) -> Shares {
-    let limit = config::memory_limit(config, machine_memory(groups));
-    let shares = Shares::new(config, limit);
+/// How the memory limit, given or derived from this machine, is shared out. `others` are sinks
+/// that the configuration does not name.
+pub fn memory(config: &Config, others: &[Sink], groups: &Groups) -> Shares {
+    let of_others = others.iter().map(|sink| config::sink_memory(&config.store, sink.memory));
+    let more = of_others.fold(0, u64::saturating_add);
+    let limit = config::memory_limit(config, more, machine_memory(groups));
+    let shares = Shares::new(config, more, limit);
     let mib = |bytes: u64| bytes >> 20;
     tracing::info!(
         limit_mib = mib(limit),

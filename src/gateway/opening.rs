@@ -5,6 +5,7 @@ use super::health::Overview;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::sink::Sink;
 use crate::store::{Log, OpenError, Opened, Wanted};
 use anyhow::{Context, Result};
 use std::io;
@@ -27,6 +28,7 @@ const LONG: Duration = Duration::from_secs(10);
 /// If it can never be opened.
 pub(super) async fn open_log(
     config: &Config,
+    sinks: &[Sink],
     clock: &Arc<dyn Clock>,
     metrics: &Metrics,
     overview: &Overview,
@@ -34,7 +36,7 @@ pub(super) async fn open_log(
 ) -> Result<Opened> {
     let mut pause = PAUSE;
     loop {
-        match attempt(config, clock, metrics, overview).await {
+        match attempt(config, sinks, clock, metrics, overview).await {
             Ok(opened) => return Ok(opened),
             Err(why) if why.may_pass() || (again && matches!(why, OpenError::InUse { .. })) => {
                 if overview.waits(&why.to_string()) {
@@ -50,13 +52,14 @@ pub(super) async fn open_log(
 
 async fn attempt(
     config: &Config,
+    sinks: &[Sink],
     clock: &Arc<dyn Clock>,
     metrics: &Metrics,
     overview: &Overview,
 ) -> Result<Opened, OpenError> {
     let failed = |why| OpenError::Directory { path: config.store.directory.clone(), why };
     let (done, opened) = oneshot::channel();
-    let sinks: Vec<_> = config.mqtt.iter().map(|mqtt| (mqtt.name.clone(), mqtt.start)).collect();
+    let sinks: Vec<_> = sinks.iter().map(|sink| (sink.name.clone(), sink.start)).collect();
     let (store, routes, clock, metrics) = (config.store.clone(), config.route.clone(), clock.clone(), metrics.clone());
     let open = move || {
         let sinks: Vec<_> = sinks.iter().map(|(name, start)| Wanted { name, start: *start }).collect();
@@ -96,9 +99,9 @@ mod tests {
         let (clock, metrics): (Arc<dyn Clock>, _) = (Arc::new(SystemClock::new()), Metrics::new());
         let late = Log::open(&config.store, &[], clock.clone(), metrics.clone()).expect("a new log");
         let overview = Overview::new(Notes::default(), metrics.clone(), clock.clone());
-        let refused = open_log(&config, &clock, &metrics, &overview, false).await;
+        let refused = open_log(&config, &[], &clock, &metrics, &overview, false).await;
         assert!(refused.is_err(), "another process may have it");
-        let mut opening = std::pin::pin!(open_log(&config, &clock, &metrics, &overview, true));
+        let mut opening = std::pin::pin!(open_log(&config, &[], &clock, &metrics, &overview, true));
         assert!(timeout(Duration::ZERO, &mut opening).await.is_err(), "it waits");
         late.log.close();
         late.writer.join();

@@ -64,7 +64,7 @@ enum Why {
 /// a signal comes first.
 async fn start(config: Config, logging: &Logging, signals: &mut Signals, again: bool) -> Result<Option<Gateway>> {
     let logging = Some(logging.clone());
-    let mut starting = std::pin::pin!(Gateway::start_with(Path::new("/"), logging, config, again));
+    let mut starting = std::pin::pin!(Gateway::start_with(Path::new("/"), logging, config, Vec::new(), again));
     let every = watch_every();
     let mut tick = interval_at(Instant::now() + every, every);
     loop {

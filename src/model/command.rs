@@ -1,6 +1,7 @@
 //! Commands: what somebody upstream, or on this machine, wants done.
 
 use super::{BootId, CommandId, CommandName, DeviceId, Timestamp};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -53,6 +54,39 @@ impl Source {
             Source::Mqtt => "mqtt",
             Source::Http => "http",
         }
+    }
+}
+
+/// A command as a sink takes it from its destination, before anybody has read it.
+#[derive(Debug)]
+pub struct InboundCommand {
+    pub source: Source,
+    pub target: Target,
+    /// What the sender wrote; `docs/commands.md` has the form.
+    pub body: Bytes,
+    /// How long the destination says that it is wanted, if it knows.
+    pub wanted_for: Option<Duration>,
+    pub confirmation: Confirmation,
+}
+
+/// Tells the destination that a command is on disk, so that it need not send it again.
+/// Dropped, it tells nothing.
+pub struct Confirmation(Box<dyn FnOnce() + Send>);
+
+impl Confirmation {
+    /// `confirm` runs once, and must not wait.
+    pub fn new(confirm: impl FnOnce() + Send + 'static) -> Confirmation {
+        Confirmation(Box::new(confirm))
+    }
+
+    pub fn confirm(self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for Confirmation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Confirmation")
     }
 }
 

@@ -4,8 +4,10 @@ mod batches;
 mod candidates;
 mod commands;
 mod connecting;
+mod kind;
 mod leaving;
 mod link;
+mod look;
 mod options;
 mod reception;
 mod sas;
@@ -15,9 +17,9 @@ mod statuses;
 mod terms;
 mod watch;
 
-pub use commands::Instruction;
+pub(super) use kind::{build, certificates};
 pub use link::MqttLink;
-pub use options::for_a_look;
+pub(super) use look::look;
 
 use super::encode::{self, Replay};
 use super::{Budget, Destination, Encoded, Identity, Unencodable};
@@ -26,7 +28,7 @@ use crate::clock::{Clock, Now};
 use crate::config::{self, Encoding, Profile};
 use crate::credentials::Credential;
 use crate::device::Registry;
-use crate::model::{Epochs, Numbered, Seq};
+use crate::model::{Epochs, InboundCommand, Numbered, Seq};
 use crate::mqtt::{Options, Publish, Topics};
 use crate::notes::{Note, Notes};
 use crate::store::{LogEvent, with_epoch};
@@ -133,7 +135,7 @@ impl MqttDestination {
 
     /// Takes commands, too. They wait at the broker while the gateway is away.
     /// None has more than `max_body` bytes. `note` tells if the broker lets none come.
-    pub fn take_commands(&mut self, taker: mpsc::Sender<Instruction>, max_body: usize, note: Note) {
+    pub fn take_commands(&mut self, taker: mpsc::Sender<InboundCommand>, max_body: usize, note: Note) {
         self.options.clean_session = false;
         self.options.manual_acks = true;
         let subscribing = Subscribing::new(note, self.status.clock.clone());

@@ -12,9 +12,8 @@ use std::time::Duration;
 use tidegate::backoff::Failure;
 use tidegate::clock::Now;
 use tidegate::config::Encoding;
-use tidegate::model::{BootId, Epochs, Numbered, Seq};
+use tidegate::model::{BootId, Epochs, InboundCommand, Numbered, Seq};
 use tidegate::sink::encode::{self, Fit, Replay};
-use tidegate::sink::mqtt::Instruction;
 use tidegate::sink::{Budget, Destination, Encoded, Identity, Link, Outcome, Part, Unencodable};
 use tidegate::store::{LogEvent, with_epoch};
 use tokio::sync::mpsc;
@@ -82,7 +81,7 @@ pub struct SimulatedDestination {
     pub identity: Identity,
     pub epochs: Epochs,
     pub encoding: Encoding,
-    pub taker: mpsc::Sender<Instruction>,
+    pub taker: mpsc::Sender<InboundCommand>,
 }
 
 pub enum Payload {

@@ -85,7 +85,7 @@ pub struct Gateway {
 }
 
 /// Commands from brokers that may wait to be taken over.
-const INSTRUCTIONS: usize = 64;
+const INBOUND_COMMANDS: usize = 64;
 
 /// The gateway itself can be told one thing.
 struct Operator;
@@ -166,7 +166,7 @@ impl Gateway {
         let attended = attendance::keep(registry.clone(), log.clone(), clock.clone(), stop_keepers.subscribe());
         keepers.spawn(freezer.run(attended));
         keepers.spawn(freezer.run(clock::keep(clock.clone() as Arc<dyn Clock>, stop_keepers.subscribe())));
-        let (taker, instructions) = mpsc::channel(INSTRUCTIONS);
+        let (taker, inbound) = mpsc::channel(INBOUND_COMMANDS);
         let mut stop_pumps = Vec::new();
         let mut pumps = JoinSet::new();
         for (sink, cursor) in sinks.iter().zip(cursors) {
@@ -194,7 +194,7 @@ impl Gateway {
             clock.clone(),
             metrics.clone(),
             Arc::new(Operator),
-            instructions,
+            inbound,
         );
         let (mut downlink, stop_downlink) = (JoinSet::new(), watch::Sender::new(false));
         downlink.spawn(freezer.run(moving.run(stop_downlink.subscribe())));

@@ -7,9 +7,7 @@ use parking_lot::Mutex;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate::model::Target;
-use tidegate::mqtt::Acker;
-use tidegate::sink::mqtt::Instruction;
+use tidegate::model::{Confirmation, InboundCommand, Source, Target};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
@@ -64,7 +62,7 @@ impl Mailbox {
 pub struct Delivery {
     context: Context,
     mailbox: Mailbox,
-    taker: mpsc::Sender<Instruction>,
+    taker: mpsc::Sender<InboundCommand>,
     latency: Duration,
     /// What is on its way to the gateway, what it has, and PUBACKs on their way back.
     going: VecDeque<(Instant, u16, Letter)>,
@@ -74,7 +72,12 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    pub fn new(context: &Context, mailbox: &Mailbox, taker: mpsc::Sender<Instruction>, latency: Duration) -> Delivery {
+    pub fn new(
+        context: &Context,
+        mailbox: &Mailbox,
+        taker: mpsc::Sender<InboundCommand>,
+        latency: Duration,
+    ) -> Delivery {
         Delivery {
             context: context.clone(),
             mailbox: mailbox.clone(),
@@ -102,9 +105,17 @@ impl Delivery {
                     self.context.trace(format_args!("the gateway gets {:?}", letter.key));
                     let now = self.context.elapsed();
                     self.context.oracle(|oracle| oracle.orders.handed(&letter.key, now));
-                    let acker = Acker::new(packet, self.acks.0.clone());
+                    let acks = self.acks.0.clone();
                     let Letter { target, body, .. } = letter;
-                    drop(room.send(Instruction { target, body: body.into(), wanted_for: None, acker }));
+                    drop(room.send(InboundCommand {
+                        source: Source::Mqtt,
+                        target,
+                        body: body.into(),
+                        wanted_for: None,
+                        confirmation: Confirmation::new(move || {
+                            let _ = acks.send(packet);
+                        }),
+                    }));
                 }
             }
             () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}

@@ -2,6 +2,7 @@
 
 use super::{Failure, json, load};
 use crate::cli::{DEFAULT_CONFIG, say};
+use crate::config;
 use crate::store;
 use serde_json::json;
 use std::io::Write;
@@ -36,9 +37,10 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
     } else {
         writeln!(out, "{to} has the place of {from}, where {readings} readings wait")?;
     }
-    if !config.mqtt.iter().any(|mqtt| mqtt.name == *to) {
+    if !config.sinks().iter().any(|sink| sink.name == *to) {
         out.flush()?;
-        say(&format!("tidegate: note: {} has no [[mqtt]] with name = {to:?} yet", args.config.display()));
+        let (file, headers) = (args.config.display(), config::sink_headers());
+        say(&format!("tidegate: note: {file} has no {headers} with name = {to:?} yet"));
     }
     Ok(true)
 }

@@ -2,39 +2,21 @@
 
 use super::Section;
 use crate::config::problem::Report;
-use crate::config::{
-    AccessKeyError, Config, ListenerConfig, PasswordError, TokenError, read_access_key, read_password, read_token,
-};
+use crate::config::{Config, ListenerConfig, TokenError, read_token};
 use crate::files::{CREDENTIALS, plain};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-const CERTIFICATE: &str = "CERTIFICATE";
-const PRIVATE_KEY: &str = "PRIVATE KEY";
+pub(super) const CERTIFICATE: &str = "CERTIFICATE";
+pub(super) const PRIVATE_KEY: &str = "PRIVATE KEY";
 
-/// Adds a problem for each file that `config` names and that cannot be used, and says of
-/// which that is not known.
-pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
+/// Those of `[[tcp]]` and `[http]`.
+pub(super) fn of_listeners(config: &Config, report: &mut Report) {
     for (i, tcp) in config.tcp.iter().enumerate() {
         let mut section = Section::new(report, format!("tcp[{i}]"));
         check_server(&mut section, &tcp.listener());
     }
-    for (i, mqtt) in config.mqtt.iter().enumerate() {
-        let mut section = Section::new(report, format!("mqtt[{i}]"));
-        check_pem(&mut section, "ca_file", mqtt.ca_file.as_ref(), CERTIFICATE);
-        check_pem(&mut section, "cert_file", mqtt.cert_file.as_ref(), CERTIFICATE);
-        check_pem(&mut section, "key_file", mqtt.key_file.as_ref(), PRIVATE_KEY);
-        let passwords = [("password_file", &mqtt.password_file), ("proxy_password_file", &mqtt.proxy_password_file)];
-        for (key, path) in passwords {
-            let Some((path, Err(why))) = path.as_deref().map(|path| (path, read_password(path))) else { continue };
-            match &why {
-                PasswordError::Unreadable { why, .. } => unreadable(&mut section, key, path, why),
-                _ => section.reject(&[key], why, "give a file that holds the password, and nothing else"),
-            }
-        }
-    }
-    check_access_keys(config, report);
     if config.http.enabled {
         let mut section = Section::new(report, "http");
         check_server(&mut section, &config.http.listener());
@@ -47,23 +29,6 @@ pub(in crate::config) fn check_files(config: &Config, report: &mut Report) {
     }
 }
 
-fn check_access_keys(config: &Config, report: &mut Report) {
-    for (i, mqtt) in config.mqtt.iter().enumerate() {
-        let mut section = Section::new(report, format!("mqtt[{i}]"));
-        let Some(path) = &mqtt.shared_access_key_file else { continue };
-        match read_access_key(path) {
-            Ok(_) => {}
-            Err(AccessKeyError::Unreadable { why, .. }) => {
-                unreadable(&mut section, "shared_access_key_file", path, &why);
-            }
-            Err(why @ AccessKeyError::NoKey { .. }) => {
-                let fix = "give a file that holds the device's primary key or connection string";
-                section.reject(&["shared_access_key_file"], why, fix);
-            }
-        }
-    }
-}
-
 /// What a listener speaks TLS with.
 fn check_server(section: &mut Section, listener: &ListenerConfig) {
     check_pem(section, "cert_file", listener.cert_file.as_ref(), CERTIFICATE);
@@ -71,7 +36,7 @@ fn check_server(section: &mut Section, listener: &ListenerConfig) {
     check_pem(section, "client_ca_file", listener.client_ca_file.as_ref(), CERTIFICATE);
 }
 
-fn check_pem(section: &mut Section, key: &str, path: Option<&PathBuf>, label: &str) {
+pub(super) fn check_pem(section: &mut Section, key: &str, path: Option<&PathBuf>, label: &str) {
     let Some(path) = path else { return };
     match holds(path, label) {
         Ok(true) => {}
@@ -85,7 +50,7 @@ fn check_pem(section: &mut Section, key: &str, path: Option<&PathBuf>, label: &s
 }
 
 /// What cannot be read is a problem only if nobody could read it.
-fn unreadable(section: &mut Section, key: &str, path: &Path, why: &io::Error) {
+pub(super) fn unreadable(section: &mut Section, key: &str, path: &Path, why: &io::Error) {
     let shown = path.display();
     match why.kind() {
         ErrorKind::PermissionDenied => {

@@ -2,10 +2,12 @@
 
 mod profile;
 
-use super::links::Names;
+use super::files::{CERTIFICATE, PRIVATE_KEY, check_pem, unreadable};
 use super::{DAY, HOUR, MINUTE, SECOND, Section, size, time};
 use crate::config::problem::Report;
-use crate::config::{Bind, Broker, Header, Mqtt, Pin, Proxy};
+use crate::config::{
+    AccessKeyError, Bind, Broker, Header, Mqtt, PasswordError, Pin, Proxy, read_access_key, read_password,
+};
 use bytesize::ByteSize;
 use std::time::Duration;
 
@@ -15,14 +17,8 @@ const MAX_CLIENT_ID_BYTES: usize = 128;
 const MAX_PREFIX_BYTES: usize = 256;
 
 pub(super) fn check(sinks: &[Mqtt], report: &mut Report) {
-    if sinks.is_empty() && !report.is_refused("mqtt") {
-        let fix = "add [[mqtt]] with brokers = [\"mqtt://HOST\"]";
-        report.add("mqtt", "there is no [[mqtt]] section: readings would never leave", fix);
-    }
-    let mut names = Names::default();
     for (i, mqtt) in sinks.iter().enumerate() {
         let mut section = Section::new(report, format!("mqtt[{i}]"));
-        names.check(&mqtt.name, &mut section);
         check_brokers(mqtt, &mut section);
         check_client_id(mqtt, sinks.iter().take(i), &mut section);
         check_prefix(&mqtt.prefix, &mut section);
@@ -30,6 +26,30 @@ pub(super) fn check(sinks: &[Mqtt], report: &mut Report) {
         check_way(mqtt, &mut section);
         check_limits(mqtt, &mut section);
         profile::check(mqtt, &mut section);
+    }
+}
+
+/// Adds a problem for each file that the section names and that cannot be used.
+pub(super) fn check_files(mqtt: &Mqtt, section: &mut Section) {
+    check_pem(section, "ca_file", mqtt.ca_file.as_ref(), CERTIFICATE);
+    check_pem(section, "cert_file", mqtt.cert_file.as_ref(), CERTIFICATE);
+    check_pem(section, "key_file", mqtt.key_file.as_ref(), PRIVATE_KEY);
+    let passwords = [("password_file", &mqtt.password_file), ("proxy_password_file", &mqtt.proxy_password_file)];
+    for (key, path) in passwords {
+        let Some((path, Err(why))) = path.as_deref().map(|path| (path, read_password(path))) else { continue };
+        match &why {
+            PasswordError::Unreadable { why, .. } => unreadable(section, key, path, why),
+            _ => section.reject(&[key], why, "give a file that holds the password, and nothing else"),
+        }
+    }
+    let Some(path) = &mqtt.shared_access_key_file else { return };
+    match read_access_key(path) {
+        Ok(_) => {}
+        Err(AccessKeyError::Unreadable { why, .. }) => unreadable(section, "shared_access_key_file", path, &why),
+        Err(why @ AccessKeyError::NoKey { .. }) => {
+            let fix = "give a file that holds the device's primary key or connection string";
+            section.reject(&["shared_access_key_file"], why, fix);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ impl Operate for Idle {
 }
 
 struct Parts {
-    instructions: mpsc::Sender<Instruction>,
+    inbound: mpsc::Sender<InboundCommand>,
     handle: Handle,
     writer: Stepper,
     metrics: Metrics,
@@ -26,12 +26,12 @@ fn start(directory: &Path) -> Parts {
     let opened = Log::open_stepped(&store, &[], &["cloud"], clock.clone(), metrics.clone(), Arc::new(|| None));
     let Opened { log, writer, .. } = opened.expect("a log");
     let registry = Registry::new(&config::Devices::default(), clock.clone(), metrics.clone());
-    let (instructions, taken) = mpsc::channel(8);
+    let (inbound, taken) = mpsc::channel(8);
     let commands = config::Commands::default();
     let (downlink, handle) = Downlink::new(&commands, log, registry, clock, metrics.clone(), Arc::new(Idle), taken);
     let stop = watch::Sender::new(false);
     tokio::spawn(downlink.run(stop.subscribe()));
-    Parts { instructions, handle, writer, metrics, _stop: stop }
+    Parts { inbound, handle, writer, metrics, _stop: stop }
 }
 
 async fn settle() {
@@ -40,9 +40,17 @@ async fn settle() {
     }
 }
 
-fn instruction(packet: u16, body: &str, acks: &mpsc::UnboundedSender<u16>) -> Instruction {
-    let acker = Acker::new(packet, acks.clone());
-    Instruction { target: Target::Gateway, body: body.to_owned().into(), wanted_for: None, acker }
+fn command(packet: u16, body: &str, acks: &mpsc::UnboundedSender<u16>) -> InboundCommand {
+    let acks = acks.clone();
+    InboundCommand {
+        source: Source::Mqtt,
+        target: Target::Gateway,
+        body: body.to_owned().into(),
+        wanted_for: None,
+        confirmation: Confirmation::new(move || {
+            let _ = acks.send(packet);
+        }),
+    }
 }
 
 #[tokio::test]
@@ -52,7 +60,7 @@ async fn a_broker_is_answered_once_its_command_is_on_disk_and_in_the_order_of_co
     let (acks_in, mut acks) = mpsc::unbounded_channel();
     let bodies = [r#"{"id":"a","name":"ping"}"#, r#"{"id":"a","name":"ping"}"#, r#"{"id":"b"}"#, "nonsense"];
     for (packet, body) in (1..).zip(bodies) {
-        parts.instructions.send(instruction(packet, body, &acks_in)).await.expect("room");
+        parts.inbound.send(command(packet, body, &acks_in)).await.expect("room");
     }
     settle().await;
     assert!(acks.try_recv().is_err(), "nothing is on disk");
@@ -68,14 +76,14 @@ async fn a_broker_is_answered_once_its_command_is_on_disk_and_in_the_order_of_co
     assert_eq!(parts.metrics.commands_received.get_or_create(&SourceLabel { source: "mqtt" }).get(), 1);
 
     // What is known already waits for no commit, but for those before it.
-    parts.instructions.send(instruction(5, r#"{"id":"c","name":"ping"}"#, &acks_in)).await.expect("room");
-    parts.instructions.send(instruction(6, r#"{"id":"a","name":"ping"}"#, &acks_in)).await.expect("room");
+    parts.inbound.send(command(5, r#"{"id":"c","name":"ping"}"#, &acks_in)).await.expect("room");
+    parts.inbound.send(command(6, r#"{"id":"a","name":"ping"}"#, &acks_in)).await.expect("room");
     settle().await;
     assert!(acks.try_recv().is_err());
     parts.writer.step();
     parts.writer.step();
     settle().await;
-    parts.instructions.send(instruction(7, r#"{"id":"a","name":"ping"}"#, &acks_in)).await.expect("room");
+    parts.inbound.send(command(7, r#"{"id":"a","name":"ping"}"#, &acks_in)).await.expect("room");
     settle().await;
     let got: Vec<u16> = std::iter::from_fn(|| acks.try_recv().ok()).collect();
     assert_eq!(got, [5, 6], "7 may wait for the end of c, which is being written");
@@ -92,11 +100,11 @@ async fn no_more_commands_are_taken_than_can_be_written() {
     let mut sent = 0;
     loop {
         let body = format!(r#"{{"id":"c-{sent}","name":"ping"}}"#);
-        match parts.instructions.try_send(instruction(sent + 1, &body, &acks_in)) {
+        match parts.inbound.try_send(command(sent + 1, &body, &acks_in)) {
             Ok(()) => sent += 1,
             Err(_) => {
                 settle().await;
-                if parts.instructions.capacity() == 0 {
+                if parts.inbound.capacity() == 0 {
                     break;
                 }
             }

@@ -6,31 +6,20 @@
 
 use crate::backoff::Failure;
 use crate::clock::Clock;
-use crate::model::Target;
-use crate::mqtt::{Acker, Connection, Message, Topics};
+use crate::model::{Confirmation, InboundCommand, Source};
+use crate::mqtt::{Connection, Message, Topics};
 use crate::notes::Note;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 use tokio::sync::mpsc;
-
-/// Somebody wants something done.
-#[derive(Debug)]
-pub struct Instruction {
-    pub target: Target,
-    pub body: Bytes,
-    /// For how long it is wanted, if the broker knows that.
-    pub wanted_for: Option<Duration>,
-    pub acker: Acker,
-}
 
 /// Who takes them.
 #[derive(Debug, Clone)]
 pub(super) struct Taker {
-    pub taker: mpsc::Sender<Instruction>,
+    pub taker: mpsc::Sender<InboundCommand>,
     /// Larger ones are none, in bytes.
     pub max_body: usize,
 }
@@ -64,7 +53,7 @@ pub(super) struct Intake {
     topics: Topics,
     subscribing: Arc<Subscribing>,
     taker: Taker,
-    waiting: VecDeque<Instruction>,
+    waiting: VecDeque<InboundCommand>,
     /// Memory of those, in bytes.
     bytes: usize,
     left_to_broker: bool,
@@ -204,7 +193,8 @@ impl Intake {
         }
         let body = kept(&payload, self.taker.max_body);
         self.bytes += body.len() + EACH;
-        self.waiting.push_back(Instruction { target, body, wanted_for, acker });
+        let confirmation = Confirmation::new(move || acker.ack());
+        self.waiting.push_back(InboundCommand { source: Source::Mqtt, target, body, wanted_for, confirmation });
     }
 
     /// So many messages were confirmed to the broker.
@@ -227,9 +217,9 @@ impl Intake {
         }
         match self.taker.taker.reserve().await {
             Ok(room) => {
-                if let Some(instruction) = self.waiting.pop_front() {
-                    self.bytes = self.bytes.saturating_sub(instruction.body.len() + EACH);
-                    room.send(instruction);
+                if let Some(command) = self.waiting.pop_front() {
+                    self.bytes = self.bytes.saturating_sub(command.body.len() + EACH);
+                    room.send(command);
                 }
             }
             // Nobody takes any more; the broker keeps them.
@@ -260,7 +250,7 @@ mod tests {
                 payload: vec![b'x'; size].into(),
                 retained: false,
                 wanted_for: None,
-                acker: Acker::default(),
+                acker: crate::mqtt::Acker::default(),
             });
             intake.forward().await.expect("there is room");
             let body = taken.try_recv().expect("it was passed on").body;

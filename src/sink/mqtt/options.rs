@@ -34,7 +34,7 @@ pub(super) fn common(config: &config::Mqtt, client_id: &str) -> Options {
 ///
 /// # Errors
 /// If a file that it needs cannot be used.
-pub fn for_a_look(config: &config::Mqtt, gateway: &GatewayId, broker: &Broker) -> Result<Options> {
+pub(super) fn for_a_look(config: &config::Mqtt, gateway: &GatewayId, broker: &Broker) -> Result<Options> {
     let client_id = config.client_id(gateway);
     let secrets = Secrets::of(config, client_id.clone(), Duration::ZERO);
     let (tls, credentials) = (secrets.tls(broker)?, secrets.login(broker, SystemClock::new().now())?);

@@ -1,18 +1,15 @@
-//! `tidegate check --connect`: the way to each broker, and what may be done there.
+//! A look at each broker: the way there, and what may be done there.
 //!
 //! What is published is nothing that a consumer takes for news: batches without readings,
 //! empty messages of a device that is none, and messages to a topic of its own.
 
-use super::failed;
-use crate::config::{self, Broker, Config, Topics as Sorted};
-use crate::gateway;
+use super::options::for_a_look;
+use crate::config::{self, Broker, Topics as Sorted};
 use crate::model::{DeviceId, GatewayId};
 use crate::mqtt::{self, Connection, Event, Finding, Message, Options, Publish, Topics, Verdict, Version, took};
-use crate::sink::mqtt as sink;
-use anyhow::{Context, Result};
+use crate::sink::look::{Say, Visitor};
+use anyhow::Result;
 use serde_json::json;
-use std::io::Write;
-use std::process::ExitCode;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -25,55 +22,39 @@ const INBOX: usize = 1000;
 /// No device: a name that stands in topics only.
 const NOBODY: &str = "tidegate-check";
 
-/// Looks at every broker; exits with 1 if something is wrong.
-pub fn run(config: &Config, client_id: Option<&str>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let wrong = runtime.context("cannot start").and_then(|runtime| runtime.block_on(all(config, client_id)));
-    match wrong {
-        Ok(0) => {
-            print(format_args!("all is well"));
-            ExitCode::SUCCESS
-        }
-        Ok(wrong) => {
-            print(format_args!("{wrong} wrong"));
-            ExitCode::FAILURE
-        }
-        Err(why) => failed(&why),
-    }
-}
-
-fn print(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
-/// How much is wrong.
-async fn all(config: &Config, client_id: Option<&str>) -> Result<usize> {
-    let gateway = gateway::gateway_id(&config.gateway)?;
-    let nonce = format!("{:08x}", getrandom::u32().context("the system has no random numbers")?);
+/// Looks at every broker of the section at `path`. Returns how much is wrong.
+///
+/// # Errors
+/// If a broker's address is malformed, which a loaded configuration's are not.
+pub(in crate::sink) async fn look(
+    sink: &config::Mqtt,
+    path: &str,
+    visitor: &Visitor<'_>,
+    say: Say<'_>,
+) -> Result<usize> {
+    let Visitor { gateway, client_id, nonce } = *visitor;
     let mut wrong = 0;
-    for (i, sink) in config.mqtt.iter().enumerate() {
-        for url in &sink.brokers {
-            let broker: Broker = url.parse()?;
-            print(format_args!("mqtt[{i}] {}, {broker}", sink.name));
-            let mut tell = |finding: Finding| {
-                wrong += usize::from(finding.verdict == Verdict::Wrong);
-                print(format_args!("  {finding}"));
-            };
-            match options(sink, &gateway, &broker, client_id) {
-                Ok(options) => {
-                    let (topics, as_given) = (Topics::new(&sink.prefix, &gateway), client_id.is_some());
-                    let look = Look { sink, topics, gateway: &gateway, nonce: &nonce, as_given };
-                    look.at(options, &mut tell).await;
-                }
-                Err(why) => tell(Finding::wrong("files", format!("{why:#}"))),
+    for url in &sink.brokers {
+        let broker: Broker = url.parse()?;
+        say(format!("{path} {}, {broker}", sink.name));
+        let mut tell = |finding: Finding| {
+            wrong += usize::from(finding.verdict == Verdict::Wrong);
+            say(format!("  {finding}"));
+        };
+        match options(sink, gateway, &broker, client_id) {
+            Ok(options) => {
+                let (topics, as_given) = (Topics::new(&sink.prefix, gateway), client_id.is_some());
+                let look = Look { sink, topics, gateway, nonce, as_given };
+                look.at(options, &mut tell).await;
             }
+            Err(why) => tell(Finding::wrong("files", format!("{why:#}"))),
         }
     }
     Ok(wrong)
 }
 
 fn options(sink: &config::Mqtt, gateway: &GatewayId, broker: &Broker, client_id: Option<&str>) -> Result<Options> {
-    let mut options = sink::for_a_look(sink, gateway, broker)?;
+    let mut options = for_a_look(sink, gateway, broker)?;
     options.client_id = client_id.map_or_else(|| format!("{}-check", options.client_id), str::to_owned);
     options.confirm_timeout = options.connect_timeout;
     let topics = Topics::new(&sink.prefix, gateway);
