@@ -33,7 +33,7 @@ const MOST_PACKETS: usize = 60_000;
 const SPARE: usize = 8;
 
 #[derive(Debug)]
-pub(super) struct Client {
+pub struct Client {
     codec: Codec,
     /// To be written.
     out: BytesMut,
@@ -71,7 +71,7 @@ pub(super) struct Client {
 
 /// What the driver is to know of a packet.
 #[derive(Debug)]
-pub(super) enum Seen {
+pub enum Seen {
     Connected,
     Event(Event),
     /// With the id of its packet; 0 if it wants no confirmation.
@@ -149,7 +149,7 @@ impl Client {
     }
 
     /// What is known of link and broker.
-    pub fn pacing(&self) -> &Pacing {
+    pub(super) fn pacing(&self) -> &Pacing {
         &self.pacing
     }
 

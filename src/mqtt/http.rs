@@ -1,7 +1,7 @@
 //! As much of HTTP/1.1 as a connection begins with: one request without a body, and the head of
 //! its answer.
 
-use super::reason::quoted;
+use super::reason::{quoted, shown};
 use crate::backoff::Failure;
 use crate::files;
 use std::io;
@@ -88,7 +88,7 @@ fn head(came: &[u8]) -> Result<Option<Answer>, httparse::Error> {
     let mut parsed = httparse::Response::new(&mut room);
     let httparse::Status::Complete(length) = parsed.parse(came)? else { return Ok(None) };
     let status = parsed.code.unwrap_or_default();
-    let line = format!("HTTP {status} {}", parsed.reason.unwrap_or_default().escape_debug());
+    let line = format!("HTTP {status} {}", shown(parsed.reason.unwrap_or_default()));
     let headers = parsed
         .headers
         .iter()

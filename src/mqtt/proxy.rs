@@ -2,12 +2,13 @@
 
 use super::http::{Answer, ask, authority};
 use super::percent::percent_decoded;
+use super::reason::shown;
 use crate::backoff::Failure;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::fmt;
 use std::net::IpAddr;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Where a proxy is, and what it is shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -28,7 +29,12 @@ impl fmt::Debug for Proxy {
 ///
 /// # Errors
 /// If it does not.
-pub(super) async fn tunnel(stream: &mut TcpStream, proxy: &Proxy, host: &str, port: u16) -> Result<(), Failure> {
+pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    proxy: &Proxy,
+    host: &str,
+    port: u16,
+) -> Result<(), Failure> {
     let (to, of_proxy) = (authority(host, port), authority(&proxy.host, proxy.port));
     let login = proxy.login.as_ref().map(|(user, password)| {
         format!("Proxy-Authorization: Basic {}\r\n", STANDARD.encode(format!("{user}:{password}")))
@@ -55,7 +61,7 @@ fn advice(answer: &Answer, with_login: bool) -> String {
             let knows_basic = schemes.is_empty() || schemes.iter().any(|scheme| scheme.eq_ignore_ascii_case("basic"));
             match (knows_basic, with_login) {
                 (false, _) => {
-                    format!("; it wants {}, and only Basic is known here", schemes.join(" or ").escape_debug())
+                    format!("; it wants {}, and only Basic is known here", shown(&schemes.join(" or ")))
                 }
                 (true, true) => "; check proxy_username and proxy_password_file".to_owned(),
                 (true, false) => "; give proxy_username and proxy_password_file".to_owned(),

@@ -2,6 +2,7 @@
 //! binary messages. How bytes are cut into messages means nothing.
 
 use super::http::{Answer, ask};
+use super::reason::shown;
 use super::transport::Request;
 use crate::backoff::Failure;
 use crate::wire::websocket::{self as frame, Event, Kind, Reader, Violation};
@@ -22,7 +23,7 @@ const NORMAL: u16 = 1000;
 const NOT_TOLD: u16 = 1005;
 
 /// A WebSocket as the stream of what its binary messages hold.
-pub(super) struct Socket<S> {
+pub struct Socket<S> {
     io: S,
     reader: Reader,
     /// What came and is not passed on yet.
@@ -43,7 +44,7 @@ pub(super) struct Ended(pub String);
 ///
 /// # Errors
 /// If there comes none of it.
-pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     mut io: S,
     request: &Request,
     host: &str,
@@ -86,7 +87,7 @@ fn agreed(answer: &Answer, key: &str, request: &Request) -> Result<(), Failure> 
         None | Some("mqtt") => Ok(()),
         Some(other) => Err(failed(format!(
             "the WebSocket there is for \"{}\", not for MQTT; check the path in `brokers`",
-            other.escape_debug()
+            shown(other)
         ))),
     }
 }
@@ -153,7 +154,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
                 // As if the connection had ended.
                 Some((NORMAL | NOT_TOLD, why)) if why.is_empty() => return Poll::Ready(Ok(())),
                 Some((code, why)) => {
-                    let what = format!("the broker closed the WebSocket: code {code} \"{}\"", why.escape_debug());
+                    let what = format!("the broker closed the WebSocket: code {code} \"{}\"", shown(why));
                     return Poll::Ready(Err(io::Error::other(Ended(what))));
                 }
                 None => {}
