@@ -35,6 +35,7 @@ mod log;
 mod logging;
 mod memory;
 mod messages;
+mod metrics;
 mod notes;
 mod pauses;
 mod presence;
