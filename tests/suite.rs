@@ -37,6 +37,7 @@ mod memory;
 mod messages;
 mod metrics;
 mod notes;
+mod packets;
 mod pauses;
 mod presence;
 mod protobuf;
