@@ -46,11 +46,13 @@ pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin>(
         return match answer.behind.is_empty() {
             // Neither TLS nor MQTT nor HTTP begins with the server.
             true => Ok(()),
-            false => Err(failed(format!("the proxy {of_proxy} sent something of its own into the tunnel to {to}"))),
+            false => Err(Failure::transient(format!(
+                "the proxy {of_proxy} sent something of its own into the tunnel to {to}"
+            ))),
         };
     }
     let advice = advice(&answer, proxy.login.is_some());
-    Err(failed(format!("the proxy {of_proxy} refuses a tunnel to {to}: {}{advice}", answer.said())))
+    Err(Failure::transient(format!("the proxy {of_proxy} refuses a tunnel to {to}: {}{advice}", answer.said())))
 }
 
 fn advice(answer: &Answer, with_login: bool) -> String {
@@ -74,10 +76,6 @@ fn advice(answer: &Answer, with_login: bool) -> String {
         502..=504 => "; it could not reach the broker itself".to_owned(),
         _ => String::new(),
     }
-}
-
-fn failed(what: String) -> Failure {
-    Failure { what, permanent: false }
 }
 
 /// The proxy that the environment names for a connection to `host`: `HTTPS_PROXY`, else

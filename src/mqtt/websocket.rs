@@ -50,7 +50,7 @@ pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     host: &str,
 ) -> Result<Socket<S>, Failure> {
     let mut key = [0; 16];
-    getrandom::fill(&mut key).map_err(|_| failed("the system has no random numbers".to_owned()))?;
+    getrandom::fill(&mut key).map_err(|_| Failure::transient("the system has no random numbers".to_owned()))?;
     let key = STANDARD.encode(key);
     let more: String = request.headers.iter().map(|header| format!("{}: {}\r\n", header.name, header.value)).collect();
     let asked = format!(
@@ -63,7 +63,9 @@ pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     let mut socket =
         Socket { io, reader: Reader::of_server(), came: BytesMut::new(), out: Vec::new(), written: 0, closed: None };
     let mut behind = answer.behind;
-    socket.take(&mut behind).map_err(|why| failed(format!("the broker breaks the WebSocket protocol: {why}")))?;
+    socket
+        .take(&mut behind)
+        .map_err(|why| Failure::transient(format!("the broker breaks the WebSocket protocol: {why}")))?;
     Ok(socket)
 }
 
@@ -78,22 +80,20 @@ fn agreed(answer: &Answer, key: &str, request: &Request) -> Result<(), Failure> 
             _ => "",
         };
         let path = request.path.split('?').next().unwrap_or_default();
-        return Err(failed(format!("no WebSocket at {path}: {}{advice}", answer.said())));
+        return Err(Failure::transient(format!("no WebSocket at {path}: {}{advice}", answer.said())));
     }
     if answer.values("sec-websocket-accept").next() != Some(&frame::accept(key.as_bytes())) {
-        return Err(failed("what answers there agrees to a WebSocket without knowing what that is".to_owned()));
+        return Err(Failure::transient(
+            "what answers there agrees to a WebSocket without knowing what that is".to_owned(),
+        ));
     }
     match answer.values("sec-websocket-protocol").next() {
         None | Some("mqtt") => Ok(()),
-        Some(other) => Err(failed(format!(
+        Some(other) => Err(Failure::transient(format!(
             "the WebSocket there is for \"{}\", not for MQTT; check the path in `brokers`",
             shown(other)
         ))),
     }
-}
-
-fn failed(what: String) -> Failure {
-    Failure { what, permanent: false }
 }
 
 /// Nobody between here and the broker is to know what a frame's bytes will be (10.3).

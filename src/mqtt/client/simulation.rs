@@ -230,7 +230,7 @@ impl World {
             event.into_iter().for_each(|event| self.see(Seen::Event(event)));
         }
         if self.cut {
-            return Err(lost("cut"));
+            return Err(Failure::transient("cut"));
         }
         self.write();
         Ok(())
