@@ -36,6 +36,7 @@ pub use client::{Client, Seen};
 pub use connection::Connection;
 pub use message::{Acker, Event, Message, Publish};
 pub use options::Options;
+pub use pacing::Learnt;
 pub use packet::Allowance;
 pub use percent::percent_encoded;
 pub use probe::{Finding, Verdict, probe, took};

@@ -44,7 +44,8 @@ pub struct Client {
     /// When to look whether any of them is overdue, and whether that is the second look.
     look: Option<Duration>,
     doubted: bool,
-    pacing: Pacing,
+    /// What is known of link and broker.
+    pub(super) pacing: Pacing,
     /// When the owner is told that there is room again.
     room_at: Option<Duration>,
     /// Publishes that wait until more may be in flight.
@@ -146,11 +147,6 @@ impl Client {
     /// How many PUBACKs came for what is not in flight since this was asked last.
     pub fn take_unexpected(&mut self) -> u64 {
         std::mem::take(&mut self.unexpected)
-    }
-
-    /// What is known of link and broker.
-    pub(super) fn pacing(&self) -> &Pacing {
-        &self.pacing
     }
 
     fn write_publish(&mut self, token: u64, publish: Publish, now: Duration) -> Option<Event> {

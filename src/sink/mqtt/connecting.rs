@@ -66,6 +66,9 @@ impl MqttDestination {
         let mut connection = Connection::open_at(&options, *worked)
             .await
             .map_err(|refusal| Refusal { failure: failed(refusal.failure), ..refusal })?;
+        if let Some((learnt, ago)) = candidate.pace(self.status.clock.now().monotonic) {
+            connection.begin_with(learnt, ago);
+        }
         if connection.allowance().no_qos_1 {
             let what = "the broker takes QoS 0 only, with which no reading is confirmed; use another broker";
             return Err(failed(Failure::permanent(what)).into());

@@ -145,6 +145,7 @@ impl MqttLink {
     }
 
     fn lost(&mut self, mut failure: Failure) -> Failure {
+        self.fruit.learnt(self.connection.learnt());
         if let Some(left) = self.left.take() {
             return left;
         }
