@@ -12,6 +12,18 @@ pub struct Failure {
     pub permanent: bool,
 }
 
+impl Failure {
+    /// Another attempt may succeed.
+    pub fn transient(what: impl Into<String>) -> Failure {
+        Failure { what: what.into(), permanent: false }
+    }
+
+    /// No attempt succeeds until somebody changes something.
+    pub fn permanent(what: impl Into<String>) -> Failure {
+        Failure { what: what.into(), permanent: true }
+    }
+}
+
 /// The delays of one thing that is tried again and again. Pure: the caller waits.
 #[derive(Debug, Clone)]
 pub struct Backoff {

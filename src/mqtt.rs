@@ -32,14 +32,17 @@ mod websocket;
 
 pub use crate::config::MqttVersion as Version;
 pub use cause::{Cause, Refusal};
+pub use client::{Client, Seen};
 pub use connection::Connection;
 pub use message::{Acker, Event, Message, Publish};
 pub use options::Options;
+pub use pacing::Learnt;
 pub use packet::Allowance;
 pub use percent::percent_encoded;
 pub use probe::{Finding, Verdict, probe, took};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, tunnel};
 pub use reach::is_reachable;
 pub use tls::{ClientTls, TlsFiles, client_config, of_sink as tls_of};
 pub use topics::Topics;
 pub use transport::{Request, Transport};
+pub use websocket::{Socket, open as open_websocket};

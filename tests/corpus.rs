@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+#[path = "../fuzz/checks/broker.rs"]
+mod broker;
 #[path = "../fuzz/checks/certificate.rs"]
 mod certificate;
 #[path = "../fuzz/checks/config.rs"]
@@ -20,6 +22,10 @@ mod segment;
 mod session;
 #[path = "../fuzz/checks/text.rs"]
 mod text;
+#[path = "../fuzz/checks/topic.rs"]
+mod topic;
+#[path = "../fuzz/checks/upgrade.rs"]
+mod upgrade;
 
 /// Runs `check` on every file of a target's corpus.
 fn replay(target: &str, check: fn(&[u8])) {
@@ -72,6 +78,21 @@ fn the_http_server_stands_its_corpus() {
 #[test]
 fn text_messages_stand_their_corpus() {
     replay("text", text::check);
+}
+
+#[test]
+fn the_mqtt_client_stands_its_corpus() {
+    replay("broker", broker::check);
+}
+
+#[test]
+fn ways_to_a_broker_stand_their_corpus() {
+    replay("upgrade", upgrade::check);
+}
+
+#[test]
+fn topics_of_commands_stand_their_corpus() {
+    replay("topic", topic::check);
 }
 
 #[test]

@@ -2,10 +2,12 @@
 //! reason that what is confirmed is delivered.
 
 use crate::support::broker::{Broker, is_real};
+use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::script::{Manners, Script};
 use crate::support::subscriber;
 use crate::uplink::{DELIVERED, send};
+use std::time::Duration;
 use tidegate::mqtt::{Connection, Event, Publish};
 
 const STATUS: &str = "tidegate/gw/status";
@@ -66,6 +68,35 @@ async fn a_client_id_that_others_may_use_is_named() {
     let gateway = Gateway::with_broker(&script.url(), "version = \"5\"\n").started().await;
     gateway.says("another client connected with the same client id").await;
     gateway.says("; the client id here is tidegate-gw-mqtt").await;
+}
+
+#[tokio::test]
+async fn a_broker_that_delivers_what_it_confirms_is_not_talked_about() {
+    if !is_real() {
+        return;
+    }
+    // The rights that `docs/uplink.md` asks for.
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (rules, log) = (directory.path().join("acl"), directory.path().join("broker.log"));
+    std::fs::write(&rules, "topic readwrite tidegate/gw/#\n").expect("a file of rules");
+    let (rules, log) = (rules.display(), log.display());
+    let lines = format!("allow_anonymous true\nacl_file {rules}\nlog_dest file {log}\nlog_type all\n");
+    let broker = Broker::mosquitto(&lines).await;
+    let mut gateway = Gateway::with_broker(&broker.url(), "");
+    gateway.keys("[[mqtt]]", "version = \"3.1.1\"\n");
+    let gateway = gateway.started().await;
+    send(&gateway, 5).await;
+    gateway.figure_becomes(DELIVERED, |delivered| delivered == 5.0).await;
+    let back = |line: &str| line.contains("Sending PUBLISH to tidegate-gw-mqtt") && line.contains("'tidegate/gw/test'");
+    let path = directory.path().join("broker.log");
+    let came = || std::fs::read_to_string(&path).unwrap_or_default().lines().any(back);
+    eventually("the test's message comes back", async || came()).await;
+    // For as long as one that does not come back is waited for, and a little more.
+    tokio::time::sleep(Duration::from_millis(11_500)).await;
+    assert!(!gateway.log().contains("self-test"), "{}", gateway.log());
+    let (status, health) = gateway.get("/health/ready").await.expect("it answers");
+    let health: serde_json::Value = serde_json::from_str(&health).expect("JSON");
+    assert_eq!((status, &health["notes"]), (200, &serde_json::json!([])), "{health}");
 }
 
 #[tokio::test]

@@ -90,6 +90,24 @@ async fn a_device_whose_topic_is_denied_is_set_aside_and_told_and_others_go_on()
 }
 
 #[tokio::test]
+async fn a_denied_device_with_a_large_backlog_before_all_others_holds_them_up_no_longer() {
+    // Several times what is looked through for others at first.
+    const MANY: u64 = 60_000;
+    let script = Script::start(Manners { denied: Some(is_of_bad), ..Manners::default() }).await;
+    let keys = "version = \"3.1.1\"\ntopics = \"device\"\npresence = false\n";
+    let mut gateway = Gateway::with_broker("mqtt://127.0.0.1:1", keys).started().await;
+    send(&gateway, "bad", MANY).await;
+    send(&gateway, "good", 100).await;
+    gateway.terminate().await;
+    gateway.use_broker(&script.url());
+    gateway.start().await;
+    gateway.figure_becomes(DELIVERED, |delivered| delivered == 100.0).await;
+    gateway.figure_becomes(REFUSED, |refused| refused == MANY as f64).await;
+    assert_eq!(arrived(&script), all("good", 100));
+    assert!(script.look(|seen| seen.connects.len()) <= 30, "{}", gateway.log());
+}
+
+#[tokio::test]
 async fn nothing_is_set_aside_where_a_broker_takes_no_readings_at_all() {
     for (v5, version) in BOTH {
         let denied: fn(&str) -> bool = |topic| topic.ends_with("/readings");

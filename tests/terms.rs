@@ -3,6 +3,7 @@
 
 use crate::support::gateway::Gateway;
 use crate::support::script::{Manners, Script};
+use crate::support::tls::Certificates;
 use crate::support::{eventually, free_port};
 use crate::uplink::{DELIVERED, send};
 
@@ -126,6 +127,24 @@ async fn the_first_broker_of_the_list_is_returned_to_when_it_can_be_reached_agai
         });
         assert!(gateway.log().contains(&format!("returning to mqtt://127.0.0.1:{port}")), "{}", gateway.log());
     }
+}
+
+#[tokio::test]
+async fn the_first_broker_is_returned_to_once_the_certificates_are_there_that_it_needs() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.acceptor());
+    let first = Script::start(Manners { v5: true, tls, ..Manners::default() }).await;
+    let second = Script::start(Manners { v5: true, ..Manners::default() }).await;
+    let both = format!("mqtts://localhost:{}\", \"{}", first.port, second.url());
+    let [ca, late, key] = ["ca.pem", "late.pem", "client.key"].map(|name| certificates.path(name));
+    let keys = format!("return_after = \"1s\"\nca_file = {ca:?}\ncert_file = {late:?}\nkey_file = {key:?}\n");
+    let gateway = Gateway::with_broker(&both, &keys).started().await;
+    send(&gateway, 50).await;
+    gateway.figure_becomes(DELIVERED, |delivered| delivered == 50.0).await;
+    assert_eq!(second.look(|seen| seen.connects.len()), 1, "{}", gateway.log());
+    std::fs::copy(certificates.path("client.pem"), late).expect("a file");
+    eventually("it returns", async || first.look(|seen| seen.connects.len()) == 1).await;
+    assert!(gateway.log().contains("returning to mqtts://localhost"), "{}", gateway.log());
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 //!
 //! ```sh
 //! cargo test --test torture -- kills --cycles 1000 --seed 7
+//! cargo test --test torture -- kills --scripted
 //! cargo test --test torture -- outage
 //! scripts/power-cut 200
 //! cargo test --test torture -- storm
@@ -49,6 +50,8 @@ mod storm;
 mod support;
 #[path = "torture/tap.rs"]
 mod tap;
+#[path = "torture/upstream.rs"]
+mod upstream;
 
 use clap::Parser;
 use std::process::ExitCode;

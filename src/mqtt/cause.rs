@@ -56,7 +56,7 @@ pub(super) fn older_answer(packet: &[u8]) -> Option<(Failure, Cause)> {
         (reason::connect_5(Connect::UnsupportedProtocolVersion, None, None), Cause::Version)
     } else {
         let what = format!("the broker refused the connection with the code {code:#04x}");
-        (Failure { what, permanent: false }, Cause::Other)
+        (Failure::transient(what), Cause::Other)
     })
 }
 

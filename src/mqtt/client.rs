@@ -33,7 +33,7 @@ const MOST_PACKETS: usize = 60_000;
 const SPARE: usize = 8;
 
 #[derive(Debug)]
-pub(super) struct Client {
+pub struct Client {
     codec: Codec,
     /// To be written.
     out: BytesMut,
@@ -44,7 +44,8 @@ pub(super) struct Client {
     /// When to look whether any of them is overdue, and whether that is the second look.
     look: Option<Duration>,
     doubted: bool,
-    pacing: Pacing,
+    /// What is known of link and broker.
+    pub(super) pacing: Pacing,
     /// When the owner is told that there is room again.
     room_at: Option<Duration>,
     /// Publishes that wait until more may be in flight.
@@ -71,7 +72,7 @@ pub(super) struct Client {
 
 /// What the driver is to know of a packet.
 #[derive(Debug)]
-pub(super) enum Seen {
+pub enum Seen {
     Connected,
     Event(Event),
     /// With the id of its packet; 0 if it wants no confirmation.
@@ -116,7 +117,7 @@ impl Client {
     /// If more are under way than the window has room for.
     pub fn publish(&mut self, token: u64, publish: Publish, now: Duration) -> Result<Option<Event>, Failure> {
         if self.outgoing.len() + self.waiting.len() >= self.window {
-            return Err(lost("more publishes are under way than the window allows"));
+            return Err(Failure::transient("more publishes are under way than the window allows"));
         }
         if !self.is_free(now) || self.outgoing.is_due() || !self.waiting.is_empty() {
             self.waiting.push_back((token, publish));
@@ -148,17 +149,12 @@ impl Client {
         std::mem::take(&mut self.unexpected)
     }
 
-    /// What is known of link and broker.
-    pub fn pacing(&self) -> &Pacing {
-        &self.pacing
-    }
-
     fn write_publish(&mut self, token: u64, publish: Publish, now: Duration) -> Option<Event> {
         let packet = self.next_packet();
         let Some(size) = self.codec.publish(publish.clone(), packet, self.max_packet, &mut self.out) else {
             let (topic, most) = (publish.topic, self.max_packet);
             let what = format!("a publish to {topic} has more than the {most} bytes that are taken");
-            return Some(Event::Refused(token, Failure { what, permanent: true }));
+            return Some(Event::Refused(token, Failure::permanent(what)));
         };
         if self.outgoing.len() == 0 {
             self.waited_since = now;
@@ -262,8 +258,10 @@ impl Client {
                 }
                 seen.push(Seen::Connected);
             }
-            (Packet::ConnAck(_), Some(_)) => return Err(lost("the broker answered the connection twice")),
-            (_, None) => return Err(lost("the broker sent something before it accepted the connection")),
+            (Packet::ConnAck(_), Some(_)) => {
+                return Err(Failure::transient("the broker answered the connection twice"));
+            }
+            (_, None) => return Err(Failure::transient("the broker sent something before it accepted the connection")),
             (Packet::PubAck(packet, outcome), _) => self.confirmed(packet, outcome, now, seen),
             (Packet::NotNow(packet, why), _) => self.put_off(packet, &why, now),
             (Packet::SubAck(packet, outcome), _) => {
@@ -382,18 +380,20 @@ impl Client {
             && self.waited_since + self.patience(size) <= now
         {
             let (since, waiting) = (shown(now - self.waited_since), self.outgoing.len());
-            return Err(lost(&format!(
+            return Err(Failure::transient(format!(
                 "the broker is connected and did not confirm a publish for {since} ({waiting} are under way)"
             )));
         }
         let superseded = self.outgoing.superseded();
         if superseded * 2 > self.allowed() {
-            return Err(lost(&format!("the broker left {superseded} publishes unconfirmed")));
+            return Err(Failure::transient(format!("the broker left {superseded} publishes unconfirmed")));
         }
         match self.pinged {
             Some(pinged) if pinged + self.answer_within() <= now => {
                 let since = shown(now - self.read_at);
-                return Err(lost(&format!("nothing came from the broker for {since}, not even an answer to a ping")));
+                return Err(Failure::transient(format!(
+                    "nothing came from the broker for {since}, not even an answer to a ping"
+                )));
             }
             None if self.ping_due() <= now => {
                 Codec::ping(&mut self.out);
@@ -439,10 +439,6 @@ fn on_the_way(size: usize) -> Duration {
 
 /// Written buffers that are larger are given back.
 const KEPT: usize = 64 * 1024;
-
-fn lost(what: &str) -> Failure {
-    Failure { what: what.to_owned(), permanent: false }
-}
 
 #[cfg(test)]
 mod simulation;

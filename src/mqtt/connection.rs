@@ -83,7 +83,7 @@ impl Connection {
         };
         timeout(options.connect_timeout, opened).await.unwrap_or_else(|_| {
             let what = format!("no answer within {}", humantime::format_duration(options.connect_timeout));
-            Err(Failure { what, permanent: false }.into())
+            Err(Failure::transient(what).into())
         })
     }
 
@@ -370,6 +370,6 @@ impl Connection {
                 Version::V5 => " soon and gave no reason; a usual cause: another client with the same client id",
             },
         };
-        Failure { what: format!("the broker closed the connection{causes}"), permanent: false }
+        Failure::transient(format!("the broker closed the connection{causes}"))
     }
 }

@@ -81,9 +81,9 @@ pub(super) async fn upgraded(stream: Stream, options: &Options) -> Result<Stream
 /// # Errors
 /// If it is not known.
 pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
-    let found = lookup_host((host, port))
-        .await
-        .map_err(|_| failed(format!("the name {host} is not known: is there a network, and a name server?")))?;
+    let found = lookup_host((host, port)).await.map_err(|_| {
+        Failure::transient(format!("the name {host} is not known: is there a network, and a name server?"))
+    })?;
     Ok(found.collect())
 }
 
@@ -131,7 +131,7 @@ pub(super) async fn secure(
     host: &str,
 ) -> Result<TlsStream<TcpStream>, Failure> {
     let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| Failure { what: format!("{host} is no name that a certificate can be for"), permanent: true })?;
+        .map_err(|_| Failure::permanent(format!("{host} is no name that a certificate can be for")))?;
     TlsConnector::from(tls).connect(name, tcp).await.map_err(|why| no_tls(&why))
 }
 
@@ -174,31 +174,27 @@ async fn first_to_answer(addresses: &[SocketAddr], transport: &Transport) -> Res
                 Some(Ok((_, Ok(stream)))) => return Ok(stream),
                 Some(Ok((address, Err(what)))) => failures.push(format!("{address}: {what}")),
                 Some(Err(_)) => {}
-                None if failures.is_empty() => return Err(failed("the name has no address".to_owned())),
-                None => return Err(failed(failures.join(", "))),
+                None if failures.is_empty() => return Err(Failure::transient("the name has no address".to_owned())),
+                None => return Err(Failure::transient(failures.join(", "))),
             },
             () = delay => {}
         }
     }
 }
 
-fn failed(what: String) -> Failure {
-    Failure { what, permanent: false }
-}
-
 /// A connection that the network ended.
 pub(super) fn broken_off(why: &io::Error) -> Failure {
     if let Some(Ended(what)) = why.get_ref().and_then(|why| why.downcast_ref()) {
-        return failed(what.clone());
+        return Failure::transient(what.clone());
     }
     if let Some(why) = why.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>()) {
-        return failed(format!("TLS broke off: {}", pem::plain(why)));
+        return Failure::transient(format!("TLS broke off: {}", pem::plain(why)));
     }
-    failed(format!("the connection broke off: {}", files::plain(why)))
+    Failure::transient(format!("the connection broke off: {}", files::plain(why)))
 }
 
 fn no_tls(why: &io::Error) -> Failure {
-    failed(match why.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>()) {
+    Failure::transient(match why.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidMessage(_)) => {
             "what answers there does not speak TLS; if that port is not for TLS, write mqtt:// in `brokers`".to_owned()
         }

@@ -1,7 +1,7 @@
 //! As much of HTTP/1.1 as a connection begins with: one request without a body, and the head of
 //! its answer.
 
-use super::reason::quoted;
+use super::reason::{quoted, shown};
 use crate::backoff::Failure;
 use crate::files;
 use std::io;
@@ -51,9 +51,9 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
     request: &str,
     who: &str,
 ) -> Result<Answer, Failure> {
-    let failed = |what: String| Failure { what, permanent: false };
-    let broken =
-        |why: &io::Error| failed(format!("{who} closed the connection before it answered: {}", files::plain(why)));
+    let broken = |why: &io::Error| {
+        Failure::transient(format!("{who} closed the connection before it answered: {}", files::plain(why)))
+    };
     stream.write_all(request.as_bytes()).await.map_err(|why| broken(&why))?;
     stream.flush().await.map_err(|why| broken(&why))?;
     let mut came = Vec::new();
@@ -61,7 +61,7 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
         came.reserve(MAX_HEAD);
         let read = stream.read_buf(&mut came).await.map_err(|why| broken(&why))?;
         if read == 0 {
-            return Err(failed(match came.is_empty() {
+            return Err(Failure::transient(match came.is_empty() {
                 true => format!("{who} closed the connection without an answer"),
                 false => {
                     format!("{who} closed the connection in the midst of its answer, which begins {}", quoted(&came))
@@ -73,11 +73,11 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
             Ok(None) if came.len() <= MAX_HEAD => {}
             // The beginning of a TLS alert.
             _ if came.first() == Some(&0x15) => {
-                return Err(failed(format!(
+                return Err(Failure::transient(format!(
                     "{who} speaks TLS and not plain HTTP; if that port is for TLS, write wss:// in `brokers`"
                 )));
             }
-            _ => return Err(failed(format!("{who} does not speak HTTP: it says {}", quoted(&came)))),
+            _ => return Err(Failure::transient(format!("{who} does not speak HTTP: it says {}", quoted(&came)))),
         }
     }
 }
@@ -88,7 +88,7 @@ fn head(came: &[u8]) -> Result<Option<Answer>, httparse::Error> {
     let mut parsed = httparse::Response::new(&mut room);
     let httparse::Status::Complete(length) = parsed.parse(came)? else { return Ok(None) };
     let status = parsed.code.unwrap_or_default();
-    let line = format!("HTTP {status} {}", parsed.reason.unwrap_or_default().escape_debug());
+    let line = format!("HTTP {status} {}", shown(parsed.reason.unwrap_or_default()));
     let headers = parsed
         .headers
         .iter()

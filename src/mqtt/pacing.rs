@@ -38,6 +38,17 @@ const FASTEST: f64 = 5000.0;
 /// What was not sent in time may be sent at once, for so long a time.
 const CREDIT: Duration = Duration::from_millis(10);
 
+/// For so long the next connection begins with what the last one learnt.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// What one connection learnt, for the next one to the same broker.
+#[derive(Debug, Clone, Copy)]
+pub struct Learnt {
+    bytes: usize,
+    round_trip: Option<(Duration, Duration)>,
+    limit: Option<f64>,
+}
+
 /// What is known of a connection's link and broker.
 #[derive(Debug)]
 pub(super) struct Pacing {
@@ -98,9 +109,26 @@ impl Pacing {
     /// Publishes a second, if they are limited.
     pub fn limit(&self, now: Duration) -> Option<f64> {
         let (limit, since) = self.limit?;
-        let t = now.saturating_sub(since).as_secs_f64();
-        let faster = (t - 3.0).max(0.0);
-        Some(limit * (0.01 * t + 0.0025 * faster * faster).min(50.0).exp()).filter(|limit| *limit < FASTEST)
+        grown(limit, now.saturating_sub(since))
+    }
+
+    /// What the next connection may begin with.
+    pub fn learnt(&self, now: Duration) -> Learnt {
+        let round_trip = self.smoothed.map(|smoothed| (smoothed, self.deviation));
+        Learnt { bytes: self.bytes, round_trip, limit: self.limit(now) }
+    }
+
+    /// Begins at `now` with what another connection had learnt so long ago. A limit has grown since,
+    /// as it grows in use; more bytes in flight than at any beginning are found out anew.
+    pub fn begin_with(&mut self, learnt: Learnt, ago: Duration, now: Duration) {
+        if ago > REMEMBERED {
+            return;
+        }
+        self.bytes = learnt.bytes.min(FIRST);
+        if let Some((smoothed, deviation)) = learnt.round_trip {
+            (self.smoothed, self.deviation) = (Some(smoothed), deviation);
+        }
+        self.limit = learnt.limit.and_then(|limit| grown(limit, ago)).map(|limit| (limit, now));
     }
 
     /// How long a publish that was written so many times waits for its confirmation until it
@@ -204,6 +232,13 @@ impl Pacing {
         self.next = self.next.max(now + Duration::from_secs_f64(1.0 / limit));
         before.is_none()
     }
+}
+
+/// Publishes a second, if still limited, a time after it was `limit`.
+fn grown(limit: f64, after: Duration) -> Option<f64> {
+    let t = after.as_secs_f64();
+    let faster = (t - 3.0).max(0.0);
+    Some(limit * (0.01 * t + 0.0025 * faster * faster).min(50.0).exp()).filter(|limit| *limit < FASTEST)
 }
 
 #[cfg(test)]

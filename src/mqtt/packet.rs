@@ -120,11 +120,13 @@ impl Codec {
             (Ok(packet), _) => Ok(Some(packet)),
             (Err(()), None) if kind == CONNACK => {
                 let what = "the broker answered the connection with a malformed packet".to_owned();
-                Ok(Some(Packet::ConnAck(Err((broken(what), Cause::NoAnswer)))))
+                Ok(Some(Packet::ConnAck(Err((Failure::transient(what), Cause::NoAnswer)))))
             }
             // One message that makes no sense is not the connection's end.
             (Err(()), Some((topic, packet))) => Ok(Some(Packet::Unusable { topic, size, why: "is malformed", packet })),
-            (Err(()), None) => Err(broken(format!("the broker sent a packet of type {kind} that is malformed"))),
+            (Err(()), None) => {
+                Err(Failure::transient(format!("the broker sent a packet of type {kind} that is malformed")))
+            }
         }
     }
 
@@ -135,7 +137,10 @@ impl Codec {
             return Err(Codec::no_broker(input));
         }
         if kind == 0 || kind > LAST_TYPE {
-            return Err(broken(format!("the broker sent {}, which begins no packet of MQTT", quoted(input))));
+            return Err(Failure::transient(format!(
+                "the broker sent {}, which begins no packet of MQTT",
+                quoted(input)
+            )));
         }
         let mut rest = 0;
         for (i, byte) in input.iter().skip(1).take(LONGEST_HEADER - 1).enumerate() {
@@ -145,7 +150,7 @@ impl Codec {
             }
         }
         if input.len() >= LONGEST_HEADER {
-            return Err(broken("the broker sent a packet whose length is malformed".to_owned()));
+            return Err(Failure::transient("the broker sent a packet whose length is malformed".to_owned()));
         }
         Ok(None)
     }
@@ -156,13 +161,13 @@ impl Codec {
             Some(0x15 | 0x16) => "; if that port is for TLS, write mqtts:// in `brokers`".to_owned(),
             _ => format!(": it says {}", quoted(input)),
         };
-        broken(format!("what answers there does not speak MQTT{what}"))
+        Failure::transient(format!("what answers there does not speak MQTT{what}"))
     }
 
     fn pass_over(&mut self, input: &mut BytesMut, header: &Header) -> Result<Option<Packet>, Failure> {
         let (kind, size) = (header.first >> 4, header.length + header.rest);
         if kind != PUBLISH {
-            return Err(broken(format!(
+            return Err(Failure::transient(format!(
                 "the broker sent a packet of type {kind} with {size} bytes, which is too large"
             )));
         }
@@ -294,10 +299,6 @@ impl Codec {
     }
 }
 
-fn broken(what: String) -> Failure {
-    Failure { what, permanent: false }
-}
-
 /// Topic and packet id of a publish of which the beginning is there, as far as they are.
 fn named(bytes: &[u8], header: &Header) -> (String, u16) {
     let body = bytes.get(header.length..).unwrap_or_default();
@@ -327,7 +328,7 @@ fn see_4(packet: v4::Packet) -> Packet {
         v4::Packet::PubAck(ack) => Packet::PubAck(ack.pkid, Ok(())),
         v4::Packet::SubAck(ack) => {
             let refused = ack.return_codes.iter().any(|code| matches!(code, v4::SubscribeReasonCode::Failure));
-            let failure = Failure { what: "the broker refused the subscription".into(), permanent: true };
+            let failure = Failure::permanent("the broker refused the subscription");
             Packet::SubAck(ack.pkid, if refused { Err(failure) } else { Ok(()) })
         }
         v4::Packet::Publish(publish) => {

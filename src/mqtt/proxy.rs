@@ -2,12 +2,13 @@
 
 use super::http::{Answer, ask, authority};
 use super::percent::percent_decoded;
+use super::reason::shown;
 use crate::backoff::Failure;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::fmt;
 use std::net::IpAddr;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Where a proxy is, and what it is shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -28,7 +29,12 @@ impl fmt::Debug for Proxy {
 ///
 /// # Errors
 /// If it does not.
-pub(super) async fn tunnel(stream: &mut TcpStream, proxy: &Proxy, host: &str, port: u16) -> Result<(), Failure> {
+pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    proxy: &Proxy,
+    host: &str,
+    port: u16,
+) -> Result<(), Failure> {
     let (to, of_proxy) = (authority(host, port), authority(&proxy.host, proxy.port));
     let login = proxy.login.as_ref().map(|(user, password)| {
         format!("Proxy-Authorization: Basic {}\r\n", STANDARD.encode(format!("{user}:{password}")))
@@ -40,11 +46,13 @@ pub(super) async fn tunnel(stream: &mut TcpStream, proxy: &Proxy, host: &str, po
         return match answer.behind.is_empty() {
             // Neither TLS nor MQTT nor HTTP begins with the server.
             true => Ok(()),
-            false => Err(failed(format!("the proxy {of_proxy} sent something of its own into the tunnel to {to}"))),
+            false => Err(Failure::transient(format!(
+                "the proxy {of_proxy} sent something of its own into the tunnel to {to}"
+            ))),
         };
     }
     let advice = advice(&answer, proxy.login.is_some());
-    Err(failed(format!("the proxy {of_proxy} refuses a tunnel to {to}: {}{advice}", answer.said())))
+    Err(Failure::transient(format!("the proxy {of_proxy} refuses a tunnel to {to}: {}{advice}", answer.said())))
 }
 
 fn advice(answer: &Answer, with_login: bool) -> String {
@@ -55,7 +63,7 @@ fn advice(answer: &Answer, with_login: bool) -> String {
             let knows_basic = schemes.is_empty() || schemes.iter().any(|scheme| scheme.eq_ignore_ascii_case("basic"));
             match (knows_basic, with_login) {
                 (false, _) => {
-                    format!("; it wants {}, and only Basic is known here", schemes.join(" or ").escape_debug())
+                    format!("; it wants {}, and only Basic is known here", shown(&schemes.join(" or ")))
                 }
                 (true, true) => "; check proxy_username and proxy_password_file".to_owned(),
                 (true, false) => "; give proxy_username and proxy_password_file".to_owned(),
@@ -68,10 +76,6 @@ fn advice(answer: &Answer, with_login: bool) -> String {
         502..=504 => "; it could not reach the broker itself".to_owned(),
         _ => String::new(),
     }
-}
-
-fn failed(what: String) -> Failure {
-    Failure { what, permanent: false }
 }
 
 /// The proxy that the environment names for a connection to `host`: `HTTPS_PROXY`, else

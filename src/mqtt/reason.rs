@@ -14,7 +14,7 @@ const OTHER_CLIENT: &str =
 /// `what` with the broker's own words, if it had any.
 fn failure(what: String, own_words: Option<&str>, permanent: bool) -> Failure {
     let what = match own_words.filter(|words| !words.is_empty()) {
-        Some(words) => format!("{what}; the broker says \"{}\"", words.escape_debug()),
+        Some(words) => format!("{what}; the broker says \"{}\"", shown(words)),
         None => what,
     };
     Failure { what, permanent }
@@ -36,7 +36,7 @@ pub(super) fn connect_4(code: v4::ConnectReturnCode) -> Failure {
 
 /// The server that a broker names instead of itself, behind a colon.
 fn named(server: Option<&str>) -> String {
-    server.map(|server| format!(": {}", server.escape_debug())).unwrap_or_default()
+    server.map(|server| format!(": {}", shown(server))).unwrap_or_default()
 }
 
 pub(super) fn connect_5(code: Connect, own_words: Option<&str>, elsewhere: Option<&str>) -> Failure {
@@ -138,6 +138,16 @@ pub(super) fn disconnect(code: End, told: Option<&v5::DisconnectProperties>) -> 
     };
     let own_words = told.and_then(|told| told.reason_string.as_deref());
     failure(format!("the broker ended the connection: {what}"), own_words, permanent)
+}
+
+/// Text of the far end, in readable form, of which a message has only so much.
+pub(super) fn shown(text: &str) -> String {
+    const SHOWN: usize = 200;
+    let mut shown: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 /// The first line of what came, in readable form.

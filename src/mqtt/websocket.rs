@@ -2,6 +2,7 @@
 //! binary messages. How bytes are cut into messages means nothing.
 
 use super::http::{Answer, ask};
+use super::reason::shown;
 use super::transport::Request;
 use crate::backoff::Failure;
 use crate::wire::websocket::{self as frame, Event, Kind, Reader, Violation};
@@ -22,7 +23,7 @@ const NORMAL: u16 = 1000;
 const NOT_TOLD: u16 = 1005;
 
 /// A WebSocket as the stream of what its binary messages hold.
-pub(super) struct Socket<S> {
+pub struct Socket<S> {
     io: S,
     reader: Reader,
     /// What came and is not passed on yet.
@@ -43,13 +44,13 @@ pub(super) struct Ended(pub String);
 ///
 /// # Errors
 /// If there comes none of it.
-pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     mut io: S,
     request: &Request,
     host: &str,
 ) -> Result<Socket<S>, Failure> {
     let mut key = [0; 16];
-    getrandom::fill(&mut key).map_err(|_| failed("the system has no random numbers".to_owned()))?;
+    getrandom::fill(&mut key).map_err(|_| Failure::transient("the system has no random numbers".to_owned()))?;
     let key = STANDARD.encode(key);
     let more: String = request.headers.iter().map(|header| format!("{}: {}\r\n", header.name, header.value)).collect();
     let asked = format!(
@@ -62,7 +63,9 @@ pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     let mut socket =
         Socket { io, reader: Reader::of_server(), came: BytesMut::new(), out: Vec::new(), written: 0, closed: None };
     let mut behind = answer.behind;
-    socket.take(&mut behind).map_err(|why| failed(format!("the broker breaks the WebSocket protocol: {why}")))?;
+    socket
+        .take(&mut behind)
+        .map_err(|why| Failure::transient(format!("the broker breaks the WebSocket protocol: {why}")))?;
     Ok(socket)
 }
 
@@ -77,22 +80,20 @@ fn agreed(answer: &Answer, key: &str, request: &Request) -> Result<(), Failure> 
             _ => "",
         };
         let path = request.path.split('?').next().unwrap_or_default();
-        return Err(failed(format!("no WebSocket at {path}: {}{advice}", answer.said())));
+        return Err(Failure::transient(format!("no WebSocket at {path}: {}{advice}", answer.said())));
     }
     if answer.values("sec-websocket-accept").next() != Some(&frame::accept(key.as_bytes())) {
-        return Err(failed("what answers there agrees to a WebSocket without knowing what that is".to_owned()));
+        return Err(Failure::transient(
+            "what answers there agrees to a WebSocket without knowing what that is".to_owned(),
+        ));
     }
     match answer.values("sec-websocket-protocol").next() {
         None | Some("mqtt") => Ok(()),
-        Some(other) => Err(failed(format!(
+        Some(other) => Err(Failure::transient(format!(
             "the WebSocket there is for \"{}\", not for MQTT; check the path in `brokers`",
-            other.escape_debug()
+            shown(other)
         ))),
     }
-}
-
-fn failed(what: String) -> Failure {
-    Failure { what, permanent: false }
 }
 
 /// Nobody between here and the broker is to know what a frame's bytes will be (10.3).
@@ -153,7 +154,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
                 // As if the connection had ended.
                 Some((NORMAL | NOT_TOLD, why)) if why.is_empty() => return Poll::Ready(Ok(())),
                 Some((code, why)) => {
-                    let what = format!("the broker closed the WebSocket: code {code} \"{}\"", why.escape_debug());
+                    let what = format!("the broker closed the WebSocket: code {code} \"{}\"", shown(why));
                     return Poll::Ready(Err(io::Error::other(Ended(what))));
                 }
                 None => {}

@@ -29,7 +29,7 @@ use crate::config::{self, Encoding, Profile};
 use crate::credentials::Credential;
 use crate::device::Registry;
 use crate::model::{Epochs, InboundCommand, Numbered, Seq};
-use crate::mqtt::{Options, Publish, Topics};
+use crate::mqtt::{Publish, Topics};
 use crate::notes::{Note, Notes};
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
@@ -37,6 +37,7 @@ use bytes::Bytes;
 use candidates::{Candidate, Fruit};
 use commands::{Subscribing, Taker};
 use link::Client;
+use options::Ways;
 use secrets::Secrets;
 use serde_json::json;
 use status::Status;
@@ -57,9 +58,7 @@ pub struct MqttDestination {
     last: Option<(usize, Fruit)>,
     /// What is asked of a broker first.
     wanted: Wanted,
-    /// What is the same for all brokers.
-    options: Options,
-    secrets: Secrets,
+    ways: Ways,
     /// Readings of each device go to a topic of its own.
     by_device: bool,
     encoding: Encoding,
@@ -116,9 +115,11 @@ impl MqttDestination {
             candidates: config.brokers.iter().map(candidate).collect::<Result<_>>()?,
             last: None,
             wanted: Wanted { version: config.version(), retain: config.retains() },
-            options: options::common(config, &client_id),
-            client: Client::new(client_id.clone()),
-            secrets: Secrets::of(config, client_id, clock.now().monotonic),
+            ways: Ways {
+                common: options::common(config, &client_id),
+                secrets: Arc::new(Secrets::of(config, client_id.clone(), clock.now().monotonic)),
+            },
+            client: Client::new(client_id),
             by_device: config.topics == config::Topics::Device,
             encoding: config.encoding,
             replay_after: config.replay_after,
@@ -136,15 +137,15 @@ impl MqttDestination {
     /// Takes commands, too. They wait at the broker while the gateway is away.
     /// None has more than `max_body` bytes. `note` tells if the broker lets none come.
     pub fn take_commands(&mut self, taker: mpsc::Sender<InboundCommand>, max_body: usize, note: Note) {
-        self.options.clean_session = false;
-        self.options.manual_acks = true;
+        self.ways.common.clean_session = false;
+        self.ways.common.manual_acks = true;
         let subscribing = Subscribing::new(note, self.status.clock.clone());
         self.commands = Some((Taker { taker, max_body }, Arc::new(subscribing)));
     }
 
     /// What has to be watched, if anything.
     pub fn credential(&self) -> Option<Arc<dyn Credential>> {
-        self.secrets.credential()
+        self.ways.secrets.credential()
     }
 
     /// The message with this body; if no packet of the broker's holds it, what `leave_out`

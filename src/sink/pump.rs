@@ -40,6 +40,7 @@ pub struct Pump<D> {
     pulse: Pulse,
     note: Note,
     suspicion: Suspicion,
+    searched: Option<trial::Searched>,
     /// What was set aside, and is told.
     aside: aside::Tally,
     label: SinkLabel,
@@ -113,6 +114,7 @@ impl<D: Destination> Pump<D> {
             pulse,
             note: Note::new(label.sink.clone()),
             suspicion: Suspicion::default(),
+            searched: None,
             aside: aside::Tally::new(Note::new(label.sink.clone())),
             label,
             reading_bytes: 100,

@@ -1,7 +1,7 @@
 //! A broker that enforces the documented rules of a cloud, and says which one was broken. The
 //! sources of the rules are in `docs/brokers.md`.
 
-use crate::support::script::{field, packet};
+use crate::support::script::{behind_properties, field, packet, publish, subscription};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
@@ -98,11 +98,8 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
             3 => {
                 rule(first & 0x06 == 0x02, "QoS 1")?;
                 rule(first & 0x01 == 0, "nothing retained")?;
-                let (topic, at) = field(&body, 0);
-                let topic = String::from_utf8_lossy(topic).into_owned();
+                let (topic, id, payload) = publish(&body, v5);
                 check_topic(service, &topic)?;
-                let id = [body[at], body[at + 1]];
-                let payload = &body[if v5 { at + 3 + usize::from(body[at + 2]) } else { at + 2 }..];
                 let most = match service {
                     Service::AwsIot => 128 << 10,
                     Service::AzureIotHub => 256 << 10,
@@ -110,13 +107,12 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 };
                 rule(payload.len() <= most, "the largest payload")?;
                 seen.lock().expect("no panic").taken.push((topic, payload.to_vec()));
-                vec![0x40, 2, id[0], id[1]]
+                let [high, low] = id.to_be_bytes();
+                vec![0x40, 2, high, low]
             }
             8 => {
-                let at = if v5 { 3 + usize::from(body[2]) } else { 2 };
-                let (filter, at) = field(&body, at);
-                let filter = String::from_utf8_lossy(filter).into_owned();
-                rule(body[at] & 3 <= 1, "QoS 1 at most")?;
+                let (filter, options) = subscription(&body, v5);
+                rule(options & 3 <= 1, "QoS 1 at most")?;
                 if service == Service::AzureIotHub {
                     rule(filter == format!("devices/{DEVICE}/messages/devicebound/#"), "the hub's own filter")?;
                 }
@@ -155,7 +151,7 @@ fn check_connect(service: Service, connect: &[u8], v5: bool) -> Result<Option<St
         let (bytes, at) = field(connect, at);
         (String::from_utf8_lossy(bytes).into_owned(), at)
     };
-    let properties = |at: usize| if v5 { at + 1 + usize::from(connect[at]) } else { at };
+    let properties = |at: usize| behind_properties(connect, at, v5);
     let flags = connect[7];
     let keep_alive = u16::from_be_bytes([connect[8], connect[9]]);
     let (client, mut at) = text(properties(10));

@@ -2,15 +2,17 @@
 //! TCP or TLS with client certificates.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 /// How the broker behaves.
 #[derive(Clone, Default)]
 pub struct Manners {
-    /// Speak MQTT 5 instead of 3.1.1.
+    /// Speak MQTT 5 beside 3.1.1.
     pub v5: bool,
     pub tls: Option<TlsAcceptor>,
     /// User and password to insist on; wrong ones get this CONNACK code.
@@ -54,6 +56,11 @@ pub struct Manners {
     /// More publishes than this in a second, over all connections, are discarded; with MQTT 5
     /// they are refused for the quota (0x97).
     pub most_a_second: Option<usize>,
+    /// PUBACKs come up to so much later, in any order.
+    pub late: Option<Duration>,
+    /// Of a thousand publishes so many get no PUBACK, so many end the connection.
+    pub loses: u32,
+    pub closes: u32,
 }
 
 /// What came.
@@ -158,8 +165,65 @@ pub fn field(body: &[u8], at: usize) -> (&[u8], usize) {
     (&body[at + 2..at + 2 + length], at + 2 + length)
 }
 
+/// Where that begins which follows the properties at `at`, if there are any.
+pub fn behind_properties(body: &[u8], mut at: usize, v5: bool) -> usize {
+    let (mut length, mut shift) = (0usize, 0);
+    while v5 {
+        let byte = body[at];
+        at += 1;
+        length |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte < 0x80 {
+            break;
+        }
+    }
+    at + length
+}
+
+/// Topic, packet id and payload of a publish with QoS 1.
+pub fn publish(body: &[u8], v5: bool) -> (String, u16, &[u8]) {
+    let (topic, at) = field(body, 0);
+    let id = u16::from_be_bytes([body[at], body[at + 1]]);
+    (String::from_utf8_lossy(topic).into_owned(), id, &body[behind_properties(body, at + 2, v5)..])
+}
+
+/// Filter and options of a subscription.
+pub fn subscription(body: &[u8], v5: bool) -> (String, u8) {
+    let (filter, at) = field(body, behind_properties(body, 2, v5));
+    (String::from_utf8_lossy(filter).into_owned(), body[at])
+}
+
 async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: S,
+    stream: S,
+    manners: &Manners,
+    first_connections: (Option<usize>, Option<usize>),
+    seen: &Mutex<Seen>,
+) -> Option<()> {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let (answers, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
+    let write = async {
+        while let Some(answer) = queue.recv().await {
+            if writer.write_all(&answer).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(talk(reader, Answers(answers), manners, first_connections, seen), write).0
+}
+
+/// What is to be written.
+struct Answers(mpsc::UnboundedSender<Vec<u8>>);
+
+impl Answers {
+    fn write(&self, bytes: &[u8]) {
+        // The far end may be gone, which shows in what is read.
+        let _ = self.0.send(bytes.to_vec());
+    }
+}
+
+async fn talk<R: AsyncRead + Unpin>(
+    mut stream: R,
+    answers: Answers,
     manners: &Manners,
     (drop_after, forgets): (Option<usize>, Option<usize>),
     seen: &Mutex<Seen>,
@@ -168,9 +232,10 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let (_, connect) = packet(&mut stream).await?;
     let level = connect[6];
     locked().levels.push(level);
-    if level == 5 && !manners.v5 {
+    let v5 = manners.v5 && level == 5;
+    if level == 5 && !v5 {
         if !manners.closes_at_5 {
-            stream.write_all(&[0x20, 2, 0, 1]).await.ok()?;
+            answers.write(&[0x20, 2, 0, 1]);
         }
         return None;
     }
@@ -178,35 +243,36 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     let number = locked().connects.len();
     locked().connects.push(std::time::Instant::now());
     let code = match &manners.credentials {
-        Some((user, password, code)) if !credentials_are(&connect, manners.v5, user, password) => *code,
+        Some((user, password, code)) if !credentials_are(&connect, v5, user, password) => *code,
         _ => 0,
     };
     if let Some(answer) = manners.answers.get(number) {
-        stream.write_all(answer).await.ok()?;
+        answers.write(answer);
         return None;
     }
     // With a Last Will that is to be retained.
     if connect[7] & 0x24 == 0x24 {
         locked().retained += 1;
-        if manners.retains_nothing && manners.v5 {
-            stream.write_all(&[0x20, 3, 0, 0x9a, 0]).await.ok()?;
+        if manners.retains_nothing && v5 {
+            answers.write(&[0x20, 3, 0, 0x9a, 0]);
             return None;
         }
     }
-    stream.write_all(&connack(manners, code)).await.ok()?;
+    answers.write(&connack(manners, v5, code));
     if code != 0 {
         return None;
     }
-    stream.write_all(&manners.sends).await.ok()?;
+    answers.write(&manners.sends);
     let mut came = 0;
     let mut waiting: Vec<(u16, String, Vec<u8>)> = Vec::new();
     let mut acks = 0;
+    let mut late = JoinSet::new();
     loop {
         let (first, body) = packet(&mut stream).await?;
         match first >> 4 {
             3 if first & 1 != 0 && manners.retains_nothing => {
-                if manners.v5 {
-                    stream.write_all(&[0xe0, 2, 0x9a, 0]).await.ok()?;
+                if v5 {
+                    answers.write(&[0xe0, 2, 0x9a, 0]);
                 }
                 return None;
             }
@@ -216,18 +282,14 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                     locked().too_large += 1;
                     return None;
                 }
-                let (topic, at) = field(&body, 0);
-                let topic = String::from_utf8_lossy(topic).into_owned();
-                let id = u16::from_be_bytes([body[at], body[at + 1]]);
-                // Properties are short here: one byte of length.
-                let payload = if manners.v5 { at + 3 + usize::from(body[at + 2]) } else { at + 2 };
+                let (topic, id, payload) = publish(&body, v5);
                 if manners.denied.is_some_and(|denied| denied(&topic)) {
                     locked().denied += 1;
-                    if !manners.v5 {
+                    if !v5 {
                         return None;
                     }
                     let [high, low] = id.to_be_bytes();
-                    stream.write_all(&[0x40, 3, high, low, 0x87]).await.ok()?;
+                    answers.write(&[0x40, 3, high, low, 0x87]);
                     continue;
                 }
                 came += 1;
@@ -235,13 +297,13 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                     continue;
                 }
                 if manners.most_a_second.is_some_and(|most| exceeds(most, seen)) {
-                    if manners.v5 {
+                    if v5 {
                         let [high, low] = id.to_be_bytes();
-                        stream.write_all(&[0x40, 3, high, low, 0x97]).await.ok()?;
+                        answers.write(&[0x40, 3, high, low, 0x97]);
                     }
                     continue;
                 }
-                waiting.push((id, topic, body[payload..].to_vec()));
+                waiting.push((id, topic, payload.to_vec()));
                 let most = manners.receive_maximum.map_or(usize::MAX, usize::from);
                 count_outstanding(seen, waiting.len());
                 if waiting.len() > most {
@@ -249,7 +311,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                 }
                 if manners.receive_maximum.is_some() {
                     // Whoever sends more than allowed is to be caught.
-                    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                    tokio::time::sleep(Duration::from_millis(2)).await;
                 }
                 if waiting.len() < manners.ack_backwards && !waiting[0].1.ends_with("/status") {
                     continue;
@@ -258,31 +320,45 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
                     if drop_after.is_some_and(|after| acks >= after) {
                         return None;
                     }
+                    if chance(manners.closes) {
+                        return None;
+                    }
                     acks += 1;
                     locked().acked.push((topic, payload));
                     let [high, low] = id.to_be_bytes();
+                    if chance(manners.loses) {
+                        continue;
+                    }
+                    if let Some(most) = manners.late {
+                        let (answers, after) = (answers.0.clone(), most.mul_f64(fastrand::f64()));
+                        while late.try_join_next().is_some() {}
+                        late.spawn(async move {
+                            tokio::time::sleep(after).await;
+                            let _ = answers.send(vec![0x40, 2, high, low]);
+                        });
+                        continue;
+                    }
                     match manners.refuses_publishes {
-                        true => stream.write_all(&[0x40, 3, high, low, 0x87]).await.ok()?,
-                        false => stream.write_all(&[0x40, 2, high, low]).await.ok()?,
+                        true => answers.write(&[0x40, 3, high, low, 0x87]),
+                        false => answers.write(&[0x40, 2, high, low]),
                     }
                     if manners.babbles {
-                        stream.write_all(&[0x40, 2, high, low, 0x40, 2, 0xff, low]).await.ok()?;
+                        answers.write(&[0x40, 2, high, low, 0x40, 2, 0xff, low]);
                     }
                 }
             }
             4 => locked().confirmed.push(u16::from_be_bytes([body[0], body[1]])),
             8 if manners.ends_subscribers => return None,
             8 => {
-                let at = if manners.v5 { 3 + usize::from(body[2]) } else { 2 };
-                locked().filters.push(String::from_utf8_lossy(field(&body, at).0).into_owned());
+                locked().filters.push(subscription(&body, v5).0);
                 let code = if manners.refuses_subscriptions { 0x80 } else { 1 };
-                let answer: &[u8] = match manners.v5 {
+                let answer: &[u8] = match v5 {
                     true => &[0x90, 4, body[0], body[1], 0, code],
                     false => &[0x90, 3, body[0], body[1], code],
                 };
-                stream.write_all(answer).await.ok()?;
+                answers.write(answer);
             }
-            12 => stream.write_all(&[0xd0, 0]).await.ok()?,
+            12 => answers.write(&[0xd0, 0]),
             14 => {
                 locked().left += 1;
                 return None;
@@ -295,7 +371,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
 /// Whether one publish more is too much for this second.
 fn exceeds(most: usize, seen: &Mutex<Seen>) -> bool {
     let (mut seen, now) = (seen.lock().expect("no test panicked there"), std::time::Instant::now());
-    let second = std::time::Duration::from_secs(1);
+    let second = Duration::from_secs(1);
     let taken = seen.taken_at.iter().rev().take_while(|at| now - **at < second).count();
     match taken < most {
         true => seen.taken_at.push(now),
@@ -304,13 +380,18 @@ fn exceeds(most: usize, seen: &Mutex<Seen>) -> bool {
     taken >= most
 }
 
+/// True so many times of a thousand.
+fn chance(of_a_thousand: u32) -> bool {
+    fastrand::u32(..1000) < of_a_thousand
+}
+
 fn count_outstanding(seen: &Mutex<Seen>, count: usize) {
     let mut seen = seen.lock().expect("no test panicked there");
     seen.most_outstanding = seen.most_outstanding.max(count);
 }
 
-fn connack(manners: &Manners, code: u8) -> Vec<u8> {
-    if !manners.v5 {
+fn connack(manners: &Manners, v5: bool, code: u8) -> Vec<u8> {
+    if !v5 {
         return vec![0x20, 2, 0, code];
     }
     let mut properties = Vec::new();
@@ -337,11 +418,10 @@ fn credentials_are(connect: &[u8], v5: bool, user: &str, password: &str) -> bool
     let (_, mut at) = field(connect, 0);
     let flags = connect[at + 1];
     at += 4;
-    let skip_properties = |at: usize| if v5 { at + 1 + usize::from(connect[at]) } else { at };
-    at = skip_properties(at);
+    at = behind_properties(connect, at, v5);
     at = field(connect, at).1;
     if flags & 0x04 != 0 {
-        at = skip_properties(at);
+        at = behind_properties(connect, at, v5);
         at = field(connect, at).1;
         at = field(connect, at).1;
     }

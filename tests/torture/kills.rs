@@ -4,11 +4,11 @@ use crate::fleet::{Fleet, Pace, Way};
 use crate::oracle::Oracle;
 use crate::quantile;
 use crate::settings::{self, Places};
-use crate::support::broker::Broker;
 use crate::support::free_port;
 use crate::support::process::Process;
 use crate::support::pty::Line;
 use crate::tap::{Gate, Tap};
+use crate::upstream::Upstream;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -27,6 +27,10 @@ pub struct Args {
     /// Devices over TCP; there is always one more on a serial line
     #[arg(long, default_value_t = 8)]
     devices: usize,
+    /// Brokers that confirm late, lose confirmations, close connections or take one publish at a
+    /// time, another one after each kill, in place of Mosquitto
+    #[arg(long)]
+    scripted: bool,
     /// Keep the directory also when nothing failed
     #[arg(long)]
     keep: bool,
@@ -83,7 +87,7 @@ struct Torture {
     line: Line,
     tcp: u16,
     http: u16,
-    brokers: Vec<Broker>,
+    brokers: Vec<Upstream>,
     taps: Vec<Tap>,
     /// Brokers that are down.
     down: Vec<bool>,
@@ -110,7 +114,7 @@ impl Torture {
         let oracle = Oracle::new(&SINKS);
         let (mut brokers, mut taps) = (Vec::new(), Vec::new());
         for sink in 0..SINKS.len() {
-            let broker = Broker::mosquitto("allow_anonymous true").await;
+            let broker = Upstream::start(args.scripted, &mut random).await;
             taps.push(Tap::start(broker.port(), sink, oracle.clone()).await);
             brokers.push(broker);
         }
@@ -256,6 +260,7 @@ impl Torture {
             log: &self.directory.join("log").display().to_string(),
             runtime: Some(&self.runtime.path().display().to_string()),
             brokers: &brokers,
+            are_slow: self.brokers.iter().any(Upstream::is_slow),
         };
         let durability = if self.random.bool() { "full" } else { "normal" };
         let toml = settings::draw(&places, durability, &mut self.random);
@@ -299,9 +304,9 @@ impl Torture {
     }
 
     async fn revive(&mut self, broker: usize) {
-        self.brokers[broker].resume().await;
+        let how = self.brokers[broker].resume(&mut self.random).await;
         self.down[broker] = false;
-        self.note(&format!("broker {broker} is back"));
+        self.note(&format!("broker {broker} is back, which {how}"));
     }
 
     fn unsettle_a_device(&mut self) {

@@ -201,6 +201,7 @@ impl Series {
             log: "/data/tidegate",
             runtime: None,
             brokers: &[format!("mqtt://{HOST}:{}", self.tap.port())],
+            are_slow: false,
         };
         let config = settings::draw(&places, self.durability, &mut self.random);
         self.fleet.pause(true);

@@ -11,6 +11,8 @@ pub struct Places<'a> {
     /// In memory, where what proves that the log is no old copy lies.
     pub runtime: Option<&'a str>,
     pub brokers: &'a [String],
+    /// They need much under way at a time, so that what is missing comes in a minute.
+    pub are_slow: bool,
 }
 
 /// Draws a configuration in which nothing that was acknowledged may be lost when the
@@ -44,8 +46,8 @@ pub fn draw(places: &Places, durability: &str, random: &mut Rng) -> String {
             pick(&["3.1.1", "5"]),
             pick(&["gateway", "device"]),
             pick(&["json", "postcard"]),
-            pick(&["1", "8", "32", "100"]),
-            pick(&["1KiB", "4KiB", "16KiB"]),
+            pick(if places.are_slow { &["32", "100"] } else { &["1", "8", "32", "100"] }),
+            pick(if places.are_slow { &["4KiB", "16KiB"] } else { &["1KiB", "4KiB", "16KiB"] }),
         );
     }
     toml

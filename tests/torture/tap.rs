@@ -2,7 +2,7 @@
 //! confirmed. A broker that is killed forgets what it confirmed; this does not.
 
 use crate::oracle::Oracle;
-use crate::support::script::{field, packet};
+use crate::support::script::{self, field, packet};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
@@ -102,27 +102,11 @@ async fn carry(inside: TcpStream, outside: TcpStream, sink: usize, oracle: &Orac
 }
 
 fn publish(first: u8, body: &[u8], v5: bool, outstanding: &Outstanding, oracle: &Oracle) {
-    let (topic, at) = field(body, 0);
-    let topic = String::from_utf8_lossy(topic).into_owned();
+    let (topic, id, payload) = script::publish(body, v5);
     if first & 0x06 != 0x02 || topic.is_empty() {
         return oracle.wrong(format!("not published with QoS 1 and a topic: {topic:?}"));
     }
-    let id = u16::from_be_bytes([body[at], body[at + 1]]);
-    let mut payload = at + 2;
-    if v5 {
-        let (mut length, mut shift) = (0usize, 0);
-        loop {
-            let byte = body[payload];
-            payload += 1;
-            length |= usize::from(byte & 0x7f) << shift;
-            shift += 7;
-            if byte < 0x80 {
-                break;
-            }
-        }
-        payload += length;
-    }
-    outstanding.lock().expect("no panic there").insert(id, (topic, body[payload..].to_vec()));
+    outstanding.lock().expect("no panic there").insert(id, (topic, payload.to_vec()));
 }
 
 /// Carries packets until one side ends, and shows each before it goes on.

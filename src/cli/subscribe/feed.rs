@@ -97,7 +97,7 @@ async fn subscribe(source: &Source, out: &mpsc::Sender<Fed>) -> Result<Connectio
     };
     match tokio::time::timeout(SUBSCRIBE_TIMEOUT, accepted).await {
         Ok(accepted) => accepted.map(|()| connection),
-        Err(_) => Err(Failure { what: "the broker did not answer the subscriptions".into(), permanent: false }),
+        Err(_) => Err(Failure::transient("the broker did not answer the subscriptions")),
     }
 }
 

@@ -217,7 +217,7 @@ impl World {
             && self.outstanding.len() < WINDOW
             && self.client.has_room(self.now)
         {
-            let size = self.client.pacing().batch().min(16 * 1024);
+            let size = self.client.pacing.batch().min(16 * 1024);
             let mut payload = self.next_token.to_be_bytes().to_vec();
             payload.resize(size.max(8), b'x');
             let publish = Publish { topic: "tidegate/gw/readings".into(), payload: payload.into(), ..publish() };
@@ -230,7 +230,7 @@ impl World {
             event.into_iter().for_each(|event| self.see(Seen::Event(event)));
         }
         if self.cut {
-            return Err(lost("cut"));
+            return Err(Failure::transient("cut"));
         }
         self.write();
         Ok(())

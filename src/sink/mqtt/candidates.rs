@@ -8,7 +8,7 @@ use super::reception::Reception;
 use super::statuses::Position;
 use super::terms::Terms;
 use crate::config::Broker;
-use crate::mqtt::Cause;
+use crate::mqtt::{Cause, Learnt};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -29,6 +29,8 @@ pub(super) struct Candidate {
     pub worked: Option<SocketAddr>,
     /// How it lets the gateway in.
     pub terms: Terms,
+    /// What the last connection learnt of a server's pace, and when that ended.
+    pace: Option<(Broker, Learnt, Duration)>,
     standing: Standing,
     /// Servers that the broker sends its clients to.
     elsewhere: Vec<Broker>,
@@ -49,8 +51,9 @@ pub(super) struct Fruit(Arc<Shared>);
 struct Shared {
     sent: AtomicBool,
     confirmed: AtomicBool,
-    /// Why the broker ended it.
+    /// Why the broker ended it, and what was learnt of its pace.
     cause: OnceLock<Cause>,
+    learnt: OnceLock<Learnt>,
 }
 
 impl Fruit {
@@ -62,6 +65,11 @@ impl Fruit {
     /// Something of it was confirmed.
     pub fn confirmed(&self) {
         self.0.confirmed.store(true, Ordering::Relaxed);
+    }
+
+    /// It is over, and this was learnt of the broker's pace.
+    pub fn learnt(&self, learnt: Learnt) {
+        let _ = self.0.learnt.set(learnt);
     }
 
     /// The broker ended it, for this reason.
@@ -78,6 +86,7 @@ impl Candidate {
             reception: Reception::default(),
             worked: None,
             terms: Terms::default(),
+            pace: None,
             standing: Standing::default(),
             elsewhere: Vec::new(),
         }
@@ -87,6 +96,9 @@ impl Candidate {
     pub fn ended(&mut self, fruit: &Fruit, now: Duration) {
         let (sent, confirmed) = (fruit.0.sent.load(Ordering::Relaxed), fruit.0.confirmed.load(Ordering::Relaxed));
         self.standing.ended(sent, confirmed, now);
+        if let Some(learnt) = fruit.0.learnt.get() {
+            self.pace = Some((self.target().clone(), *learnt, now));
+        }
         if let Some(cause) = fruit.0.cause.get() {
             self.learn(cause, now);
         }
@@ -110,6 +122,12 @@ impl Candidate {
     /// Where to connect: to where the broker sends its clients, or to itself.
     pub fn target(&self) -> &Broker {
         self.elsewhere.first().unwrap_or(&self.broker)
+    }
+
+    /// What was learnt of the target's pace, and how long ago.
+    pub fn pace(&self, now: Duration) -> Option<(Learnt, Duration)> {
+        let (_, learnt, at) = self.pace.as_ref().filter(|(server, ..)| server == self.target())?;
+        Some((*learnt, now.saturating_sub(*at)))
     }
 
     /// Whether that is another server.

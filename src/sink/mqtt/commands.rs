@@ -4,6 +4,7 @@
 //! here, a bounded number of them; what is more is left to the broker, which sends it
 //! again when the gateway connects again, as it does once the others are taken.
 
+use super::reception::Reception;
 use crate::backoff::Failure;
 use crate::clock::Clock;
 use crate::model::{Confirmation, InboundCommand, Source};
@@ -13,8 +14,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 /// Who takes them.
 #[derive(Debug, Clone)]
@@ -24,11 +26,10 @@ pub(super) struct Taker {
     pub max_body: usize,
 }
 
-/// What is known of all connections of one sink: how many in a row ended before the broker
-/// answered the subscription. Some brokers end the connection of a client that may not
-/// subscribe.
+/// What is known of all connections of one sink. Some brokers end the connection of a client that
+/// may not subscribe.
 pub(super) struct Subscribing {
-    unanswered: AtomicU32,
+    reception: Reception,
     /// Tells if no commands come.
     note: Note,
     clock: Arc<dyn Clock>,
@@ -36,7 +37,7 @@ pub(super) struct Subscribing {
 
 impl Subscribing {
     pub fn new(note: Note, clock: Arc<dyn Clock>) -> Subscribing {
-        Subscribing { unanswered: AtomicU32::new(0), note, clock }
+        Subscribing { reception: Reception::default(), note, clock }
     }
 
     fn is_denied(&self, why: &str) {
@@ -44,9 +45,6 @@ impl Subscribing {
             .is_down(format!("{why}; let the gateway subscribe, or set commands = false"), self.clock.now().monotonic);
     }
 }
-
-/// So many connections may end that way until one goes without commands.
-const MAX_UNANSWERED: u32 = 3;
 
 /// The commands of one connection.
 pub(super) struct Intake {
@@ -59,8 +57,12 @@ pub(super) struct Intake {
     left_to_broker: bool,
     /// Subscriptions that the broker has not answered.
     unanswered: usize,
-    /// This connection goes without any.
-    left_out: bool,
+    /// Whether it answered one on this connection.
+    answered: bool,
+    /// Until when this connection goes without any.
+    rests_until: Option<Instant>,
+    /// That is over.
+    rested: bool,
     /// Messages that were taken and are not confirmed to the broker yet.
     unconfirmed: usize,
 }
@@ -111,29 +113,46 @@ impl Intake {
             waiting: VecDeque::new(),
             bytes: 0,
             unanswered: 0,
-            left_out: false,
+            answered: false,
+            rests_until: None,
+            rested: false,
             left_to_broker: false,
             unconfirmed: 0,
         }
     }
 
-    /// Subscribes to commands, unless that ended the last connections.
+    /// Subscribes to commands, unless that ended the last connections: then after a while.
     ///
     /// # Errors
     /// If the connection is gone.
     pub fn subscribe(&mut self, connection: &mut Connection) -> Result<(), Failure> {
-        let unanswered = self.subscribing.unanswered.fetch_add(1, Ordering::Relaxed);
-        if unanswered >= MAX_UNANSWERED {
-            self.left_out = true;
-            self.subscribing.unanswered.store(MAX_UNANSWERED - 1, Ordering::Relaxed);
-            self.subscribing
-                .is_denied("the broker ends connections when the gateway subscribes to commands: none come from it");
+        if self.rests() { Ok(()) } else { self.ask(connection) }
+    }
+
+    fn rests(&mut self) -> bool {
+        if let Some(rest) = self.subscribing.reception.rest(self.subscribing.clock.now().monotonic) {
+            self.rests_until = Some(Instant::now() + rest);
+            let rest = humantime::format_duration(Duration::from_secs(rest.as_secs()));
+            self.subscribing.is_denied(&format!(
+                "the broker ends connections when the gateway subscribes to commands: none come from it for {rest}"
+            ));
             tracing::warn!(
-                "the broker ends connections when the gateway subscribes to commands; this one goes without: let the \
-                 gateway subscribe, or set commands = false"
+                "the broker ends connections when the gateway subscribes to commands; this one goes without for {rest}: \
+                 let the gateway subscribe, or set commands = false"
             );
-            return Ok(());
         }
+        self.rests_until.is_some()
+    }
+
+    /// Subscribes if that rested, and does no longer.
+    pub fn go_on(&mut self, connection: &mut Connection) {
+        // When the connection is gone, the next one does it.
+        if std::mem::take(&mut self.rested) && self.ask(connection).is_err() {
+            tracing::debug!("the connection ended before the gateway subscribed to commands");
+        }
+    }
+
+    fn ask(&mut self, connection: &mut Connection) -> Result<(), Failure> {
         let filters = self.topics.command_filters();
         let takes_all = !connection.allowance().no_wildcards;
         let (taken, refused): (Vec<_>, Vec<_>) =
@@ -150,7 +169,7 @@ impl Intake {
 
     /// Whether the broker has answered all subscriptions.
     pub fn is_subscribed(&self) -> bool {
-        self.unanswered == 0 && !self.left_out
+        self.unanswered == 0 && self.rests_until.is_none() && !self.rested
     }
 
     /// A message that is no command is being confirmed.
@@ -161,7 +180,8 @@ impl Intake {
     /// The broker answered a subscription.
     pub fn subscribed(&mut self, outcome: Result<(), Failure>) {
         self.unanswered = self.unanswered.saturating_sub(1);
-        self.subscribing.unanswered.store(0, Ordering::Relaxed);
+        self.answered = true;
+        self.subscribing.reception.confirmed();
         match outcome {
             Ok(()) => self.subscribing.note.works(),
             Err(why) => {
@@ -171,6 +191,13 @@ impl Intake {
                     "no commands will come from this broker; let the gateway subscribe, or set commands = false"
                 );
             }
+        }
+    }
+
+    /// The connection ended.
+    pub fn lost(&self) {
+        if self.unanswered > 0 && !self.answered {
+            self.subscribing.reception.lost();
         }
     }
 
@@ -202,7 +229,7 @@ impl Intake {
         self.unconfirmed = self.unconfirmed.saturating_sub(messages);
     }
 
-    /// Waits until one more is taken; for ever if none is there. Cancel-safe.
+    /// Waits until one more is taken, or subscribing rests no longer. Cancel-safe.
     ///
     /// # Errors
     /// If the rest is to be fetched by another connection.
@@ -211,9 +238,12 @@ impl Intake {
             // Not before those that were taken are confirmed, or the same would come again.
             if self.left_to_broker && self.unconfirmed == 0 {
                 let what = "more commands came at once than the broker is left with; connecting again for the rest";
-                return Err(Failure { what: what.into(), permanent: false });
+                return Err(Failure::transient(what));
             }
-            return std::future::pending().await;
+            let Some(until) = self.rests_until else { return std::future::pending().await };
+            sleep_until(until).await;
+            (self.rests_until, self.rested) = (None, true);
+            return Ok(());
         }
         match self.taker.taker.reserve().await {
             Ok(room) => {
@@ -256,6 +286,30 @@ mod tests {
             let body = taken.try_recv().expect("it was passed on").body;
             assert_eq!(body.len(), size.min(101), "{size}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_subscribing_ends_connections_it_is_tried_again_on_the_one_that_stands() {
+        let topics = Topics::new("tidegate", &GatewayId::new("gw").expect("a valid name"));
+        let subscribing = Arc::new(Subscribing::new(Note::new("mqtt"), Arc::new(SystemClock::new())));
+        let (taker, _taken) = mpsc::channel(8);
+        let intake = || Intake::new(&topics, subscribing.clone(), Taker { taker: taker.clone(), max_body: 100 });
+        for _ in 0..3 {
+            let mut lost = intake();
+            assert!(!lost.rests());
+            lost.unanswered = 1;
+            lost.lost();
+        }
+        let (mut intake, began) = (intake(), Instant::now());
+        assert!(intake.rests() && !intake.is_subscribed());
+        intake.forward().await.expect("the connection stands");
+        let rested = began.elapsed();
+        assert!(rested > Duration::from_secs(590) && rested <= Duration::from_secs(600), "{rested:?}");
+        assert!(intake.rested && !intake.is_subscribed());
+        assert!(tokio::time::timeout(Duration::from_secs(9999), intake.forward()).await.is_err(), "once");
+        intake.subscribed(Ok(()));
+        intake.lost();
+        assert!(!intake.rests());
     }
 
     #[test]

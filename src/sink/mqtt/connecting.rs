@@ -61,14 +61,17 @@ impl MqttDestination {
         let options = self
             .options(broker, asked)
             // What is missing may come any moment, and looking for it costs nobody else anything.
-            .map_err(|why| Failure { what: format!("cannot connect to {broker}: {why:#}"), permanent: false })?;
+            .map_err(|why| Failure::transient(format!("cannot connect to {broker}: {why:#}")))?;
         let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
         let mut connection = Connection::open_at(&options, *worked)
             .await
             .map_err(|refusal| Refusal { failure: failed(refusal.failure), ..refusal })?;
+        if let Some((learnt, ago)) = candidate.pace(self.status.clock.now().monotonic) {
+            connection.begin_with(learnt, ago);
+        }
         if connection.allowance().no_qos_1 {
             let what = "the broker takes QoS 0 only, with which no reading is confirmed; use another broker";
-            return Err(failed(Failure { what: what.to_owned(), permanent: true }).into());
+            return Err(failed(Failure::permanent(what)).into());
         }
         let status = self.status.retained(asked.retain && !connection.allowance().no_retain);
         let since = Instant::now();
@@ -113,7 +116,12 @@ impl MqttDestination {
             connection,
             fruit: Fruit::default(),
             has_others: self.candidates.len() > 1,
-            leaving: Leaving::new(self.preferred_to(candidate), self.return_after, self.secrets.renew_after()),
+            leaving: Leaving::new(
+                self.ways.clone(),
+                self.preferred_to(candidate),
+                self.return_after,
+                self.ways.secrets.renew_after(),
+            ),
             left: None,
             status,
             inbound,
@@ -125,26 +133,17 @@ impl MqttDestination {
     /// The options for one broker, with secrets and certificates read afresh: they
     /// may have been renewed since.
     fn options(&self, broker: &Broker, asked: Asked) -> Result<Options> {
-        let (tls, credentials) = (self.secrets.tls(broker)?, self.secrets.login(broker, self.status.clock.now())?);
+        let credentials = self.ways.secrets.login(broker, self.status.clock.now())?;
         let will = asked.will.then(|| self.status.retained(asked.retain).message("offline", Some("connection lost")));
-        let transport = self.secrets.transport(broker)?;
-        let (host, port, version) = (broker.host.clone(), broker.port, asked.version);
-        Ok(Options { host, port, tls, transport, version, credentials, will, ..self.options.clone() })
+        Ok(Options { version: asked.version, credentials, will, ..self.ways.to(broker)? })
     }
 
-    /// Those that stand before it, and can be looked at.
+    /// Those that stand before it.
     fn preferred_to(&self, candidate: &Candidate) -> Vec<Preferred> {
         let now = self.status.clock.now().monotonic;
         let before = self.candidates.iter().take_while(|one| one.broker != candidate.broker);
-        let preferred = before.filter_map(|one| {
-            let broker = &one.broker;
-            let tls = self.secrets.tls(broker).ok()?;
-            let transport = self.secrets.transport(broker).ok()?;
-            let (host, port) = (broker.host.clone(), broker.port);
-            let options = Options { host, port, tls, transport, ..self.options.clone() };
-            let (name, rests_for) = (broker.to_string(), one.rests_for(now));
-            Some(Preferred { options, worked: one.worked, name, rests_for })
-        });
-        preferred.collect()
+        before
+            .map(|one| Preferred { broker: one.broker.clone(), worked: one.worked, rests_for: one.rests_for(now) })
+            .collect()
     }
 }

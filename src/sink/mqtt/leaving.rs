@@ -1,8 +1,10 @@
 //! When a connection that works is left all the same: because a broker that stands before this
 //! one in the list can be reached again, or because what the gateway proves itself with runs out.
 
+use super::options::Ways;
 use crate::backoff::Failure;
-use crate::mqtt::{self, Options};
+use crate::config::Broker;
+use crate::mqtt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -11,11 +13,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// A broker that stands before the one that is connected.
 pub(super) struct Preferred {
-    pub options: Options,
+    pub broker: Broker,
     /// Its address that worked last.
     pub worked: Option<SocketAddr>,
-    /// As it is shown.
-    pub name: String,
     /// It is not tried before.
     pub rests_for: Duration,
 }
@@ -38,7 +38,7 @@ impl Why {
             Why::Renew => "connecting anew with a new token, before the old one expires".to_owned(),
             Why::Overdue => "the broker did not close the connection that was left".to_owned(),
         };
-        Failure { what, permanent: false }
+        Failure::transient(what)
     }
 }
 
@@ -50,6 +50,7 @@ type Search = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
 /// Tells when one connection is to be left.
 pub(super) struct Leaving {
     began: Instant,
+    ways: Ways,
     preferred: Vec<Preferred>,
     every: Duration,
     look: Option<Pin<Box<Sleep>>>,
@@ -61,13 +62,14 @@ pub(super) struct Leaving {
 impl Leaving {
     /// For a connection that begins now. Every so often those that are `preferred` are looked
     /// at; and after `renew` what it was opened with is renewed.
-    pub fn new(preferred: Vec<Preferred>, every: Duration, renew: Option<Duration>) -> Leaving {
+    pub fn new(ways: Ways, preferred: Vec<Preferred>, every: Duration, renew: Option<Duration>) -> Leaving {
         let began = Instant::now();
         let timer = |after: Duration| Box::pin(sleep_until(began + after));
         Leaving {
             look: (!preferred.is_empty()).then(|| timer(every)),
             renew: renew.map(timer),
             began,
+            ways,
             preferred,
             every,
             search: None,
@@ -103,15 +105,19 @@ impl Leaving {
         }
     }
 
-    /// Looks for the first that can be reached of those that do not rest.
+    /// Looks for the first that can be reached of those that do not rest. Of none other the files
+    /// are read.
     fn reachable(&self) -> Search {
         let up = self.began.elapsed();
         let awake = self.preferred.iter().filter(|preferred| preferred.rests_for <= up);
-        let tried: Vec<_> = awake.map(|one| (one.options.clone(), one.worked, one.name.clone())).collect();
+        let tried: Vec<_> = awake.map(|one| (one.broker.clone(), one.worked)).collect();
+        let ways = self.ways.clone();
         Box::pin(async move {
-            for (options, worked, name) in tried {
-                if mqtt::is_reachable(&options, worked).await {
-                    return Some(name);
+            for (broker, worked) in tried {
+                if let Ok(options) = ways.to(&broker)
+                    && mqtt::is_reachable(&options, worked).await
+                {
+                    return Some(broker.to_string());
                 }
             }
             None
@@ -130,17 +136,27 @@ async fn when<F: Future + ?Sized>(awaited: &mut Option<Pin<Box<F>>>) -> F::Outpu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
+    use crate::sink::mqtt::options;
+    use crate::sink::mqtt::secrets::Secrets;
+    use std::sync::Arc;
+
+    fn ways() -> Ways {
+        let sink = config::Mqtt::default();
+        let secrets = Secrets::of(&sink, "gw".to_owned(), Duration::ZERO);
+        Ways { common: options::common(&sink, "gw"), secrets: Arc::new(secrets) }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_runs_out_is_renewed_and_what_is_left_is_over_in_a_while() {
-        let mut leaving = Leaving::new(Vec::new(), Duration::from_secs(1), Some(Duration::from_secs(100)));
+        let mut leaving = Leaving::new(ways(), Vec::new(), Duration::from_secs(1), Some(Duration::from_secs(100)));
         let began = Instant::now();
         assert_eq!(leaving.due().await, Why::Renew);
         assert_eq!(began.elapsed().as_secs(), 100);
         leaving.begun();
         assert_eq!(leaving.due().await, Why::Overdue);
         assert_eq!(began.elapsed().as_secs(), 105);
-        let mut never = Leaving::new(Vec::new(), Duration::from_secs(1), None);
+        let mut never = Leaving::new(ways(), Vec::new(), Duration::from_secs(1), None);
         let waited = tokio::time::timeout(Duration::from_secs(1 << 20), never.due()).await;
         assert!(waited.is_err(), "nothing is preferred, and nothing runs out");
     }

@@ -88,6 +88,9 @@ impl Inbound {
     }
 
     fn go_on(&mut self, connection: &mut Connection) {
+        if let Some(intake) = &mut self.intake {
+            intake.go_on(connection);
+        }
         self.watch.go_on(connection, self.intake.as_ref().is_none_or(Intake::is_subscribed));
     }
 }
@@ -142,6 +145,7 @@ impl MqttLink {
     }
 
     fn lost(&mut self, mut failure: Failure) -> Failure {
+        self.fruit.learnt(self.connection.learnt());
         if let Some(left) = self.left.take() {
             return left;
         }
@@ -152,6 +156,7 @@ impl MqttLink {
         self.fruit.ended_by(cause);
         self.statuses.iter().for_each(Statuses::lost);
         self.inbound.watch.lost();
+        self.inbound.intake.iter().for_each(Intake::lost);
         self.client.ended(failure, self.since.elapsed())
     }
 }

@@ -7,7 +7,28 @@ use crate::config::{self, Broker, MqttVersion};
 use crate::model::GatewayId;
 use crate::mqtt::{Options, Transport};
 use anyhow::Result;
+use std::sync::Arc;
 use std::time::Duration;
+
+/// The ways to all brokers of one sink. Clones share the secrets.
+#[derive(Clone)]
+pub(super) struct Ways {
+    /// What is the same for all brokers.
+    pub common: Options,
+    pub secrets: Arc<Secrets>,
+}
+
+impl Ways {
+    /// The options for one broker, without credentials. Certificates and the proxy's password are
+    /// read afresh: they may have been renewed.
+    ///
+    /// # Errors
+    /// If a file that they need cannot be used.
+    pub fn to(&self, broker: &Broker) -> Result<Options> {
+        let (tls, transport) = (self.secrets.tls(broker)?, self.secrets.transport(broker)?);
+        Ok(Options { host: broker.host.clone(), port: broker.port, tls, transport, ..self.common.clone() })
+    }
+}
 
 /// What is the same for all brokers.
 pub(super) fn common(config: &config::Mqtt, client_id: &str) -> Options {
@@ -36,15 +57,8 @@ pub(super) fn common(config: &config::Mqtt, client_id: &str) -> Options {
 /// If a file that it needs cannot be used.
 pub(super) fn for_a_look(config: &config::Mqtt, gateway: &GatewayId, broker: &Broker) -> Result<Options> {
     let client_id = config.client_id(gateway);
-    let secrets = Secrets::of(config, client_id.clone(), Duration::ZERO);
-    let (tls, credentials) = (secrets.tls(broker)?, secrets.login(broker, SystemClock::new().now())?);
-    let transport = secrets.transport(broker)?;
-    Ok(Options {
-        host: broker.host.clone(),
-        port: broker.port,
-        tls,
-        transport,
-        credentials,
-        ..common(config, &client_id)
-    })
+    let secrets = Arc::new(Secrets::of(config, client_id.clone(), Duration::ZERO));
+    let ways = Ways { common: common(config, &client_id), secrets };
+    let credentials = ways.secrets.login(broker, SystemClock::new().now())?;
+    Ok(Options { credentials, ..ways.to(broker)? })
 }

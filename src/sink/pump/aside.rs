@@ -152,7 +152,7 @@ impl<D: Destination> Pump<D> {
         let piece = Piece { lane, bytes: 0, readings: 1, first, last };
         let token = transfer.flight.add(Stretch::Readings { first, last }, [piece].into_iter());
         transfer.flight.hold(token, "too_large");
-        transfer.refusals.wait(Failure { what: format!("{what}, and no smaller ones come"), permanent: true }, now);
+        transfer.refusals.wait(Failure::permanent(format!("{what}, and no smaller ones come")), now);
     }
 
     pub(super) fn confirmed(&mut self, transfer: &mut Transfer<D::Payload>, token: u64) {

@@ -3,17 +3,26 @@
 
 use super::{FETCH, Pump};
 use crate::backoff::Failure;
-use crate::model::Numbered;
+use crate::model::{DeviceId, Numbered, Seq};
 use crate::sink::flight::Stretch;
 use crate::sink::sizing::HARMLESS;
 use crate::sink::suspicion::{Passed, STEADY, Suspect};
 use crate::sink::{Budget, Destination, Link, Outcome, Part};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::timeout;
 
 /// The token of the other message; those of a flight count up from 0.
 const TRIAL: u64 = (1 << 62) - 1;
-/// How many chunks of the log are looked through for one.
+/// How many chunks of the log are looked through for one that goes anywhere. Behind these the
+/// suspect's device is passed over, however much it has.
 const CHUNKS: usize = 8;
+
+/// Behind a message to this lane, nothing up to here can stand for another.
+pub(super) struct Searched {
+    lane: Arc<str>,
+    upto: Seq,
+}
 
 impl<D: Destination> Pump<D> {
     /// If something is suspected, waits until the connection has stood for a while, and has
@@ -26,11 +35,7 @@ impl<D: Destination> Pump<D> {
         if let Ok(Outcome::Lost(why)) = timeout(STEADY, link.outcome()).await {
             return Err(why);
         }
-        let Some(Part { payload, size: bytes, .. }) =
-            self.another(&suspect, link.tells_size(), link.max_payload()).await
-        else {
-            return Ok(None);
-        };
+        let Some(Part { payload, size: bytes, .. }) = self.another(&suspect, link).await? else { return Ok(None) };
         let lane = D::lane(&payload).into();
         link.send(TRIAL, payload)?;
         loop {
@@ -43,48 +48,80 @@ impl<D: Destination> Pump<D> {
         }
     }
 
-    /// Readings other than the suspect, `most` bytes: to another lane if there are any. They are
-    /// small, or where the destination tells how large they may be, no smaller than the suspect:
-    /// there size is nothing to suspect.
-    async fn another(&mut self, suspect: &Suspect, tells_size: bool, most: usize) -> Option<Part<D::Payload>> {
-        let mut after = match suspect.stretch {
-            Stretch::Readings { last, .. } => last,
-            Stretch::Event(_) => self.cursor.position(),
+    /// Readings other than the suspect: to another lane if there are any. They are small, or where
+    /// the destination tells how large they may be, no smaller than the suspect: there size is
+    /// nothing to suspect.
+    ///
+    /// # Errors
+    /// If the connection is lost meanwhile.
+    async fn another(&mut self, suspect: &Suspect, link: &mut D::Link) -> Result<Option<Part<D::Payload>>, Failure> {
+        let (mut after, device) = match suspect.stretch {
+            Stretch::Readings { first, last } => (last, self.device_of(first).await),
+            Stretch::Event(_) => (self.cursor.position(), None),
         };
-        let (least, batch) = match tells_size {
+        let searched = self.searched.take().filter(|searched| searched.lane == suspect.lane && searched.upto > after);
+        let mut chunks = 0;
+        if let Some(searched) = searched {
+            (after, chunks) = (searched.upto, CHUNKS);
+        }
+        let (least, batch) = match link.tells_size() {
             true => (suspect.bytes, suspect.bytes.saturating_mul(2).max(HARMLESS / 2)),
             false => (0, HARMLESS / 2),
         };
-        let limit = if tells_size { usize::MAX } else { HARMLESS.max(suspect.bytes / 2) };
-        let limit = limit.min(most);
+        let limit = if link.tells_size() { usize::MAX } else { HARMLESS.max(suspect.bytes / 2) };
+        let limit = limit.min(link.max_payload());
         let budget = Budget { batch: batch.min(limit), limit };
         let now = self.clock.now();
         let mut of_same_lane = None;
-        for _ in 0..CHUNKS {
-            let chunk = self.cursor.fetch(after, FETCH).await.ok()?;
-            let end = chunk.last().map(Numbered::last).filter(|last| *last > after);
-            let Some(end) = end else { break };
+        loop {
+            // The connection has to stand, and does its part of that, however long this takes.
+            if let Ok(Outcome::Lost(why)) = timeout(Duration::ZERO, link.outcome()).await {
+                return Err(why);
+            }
+            let Ok(mut chunk) = self.cursor.fetch(after, FETCH).await else { return Ok(of_same_lane) };
+            let Some(end) = chunk.last().map(Numbered::last).filter(|last| *last > after) else {
+                return Ok(of_same_lane);
+            };
+            let is_far = chunks >= CHUNKS;
+            if is_far {
+                // Where sizes are told, what is too small now may do for the next suspect.
+                let searched = Searched { lane: suspect.lane.clone(), upto: after };
+                self.searched = Some(searched).filter(|_| !link.tells_size());
+                let Some(device) = &device else { return Ok(of_same_lane) };
+                chunk.retain(|numbered| numbered.batch.device != *device);
+            }
             while after < end {
                 let done = chunk.partition_point(|batch| batch.last() <= after);
-                match self.destination.encode(&chunk[done..], after, budget, now) {
-                    // at most its length
+                // at most its length
+                let upto = match self.destination.encode(&chunk[done..], after, budget, now) {
                     Ok(encoded) => {
-                        after = encoded.upto;
                         let may_pass = |part: &Part<D::Payload>| {
                             part.size >= least && !self.suspicion.denies(D::lane(&part.payload), now.monotonic)
                         };
                         for part in encoded.payloads.into_iter().filter(may_pass) {
                             if *D::lane(&part.payload) != *suspect.lane {
-                                return Some(part);
+                                return Ok(Some(part));
                             }
                             of_same_lane.get_or_insert(part);
                         }
+                        // Another device's: they share one lane, and there is no other.
+                        if is_far && of_same_lane.is_some() {
+                            return Ok(of_same_lane);
+                        }
+                        encoded.upto
                     }
-                    Err(super::Unencodable::TooLarge(seq)) => after = seq,
-                    Err(super::Unencodable::Nothing) => after = end,
-                }
+                    Err(super::Unencodable::TooLarge(seq)) => seq,
+                    Err(super::Unencodable::Nothing) => end,
+                };
+                after = upto;
             }
+            chunks += 1;
         }
-        of_same_lane
+    }
+
+    /// Whose the reading is.
+    async fn device_of(&mut self, seq: Seq) -> Option<DeviceId> {
+        let chunk = self.cursor.fetch(seq.prev(), 1).await.ok()?;
+        chunk.iter().find(|numbered| numbered.last() >= seq).map(|numbered| numbered.batch.device.clone())
     }
 }

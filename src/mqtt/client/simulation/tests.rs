@@ -1,4 +1,5 @@
 use super::*;
+use crate::mqtt::pacing::Learnt;
 use proptest::prelude::*;
 
 fn version() -> impl Strategy<Value = Version> {
@@ -68,6 +69,32 @@ proptest! {
         prop_assert!(ended.is_none(), "{:?} at {:?}", ended, world.now);
         prop_assert_eq!(world.acked.len(), 300);
     }
+}
+
+/// How many publishes a broker with a limit refused in the first 20 s of a connection that began with
+/// what another had learnt so long ago, or with nothing; and how many it took.
+fn refused_at_first(learnt: Option<(Learnt, Duration)>) -> (World, usize, usize) {
+    let plan = Plan { limit: Some(100), delay: Duration::from_millis(20), ..Plan::good(Version::V5, 10_000_000) };
+    let mut world = World::new(&plan);
+    if let Some((learnt, ago)) = learnt {
+        world.client.pacing.begin_with(learnt, ago, Duration::ZERO);
+    }
+    let ended = world.run(1_000_000, Duration::from_secs(20));
+    assert!(ended.is_none(), "{ended:?}");
+    let (refused, acked) = (world.refused.len(), world.acked.len());
+    (world, refused, acked)
+}
+
+#[test]
+fn the_next_connection_to_a_broker_keeps_to_the_limit_that_the_last_one_found() {
+    let (first, refused, _) = refused_at_first(None);
+    let learnt = first.client.pacing.learnt(first.now);
+    let (_, again, acked) = refused_at_first(Some((learnt, Duration::from_secs(1))));
+    assert!(again * 2 < refused, "{again} are refused again, of {refused}");
+    assert!(acked > 20 * 80, "{acked} of 100 a second");
+    // Much later it is found out anew.
+    let (_, later, _) = refused_at_first(Some((learnt, Duration::from_secs(300))));
+    assert_eq!(later, refused);
 }
 
 #[test]
