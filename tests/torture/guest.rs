@@ -103,7 +103,7 @@ impl Guest {
             format!("if=none,id=config,format=raw,readonly=on,file={}", self.config().display()),
         ];
         command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-machine", "pc"]);
-        command.args(["-cpu", "max", "-accel", "kvm", "-accel", "tcg", "-smp", "1", "-m", "192"]);
+        command.args(["-cpu", "max", "-accel", "tcg", "-smp", "1", "-m", "192"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
         command.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]);
         for (drive, id) in drives.iter().zip(["data", "config"]) {
