@@ -478,6 +478,41 @@ fn cloud_results(cloud: &Cloud, id: &str) -> usize {
     events.len()
 }
 
+/// A crash leaves them at the broker, which sends as many at once as it likes.
+#[tokio::test]
+async fn three_hundred_commands_that_waited_over_kills_end_once_each_and_readings_go_on() {
+    let broker = Broker::start().await;
+    let mut cloud = Cloud::start(broker.port()).await;
+    let mut gateway = start(&broker, &format!("{QUICK}max_queued = 300\n")).await;
+    gateway.kill();
+    let ids: Vec<String> = (1..=300).map(|number| format!("c-{number}")).collect();
+    for id in &ids {
+        cloud.publish("tidegate/gw/command", &json!({"id": id, "name": "ping"}).to_string(), false).await;
+    }
+    gateway.start().await;
+    eventually("some have ended", async || cloud.all().len() >= 20).await;
+    gateway.kill();
+    gateway.start().await;
+    let mut pump = device(&gateway, "pump").await;
+    pump.readings(1, 1, 50).await;
+    pump.acked(50).await;
+    gateway.figure_becomes("tidegate_sink_delivered_total{sink=\"mqtt\"}", |delivered| delivered == 50.0).await;
+    let mut in_doubt = 0;
+    for id in &ids {
+        match cloud.state(id).await.as_str() {
+            "done" => {}
+            // The one that was carried out at the second kill.
+            "unreachable" => in_doubt += 1,
+            other => panic!("{id}: {other}"),
+        }
+    }
+    assert!(in_doubt <= 1, "{in_doubt} are in doubt");
+    gateway.figure_becomes("tidegate_commands_live", |live| live == 0.0).await;
+    for id in &ids {
+        assert_eq!(cloud_results(&cloud, id), 1, "{id}: {:?}", cloud.results(id));
+    }
+}
+
 #[tokio::test]
 async fn turned_off_nothing_is_taken_and_what_waited_is_rejected() {
     let broker = Broker::start().await;

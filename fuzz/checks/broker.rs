@@ -189,7 +189,7 @@ impl Owner {
         }
         assert!(self.open.len() <= MOST_UNDER_WAY);
         // Some messages take longer than others.
-        if self.next_token % 3 == 0 {
+        if self.next_token.is_multiple_of(3) {
             self.confirm_all();
         }
     }

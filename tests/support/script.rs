@@ -167,8 +167,11 @@ pub fn field(body: &[u8], at: usize) -> (&[u8], usize) {
 
 /// Where that begins which follows the properties at `at`, if there are any.
 pub fn behind_properties(body: &[u8], mut at: usize, v5: bool) -> usize {
+    if !v5 {
+        return at;
+    }
     let (mut length, mut shift) = (0usize, 0);
-    while v5 {
+    loop {
         let byte = body[at];
         at += 1;
         length |= usize::from(byte & 0x7f) << shift;
