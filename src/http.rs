@@ -80,13 +80,12 @@ pub struct Parts {
     pub registry: Registry,
     pub log: Log,
     pub commands: Handle,
+    /// Where devices come in, if they do here.
+    pub devices: Option<UpgradeSender>,
 }
 
 /// The parts, once the log is open.
 pub type Later = Arc<OnceLock<Parts>>;
-
-/// What hands WebSockets to their link, once the log is open.
-pub type Devices = Arc<OnceLock<UpgradeSender>>;
 
 /// What the server shows, to whom.
 pub struct Site {
@@ -94,8 +93,8 @@ pub struct Site {
     pub health: Arc<dyn Health>,
     pub access: Access,
     pub parts: Later,
-    /// None if devices do not connect here.
-    pub devices: Option<Devices>,
+    /// Whether devices connect here.
+    pub devices: bool,
 }
 
 /// What every request may need.
@@ -120,7 +119,7 @@ where
 fn routes(site: Shared) -> Router {
     let mut open = Router::new()
         .route("/health/live", get(|State(site): State<Shared>| async move { answer(&site.health.live()) }));
-    if site.devices.is_some() {
+    if site.devices {
         open = open.route("/ws/device", get(upgrade::device));
     }
     guarded(&site)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidegate::backoff::Failure;
 use tidegate::clock::Now;
-use tidegate::config::{ClockTrust, Config, Start, Store, Tcp};
+use tidegate::config::{ClockTrust, Config, HistoryWithin, Start, Store, Tcp};
 use tidegate::gateway::Gateway;
 use tidegate::model::{CommandState, Confirmation, InboundCommand, Numbered, Seq, Source, Target};
 use tidegate::sink::{
@@ -149,7 +149,8 @@ async fn a_gateway_whose_only_sink_is_a_file() {
     config.gateway.id = Some("gw".parse().expect("a valid name"));
     config.gateway.clock = ClockTrust::Trusted;
     config.http.listen = listen(http);
-    config.store = Store { directory: directory.join("log"), ..Store::default() };
+    let history_within = HistoryWithin::Within(Duration::from_millis(250));
+    config.store = Store { directory: directory.join("log"), history_within, ..Store::default() };
     config.tcp = vec![Tcp { listen: listen(tcp), ..Tcp::default() }];
     let sink = file_sink(directory.join("to/readings"));
     let _gateway = Gateway::start_with_sinks(config, vec![sink]).await.expect("it starts");
@@ -201,6 +202,10 @@ async fn a_kind_of_sink_that_the_program_does_not_have_goes_on_after_sigkill_whe
     eventually("some are in the file", async || written(&file).len() > 40).await;
     assert_eq!(figure(&http_at, "tidegate_sink_connected{sink=\"file\"}").await, 1.0);
     eventually("its command is on disk", async || file.with_extension("confirmed").exists()).await;
+    // The sink's place is on disk with a commit that begins after this.
+    let commits = figure(&http_at, "tidegate_commit_seconds_count").await;
+    eventually("it is on disk", async || figure(&http_at, "tidegate_commit_seconds_count").await >= commits + 2.0)
+        .await;
     gateway.kill();
     let before = written(&file).len() as u64;
     assert!(before < TOTAL, "{before}: the kill came too late");

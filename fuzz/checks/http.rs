@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tidegate::http::{self, Access, Client, Condition, Devices, Health, Site};
+use tidegate::http::{self, Access, Client, Condition, Health, Site};
 use tidegate::metrics::Metrics;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{mpsc, watch};
@@ -72,7 +72,7 @@ pub fn check(input: &[u8]) {
             metrics: Metrics::new(),
             health: Arc::new(Fine),
             access: Access::default(),
-            devices: Some(Devices::default()),
+            devices: true,
             parts: http::Later::default(),
         };
         let server = tokio::spawn(http::serve(InMemory(accepted), site, stopped));

@@ -4,6 +4,7 @@ use super::Config;
 use super::env::{CREDENTIALS, substitute};
 use super::keys::keys_of;
 use super::problem::Report;
+use super::sections::ReadSections;
 use super::{shipped, stray, wrong};
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
@@ -26,17 +27,7 @@ pub(super) fn read(text: &str, env: &dyn Fn(&str) -> Option<String>, report: &mu
     };
     let mut reader = Reader { lines, env, report, sections: BTreeMap::new() };
     reader.sort_out(root);
-    Some(Config {
-        gateway: reader.one("gateway"),
-        tcp: reader.many("tcp"),
-        serial: reader.many("serial"),
-        http: reader.one("http"),
-        devices: reader.one("devices"),
-        commands: reader.one("commands"),
-        store: reader.one("store"),
-        route: reader.many("route"),
-        mqtt: reader.many("mqtt"),
-    })
+    Some(Config::read(&mut reader))
 }
 
 struct Reader<'a, 'i> {
@@ -46,23 +37,7 @@ struct Reader<'a, 'i> {
     sections: BTreeMap<&'static str, DeValue<'i>>,
 }
 
-impl<'i> Reader<'_, 'i> {
-    /// Sets aside the sections that are known.
-    fn sort_out(&mut self, root: DeTable<'i>) {
-        let known = keys_of::<Config>();
-        let present: Vec<String> = root.keys().map(|key| key.get_ref().to_string()).collect();
-        for (key, value) in root {
-            let path = shown(key.get_ref());
-            // A key's own place is inside its header's brackets, on the same line.
-            self.report.locate(&path, self.lines.line(key.span().start));
-            match known.iter().find(|name| **name == *key.get_ref()) {
-                Some(name) => drop(self.sections.insert(name, value.into_inner())),
-                None => self.unknown("", "", key.get_ref(), known, &present),
-            }
-        }
-    }
-
-    /// A section that stands at most once, `[name]`.
+impl ReadSections for Reader<'_, '_> {
     fn one<T: DeserializeOwned + Default>(&mut self, name: &'static str) -> T {
         match self.sections.remove(name) {
             None => T::default(),
@@ -78,7 +53,6 @@ impl<'i> Reader<'_, 'i> {
         }
     }
 
-    /// A section that may stand several times, `[[name]]`.
     fn many<T: DeserializeOwned + Default>(&mut self, name: &'static str) -> Vec<T> {
         let header = format!("[[{name}]]");
         match self.sections.remove(name) {
@@ -100,6 +74,23 @@ impl<'i> Reader<'_, 'i> {
                 vec![self.section(name, &format!("{name}[0]"), table)]
             }
             Some(_) => self.no_section(name, &header),
+        }
+    }
+}
+
+impl<'i> Reader<'_, 'i> {
+    /// Sets aside the sections that are known.
+    fn sort_out(&mut self, root: DeTable<'i>) {
+        let known = keys_of::<Config>();
+        let present: Vec<String> = root.keys().map(|key| key.get_ref().to_string()).collect();
+        for (key, value) in root {
+            let path = shown(key.get_ref());
+            // A key's own place is inside its header's brackets, on the same line.
+            self.report.locate(&path, self.lines.line(key.span().start));
+            match known.iter().find(|name| **name == *key.get_ref()) {
+                Some(name) => drop(self.sections.insert(name, value.into_inner())),
+                None => self.unknown("", "", key.get_ref(), known, &present),
+            }
         }
     }
 

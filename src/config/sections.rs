@@ -2,27 +2,62 @@
 //! `config/tidegate.toml`.
 
 use super::broker::Broker;
+use super::keys::keys_of;
 use super::listener::Tcp;
 use super::{Commands, Devices, Http, Profile, Serial};
 use crate::model::GatewayId;
 use bytesize::ByteSize;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A whole configuration.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    pub gateway: Gateway,
-    pub tcp: Vec<Tcp>,
-    pub serial: Vec<Serial>,
-    pub http: Http,
-    pub devices: Devices,
-    pub commands: Commands,
-    pub store: Store,
-    pub route: Vec<Route>,
-    pub mqtt: Vec<Mqtt>,
+/// Reads sections out of a file by their names.
+pub(super) trait ReadSections {
+    /// One that stands at most once, `[name]`.
+    fn one<T: DeserializeOwned + Default>(&mut self, name: &'static str) -> T;
+
+    /// One that may stand several times, `[[name]]`.
+    fn many<T: DeserializeOwned + Default>(&mut self, name: &'static str) -> Vec<T>;
+}
+
+macro_rules! sections {
+    ($($name:ident: $number:ident $section:ty,)*) => {
+        /// A whole configuration.
+        #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Config {
+            $(pub $name: sections!(@type $number $section),)*
+        }
+
+        impl Config {
+            pub(super) fn read(reader: &mut impl ReadSections) -> Config {
+                Config { $($name: reader.$number(stringify!($name)),)* }
+            }
+
+            /// Each section's header and keys.
+            pub(super) fn sections() -> Vec<(&'static str, &'static [&'static str])> {
+                vec![$((sections!(@header $number $name), keys_of::<$section>()),)*]
+            }
+        }
+    };
+    (@type one $section:ty) => { $section };
+    (@type many $section:ty) => { Vec<$section> };
+    (@header one $name:ident) => { concat!("[", stringify!($name), "]") };
+    (@header many $name:ident) => { concat!("[[", stringify!($name), "]]") };
+}
+
+// The sections, and whether there can be several of each.
+sections! {
+    gateway: one Gateway,
+    tcp: many Tcp,
+    serial: many Serial,
+    http: one Http,
+    devices: one Devices,
+    commands: one Commands,
+    store: one Store,
+    route: many Route,
+    mqtt: many Mqtt,
 }
 
 /// `[gateway]`: the process as a whole.

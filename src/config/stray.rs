@@ -1,7 +1,7 @@
 //! What is said of a key that its section does not have.
 
-use super::keys::{closest, keys_of};
-use super::{Commands, Devices, Gateway, Http, Mqtt, Route, Serial, Store, Tcp};
+use super::Config;
+use super::keys::closest;
 
 /// What to do about a key.
 pub(super) struct Advice {
@@ -37,7 +37,7 @@ pub(super) fn advice(section: &str, key: &str, known: &[&'static str]) -> Advice
         return Advice { fix: (*how).to_owned(), meant: Some(meant) };
     }
     let homes: Vec<&str> =
-        headers().iter().filter(|(_, keys)| keys.contains(&key)).map(|(header, _)| *header).collect();
+        Config::sections().into_iter().filter(|(_, keys)| keys.contains(&key)).map(|(header, _)| header).collect();
     let near = closest(key, known);
     let fix = match (near, homes.as_slice()) {
         (Some(near), []) => format!("did you mean `{near}`?"),
@@ -48,32 +48,19 @@ pub(super) fn advice(section: &str, key: &str, known: &[&'static str]) -> Advice
     Advice { fix, meant: near }
 }
 
-/// Each section's header and keys.
-fn headers() -> [(&'static str, &'static [&'static str]); 9] {
-    [
-        ("[gateway]", keys_of::<Gateway>()),
-        ("[[tcp]]", keys_of::<Tcp>()),
-        ("[[serial]]", keys_of::<Serial>()),
-        ("[http]", keys_of::<Http>()),
-        ("[devices]", keys_of::<Devices>()),
-        ("[commands]", keys_of::<Commands>()),
-        ("[store]", keys_of::<Store>()),
-        ("[[route]]", keys_of::<Route>()),
-        ("[[mqtt]]", keys_of::<Mqtt>()),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::keys::keys_of;
 
     #[test]
     fn every_section_is_searched_and_what_is_meant_is_a_key_there() {
         let bare = |header: &str| header.trim_matches(['[', ']']).to_owned();
-        assert_eq!(headers().map(|(header, _)| bare(header)), keys_of::<Config>().to_vec().as_slice());
+        let found: Vec<_> = Config::sections().into_iter().map(|(header, _)| bare(header)).collect();
+        assert_eq!(found, keys_of::<Config>());
         for (section, names, meant, _) in ELSEWHERE {
-            let (_, keys) = headers().into_iter().find(|(header, _)| bare(header) == section).expect("a section");
+            let (_, keys) =
+                Config::sections().into_iter().find(|(header, _)| bare(header) == section).expect("a section");
             assert!(keys.contains(&meant), "{section}.{meant}");
             assert!(names.iter().all(|name| !keys.contains(name)), "{section}: {names:?}");
         }

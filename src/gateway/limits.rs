@@ -79,6 +79,15 @@ pub fn open_files(config: &mut Config) {
     }
 }
 
+/// Has whoever may be connected at one time be remembered as well.
+pub fn known_devices(config: &mut Config) {
+    let mut connections = config.tcp.iter().map(|tcp| tcp.max_connections).sum::<usize>() + config.serial.len();
+    if config.http.serves_devices() {
+        connections += config.http.max_connections;
+    }
+    config.devices.max_known = config.devices.max_known.max(connections);
+}
+
 /// How many devices each of `links` listeners can take with so many files, with the
 /// connections beyond that are told to go.
 fn affordable(files: u64, links: usize) -> usize {

@@ -1,5 +1,6 @@
 //! What the gateway does when it is commanded itself; `docs/commands.md` lists it.
 
+use super::parts::Core;
 use crate::clock::Clock;
 use crate::downlink::{Operate, Operated};
 use crate::logging::Logging;
@@ -15,16 +16,16 @@ use tokio::sync::Notify;
 
 /// Carries out commands to the gateway.
 pub struct Operator {
-    pub identity: Identity,
-    pub log: Log,
-    pub clock: Arc<dyn Clock>,
-    pub metrics: Metrics,
+    identity: Identity,
+    log: Log,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
     /// On the monotonic clock.
-    pub started: Duration,
+    started: Duration,
     /// Each sink's name, and what makes it connect anew.
-    pub sinks: Vec<(Arc<str>, Arc<Notify>)>,
+    sinks: Vec<(Arc<str>, Arc<Notify>)>,
     /// None if whoever runs the gateway logs by other means.
-    pub logging: Option<Logging>,
+    logging: Option<Logging>,
 }
 
 #[derive(Deserialize)]
@@ -68,6 +69,12 @@ fn read<T: DeserializeOwned>(name: &str, payload: Option<&str>, example: &serde_
 }
 
 impl Operator {
+    pub(super) fn new(core: &Core, sinks: Vec<(Arc<str>, Arc<Notify>)>, logging: Option<Logging>) -> Operator {
+        let Core { base, identity, log, .. } = core.clone();
+        let started = base.clock.now().monotonic;
+        Operator { identity, log, clock: base.clock, metrics: base.metrics, started, sinks, logging }
+    }
+
     fn status(&self) -> Operated {
         let now = self.clock.now();
         let sink = |(name, _): &(Arc<str>, Arc<Notify>)| {

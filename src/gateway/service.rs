@@ -1,12 +1,11 @@
 //! The gateway as a service: signals, and what systemd is told.
 
-use super::Gateway;
+use super::{Gateway, Surroundings};
 use crate::config::Config;
 use crate::http::Health;
 use crate::logging::Logging;
 use anyhow::{Context, Result};
 use sd_notify::NotifyState;
-use std::path::Path;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, interval_at};
@@ -63,8 +62,8 @@ enum Why {
 /// Starts the gateway, however long the disk is full or the log is looked through; `None` if
 /// a signal comes first.
 async fn start(config: Config, logging: &Logging, signals: &mut Signals, again: bool) -> Result<Option<Gateway>> {
-    let logging = Some(logging.clone());
-    let mut starting = std::pin::pin!(Gateway::start_with(Path::new("/"), logging, config, Vec::new(), again));
+    let surroundings = Surroundings { logging: Some(logging.clone()), again, ..Surroundings::default() };
+    let mut starting = std::pin::pin!(Gateway::start_in(surroundings, config));
     let every = watch_every();
     let mut tick = interval_at(Instant::now() + every, every);
     loop {

@@ -1,15 +1,15 @@
 //! Starts the sinks.
 
-use super::Part;
 use super::health::Watched;
+use super::parts::{Core, Part};
 use crate::config::Config;
-use crate::credentials::Credential;
-use crate::sink::{Context, Sink, kinds};
+use crate::credentials;
+use crate::model::InboundCommand;
+use crate::sink::{CommandIntake, Context, Sink, kinds};
 use crate::store::SinkCursor;
 use anyhow::{Context as _, Result, ensure};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 /// The sinks of a gateway, which run.
 pub(super) struct Sinks {
@@ -17,7 +17,8 @@ pub(super) struct Sinks {
     pub watched: Vec<Watched>,
     /// Each one's name, and what makes it connect anew.
     pub restarters: Vec<(Arc<str>, Arc<Notify>)>,
-    pub credentials: Vec<Arc<dyn Credential>>,
+    /// Commands that come by them.
+    pub commands: mpsc::Receiver<InboundCommand>,
 }
 
 /// The sinks of `config`, and `others`.
@@ -33,22 +34,34 @@ pub(super) fn all(config: &Config, others: Vec<Sink>) -> Result<Vec<Sink>> {
     Ok(all)
 }
 
-/// Starts each of `sinks` at its cursor. When they stop, what is in flight has `drain` to be
-/// confirmed.
+/// Starts each of `sinks` at its cursor.
 ///
 /// # Errors
 /// If one cannot be made of its configuration.
-pub(super) fn start(sinks: Vec<Sink>, cursors: Vec<SinkCursor>, context: &Context, drain: Duration) -> Result<Sinks> {
-    let mut started = Sinks { part: Part::new(), watched: Vec::new(), restarters: Vec::new(), credentials: Vec::new() };
+pub(super) fn start(config: &Config, sinks: Vec<Sink>, cursors: Vec<SinkCursor>, core: &Core) -> Result<Sinks> {
+    let Core { base, identity, log, registry } = core.clone();
+    let (intake, commands) = CommandIntake::new(&config.commands);
+    let context = Context {
+        identity,
+        epochs: log.epochs().clone(),
+        registry,
+        clock: base.clock.clone(),
+        metrics: base.metrics.clone(),
+        notes: base.notes.clone(),
+        commands: intake,
+    };
+    let drain = config.gateway.shutdown_timeout / 5;
+    let (mut part, mut own) = (Part::new(), Vec::new());
+    let (mut watched, mut restarters) = (Vec::new(), Vec::new());
     for (sink, cursor) in sinks.into_iter().zip(cursors) {
         let running =
-            (sink.build)(cursor, context).with_context(|| format!("cannot start the sink {:?}", sink.name))?;
+            (sink.build)(cursor, &context).with_context(|| format!("cannot start the sink {:?}", sink.name))?;
         let (name, pulse, note) = (running.name.clone(), running.pulse.clone(), running.note.clone());
-        started.restarters.push((name.clone(), running.restart.clone()));
-        started.watched.push(Watched { name, pulse, note });
-        started.credentials.extend(running.credential.clone());
-        let stop = started.part.stop.subscribe();
-        started.part.tasks.spawn(running.run(stop, drain));
+        restarters.push((name.clone(), running.restart.clone()));
+        watched.push(Watched { name, pulse, note });
+        own.extend(running.credential.clone());
+        part.spawn(|stop| running.run(stop, drain));
     }
-    Ok(started)
+    part.spawn(|stop| credentials::watch(own, base.clock, base.notes, base.metrics, stop));
+    Ok(Sinks { part, watched, restarters, commands })
 }

@@ -34,7 +34,7 @@ pub(super) async fn device(
         }
     };
     let later = |status, why: &str| ([(header::RETRY_AFTER, RETRY_AFTER)], refuse(status, why)).into_response();
-    let Some(sender) = shared.devices.as_ref().and_then(|devices| devices.get()) else {
+    let Some(sender) = shared.parts.get().and_then(|parts| parts.devices.as_ref()) else {
         let why = "the gateway's log is not open yet; try again later";
         return later(StatusCode::SERVICE_UNAVAILABLE, why);
     };
