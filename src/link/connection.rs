@@ -77,6 +77,8 @@ struct Connection<'a, S> {
     hangup: Hangup,
     /// What was read and is heard when its turn comes.
     early: Vec<u8>,
+    /// So much was read at once that there may be more: others have their turn first.
+    much: bool,
     /// Set when the gateway stops: nothing more is read.
     stop_at: Option<Duration>,
     excuses: Excuses,
@@ -120,6 +122,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         gate: Gate::Open,
         hangup: Hangup::default(),
         early: Vec::new(),
+        much: false,
         stop_at: None,
         excuses,
         last_look: false,
@@ -133,7 +136,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
             connection.say_farewell(end).await;
             return Closed::Ended;
         }
-        let paused = connection.stop_at.is_none() && connection.is_paused();
+        let paused = connection.stop_at.is_none() && connection.peer.is_backed_up();
         if connection.hangup.is_due(paused, now.monotonic) && hung_up(connection.io) {
             connection.peer.leaves().await;
             connection.peer.gone("the far end closed the connection, while nothing of what it sent could be stored");
@@ -168,12 +171,20 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                     connection.peer.place.turn().await;
                 }
             }
-            () = room => {}
+            () = room => {
+                if connection.peer.brings_much() {
+                    connection.peer.place.reading_turn().await;
+                }
+            }
             () = freed, if starved => connection.gate = Gate::Open,
             io = poll_fn(|cx| connection.poll_io(cx)) => match io {
                 Ok(true) if !connection.early.is_empty() => {
                     connection.peer.place.turn().await;
                     connection.hear();
+                }
+                Ok(true) if connection.much => {
+                    connection.much = false;
+                    connection.peer.place.reading_turn().await;
                 }
                 Ok(true) => {}
                 Ok(false) => {
@@ -224,7 +235,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         if matches!(self.gate, Gate::Rate(until) if now.monotonic >= until) {
             self.gate = Gate::Open;
         }
-        if self.is_paused() || self.gate != Gate::Open {
+        if self.peer.is_backed_up() || self.gate != Gate::Open {
             // The device is not to blame for a silence that it cannot break.
             self.peer.heard(now);
             self.partial_since = self.partial_since.map(|_| now.monotonic);
@@ -247,7 +258,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// long, nor at another look.
     fn judge(&mut self) {
         let now = self.excuse();
-        let reads = self.stop_at.is_none() && self.gate == Gate::Open && !self.is_paused();
+        let reads = self.stop_at.is_none() && self.gate == Gate::Open && !self.peer.is_backed_up();
         let late = reads && self.silence_deadline().is_some_and(|deadline| now.monotonic >= deadline);
         if !late || !std::mem::replace(&mut self.last_look, true) {
             self.last_look &= late;
@@ -327,11 +338,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         self.lease.hold(if granted { wanted } else { held });
     }
 
-    /// Whether it is the gateway that does not read.
-    fn is_paused(&self) -> bool {
-        self.peer.is_backed_up()
-    }
-
     /// When something becomes due by itself.
     fn deadline(&self, now: Duration) -> Option<Duration> {
         let ack = self.peer.ack_due(now);
@@ -339,7 +345,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             return Some(ack.map_or(stop, |ack| ack.min(stop)));
         }
         let look = (self.gate == Gate::Memory || self.frame_since.is_some()).then_some(now + LOOK_AGAIN);
-        if self.is_paused() || self.gate != Gate::Open {
+        if self.peer.is_backed_up() || self.gate != Gate::Open {
             let rate = if let Gate::Rate(until) = self.gate { Some(until) } else { None };
             return [ack, look, rate, self.peer.reassures_at(), self.hangup.due()].into_iter().flatten().min();
         }
@@ -367,7 +373,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
         let max_out = if self.lease.pool().has_room() { MAX_OUT } else { ALLOWANCE };
         let shut = self.gate != Gate::Open;
-        if self.stop_at.is_some() || shut || self.is_paused() || self.peer.out.len() > max_out {
+        if self.stop_at.is_some() || shut || self.peer.is_backed_up() || self.peer.out.len() > max_out {
             return Poll::Pending;
         }
         let readable = self.readable();
@@ -386,6 +392,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             self.early = buffer.filled().to_vec();
             self.peer.place.line_up();
         } else {
+            self.much = buffer.filled().len() >= BRIEF;
             self.take(buffer.filled());
         }
         Poll::Ready(Ok(true))
