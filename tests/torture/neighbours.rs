@@ -59,7 +59,7 @@ const BURST: u64 = 16;
 const WINDOW: u64 = 4096;
 /// From the first loud reading to the first calm one: the log is full by then.
 const QUIET: Duration = Duration::from_secs(2);
-/// What the issue of fair shares asks for: the slowest of a hundred Acks, and the least part of
+/// What fair shares come to: the slowest of a hundred Acks; beside that, the least served gets half
 /// the mean.
 const ONLINE: Duration = Duration::from_millis(50);
 const OFFLINE: Duration = Duration::from_millis(300);
@@ -81,8 +81,8 @@ pub async fn run(args: &Args) -> bool {
         ["sh".to_owned(), "-c".to_owned(), script]
     });
     gateway.launch_under(wrapper.as_ref().map_or(&[], |wrapper| wrapper), &[]);
-    gateway.figure_becomes("tidegate_link_up{link=\"tcp\"}", |_| true).await;
-    crate::support::eventually("it listens", async || gateway.get("/health/live").await.is_some()).await;
+    let link = if args.websocket { "websocket" } else { "tcp" };
+    gateway.figure_becomes(&format!("tidegate_link_up{{link=\"{link}\"}}"), |up| up == 1.0).await;
     if broker.is_some() {
         gateway.connected().await;
     }
