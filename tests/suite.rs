@@ -23,6 +23,7 @@ mod disk;
 mod end_to_end;
 mod epochs;
 mod examples;
+mod fair;
 mod file_sink;
 mod flood;
 mod golden;

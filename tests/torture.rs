@@ -10,6 +10,7 @@
 //! scripts/power-cut 200
 //! cargo test --test torture -- storm
 //! cargo test --test torture -- flood
+//! cargo test --release --test torture -- neighbours --loud 400 --calm 100
 //! cargo test --release --test torture -- commands
 //! cargo test --release --test torture -- start
 //! cargo test --test torture -- links --rate 1200
@@ -34,6 +35,8 @@ mod kills;
 mod links;
 #[path = "torture/load.rs"]
 mod load;
+#[path = "torture/neighbours.rs"]
+mod neighbours;
 #[path = "torture/oracle.rs"]
 mod oracle;
 #[path = "torture/outage.rs"]
@@ -68,6 +71,8 @@ enum Torture {
     Power(power::Args),
     /// All devices lose their connections and come back at once, while others go on.
     Storm(storm::Args),
+    /// Loud devices send as fast as they may, beside calm ones.
+    Neighbours(neighbours::Args),
     /// Thousands of connections mean no good, while others go on.
     Flood(storm::FloodArgs),
     /// How long a command takes over MQTT to a device and back, with many devices online.
@@ -76,7 +81,7 @@ enum Torture {
     Start(start::Args),
     /// How much of a slow link carries readings for the first time, and of a broker's limit.
     Links(links::Args),
-    /// What these two start as processes of their own.
+    /// What these start as processes of their own.
     #[command(subcommand, hide = true)]
     Load(load::Role),
 }
@@ -90,6 +95,7 @@ fn main() -> ExitCode {
             Torture::Outage(args) => outage::run(&args).await,
             Torture::Power(args) => power::run(&args).await,
             Torture::Storm(args) => storm::run(&args).await,
+            Torture::Neighbours(args) => neighbours::run(&args).await,
             Torture::Flood(args) => storm::flood(&args).await,
             Torture::Commands(args) => commands::run(&args).await,
             Torture::Start(args) => start::run(&args),

@@ -76,6 +76,8 @@ struct Connection<'a, S> {
     hangup: Hangup,
     /// Bytes that were read, and are decoded when the turn comes.
     early: Vec<u8>,
+    /// So much was read at once that there may be more: others have their turn first.
+    much: bool,
     /// Set when the gateway stops: nothing more is read.
     stop_at: Option<Duration>,
     excuses: Excuses,
@@ -119,6 +121,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         gate: Gate::Open,
         hangup: Hangup::default(),
         early: Vec::new(),
+        much: false,
         stop_at: None,
         excuses,
         last_look: false,
@@ -132,7 +135,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
             connection.say_farewell(end).await;
             return Closed::Ended;
         }
-        let paused = connection.stop_at.is_none() && connection.is_paused();
+        let paused = connection.stop_at.is_none() && connection.driver.is_backed_up();
         if connection.hangup.is_due(paused, now.monotonic) && hung_up(connection.io) {
             connection.driver.vacate_in_turn().await;
             connection.driver.gone("the far end closed the connection, while nothing of what it sent could be stored");
@@ -167,12 +170,20 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                     connection.driver.slot.acquire_turn().await;
                 }
             }
-            () = room => {}
+            () = room => {
+                if connection.driver.brings_much() {
+                    connection.driver.slot.acquire_read().await;
+                }
+            }
             () = freed, if starved => connection.gate = Gate::Open,
             io = poll_fn(|cx| connection.poll_io(cx)) => match io {
                 Ok(true) if !connection.early.is_empty() => {
                     connection.driver.slot.acquire_turn().await;
                     connection.hear();
+                }
+                Ok(true) if connection.much => {
+                    connection.much = false;
+                    connection.driver.slot.acquire_read().await;
                 }
                 Ok(true) => {}
                 Ok(false) => {
@@ -222,7 +233,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         if matches!(self.gate, Gate::Rate(until) if now.monotonic >= until) {
             self.gate = Gate::Open;
         }
-        if self.is_paused() || self.gate != Gate::Open {
+        if self.driver.is_backed_up() || self.gate != Gate::Open {
             // Silence is not counted while the device is not read.
             self.driver.heard(now);
             self.partial_since = self.partial_since.map(|_| now.monotonic);
@@ -245,7 +256,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// another look.
     fn on_timeout(&mut self) {
         let now = self.excuse();
-        let reads = self.stop_at.is_none() && self.gate == Gate::Open && !self.is_paused();
+        let reads = self.stop_at.is_none() && self.gate == Gate::Open && !self.driver.is_backed_up();
         let late = reads && self.silence_deadline().is_some_and(|deadline| now.monotonic >= deadline);
         if !late || !std::mem::replace(&mut self.last_look, true) {
             self.last_look &= late;
@@ -326,11 +337,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         self.lease.hold(if granted { wanted } else { held });
     }
 
-    /// Whether the gateway does not read because readings wait.
-    fn is_paused(&self) -> bool {
-        self.driver.is_backed_up()
-    }
-
     /// When the next timer is due.
     fn deadline(&self, now: Duration) -> Option<Duration> {
         let ack = self.driver.ack_due(now);
@@ -338,7 +344,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             return Some(ack.map_or(stop, |ack| ack.min(stop)));
         }
         let look = (self.gate == Gate::Memory || self.frame_since.is_some()).then_some(now + LOOK_AGAIN);
-        if self.is_paused() || self.gate != Gate::Open {
+        if self.driver.is_backed_up() || self.gate != Gate::Open {
             let rate = if let Gate::Rate(until) = self.gate { Some(until) } else { None };
             return [ack, look, rate, self.driver.reassures_at(), self.hangup.due()].into_iter().flatten().min();
         }
@@ -365,7 +371,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         }
         let max_out = if self.lease.pool().has_room() { MAX_OUT } else { ALLOWANCE };
         let shut = self.gate != Gate::Open;
-        if self.stop_at.is_some() || shut || self.is_paused() || self.driver.out.len() > max_out {
+        if self.stop_at.is_some() || shut || self.driver.is_backed_up() || self.driver.out.len() > max_out {
             return Poll::Pending;
         }
         let readable = self.readable();
@@ -384,6 +390,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             self.early = buffer.filled().to_vec();
             self.driver.slot.ready();
         } else {
+            self.much = buffer.filled().len() >= BRIEF;
             self.take(buffer.filled());
         }
         Poll::Ready(Ok(true))

@@ -39,7 +39,10 @@ pub(super) struct Policy {
 
 /// How long a full memory waits for the disk before history gives way.
 const HISTORY_WAITS: Duration = Duration::from_secs(5);
-/// One part in so many of the memory is kept for those who ask for little.
+/// Those who ask for much have an eighth of the memory, but no less than this if there is as
+/// much: whoever asks for little waits until what came before it is settled.
+const FOR_MUCH: usize = 1 << 20;
+/// One part in so many of the memory is kept for those who ask for little, however small it is.
 const FOR_LITTLE: usize = 8;
 /// Devices whose marks wait for a commit that has nothing else to write.
 const MAX_UNSAVED_MARKS: usize = 10_000;
@@ -150,7 +153,9 @@ impl Tail {
     /// Whether there is room for so many bytes beside those that are `promised`. A part of
     /// it is kept for `little` requests.
     pub fn has_room(&mut self, promised: usize, bytes: usize, little: bool, now: Duration) -> bool {
-        let spare = if little { 0 } else { self.policy.max_pending / FOR_LITTLE };
+        let most = self.policy.max_pending;
+        let for_much = (most / 8).max(FOR_MUCH).min(most - most / FOR_LITTLE);
+        let spare = if little { 0 } else { most - for_much };
         !self.short_of_seqs && self.make_room(promised, bytes, spare, now)
     }
 
@@ -645,6 +650,21 @@ mod tests {
         assert!(tail.add(batch(3..=3), None, SECOND).is_err());
         tail.reserve(Seq(3));
         assert!(tail.add(batch(3..=3), None, SECOND).is_ok());
+    }
+
+    #[test]
+    fn those_who_ask_for_much_fill_a_part_of_the_memory() {
+        let mut tail = Tail::new(Policy { max_pending: 16 << 20, ..policy() }, Seq(1), Seq(2), vec![]);
+        tail.add(batch(1..=1), None, SECOND).expect("there is room");
+        assert!(tail.has_room(0, 1 << 20, false, SECOND) && !tail.has_room(1 << 20, 1 << 20, false, SECOND));
+        assert!(tail.has_room(1 << 20, 1 << 20, true, SECOND), "but not those who ask for little");
+        assert_eq!(tail.due(), Some(Duration::ZERO), "whoever waits hastens a commit");
+        assert!(
+            tail.add(batch(2..=3), None, SECOND).is_err() && !tail.has_room(0, 1, true, SECOND),
+            "no seqs are left"
+        );
+        tail.reserve(Seq(3));
+        assert!(tail.has_room(0, 1, true, SECOND));
     }
 
     #[test]

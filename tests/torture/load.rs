@@ -1,6 +1,7 @@
 //! Processes of their own that load a gateway, or stand in for one: what is measured
 //! beside them does not share their threads.
 
+use crate::neighbours;
 use crate::support::crowd::{Crowd, Return};
 use crate::support::device::{POSTCARD, hello};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -22,6 +23,10 @@ pub enum Role {
     Strangers { address: String, kind: Kind, first: u64, beyond: u64 },
     /// Answers whatever comes: first a Welcome, then Acks.
     Server,
+    /// Devices that send as fast as they may, from when a line comes.
+    Loud { address: String, websocket: String, count: u64, seconds: u64 },
+    /// Devices that send a reading a second, from when a line comes.
+    Calm { address: String, websocket: String, count: u64, seconds: u64 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -74,10 +79,15 @@ impl Load {
 
     /// How its connections fared.
     pub fn outcome(&mut self) -> Return {
-        let line = self.line();
-        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().expect("a number"));
+        let mut numbers = self.numbers().into_iter();
         let refused = numbers.next().expect("a number");
         Return { refused, times: numbers.map(Duration::from_micros).collect() }
+    }
+
+    /// The numbers that it says next.
+    pub fn numbers(&mut self) -> Vec<u64> {
+        let line = self.line();
+        line.split_whitespace().map(|number| number.parse().expect("a number")).collect()
     }
 }
 
@@ -108,8 +118,20 @@ pub async fn run(role: Role) -> bool {
             }
         }
         Role::Server => answer().await,
+        Role::Loud { address, websocket, count, seconds } => {
+            neighbours::loud(&address, websocket == "true", count, seconds).await;
+        }
+        Role::Calm { address, websocket, count, seconds } => {
+            neighbours::calm(&address, websocket == "true", count, seconds).await;
+        }
     }
     true
+}
+
+/// Says that it is ready, and waits to be told to begin.
+pub async fn ready() {
+    println!("ready");
+    assert!(told().await, "nobody says when to begin");
 }
 
 /// Waits to be told to begin; false at the end.
@@ -118,8 +140,13 @@ async fn told() -> bool {
 }
 
 fn tell(outcome: &Return) {
-    let times: Vec<_> = outcome.times.iter().map(|time| time.as_micros().to_string()).collect();
-    println!("{} {}", outcome.refused, times.join(" "));
+    let times = outcome.times.iter().map(|time| time.as_micros() as u64);
+    tell_numbers(&std::iter::once(outcome.refused).chain(times).collect::<Vec<_>>());
+}
+
+/// Tells whoever started it these numbers.
+pub fn tell_numbers(numbers: &[u64]) {
+    println!("{}", numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(" "));
 }
 
 /// Makes these connections at once. Returns how long it took until each was gone.

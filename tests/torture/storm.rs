@@ -79,14 +79,14 @@ pub async fn run(args: &Args) -> bool {
     }
     println!("{} devices are connected; {}", args.devices, server.memory());
     for round in 1..=args.rounds {
-        let cpu = server.cpu();
+        let before = cpu(server.id);
         let (outcome, took) = disturb(&mut crowd, &others).await;
         println!(
             "round {round}: all back in {:.2} s, {}, {} attempts refused; {:.0} us of CPU a device; {}",
             took.as_secs_f64(),
             seconds(&outcome.times),
             outcome.refused,
-            (server.cpu() - cpu).as_secs_f64() * 1e6 / args.devices as f64,
+            (cpu(server.id) - before).as_secs_f64() * 1e6 / args.devices as f64,
             server.memory(),
         );
     }
@@ -239,12 +239,12 @@ impl Server {
         };
         format!("RSS {:.1} MiB, at most {:.1}", mib("VmRSS:"), mib("VmHWM:"))
     }
+}
 
-    /// Time that it has computed.
-    fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id)).expect("it runs");
-        let fields: Vec<_> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
-        let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
-        Duration::from_millis(ticks * 10)
-    }
+/// Time that a process has computed.
+pub fn cpu(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs");
+    let fields: Vec<_> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+    Duration::from_millis(ticks * 10)
 }

@@ -7,6 +7,7 @@
 use super::{SessionDriver, busy};
 use crate::clock::Now;
 use crate::device::{Converted, Refusal, RefusedSamples};
+use crate::fair_queue;
 use crate::metrics::ReasonLabel;
 use crate::model::Batch;
 use crate::store::Saturated;
@@ -80,6 +81,11 @@ impl SessionDriver<'_> {
 
     pub fn window_is_full(&self) -> bool {
         self.established.as_ref().is_some_and(|e| e.acks.is_full(e.mark.settled()))
+    }
+
+    /// Whether more than a little is to be done once the log has room.
+    pub fn brings_much(&self) -> bool {
+        self.stalled_bytes + self.waiting.bytes > fair_queue::LITTLE
     }
 
     /// Takes what waited, as far as there is room.

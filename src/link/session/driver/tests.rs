@@ -191,6 +191,41 @@ async fn while_the_log_has_no_room_heartbeats_are_answered_and_readings_wait_for
     assert!(!driver.is_backed_up() && !driver.is_stalled());
 }
 
+/// Whoever is fastest would take all the room there is, and the last of them nothing.
+#[tokio::test]
+async fn devices_that_wait_for_room_have_equal_shares_of_it_whoever_is_fastest() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (link, mut writer) = link(directory.path());
+    writer.step();
+    let names: Vec<_> = (0..10).map(|number| format!("loud-{number}")).collect();
+    let mut drivers: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let mut driver =
+                SessionDriver::new(&link, RemoteInfo::named(name), AdmissionSlot::exclusive(), link.shared.clock.now());
+            let DeviceMessage::Hello(hello) = hello(1) else { unreachable!("it is one") };
+            hear(&mut driver, &[DeviceMessage::Hello(Hello { device: name.clone(), ..hello })]);
+            (driver, 0)
+        })
+        .collect();
+    for _ in 0..50 {
+        for (driver, seq) in &mut drivers {
+            driver.advance(link.shared.clock.now());
+            while !driver.is_stalled() && !driver.is_backed_up() {
+                *seq += 1;
+                let values = vec![(ChannelRef::Name("x".into()), Value::Bytes(vec![0; 8 * 1024].into()))];
+                let samples = vec![Sample { time: 0, values }];
+                hear(driver, &[DeviceMessage::Readings(Readings { seq: *seq, sub: None, samples })]);
+            }
+        }
+        writer.step();
+    }
+    let settled = |name: &String| link.shared.log.mark(&DeviceId::new(name).expect("a valid name"), 1).settled();
+    let shares: Vec<_> = names.iter().map(settled).collect();
+    let (least, total) = (shares.iter().min().expect("some"), shares.iter().sum::<u64>());
+    assert!(least * 2 * 10 >= total && total > 100, "{shares:?}");
+}
+
 /// What a device sends comes back in what is said to it, and in the log.
 #[tokio::test]
 async fn a_refusal_is_short_whatever_the_device_sent() {
