@@ -39,10 +39,12 @@ pub(super) struct Policy {
 
 /// How long a full memory waits for the disk before history gives way.
 const HISTORY_WAITS: Duration = Duration::from_secs(5);
-/// Those who ask for much have an eighth of the memory, but no less than this if there is as
-/// much: whoever asks for little waits until what came before it is settled.
-const FOR_MUCH: usize = 1 << 20;
-/// One part in so many of the memory is kept for those who ask for little, however small it is.
+/// Requests for much fill one part in so many of the memory: those for little wait until what
+/// came before them is settled. More is faster and lets them wait longer.
+const FOR_MUCH: usize = 3;
+/// They fill no less than this, in bytes, if there is as much.
+const LEAST_FOR_MUCH: usize = 1 << 20;
+/// One part in so many of the memory is kept for requests for little, however small it is.
 const FOR_LITTLE: usize = 8;
 /// Devices whose marks wait for a commit that has nothing else to write.
 const MAX_UNSAVED_MARKS: usize = 10_000;
@@ -154,7 +156,7 @@ impl Tail {
     /// it is kept for `little` requests.
     pub fn has_room(&mut self, promised: usize, bytes: usize, little: bool, now: Duration) -> bool {
         let most = self.policy.max_pending;
-        let for_much = (most / 8).max(FOR_MUCH).min(most - most / FOR_LITTLE);
+        let for_much = (most / FOR_MUCH).max(LEAST_FOR_MUCH).min(most - most / FOR_LITTLE);
         let spare = if little { 0 } else { most - for_much };
         !self.short_of_seqs && self.make_room(promised, bytes, spare, now)
     }
@@ -654,7 +656,7 @@ mod tests {
 
     #[test]
     fn those_who_ask_for_much_fill_a_part_of_the_memory() {
-        let mut tail = Tail::new(Policy { max_pending: 16 << 20, ..policy() }, Seq(1), Seq(2), vec![]);
+        let mut tail = Tail::new(Policy { max_pending: 6 << 20, ..policy() }, Seq(1), Seq(2), vec![]);
         tail.add(batch(1..=1), None, SECOND).expect("there is room");
         assert!(tail.has_room(0, 1 << 20, false, SECOND) && !tail.has_room(1 << 20, 1 << 20, false, SECOND));
         assert!(tail.has_room(1 << 20, 1 << 20, true, SECOND), "but not those who ask for little");
