@@ -92,7 +92,8 @@ pub async fn run(args: &Args) -> bool {
         Load::start(0, &[name, &address, &websocket, &count, &seconds])
     };
     let (mut loud, mut calm) = (role("loud", args.loud), role("calm", args.calm));
-    (loud.line(), calm.line());
+    loud.line();
+    calm.line();
     let cpu = crate::storm::cpu(gateway.process().id());
     loud.begin();
     tokio::time::sleep(QUIET).await;
