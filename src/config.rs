@@ -49,7 +49,7 @@ pub use sections::{
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use sinks::{Sink, SinkKind, headers as sink_headers};
 pub use token::{TokenError, read_token};
-pub use transport::{Bind, Header, Pin, Proxy};
+pub use transport::{Bind, Header, Pin, Proxy, Way};
 pub use validate::prefix_fault;
 
 use crate::files::plain;

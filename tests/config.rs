@@ -331,6 +331,9 @@ fn ways_to_a_broker_are_checked() {
         ("proxy = 'http://p:1'\nproxy_password_file = '/x'", "mqtt[0].proxy_password_file", "without a name"),
         ("proxy = 'http://p:1'\nproxy_username = 'a:b'", "mqtt[0].proxy_username", "contains a colon"),
         ("bind = 'a b'", "mqtt[0].bind", "neither a network interface nor an address"),
+        ("bind = ['eth0', 'a b']", "mqtt[0].bind[1]", "neither a network interface nor an address"),
+        ("bind = ['eth0', 'eth0']", "mqtt[0].bind[1]", "stands there twice"),
+        ("bind = 5", "mqtt[0].bind", "5 is not a list in brackets"),
         ("dscp = 64", "mqtt[0].dscp", "64 is out of range; give 0 to 63"),
     ] {
         refused("mqtt", lines, key, words);
@@ -340,6 +343,11 @@ fn ways_to_a_broker_are_checked() {
          bind = 'wwan0'\ndscp = 46\n",
     );
     assert_eq!(config.mqtt[0].dscp, 46);
+    let config = good("[[tcp]]\n[[mqtt]]\nbrokers = ['mqtt://a', 'mqtt://b']\nbind = ['eth0', '10.0.0.7']\n");
+    let ways: Vec<_> = config.mqtt[0].ways().expect("valid").iter().map(ToString::to_string).collect();
+    let expected =
+        ["mqtt://a:1883 by eth0", "mqtt://b:1883 by eth0", "mqtt://a:1883 by 10.0.0.7", "mqtt://b:1883 by 10.0.0.7"];
+    assert_eq!(ways, expected);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::support::script::{Manners, Script};
 use crate::support::tls::Certificates;
 use crate::support::{eventually, free_port};
 use crate::uplink::{DELIVERED, send};
+use tokio::net::{TcpListener, TcpStream};
 
 /// A gateway with these keys that has delivered 100 readings to a broker of these manners.
 async fn delivered(manners: Manners, keys: &str) -> (Script, Gateway) {
@@ -145,6 +146,41 @@ async fn the_first_broker_is_returned_to_once_the_certificates_are_there_that_it
     std::fs::copy(certificates.path("client.pem"), late).expect("a file");
     eventually("it returns", async || first.look(|seen| seen.connects.len()) == 1).await;
     assert!(gateway.log().contains("returning to mqtts://localhost"), "{}", gateway.log());
+}
+
+/// Two networks: Ethernet, and a modem that is paid by the byte.
+#[tokio::test]
+async fn the_first_way_out_is_returned_to_when_the_broker_can_be_reached_by_it_again() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.acceptor());
+    let broker = Script::start(Manners { v5: true, tls, ..Manners::default() }).await;
+    let (ethernet, modem) = ("127.0.0.9", "127.0.0.8");
+    let (plugged, is_plugged) = tokio::sync::watch::channel(false);
+    let networks = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("mqtts://localhost:{}", networks.local_addr().expect("an address").port());
+    let behind = broker.port;
+    let _networks = tokio::spawn(async move {
+        while let Ok((mut near, from)) = networks.accept().await {
+            if from.ip().to_string() == ethernet && !*is_plugged.borrow() {
+                continue;
+            }
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(("127.0.0.1", behind)).await.expect("it listens");
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    let [ca, cert, key] = ["ca.pem", "client.pem", "client.key"].map(|name| certificates.path(name));
+    let files = format!("ca_file = {ca:?}\ncert_file = {cert:?}\nkey_file = {key:?}\n");
+    let keys = format!("return_after = \"1s\"\nbind = [\"{ethernet}\", \"{modem}\"]\n{files}");
+    let gateway = Gateway::with_broker(&url, &keys).started().await;
+    send(&gateway, 50).await;
+    gateway.figure_becomes(DELIVERED, |delivered| delivered == 50.0).await;
+    gateway.says(&format!("what comes first cannot be used sink=mqtt why=\"{url} by {ethernet}: ")).await;
+    assert!(gateway.log().contains(&format!("broker=\"{url} by {modem}\"")), "{}", gateway.log());
+    plugged.send_replace(true);
+    gateway.says(&format!("returning to {url} by {ethernet}")).await;
+    gateway.says(&format!("broker=\"{url} by {ethernet}\"")).await;
 }
 
 #[tokio::test]

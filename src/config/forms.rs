@@ -1,7 +1,9 @@
 //! How values are written that serde has no form for.
 
 use super::HistoryWithin;
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor, value::SeqAccessDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
 
 impl Serialize for HistoryWithin {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
@@ -23,4 +25,27 @@ impl<'de> Deserialize<'de> for HistoryWithin {
             Err(_) => Err(serde::de::Error::custom(format!("{text:?} is neither a duration nor \"off\""))),
         }
     }
+}
+
+/// One text, or a list of texts.
+pub(super) fn one_or_more<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    struct OneOrMore;
+
+    impl<'de> Visitor<'de> for OneOrMore {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string, or a list of strings")
+        }
+
+        fn visit_str<E>(self, one: &str) -> Result<Vec<String>, E> {
+            Ok(vec![one.to_owned()])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, more: A) -> Result<Vec<String>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(more))
+        }
+    }
+
+    d.deserialize_any(OneOrMore)
 }

@@ -1,6 +1,6 @@
 //! What follows from an `[[mqtt]]` section and its profile.
 
-use super::{Broker, Mqtt, MqttVersion, Profile};
+use super::{Bind, Broker, InvalidBroker, Mqtt, MqttVersion, Profile, Way};
 use crate::model::GatewayId;
 
 /// In the user name of Azure IoT Hub.
@@ -19,6 +19,23 @@ impl Profile {
 }
 
 impl Mqtt {
+    /// The ways to all brokers in the order in which they are tried: each way out with all
+    /// brokers, then the next.
+    ///
+    /// # Errors
+    /// If an address is malformed, which a loaded configuration's are not.
+    pub fn ways(&self) -> Result<Vec<Way>, InvalidBroker> {
+        let brokers = self.brokers.iter().map(|broker| broker.parse()).collect::<Result<Vec<Broker>, _>>()?;
+        let mut binds =
+            self.bind.iter().map(|bind| bind.parse().map(Some)).collect::<Result<Vec<Option<Bind>>, _>>()?;
+        if binds.is_empty() {
+            binds.push(None);
+        }
+        let ways =
+            |bind: Option<Bind>| brokers.iter().map(move |broker| Way { broker: broker.clone(), bind: bind.clone() });
+        Ok(binds.into_iter().flat_map(ways).collect())
+    }
+
     /// The version to speak; `None` if it is found out.
     pub fn version(&self) -> Option<MqttVersion> {
         self.version.or(self.profile.map(Profile::version))

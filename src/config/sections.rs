@@ -261,8 +261,9 @@ pub struct Mqtt {
     pub proxy: Option<String>,
     pub proxy_username: Option<String>,
     pub proxy_password_file: Option<PathBuf>,
-    /// A [`Bind`](super::Bind); the system chooses if not given.
-    pub bind: Option<String>,
+    /// [`Bind`](super::Bind)s in order of preference; the system chooses if none is given.
+    #[serde(deserialize_with = "super::forms::one_or_more")]
+    pub bind: Vec<String>,
     /// Differentiated services code point of what is sent (RFC 2474), 0 to 63.
     pub dscp: u8,
     /// Publishes awaiting a PUBACK at one time, 1 to 100.
@@ -375,7 +376,7 @@ impl Default for Mqtt {
             proxy: None,
             proxy_username: None,
             proxy_password_file: None,
-            bind: None,
+            bind: Vec::new(),
             dscp: 0,
             window: 32,
             max_batch: ByteSize::kib(16),

@@ -1,8 +1,9 @@
 //! How a broker is reached: by which proxy, from where, with which headers.
 
-use super::broker::InvalidBroker as Invalid;
+use super::broker::{Broker, InvalidBroker as Invalid};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -77,6 +78,29 @@ impl FromStr for Bind {
         }
         let fix = "give a name that `ip link` shows, such as wwan0, or an address without a port";
         Err(Invalid { what: "that is neither a network interface nor an address", fix })
+    }
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bind::Interface(name) => f.write_str(name),
+            Bind::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+/// A broker, and where connections to it go out, if not where the system chooses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    pub broker: Broker,
+    pub bind: Option<Bind>,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.broker.fmt(f)?;
+        self.bind.iter().try_for_each(|bind| write!(f, " by {bind}"))
     }
 }
 

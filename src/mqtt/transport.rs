@@ -1,7 +1,7 @@
 //! How a broker is reached, beside its address and TLS.
 
 use super::proxy::{self, Proxy};
-use crate::config::{self, Bind, Broker, Header};
+use crate::config::{self, Bind, Broker, Header, Way};
 use anyhow::{Result, anyhow};
 
 /// Over TCP, from wherever the system chooses, unless it says something else.
@@ -34,13 +34,14 @@ impl Transport {
     ///
     /// # Errors
     /// If the password cannot be read, or the environment's proxy cannot be used.
-    pub fn of_sink(sink: &config::Mqtt, broker: &Broker) -> Result<Transport> {
+    pub fn of_sink(sink: &config::Mqtt, way: &Way) -> Result<Transport> {
+        let Way { broker, bind } = way;
         let mut transport = Transport::to(broker);
         if let Some(request) = &mut transport.websocket {
             let headers = sink.websocket_headers.iter().map(|header| header.parse());
             request.headers = headers.collect::<Result<_, _>>()?;
         }
-        transport.bind = sink.bind.as_deref().map(str::parse).transpose()?;
+        transport.bind = bind.clone();
         transport.dscp = sink.dscp;
         transport.proxy = match sink.proxy.as_deref().map(str::parse).transpose()? {
             None => None,

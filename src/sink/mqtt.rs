@@ -100,9 +100,10 @@ impl MqttDestination {
         clock: Arc<dyn Clock>,
         notes: &Notes,
     ) -> Result<MqttDestination> {
-        let candidate = |broker: &String| -> Result<Candidate> {
-            broker.parse().map(Candidate::new).with_context(|| format!("mqtt sink {:?}", config.name))
-        };
+        let mut candidates = Vec::new();
+        for way in config.ways().with_context(|| format!("mqtt sink {:?}", config.name))? {
+            candidates.push(Candidate::new(way, &candidates));
+        }
         let client_id = config.client_id(&identity.gateway);
         let mut topics = Topics::new(&config.prefix, &identity.gateway);
         if config.profile == Some(Profile::AzureIotHub) {
@@ -112,7 +113,7 @@ impl MqttDestination {
             name: config.name.clone(),
             registry: config.presence.then_some(registry),
             presence_note: notes.about(config.name.as_str()),
-            candidates: config.brokers.iter().map(candidate).collect::<Result<_>>()?,
+            candidates,
             last: None,
             wanted: Wanted { version: config.version(), retain: config.retains() },
             ways: Ways {
@@ -173,6 +174,10 @@ fn json_publish(topic: String, value: &serde_json::Value, retain: bool) -> Publi
     Publish { topic, payload, retain, content_type: "application/json", encoding: "json" }
 }
 
+fn words(failures: Vec<Failure>) -> String {
+    failures.into_iter().map(|failure| failure.what).collect::<Vec<_>>().join("; ")
+}
+
 impl Destination for MqttDestination {
     type Payload = Publish;
     type Link = MqttLink;
@@ -193,15 +198,15 @@ impl Destination for MqttDestination {
                     self.candidates[number].worked = Some(link.connection.peer());
                     self.last = Some((number, link.fruit.clone()));
                     self.max_payload = link.max_payload;
+                    if !failures.is_empty() {
+                        tracing::info!(sink = self.name, why = words(failures), "what comes first cannot be used");
+                    }
                     return Ok(link);
                 }
                 Err(failure) => failures.push(failure),
             }
         }
-        Err(Failure {
-            permanent: failures.iter().all(|failure| failure.permanent),
-            what: failures.into_iter().map(|failure| failure.what).collect::<Vec<_>>().join("; "),
-        })
+        Err(Failure { permanent: failures.iter().all(|failure| failure.permanent), what: words(failures) })
     }
 
     fn encode(

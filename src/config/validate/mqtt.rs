@@ -88,8 +88,13 @@ fn check_way(mqtt: &Mqtt, section: &mut Section) {
     if mqtt.proxy_username.as_ref().is_some_and(|name| name.contains(':') || name.chars().any(char::is_control)) {
         section.reject(&["proxy_username"], "contains a colon or a control character", "give the name alone");
     }
-    if let Some(Err(why)) = mqtt.bind.as_deref().map(str::parse::<Bind>) {
-        section.reject(&["bind"], why.what, why.fix);
+    for (i, bind) in mqtt.bind.iter().enumerate() {
+        let key = if mqtt.bind.len() == 1 { "bind".to_owned() } else { format!("bind[{i}]") };
+        if let Err(why) = bind.parse::<Bind>() {
+            section.reject(&[&key], why.what, why.fix);
+        } else if mqtt.bind[..i].contains(bind) {
+            section.reject(&[&key], "stands there twice", "name each way out once, in order of preference");
+        }
     }
     section.number("dscp", mqtt.dscp, 0, 63);
 }

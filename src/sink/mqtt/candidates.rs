@@ -1,13 +1,13 @@
-//! The brokers of one sink, and which is tried next.
+//! The brokers of one sink, by each way out, and which is tried next.
 //!
-//! They are tried in the order of the configuration. One that lets the gateway in and then
+//! They are tried in the order of the configuration, all by the first way out, then all by the next. One that lets the gateway in and then
 //! confirms no reading counts as down, too: it rests, longer each time, and those behind it
 //! come first meanwhile.
 
 use super::reception::Reception;
 use super::statuses::Position;
 use super::terms::Terms;
-use crate::config::Broker;
+use crate::config::{Broker, Way};
 use crate::mqtt::{Cause, Learnt};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +18,9 @@ use std::time::Duration;
 const REST: Duration = Duration::from_secs(60);
 const REST_MAX: Duration = Duration::from_secs(30 * 60);
 
-/// A broker, and what is known of it.
+/// A broker by one way out, and what is known of it.
 pub(super) struct Candidate {
-    pub broker: Broker,
+    pub way: Way,
     /// How far it knows the presence of devices.
     pub position: Position,
     /// How it takes that.
@@ -79,11 +79,13 @@ impl Fruit {
 }
 
 impl Candidate {
-    pub fn new(broker: Broker) -> Candidate {
+    /// What `others` know of the same broker by other ways out, it shares.
+    pub fn new(way: Way, others: &[Candidate]) -> Candidate {
+        let same = others.iter().find(|other| other.way.broker == way.broker);
         Candidate {
-            broker,
-            position: Position::default(),
-            reception: Reception::default(),
+            position: same.map(|same| same.position.clone()).unwrap_or_default(),
+            reception: same.map(|same| same.reception.clone()).unwrap_or_default(),
+            way,
             worked: None,
             terms: Terms::default(),
             pace: None,
@@ -97,7 +99,7 @@ impl Candidate {
         let (sent, confirmed) = (fruit.0.sent.load(Ordering::Relaxed), fruit.0.confirmed.load(Ordering::Relaxed));
         self.standing.ended(sent, confirmed, now);
         if let Some(learnt) = fruit.0.learnt.get() {
-            self.pace = Some((self.target().clone(), *learnt, now));
+            self.pace = Some((self.target().broker, *learnt, now));
         }
         if let Some(cause) = fruit.0.cause.get() {
             self.learn(cause, now);
@@ -110,9 +112,9 @@ impl Candidate {
             Cause::Busy => self.standing.rests(now),
             Cause::Retain => self.terms.retains_nothing(now),
             Cause::Elsewhere { servers, for_good } => {
-                self.elsewhere = named(servers, self.broker.tls);
+                self.elsewhere = named(servers, self.way.broker.tls);
                 if *for_good {
-                    tracing::warn!(broker = %self.broker, servers, "the broker has moved; change brokers");
+                    tracing::warn!(broker = %self.way.broker, servers, "the broker has moved; change brokers");
                 }
             }
             _ => {}
@@ -120,13 +122,14 @@ impl Candidate {
     }
 
     /// Where to connect: to where the broker sends its clients, or to itself.
-    pub fn target(&self) -> &Broker {
-        self.elsewhere.first().unwrap_or(&self.broker)
+    pub fn target(&self) -> Way {
+        let broker = self.elsewhere.first().unwrap_or(&self.way.broker).clone();
+        Way { broker, bind: self.way.bind.clone() }
     }
 
     /// What was learnt of the target's pace, and how long ago.
     pub fn pace(&self, now: Duration) -> Option<(Learnt, Duration)> {
-        let (_, learnt, at) = self.pace.as_ref().filter(|(server, ..)| server == self.target())?;
+        let (_, learnt, at) = self.pace.as_ref().filter(|(server, ..)| *server == self.target().broker)?;
         Some((*learnt, now.saturating_sub(*at)))
     }
 
@@ -191,7 +194,8 @@ mod tests {
 
     #[test]
     fn a_broker_s_reference_is_followed_until_it_leads_nowhere() {
-        let mut candidate = Candidate::new("mqtts://first".parse().expect("an address"));
+        let way = Way { broker: "mqtts://first".parse().expect("an address"), bind: None };
+        let mut candidate = Candidate::new(way, &[]);
         let servers = "second:8884 [fd00::3] /no/server".to_owned();
         candidate.learn(&Cause::Elsewhere { servers, for_good: false }, Duration::ZERO);
         assert_eq!(candidate.target().to_string(), "mqtts://second:8884");

@@ -9,7 +9,7 @@ use super::terms::Asked;
 use super::watch::Watch;
 use super::{MqttDestination, MqttLink, OVERHEAD, STATUS};
 use crate::backoff::Failure;
-use crate::config::Broker;
+use crate::config::Way;
 use crate::mqtt::{Cause, Connection, Options, Refusal};
 use anyhow::Result;
 use std::sync::atomic::Ordering;
@@ -26,7 +26,7 @@ impl MqttDestination {
         loop {
             let candidate = &self.candidates[number]; // from their order
             let asked = candidate.terms.ask(self.wanted, now);
-            let (outcome, broker) = (self.connect_to(candidate, asked).await, candidate.target().clone());
+            let (outcome, broker) = (self.connect_to(candidate, asked).await, candidate.target());
             let terms = &mut self.candidates[number].terms;
             let (learnt, outcome) = match outcome {
                 Ok(link) => {
@@ -57,12 +57,12 @@ impl MqttDestination {
     }
 
     async fn connect_to(&self, candidate: &Candidate, asked: Asked) -> Result<MqttLink, Refusal> {
-        let (broker, Candidate { position, reception, worked, .. }) = (candidate.target(), candidate);
+        let (way, Candidate { position, reception, worked, .. }) = (candidate.target(), candidate);
         let options = self
-            .options(broker, asked)
+            .options(&way, asked)
             // What is missing may come any moment, and looking for it costs nobody else anything.
-            .map_err(|why| Failure::transient(format!("cannot connect to {broker}: {why:#}")))?;
-        let failed = |why: Failure| Failure { what: format!("{broker}: {why}"), permanent: why.permanent };
+            .map_err(|why| Failure::transient(format!("cannot connect to {way}: {why:#}")))?;
+        let failed = |why: Failure| Failure { what: format!("{way}: {why}"), permanent: why.permanent };
         let mut connection = Connection::open_at(&options, *worked)
             .await
             .map_err(|refusal| Refusal { failure: failed(refusal.failure), ..refusal })?;
@@ -94,7 +94,7 @@ impl MqttDestination {
         if !connection.session_present() {
             position.store(0, Ordering::Relaxed);
         }
-        tracing::info!(sink = self.name, %broker, version = ?options.version, client_id = options.client_id, "connected to the broker");
+        tracing::info!(sink = self.name, broker = %way, version = ?options.version, client_id = options.client_id, "connected to the broker");
         let max_packet = connection.max_packet().unwrap_or(u32::MAX).min(options.max_packet);
         let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
         let max_payload = max_packet.min(self.most).saturating_sub(self.topics.longest() + OVERHEAD).max(1);
@@ -130,20 +130,20 @@ impl MqttDestination {
         })
     }
 
-    /// The options for one broker, with secrets and certificates read afresh: they
+    /// The options for one way, with secrets and certificates read afresh: they
     /// may have been renewed since.
-    fn options(&self, broker: &Broker, asked: Asked) -> Result<Options> {
-        let credentials = self.ways.secrets.login(broker, self.status.clock.now())?;
+    fn options(&self, way: &Way, asked: Asked) -> Result<Options> {
+        let credentials = self.ways.secrets.login(&way.broker, self.status.clock.now())?;
         let will = asked.will.then(|| self.status.retained(asked.retain).message("offline", Some("connection lost")));
-        Ok(Options { version: asked.version, credentials, will, ..self.ways.to(broker)? })
+        Ok(Options { version: asked.version, credentials, will, ..self.ways.to(way)? })
     }
 
     /// Those that stand before it.
     fn preferred_to(&self, candidate: &Candidate) -> Vec<Preferred> {
         let now = self.status.clock.now().monotonic;
-        let before = self.candidates.iter().take_while(|one| one.broker != candidate.broker);
+        let before = self.candidates.iter().take_while(|one| one.way != candidate.way);
         before
-            .map(|one| Preferred { broker: one.broker.clone(), worked: one.worked, rests_for: one.rests_for(now) })
+            .map(|one| Preferred { way: one.way.clone(), worked: one.worked, rests_for: one.rests_for(now) })
             .collect()
     }
 }

@@ -1,9 +1,9 @@
-//! When a connection that works is left all the same: because a broker that stands before this
-//! one in the list can be reached again, or because what the gateway proves itself with runs out.
+//! When a connection that works is left all the same: because a broker or a way out that stands
+//! before this one can be used again, or because what the gateway proves itself with runs out.
 
 use super::options::Ways;
 use crate::backoff::Failure;
-use crate::config::Broker;
+use crate::config::Way;
 use crate::mqtt;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -11,9 +11,9 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A broker that stands before the one that is connected.
+/// A way to a broker that stands before the one that is connected.
 pub(super) struct Preferred {
-    pub broker: Broker,
+    pub way: Way,
     /// Its address that worked last.
     pub worked: Option<SocketAddr>,
     /// It is not tried before.
@@ -23,7 +23,7 @@ pub(super) struct Preferred {
 /// Why a connection is left.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Why {
-    /// The named broker can be reached.
+    /// The named broker can be reached, by the way out that is named with it.
     Return(String),
     /// The credentials run out.
     Renew,
@@ -34,7 +34,7 @@ pub(super) enum Why {
 impl Why {
     pub fn failure(&self) -> Failure {
         let what = match self {
-            Why::Return(broker) => format!("returning to {broker}, which comes first in `brokers`"),
+            Why::Return(way) => format!("returning to {way}, which comes first in the configuration"),
             Why::Renew => "connecting anew with a new token, before the old one expires".to_owned(),
             Why::Overdue => "the broker did not close the connection that was left".to_owned(),
         };
@@ -90,8 +90,8 @@ impl Leaving {
             tokio::select! {
                 found = when(search) => {
                     self.search = None;
-                    if let Some(broker) = found {
-                        return Why::Return(broker);
+                    if let Some(way) = found {
+                        return Why::Return(way);
                     }
                     self.look = Some(Box::pin(sleep_until(Instant::now() + self.every)));
                 }
@@ -110,14 +110,14 @@ impl Leaving {
     fn reachable(&self) -> Search {
         let up = self.began.elapsed();
         let awake = self.preferred.iter().filter(|preferred| preferred.rests_for <= up);
-        let tried: Vec<_> = awake.map(|one| (one.broker.clone(), one.worked)).collect();
+        let tried: Vec<_> = awake.map(|one| (one.way.clone(), one.worked)).collect();
         let ways = self.ways.clone();
         Box::pin(async move {
-            for (broker, worked) in tried {
-                if let Ok(options) = ways.to(&broker)
+            for (way, worked) in tried {
+                if let Ok(options) = ways.to(&way)
                     && mqtt::is_reachable(&options, worked).await
                 {
-                    return Some(broker.to_string());
+                    return Some(way.to_string());
                 }
             }
             None

@@ -1,10 +1,10 @@
-//! A look at each broker: the way there, and what may be done there.
+//! A look at each broker, by each way out: the way there, and what may be done there.
 //!
 //! What is published is nothing that a consumer takes for news: batches without readings,
 //! empty messages of a device that is none, and messages to a topic of its own.
 
 use super::options::for_a_look;
-use crate::config::{self, Broker, Topics as Sorted};
+use crate::config::{self, Topics as Sorted, Way};
 use crate::model::{DeviceId, GatewayId};
 use crate::mqtt::{self, Connection, Event, Finding, Message, Options, Publish, Topics, Verdict, Version, took};
 use crate::sink::look::{Say, Visitor};
@@ -34,14 +34,13 @@ pub(in crate::sink) async fn look(
 ) -> Result<usize> {
     let Visitor { gateway, client_id, nonce } = *visitor;
     let mut wrong = 0;
-    for url in &sink.brokers {
-        let broker: Broker = url.parse()?;
-        say(format!("{path} {}, {broker}", sink.name));
+    for way in sink.ways()? {
+        say(format!("{path} {}, {way}", sink.name));
         let mut tell = |finding: Finding| {
             wrong += usize::from(finding.verdict == Verdict::Wrong);
             say(format!("  {finding}"));
         };
-        match options(sink, gateway, &broker, client_id) {
+        match options(sink, gateway, &way, client_id) {
             Ok(options) => {
                 let (topics, as_given) = (Topics::new(&sink.prefix, gateway), client_id.is_some());
                 let look = Look { sink, topics, gateway, nonce, as_given };
@@ -53,8 +52,8 @@ pub(in crate::sink) async fn look(
     Ok(wrong)
 }
 
-fn options(sink: &config::Mqtt, gateway: &GatewayId, broker: &Broker, client_id: Option<&str>) -> Result<Options> {
-    let mut options = for_a_look(sink, gateway, broker)?;
+fn options(sink: &config::Mqtt, gateway: &GatewayId, way: &Way, client_id: Option<&str>) -> Result<Options> {
+    let mut options = for_a_look(sink, gateway, way)?;
     options.client_id = client_id.map_or_else(|| format!("{}-check", options.client_id), str::to_owned);
     options.confirm_timeout = options.connect_timeout;
     let topics = Topics::new(&sink.prefix, gateway);

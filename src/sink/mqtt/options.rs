@@ -3,7 +3,7 @@
 use super::secrets::Secrets;
 use super::statuses;
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, Broker, MqttVersion};
+use crate::config::{self, MqttVersion, Way};
 use crate::model::GatewayId;
 use crate::mqtt::{Options, Transport};
 use anyhow::Result;
@@ -19,13 +19,14 @@ pub(super) struct Ways {
 }
 
 impl Ways {
-    /// The options for one broker, without credentials. Certificates and the proxy's password are
+    /// The options for one of them, without credentials. Certificates and the proxy's password are
     /// read afresh: they may have been renewed.
     ///
     /// # Errors
     /// If a file that they need cannot be used.
-    pub fn to(&self, broker: &Broker) -> Result<Options> {
-        let (tls, transport) = (self.secrets.tls(broker)?, self.secrets.transport(broker)?);
+    pub fn to(&self, way: &Way) -> Result<Options> {
+        let broker = &way.broker;
+        let (tls, transport) = (self.secrets.tls(broker)?, self.secrets.transport(way)?);
         Ok(Options { host: broker.host.clone(), port: broker.port, tls, transport, ..self.common.clone() })
     }
 }
@@ -51,14 +52,14 @@ pub(super) fn common(config: &config::Mqtt, client_id: &str) -> Options {
     }
 }
 
-/// How the sink connects to one of its brokers, for a look at that, with files read now.
+/// How the sink connects by one of its ways, for a look at that, with files read now.
 ///
 /// # Errors
 /// If a file that it needs cannot be used.
-pub(super) fn for_a_look(config: &config::Mqtt, gateway: &GatewayId, broker: &Broker) -> Result<Options> {
+pub(super) fn for_a_look(config: &config::Mqtt, gateway: &GatewayId, way: &Way) -> Result<Options> {
     let client_id = config.client_id(gateway);
     let secrets = Arc::new(Secrets::of(config, client_id.clone(), Duration::ZERO));
     let ways = Ways { common: common(config, &client_id), secrets };
-    let credentials = ways.secrets.login(broker, SystemClock::new().now())?;
-    Ok(Options { credentials, ..ways.to(broker)? })
+    let credentials = ways.secrets.login(&way.broker, SystemClock::new().now())?;
+    Ok(Options { credentials, ..ways.to(way)? })
 }

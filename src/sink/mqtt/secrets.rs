@@ -2,7 +2,7 @@
 
 use super::sas;
 use crate::clock::Now;
-use crate::config::{self, Broker};
+use crate::config::{self, Broker, Way};
 use crate::credentials::Credential;
 use crate::mqtt::{self, ClientTls, Transport};
 use anyhow::{Result, bail};
@@ -47,12 +47,12 @@ impl Secrets {
         }))
     }
 
-    /// The way to this broker.
+    /// How to go this way.
     ///
     /// # Errors
     /// If the proxy's password cannot be read, or the environment's proxy cannot be used.
-    pub fn transport(&self, broker: &Broker) -> Result<Transport> {
-        Transport::of_sink(&self.sink, broker)
+    pub fn transport(&self, way: &Way) -> Result<Transport> {
+        Transport::of_sink(&self.sink, way)
     }
 
     /// User and password for this broker, if there are any.
