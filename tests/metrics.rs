@@ -14,29 +14,20 @@ fn documented() -> BTreeSet<String> {
 }
 
 /// The names that are registered, as they are exposed. A family shows only once it has a member,
-/// so that they are taken from where they are declared.
+/// so that they are taken from the rows that declare them.
 fn registered() -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for call in SOURCE.split("registry.register").skip(1) {
-        let call = call.split(");").next().expect("a call");
-        let mut name = call.split('"').nth(1).expect("a name").to_owned();
-        for (unit, suffix) in [("Unit::Bytes", "_bytes"), ("Unit::Seconds", "_seconds")] {
-            if call.contains(unit) {
-                name += suffix;
-            }
-        }
-        let declared = SOURCE.lines().find_map(|line| line.trim().strip_prefix(&format!("pub {name}: ")));
-        match declared {
-            Some(kind) if kind.contains("Counter") => name += "_total",
-            Some(_) => {}
-            None if name == "build" => name += "_info",
-            None => {
-                assert!(name.starts_with("log_lines_"), "{name} is no field");
-                name += "_total";
-            }
-        }
-        names.insert(format!("tidegate_{name}"));
-    }
+    let (_, rows) = SOURCE.split_once("\nmetrics! {\n").expect("the rows");
+    let (rows, others) = rows.split_once("\n}\n").expect("their end");
+    let row = |line: &str| {
+        let (name, declared) = line.strip_prefix("    ")?.split_once(": ")?;
+        let is_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        let kind = declared.split('"').next()?;
+        is_name.then(|| format!("tidegate_{name}{}", if kind.contains("Counter") { "_total" } else { "" }))
+    };
+    let mut names: BTreeSet<_> = rows.lines().filter_map(row).collect();
+    let log_lines = others.split('"').filter(|text| text.starts_with("log_lines_"));
+    names.extend(log_lines.map(|name| format!("tidegate_{name}_total")));
+    names.insert("tidegate_build_info".to_owned());
     names
 }
 
