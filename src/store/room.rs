@@ -33,9 +33,13 @@ impl Waiter {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Whether it has something that is to be given back.
+    pub fn has_grant(&self) -> bool {
+        self.granted.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it has nothing that is to be given back.
     pub fn is_idle(&self) -> bool {
-        !self.is_waiting() && self.granted.load(Ordering::Relaxed) == 0
+        !self.is_waiting() && !self.has_grant()
     }
 
     /// Wakes it when it has been granted room.

@@ -45,6 +45,11 @@ impl Share {
         self.waiter.is_waiting()
     }
 
+    /// Whether it was granted room, and has not used all of it.
+    pub fn has_grant(&self) -> bool {
+        self.waiter.has_grant()
+    }
+
     /// Waits until what was waited for is granted. Cancel-safe: what was granted is kept for
     /// [`Share::append`].
     pub fn room(&self) -> impl Future<Output = ()> + Send + use<> {

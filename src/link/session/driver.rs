@@ -71,6 +71,8 @@ pub struct SessionDriver<'a> {
     stalled: bool,
     /// What they take in memory while they wait, in bytes.
     stalled_bytes: usize,
+    /// How many times as much memory Readings take as they have bytes, about.
+    growth: usize,
     /// Bytes to send.
     pub out: Vec<u8>,
     end: Option<End>,
@@ -101,6 +103,7 @@ impl<'a> SessionDriver<'a> {
             batches: VecDeque::new(),
             stalled: false,
             stalled_bytes: 0,
+            growth: readings::GROWTH,
             out: Vec::new(),
             end: None,
             refused_at: None,

@@ -21,6 +21,12 @@ use std::time::Duration;
 
 /// Nothing is read while so many bytes of Readings wait.
 const MAX_WAITING: usize = 4 * 1024;
+/// Readings of more bytes than this wait as they came while the log is short of room: what they
+/// say takes several times as much memory.
+const LARGE: usize = 1024;
+/// How many times as much, of a device of which nothing was taken yet, and at most.
+pub(super) const GROWTH: usize = 4;
+const MAX_GROWTH: usize = 64;
 /// The device is not told of refused samples while it leaves so much untaken, in bytes.
 const MAX_TOLD: usize = 8 * 1024;
 
@@ -60,7 +66,7 @@ impl SessionDriver<'_> {
             Ok(DeviceMessage::Heartbeat(_) | DeviceMessage::CommandResult(_)) => false,
             // Where there is no other connection to come: what waits is of the session before.
             Ok(DeviceMessage::Hello(_)) if self.link.parameters.restart => false,
-            Ok(DeviceMessage::Readings(_)) => behind_others || self.has_no_room(),
+            Ok(DeviceMessage::Readings(_)) => behind_others || self.has_no_room() || self.must_ask(frame.body.len()),
             Ok(_) => behind_others,
             Err(_) => behind_others || (may_be_readings(frame) && self.has_no_room()),
         };
@@ -74,7 +80,13 @@ impl SessionDriver<'_> {
         self.established.is_some() && (self.stalled || self.window_is_full())
     }
 
-    /// Whether the log has no room for what was received.
+    /// Whether Readings of so many bytes have to ask for room before they are taken.
+    fn must_ask(&self, bytes: usize) -> bool {
+        let share = self.established.as_ref().map(|established| &established.share);
+        bytes > LARGE && self.link.shared.log.is_saturated() && share.is_some_and(|share| !share.has_grant())
+    }
+
+    /// Whether the log has no room for what was received, or is asked for room.
     pub fn is_stalled(&self) -> bool {
         self.stalled
     }
@@ -90,16 +102,33 @@ impl SessionDriver<'_> {
 
     /// Takes what waited, as far as there is room.
     pub(super) fn go_on(&mut self, now: Now) {
-        let mut taken = false;
+        let mut taken = 0;
         while self.end.is_none()
             && !self.has_no_room()
-            && let Some((format, kind, body)) = self.waiting.pop()
+            && let Some((_, _, next)) = self.waiting.frames.front()
         {
+            if self.must_ask(next.len()) {
+                self.ask();
+                break;
+            }
+            let Some((format, kind, body)) = self.waiting.pop() else { break };
             let _ = self.act(&FrameRef { format, kind, body: &body }, None, now);
-            taken = true;
+            taken += body.len();
         }
-        if taken {
+        if taken > LARGE && self.end.is_none() {
+            let memory: usize = self.batches.iter().map(Batch::memory).sum();
+            self.growth = memory.div_ceil(taken).clamp(1, MAX_GROWTH);
+        }
+        if taken > 0 {
             self.store();
+        }
+    }
+
+    /// Asks for room for what waits.
+    fn ask(&mut self) {
+        if let Some(established) = &self.established {
+            self.stalled = true;
+            established.share.wait_for(self.waiting.bytes * self.growth);
         }
     }
 
@@ -231,7 +260,9 @@ impl SessionDriver<'_> {
                 return;
             }
         }
-        established.share.release();
+        if self.waiting.frames.is_empty() {
+            established.share.release();
+        }
         self.batches = VecDeque::new();
         self.stalled_bytes = 0;
     }

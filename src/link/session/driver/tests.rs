@@ -191,6 +191,36 @@ async fn while_the_log_has_no_room_heartbeats_are_answered_and_readings_wait_for
     assert!(!driver.is_backed_up() && !driver.is_stalled());
 }
 
+/// What they say takes many times as much memory, of each of many devices.
+#[tokio::test]
+async fn large_readings_wait_as_they_came_while_the_log_is_short_of_room() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (link, mut writer) = link(directory.path());
+    writer.step();
+    let new =
+        |name| SessionDriver::new(&link, RemoteInfo::named(name), AdmissionSlot::exclusive(), link.shared.clock.now());
+    let (mut before, mut driver) = (new("a"), new("b"));
+    hear(&mut before, &[hello(1), reading(1)]);
+    hear(&mut before, &[reading(2)]);
+    assert!(before.is_stalled() && link.shared.log.is_saturated());
+    let DeviceMessage::Hello(other) = hello(1) else { unreachable!("it is one") };
+    hear(&mut driver, &[DeviceMessage::Hello(Hello { device: "other".into(), ..other })]);
+    let words = |i| (ChannelRef::Name(format!("channel-{i}")), Value::Text("words".into()));
+    let bulky = |seq| Sample { time: 0, values: (0..20).map(|i| words(seq * 20 + i)).collect() };
+    let readings = Readings { seq: 1, sub: None, samples: (1..=10).map(bulky).collect() };
+    hear(&mut driver, &[DeviceMessage::Readings(readings)]);
+    driver.advance(link.shared.clock.now());
+    assert!(driver.is_stalled() && driver.is_backed_up());
+    assert!((4096..8192).contains(&driver.memory()), "{}", driver.memory());
+    let mark = link.shared.log.mark(&DeviceId::new("other").expect("a valid name"), 1);
+    for _ in 0..10 {
+        writer.step();
+        [&mut before, &mut driver].map(|driver| driver.advance(link.shared.clock.now()));
+    }
+    assert_eq!(mark.settled(), 10);
+    assert!(!driver.is_stalled() && !link.shared.log.is_saturated(), "nobody waits any more");
+}
+
 /// Whoever is fastest would take all the room there is, and the last of them nothing.
 #[tokio::test]
 async fn devices_that_wait_for_room_have_equal_shares_of_it_whoever_is_fastest() {
