@@ -62,7 +62,8 @@ async fn a_device_that_says_no_first_goes_on_after_the_gateway_was_killed() {
     gateway.start().await;
     let mut talk = Talk::connect(&gateway.tcp_address(), POSTCARD).await;
     talk.say(&hello("pump", 5, 0)).await;
-    assert_eq!(talk.welcome().await.settled, 0, "nothing of the session was on disk");
+    // What is told of the device may be committed with its first readings.
+    assert!(talk.welcome().await.settled < 30, "the end of the session was not on disk");
     talk.readings(1, 31, 1).await;
     talk.acked(31).await;
     subscriber.heard(31).await;
