@@ -462,6 +462,31 @@ async fn whatever_stands_in_the_logs_place_is_moved_aside_and_never_deleted() {
     assert_eq!(name, "0001-unreadable");
 }
 
+/// Otherwise consumers would miss all the seqs before those of the log that follows a damaged one.
+#[tokio::test]
+async fn what_the_very_first_start_leaves_when_it_is_cut_off_is_no_damage() {
+    let started_on = |files: &[(&str, usize)]| {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        files.iter().for_each(|(name, size)| {
+            std::fs::write(directory.path().join(name), vec![0; *size]).expect("a file");
+        });
+        let opened = open(directory.path());
+        opened.log.append(None, batch(1..=1)).expect("there is room");
+        (directory, opened)
+    };
+    for files in [&[("log.db", 0)][..], &[("log.db", 0), ("log.db-journal", 512)]] {
+        let (directory, opened) = started_on(files);
+        close(opened);
+        let mut opened = open(directory.path());
+        assert_eq!(drain(&mut opened, 0).await, [(1, 1)]);
+        close(opened);
+        assert!(quarantines(directory.path()).is_empty());
+    }
+    let (directory, opened) = started_on(&[("log.db", 0), ("reserve", 1)]);
+    close(opened);
+    assert_eq!(quarantines(directory.path()), ["0001-damaged"], "it held something once");
+}
+
 #[tokio::test]
 async fn a_newer_log_is_refused_and_left_where_it_is() {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -12,8 +12,8 @@
 //! there, folds the write-ahead log in and deletes it. Nothing is missing then if the database
 //! has the number that is noted.
 
-use super::row;
 use super::schema::set_meta;
+use super::{reserve, row};
 use crate::files;
 use rusqlite::{Connection, params};
 use std::collections::BTreeMap;
@@ -160,6 +160,11 @@ fn note(path: &Path, number: u64) {
 /// The number that is noted beside the database at `path`.
 pub(super) fn noted(path: &Path) -> Option<u64> {
     std::fs::read_to_string(file(path)).ok()?.trim_end().parse().ok()
+}
+
+/// Whether the log at `path` was open once, and so had its first content.
+pub(super) fn was_opened(path: &Path) -> bool {
+    noted(path).is_some() || path.with_file_name(reserve::FILE_NAME).exists()
 }
 
 /// What is said of such a database.

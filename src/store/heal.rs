@@ -9,7 +9,6 @@
 use super::boots::{self, Boots};
 use super::cut::{self, Left};
 use super::damage::Fault;
-use super::epochs;
 use super::inbox::{self, Commands};
 use super::lanes::Lanes;
 use super::quarantine::{self, Entry, State};
@@ -21,6 +20,7 @@ use super::sinks::Wanted;
 use super::ticket::Ticket;
 use super::unlisted;
 use super::wal::{self, wal_path};
+use super::{epochs, fold};
 use crate::clock::{Clock, Now};
 use crate::config::{self, Durability};
 use crate::files::{self, Replacement};
@@ -274,7 +274,11 @@ fn examine(path: &Path, durability: Durability) -> Result<Left, OpenError> {
     let mut head = Vec::new();
     std::fs::File::open(path).and_then(|file| file.take(100).read_to_end(&mut head)).map_err(unreadable)?;
     if head.is_empty() {
-        return Err(damaged("it is empty".to_owned()));
+        // The very first start leaves that if it is cut off.
+        return match fold::was_opened(path) || wal_length > 0 {
+            true => Err(damaged("it is empty".to_owned())),
+            false => Ok(Left { has_wal: true, ..Left::default() }),
+        };
     }
     if wal_length == 0 {
         return Ok(Left::default());
