@@ -215,7 +215,9 @@ async fn large_readings_wait_as_they_came_while_the_log_is_short_of_room() {
     let mark = link.shared.log.mark(&DeviceId::new("other").expect("a valid name"), 1);
     for _ in 0..10 {
         writer.step();
-        [&mut before, &mut driver].map(|driver| driver.advance(link.shared.clock.now()));
+        for driver in [&mut before, &mut driver] {
+            driver.advance(link.shared.clock.now());
+        }
     }
     assert_eq!(mark.settled(), 10);
     assert!(!driver.is_stalled() && !link.shared.log.is_saturated(), "nobody waits any more");
