@@ -47,7 +47,14 @@ pub fn options(port: u16) -> Options {
 impl Subscriber {
     /// Listens to the gateway `gw`; over and over if the broker keeps a session.
     pub async fn start(options: &Options) -> Subscriber {
-        let mut connection = Connection::open(options).await.expect("the broker answers");
+        let mut connection = None;
+        // A broker that has just begun to listen may not answer yet.
+        eventually("the broker answers", async || {
+            connection = Connection::open(options).await.ok();
+            connection.is_some()
+        })
+        .await;
+        let mut connection = connection.expect("just set");
         let gateway = GatewayId::new("gw").expect("a valid name");
         let filters = Topics::filters("tidegate", Some(&gateway));
         for filter in &filters {
