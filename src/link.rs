@@ -9,3 +9,21 @@ pub mod tcp;
 pub mod websocket;
 
 pub use context::Shared;
+
+use crate::net::AdmissionSlot;
+use context::LinkContext;
+use remote::RemoteInfo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+/// Serves one device over a stream that no listener accepted, until either side closes it or `stop`
+/// turns true.
+async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    from: &str,
+    link: &LinkContext,
+    stop: watch::Receiver<bool>,
+) {
+    let (remote, slot) = (RemoteInfo::named(from), AdmissionSlot::exclusive());
+    session::drive(stream, |_| false, link, remote, slot, stop).await;
+}

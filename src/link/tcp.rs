@@ -101,15 +101,7 @@ pub async fn serve_stream<S: AsyncRead + AsyncWrite + Unpin>(
     shared: Shared,
     stop: watch::Receiver<bool>,
 ) {
-    session::drive(
-        stream,
-        |_| false,
-        &link_context(config, shared),
-        RemoteInfo::named(from),
-        AdmissionSlot::exclusive(),
-        stop,
-    )
-    .await;
+    super::serve_stream(stream, from, &link_context(config, shared), stop).await;
 }
 
 fn link_context(config: &config::Tcp, shared: Shared) -> LinkContext {

@@ -309,18 +309,13 @@ impl<'a> SessionDriver<'a> {
     /// Waits until there is something new to acknowledge; for ever while no Ack may
     /// follow the last one yet.
     pub fn settled(&self, now: Duration) -> impl Future<Output = ()> + Send + use<> {
-        let wait = match &self.established {
-            Some(e) if e.acks.held_until(now).is_none() => Some((e.mark.clone(), e.acks.acked())),
-            _ => None,
-        };
-        async move {
-            match wait {
-                Some((mark, acked)) => {
-                    mark.settled_after(acked).await;
-                }
-                None => pending().await,
+        let may_follow = self.established.as_ref().filter(|e| e.acks.held_until(now).is_none());
+        or_never(may_follow.map(|e| {
+            let (mark, acked) = (e.mark.clone(), e.acks.acked());
+            async move {
+                mark.settled_after(acked).await;
             }
-        }
+        }))
     }
 
     /// The gateway stops.
@@ -430,6 +425,14 @@ impl<'a> SessionDriver<'a> {
                 tracing::info!(%link, from, why, "connection refused before a device was known");
             }
         }
+    }
+}
+
+/// What the future comes to; never, if there is none.
+async fn or_never<F: Future>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
     }
 }
 

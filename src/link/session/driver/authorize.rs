@@ -1,13 +1,12 @@
 //! Authorizes a device before its session begins, and ends the session when its key is revoked.
 
-use super::{SessionDriver, busy};
+use super::{SessionDriver, busy, or_never};
 use crate::clock::Now;
 use crate::device::auth::{Attempt, Fault, Origin, certifies};
 use crate::device::{Refusal, Step};
 use crate::model::DeviceId;
 use crate::wire::frame::Limits;
 use crate::wire::message::Reason;
-use std::future::pending;
 use std::ops::ControlFlow;
 
 impl SessionDriver<'_> {
@@ -124,13 +123,7 @@ impl SessionDriver<'_> {
 
     /// Waits until the keys change, by which the device's may be revoked.
     pub fn keys_changed(&self) -> impl Future<Output = ()> + Send + use<> {
-        let changed = self.credential.as_ref().map(|credential| credential.changed());
-        async move {
-            match changed {
-                Some(changed) => changed.await,
-                None => pending().await,
-            }
-        }
+        or_never(self.credential.as_ref().map(|credential| credential.changed()))
     }
 
     /// Ends the session if the device's key is revoked.

@@ -1,10 +1,9 @@
 //! Commands: from the registry to the device, and their results back.
 
-use super::{End, SessionDriver};
+use super::{End, SessionDriver, or_never};
 use crate::device::{Call, Refusal};
 use crate::model::{CommandOutcome, CommandResult, DeviceCommand};
 use crate::wire::message::{self, Command, GatewayMessage, Reason, ResultState, SubCommand};
-use std::future::{Future, pending};
 
 /// No command is queued while so many bytes wait for the device to take them.
 const MAX_CALLS_OUT: usize = 8 * 1024;
@@ -12,13 +11,7 @@ const MAX_CALLS_OUT: usize = 8 * 1024;
 impl SessionDriver<'_> {
     /// Waits until the session is asked to do something. Cancel-safe.
     pub fn called(&self) -> impl Future<Output = ()> + Send + use<> {
-        let called = self.established.as_ref().map(|e| e.connected.called());
-        async move {
-            match called {
-                Some(called) => called.await,
-                None => pending().await,
-            }
-        }
+        or_never(self.established.as_ref().map(|e| e.connected.called()))
     }
 
     /// Does what the session is asked to do, as far as the device takes what it is sent.

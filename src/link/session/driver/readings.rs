@@ -4,7 +4,7 @@
 //! else the device says is taken: its Heartbeats are answered. What waits is bounded; when it
 //! is too much, nothing more is read.
 
-use super::{SessionDriver, busy};
+use super::{SessionDriver, busy, or_never};
 use crate::clock::Now;
 use crate::device::{Converted, Refusal, RefusedSamples};
 use crate::fair_queue;
@@ -16,7 +16,6 @@ use crate::wire::frame::{Format, FrameRef};
 use crate::wire::message::{DeviceMessage, GatewayMessage, Refused};
 use crate::wire::sift::may_be_readings;
 use std::collections::VecDeque;
-use std::future::{Future, pending};
 use std::time::Duration;
 
 /// Nothing is read while so many bytes of Readings wait.
@@ -142,13 +141,7 @@ impl SessionDriver<'_> {
     /// Cancel-safe.
     pub fn room(&self) -> impl Future<Output = ()> + Send + use<> {
         let established = self.established.as_ref().filter(|_| self.stalled);
-        let room = established.map(|established| established.share.room());
-        async move {
-            match room {
-                Some(room) => room.await,
-                None => pending().await,
-            }
-        }
+        or_never(established.map(|established| established.share.room()))
     }
 
     /// Takes Readings over, and ends the session where they are only a part of what came.

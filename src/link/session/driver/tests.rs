@@ -59,6 +59,11 @@ fn link(directory: &Path) -> (LinkContext, Stepper) {
     (link, writer)
 }
 
+/// One that nothing was said to yet.
+fn driver<'a>(link: &'a LinkContext, from: &str) -> SessionDriver<'a> {
+    SessionDriver::new(link, RemoteInfo::named(from), AdmissionSlot::exclusive(), link.shared.clock.now())
+}
+
 fn hello(session: u64) -> DeviceMessage {
     DeviceMessage::Hello(Hello {
         device: "pump".into(),
@@ -114,8 +119,7 @@ async fn readings_that_found_no_room_are_not_taken_for_those_of_the_next_session
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (link, mut writer) = link(directory.path());
     writer.step();
-    let mut driver =
-        SessionDriver::new(&link, RemoteInfo::named("/dev/ttyS0"), AdmissionSlot::exclusive(), link.shared.clock.now());
+    let mut driver = driver(&link, "/dev/ttyS0");
     hear(&mut driver, &[hello(1), reading(1)]);
     // The log has no room for the second; the device restarts.
     hear(&mut driver, &[reading(2)]);
@@ -138,8 +142,7 @@ async fn what_an_earlier_connection_brought_is_not_waited_for_once_it_is_acknowl
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (link, mut writer) = link(directory.path());
     writer.step();
-    let mut driver =
-        SessionDriver::new(&link, RemoteInfo::named("/dev/ttyS0"), AdmissionSlot::exclusive(), link.shared.clock.now());
+    let mut driver = driver(&link, "/dev/ttyS0");
     let readings = |seq| DeviceMessage::Readings(Readings { seq, sub: None, samples: vec![sample(), sample()] });
     hear(&mut driver, &[hello(1), readings(1), readings(3), hello(1), readings(1)]);
     writer.step();
@@ -158,8 +161,7 @@ async fn while_the_log_has_no_room_heartbeats_are_answered_and_readings_wait_for
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (link, mut writer) = link(directory.path());
     writer.step();
-    let mut driver =
-        SessionDriver::new(&link, RemoteInfo::named("/dev/ttyS0"), AdmissionSlot::exclusive(), link.shared.clock.now());
+    let mut driver = driver(&link, "/dev/ttyS0");
     hear(&mut driver, &[hello(1), reading(1)]);
     hear(&mut driver, &[reading(2)]);
     assert!(driver.is_stalled() && !driver.is_backed_up());
@@ -197,9 +199,7 @@ async fn large_readings_wait_as_they_came_while_the_log_is_short_of_room() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (link, mut writer) = link(directory.path());
     writer.step();
-    let new =
-        |name| SessionDriver::new(&link, RemoteInfo::named(name), AdmissionSlot::exclusive(), link.shared.clock.now());
-    let (mut before, mut driver) = (new("a"), new("b"));
+    let (mut before, mut driver) = (driver(&link, "a"), driver(&link, "b"));
     hear(&mut before, &[hello(1), reading(1)]);
     hear(&mut before, &[reading(2)]);
     assert!(before.is_stalled() && link.shared.log.is_saturated());
@@ -233,8 +233,7 @@ async fn devices_that_wait_for_room_have_equal_shares_of_it_whoever_is_fastest()
     let mut drivers: Vec<_> = names
         .iter()
         .map(|name| {
-            let mut driver =
-                SessionDriver::new(&link, RemoteInfo::named(name), AdmissionSlot::exclusive(), link.shared.clock.now());
+            let mut driver = driver(&link, name);
             let DeviceMessage::Hello(hello) = hello(1) else { unreachable!("it is one") };
             hear(&mut driver, &[DeviceMessage::Hello(Hello { device: name.clone(), ..hello })]);
             (driver, 0)
@@ -264,8 +263,7 @@ async fn a_refusal_is_short_whatever_the_device_sent() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let (link, mut writer) = link(directory.path());
     writer.step();
-    let mut driver =
-        SessionDriver::new(&link, RemoteInfo::named("/dev/ttyS0"), AdmissionSlot::exclusive(), link.shared.clock.now());
+    let mut driver = driver(&link, "/dev/ttyS0");
     let values = vec![(ChannelRef::Name("\u{1}".repeat(100_000)), Value::Integer(1))];
     let senseless = Readings { seq: 1, sub: None, samples: vec![Sample { time: 0, values }] };
     hear(&mut driver, &[hello(1), DeviceMessage::Readings(senseless)]);
