@@ -12,7 +12,7 @@ use std::time::Duration;
 use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Reading, Seq, SequencedBatch, Timestamp, Value};
 use tidegate::store::segment::{Encoder, decode};
 use tidegate::store::{Log, Opened};
 
@@ -43,22 +43,22 @@ fn channels() -> Channels {
     ["temperature", "humidity", "count", "open"].map(|name| ChannelName::new(name).expect("a valid name")).into()
 }
 
-fn numbered(count: u32) -> Vec<Numbered> {
+fn sequenced(count: u32) -> Vec<SequencedBatch> {
     let (channels, devices) = (channels(), devices());
-    let number = |n| Numbered { first: Seq(u64::from(n) + 1), batch: Arc::new(batch(n, &channels, &devices)) };
+    let number = |n| SequencedBatch { first: Seq(u64::from(n) + 1), batch: Arc::new(batch(n, &channels, &devices)) };
     (0..count).map(number).collect()
 }
 
 #[divan::bench(args = [64, 1000, 16_000])]
 fn segment_encode(bencher: Bencher, count: u32) {
-    let batches = numbered(count);
+    let batches = sequenced(count);
     let mut encoder = Encoder::new().expect("zstd works");
     bencher.counter(ItemsCount::new(count)).bench_local(|| encoder.encode(black_box(&batches)).expect("it fits"));
 }
 
 #[divan::bench(args = [64, 1000, 16_000])]
 fn segment_decode(bencher: Bencher, count: u32) {
-    let encoded = Encoder::new().and_then(|mut encoder| encoder.encode(&numbered(count)));
+    let encoded = Encoder::new().and_then(|mut encoder| encoder.encode(&sequenced(count)));
     let segment = encoded.expect("it fits").remove(0);
     let decoded = || decode(&segment.header, black_box(&segment.block)).expect("it is whole");
     bencher.counter(ItemsCount::new(count)).bench_local(decoded);

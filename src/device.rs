@@ -4,21 +4,21 @@
 //! [`Session`], [`Converter`] and [`Acks`] are pure; the links drive them.
 
 mod acks;
-pub mod attendance;
 pub mod auth;
 mod convert;
+mod duplicate_ids;
 mod gaps;
+mod presence;
+pub mod presence_task;
 mod rate;
 mod refused_samples;
 mod registry;
-mod rivals;
-mod roll;
 mod session;
 
 pub use acks::Acks;
 pub use convert::{ConvertError, Converted, Converter, Refused, TimeRules};
+pub use presence::{PresenceUpdate, PresenceUpdates};
 pub use rate::Bucket;
 pub use refused_samples::{RefusedLog, RefusedSamples};
 pub use registry::{Answer, Call, Connected, Introduction, NotAdmitted, Registry};
-pub use roll::{Tellings, Told};
 pub use session::{Refusal, Session, SessionParameters, Step, Tick};

@@ -6,11 +6,11 @@
 
 mod deadline;
 mod driver;
-mod order;
 pub mod queue;
+mod request;
 mod result;
 
-pub use driver::{Downlink, Handle, Operate, Operated, Stopping};
-pub use order::{Invalid, Limits, Order};
+pub use driver::{Downlink, GatewayCommands, GatewayOutcome, Handle, Stopping};
 pub use queue::Refusal;
+pub use request::{CommandRequest, Invalid, Limits};
 pub use result::{error, value};

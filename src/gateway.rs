@@ -2,14 +2,14 @@
 //! them in the order that loses nothing.
 
 mod commands;
+mod gateway_commands;
 mod groups;
 mod health;
 mod http_server;
-mod keepers;
 mod limits;
 mod links;
+mod maintenance;
 mod opening;
-mod operator;
 mod parts;
 mod pressure;
 mod runtime;
@@ -31,9 +31,9 @@ use crate::notes::Notes;
 use crate::sink::{Identity, Sink};
 use crate::store::{Log, Opened, Writer};
 use anyhow::{Context, Result};
+use gateway_commands::GatewayCommandHandler;
 use health::Overview;
 use links::Links;
-use operator::Operator;
 use parts::{Base, Core, Part};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -48,8 +48,8 @@ pub struct Gateway {
     downlink: Part,
     sinks: Part,
     http: Part,
-    /// What keeps time and attendance.
-    keepers: Part,
+    /// What keeps time and presence.
+    maintenance: Part,
     log: Log,
     writer: Writer,
     overview: Arc<Overview>,
@@ -130,7 +130,7 @@ impl Gateway {
         let registry = Registry::new(&config.devices, base.clock.clone(), base.metrics.clone());
         registry.restore(devices);
         let core = Core { base, identity: Identity { gateway: id, epoch: log.epoch() }, log, registry };
-        let keepers = keepers::start(&config.gateway, system_clock, &core);
+        let maintenance = maintenance::start(&config.gateway, system_clock, &core);
         tracing::info!(
             gateway = %core.identity.gateway,
             epoch = %core.identity.epoch,
@@ -140,7 +140,7 @@ impl Gateway {
         );
         let sinks = sinks::start(&config, sinks, cursors, &core)?;
         overview.opened(core.log.clone(), sinks.watched);
-        let operator = Operator::new(&core, sinks.restarters, logging);
+        let operator = GatewayCommandHandler::new(&core, sinks.restarters, logging);
         let (downlink, commands) = commands::start(&config.commands, &core, operator, sinks.commands);
         let links = Links::new(&config, &core, http.listens.as_ref());
         let Core { log, registry, .. } = core;
@@ -152,7 +152,7 @@ impl Gateway {
             sinks: sinks.part,
             http_address: http.address,
             http: http.part,
-            keepers,
+            maintenance,
             log,
             writer,
             overview,
@@ -186,7 +186,7 @@ impl Gateway {
         let _ = timeout(total * 2 / 5, async { tokio::join!(self.links.stop(total, "links"), flush) }).await;
         self.downlink.stop(total / 10, "commands").await;
         self.sinks.stop(total * 2 / 5, "sinks").await;
-        self.keepers.stop(total / 10, "keepers").await;
+        self.maintenance.stop(total / 10, "maintenance").await;
         self.log.close();
         let closed = tokio::task::spawn_blocking(move || self.writer.join());
         if timeout(total / 5, closed).await.is_err() {

@@ -12,10 +12,10 @@
 //! in. Devices are held to what their link demands of them.
 
 mod access;
-mod asked;
 mod bounded_listener;
 mod commands;
 mod devices;
+mod extract;
 mod figures;
 mod problem;
 mod turns;

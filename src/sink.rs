@@ -2,24 +2,24 @@
 //! [`Destination`], once for all kinds of destination; each of those is a small
 //! adapter.
 
-mod batching;
+mod check;
 pub mod encode;
-mod flight;
+mod in_flight;
 pub mod kinds;
 mod lifecycle;
-mod look;
+mod linger;
 pub mod mqtt;
+mod poison;
 mod pump;
 mod sizing;
-mod suspicion;
 
-pub use lifecycle::{Build, CommandIntake, Context, Running, Sink, Terms};
-pub use look::{Certificates, Say, Visitor};
+pub use check::{Certificates, CheckAs, Report};
+pub use lifecycle::{Build, CommandIntake, Context, PumpSettings, Running, Sink};
 pub use pump::Pump;
 
 use crate::backoff::Failure;
 use crate::clock::Now;
-use crate::model::{Epoch, GatewayId, Numbered, Seq};
+use crate::model::{Epoch, GatewayId, Seq, SequencedBatch};
 use crate::store::LogEvent;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,17 +35,17 @@ pub struct Identity {
 
 /// Shows that a sink makes progress, if only in trying. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Pulse(Arc<AtomicU64>);
+pub struct Liveness(Arc<AtomicU64>);
 
-impl Pulse {
+impl Liveness {
     /// As if felt at `now`, on the monotonic clock.
-    pub fn new(now: Duration) -> Pulse {
-        let pulse = Pulse(Arc::default());
-        pulse.beat(now);
-        pulse
+    pub fn new(now: Duration) -> Liveness {
+        let liveness = Liveness(Arc::default());
+        liveness.renew(now);
+        liveness
     }
 
-    fn beat(&self, now: Duration) {
+    fn renew(&self, now: Duration) {
         self.0.store(now.as_secs(), Ordering::Relaxed);
     }
 
@@ -107,10 +107,10 @@ impl Budget {
 pub trait Destination: Send {
     /// Something to send.
     type Payload: Send;
-    type Link: Link<Payload = Self::Payload>;
+    type Connection: SinkConnection<Payload = Self::Payload>;
 
     /// Connects, within a time of its own.
-    fn connect(&mut self) -> impl Future<Output = Result<Self::Link, Failure>> + Send;
+    fn connect(&mut self) -> impl Future<Output = Result<Self::Connection, Failure>> + Send;
 
     /// Puts readings of `chunk` after `after` together, as many as fit.
     ///
@@ -118,7 +118,7 @@ pub trait Destination: Send {
     /// If there are none or the first does not fit at all.
     fn encode(
         &self,
-        chunk: &[Numbered],
+        chunk: &[SequencedBatch],
         after: Seq,
         budget: Budget,
         now: Now,
@@ -145,7 +145,7 @@ pub enum Outcome {
 }
 
 /// A live connection to a destination.
-pub trait Link: Send {
+pub trait SinkConnection: Send {
     type Payload;
 
     /// How many payloads may be outstanding; 0 while no other one is to be sent.

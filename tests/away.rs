@@ -63,7 +63,7 @@ async fn left(opened: &mut Opened) -> Vec<u64> {
     let (mut after, mut origins) = (cursor.position(), Vec::new());
     loop {
         let batches = cursor.fetch(after, 100_000).await.expect("the log reads");
-        let Some(last) = batches.last().map(tidegate::model::Numbered::last) else { return origins };
+        let Some(last) = batches.last().map(tidegate::model::SequencedBatch::last) else { return origins };
         origins.extend(batches.iter().flat_map(|batch| batch.after(after)).map(|(_, _, reading)| reading.origin_seq));
         after = last;
     }

@@ -50,7 +50,7 @@ async fn left(opened: &mut Opened) -> BTreeMap<u64, (String, u64, String)> {
     let mut all = BTreeMap::new();
     loop {
         let batches = cursor.fetch(after, 100_000).await.expect("the log reads");
-        let Some(last) = batches.last().map(tidegate::model::Numbered::last) else { return all };
+        let Some(last) = batches.last().map(tidegate::model::SequencedBatch::last) else { return all };
         for batch in &batches {
             for (seq, _, reading) in batch.after(after) {
                 let name = reading.channels()[0].to_string();

@@ -17,7 +17,7 @@ use tidegate::clock::{Clock, Now, SystemClock};
 use tidegate::config::{Deliver, Store};
 use tidegate::metrics::Metrics;
 use tidegate::model::{
-    Basis, Batch, BootId, ChannelName, DeviceId, Epoch, Epochs, Numbered, Reading, Seq, Timestamp, Value,
+    Basis, Batch, BootId, ChannelName, DeviceId, Epoch, Epochs, Reading, Seq, SequencedBatch, Timestamp, Value,
 };
 use tidegate::store::{Log, LogEvent, Opened};
 
@@ -77,7 +77,7 @@ async fn deliver(opened: &mut Opened) -> Vec<((Epoch, u64), i64)> {
     loop {
         let after = cursor.position();
         let batches = cursor.fetch(after, 1000).await.expect("it reads");
-        let Some(last) = batches.last().map(Numbered::last) else { return delivered };
+        let Some(last) = batches.last().map(SequencedBatch::last) else { return delivered };
         for (seq, _, reading) in batches.iter().flat_map(|batch| batch.after(after)) {
             let Value::Integer(content) = reading.values()[0] else { panic!("it was one") };
             delivered.push(((opened.log.epochs().of(seq).0, seq.0), content));

@@ -17,9 +17,10 @@ use tidegate::backoff::Failure;
 use tidegate::clock::Now;
 use tidegate::config::{ClockTrust, Config, HistoryWithin, Start, Store, Tcp};
 use tidegate::gateway::Gateway;
-use tidegate::model::{CommandState, Confirmation, InboundCommand, Numbered, Seq, Source, Target};
+use tidegate::model::{CommandState, Confirmation, InboundCommand, Seq, SequencedBatch, Source, Target};
 use tidegate::sink::{
-    Budget, CommandIntake, Destination, Encoded, Link, Outcome, Part, Running, Sink, Terms, Unencodable,
+    Budget, CommandIntake, Destination, Encoded, Outcome, Part, PumpSettings, Running, Sink, SinkConnection,
+    Unencodable,
 };
 use tidegate::store::LogEvent;
 
@@ -31,7 +32,7 @@ struct ToFile {
 
 /// The sink `file`, which appends to `path`.
 fn file_sink(path: PathBuf) -> Sink {
-    let terms = Terms {
+    let settings = PumpSettings {
         backoff_min: Duration::from_millis(20),
         backoff_max: Duration::from_millis(200),
         stable_after: Duration::from_secs(1),
@@ -43,14 +44,14 @@ fn file_sink(path: PathBuf) -> Sink {
         memory: 1 << 20,
         build: Box::new(move |cursor, context| {
             let destination = ToFile { path, commands: context.commands.clone() };
-            Ok(Running::new(destination, cursor, &terms, context))
+            Ok(Running::new(destination, cursor, &settings, context))
         }),
     }
 }
 
 impl Destination for ToFile {
     type Payload = String;
-    type Link = Open;
+    type Connection = Open;
 
     async fn connect(&mut self) -> Result<Open, Failure> {
         let failed =
@@ -70,7 +71,13 @@ impl Destination for ToFile {
         Ok(Open { file, written: VecDeque::new() })
     }
 
-    fn encode(&self, chunk: &[Numbered], after: Seq, budget: Budget, _: Now) -> Result<Encoded<String>, Unencodable> {
+    fn encode(
+        &self,
+        chunk: &[SequencedBatch],
+        after: Seq,
+        budget: Budget,
+        _: Now,
+    ) -> Result<Encoded<String>, Unencodable> {
         let (mut payload, mut readings, mut upto) = (String::new(), 0, after);
         for (device, (seq, origin, _)) in chunk.iter().flat_map(|n| n.after(after).map(move |r| (&n.batch.device, r))) {
             let (session, origin) = origin.map_or((0, 0), |origin| (origin.session, origin.seq));
@@ -102,7 +109,7 @@ struct Open {
     written: VecDeque<u64>,
 }
 
-impl Link for Open {
+impl SinkConnection for Open {
     type Payload = String;
 
     fn window(&self) -> usize {

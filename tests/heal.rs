@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, Durability, HistoryWithin, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Epoch, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::model::{
+    Basis, Batch, ChannelName, Channels, DeviceId, Epoch, Reading, Seq, SequencedBatch, Timestamp, Value,
+};
 use tidegate::store::{Log, Opened, Space, Stepped, Stepper};
 
 const PAGE: usize = 1024;
@@ -73,7 +75,7 @@ async fn drain(opened: &mut Opened, sink: usize) -> Vec<(u64, u64)> {
     loop {
         let after = cursor.position();
         let batches = cursor.fetch(after, 100_000).await.expect("the log reads");
-        let Some(last) = batches.last().map(Numbered::last) else { return all };
+        let Some(last) = batches.last().map(SequencedBatch::last) else { return all };
         for numbered in &batches {
             assert_eq!((&numbered.batch.device, numbered.batch.session), (&pump(), Some(7)));
             for (seq, origin, got) in numbered.after(after) {

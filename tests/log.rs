@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, HistoryWithin, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Reading, Seq, SequencedBatch, Timestamp, Value};
 use tidegate::store::{Before, Log, LogEvent, OpenError, Opened, purge};
 
 fn config(directory: &Path) -> Store {
@@ -66,7 +66,7 @@ fn batch(name: &str, session: Option<u64>, origins: std::ops::RangeInclusive<u64
 }
 
 /// Seq, device and origin of each reading, having checked its content.
-fn content(batches: &[Numbered], after: Seq) -> Vec<(u64, String, u64)> {
+fn content(batches: &[SequencedBatch], after: Seq) -> Vec<(u64, String, u64)> {
     let mut all = Vec::new();
     for numbered in batches {
         let name = numbered.batch.device.to_string();
@@ -87,7 +87,7 @@ async fn drain(opened: &mut Opened, sink: usize) -> Vec<(u64, String, u64)> {
     let mut all = Vec::new();
     loop {
         let batches = cursor.fetch(after, 1000).await.expect("the log reads");
-        let Some(last) = batches.last().map(Numbered::last) else { return all };
+        let Some(last) = batches.last().map(SequencedBatch::last) else { return all };
         all.extend(content(&batches, after));
         after = last;
     }

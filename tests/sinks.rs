@@ -11,8 +11,8 @@ use tidegate::backoff::{Backoff, Failure};
 use tidegate::clock::{Clock, Now, SystemClock};
 use tidegate::config::{Deliver, HistoryWithin, Start, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
-use tidegate::sink::{Budget, Destination, Encoded, Link, Outcome, Part, Pulse, Pump, Unencodable};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Reading, Seq, SequencedBatch, Timestamp, Value};
+use tidegate::sink::{Budget, Destination, Encoded, Liveness, Outcome, Part, Pump, SinkConnection, Unencodable};
 use tidegate::store::{Change, Log, LogEvent, Opened, Wanted, forget_sink, rename_sink};
 
 fn open(config: &Store, sinks: &[&str]) -> (Opened, Metrics) {
@@ -86,7 +86,7 @@ async fn left(opened: &mut Opened, sink: usize) -> Vec<u64> {
     let (mut after, mut all) = (cursor.position(), Vec::new());
     loop {
         let batches = cursor.fetch(after, 100_000).await.expect("the log reads");
-        let Some(last) = batches.last().map(Numbered::last) else { return all };
+        let Some(last) = batches.last().map(SequencedBatch::last) else { return all };
         all.extend(batches.iter().flat_map(|batch| batch.after(after).map(|(seq, ..)| seq.0).collect::<Vec<_>>()));
         after = last;
     }
@@ -412,17 +412,17 @@ struct Stub {
     asked: Arc<AtomicU64>,
 }
 
-struct StubLink(VecDeque<u64>);
+struct StubConnection(VecDeque<u64>);
 
 impl Destination for Stub {
     type Payload = ();
-    type Link = StubLink;
+    type Connection = StubConnection;
 
-    async fn connect(&mut self) -> Result<StubLink, Failure> {
-        Ok(StubLink(VecDeque::new()))
+    async fn connect(&mut self) -> Result<StubConnection, Failure> {
+        Ok(StubConnection(VecDeque::new()))
     }
 
-    fn encode(&self, chunk: &[Numbered], after: Seq, _: Budget, _: Now) -> Result<Encoded<()>, Unencodable> {
+    fn encode(&self, chunk: &[SequencedBatch], after: Seq, _: Budget, _: Now) -> Result<Encoded<()>, Unencodable> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let seqs: Vec<u64> =
             chunk.iter().flat_map(|batch| batch.after(after).map(|(seq, ..)| seq.0).collect::<Vec<_>>()).collect();
@@ -441,7 +441,7 @@ impl Destination for Stub {
     }
 }
 
-impl Link for StubLink {
+impl SinkConnection for StubConnection {
     type Payload = ();
 
     fn window(&self) -> usize {
@@ -497,8 +497,8 @@ async fn a_sink_whose_place_was_damaged_gets_everything_again_though_older_event
     let stub = Stub::default();
     let (delivered, asked) = (stub.delivered.clone(), stub.asked.clone());
     let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(10), Duration::from_secs(1), 1);
-    let pulse = Pulse::new(clock.now().monotonic);
-    let pump = Pump::new(stub, cursor, backoff, 10_000, clock, metrics, pulse);
+    let liveness = Liveness::new(clock.now().monotonic);
+    let pump = Pump::new(stub, cursor, backoff, 10_000, clock, metrics, liveness);
     let stop = tokio::sync::watch::Sender::new(false);
     let task = tokio::spawn(pump.run(stop.subscribe(), Duration::from_secs(1)));
     let all: BTreeSet<u64> = (1..=51).collect();

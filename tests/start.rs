@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, Durability, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Timestamp, Value};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Reading, SequencedBatch, Timestamp, Value};
 use tidegate::store::{Log, Offline, Opened};
 
 fn config(directory: &Path, max_size: ByteSize) -> Store {
@@ -67,7 +67,7 @@ async fn drain(opened: &mut Opened, sink: usize) -> Vec<u64> {
     loop {
         let after = cursor.position();
         let batches = cursor.fetch(after, 100_000).await.expect("the log reads");
-        let Some(last) = batches.last().map(Numbered::last) else { return all };
+        let Some(last) = batches.last().map(SequencedBatch::last) else { return all };
         let seqs = batches.iter().flat_map(|batch| batch.after(after));
         all.extend(seqs.filter_map(|(_, origin, _)| Some(origin?.seq)));
         cursor.confirm(last);

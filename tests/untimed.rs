@@ -11,7 +11,7 @@ use std::time::Duration;
 use tidegate::clock::{Clock, Now};
 use tidegate::config::Store;
 use tidegate::metrics::Metrics;
-use tidegate::model::{Basis, Batch, BootId, DeviceId, Numbered, Reading, Seq, Timestamp};
+use tidegate::model::{Basis, Batch, BootId, DeviceId, Reading, Seq, SequencedBatch, Timestamp};
 use tidegate::store::{Before, FILE_NAME, Log, Offline, Opened, Piece, purge};
 
 /// A clock under the test's hand; the wall steps, monotonic time does not.
@@ -94,8 +94,9 @@ fn batch(time: i64, basis: Basis) -> Batch {
     Batch { device: DeviceId::new("d").expect("a valid name"), session: None, basis, readings: vec![reading] }
 }
 
-fn times(batches: &[Numbered]) -> Vec<(u64, i64, Basis)> {
-    let all = |n: &Numbered| n.after(Seq::ZERO).map(|(seq, _, r)| (seq.0, r.time.0, n.batch.basis)).collect::<Vec<_>>();
+fn times(batches: &[SequencedBatch]) -> Vec<(u64, i64, Basis)> {
+    let all =
+        |n: &SequencedBatch| n.after(Seq::ZERO).map(|(seq, _, r)| (seq.0, r.time.0, n.batch.basis)).collect::<Vec<_>>();
     batches.iter().flat_map(all).collect()
 }
 

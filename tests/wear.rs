@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tidegate::clock::{Clock, Now};
 use tidegate::config::{HistoryWithin, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Basis, Batch, ChannelName, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::model::{Basis, Batch, ChannelName, DeviceId, Reading, Seq, SequencedBatch, Timestamp, Value};
 use tidegate::store::{Log, Mark, Opened, Space, Stepped, Stepper};
 
 const MS: Duration = Duration::from_millis(1);
@@ -211,7 +211,7 @@ async fn small_segments_are_merged_and_keep_every_reading() {
         let batches = bench.opened.cursors[0].fetch(after, 1000).await.expect("the log reads");
         origins
             .extend(batches.iter().flat_map(|b| b.after(after)).map(|(seq, origin, _)| (seq.0, origin.map(|o| o.seq))));
-        after = batches.last().map(Numbered::last).expect("more readings");
+        after = batches.last().map(SequencedBatch::last).expect("more readings");
     }
     assert_eq!(origins, (1..=1000).map(|n| (n, Some(n))).collect::<Vec<_>>());
 }

@@ -4,7 +4,7 @@
 //! Input: first seq (8 bytes), count (4), length before compression (4), all little-endian,
 //! then the block. The checksum is made to match: it would refuse all else.
 
-use tidegate::model::{Numbered, Seq, Timestamp};
+use tidegate::model::{Seq, SequencedBatch, Timestamp};
 use tidegate::store::segment::{Encoder, Header, decode};
 
 /// Keeps the fuzzer fast: a few bytes can claim to be very many.
@@ -25,8 +25,8 @@ fn with_checksum(header: Header, block: &[u8]) -> Header {
 }
 
 /// Every reading in its order, as text, in which NaN equals itself.
-fn flat(batches: &[Numbered]) -> Vec<String> {
-    let lines = |numbered: &Numbered| {
+fn flat(batches: &[SequencedBatch]) -> Vec<String> {
+    let lines = |numbered: &SequencedBatch| {
         let (device, basis) = (&numbered.batch.device, numbered.batch.basis);
         let line = |(seq, origin, reading)| format!("{device} {basis:?} {seq} {origin:?} {reading:?}");
         numbered.after(Seq::ZERO).map(line).collect::<Vec<_>>()

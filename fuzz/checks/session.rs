@@ -67,7 +67,7 @@ pub fn check(input: &[u8]) {
                 }
                 Ok(Step::Authenticate(attempt)) => {
                     assert_eq!(Some(attempt.nonce), open.take(), "a nonce is good for one attempt");
-                    match keys.judge(&attempt, authentication) {
+                    match keys.verify(&attempt, authentication) {
                         Ok(key) => {
                             assert!(key.is_for(&attempt.device));
                             let Some(Step::Establish { device, first, .. }) = session.admit(now) else {

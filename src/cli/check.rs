@@ -6,7 +6,7 @@ use crate::config::{self, Checked, Config, ListenerConfig, Problem};
 use crate::gateway;
 use crate::net::tls;
 use crate::pem::{self, Validity};
-use crate::sink::{Certificates, Visitor, kinds};
+use crate::sink::{Certificates, CheckAs, kinds};
 use anyhow::{Context, Result};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -114,11 +114,11 @@ fn connect(config: &Config, client_id: Option<&str>) -> ExitCode {
     let wrong = runtime.context("cannot start").and_then(|runtime| {
         let gateway = gateway::gateway_id(&config.gateway)?;
         let nonce = format!("{:08x}", getrandom::u32().context("the system has no random numbers")?);
-        let visitor = Visitor { gateway: &gateway, client_id, nonce: &nonce };
+        let check_as = CheckAs { gateway: &gateway, client_id, nonce: &nonce };
         runtime.block_on(async {
             let mut wrong = 0;
             for sink in config.sinks() {
-                wrong += kinds::look(&sink, &visitor, &mut print).await?;
+                wrong += kinds::check(&sink, &check_as, &mut print).await?;
             }
             anyhow::Ok(wrong)
         })

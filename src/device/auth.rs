@@ -1,16 +1,16 @@
 //! Who a device is, and whether it may come in.
 //!
-//! A device proves a key ([`Keys::judge`]) or shows a certificate ([`certifies`]); the
-//! [`Doorman`] knows the keys of the moment. See `docs/protocol.md`, "Authentication".
+//! A device proves a key ([`Keys::verify`]) or shows a certificate ([`certifies`]); the
+//! [`Authenticator`] knows the keys of the moment. See `docs/protocol.md`, "Authentication".
 
+mod authenticator;
 mod certificate;
-mod doorman;
 mod keyfile;
 mod lockout;
 mod proof;
 
+pub use authenticator::{Authenticator, Credential};
 pub use certificate::certifies;
-pub use doorman::{Credential, Doorman};
 pub use keyfile::{KeyFiles, Listed, from_hex, hex, random};
 pub use lockout::{Lockouts, Origin};
-pub use proof::{Attempt, Fault, Key, Keys, Material, Nonce, Secret, TokenHash};
+pub use proof::{Attempt, AuthError, Key, Keys, Material, Nonce, Secret, TokenHash};

@@ -4,9 +4,9 @@ mod connected;
 
 pub use connected::{Call, Connected};
 
+use super::duplicate_ids::{DuplicateId, Verdict};
+use super::presence::{Arrival, PresenceFull, PresenceTable, PresenceUpdate, PresenceUpdates, Rules};
 use super::refused_samples::RefusedLog;
-use super::rivals::{Rivals, Verdict};
-use super::roll::{Arrival, Roll, RollFull, Rules, Tellings, Told};
 use crate::clock::{Clock, Excuses, Now};
 use crate::config;
 use crate::metrics::Metrics;
@@ -45,8 +45,8 @@ struct Inner {
 
 struct Table {
     sessions: HashMap<DeviceId, Session>,
-    rivals: HashMap<DeviceId, Rivals>,
-    roll: Roll,
+    duplicate_ids: HashMap<DeviceId, DuplicateId>,
+    presence: PresenceTable,
     /// Up to this version everybody may hear what was told.
     published: u64,
     excuses: Excuses,
@@ -102,7 +102,7 @@ pub struct Answer {
 /// Answers that may wait to be taken; a device whose answer is lost is asked again.
 const ANSWERS: usize = 256;
 /// Names around which something happened that is remembered.
-const RIVALS: usize = 1024;
+const MAX_DUPLICATE_IDS: usize = 1024;
 
 impl Registry {
     pub fn new(config: &config::Devices, clock: Arc<dyn Clock>, metrics: Metrics) -> Registry {
@@ -114,8 +114,8 @@ impl Registry {
         };
         let table = Table {
             sessions: HashMap::new(),
-            rivals: HashMap::new(),
-            roll: Roll::new(rules),
+            duplicate_ids: HashMap::new(),
+            presence: PresenceTable::new(rules),
             published: 0,
             excuses: Excuses::from(clock.put_off()),
             count: 0,
@@ -139,8 +139,8 @@ impl Registry {
     /// Takes over what an earlier life of the gateway knew of devices.
     pub fn restore(&self, known: KnownDevices) {
         let (now, mut table) = self.look();
-        table.roll.restore(known.statuses, known.forgotten, now);
-        table.published = table.roll.version();
+        table.presence.restore(known.statuses, known.forgotten, now);
+        table.published = table.presence.version();
     }
 
     /// The table, and what time it is: what became of that since is taken note of.
@@ -149,9 +149,9 @@ impl Registry {
         let now = self.0.clock.now();
         let excused = table.excuses.look(self.0.clock.put_off(), now.monotonic);
         if !excused.is_zero() {
-            table.roll.excuse(excused, now.monotonic);
+            table.presence.excuse(excused, now.monotonic);
         }
-        if table.roll.believe(now) {
+        if table.presence.believe(now) {
             self.0.news.notify_one();
         }
         (now, table)
@@ -175,12 +175,12 @@ impl Registry {
         let (now, mut table) = self.look();
         let slot = Arc::new(Slot::default());
         slot.hear(now.monotonic);
-        self.judge(&mut table, &who, now.monotonic)?;
+        self.admit(&mut table, &who, now.monotonic)?;
         let Introduction { device, session, link, firmware, proven, .. } = who;
         let older = table.sessions.get(device).map(|older| older.slot.clone());
         let reason = if older.is_some() { Cause::TakenOver } else { Cause::Connected };
         let arrival = Arrival { link: link.clone(), firmware, reason };
-        table.roll.arrived(device, arrival, now).map_err(|RollFull| NotAdmitted::RegistryFull)?;
+        table.presence.arrived(device, arrival, now).map_err(|PresenceFull| NotAdmitted::RegistryFull)?;
         table.count += 1;
         let new = Session {
             slot: slot.clone(),
@@ -202,7 +202,7 @@ impl Registry {
     }
 
     /// Whether a session may take the place of the one that is there.
-    fn judge(&self, table: &mut Table, who: &Introduction<'_>, now: Duration) -> Result<(), NotAdmitted> {
+    fn admit(&self, table: &mut Table, who: &Introduction<'_>, now: Duration) -> Result<(), NotAdmitted> {
         let (device, session) = (who.device, who.session);
         let Some(holder) = table.sessions.get(device) else { return Ok(()) };
         let heard = holder.slot.heard();
@@ -214,10 +214,10 @@ impl Registry {
         if session == holder {
             return Ok(());
         }
-        if table.rivals.len() >= RIVALS && !table.rivals.contains_key(device) {
-            table.rivals.clear();
+        if table.duplicate_ids.len() >= MAX_DUPLICATE_IDS && !table.duplicate_ids.contains_key(device) {
+            table.duplicate_ids.clear();
         }
-        match table.rivals.entry(device.clone()).or_default().judge(session, holder, alive, now) {
+        match table.duplicate_ids.entry(device.clone()).or_default().arrive(session, holder, alive, now) {
             Verdict::Enters => Ok(()),
             Verdict::StaysOut(new) => {
                 if new {
@@ -263,7 +263,7 @@ impl Registry {
     pub fn status(&self, device: &DeviceId) -> Option<DeviceStatus> {
         let (now, mut table) = self.look();
         table.hear(device, now);
-        table.roll.status(device)
+        table.presence.status(device)
     }
 
     /// How things are with at most `limit` devices behind `after`, in the order of their
@@ -271,27 +271,27 @@ impl Registry {
     pub fn statuses(&self, after: Option<&DeviceId>, limit: usize) -> Vec<DeviceStatus> {
         let (now, mut table) = self.look();
         let mut names: Vec<_> =
-            table.roll.devices().filter(|device| after.is_none_or(|after| *device > after)).cloned().collect();
+            table.presence.devices().filter(|device| after.is_none_or(|after| *device > after)).cloned().collect();
         if names.len() > limit {
             names.select_nth_unstable(limit);
             names.truncate(limit);
         }
         names.sort_unstable();
         names.iter().for_each(|device| table.hear(device, now));
-        names.iter().filter_map(|device| table.roll.status(device)).collect()
+        names.iter().filter_map(|device| table.presence.status(device)).collect()
     }
 
     /// Changes that are to be told now, at most `most`.
-    pub fn tell(&self, most: usize) -> Tellings {
+    pub fn tell(&self, most: usize) -> PresenceUpdates {
         let (now, mut table) = self.look();
-        let due: Vec<_> = table.roll.due_at(now.monotonic).take(most).cloned().collect();
+        let due: Vec<_> = table.presence.due_at(now.monotonic).take(most).cloned().collect();
         due.iter().for_each(|device| table.hear(device, now));
-        table.roll.tell(now, most)
+        table.presence.tell(now, most)
     }
 
     /// The version of the last of all that was told so far.
     pub fn version(&self) -> u64 {
-        self.0.table.lock().roll.version()
+        self.0.table.lock().presence.version()
     }
 
     /// What was told up to this version is on disk: [`Registry::told_after`] passes it on.
@@ -307,7 +307,7 @@ impl Registry {
     /// When something is to be told next, if anything is.
     pub fn due(&self) -> Option<Duration> {
         let table = self.0.table.lock();
-        let due = table.roll.due();
+        let due = table.presence.due();
         self.0.expected.store(due.map_or(u64::MAX, millis), Ordering::Relaxed);
         due
     }
@@ -320,15 +320,15 @@ impl Registry {
 
     /// The device whose state was told next after `version`, with its own version and what
     /// was told; what has changed since and is not told yet, or not on disk, does not show.
-    pub fn told_after(&self, version: u64) -> Option<(u64, Told)> {
+    pub fn told_after(&self, version: u64) -> Option<(u64, PresenceUpdate)> {
         let (now, mut table) = self.look();
-        let (next, device) = table.roll.told_next(version)?;
+        let (next, device) = table.presence.told_next(version)?;
         if next > table.published {
             return None;
         }
         let device = device.clone();
         table.hear(&device, now);
-        table.roll.told_after(version)
+        table.presence.told_after(version)
     }
 
     /// Changes whenever something was told.
@@ -338,7 +338,7 @@ impl Registry {
 
     /// Wakes whoever tells, if something is to be told earlier than that one expects.
     fn hurry(&self, table: &Table) {
-        let due = table.roll.due().map_or(u64::MAX, millis);
+        let due = table.presence.due().map_or(u64::MAX, millis);
         if due < self.0.expected.load(Ordering::Relaxed) {
             self.0.expected.store(due, Ordering::Relaxed);
             self.0.news.notify_one();
@@ -349,7 +349,7 @@ impl Registry {
         self.hurry(table);
         let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.0.metrics.devices_connected.set(gauge(table.sessions.len()));
-        self.0.metrics.devices_known.set(gauge(table.roll.len()));
+        self.0.metrics.devices_known.set(gauge(table.presence.len()));
     }
 }
 
@@ -368,7 +368,7 @@ impl Table {
     fn hear(&mut self, device: &DeviceId, now: Now) {
         if let Some(session) = self.sessions.get(device) {
             let heard = session.slot.heard();
-            self.roll.heard(device, heard, now);
+            self.presence.heard(device, heard, now);
         }
     }
 
@@ -376,7 +376,7 @@ impl Table {
     fn subs_left(&mut self, subs: HashMap<DeviceId, bool>, cause: Cause, now: Now) {
         for (sub, there) in subs {
             if there {
-                self.roll.left(&sub, cause, None, now);
+                self.presence.left(&sub, cause, None, now);
             }
         }
     }

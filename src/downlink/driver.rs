@@ -1,8 +1,8 @@
 //! Moves commands: from senders to the [`Queue`], from there to the log and to devices,
 //! and answers back.
 
-use super::order::{Invalid, Limits, Order};
 use super::queue::{Action, Dispatch, Queue, Receipt, Refusal, Rules};
+use super::request::{CommandRequest, Invalid, Limits};
 use super::result;
 use crate::clock::{Clock, Excuses, LONGEST_NAP};
 use crate::config;
@@ -23,13 +23,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// What the gateway itself can be told to do.
-pub trait Operate: Send + Sync {
-    fn operate(&self, name: &str, payload: Option<&str>) -> Operated;
+pub trait GatewayCommands: Send + Sync {
+    fn execute(&self, name: &str, payload: Option<&str>) -> GatewayOutcome;
 }
 
 /// What became of that.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Operated {
+pub enum GatewayOutcome {
     Done(Value),
     Failed(String),
     Rejected(String),
@@ -44,7 +44,7 @@ pub struct Downlink {
     clock: Arc<dyn Clock>,
     excuses: Excuses,
     metrics: Metrics,
-    gateway: Arc<dyn Operate>,
+    gateway: Arc<dyn GatewayCommands>,
     inbound: mpsc::Receiver<InboundCommand>,
     requests: mpsc::Receiver<Request>,
     /// Changes that are on disk.
@@ -67,7 +67,7 @@ pub struct Handle {
 /// What is asked of the task.
 enum Request {
     Submit {
-        order: Order,
+        request: CommandRequest,
         reply: oneshot::Sender<Result<CommandState, Refusal>>,
     },
     /// For the end of a command.
@@ -103,7 +103,7 @@ impl Downlink {
         registry: Registry,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
-        gateway: Arc<dyn Operate>,
+        gateway: Arc<dyn GatewayCommands>,
         inbound: mpsc::Receiver<InboundCommand>,
     ) -> (Downlink, Handle) {
         let bytes = |size: bytesize::ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
@@ -238,10 +238,10 @@ impl Downlink {
             }
             Target::Gateway => {
                 self.queue.handed(place, true, now);
-                let (outcome, payload) = match self.gateway.operate(&name, payload.as_deref()) {
-                    Operated::Done(value) => (CommandOutcome::Done, value.to_string()),
-                    Operated::Failed(why) => (CommandOutcome::Failed, result::error(&why)),
-                    Operated::Rejected(why) => (CommandOutcome::Rejected, result::error(&why)),
+                let (outcome, payload) = match self.gateway.execute(&name, payload.as_deref()) {
+                    GatewayOutcome::Done(value) => (CommandOutcome::Done, value.to_string()),
+                    GatewayOutcome::Failed(why) => (CommandOutcome::Failed, result::error(&why)),
+                    GatewayOutcome::Rejected(why) => (CommandOutcome::Rejected, result::error(&why)),
                 };
                 let result = CommandResult { id, outcome, payload: Some(payload) };
                 self.queue.answered(&target, result, &reach(&self.registry), now);
@@ -295,8 +295,8 @@ impl Downlink {
                 waiting.push(reply);
             }
             Request::Await { reply, .. } => drop(reply.send(())),
-            Request::Submit { order, reply } => {
-                let receipt = self.queue.receive(order, Source::Http, &reach(&self.registry), self.clock.now());
+            Request::Submit { request, reply } => {
+                let receipt = self.queue.receive(request, Source::Http, &reach(&self.registry), self.clock.now());
                 match receipt {
                     Receipt::Taken(count) => {
                         self.received(Source::Http);
@@ -316,21 +316,21 @@ impl Downlink {
     fn came(&mut self, command: InboundCommand) {
         let InboundCommand { source, target, body, wanted_for, confirmation } = command;
         let now = self.clock.now();
-        let count = match Order::parse(target.clone(), &body, None, self.limits) {
-            Ok(order) => {
-                let order = order.within(wanted_for);
-                let receipt = self.queue.receive(order.clone(), source, &reach(&self.registry), now);
+        let count = match CommandRequest::parse(target.clone(), &body, None, self.limits) {
+            Ok(request) => {
+                let request = request.within(wanted_for);
+                let receipt = self.queue.receive(request.clone(), source, &reach(&self.registry), now);
                 match receipt {
                     Receipt::Taken(count) => {
                         self.received(source);
                         count
                     }
                     Receipt::Known(_, count) => count,
-                    Receipt::Refused(refusal) => self.reject(order, source, &refusal.to_string()),
+                    Receipt::Refused(refusal) => self.reject(request, source, &refusal.to_string()),
                 }
             }
             Err(invalid) => match *invalid {
-                Invalid { order: Some(order), why, .. } => self.reject(order, source, &why),
+                Invalid { request: Some(request), why, .. } => self.reject(request, source, &why),
                 Invalid { id, why, .. } => {
                     tracing::warn!(%target, why, "a command is rejected");
                     self.queue.tell(result::no_command(&target, id, &why))
@@ -341,9 +341,9 @@ impl Downlink {
         self.confirm_known();
     }
 
-    fn reject(&mut self, order: Order, source: Source, why: &str) -> u64 {
-        tracing::warn!(target = %order.target, id = %order.id, why, "a command is rejected");
-        self.queue.reject(order, source, why, self.clock.now())
+    fn reject(&mut self, request: CommandRequest, source: Source, why: &str) -> u64 {
+        tracing::warn!(target = %request.target, id = %request.id, why, "a command is rejected");
+        self.queue.reject(request, source, why, self.clock.now())
     }
 
     /// What changes nothing may be confirmed at once.
@@ -372,16 +372,16 @@ async fn changed(changes: &mut watch::Receiver<()>, earliest: Instant) {
 }
 
 impl Handle {
-    /// Reads an order; one without an id gets one.
+    /// Reads a request; one without an id gets one.
     ///
     /// # Errors
     /// If it is none.
-    pub fn order(&self, target: Target, body: &[u8]) -> Result<Order, Box<Invalid>> {
-        Order::parse(target, body, Some(CommandId::random()), self.limits)
+    pub fn request(&self, target: Target, body: &[u8]) -> Result<CommandRequest, Box<Invalid>> {
+        CommandRequest::parse(target, body, Some(CommandId::random()), self.limits)
     }
 
-    /// How large an order's text may be.
-    pub fn max_order(&self) -> usize {
+    /// How large a request's text may be.
+    pub fn max_request(&self) -> usize {
         self.limits.max_body
     }
 
@@ -389,9 +389,9 @@ impl Handle {
     ///
     /// # Errors
     /// If the gateway is stopping, or as the inner result says.
-    pub async fn submit(&self, order: Order) -> Result<Result<CommandState, Refusal>, Stopping> {
+    pub async fn submit(&self, request: CommandRequest) -> Result<Result<CommandState, Refusal>, Stopping> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::Submit { order, reply }).await.map_err(|_| Stopping)?;
+        self.requests.send(Request::Submit { request, reply }).await.map_err(|_| Stopping)?;
         answer.await.map_err(|_| Stopping)
     }
 

@@ -14,14 +14,14 @@
 //! A crash between any two steps is a restart from what was written. What the gateway itself
 //! was to do is not done again then: it may be why there was a crash.
 
+mod actions;
 mod live;
 mod start;
-mod terms;
 
-pub use terms::{Action, Dispatch, Receipt, Refusal, Rules};
+pub use actions::{Action, Dispatch, Receipt, Refusal, Rules};
 
 use super::deadline;
-use super::order::Order;
+use super::request::CommandRequest;
 use super::result;
 use crate::clock::Now;
 use crate::model::{
@@ -62,16 +62,16 @@ const CLOCK_EVERY: Duration = Duration::from_secs(1);
 
 impl Queue {
     /// A command came.
-    pub fn receive(&mut self, order: Order, source: Source, reach: Reach<'_>, now: Now) -> Receipt {
-        let key = order.key();
+    pub fn receive(&mut self, request: CommandRequest, source: Source, reach: Reach<'_>, now: Now) -> Receipt {
+        let key = request.key();
         if let Some(state) = self.state(&key) {
             return Receipt::Known(state, self.count);
         }
-        let deadline = match self.admissible(&order, now) {
+        let deadline = match self.admissible(&request, now) {
             Ok(deadline) => deadline,
             Err(refusal) => return Receipt::Refused(refusal),
         };
-        let Order { target, id, name, payload, .. } = order;
+        let CommandRequest { target, id, name, payload, .. } = request;
         let place = self.next_place;
         self.next_place += 1;
         let mut command =
@@ -91,15 +91,15 @@ impl Queue {
 
     /// Has a command on record that is not taken over, and told upstream how it ended.
     /// It counts once so many changes are on disk.
-    pub fn reject(&mut self, order: Order, source: Source, why: &str, now: Now) -> u64 {
-        let key = order.key();
+    pub fn reject(&mut self, request: CommandRequest, source: Source, why: &str, now: Now) -> u64 {
+        let key = request.key();
         if self.state(&key).is_some() {
             return self.count;
         }
         let place = self.next_place;
         self.next_place += 1;
-        let deadline = deadline::begin(order.expiry, self.boot, now);
-        let Order { target, id, name, .. } = order;
+        let deadline = deadline::begin(request.expiry, self.boot, now);
+        let CommandRequest { target, id, name, .. } = request;
         let command = Command {
             place,
             target,
@@ -239,26 +239,26 @@ impl Queue {
         live.or_else(|| self.ended.get(key).copied())
     }
 
-    fn admissible(&self, order: &Order, now: Now) -> Result<crate::model::Deadline, Refusal> {
+    fn admissible(&self, request: &CommandRequest, now: Now) -> Result<crate::model::Deadline, Refusal> {
         if !self.enabled {
             return Err(Refusal::Disabled);
         }
-        if let Target::Device(device) = &order.target {
+        if let Target::Device(device) = &request.target {
             let allowed = |pattern: &String| glob(pattern, device.as_str());
             if !self.rules.devices.is_empty() && !self.rules.devices.iter().any(allowed) {
                 return Err(Refusal::NotAllowed);
             }
         }
-        let mut deadline = deadline::begin(order.expiry, self.boot, now);
+        let mut deadline = deadline::begin(request.expiry, self.boot, now);
         match deadline.uptime {
             Some(_) if deadline.lifetime > self.rules.max_expiry => return Err(Refusal::TooLong),
             Some(_) => {}
             None => deadline.lifetime = self.rules.max_expiry,
         }
-        if self.lanes.get(&order.target).is_some_and(|lane| lane.len() >= self.rules.max_queued) {
+        if self.lanes.get(&request.target).is_some_and(|lane| lane.len() >= self.rules.max_queued) {
             return Err(Refusal::QueueFull);
         }
-        let size = size(order.payload.as_ref());
+        let size = size(request.payload.as_ref());
         if self.live.len() >= self.rules.max_live || self.bytes + size > self.rules.max_bytes {
             return Err(Refusal::Busy);
         }

@@ -1,6 +1,6 @@
 //! Starts what carries out commands.
 
-use super::operator::Operator;
+use super::gateway_commands::GatewayCommandHandler;
 use super::parts::{Core, Part};
 use crate::config;
 use crate::downlink::{Downlink, Handle};
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 pub(super) fn start(
     config: &config::Commands,
     core: &Core,
-    operator: Operator,
+    operator: GatewayCommandHandler,
     inbound: mpsc::Receiver<InboundCommand>,
 ) -> (Part, Handle) {
     let Core { base, log, registry, .. } = core.clone();

@@ -4,7 +4,7 @@ use crate::clock::{Clock, Excuses};
 use crate::http::{Condition, Health, Problem};
 use crate::metrics::{Metrics, SinkLabel};
 use crate::notes::{Note, Notes, Told};
-use crate::sink::Pulse;
+use crate::sink::Liveness;
 use crate::store::{DiskState, Log};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,7 +37,7 @@ struct Parts {
 /// A sink, as it is seen from outside.
 pub struct Watched {
     pub name: Arc<str>,
-    pub pulse: Pulse,
+    pub liveness: Liveness,
     /// Of its connection.
     pub note: Note,
 }
@@ -93,8 +93,8 @@ impl Health for Overview {
         if overdue >= HANGS_AFTER {
             condition.problems.push(problem("log", format!("a commit is overdue by {} s", overdue.as_secs())));
         }
-        for Watched { name, pulse, .. } in sinks {
-            let age = excuses.silence(now.saturating_sub(pulse.age(now)), now);
+        for Watched { name, liveness, .. } in sinks {
+            let age = excuses.silence(now.saturating_sub(liveness.age(now)), now);
             if age >= HANGS_AFTER {
                 condition.problems.push(problem(name, format!("no progress for {} s", age.as_secs())));
             }
@@ -170,15 +170,15 @@ mod tests {
         let gauge = Arc::new(|| None);
         let opened = Log::open_stepped(&store, &[], &["cloud"], clock.clone(), metrics.clone(), gauge).expect("a log");
         let overview = Overview::new(Notes::default(), metrics, clock);
-        let pulse = Pulse::new(Duration::from_secs(1000));
-        let watched = Watched { name: "cloud".into(), pulse, note: Note::new("cloud") };
+        let liveness = Liveness::new(Duration::from_secs(1000));
+        let watched = Watched { name: "cloud".into(), liveness, note: Note::new("cloud") };
         overview.opened(opened.log.clone(), vec![watched]);
         let channels = [ChannelName::new("level").expect("a valid name")].into();
         let reading = Reading::new(1, Timestamp(1), channels, [Value::Float(1.0)].into()).expect("one each");
         let device = DeviceId::new("pump").expect("a valid name");
         let batch = Batch { device, session: Some(1), basis: Basis::Wall, readings: vec![reading] };
         opened.log.append(None, batch).expect("there is room");
-        // Nobody steps the writer, nor feels the sink's pulse, from here on.
+        // Nobody steps the writer, nor feels the sink's liveness, from here on.
         for (after, hang) in [(0, vec![]), (60, vec![]), (110, vec![]), (200, vec!["log", "cloud"])] {
             hand.0.store(1000 + after, Ordering::Relaxed);
             let problems = overview.live().problems;

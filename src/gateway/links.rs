@@ -5,7 +5,7 @@ use super::parts::{Core, Part};
 use super::pressure;
 use crate::config::{self, Config};
 use crate::credentials::{self, Credential};
-use crate::device::auth::Doorman;
+use crate::device::auth::Authenticator;
 use crate::link::websocket::UpgradeSender;
 use crate::link::{self, serial, tcp, websocket};
 use crate::net::{Listening, tls};
@@ -29,7 +29,7 @@ impl Links {
         let shared = link::Shared {
             log: core.log.clone(),
             registry: core.registry.clone(),
-            doorman: Doorman::new(&config.devices, &config.store, base.metrics.clone()),
+            authenticator: Authenticator::new(&config.devices, &config.store, base.metrics.clone()),
             devices: config.devices.clone(),
             pool: base.pool,
             clock: base.clock,
@@ -49,7 +49,7 @@ impl Links {
     /// Says where devices connect over TCP, in the order of the configuration.
     pub fn start(mut self, config: &Config, root: &Path, groups: Groups) -> (Part, Vec<SocketAddr>) {
         let shared = self.shared.clone();
-        self.part.spawn(|stop| shared.doorman.clone().watch(stop));
+        self.part.spawn(|stop| shared.authenticator.clone().watch(stop));
         self.part.spawn(|stop| pressure::watch(groups, shared.pool.clone(), stop));
         let addresses = start_tcp(&config.tcp, &shared, &mut self.part);
         let ports = serial::Ports::new(root, &config.serial);

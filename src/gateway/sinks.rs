@@ -56,9 +56,9 @@ pub(super) fn start(config: &Config, sinks: Vec<Sink>, cursors: Vec<SinkCursor>,
     for (sink, cursor) in sinks.into_iter().zip(cursors) {
         let running =
             (sink.build)(cursor, &context).with_context(|| format!("cannot start the sink {:?}", sink.name))?;
-        let (name, pulse, note) = (running.name.clone(), running.pulse.clone(), running.note.clone());
+        let (name, liveness, note) = (running.name.clone(), running.liveness.clone(), running.note.clone());
         restarters.push((name.clone(), running.restart.clone()));
-        watched.push(Watched { name, pulse, note });
+        watched.push(Watched { name, liveness, note });
         own.extend(running.credential.clone());
         part.spawn(|stop| running.run(stop, drain));
     }

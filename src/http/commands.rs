@@ -2,9 +2,9 @@
 //! gateway, given and looked up.
 
 use super::Shared;
-use super::asked::{Body, MAX_BODY, Path, Query};
+use super::extract::{Body, MAX_BODY, Path, Query};
 use super::problem::Refused;
-use crate::downlink::{self, Handle, Order, Refusal};
+use crate::downlink::{self, CommandRequest, Handle, Refusal};
 use crate::model::{Command, CommandId, CommandKey, CommandState, DeviceId, Target};
 use crate::store::Record;
 use axum::extract::{DefaultBodyLimit, State};
@@ -103,9 +103,9 @@ async fn give(shared: &Shared, target: Target, asked: &Patience, headers: &Heade
     from_here(shared, headers)?;
     let wait = asked.wait()?;
     let commands = &shared.parts()?.commands;
-    let order: Order = commands.order(target, body).map_err(|invalid| Refused::bad(invalid.why))?;
-    let key = order.key();
-    let given = commands.submit(order).await.map_err(|why| Refused::unavailable(why.to_string()))?;
+    let request: CommandRequest = commands.request(target, body).map_err(|invalid| Refused::bad(invalid.why))?;
+    let key = request.key();
+    let given = commands.submit(request).await.map_err(|why| Refused::unavailable(why.to_string()))?;
     let state = given.map_err(|refusal| {
         let status = match refusal {
             Refusal::Disabled | Refusal::NotAllowed => StatusCode::FORBIDDEN,

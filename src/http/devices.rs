@@ -2,7 +2,7 @@
 //! `/api/v1/refused`: what of theirs could not be taken.
 
 use super::Shared;
-use super::asked::{Path, Query};
+use super::extract::{Path, Query};
 use super::problem::Refused;
 use crate::model::DeviceId;
 use crate::store::Attended;

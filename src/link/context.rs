@@ -2,7 +2,7 @@
 
 use crate::clock::Clock;
 use crate::config::{self, Authentication, ListenerConfig};
-use crate::device::auth::{Doorman, Fault, Origin};
+use crate::device::auth::{AuthError, Authenticator, Origin};
 use crate::device::{Registry, SessionParameters, TimeRules};
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
 use crate::net::{ListenerAdmission, LockedOut, Pool};
@@ -19,7 +19,7 @@ use std::time::Duration;
 pub struct Shared {
     pub log: Log,
     pub registry: Registry,
-    pub doorman: Doorman,
+    pub authenticator: Authenticator,
     pub devices: config::Devices,
     /// Memory for all connections.
     pub pool: Pool,
@@ -191,14 +191,15 @@ impl LinkContext {
     /// Loads the keys where devices authenticate by them.
     pub fn prepare(&self) {
         if self.parameters.authentication != Authentication::None {
-            self.shared.doorman.prepare();
+            self.shared.authenticator.prepare();
         }
     }
 
     /// Admission to this link's listener, which refuses addresses that are locked out.
     pub fn admission(&self, config: &ListenerConfig) -> ListenerAdmission {
-        let Shared { doorman, pool, clock, metrics, .. } = self.shared.clone();
-        let locked_out: LockedOut = Arc::new(move |address, now| doorman.locked_out(&address.into(), now).is_some());
+        let Shared { authenticator, pool, clock, metrics, .. } = self.shared.clone();
+        let locked_out: LockedOut =
+            Arc::new(move |address, now| authenticator.locked_out(&address.into(), now).is_some());
         let locked_out = config.is_guarded().then_some(locked_out);
         ListenerAdmission::new(self.name.clone(), config, locked_out, pool, clock, metrics)
     }
@@ -209,8 +210,8 @@ impl LinkContext {
     }
 
     /// Counts a failed authentication, and logs if it locks its origin out.
-    pub fn failed(&self, origin: &Origin, fault: Fault, from: &str, now: Duration) {
-        let lock = self.shared.doorman.failed(&self.name, origin, fault, now);
+    pub fn failed(&self, origin: &Origin, fault: AuthError, from: &str, now: Duration) {
+        let lock = self.shared.authenticator.failed(&self.name, origin, fault, now);
         if let Some(time) = lock.map(humantime::format_duration) {
             tracing::warn!(link = %self.name, from, %time, "the address is locked out for a while: too many attempts to authenticate failed; the lines before say why, \
                  and [devices] lock_out_after = 0 locks out nobody");

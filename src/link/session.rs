@@ -16,7 +16,7 @@ use crate::net::{ALLOWANCE, AdmissionSlot, Lease};
 use crate::stop;
 use crate::wire::frame::Decoder;
 pub(super) use driver::reply_format::FIRST_FORMAT;
-use driver::{End, SessionDriver};
+use driver::{SessionDriver, SessionEnd};
 use hangup::Hangup;
 use std::future::poll_fn;
 use std::io;
@@ -329,7 +329,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         // The room for a large frame that was reserved is kept for it.
         let frame = if whole > ALLOWANCE && !self.lease.is_starved() { whole } else { 0 };
         if !self.lease.pool().has_room() {
-            self.driver.forget_luxuries();
+            self.driver.free_caches();
         }
         let held = self.decoder.memory().max(1) + self.driver.memory();
         let wanted = frame + self.driver.memory();
@@ -430,7 +430,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         let _ = Pin::new(&mut *self.io).poll_write(&mut cx, &self.driver.out);
     }
 
-    async fn say_farewell(&mut self, end: End) {
+    async fn say_farewell(&mut self, end: SessionEnd) {
         self.driver.farewell(end);
         let send = poll_fn(|cx| {
             while !self.driver.out.is_empty() {

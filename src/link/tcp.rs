@@ -5,7 +5,7 @@ use super::remote::RemoteInfo;
 use super::session::{self, Closed, FIRST_FORMAT};
 use crate::clock::patiently;
 use crate::config;
-use crate::device::auth::Fault;
+use crate::device::auth::AuthError;
 use crate::net::tls::{self, Secure, Tls};
 use crate::net::{
     self, Acceptor, AdmissionError, AdmissionSlot, ListenerAdmission, Listening, hung_up, lingering_close, max_open,
@@ -168,7 +168,7 @@ fn handshake_failed(link: &LinkContext, remote: &RemoteInfo, why: &io::Error) {
     }
     if let (true, Some(address)) = (tls::is_for_certificate(why), remote.address) {
         let now = link.shared.clock.now().monotonic;
-        link.failed(&address.into(), Fault::Certificate, from, now);
+        link.failed(&address.into(), AuthError::Certificate, from, now);
     }
 }
 

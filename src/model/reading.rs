@@ -113,12 +113,12 @@ impl Batch {
 /// A batch to which the log has given seqs: the reading at index i has
 /// `first + i`. Cheap to clone.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Numbered {
+pub struct SequencedBatch {
     pub first: Seq,
     pub batch: Arc<Batch>,
 }
 
-impl Numbered {
+impl SequencedBatch {
     /// The seq of the last reading; `first.prev()` if there is none.
     pub fn last(&self) -> Seq {
         Seq((self.first.0 + self.batch.readings.len() as u64).saturating_sub(1))
@@ -140,12 +140,12 @@ impl Numbered {
 mod tests {
     use super::*;
 
-    fn numbered(first: u64, count: u64) -> Numbered {
+    fn sequenced(first: u64, count: u64) -> SequencedBatch {
         let readings = (1..=count)
             .map(|seq| Reading::new(seq, Timestamp(0), Arc::new([]), Box::new([])).expect("both lists are empty"))
             .collect();
         let device = DeviceId::new("d").expect("a valid name");
-        Numbered {
+        SequencedBatch {
             first: Seq(first),
             batch: Arc::new(Batch { device, session: Some(9), basis: Basis::Wall, readings }),
         }
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_numbered_batch_yields_only_what_stands_after_a_cursor() {
-        let batch = numbered(10, 3);
+        let batch = sequenced(10, 3);
         let seqs =
             |after| batch.after(Seq(after)).map(|(seq, origin, _)| (seq.0, origin.map(|o| o.seq))).collect::<Vec<_>>();
         assert_eq!(seqs(0), [(10, Some(1)), (11, Some(2)), (12, Some(3))]);

@@ -11,7 +11,7 @@ use super::{Budget, Identity};
 use crate::clock::Now;
 use crate::config::Encoding;
 use crate::model::{
-    Basis, BootId, DeviceId, Epoch, Epochs, GatewayId, Numbered, Origin, Reading, Seq, Timestamp, Value,
+    Basis, BootId, DeviceId, Epoch, Epochs, GatewayId, Origin, Reading, Seq, SequencedBatch, Timestamp, Value,
 };
 use serde::Serialize;
 use std::time::Duration;
@@ -78,7 +78,7 @@ impl Replay {
 }
 
 /// The readings of `chunk` after `after`.
-pub fn entries(chunk: &[Numbered], after: Seq, replay: Replay) -> impl Iterator<Item = Entry<'_>> {
+pub fn entries(chunk: &[SequencedBatch], after: Seq, replay: Replay) -> impl Iterator<Item = Entry<'_>> {
     chunk.iter().flat_map(move |numbered| {
         let device = &numbered.batch.device;
         let basis = numbered.batch.basis;
@@ -233,7 +233,7 @@ mod tests {
         ]
     }
 
-    fn any_chunk() -> impl Strategy<Value = Vec<Numbered>> {
+    fn any_chunk() -> impl Strategy<Value = Vec<SequencedBatch>> {
         let reading = (any::<u64>(), any::<i64>(), proptest::collection::vec(any_value(), 0..4));
         let basis = prop_oneof![
             4 => Just(Basis::Wall),
@@ -259,7 +259,8 @@ mod tests {
                     })
                     .collect();
                 let device = DeviceId::new(&format!("hub/{device}")).expect("a valid name");
-                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, basis, readings }) };
+                let numbered =
+                    SequencedBatch { first: next, batch: Arc::new(Batch { device, session, basis, readings }) };
                 next = numbered.last().next();
                 chunk.push(numbered);
             }
@@ -330,7 +331,7 @@ mod tests {
         let reading = Reading::new(1, Timestamp(0), channels.into(), Box::new([text])).expect("one each");
         let device = DeviceId::new("d").expect("a valid name");
         let batch = Batch { device, session: None, basis: Basis::Wall, readings: vec![reading] };
-        let chunk = [Numbered { first: Seq(5), batch: Arc::new(batch) }];
+        let chunk = [SequencedBatch { first: Seq(5), batch: Arc::new(batch) }];
         for encoding in [Encoding::Json, Encoding::Postcard] {
             let budget = Budget { batch: 400, limit: 400 };
             let entries = entries(&chunk, Seq::ZERO, Replay::new(Duration::ZERO, NOBODY_KNOWS, BootId::default()));

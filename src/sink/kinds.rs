@@ -1,7 +1,7 @@
 //! The kinds of sinks that a configuration can name. A new kind is a line in each function.
 
+use super::check::{Certificates, CheckAs, Report};
 use super::lifecycle::Sink;
-use super::look::{Certificates, Say, Visitor};
 use super::mqtt;
 use crate::config::{self, Config, SinkKind};
 use anyhow::Result;
@@ -29,8 +29,8 @@ pub fn certificates(sink: &config::Sink<'_>) -> Option<Certificates> {
 ///
 /// # Errors
 /// If the section itself cannot be understood.
-pub async fn look(sink: &config::Sink<'_>, visitor: &Visitor<'_>, say: Say<'_>) -> Result<usize> {
+pub async fn check(sink: &config::Sink<'_>, check_as: &CheckAs<'_>, report: Report<'_>) -> Result<usize> {
     match sink.kind {
-        SinkKind::Mqtt(mqtt) => mqtt::look(mqtt, &sink.path, visitor, say).await,
+        SinkKind::Mqtt(mqtt) => mqtt::check(mqtt, &sink.path, check_as, report).await,
     }
 }

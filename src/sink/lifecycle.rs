@@ -1,6 +1,6 @@
 //! How a gateway starts a sink, and what it sees of one that runs, whatever its kind.
 
-use super::{Destination, Identity, Pulse, Pump};
+use super::{Destination, Identity, Liveness, Pump};
 use crate::backoff::Backoff;
 use crate::clock::Clock;
 use crate::config::{Commands, Start};
@@ -64,7 +64,7 @@ impl CommandIntake {
 
 /// How a sink sends, and tries again.
 #[derive(Debug, Clone, Copy)]
-pub struct Terms {
+pub struct PumpSettings {
     /// Pauses between attempts to connect: the first, and the longest.
     pub backoff_min: Duration,
     pub backoff_max: Duration,
@@ -77,7 +77,7 @@ pub struct Terms {
 /// A sink that is ready to run, as the gateway sees it.
 pub struct Running {
     pub name: Arc<str>,
-    pub pulse: Pulse,
+    pub liveness: Liveness,
     /// Of its connection.
     pub note: Note,
     /// Notified, it connects anew.
@@ -94,19 +94,20 @@ impl Running {
     pub fn new(
         destination: impl Destination + 'static,
         cursor: SinkCursor,
-        terms: &Terms,
+        settings: &PumpSettings,
         context: &Context,
     ) -> Running {
         let Context { clock, metrics, notes, .. } = context;
         let name = cursor.name().clone();
-        let backoff = Backoff::new(terms.backoff_min, terms.backoff_max, terms.stable_after, fastrand::u64(..));
-        let pulse = Pulse::new(clock.now().monotonic);
+        let backoff =
+            Backoff::new(settings.backoff_min, settings.backoff_max, settings.stable_after, fastrand::u64(..));
+        let liveness = Liveness::new(clock.now().monotonic);
         let (clock, metrics) = (clock.clone(), metrics.clone());
-        let mut pump = Pump::new(destination, cursor, backoff, terms.max_batch, clock, metrics, pulse.clone());
+        let mut pump = Pump::new(destination, cursor, backoff, settings.max_batch, clock, metrics, liveness.clone());
         pump.note_aside(notes.about(name.clone()));
         let (note, restart) = (pump.note(), pump.restarter());
         let run = Box::new(move |stop, drain| -> Task { Box::pin(pump.run(stop, drain)) });
-        Running { name, pulse, note, restart, credential: None, run }
+        Running { name, liveness, note, restart, credential: None, run }
     }
 
     /// Runs until `stop` turns true; what is in flight then has `drain` to be confirmed.

@@ -2,24 +2,24 @@
 
 mod batches;
 mod candidates;
+mod capabilities;
+mod check;
 mod commands;
 mod connecting;
+mod connection;
 mod kind;
 mod leaving;
-mod link;
-mod look;
 mod options;
 mod reception;
 mod sas;
 mod secrets;
 mod status;
 mod statuses;
-mod terms;
 mod watch;
 
+pub(super) use check::check;
+pub use connection::MqttConnection;
 pub(super) use kind::{build, certificates};
-pub use link::MqttLink;
-pub(super) use look::look;
 
 use super::encode::{self, Replay};
 use super::{Budget, Destination, Encoded, Identity, Unencodable};
@@ -28,22 +28,22 @@ use crate::clock::{Clock, Now};
 use crate::config::{self, Encoding, Profile};
 use crate::credentials::Credential;
 use crate::device::Registry;
-use crate::model::{Epochs, InboundCommand, Numbered, Seq};
+use crate::model::{Epochs, InboundCommand, Seq, SequencedBatch};
 use crate::mqtt::{Publish, Topics};
 use crate::notes::{Note, Notes};
 use crate::store::{LogEvent, with_epoch};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use candidates::{Candidate, Fruit};
+use capabilities::Wanted;
 use commands::{Subscribing, Taker};
-use link::Client;
+use connection::Client;
 use options::Ways;
 use secrets::Secrets;
 use serde_json::json;
 use status::Status;
 use std::sync::Arc;
 use std::time::Duration;
-use terms::Wanted;
 use tokio::sync::mpsc;
 use watch::Watching;
 
@@ -180,13 +180,13 @@ fn words(failures: Vec<Failure>) -> String {
 
 impl Destination for MqttDestination {
     type Payload = Publish;
-    type Link = MqttLink;
+    type Connection = MqttConnection;
 
     fn lane(publish: &Publish) -> &str {
         &publish.topic
     }
 
-    async fn connect(&mut self) -> Result<MqttLink, Failure> {
+    async fn connect(&mut self) -> Result<MqttConnection, Failure> {
         let mut failures = Vec::new();
         let now = self.status.clock.now().monotonic;
         if let Some((number, fruit)) = self.last.take() {
@@ -211,7 +211,7 @@ impl Destination for MqttDestination {
 
     fn encode(
         &self,
-        chunk: &[Numbered],
+        chunk: &[SequencedBatch],
         after: Seq,
         budget: Budget,
         now: Now,

@@ -2,25 +2,26 @@
 //! whenever a connection is lost.
 
 mod aside;
+mod transfer;
 mod trial;
 
-use super::batching::hold;
-use super::flight::{Flight, Piece, Stretch};
+use super::in_flight::{Piece, Span};
+use super::linger::linger;
+use super::poison::PoisonSearch;
 use super::sizing::Sizing;
-use super::suspicion::{Passed, Suspicion};
-use super::{Destination, Link, Outcome, Part, Pulse, Unencodable};
+use super::{Destination, Liveness, Outcome, Part, SinkConnection, Unencodable};
 use crate::backoff::{Backoff, Failure};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, SinkLabel};
-use crate::model::{Numbered, Seq};
+use crate::model::Seq;
 use crate::notes::Note;
 use crate::stop;
 use crate::store::SinkCursor;
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use transfer::Transfer;
 
 /// Memory of readings taken from the log at a time, in bytes.
 const FETCH: usize = 256 * 1024;
@@ -37,9 +38,9 @@ pub struct Pump<D> {
     sizing: Sizing,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
-    pulse: Pulse,
+    liveness: Liveness,
     note: Note,
-    suspicion: Suspicion,
+    search: PoisonSearch,
     searched: Option<trial::Searched>,
     /// What was set aside, and is told.
     aside: aside::Tally,
@@ -50,35 +51,11 @@ pub struct Pump<D> {
 }
 
 /// How a connection's time ended.
-enum End {
+enum ConnectionEnd {
     Stopped,
     Lost(Failure),
     /// Somebody asked for another connection.
     Restart,
-}
-
-/// What is under way on one connection.
-struct Transfer<P> {
-    flight: Flight,
-    /// Encoded and not sent: token and payload.
-    queue: VecDeque<(u64, P)>,
-    outstanding: usize,
-    /// Readings up to here are encoded, events up to there.
-    next: Seq,
-    next_event: u64,
-    /// Taken from the log.
-    chunk: Vec<Numbered>,
-    /// Some of it may have no time yet.
-    untimed: bool,
-    /// Since when readings wait for company.
-    waiting_since: Option<Duration>,
-    /// Whether the cursor was moved.
-    progress: bool,
-    /// Whether it was logged that an event was refused.
-    refusal_told: bool,
-    /// What passed on this connection before what is suspected.
-    passed: Option<Passed>,
-    refusals: aside::Refusals,
 }
 
 /// What to wait for when nothing more can be sent now.
@@ -86,7 +63,7 @@ enum Wait {
     /// For room in the window.
     Room,
     /// For room, or for this long.
-    Company(Duration),
+    Linger(Duration),
     /// For something to send.
     News,
 }
@@ -100,7 +77,7 @@ impl<D: Destination> Pump<D> {
         max_batch: usize,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
-        pulse: Pulse,
+        liveness: Liveness,
     ) -> Pump<D> {
         let label = SinkLabel { sink: cursor.name().clone() };
         let sizing = Sizing::new(max_batch);
@@ -111,9 +88,9 @@ impl<D: Destination> Pump<D> {
             sizing,
             clock,
             metrics,
-            pulse,
+            liveness,
             note: Note::new(label.sink.clone()),
-            suspicion: Suspicion::default(),
+            search: PoisonSearch::default(),
             searched: None,
             aside: aside::Tally::new(Note::new(label.sink.clone())),
             label,
@@ -151,25 +128,25 @@ impl<D: Destination> Pump<D> {
             let Some(connecting) = self.connect(&mut stop).await else { return };
             let failure = match connecting {
                 Err(failure) => failure,
-                Ok(link) => {
+                Ok(connection) => {
                     told.clear();
                     let since = self.clock.now().monotonic;
                     self.connected(true);
                     self.metrics.sink_connects.get_or_create(&self.label).inc();
                     self.note.works();
-                    let end = self.serve(link, &mut stop, drain).await;
+                    let end = self.serve(connection, &mut stop, drain).await;
                     self.cursor.listen(false);
                     self.connected(false);
                     let now = self.clock.now().monotonic;
                     self.backoff.worked_for(now.saturating_sub(since));
                     match end {
-                        End::Stopped => return,
-                        End::Lost(failure) => {
+                        ConnectionEnd::Stopped => return,
+                        ConnectionEnd::Lost(failure) => {
                             self.metrics.sink_losses.get_or_create(&self.label).inc();
                             self.note.failed(failure.what.as_str(), now);
                             failure
                         }
-                        End::Restart => {
+                        ConnectionEnd::Restart => {
                             tracing::info!(sink = %self.label.sink, "connecting anew, as was asked for");
                             self.note.is_down("connecting anew, as was asked for", now);
                             // It waits for nothing.
@@ -207,16 +184,16 @@ impl<D: Destination> Pump<D> {
     }
 
     /// Connects; `None` if it is time to stop.
-    async fn connect(&mut self, stop: &mut watch::Receiver<bool>) -> Option<Result<D::Link, Failure>> {
-        let Pump { destination, cursor, clock, metrics, pulse, label, .. } = self;
+    async fn connect(&mut self, stop: &mut watch::Receiver<bool>) -> Option<Result<D::Connection, Failure>> {
+        let Pump { destination, cursor, clock, metrics, liveness, label, .. } = self;
         let mut connecting = std::pin::pin!(destination.connect());
         let mut every = interval(FIGURES_EVERY);
         loop {
             tokio::select! {
                 biased;
                 () = stop::requested(stop) => return None,
-                link = &mut connecting => return Some(link),
-                _ = every.tick() => figures(cursor, clock.now().monotonic, metrics, pulse, label),
+                connection = &mut connecting => return Some(connection),
+                _ = every.tick() => figures(cursor, clock.now().monotonic, metrics, liveness, label),
             }
         }
     }
@@ -226,60 +203,52 @@ impl<D: Destination> Pump<D> {
     }
 
     fn figures(&self) {
-        figures(&self.cursor, self.clock.now().monotonic, &self.metrics, &self.pulse, &self.label);
+        figures(&self.cursor, self.clock.now().monotonic, &self.metrics, &self.liveness, &self.label);
     }
 
-    async fn serve(&mut self, mut link: D::Link, stop: &mut watch::Receiver<bool>, drain: Duration) -> End {
-        let mut transfer = Transfer {
-            flight: Flight::default(),
-            queue: VecDeque::new(),
-            outstanding: 0,
-            next: self.cursor.position(),
-            next_event: self.cursor.event_position(),
-            chunk: Vec::new(),
-            untimed: false,
-            waiting_since: None,
-            progress: false,
-            refusal_told: false,
-            passed: None,
-            refusals: aside::Refusals::default(),
-        };
+    async fn serve(
+        &mut self,
+        mut connection: D::Connection,
+        stop: &mut watch::Receiver<bool>,
+        drain: Duration,
+    ) -> ConnectionEnd {
+        let mut transfer = Transfer::begin(self.cursor.position(), self.cursor.event_position());
         self.cursor.listen(true);
         let restart = self.restart.clone();
         let passed = tokio::select! {
             biased;
             () = stop::requested(stop) => {
-                link.close(drain / 2).await;
-                return End::Stopped;
+                connection.close(drain / 2).await;
+                return ConnectionEnd::Stopped;
             }
-            () = restart.notified() => return End::Restart,
-            passed = self.try_another(&mut link) => passed,
+            () = restart.notified() => return ConnectionEnd::Restart,
+            passed = self.try_another(&mut connection) => passed,
         };
         match passed {
             Ok(passed) => transfer.passed = passed,
-            Err(failure) => return End::Lost(failure),
+            Err(failure) => return ConnectionEnd::Lost(failure),
         }
         let mut figures = interval(FIGURES_EVERY);
         figures.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let failure = loop {
-            let wait = match self.fill(&mut transfer, &mut link).await {
+            let wait = match self.fill(&mut transfer, &mut connection).await {
                 Ok(wait) => wait,
                 Err(failure) => break failure,
             };
-            let (news, company) = match wait {
+            let (news, linger) = match wait {
                 Wait::Room => (false, None),
-                Wait::Company(patience) => (false, Some(patience)),
+                Wait::Linger(patience) => (false, Some(patience)),
                 Wait::News => (true, None),
             };
             tokio::select! {
                 biased;
                 () = stop::requested(stop) => {
-                    self.drain(&mut transfer, &mut link, drain).await;
-                    link.close(drain / 2).await;
-                    return End::Stopped;
+                    self.drain(&mut transfer, &mut connection, drain).await;
+                    connection.close(drain / 2).await;
+                    return ConnectionEnd::Stopped;
                 }
-                () = self.restart.notified() => return End::Restart,
-                outcome = link.outcome() => match outcome {
+                () = self.restart.notified() => return ConnectionEnd::Restart,
+                outcome = connection.outcome() => match outcome {
                     Outcome::Confirmed(token) => self.confirmed(&mut transfer, token),
                     Outcome::Refused(token, failure) => if let Err(failure) = self.refused(&mut transfer, token, failure) {
                         break failure;
@@ -288,10 +257,10 @@ impl<D: Destination> Pump<D> {
                     Outcome::Room => {}
                 },
                 () = self.cursor.available(transfer.next, transfer.next_event), if news => {}
-                () = sleep(company.unwrap_or_default()), if company.is_some() => {}
+                () = sleep(linger.unwrap_or_default()), if linger.is_some() => {}
                 _ = figures.tick() => {
                     self.figures();
-                    self.metrics.sink_unexpected_confirmations.get_or_create(&self.label).inc_by(link.take_unexpected());
+                    self.metrics.sink_unexpected_confirmations.get_or_create(&self.label).inc_by(connection.take_unexpected());
                     let now = self.clock.now().monotonic;
                     self.aside.look(now);
                     if let Some(failure) = transfer.refusals.overdue(&transfer.flight, now) {
@@ -300,24 +269,28 @@ impl<D: Destination> Pump<D> {
                 }
             }
         };
-        if !link.is_limited() {
+        if !connection.is_limited() {
             self.lost(&mut transfer);
         }
-        End::Lost(failure)
+        ConnectionEnd::Lost(failure)
     }
 
     /// Sends as much as the window and good sense allow.
-    async fn fill(&mut self, transfer: &mut Transfer<D::Payload>, link: &mut D::Link) -> Result<Wait, Failure> {
-        let window = self.sizing.window(link.window());
+    async fn fill(
+        &mut self,
+        transfer: &mut Transfer<D::Payload>,
+        connection: &mut D::Connection,
+    ) -> Result<Wait, Failure> {
+        let window = self.sizing.window(connection.window());
         while transfer.outstanding < window && transfer.flight.held() < aside::MOST_HELD {
             if let Some((token, payload)) = transfer.queue.pop_front() {
-                link.send(token, payload)?;
+                connection.send(token, payload)?;
                 transfer.outstanding += 1;
                 continue;
             }
             if self.cursor.has_event(transfer.next_event) {
                 if !self.queue_events(transfer).await {
-                    return Ok(Wait::Company(READ_PAUSE));
+                    return Ok(Wait::Linger(READ_PAUSE));
                 }
                 continue;
             }
@@ -329,14 +302,14 @@ impl<D: Destination> Pump<D> {
             let now = self.clock.now();
             let since = *transfer.waiting_since.get_or_insert(now.monotonic);
             let bytes = usize::try_from(waiting).unwrap_or(usize::MAX).saturating_mul(self.reading_bytes);
-            let budget = self.sizing.budget(link.max_payload()).in_batches_of(link.batch());
+            let budget = self.sizing.budget(connection.max_payload()).in_batches_of(connection.batch());
             let waited = now.monotonic.saturating_sub(since);
-            if let Some(patience) = hold(transfer.outstanding, window, bytes, budget.batch, waited) {
-                return Ok(Wait::Company(patience));
+            if let Some(patience) = linger(transfer.outstanding, window, bytes, budget.batch, waited) {
+                return Ok(Wait::Linger(patience));
             }
             transfer.waiting_since = None;
             if !self.queue_readings(transfer, budget, now).await {
-                return Ok(Wait::Company(READ_PAUSE));
+                return Ok(Wait::Linger(READ_PAUSE));
             }
         }
         Ok(Wait::Room)
@@ -355,7 +328,7 @@ impl<D: Destination> Pump<D> {
                         first: Seq::ZERO,
                         last: Seq::ZERO,
                     };
-                    self.queue(transfer, Stretch::Event(event.id), vec![(piece, payload)]);
+                    self.queue(transfer, Span::Event(event.id), vec![(piece, payload)]);
                     transfer.next_event = event.id;
                 }
                 true
@@ -385,7 +358,7 @@ impl<D: Destination> Pump<D> {
         match encoded {
             Ok(encoded) => {
                 let first = transfer.next.next();
-                let stretch = Stretch::Readings { first, last: encoded.upto };
+                let span = Span::Readings { first, last: encoded.upto };
                 let total: usize = encoded.payloads.iter().map(|part| part.size).sum();
                 let readings = usize::try_from(encoded.readings).unwrap_or(usize::MAX).max(1);
                 self.reading_bytes = (self.reading_bytes * 7 + total / readings) / 8 + 1;
@@ -393,7 +366,7 @@ impl<D: Destination> Pump<D> {
                     let Part { payload, size: bytes, readings, first, last } = part;
                     (Piece { lane: D::lane(&payload).into(), bytes, readings, first, last }, payload)
                 });
-                self.queue(transfer, stretch, parts.collect());
+                self.queue(transfer, span, parts.collect());
                 transfer.next = encoded.upto;
             }
             Err(Unencodable::TooLarge(seq)) => {
@@ -415,10 +388,10 @@ impl<D: Destination> Pump<D> {
     }
 
     /// Waits for what is in flight.
-    async fn drain(&mut self, transfer: &mut Transfer<D::Payload>, link: &mut D::Link, within: Duration) {
+    async fn drain(&mut self, transfer: &mut Transfer<D::Payload>, connection: &mut D::Connection, within: Duration) {
         let confirmed = async {
             while transfer.outstanding > 0 {
-                match link.outcome().await {
+                match connection.outcome().await {
                     Outcome::Confirmed(token) => self.confirmed(transfer, token),
                     Outcome::Refused(token, failure) => {
                         if self.refused(transfer, token, failure).is_err() {
@@ -436,8 +409,8 @@ impl<D: Destination> Pump<D> {
 }
 
 /// Brings the figures up to date that nothing but time changes.
-fn figures(cursor: &SinkCursor, now: Duration, metrics: &Metrics, pulse: &Pulse, label: &SinkLabel) {
-    pulse.beat(now);
+fn figures(cursor: &SinkCursor, now: Duration, metrics: &Metrics, liveness: &Liveness, label: &SinkLabel) {
+    liveness.renew(now);
     let pending = cursor.pending();
     let oldest = if pending == 0 { Duration::ZERO } else { cursor.oldest_pending(now) };
     metrics.sink_pending.get_or_create(label).set(i64::try_from(pending).unwrap_or(i64::MAX));

@@ -2,11 +2,11 @@
 //!
 //! An MQTT 3.1.1 broker that is sent a packet beyond its limit just closes the
 //! connection, every time. So when connections end without anything confirmed on
-//! them, the oldest stretch goes alone and ever smaller. Whether a single reading is to
-//! blame, [`Suspicion`](super::suspicion::Suspicion) finds out.
+//! them, the oldest span goes alone and ever smaller. Whether a single reading is to
+//! blame, [`PoisonSearch`](super::poison::PoisonSearch) finds out.
 
 use super::Budget;
-use super::flight::Head;
+use super::in_flight::Head;
 
 /// Connections lost without progress before size is suspected: the first may have
 /// any reason.
@@ -50,7 +50,7 @@ impl Sizing {
         self.fruitless >= SUSPECT_AFTER
     }
 
-    /// The oldest stretch was confirmed.
+    /// The oldest span was confirmed.
     pub fn confirmed(&mut self) {
         self.fruitless = 0;
         if self.batch == self.max {
@@ -90,12 +90,12 @@ impl Sizing {
 
 #[cfg(test)]
 mod tests {
-    use super::super::flight::Stretch;
+    use super::super::in_flight::Span;
     use super::*;
     use crate::model::Seq;
 
     fn head(bytes: usize, readings: u64) -> Head {
-        Head { stretch: Stretch::Readings { first: Seq(7), last: Seq(6 + readings) }, bytes, readings }
+        Head { span: Span::Readings { first: Seq(7), last: Seq(6 + readings) }, bytes, readings }
     }
 
     #[test]

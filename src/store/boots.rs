@@ -13,7 +13,7 @@
 
 use super::row::{self, BLOCK_COLUMN};
 use super::segment::{self, Header};
-use crate::model::{Basis, BootId, Numbered, Seq, Timestamp};
+use crate::model::{Basis, BootId, Seq, SequencedBatch, Timestamp};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -91,13 +91,13 @@ impl Boots {
     }
 
     /// Gives the readings a time whose boot's beginning is known.
-    pub fn give_times(&self, batches: &mut [Numbered]) {
+    pub fn give_times(&self, batches: &mut [SequencedBatch]) {
         give_times(&self.began, batches);
     }
 }
 
 /// Gives the readings a time whose boot's beginning is known.
-pub(super) fn give_times(began: &Beginnings, batches: &mut [Numbered]) {
+pub(super) fn give_times(began: &Beginnings, batches: &mut [SequencedBatch]) {
     for numbered in batches {
         if let Some(boot) = numbered.batch.basis.boot()
             && let Some(began) = began.get(&boot)
@@ -117,9 +117,9 @@ pub(super) fn give_times(began: &Beginnings, batches: &mut [Numbered]) {
 }
 
 /// The smallest and largest time in these batches, of those that are known.
-pub(super) fn range(mut batches: Vec<Numbered>, began: &Beginnings) -> Option<(Timestamp, Timestamp)> {
+pub(super) fn range(mut batches: Vec<SequencedBatch>, began: &Beginnings) -> Option<(Timestamp, Timestamp)> {
     give_times(began, &mut batches);
-    let times = |numbered: &Numbered| match numbered.batch.basis {
+    let times = |numbered: &SequencedBatch| match numbered.batch.basis {
         Basis::Boot(_) | Basis::DeviceClockSince { .. } => Vec::new(),
         Basis::DeviceClock { received } => vec![received],
         Basis::Wall | Basis::Resynchronised => numbered.batch.readings.iter().map(|reading| reading.time).collect(),

@@ -12,7 +12,7 @@ use super::missed::{self, Missed};
 use super::restored::Restored;
 use super::schema;
 use super::sinks::{self, Forgotten, Retired};
-use crate::model::{DeviceId, Numbered, Seq, Timestamp};
+use crate::model::{DeviceId, Seq, SequencedBatch, Timestamp};
 use anyhow::Result;
 use rusqlite::Connection;
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// What one commit writes.
 #[derive(Default)]
 pub(super) struct Commit {
-    pub batches: Vec<Numbered>,
+    pub batches: Vec<SequencedBatch>,
     /// Device, session and the session's last settled seq, of readings that were
     /// never written.
     pub marks: Vec<(DeviceId, u64, u64)>,

@@ -7,7 +7,7 @@ use super::holes;
 use super::row;
 use super::segment::{self, Header};
 use super::shared::Shared;
-use crate::model::{Numbered, Seq};
+use crate::model::{Seq, SequencedBatch};
 use anyhow::Result;
 use rusqlite::Connection;
 use std::collections::HashSet;
@@ -85,11 +85,11 @@ impl SinkCursor {
 
     /// Readings after `after`, oldest first, as far as the sink may see them now:
     /// about `max_bytes` of memory, at least one batch if there is any. The first
-    /// batch may begin before `after`, see [`Numbered::after`].
+    /// batch may begin before `after`, see [`SequencedBatch::after`].
     ///
     /// # Errors
     /// If the log cannot be read; worth another try later.
-    pub async fn fetch(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<Numbered>> {
+    pub async fn fetch(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<SequencedBatch>> {
         let mut batches = self.fetch_as_stored(after, max_bytes).await?;
         self.give_times(&mut batches);
         Ok(batches)
@@ -97,8 +97,8 @@ impl SinkCursor {
 
     /// Gives times to readings that came before the clock was believed, if it is by now.
     /// True if some still have none.
-    pub fn give_times(&self, batches: &mut [Numbered]) -> bool {
-        let untimed = |numbered: &Numbered| numbered.batch.basis.boot().is_some();
+    pub fn give_times(&self, batches: &mut [SequencedBatch]) -> bool {
+        let untimed = |numbered: &SequencedBatch| numbered.batch.basis.boot().is_some();
         if !batches.iter().any(untimed) {
             return false;
         }
@@ -106,7 +106,7 @@ impl SinkCursor {
         batches.iter().any(untimed)
     }
 
-    async fn fetch_as_stored(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<Numbered>> {
+    async fn fetch_as_stored(&mut self, after: Seq, max_bytes: usize) -> Result<Vec<SequencedBatch>> {
         loop {
             let visible = self.shared.visible.load(Ordering::Acquire);
             let (in_memory, written) = {
@@ -150,7 +150,7 @@ impl SinkCursor {
 
     /// Where there was nothing to read after `after` up to `visible`, that is not asked
     /// for again: what reads in a loop would never rest.
-    fn moved_on(&mut self, after: Seq, visible: u64, batches: Vec<Numbered>) -> Vec<Numbered> {
+    fn moved_on(&mut self, after: Seq, visible: u64, batches: Vec<SequencedBatch>) -> Vec<SequencedBatch> {
         if batches.is_empty() {
             self.exhausted = (after, Seq(visible));
         }
@@ -286,7 +286,7 @@ impl SinkCursor {
 /// What one look at the disk found.
 #[derive(Default)]
 struct Read {
-    batches: Vec<Numbered>,
+    batches: Vec<SequencedBatch>,
     lost: Vec<Lost>,
 }
 
@@ -337,7 +337,7 @@ fn read(reader: &Connection, after: Seq, max_bytes: usize) -> Result<Read> {
         let decoded = segment::decode_pieces(header, block, upto, &mut |decoded| {
             let start = found.batches.len();
             found.batches.extend(decoded.into_iter().filter(|batch| batch.last() > upto));
-            bytes += found.batches[start..].iter().map(|b: &Numbered| b.batch.memory()).sum::<usize>(); // start was its length
+            bytes += found.batches[start..].iter().map(|b: &SequencedBatch| b.batch.memory()).sum::<usize>(); // start was its length
             if bytes >= max_bytes { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         match decoded {
@@ -434,7 +434,7 @@ mod tests {
         loop {
             let Read { batches, lost, .. } = read(&db, after, 1 << 20).expect("it reads");
             assert!(lost.is_empty());
-            let Some(last) = batches.last().map(Numbered::last) else { break };
+            let Some(last) = batches.last().map(SequencedBatch::last) else { break };
             assert!(batches.iter().map(|batch| batch.batch.memory()).sum::<usize>() < 32 << 20);
             readings += batches.iter().map(|batch| batch.after(after).len() as u64).sum::<u64>();
             after = last;

@@ -23,7 +23,7 @@ use super::segment::{Encoded, Encoder};
 use super::space::Space;
 use super::wal::wal_path;
 use crate::files::{self, Replacement};
-use crate::model::{Numbered, Seq};
+use crate::model::{Seq, SequencedBatch};
 use rusqlite::Connection;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
 use std::fs::File;
@@ -180,7 +180,7 @@ impl Cut {
         let mut encoder = Encoder::new()?;
         for Orphan { header, block, batches } in &self.orphans {
             let behind = batches.iter().filter(|batch| batch.last() > end);
-            let fresh: Vec<Numbered> = behind.map(|batch| cut(batch, end.next(), batch.last())).collect();
+            let fresh: Vec<SequencedBatch> = behind.map(|batch| cut(batch, end.next(), batch.last())).collect();
             let readings: usize = fresh.iter().map(|batch| batch.batch.readings.len()).sum();
             if readings > 0 {
                 tracing::warn!(
@@ -243,7 +243,7 @@ mod tests {
         let empty = |seq| Reading::new(seq, Timestamp(0), [].into(), [].into()).expect("none each");
         let device = DeviceId::new("pump").expect("a valid name");
         let batch = Batch { device, session: None, basis: Basis::default(), readings: vec![empty(1), empty(2)] };
-        let batches = vec![Numbered { first: Seq(first), batch: Arc::new(batch) }];
+        let batches = vec![SequencedBatch { first: Seq(first), batch: Arc::new(batch) }];
         let mut encoder = Encoder::new().expect("zstd");
         let Encoded { header, block, batches } = encoder.encode(&batches).expect("it encodes").remove(0);
         Orphan { header, block, batches }

@@ -9,7 +9,7 @@ use super::row::{self, INFO_COLUMNS, Info, LAST_SEQ};
 use super::schema;
 use super::segment::{self, Encoder};
 use super::small_tables::{Shares, Taken};
-use crate::model::{DeviceId, Numbered, Seq};
+use crate::model::{DeviceId, Seq, SequencedBatch};
 use anyhow::Result;
 use rusqlite::{Connection, params};
 use std::collections::HashMap;
@@ -360,11 +360,11 @@ impl Evictor {
     /// What is left of the batches after the step; the rest is counted.
     fn take_out(
         &mut self,
-        batches: &[Numbered],
+        batches: &[SequencedBatch],
         step: &Step,
         confirmed: &[Seq],
         evicted: &mut Evicted,
-    ) -> Vec<Numbered> {
+    ) -> Vec<SequencedBatch> {
         let every = match step.action {
             Action::Thin => self.bounds.thin,
             _ => None,

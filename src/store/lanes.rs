@@ -1,7 +1,7 @@
 //! Which readings are to outlive others: those that a `[[route]]` marks.
 
 use crate::config::{Priority, Route};
-use crate::model::{Channels, DeviceId, Numbered, Reading, glob};
+use crate::model::{Channels, DeviceId, Reading, SequencedBatch, glob};
 
 /// The routes of high priority.
 #[derive(Debug, Default)]
@@ -46,12 +46,12 @@ impl Lanes {
     }
 
     /// How many of the readings are in the high lane.
-    pub fn count_high(&self, batches: &[Numbered]) -> u64 {
+    pub fn count_high(&self, batches: &[SequencedBatch]) -> u64 {
         if self.is_single() {
             return 0;
         }
         let mut count = 0;
-        for Numbered { batch, .. } in batches {
+        for SequencedBatch { batch, .. } in batches {
             // Neighbours mostly share their list of channels.
             let mut last: Option<(&Channels, bool)> = None;
             for reading in &batch.readings {
@@ -98,7 +98,7 @@ mod tests {
                 basis: Basis::Wall,
                 readings: vec![reading.clone()],
             });
-            let counted = lanes.count_high(&[Numbered { first: Seq(1), batch }]);
+            let counted = lanes.count_high(&[SequencedBatch { first: Seq(1), batch }]);
             assert_eq!(counted == 1, lanes.is_high(&device, &reading));
             counted == 1
         };

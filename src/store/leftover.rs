@@ -3,7 +3,7 @@
 use super::lanes::Lanes;
 use super::row::{self, BLOCK, BLOCK_COLUMN, HEADER_COLUMNS, Info};
 use super::segment::{Encoded, Encoder, Header};
-use crate::model::{Batch, Numbered, Reading, Seq};
+use crate::model::{Batch, Reading, Seq, SequencedBatch};
 use anyhow::Result;
 use rusqlite::Connection;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ const MAX_WAITING: usize = 4 << 20;
 
 /// Readings that are going to share segments, in the order of their seqs.
 pub(super) struct Leftover {
-    batches: Vec<Numbered>,
+    batches: Vec<SequencedBatch>,
     memory: usize,
     /// Of those segments; the readings of the high lane are counted as they are written.
     info: Info,
@@ -28,7 +28,13 @@ impl Leftover {
     ///
     /// # Errors
     /// If they cannot be written.
-    pub fn add(&mut self, batches: Vec<Numbered>, db: &Connection, encoder: &mut Encoder, lanes: &Lanes) -> Result<()> {
+    pub fn add(
+        &mut self,
+        batches: Vec<SequencedBatch>,
+        db: &Connection,
+        encoder: &mut Encoder,
+        lanes: &Lanes,
+    ) -> Result<()> {
         let more: usize = batches.iter().map(|batch| batch.batch.memory()).sum();
         if self.memory + more > MAX_WAITING {
             self.write(db, encoder, lanes)?;
@@ -64,9 +70,12 @@ pub(super) fn find(db: &Connection, first: Seq) -> rusqlite::Result<Option<(Head
 }
 
 /// The readings that `keep` wants, with their seqs.
-pub(super) fn filtered(batches: &[Numbered], keep: &mut dyn FnMut(Seq, &Batch, &Reading) -> bool) -> Vec<Numbered> {
+pub(super) fn filtered(
+    batches: &[SequencedBatch],
+    keep: &mut dyn FnMut(Seq, &Batch, &Reading) -> bool,
+) -> Vec<SequencedBatch> {
     let mut left = Vec::new();
-    for Numbered { first, batch } in batches {
+    for SequencedBatch { first, batch } in batches {
         let mut run: Vec<Reading> = Vec::new();
         let mut next = *first;
         for reading in &batch.readings {
@@ -83,11 +92,11 @@ pub(super) fn filtered(batches: &[Numbered], keep: &mut dyn FnMut(Seq, &Batch, &
 }
 
 /// Closes a run of readings, before `next`.
-fn finish(left: &mut Vec<Numbered>, run: &mut Vec<Reading>, next: Seq, batch: &Batch) {
+fn finish(left: &mut Vec<SequencedBatch>, run: &mut Vec<Reading>, next: Seq, batch: &Batch) {
     if !run.is_empty() {
         let first = Seq(next.0 - run.len() as u64); // so many came before it
         let readings = std::mem::take(run);
         let batch = Batch { device: batch.device.clone(), session: batch.session, basis: batch.basis, readings };
-        left.push(Numbered { first, batch: Arc::new(batch) });
+        left.push(SequencedBatch { first, batch: Arc::new(batch) });
     }
 }

@@ -19,7 +19,7 @@ use super::segment;
 use super::sinks::{self, Place};
 use super::wal::wal_path;
 use crate::files::plain;
-use crate::model::{Epochs, Numbered, Seq, Timestamp};
+use crate::model::{Epochs, Seq, SequencedBatch, Timestamp};
 use anyhow::{Result, anyhow, bail};
 use rusqlite::{Connection, ErrorCode};
 use std::io::ErrorKind;
@@ -44,7 +44,7 @@ enum Source {
 
 /// What stands where a segment should.
 pub enum Piece {
-    Readings(Vec<Numbered>),
+    Readings(Vec<SequencedBatch>),
     /// Its checksum does not hold; the seqs that it claims.
     Damaged(Option<(Seq, Seq)>),
     /// No segment has these seqs, and nothing says why.
@@ -214,7 +214,7 @@ impl Offline {
                         end = end.max(header.last());
                     }
                     let mut flow = ControlFlow::Continue(());
-                    let mut readings = |batches: Vec<Numbered>| {
+                    let mut readings = |batches: Vec<SequencedBatch>| {
                         // A commit that failed and was repeated may overlap the next, and
                         // what was given may be part of a larger segment by now.
                         let mut batches = salvage::fresh(&mut given, batches);

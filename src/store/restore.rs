@@ -15,7 +15,7 @@ use super::segment::Header;
 use super::shared::Shared;
 use super::space::Space;
 use crate::metrics::ReasonLabel;
-use crate::model::{Epoch, Numbered, Seq};
+use crate::model::{Epoch, Seq, SequencedBatch};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl Restore<'_> {
         self.finish(&walk)
     }
 
-    fn take(&mut self, header: Header, block: Vec<u8>, batches: &[Numbered]) -> ControlFlow<()> {
+    fn take(&mut self, header: Header, block: Vec<u8>, batches: &[SequencedBatch]) -> ControlFlow<()> {
         self.segments += 1;
         if self.segments <= self.job.done || header.last().0 > self.job.end {
             return ControlFlow::Continue(());
@@ -118,7 +118,7 @@ impl Restore<'_> {
     }
 
     /// Appends readings as soon as there is room to spare.
-    fn append(&self, batch: &Numbered) -> ControlFlow<()> {
+    fn append(&self, batch: &SequencedBatch) -> ControlFlow<()> {
         let mut batch = (*batch.batch).clone();
         loop {
             let has_room = {

@@ -19,7 +19,7 @@ use super::fold;
 use super::ranges::Ranges;
 use super::row;
 use super::segment::{self, Encoded, Encoder, Header};
-use crate::model::{Batch, Numbered, Seq};
+use crate::model::{Batch, Seq, SequencedBatch};
 use pages::{Image, Pages, View};
 use record::{Cell, Field};
 use std::collections::{BTreeMap, HashSet};
@@ -58,7 +58,7 @@ pub(super) enum Scan {
 /// What was found where a segment should be.
 pub(super) enum Found {
     /// It is sound. Readings that were given before are not among the batches.
-    Sound { header: Header, block: Vec<u8>, batches: Vec<Numbered> },
+    Sound { header: Header, block: Vec<u8>, batches: Vec<SequencedBatch> },
     /// A row to which the tree leads, whose checksum does not hold.
     Damaged { header: Option<Header> },
 }
@@ -67,7 +67,7 @@ pub(super) enum Found {
 struct Sound {
     header: Header,
     block: Vec<u8>,
-    batches: Option<Vec<Numbered>>,
+    batches: Option<Vec<SequencedBatch>>,
 }
 
 /// A sound segment that SQLite does not see. Of readings that stand in several of them,
@@ -76,7 +76,7 @@ struct Sound {
 pub(super) struct Orphan {
     pub header: Header,
     pub block: Vec<u8>,
-    pub batches: Vec<Numbered>,
+    pub batches: Vec<SequencedBatch>,
 }
 
 /// What a walk came to.
@@ -381,7 +381,7 @@ impl Walk {
 }
 
 /// The readings that were not `given` before; from now on they were.
-pub(super) fn fresh(given: &mut Ranges, batches: Vec<Numbered>) -> Vec<Numbered> {
+pub(super) fn fresh(given: &mut Ranges, batches: Vec<SequencedBatch>) -> Vec<SequencedBatch> {
     let mut fresh = Vec::with_capacity(batches.len());
     for batch in batches.into_iter().filter(|batch| !batch.batch.readings.is_empty()) {
         let (first, last) = (batch.first.0, batch.last().0);
@@ -395,9 +395,12 @@ pub(super) fn fresh(given: &mut Ranges, batches: Vec<Numbered>) -> Vec<Numbered>
 }
 
 /// The readings of `batch` from `first` to `last`.
-pub(super) fn cut(batch: &Numbered, first: Seq, last: Seq) -> Numbered {
+pub(super) fn cut(batch: &SequencedBatch, first: Seq, last: Seq) -> SequencedBatch {
     let first = first.max(batch.first);
     let readings = batch.after(first.prev()).take_while(|(seq, ..)| *seq <= last).map(|(_, _, r)| r.clone()).collect();
     let Batch { device, session, basis, .. } = &*batch.batch;
-    Numbered { first, batch: Arc::new(Batch { device: device.clone(), session: *session, basis: *basis, readings }) }
+    SequencedBatch {
+        first,
+        batch: Arc::new(Batch { device: device.clone(), session: *session, basis: *basis, readings }),
+    }
 }

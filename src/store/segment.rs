@@ -38,7 +38,7 @@ pub use decoding::{decode, decode_pieces};
 pub(super) use decoding::{is_sound, is_whole};
 pub use header::Header;
 
-use crate::model::{Batch, Channels, DeviceId, Numbered, Reading, Seq, Timestamp};
+use crate::model::{Batch, Channels, DeviceId, Reading, Seq, SequencedBatch, Timestamp};
 use basis::Kind;
 use column::{put_blob, put_paced, put_values, put_varint};
 use std::collections::HashMap;
@@ -66,7 +66,7 @@ const MIN_COMPRESSED: usize = 64;
 pub struct Encoded {
     pub header: Header,
     pub block: Vec<u8>,
-    pub batches: Vec<Numbered>,
+    pub batches: Vec<SequencedBatch>,
 }
 
 /// Writes segments; keeps its compression context and buffers between them.
@@ -102,11 +102,11 @@ impl Encoder {
     ///
     /// # Errors
     /// If a reading is more than a segment can hold, or compression fails.
-    pub fn encode(&mut self, batches: &[Numbered]) -> std::io::Result<Vec<Encoded>> {
+    pub fn encode(&mut self, batches: &[SequencedBatch]) -> std::io::Result<Vec<Encoded>> {
         split(batches, MAX_MEMORY).into_iter().filter_map(|part| self.encode_part(part).transpose()).collect()
     }
 
-    fn encode_part(&mut self, batches: Vec<Numbered>) -> std::io::Result<Option<Encoded>> {
+    fn encode_part(&mut self, batches: Vec<SequencedBatch>) -> std::io::Result<Option<Encoded>> {
         let mut filled = batches.iter().filter(|b| !b.batch.readings.is_empty());
         let Some(first) = filled.next() else { return Ok(None) };
         let (first, last) = (first.first, filled.next_back().unwrap_or(first).last());
@@ -114,7 +114,7 @@ impl Encoder {
         let fits = |number: usize| u32::try_from(number).ok().filter(|number| *number <= MAX_RAW_LENGTH);
         let mut count = 0usize;
         let (mut oldest, mut newest) = (Timestamp(i64::MAX), Timestamp(i64::MIN));
-        for Numbered { batch, .. } in batches.iter().filter(|b| !b.batch.readings.is_empty()) {
+        for SequencedBatch { batch, .. } in batches.iter().filter(|b| !b.batch.readings.is_empty()) {
             count += batch.readings.len();
             let (from, to) = basis::range(batch);
             (oldest, newest) = (oldest.min(from), newest.max(to));
@@ -144,9 +144,9 @@ impl Encoder {
 
 /// Divides batches, and large ones among them, into parts of at most so many bytes of memory,
 /// or of one reading.
-fn split(batches: &[Numbered], most: usize) -> Vec<Vec<Numbered>> {
+fn split(batches: &[SequencedBatch], most: usize) -> Vec<Vec<SequencedBatch>> {
     let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
-    let mut left: Vec<Numbered> = batches.iter().rev().cloned().collect();
+    let mut left: Vec<SequencedBatch> = batches.iter().rev().cloned().collect();
     while let Some(next) = left.pop() {
         let memory = next.batch.memory();
         if memory > most && next.batch.readings.len() > 1 {
@@ -165,12 +165,12 @@ fn split(batches: &[Numbered], most: usize) -> Vec<Vec<Numbered>> {
     parts
 }
 
-fn halves(whole: &Numbered) -> (Numbered, Numbered) {
+fn halves(whole: &SequencedBatch) -> (SequencedBatch, SequencedBatch) {
     let Batch { device, session, basis, readings } = &*whole.batch;
     let (one, other) = readings.split_at(readings.len() / 2);
     let part = |first: Seq, readings: &[Reading]| {
         let batch = Batch { device: device.clone(), session: *session, basis: *basis, readings: readings.to_vec() };
-        Numbered { first, batch: Arc::new(batch) }
+        SequencedBatch { first, batch: Arc::new(batch) }
     };
     (part(whole.first, one), part(whole.first.plus(one.len() as u64), other))
 }
@@ -179,10 +179,10 @@ fn halves(whole: &Numbered) -> (Numbered, Numbered) {
 /// invents new channels for each reading must not make a commit take for ever.
 const LOOK_BACK: usize = 32;
 
-fn group(first: Seq, batches: &[Numbered]) -> Vec<Group<'_>> {
+fn group(first: Seq, batches: &[SequencedBatch]) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     let mut newest_of: HashMap<(&str, Option<u64>, Kind), usize> = HashMap::new();
-    for Numbered { first: batch_first, batch } in batches {
+    for SequencedBatch { first: batch_first, batch } in batches {
         let basis = Kind::of(batch.basis);
         let receipt = basis::receipt(batch.basis);
         let key = (batch.device.as_str(), batch.session, basis);
@@ -284,7 +284,7 @@ mod tests {
     type Drawn = (u64, i64, usize, Vec<Value>);
 
     /// Batches of several devices, sessions and channel lists, in any mixture.
-    fn any_batches() -> impl Strategy<Value = Vec<Numbered>> {
+    fn any_batches() -> impl Strategy<Value = Vec<SequencedBatch>> {
         let value = prop_oneof![
             any::<u64>().prop_map(|bits| Value::Float(f64::from_bits(bits))),
             any::<i64>().prop_map(Value::Integer),
@@ -313,7 +313,8 @@ mod tests {
                     })
                     .collect();
                 let device = DeviceId::new(&format!("device-{device}")).expect("a valid name");
-                let numbered = Numbered { first: next, batch: Arc::new(Batch { device, session, basis, readings }) };
+                let numbered =
+                    SequencedBatch { first: next, batch: Arc::new(Batch { device, session, basis, readings }) };
                 next = next.plus(numbered.batch.readings.len() as u64);
                 numbered
             };
@@ -322,8 +323,8 @@ mod tests {
     }
 
     /// One line a reading, floats by their bits, so that NaN equals itself.
-    fn flat(batches: &[Numbered]) -> Vec<String> {
-        let line = |n: &Numbered| {
+    fn flat(batches: &[SequencedBatch]) -> Vec<String> {
+        let line = |n: &SequencedBatch| {
             let device = format!("{} {:?}", n.batch.device, n.batch.basis);
             n.after(Seq::ZERO)
                 .map(|(seq, origin, reading)| {
@@ -342,7 +343,7 @@ mod tests {
         batches.iter().flat_map(line).collect()
     }
 
-    fn encode(batches: &[Numbered]) -> Option<(Header, Vec<u8>)> {
+    fn encode(batches: &[SequencedBatch]) -> Option<(Header, Vec<u8>)> {
         let segments = Encoder::new().and_then(|mut encoder| encoder.encode(batches)).expect("zstd works");
         assert!(segments.len() <= 1, "they are few");
         segments.into_iter().next().map(|segment| (segment.header, segment.block))
@@ -356,7 +357,7 @@ mod tests {
                 Some((header, block)) => {
                     let back = decode(&header, &block).expect("what was written reads back");
                     prop_assert_eq!(flat(&back), flat(&batches));
-                    prop_assert_eq!(back.last().map(Numbered::last), Some(header.last()));
+                    prop_assert_eq!(back.last().map(SequencedBatch::last), Some(header.last()));
                 }
             }
         }
@@ -405,7 +406,7 @@ mod tests {
         let device = DeviceId::new("d").expect("a valid name");
         let reading = Reading::new(1, Timestamp(5), channels(&["a"]), Box::new([Value::Integer(1)])).expect("it fits");
         let batch = Arc::new(Batch { device, session: None, basis: Basis::Wall, readings: vec![reading] });
-        let (header, block) = encode(&[Numbered { first: Seq(7), batch }]).expect("one reading");
+        let (header, block) = encode(&[SequencedBatch { first: Seq(7), batch }]).expect("one reading");
         for wrong in [
             Header { first: Seq(8), ..header },
             Header { last: Seq(8), ..header },
@@ -441,7 +442,7 @@ mod tests {
                     basis: Basis::Wall,
                     readings: vec![reading],
                 };
-                Numbered { first: Seq(5000 + u64::from(i)), batch: Arc::new(batch) }
+                SequencedBatch { first: Seq(5000 + u64::from(i)), batch: Arc::new(batch) }
             })
             .collect();
         let (_, block) = encode(&batches).expect("there are readings");
@@ -449,13 +450,13 @@ mod tests {
     }
 
     /// As versions before there was a bound made them.
-    pub fn encode_as_one(batches: &[Numbered]) -> (Header, Vec<u8>) {
+    pub fn encode_as_one(batches: &[SequencedBatch]) -> (Header, Vec<u8>) {
         let made = Encoder::new().and_then(|mut encoder| encoder.encode_part(batches.to_vec()));
         made.expect("zstd works").map(|made| (made.header, made.block)).expect("there are readings")
     }
 
     /// Readings of two devices in turn, whose values never change.
-    pub fn constant(count: u64, channels: &Channels) -> Vec<Numbered> {
+    pub fn constant(count: u64, channels: &Channels) -> Vec<SequencedBatch> {
         let batch = |n: u64| {
             let device = DeviceId::new(["even", "odd"][n as usize % 2]).expect("a valid name");
             let reading = |at: u64| {
@@ -464,7 +465,7 @@ mod tests {
             };
             let readings = (n * 100..n * 100 + 100).map(reading).collect();
             let batch = Batch { device, session: Some(1), basis: Basis::Wall, readings };
-            Numbered { first: Seq(n * 100 + 1), batch: Arc::new(batch) }
+            SequencedBatch { first: Seq(n * 100 + 1), batch: Arc::new(batch) }
         };
         (0..count / 100).map(batch).collect()
     }
@@ -488,7 +489,7 @@ mod tests {
                     std::ops::ControlFlow::Continue(())
                 })
                 .expect("what was written reads back");
-                let seqs = |batches: &[Numbered]| -> Vec<(Seq, u64)> {
+                let seqs = |batches: &[SequencedBatch]| -> Vec<(Seq, u64)> {
                     batches.iter().flat_map(|b| b.after(Seq::ZERO).map(|(seq, _, r)| (seq, r.origin_seq))).collect()
                 };
                 assert_eq!(seqs(&back), seqs(&batches));
@@ -512,18 +513,19 @@ mod tests {
         let all = constant(200_000, &channels);
         let one = {
             let readings = all.iter().flat_map(|batch| batch.batch.readings.clone()).collect();
-            vec![Numbered { first: Seq(1), batch: Arc::new(Batch { readings, ..(*all[0].batch).clone() }) }]
+            vec![SequencedBatch { first: Seq(1), batch: Arc::new(Batch { readings, ..(*all[0].batch).clone() }) }]
         };
         for batches in [all, one] {
             let made = Encoder::new().and_then(|mut encoder| encoder.encode(&batches)).expect("zstd works");
-            let memory = |batches: &[Numbered]| -> usize { batches.iter().map(|batch| batch.batch.memory()).sum() };
+            let memory =
+                |batches: &[SequencedBatch]| -> usize { batches.iter().map(|batch| batch.batch.memory()).sum() };
             assert!(made.len() > memory(&batches) / MAX_MEMORY, "{} segments", made.len());
             let mut next = Seq(1);
             for segment in &made {
                 assert!(memory(&segment.batches) <= MAX_MEMORY && segment.header.raw_length as usize <= MAX_MEMORY);
                 assert_eq!(segment.header.first, next);
                 let back = decode(&segment.header, &segment.block).expect("it reads back");
-                assert_eq!(back.last().map(Numbered::last), Some(segment.header.last));
+                assert_eq!(back.last().map(SequencedBatch::last), Some(segment.header.last));
                 next = segment.header.last.next();
             }
             assert_eq!(next, Seq(200_001));
@@ -533,18 +535,18 @@ mod tests {
     const BOOT: BootId = BootId([0xb0; 16]);
 
     /// One reading of each of some kinds; frozen, as old logs must be read for ever.
-    fn golden() -> Vec<Numbered> {
+    fn golden() -> Vec<SequencedBatch> {
         let received = Timestamp(1_795_395_723_000_000);
         one_of_each(&[Basis::Wall, Basis::Boot(BOOT), Basis::DeviceClock { received }])
     }
 
-    fn one_of_each(bases: &[Basis]) -> Vec<Numbered> {
+    fn one_of_each(bases: &[Basis]) -> Vec<SequencedBatch> {
         let number = |(seq, basis): (u64, Basis)| {
             let device = DeviceId::new("d").expect("a valid name");
             let value = Box::new([Value::Integer(5)]);
             let time = Timestamp(i64::try_from(seq).expect("small") * 1_000_000);
             let reading = Reading::new(seq, time, channels(&["a"]), value).expect("it fits");
-            Numbered {
+            SequencedBatch {
                 first: Seq(seq),
                 batch: Arc::new(Batch { device, session: Some(7), basis, readings: vec![reading] }),
             }
@@ -552,7 +554,7 @@ mod tests {
         (1..).zip(bases.iter().copied()).map(number).collect()
     }
 
-    fn block(batches: &[Numbered]) -> String {
+    fn block(batches: &[SequencedBatch]) -> String {
         let mut raw = Vec::new();
         encode_groups(&mut raw, &group(batches[0].first, batches));
         raw.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -574,7 +576,7 @@ mod tests {
         assert_eq!(decoded(GOLDEN_3, 2), later);
     }
 
-    fn decoded(block: &str, count: u32) -> Vec<Numbered> {
+    fn decoded(block: &str, count: u32) -> Vec<SequencedBatch> {
         let byte = |at| u8::from_str_radix(&block[at..at + 2], 16).expect("hex");
         let raw: Vec<u8> = (0..block.len()).step_by(2).map(byte).collect();
         let (time, raw_length) = (Timestamp(0), raw.len() as u32);
@@ -599,7 +601,7 @@ mod tests {
     #[test]
     fn a_time_that_is_not_known_may_lie_anywhere() {
         let golden = golden();
-        let range = |batches: &[Numbered]| encode(batches).map(|(header, _)| (header.oldest.0, header.newest.0));
+        let range = |batches: &[SequencedBatch]| encode(batches).map(|(header, _)| (header.oldest.0, header.newest.0));
         assert_eq!(range(&golden[..1]), Some((1_000_000, 1_000_000)));
         assert_eq!(range(&golden[1..]), Some((i64::MIN, i64::MAX)));
         assert_eq!(range(&golden[2..]), Some((1_795_395_723_000_000, 1_795_395_723_000_000)));

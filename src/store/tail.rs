@@ -17,7 +17,7 @@
 
 use super::mark::Mark;
 use crate::config::HistoryWithin;
-use crate::model::{Batch, DeviceId, Numbered, Seq};
+use crate::model::{Batch, DeviceId, Seq, SequencedBatch};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +50,7 @@ const FOR_LITTLE: usize = 8;
 const MAX_UNSAVED_MARKS: usize = 10_000;
 
 struct Entry {
-    numbered: Numbered,
+    numbered: SequencedBatch,
     /// Monotonic time of arrival.
     arrived: Duration,
     bytes: usize,
@@ -90,7 +90,7 @@ pub(super) struct Tail {
 #[derive(Default)]
 pub(super) struct Unsaved {
     /// Consecutive readings, or none.
-    pub batches: Vec<Numbered>,
+    pub batches: Vec<SequencedBatch>,
     /// The last of them; `saved` if there is none.
     pub upto: Seq,
     /// Device, session, and the session's last seq, of readings that were settled
@@ -146,7 +146,7 @@ impl Tail {
         self.total_bytes += bytes;
         self.unsettled_bytes += bytes;
         self.unsaved_bytes += bytes;
-        let numbered = Numbered { first, batch: Arc::new(batch) };
+        let numbered = SequencedBatch { first, batch: Arc::new(batch) };
         self.entries.push_back(Entry { numbered, arrived, bytes, mark: mark.cloned(), last_origin });
         self.trim();
         Ok(())
@@ -371,7 +371,7 @@ impl Tail {
 
     /// Visible readings after `after`, about `max_bytes` of them and at least one
     /// batch; `None` if the next one is no longer in memory.
-    pub fn read(&self, after: Seq, max_bytes: usize) -> Option<Vec<Numbered>> {
+    pub fn read(&self, after: Seq, max_bytes: usize) -> Option<Vec<SequencedBatch>> {
         let visible = self.visible();
         if after >= visible {
             return Some(Vec::new());
@@ -387,7 +387,7 @@ impl Tail {
 
     /// Visible readings after `after` that are in memory, whether or not others
     /// stand before them.
-    pub fn read_held(&self, after: Seq, max_bytes: usize) -> Vec<Numbered> {
+    pub fn read_held(&self, after: Seq, max_bytes: usize) -> Vec<SequencedBatch> {
         let start = self.entries.partition_point(|entry| entry.numbered.last() <= after);
         let visible = self.visible();
         let mut bytes = 0;
@@ -478,7 +478,7 @@ mod tests {
         Mark::new(DeviceId::new("d").expect("a valid name"), 1, 0)
     }
 
-    fn seqs(batches: &[Numbered]) -> Vec<u64> {
+    fn seqs(batches: &[SequencedBatch]) -> Vec<u64> {
         batches.iter().flat_map(|b| b.after(Seq::ZERO).map(|(seq, _, _)| seq.0).collect::<Vec<_>>()).collect()
     }
 

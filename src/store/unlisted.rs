@@ -8,7 +8,7 @@
 use super::row::{self, LAST_SEQ};
 use super::schema;
 use super::segment;
-use crate::model::{DeviceId, Numbered, Seq};
+use crate::model::{DeviceId, Seq, SequencedBatch};
 use rusqlite::Connection;
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
@@ -180,7 +180,7 @@ pub(super) fn catch_up(db: &Connection, listed: Option<u64>) -> rusqlite::Result
 }
 
 /// Device, session and the session's last seq that a batch of a segment stands for.
-pub(super) fn says(numbered: &Numbered) -> Option<(DeviceId, u64, u64)> {
+pub(super) fn says(numbered: &SequencedBatch) -> Option<(DeviceId, u64, u64)> {
     let batch = &numbered.batch;
     Some((batch.device.hub(), batch.session?, batch.readings.last()?.origin_seq))
 }

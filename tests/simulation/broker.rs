@@ -12,9 +12,9 @@ use std::time::Duration;
 use tidegate::backoff::Failure;
 use tidegate::clock::Now;
 use tidegate::config::Encoding;
-use tidegate::model::{BootId, Epochs, InboundCommand, Numbered, Seq};
+use tidegate::model::{BootId, Epochs, InboundCommand, Seq, SequencedBatch};
 use tidegate::sink::encode::{self, Fit, Replay};
-use tidegate::sink::{Budget, Destination, Encoded, Identity, Link, Outcome, Part, Unencodable};
+use tidegate::sink::{Budget, Destination, Encoded, Identity, Outcome, Part, SinkConnection, Unencodable};
 use tidegate::store::{LogEvent, with_epoch};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -89,7 +89,7 @@ pub enum Payload {
     Event(LogEvent),
 }
 
-pub struct SimulatedLink {
+pub struct SimulatedConnection {
     broker: Broker,
     breaks: Instant,
     restarts: u64,
@@ -108,9 +108,9 @@ fn lost(what: &str) -> Failure {
 
 impl Destination for SimulatedDestination {
     type Payload = Payload;
-    type Link = SimulatedLink;
+    type Connection = SimulatedConnection;
 
-    async fn connect(&mut self) -> Result<SimulatedLink, Failure> {
+    async fn connect(&mut self) -> Result<SimulatedConnection, Failure> {
         let latency = self.broker.state.lock().0.latency;
         sleep(latency * 2).await;
         let broker = self.broker.clone();
@@ -120,7 +120,7 @@ impl Destination for SimulatedDestination {
         }
         let breaks = Instant::now() + weather.lifetime.mul_f64(random.f64());
         self.broker.context.trace(format_args!("sink {} connected", self.broker.sink));
-        Ok(SimulatedLink {
+        Ok(SimulatedConnection {
             commands: mailbox::Delivery::new(&broker.context, &broker.mailbox, self.taker.clone(), latency),
             restarts: broker.restarts.load(Ordering::Relaxed),
             broker,
@@ -135,7 +135,7 @@ impl Destination for SimulatedDestination {
 
     fn encode(
         &self,
-        chunk: &[Numbered],
+        chunk: &[SequencedBatch],
         after: Seq,
         budget: Budget,
         now: Now,
@@ -170,7 +170,7 @@ impl Destination for SimulatedDestination {
     }
 }
 
-impl SimulatedLink {
+impl SimulatedConnection {
     /// What has arrived at the broker by now.
     fn arrive(&mut self) {
         let now = Instant::now();
@@ -207,7 +207,7 @@ impl SimulatedLink {
     }
 }
 
-impl Link for SimulatedLink {
+impl SinkConnection for SimulatedConnection {
     type Payload = Payload;
 
     fn window(&self) -> usize {
@@ -257,7 +257,7 @@ impl Link for SimulatedLink {
     async fn close(self, _within: Duration) {}
 }
 
-impl Drop for SimulatedLink {
+impl Drop for SimulatedConnection {
     /// What was sent may arrive although the sender is gone.
     fn drop(&mut self) {
         self.arrive();

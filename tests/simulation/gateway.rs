@@ -17,15 +17,15 @@ use std::time::Duration;
 use tidegate::backoff::Backoff;
 use tidegate::clock::{self, Clock};
 use tidegate::config::{self, Encoding};
-use tidegate::device::auth::Doorman;
-use tidegate::device::{Registry, Told, attendance};
-use tidegate::downlink::{Downlink, Handle, Operate, Operated};
+use tidegate::device::auth::Authenticator;
+use tidegate::device::{PresenceUpdate, Registry, presence_task};
+use tidegate::downlink::{Downlink, GatewayCommands, GatewayOutcome, Handle};
 use tidegate::link::{self, serial, tcp};
 use tidegate::metrics::{Metrics, SinkLabel};
 use tidegate::model::{DeviceId, DeviceStatus, GatewayId, Presence};
 use tidegate::net::Pool;
 use tidegate::notes::Notes;
-use tidegate::sink::{Identity, Pulse, Pump};
+use tidegate::sink::{Identity, Liveness, Pump};
 use tidegate::store::{Log, OpenError, Opened, Stepped, Stepper};
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
@@ -88,13 +88,13 @@ pub struct Gateway {
 const INBOUND_COMMANDS: usize = 64;
 
 /// The gateway itself can be told one thing.
-struct Operator;
+struct GatewayCommandHandler;
 
-impl Operate for Operator {
-    fn operate(&self, name: &str, _payload: Option<&str>) -> Operated {
+impl GatewayCommands for GatewayCommandHandler {
+    fn execute(&self, name: &str, _payload: Option<&str>) -> GatewayOutcome {
         match name {
-            "ping" => Operated::Done("pong".into()),
-            other => Operated::Rejected(format!("no {other}")),
+            "ping" => GatewayOutcome::Done("pong".into()),
+            other => GatewayOutcome::Rejected(format!("no {other}")),
         }
     }
 }
@@ -163,7 +163,7 @@ impl Gateway {
         let now = context.elapsed();
         context.oracle(|oracle| oracle.roll.began(now));
         let (mut keepers, stop_keepers) = (JoinSet::new(), watch::Sender::new(false));
-        let attended = attendance::keep(registry.clone(), log.clone(), clock.clone(), stop_keepers.subscribe());
+        let attended = presence_task::run(registry.clone(), log.clone(), clock.clone(), stop_keepers.subscribe());
         keepers.spawn(freezer.run(attended));
         keepers.spawn(freezer.run(clock::keep(clock.clone() as Arc<dyn Clock>, stop_keepers.subscribe())));
         let (taker, inbound) = mpsc::channel(INBOUND_COMMANDS);
@@ -180,9 +180,9 @@ impl Gateway {
             };
             let (min, max) = (Duration::from_millis(500), Duration::from_secs(20));
             let backoff = Backoff::new(min, max, Duration::from_secs(30), random.u64(..));
-            let pulse = Pulse::new(clock.now().monotonic);
+            let liveness = Liveness::new(clock.now().monotonic);
             let max_batch = [512, 4096, 16 * 1024][random.usize(..3)];
-            let pump = Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), pulse);
+            let pump = Pump::new(destination, cursor, backoff, max_batch, clock.clone(), metrics.clone(), liveness);
             let stop = watch::Sender::new(false);
             pumps.spawn(freezer.run(pump.run(stop.subscribe(), Duration::from_secs(2))));
             stop_pumps.push(stop);
@@ -193,17 +193,17 @@ impl Gateway {
             registry.clone(),
             clock.clone(),
             metrics.clone(),
-            Arc::new(Operator),
+            Arc::new(GatewayCommandHandler),
             inbound,
         );
         let (mut downlink, stop_downlink) = (JoinSet::new(), watch::Sender::new(false));
         downlink.spawn(freezer.run(moving.run(stop_downlink.subscribe())));
-        let doorman = Doorman::new(&devices, &plan.store, metrics.clone());
-        keepers.spawn(freezer.run(doorman.clone().watch(stop_keepers.subscribe())));
+        let authenticator = Authenticator::new(&devices, &plan.store, metrics.clone());
+        keepers.spawn(freezer.run(authenticator.clone().watch(stop_keepers.subscribe())));
         let shared = link::Shared {
             log: log.clone(),
             registry: registry.clone(),
-            doorman,
+            authenticator,
             devices,
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -323,10 +323,10 @@ impl Gateway {
         while self.requests.try_join_next().is_some() {}
         self.requests.spawn(self.freezer.run(async move {
             let Letter { key, target, body } = letter;
-            let Ok(order) = commands.order(target, body.as_bytes()) else { return };
+            let Ok(request) = commands.request(target, body.as_bytes()) else { return };
             let now = context.elapsed();
             context.oracle(|oracle| oracle.orders.handed(&key, now));
-            if let Ok(answer) = commands.submit(order).await {
+            if let Ok(answer) = commands.submit(request).await {
                 context.trace(format_args!("{key:?} is answered {answer:?}"));
                 if answer.is_ok() {
                     let now = context.elapsed();
@@ -340,7 +340,7 @@ impl Gateway {
     pub fn told_there(&self) -> BTreeSet<String> {
         let all = std::iter::successors(self.registry.told_after(0), |(version, _)| self.registry.told_after(*version));
         all.filter_map(|(_, told)| match told {
-            Told::Status(status) if status.state != Presence::Offline => Some(status.device.to_string()),
+            PresenceUpdate::Status(status) if status.state != Presence::Offline => Some(status.device.to_string()),
             _ => None,
         })
         .collect()

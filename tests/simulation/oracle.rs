@@ -3,7 +3,7 @@
 use super::clock::Taken;
 use super::orders::Orders;
 use super::plan::ALARM;
-use super::presence::Roll;
+use super::presence::PresenceTable;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tidegate::model::{BootId, Timestamp, Value};
@@ -42,7 +42,7 @@ pub struct Oracle {
     /// How long the log keeps readings, if there is a bound, and when the simulation began.
     pub max_age: Option<(Duration, Timestamp)>,
     pub orders: Orders,
-    pub roll: Roll,
+    pub roll: PresenceTable,
     pub deliveries: u64,
     pub duplicates: u64,
     /// Events that told of refused samples.

@@ -6,7 +6,7 @@ use tidegate::model::{Cause, DeviceStatus, Presence};
 
 /// What was told of devices, and what could be known.
 #[derive(Default)]
-pub struct Roll {
+pub struct PresenceTable {
     sinks: BTreeMap<String, Told>,
     /// When each run of the gateway began, and ended.
     runs: Vec<(Duration, Option<Duration>)>,
@@ -51,7 +51,7 @@ impl std::ops::AddAssign for Counts {
 
 type Verdict = Result<(), String>;
 
-impl Roll {
+impl PresenceTable {
     pub fn add_sink(&mut self, name: &str, now: Duration) {
         self.sinks.insert(name.to_owned(), Told { whole: now.is_zero(), ..Told::default() });
     }

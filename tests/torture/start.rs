@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tidegate::clock::SystemClock;
 use tidegate::config::{Deliver, Store};
 use tidegate::metrics::Metrics;
-use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Reading, Seq, SequencedBatch, Timestamp, Value};
 use tidegate::store::segment::{Encoded, Encoder, Header};
 use tidegate::store::{Log, Opened, Space, Stepper};
 
@@ -85,7 +85,7 @@ fn write(directory: &Path, readings: u64, args: &Args) {
     db.execute(meta, [readings + (1 << 20), readings + 1, readings]).expect("rows");
     db.execute("INSERT INTO sink (name, confirmed) VALUES ('cloud', 0)", []).expect("a row");
     let encoded = Encoder::new().and_then(|mut encoder| {
-        encoder.encode(&[Numbered { first: Seq(1), batch: Arc::new(batch(args.segment, args.noise)) }])
+        encoder.encode(&[SequencedBatch { first: Seq(1), batch: Arc::new(batch(args.segment, args.noise)) }])
     });
     let [Encoded { header, block, .. }] =
         encoded.expect("it encodes").try_into().map_err(|_| "they take several segments").expect("one segment");

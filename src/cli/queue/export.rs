@@ -2,7 +2,7 @@
 
 use super::{Bound, Failure, Which};
 use crate::cli::say;
-use crate::model::{Epoch, Epochs, Numbered, Timestamp, Value};
+use crate::model::{Epoch, Epochs, SequencedBatch, Timestamp, Value};
 use crate::sink::encode::{Delivered, Quality};
 use crate::store::{Piece, damaged, missing};
 use anyhow::{Context, Result};
@@ -141,7 +141,7 @@ fn when(reading: &Delivered) -> Option<Timestamp> {
 }
 
 impl Writer<'_> {
-    fn put(&mut self, epochs: Option<&Epochs>, batch: &Numbered, args: &Args) -> Result<()> {
+    fn put(&mut self, epochs: Option<&Epochs>, batch: &SequencedBatch, args: &Args) -> Result<()> {
         for (seq, origin, reading) in batch.after(batch.first.prev()) {
             let reading = Delivered {
                 seq,

@@ -102,7 +102,7 @@ pub struct Attempt {
 
 /// Why an attempt failed. The device is not told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum AuthError {
     /// No key has this name.
     UnknownKey,
     /// The key is a token where an HMAC is demanded.
@@ -122,25 +122,25 @@ pub enum Fault {
     LockedOut,
 }
 
-impl Fault {
+impl AuthError {
     /// Its name in metrics and logs.
     pub fn label(self) -> &'static str {
         match self {
-            Fault::UnknownKey => "unknown_key",
-            Fault::WrongKind => "wrong_kind",
-            Fault::WrongProof => "wrong_proof",
-            Fault::WrongLength(_) => "wrong_length",
-            Fault::WrongDevice => "wrong_device",
-            Fault::NoKeys => "no_keys",
-            Fault::Certificate => "certificate",
-            Fault::NotAllowed => "not_allowed",
-            Fault::LockedOut => "locked_out",
+            AuthError::UnknownKey => "unknown_key",
+            AuthError::WrongKind => "wrong_kind",
+            AuthError::WrongProof => "wrong_proof",
+            AuthError::WrongLength(_) => "wrong_length",
+            AuthError::WrongDevice => "wrong_device",
+            AuthError::NoKeys => "no_keys",
+            AuthError::Certificate => "certificate",
+            AuthError::NotAllowed => "not_allowed",
+            AuthError::LockedOut => "locked_out",
         }
     }
 
     /// What an operator may look for, if that can be told.
     pub fn hint(self) -> Option<String> {
-        let Fault::WrongLength(length) = self else { return None };
+        let AuthError::WrongLength(length) = self else { return None };
         let likely = match length {
             64 => ": it looks like hexadecimal text",
             43 | 44 => ": it looks like base64 text",
@@ -152,7 +152,7 @@ impl Fault {
     /// Whether somebody tried what may be a guess. Other faults are the gateway's or the
     /// configuration's, or told already.
     pub fn is_a_guess(self) -> bool {
-        !matches!(self, Fault::NoKeys | Fault::NotAllowed | Fault::LockedOut)
+        !matches!(self, AuthError::NoKeys | AuthError::NotAllowed | AuthError::LockedOut)
     }
 }
 
@@ -183,7 +183,7 @@ impl Keys {
     ///
     /// # Errors
     /// If it proved none that lets the device in here.
-    pub fn judge(&self, attempt: &Attempt, demanded: Authentication) -> Result<Arc<Key>, Fault> {
+    pub fn verify(&self, attempt: &Attempt, demanded: Authentication) -> Result<Arc<Key>, AuthError> {
         let known = self.0.get(&attempt.key);
         // As much work for a key that is not there: the time must not tell.
         let proven = match known.map(|key| &key.material) {
@@ -191,18 +191,18 @@ impl Keys {
             Some(Material::Hmac(secret)) => is_hmac(attempt, secret),
             None => is_hmac(attempt, &Secret([0; 32])),
         };
-        let key = known.ok_or(Fault::UnknownKey)?;
+        let key = known.ok_or(AuthError::UnknownKey)?;
         if attempt.proof.len() != PROOF {
-            return Err(Fault::WrongLength(attempt.proof.len()));
+            return Err(AuthError::WrongLength(attempt.proof.len()));
         }
         if !proven {
-            return Err(Fault::WrongProof);
+            return Err(AuthError::WrongProof);
         }
         if demanded == Authentication::Hmac && matches!(key.material, Material::Token(_)) {
-            return Err(Fault::WrongKind);
+            return Err(AuthError::WrongKind);
         }
         if !key.is_for(&attempt.device) {
-            return Err(Fault::WrongDevice);
+            return Err(AuthError::WrongDevice);
         }
         Ok(key.clone())
     }
@@ -242,12 +242,12 @@ mod tests {
 
     #[test]
     fn only_the_right_proof_for_this_nonce_device_and_session_lets_in() {
-        let judge = |attempt: Attempt| keys().judge(&attempt, Authentication::Hmac).map(|key| key.name.clone());
+        let verify = |attempt: Attempt| keys().verify(&attempt, Authentication::Hmac).map(|key| key.name.clone());
         let proof = |name| SECRET.hmac(&NONCE, name, 5);
-        assert_eq!(judge(attempt("h", "pump-1", &proof("pump-1"))), Ok("h".to_owned()));
-        assert_eq!(judge(attempt("h", "hub", &proof("hub"))), Ok("h".to_owned()));
-        assert_eq!(judge(attempt("h", "valve", &proof("valve"))), Err(Fault::WrongDevice));
-        assert_eq!(judge(attempt("x", "pump-1", &proof("pump-1"))), Err(Fault::UnknownKey));
+        assert_eq!(verify(attempt("h", "pump-1", &proof("pump-1"))), Ok("h".to_owned()));
+        assert_eq!(verify(attempt("h", "hub", &proof("hub"))), Ok("h".to_owned()));
+        assert_eq!(verify(attempt("h", "valve", &proof("valve"))), Err(AuthError::WrongDevice));
+        assert_eq!(verify(attempt("x", "pump-1", &proof("pump-1"))), Err(AuthError::UnknownKey));
         for wrong in [
             proof("pump-2"),
             SECRET.hmac(&NONCE, "pump-1", 6),
@@ -255,28 +255,28 @@ mod tests {
             Secret([8; 32]).hmac(&NONCE, "pump-1", 5),
             SECRET.0.to_vec(),
         ] {
-            assert_eq!(judge(attempt("h", "pump-1", &wrong)), Err(Fault::WrongProof));
+            assert_eq!(verify(attempt("h", "pump-1", &wrong)), Err(AuthError::WrongProof));
         }
         let hexadecimal: Vec<u8> = proof("pump-1").iter().flat_map(|b| format!("{b:02x}").into_bytes()).collect();
         for (length, wrong) in [(31, &proof("pump-1")[..31]), (0, &[]), (64, &hexadecimal)] {
-            assert_eq!(judge(attempt("h", "pump-1", wrong)), Err(Fault::WrongLength(length)));
-            assert_eq!(judge(attempt("x", "pump-1", wrong)), Err(Fault::UnknownKey));
+            assert_eq!(verify(attempt("h", "pump-1", wrong)), Err(AuthError::WrongLength(length)));
+            assert_eq!(verify(attempt("x", "pump-1", wrong)), Err(AuthError::UnknownKey));
         }
-        let hint = Fault::WrongLength(64).hint();
+        let hint = AuthError::WrongLength(64).hint();
         assert_eq!(hint.as_deref(), Some("a proof is 32 bytes, this one has 64: it looks like hexadecimal text"));
         let zero = Secret([0; 32]).hmac(&NONCE, "pump-1", 5);
-        assert_eq!(judge(attempt("x", "pump-1", &zero)), Err(Fault::UnknownKey), "whatever is computed");
+        assert_eq!(verify(attempt("x", "pump-1", &zero)), Err(AuthError::UnknownKey), "whatever is computed");
     }
 
     #[test]
     fn a_token_lets_in_where_tokens_do_and_an_hmac_does_everywhere() {
         let token = attempt("t", "pump-1", &SECRET.0);
-        assert!(keys().judge(&token, Authentication::Token).is_ok());
-        assert_eq!(keys().judge(&token, Authentication::Hmac), Err(Fault::WrongKind));
+        assert!(keys().verify(&token, Authentication::Token).is_ok());
+        assert_eq!(keys().verify(&token, Authentication::Hmac), Err(AuthError::WrongKind));
         let hmac = attempt("h", "pump-1", &SECRET.hmac(&NONCE, "pump-1", 5));
-        assert!(keys().judge(&hmac, Authentication::Token).is_ok());
+        assert!(keys().verify(&hmac, Authentication::Token).is_ok());
         let hash = attempt("t", "pump-1", &SECRET.token_hash().0);
-        assert_eq!(keys().judge(&hash, Authentication::Token), Err(Fault::WrongProof), "what is kept is no token");
+        assert_eq!(keys().verify(&hash, Authentication::Token), Err(AuthError::WrongProof), "what is kept is no token");
         assert_eq!(format!("{SECRET:?}"), "Secret(..)");
     }
 

@@ -167,7 +167,7 @@ impl Times {
     /// What the device's `time` is, told at `now`.
     pub fn place(&self, time: i64, now: Now) -> (Timestamp, Basis) {
         if self.clock == DeviceClock::Wall {
-            return self.judge(Timestamp(time), now);
+            return self.corrected(Timestamp(time), now);
         }
         let shown = self.unwrapped(time, now);
         let boot = self.tie.map_or(micros(now.monotonic), |tie| tie.boot);
@@ -178,7 +178,7 @@ impl Times {
         let cannot_be = before_boot || uptime > received.plus(self.rules.max_ahead);
         match now.trusted {
             true if cannot_be || doubtful => (Timestamp(uptime.0.saturating_add(now.start().0)), self.absurd(now)),
-            true => self.judge(Timestamp(uptime.0.saturating_add(now.start().0)), now),
+            true => self.corrected(Timestamp(uptime.0.saturating_add(now.start().0)), now),
             // A doubtful one is nearer to the truth by its place in the gateway's boot.
             false if cannot_be => (uptime, self.absurd(now)),
             false => (uptime, Basis::Boot(self.rules.boot)),
@@ -193,7 +193,7 @@ impl Times {
 
     /// Flags a time that cannot be. A gateway that does not know the time itself can
     /// tell only of the distant past that it is over.
-    fn judge(&self, time: Timestamp, now: Now) -> (Timestamp, Basis) {
+    fn corrected(&self, time: Timestamp, now: Now) -> (Timestamp, Basis) {
         let ahead = now.trusted && time > now.wall.plus(self.rules.max_ahead);
         let absurd = ahead || time < self.rules.earliest;
         (time, if absurd { self.absurd(now) } else { Basis::Wall })

@@ -1,7 +1,7 @@
 //! A session's entry in the registry, and the calls between the two.
 
 use super::{Answer, NotAdmitted, Registry, Table};
-use crate::device::roll::{Arrival, RollFull};
+use crate::device::presence::{Arrival, PresenceFull};
 use crate::metrics::ReasonLabel;
 use crate::model::{Cause, CommandResult, DeviceCommand, DeviceId};
 use parking_lot::Mutex;
@@ -144,7 +144,7 @@ impl Connected {
         }
         let (now, mut table) = self.registry.look();
         if self.is_current(&table) {
-            table.roll.silent(&self.device, silent, now);
+            table.presence.silent(&self.device, silent, now);
         }
         self.registry.hurry(&table);
     }
@@ -156,7 +156,7 @@ impl Connected {
     pub fn sub_device(&self, sub: &DeviceId, there: Option<bool>) -> Result<(), NotAdmitted> {
         let inner = &self.registry.0;
         let (now, mut table) = self.registry.look();
-        let Table { sessions, roll, .. } = &mut *table;
+        let Table { sessions, presence, .. } = &mut *table;
         let Some(session) = sessions.get_mut(&self.device).filter(|session| Arc::ptr_eq(&session.slot, &self.slot))
         else {
             return Ok(());
@@ -168,15 +168,15 @@ impl Connected {
         }
         let there = there.unwrap_or(true);
         if before == Some(there) {
-            roll.heard(sub, now.monotonic, now);
+            presence.heard(sub, now.monotonic, now);
             return Ok(());
         }
         if there {
             let reason = if before.is_some() { Cause::Hub } else { Cause::Connected };
             let arrival = Arrival { link: session.link.clone(), firmware: None, reason };
-            roll.arrived(sub, arrival, now).map_err(|RollFull| NotAdmitted::RegistryFull)?;
+            presence.arrived(sub, arrival, now).map_err(|PresenceFull| NotAdmitted::RegistryFull)?;
         } else {
-            roll.left(sub, Cause::Hub, None, now);
+            presence.left(sub, Cause::Hub, None, now);
         }
         session.subs.insert(sub.clone(), there);
         self.registry.show(&table);
@@ -210,7 +210,7 @@ impl Drop for Connected {
         let (now, mut table) = self.registry.look();
         if self.is_current(&table) {
             let subs = table.sessions.remove(&self.device).map(|session| session.subs).unwrap_or_default();
-            table.roll.left(&self.device, self.cause, Some(heard), now);
+            table.presence.left(&self.device, self.cause, Some(heard), now);
             // A gateway that stops knows nothing of those behind it either.
             let cause = if self.cause == Cause::GatewayStopping { self.cause } else { Cause::HubOffline };
             table.subs_left(subs, cause, now);

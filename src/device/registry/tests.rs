@@ -96,7 +96,7 @@ fn what_was_told_is_passed_on_once_it_is_on_disk() {
     assert_eq!(registry.told_after(0), None);
     registry.publish(written);
     drop(pump);
-    assert!(matches!(registry.told_after(0), Some((1, Told::Status(s))) if s.state == Presence::Online));
+    assert!(matches!(registry.told_after(0), Some((1, PresenceUpdate::Status(s))) if s.state == Presence::Online));
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_gateway_that_stops_tells_nothing_of_devices_behind_a_hub() {
     hub.because(Cause::GatewayStopping);
     drop(hub);
     hand.0.store(3600, Ordering::Relaxed);
-    assert_eq!(registry.tell(10), Tellings::default());
+    assert_eq!(registry.tell(10), PresenceUpdates::default());
     assert_eq!(registry.status(&door).map(|s| s.reason), Some(Cause::GatewayStopping));
 }
 

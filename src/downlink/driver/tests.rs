@@ -6,9 +6,9 @@ use tokio::task::yield_now;
 
 struct Idle;
 
-impl Operate for Idle {
-    fn operate(&self, name: &str, _payload: Option<&str>) -> Operated {
-        Operated::Done(name.into())
+impl GatewayCommands for Idle {
+    fn execute(&self, name: &str, _payload: Option<&str>) -> GatewayOutcome {
+        GatewayOutcome::Done(name.into())
     }
 }
 

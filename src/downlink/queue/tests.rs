@@ -27,9 +27,9 @@ fn device(name: &str) -> Target {
     Target::Device(DeviceId::new(name).expect("a valid name"))
 }
 
-fn order(target: Target, id: &str, expiry: Expiry) -> Order {
+fn request(target: Target, id: &str, expiry: Expiry) -> CommandRequest {
     let (id, name) = (CommandId::new(id).expect("a valid id"), CommandName::new("open").expect("a valid name"));
-    Order { target, id, name, payload: Some("1".to_owned()), expiry }
+    CommandRequest { target, id, name, payload: Some("1".to_owned()), expiry }
 }
 
 fn seconds(seconds: u64) -> Duration {
@@ -109,8 +109,8 @@ impl World {
         result
     }
 
-    fn receive(&mut self, order: Order) -> Receipt {
-        self.act(|queue, reach, now| queue.receive(order, Source::Mqtt, reach, now))
+    fn receive(&mut self, request: CommandRequest) -> Receipt {
+        self.act(|queue, reach, now| queue.receive(request, Source::Mqtt, reach, now))
     }
 
     fn commit(&mut self) {
@@ -170,7 +170,7 @@ impl World {
     }
 
     fn state(&self, target: &Target, id: &str) -> Option<CommandState> {
-        self.queue.state(&order(target.clone(), id, Expiry::In(ANSWER)).key())
+        self.queue.state(&request(target.clone(), id, Expiry::In(ANSWER)).key())
     }
 }
 
@@ -178,7 +178,7 @@ impl World {
 fn a_command_is_sent_once_it_is_on_disk_and_ends_by_its_answer() {
     let (mut world, pump) = (World::new(), device("pump"));
     world.connect(&pump);
-    assert_eq!(world.receive(order(pump.clone(), "a", Expiry::In(seconds(60)))), Receipt::Taken(1));
+    assert_eq!(world.receive(request(pump.clone(), "a", Expiry::In(seconds(60)))), Receipt::Taken(1));
     assert!(world.sent().is_empty(), "it is not on disk");
     world.commit();
     assert_eq!(world.sent(), ["pump a"]);
@@ -188,7 +188,7 @@ fn a_command_is_sent_once_it_is_on_disk_and_ends_by_its_answer() {
     assert_eq!(world.state(&pump, "a"), Some(CommandState::Done));
     assert_eq!((world.disk.events.len(), world.queue.len()), (1, 0));
     assert_eq!(world.disk.events[0]["state"], "done");
-    let again = world.receive(order(pump.clone(), "a", Expiry::In(seconds(60))));
+    let again = world.receive(request(pump.clone(), "a", Expiry::In(seconds(60))));
     assert_eq!(again, Receipt::Known(CommandState::Done, 2), "it changes nothing");
     assert!(!world.act(|queue, reach, now| queue.answered(&pump, answer("a", CommandOutcome::Failed), reach, now)));
 }
@@ -198,7 +198,7 @@ fn a_device_has_one_command_at_a_time_in_order() {
     let (mut world, pump) = (World::new(), device("pump"));
     world.connect(&pump);
     for id in ["a", "b"] {
-        world.receive(order(pump.clone(), id, Expiry::In(seconds(60))));
+        world.receive(request(pump.clone(), id, Expiry::In(seconds(60))));
     }
     world.commit();
     assert_eq!(world.sent(), ["pump a"]);
@@ -212,7 +212,7 @@ fn a_device_has_one_command_at_a_time_in_order() {
 fn a_command_is_repeated_until_it_is_answered_and_when_the_device_returns() {
     let (mut world, pump) = (World::new(), device("pump"));
     world.connect(&pump);
-    world.receive(order(pump.clone(), "a", Expiry::In(seconds(25))));
+    world.receive(request(pump.clone(), "a", Expiry::In(seconds(25))));
     world.commit();
     world.pass(RETRY - seconds(1));
     assert_eq!(world.sent.len(), 1);
@@ -231,8 +231,8 @@ fn a_command_is_repeated_until_it_is_answered_and_when_the_device_returns() {
 #[test]
 fn an_absent_device_gets_what_is_still_wanted_when_it_comes() {
     let (mut world, pump) = (World::new(), device("pump"));
-    world.receive(order(pump.clone(), "short", Expiry::In(seconds(10))));
-    world.receive(order(pump.clone(), "long", Expiry::In(seconds(100))));
+    world.receive(request(pump.clone(), "short", Expiry::In(seconds(10))));
+    world.receive(request(pump.clone(), "long", Expiry::In(seconds(100))));
     world.commit();
     world.pass(seconds(10));
     world.commit();
@@ -247,7 +247,7 @@ fn an_absent_device_gets_what_is_still_wanted_when_it_comes() {
 fn a_commit_that_takes_too_long_makes_no_late_command() {
     let (mut world, pump) = (World::new(), device("pump"));
     world.connect(&pump);
-    world.receive(order(pump.clone(), "a", Expiry::In(seconds(5))));
+    world.receive(request(pump.clone(), "a", Expiry::In(seconds(5))));
     world.pass(seconds(6));
     world.commit();
     world.look();
@@ -255,7 +255,7 @@ fn a_commit_that_takes_too_long_makes_no_late_command() {
     assert!(world.sent().is_empty());
     assert_eq!(world.state(&pump, "a"), Some(CommandState::Expired), "it was never handed over");
     // A crash forgets that it was not.
-    world.receive(order(pump.clone(), "b", Expiry::In(seconds(5))));
+    world.receive(request(pump.clone(), "b", Expiry::In(seconds(5))));
     world.now.monotonic += seconds(6);
     world.commit();
     world.crash();
@@ -271,21 +271,21 @@ fn bounds_refuse_and_a_refusal_on_record_is_final() {
     world.crash();
     let wanted = Expiry::In(seconds(60));
     for id in ["a", "b", "c", "d"] {
-        assert!(matches!(world.receive(order(device("pump"), id, wanted)), Receipt::Taken(_)));
+        assert!(matches!(world.receive(request(device("pump"), id, wanted)), Receipt::Taken(_)));
     }
-    let refused = |world: &mut World, order| match world.receive(order) {
+    let refused = |world: &mut World, request| match world.receive(request) {
         Receipt::Refused(refusal) => refusal,
         other => panic!("{other:?}"),
     };
-    assert_eq!(refused(&mut world, order(device("pump"), "e", wanted)), Refusal::QueueFull);
-    assert_eq!(refused(&mut world, order(device("fan"), "e", wanted)), Refusal::NotAllowed);
-    assert_eq!(refused(&mut world, order(device("pump2"), "e", Expiry::In(seconds(3601)))), Refusal::TooLong);
+    assert_eq!(refused(&mut world, request(device("pump"), "e", wanted)), Refusal::QueueFull);
+    assert_eq!(refused(&mut world, request(device("fan"), "e", wanted)), Refusal::NotAllowed);
+    assert_eq!(refused(&mut world, request(device("pump2"), "e", Expiry::In(seconds(3601)))), Refusal::TooLong);
     for id in ["a", "b", "c", "d"] {
-        assert!(matches!(world.receive(order(device("pump2"), id, wanted)), Receipt::Taken(_)));
+        assert!(matches!(world.receive(request(device("pump2"), id, wanted)), Receipt::Taken(_)));
     }
-    assert_eq!(refused(&mut world, order(device("pump3"), "e", wanted)), Refusal::Busy);
+    assert_eq!(refused(&mut world, request(device("pump3"), "e", wanted)), Refusal::Busy);
 
-    let full = order(device("pump"), "e", wanted);
+    let full = request(device("pump"), "e", wanted);
     world.act(|queue, _, now| queue.reject(full.clone(), Source::Mqtt, "full", now));
     world.act(|queue, _, now| queue.reject(full.clone(), Source::Mqtt, "full", now));
     world.commit();
@@ -295,14 +295,14 @@ fn bounds_refuse_and_a_refusal_on_record_is_final() {
     world.act(|queue, _, now| queue.disable(now));
     world.commit();
     assert_eq!((world.queue.len(), world.disk.events.len()), (0, 9));
-    assert_eq!(refused(&mut world, order(device("pump"), "f", wanted)), Refusal::Disabled);
+    assert_eq!(refused(&mut world, request(device("pump"), "f", wanted)), Refusal::Disabled);
 }
 
 #[test]
 fn a_hub_answers_for_those_behind_it() {
     let (mut world, door) = (World::new(), device("hub/door"));
     world.connect(&door);
-    world.receive(order(door.clone(), "a", Expiry::In(seconds(60))));
+    world.receive(request(door.clone(), "a", Expiry::In(seconds(60))));
     world.commit();
     for stranger in ["hub2", "hub/window"] {
         let from = device(stranger);
@@ -317,8 +317,8 @@ fn a_hub_answers_for_those_behind_it() {
 #[test]
 fn after_a_boot_without_the_time_a_command_waits_for_it() {
     let (mut world, pump) = (World::new(), device("pump"));
-    world.receive(order(pump.clone(), "a", Expiry::In(seconds(60))));
-    world.receive(order(pump.clone(), "b", Expiry::In(seconds(600))));
+    world.receive(request(pump.clone(), "a", Expiry::In(seconds(60))));
+    world.receive(request(pump.clone(), "b", Expiry::In(seconds(600))));
     world.commit();
     world.reboot(false, seconds(100));
     world.connect(&pump);
@@ -333,7 +333,7 @@ fn after_a_boot_without_the_time_a_command_waits_for_it() {
     assert_eq!(world.sent(), ["pump b"]);
 
     // Without the time for as long as it was wanted.
-    world.receive(order(pump.clone(), "c", Expiry::In(seconds(60))));
+    world.receive(request(pump.clone(), "c", Expiry::In(seconds(60))));
     world.commit();
     world.reboot(false, seconds(1));
     world.pass(seconds(60));
@@ -346,7 +346,7 @@ fn what_the_gateway_itself_may_have_done_before_a_crash_is_not_done_again() {
     let mut world = World::new();
     world.connect(&Target::Gateway);
     for id in ["a", "b"] {
-        world.receive(order(Target::Gateway, id, Expiry::In(seconds(600))));
+        world.receive(request(Target::Gateway, id, Expiry::In(seconds(600))));
     }
     world.commit();
     assert_eq!(world.sent, [(Target::Gateway, "a".to_owned(), world.now.monotonic)]);
@@ -415,7 +415,7 @@ proptest! {
                     let (target, id) = (device(DEVICES[usize::from(number)]), format!("c{id}"));
                     let until = world.now.wall.plus(seconds(lifetime));
                     let expiry = if at { Expiry::At(until) } else { Expiry::In(seconds(lifetime)) };
-                    if let Receipt::Taken(_) = world.receive(order(target.clone(), &id, expiry)) {
+                    if let Receipt::Taken(_) = world.receive(request(target.clone(), &id, expiry)) {
                         wanted.insert((target, id), until);
                     }
                 }

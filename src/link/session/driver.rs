@@ -36,7 +36,7 @@ const MAX_FIRMWARE: usize = 64;
 
 /// How a session ends.
 #[derive(Debug)]
-pub enum End {
+pub enum SessionEnd {
     /// The device sent a Goodbye.
     Left,
     /// The gateway sends a Goodbye.
@@ -75,7 +75,7 @@ pub struct SessionDriver<'a> {
     growth: usize,
     /// Bytes to send.
     pub out: Vec<u8>,
-    end: Option<End>,
+    end: Option<SessionEnd>,
     refused_at: Option<Duration>,
     /// Whether it was logged that the device's clock is absurd.
     clock_told: bool,
@@ -267,7 +267,7 @@ impl<'a> SessionDriver<'a> {
     }
 
     /// Frees caches.
-    pub fn forget_luxuries(&mut self) {
+    pub fn free_caches(&mut self) {
         self.session.forget();
     }
 
@@ -322,7 +322,7 @@ impl<'a> SessionDriver<'a> {
     pub fn stop(&mut self) {
         let text = "the gateway is stopping";
         self.because(Cause::GatewayStopping);
-        self.end(End::Refused(Refusal { reason: Reason::Stopping, text: text.into() }));
+        self.end(SessionEnd::Refused(Refusal { reason: Reason::Stopping, text: text.into() }));
     }
 
     pub fn heard(&mut self, now: Now) {
@@ -339,7 +339,7 @@ impl<'a> SessionDriver<'a> {
             self.log_end("the device said Goodbye");
             self.forget(now);
         } else {
-            self.end(End::Left);
+            self.end(SessionEnd::Left);
         }
     }
 
@@ -347,7 +347,7 @@ impl<'a> SessionDriver<'a> {
         reply_format::shorten(&mut refusal.text);
         self.because(if refusal.reason == Reason::Timeout { Cause::Timeout } else { Cause::Refused });
         if !self.link.parameters.restart {
-            self.end(End::Refused(refusal));
+            self.end(SessionEnd::Refused(refusal));
             return;
         }
         let had_session = self.established.is_some();
@@ -376,21 +376,21 @@ impl<'a> SessionDriver<'a> {
         self.established = None;
     }
 
-    fn end(&mut self, end: End) {
+    fn end(&mut self, end: SessionEnd) {
         self.end.get_or_insert(end);
     }
 
     /// How the session ended, if it did.
-    pub fn ended(&mut self) -> Option<End> {
+    pub fn ended(&mut self) -> Option<SessionEnd> {
         self.end.take()
     }
 
     /// Queues the Goodbye, if one is due, and logs the end.
-    pub fn farewell(&mut self, end: End) {
+    pub fn farewell(&mut self, end: SessionEnd) {
         self.store();
         match end {
-            End::Left => self.log_end("the device said Goodbye"),
-            End::Refused(refusal) => {
+            SessionEnd::Left => self.log_end("the device said Goodbye"),
+            SessionEnd::Refused(refusal) => {
                 self.log_refusal(&refusal.text);
                 self.goodbye(refusal);
             }

@@ -4,9 +4,9 @@
 //! confirms no reading counts as down, too: it rests, longer each time, and those behind it
 //! come first meanwhile.
 
+use super::capabilities::Capabilities;
 use super::reception::Reception;
 use super::statuses::Position;
-use super::terms::Terms;
 use crate::config::{Broker, Way};
 use crate::mqtt::{Cause, Learnt};
 use std::net::SocketAddr;
@@ -28,7 +28,7 @@ pub(super) struct Candidate {
     /// Its address that worked last.
     pub worked: Option<SocketAddr>,
     /// How it lets the gateway in.
-    pub terms: Terms,
+    pub capabilities: Capabilities,
     /// What the last connection learnt of a server's pace, and when that ended.
     pace: Option<(Broker, Learnt, Duration)>,
     standing: Standing,
@@ -87,7 +87,7 @@ impl Candidate {
             reception: same.map(|same| same.reception.clone()).unwrap_or_default(),
             way,
             worked: None,
-            terms: Terms::default(),
+            capabilities: Capabilities::default(),
             pace: None,
             standing: Standing::default(),
             elsewhere: Vec::new(),
@@ -110,7 +110,7 @@ impl Candidate {
     pub fn learn(&mut self, cause: &Cause, now: Duration) {
         match cause {
             Cause::Busy => self.standing.rests(now),
-            Cause::Retain => self.terms.retains_nothing(now),
+            Cause::Retain => self.capabilities.retains_nothing(now),
             Cause::Elsewhere { servers, for_good } => {
                 self.elsewhere = named(servers, self.way.broker.tls);
                 if *for_good {

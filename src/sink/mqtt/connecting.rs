@@ -1,13 +1,13 @@
 //! Connecting to one of a sink's brokers.
 
 use super::candidates::{Candidate, Fruit};
+use super::capabilities::ConnectPlan;
 use super::commands::Intake;
+use super::connection::{Inbound, status_confirmed};
 use super::leaving::{Leaving, Preferred};
-use super::link::{Inbound, status_confirmed};
 use super::statuses::{self, Statuses};
-use super::terms::Asked;
 use super::watch::Watch;
-use super::{MqttDestination, MqttLink, OVERHEAD, STATUS};
+use super::{MqttConnection, MqttDestination, OVERHEAD, STATUS};
 use crate::backoff::Failure;
 use crate::config::Way;
 use crate::mqtt::{Cause, Connection, Options, Refusal};
@@ -21,19 +21,20 @@ const MAX_ATTEMPTS: u32 = 4;
 
 impl MqttDestination {
     /// Connects to a candidate, on the terms on which the broker lets the gateway in.
-    pub(super) async fn connect_on_terms(&mut self, number: usize, now: Duration) -> Result<MqttLink, Failure> {
+    pub(super) async fn connect_on_terms(&mut self, number: usize, now: Duration) -> Result<MqttConnection, Failure> {
         let mut attempt = 1;
         loop {
             let candidate = &self.candidates[number]; // from their order
-            let asked = candidate.terms.ask(self.wanted, now);
+            let asked = candidate.capabilities.ask(self.wanted, now);
             let (outcome, broker) = (self.connect_to(candidate, asked).await, candidate.target());
-            let terms = &mut self.candidates[number].terms;
+            let capabilities = &mut self.candidates[number].capabilities;
             let (learnt, outcome) = match outcome {
-                Ok(link) => {
-                    (terms.accepted(self.wanted, asked, !link.connection.allowance().no_retain, now), Some(Ok(link)))
-                }
+                Ok(link) => (
+                    capabilities.accepted(self.wanted, asked, !link.connection.allowance().no_retain, now),
+                    Some(Ok(link)),
+                ),
                 Err(Refusal { failure, cause }) => {
-                    let mut learnt = terms.refused(self.wanted, asked, &cause, now);
+                    let mut learnt = capabilities.refused(self.wanted, asked, &cause, now);
                     let candidate = &mut self.candidates[number];
                     let went_back = learnt.is_none() && candidate.goes_back();
                     candidate.learn(&cause, now);
@@ -56,7 +57,7 @@ impl MqttDestination {
         }
     }
 
-    async fn connect_to(&self, candidate: &Candidate, asked: Asked) -> Result<MqttLink, Refusal> {
+    async fn connect_to(&self, candidate: &Candidate, asked: ConnectPlan) -> Result<MqttConnection, Refusal> {
         let (way, Candidate { position, reception, worked, .. }) = (candidate.target(), candidate);
         let options = self
             .options(&way, asked)
@@ -98,7 +99,7 @@ impl MqttDestination {
         let max_packet = connection.max_packet().unwrap_or(u32::MAX).min(options.max_packet);
         let max_packet = usize::try_from(max_packet).unwrap_or(usize::MAX);
         let max_payload = max_packet.min(self.most).saturating_sub(self.topics.longest() + OVERHEAD).max(1);
-        Ok(MqttLink {
+        Ok(MqttConnection {
             window: usize::from(
                 options
                     .window
@@ -132,7 +133,7 @@ impl MqttDestination {
 
     /// The options for one way, with secrets and certificates read afresh: they
     /// may have been renewed since.
-    fn options(&self, way: &Way, asked: Asked) -> Result<Options> {
+    fn options(&self, way: &Way, asked: ConnectPlan) -> Result<Options> {
         let credentials = self.ways.secrets.login(&way.broker, self.status.clock.now())?;
         let will = asked.will.then(|| self.status.retained(asked.retain).message("offline", Some("connection lost")));
         Ok(Options { version: asked.version, credentials, will, ..self.ways.to(way)? })

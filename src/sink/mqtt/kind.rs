@@ -3,8 +3,8 @@
 use super::MqttDestination;
 use crate::config;
 use crate::mqtt::{TlsFiles, client_config};
-use crate::sink::lifecycle::{Build, Running, Terms};
-use crate::sink::look::Certificates;
+use crate::sink::check::Certificates;
+use crate::sink::lifecycle::{Build, PumpSettings, Running};
 
 /// What makes a sink of the section.
 pub(in crate::sink) fn build(section: config::Mqtt) -> Build {
@@ -21,13 +21,13 @@ pub(in crate::sink) fn build(section: config::Mqtt) -> Build {
         if let Some(intake) = context.commands.clone().filter(|_| section.commands) {
             destination.take_commands(intake.sender, intake.max_body, context.notes.about(section.name.as_str()));
         }
-        let terms = Terms {
+        let settings = PumpSettings {
             backoff_min: section.backoff_min,
             backoff_max: section.backoff_max,
             stable_after: section.stable_after,
             max_batch: usize::try_from(section.max_batch.as_u64()).unwrap_or(usize::MAX),
         };
-        let mut running = Running::new(destination, cursor, &terms, context);
+        let mut running = Running::new(destination, cursor, &settings, context);
         running.credential = credential;
         Ok(running)
     })

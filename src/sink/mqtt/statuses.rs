@@ -11,7 +11,7 @@
 
 use super::reception::Reception;
 use crate::backoff::Failure;
-use crate::device::{Registry, Told};
+use crate::device::{PresenceUpdate, Registry};
 use crate::model::GatewayId;
 use crate::mqtt::{Connection, Publish, Topics};
 use crate::notes::Note;
@@ -104,7 +104,7 @@ impl Statuses {
         }
         while self.under_way.len() < usize::from(WINDOW) {
             let Some((version, told)) = self.registry.told_after(self.sent) else { return };
-            if !self.retain && matches!(told, Told::Forgotten(_)) {
+            if !self.retain && matches!(told, PresenceUpdate::Forgotten(_)) {
                 // There is nothing that the broker could forget.
                 self.under_way.push_back((self.next_token, version, true));
                 self.settle();
@@ -175,9 +175,9 @@ impl Statuses {
         }
     }
 
-    fn publish(&self, told: Told) -> Publish {
+    fn publish(&self, told: PresenceUpdate) -> Publish {
         let (device, payload) = match told {
-            Told::Status(status) => {
+            PresenceUpdate::Status(status) => {
                 let mut payload = serde_json::json!({ "gateway": self.gateway });
                 if let (Some(payload), Ok(serde_json::Value::Object(status))) =
                     (payload.as_object_mut(), serde_json::to_value(&*status))
@@ -187,7 +187,7 @@ impl Statuses {
                 (status.device, Bytes::from(payload.to_string()))
             }
             // An empty retained message is how a broker is told to forget one.
-            Told::Forgotten(device) => (device, Bytes::new()),
+            PresenceUpdate::Forgotten(device) => (device, Bytes::new()),
         };
         Publish {
             topic: self.topics.device_status(&device),

@@ -1,12 +1,13 @@
 //! What a destination confirms, and what it does not take: that is set aside, so that it
 //! holds up nothing else. It is counted, told as a gap, logged, noted, and stays in the log.
 
-use super::{Pump, Transfer};
+use super::Pump;
+use super::transfer::Transfer;
 use crate::backoff::Failure;
 use crate::model::Seq;
 use crate::notes::Note;
 use crate::sink::Destination;
-use crate::sink::flight::{Aside, Flight, Piece, Stretch};
+use crate::sink::in_flight::{Aside, InFlight, Piece, Span};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +33,7 @@ pub(super) struct Refusals {
 
 impl Refusals {
     /// Why the connection is to be given up: something is held and nothing was taken for long.
-    pub fn overdue(&self, flight: &Flight, now: Duration) -> Option<Failure> {
+    pub fn overdue(&self, flight: &InFlight, now: Duration) -> Option<Failure> {
         let (failure, since) = self.last.as_ref().filter(|_| flight.held() > 0)?;
         (now.saturating_sub(*since) >= HOLD).then(|| failure.clone())
     }
@@ -120,19 +121,14 @@ impl Tally {
 }
 
 impl<D: Destination> Pump<D> {
-    /// Queues what a stretch goes out in, except for what is not taken anyway.
-    pub(super) fn queue(
-        &mut self,
-        transfer: &mut Transfer<D::Payload>,
-        stretch: Stretch,
-        parts: Vec<(Piece, D::Payload)>,
-    ) {
+    /// Queues what a span goes out in, except for what is not taken anyway.
+    pub(super) fn queue(&mut self, transfer: &mut Transfer<D::Payload>, span: Span, parts: Vec<(Piece, D::Payload)>) {
         let now = self.clock.now().monotonic;
         let (pieces, payloads): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         let lanes: Vec<_> = pieces.iter().map(|piece| piece.lane.clone()).collect();
-        let first = transfer.flight.add(stretch, pieces.into_iter());
+        let first = transfer.flight.add(span, pieces.into_iter());
         for ((token, payload), lane) in (first..).zip(payloads).zip(lanes) {
-            if self.suspicion.denies(&lane, now) {
+            if self.search.denies(&lane, now) {
                 transfer.flight.set_aside(token, "refused");
             } else if transfer.refusals.rests(&lane, now) && !transfer.flight.is_event(token) {
                 transfer.flight.hold(token, "refused");
@@ -150,7 +146,7 @@ impl<D: Destination> Pump<D> {
         let what = format!("readings are larger than the {limit} bytes that the destination takes");
         self.aside.because(&lane, &what);
         let piece = Piece { lane, bytes: 0, readings: 1, first, last };
-        let token = transfer.flight.add(Stretch::Readings { first, last }, [piece].into_iter());
+        let token = transfer.flight.add(Span::Readings { first, last }, [piece].into_iter());
         transfer.flight.hold(token, "too_large");
         transfer.refusals.wait(Failure::permanent(format!("{what}, and no smaller ones come")), now);
     }
@@ -159,8 +155,8 @@ impl<D: Destination> Pump<D> {
         let is_event = transfer.flight.is_event(token);
         let Some(piece) = transfer.flight.confirm(token) else { return };
         transfer.outstanding = transfer.outstanding.saturating_sub(1);
-        self.pulse.beat(self.clock.now().monotonic);
-        self.suspicion.confirmed(&piece.lane);
+        self.liveness.renew(self.clock.now().monotonic);
+        self.search.confirmed(&piece.lane);
         if !is_event {
             transfer.refusals.taken(&piece.lane);
             transfer.flight.set_aside_before(token);
@@ -205,23 +201,23 @@ impl<D: Destination> Pump<D> {
 
     /// Moves the cursor over what is done with, without a gap.
     fn settle(&mut self, transfer: &mut Transfer<D::Payload>) {
-        while let Some((stretch, aside)) = transfer.flight.done() {
+        while let Some((span, aside)) = transfer.flight.done() {
             // Events that come with each connection say nothing of the readings behind them.
-            let counts = match stretch {
-                Stretch::Readings { .. } => true,
-                Stretch::Event(_) => {
-                    let suspect = self.suspicion.suspect();
-                    suspect.is_some_and(|suspect| suspect.stretch == stretch) || self.cursor.pending() == 0
+            let counts = match span {
+                Span::Readings { .. } => true,
+                Span::Event(_) => {
+                    let suspect = self.search.suspect();
+                    suspect.is_some_and(|suspect| suspect.span == span) || self.cursor.pending() == 0
                 }
             };
             if counts {
                 transfer.progress = true;
                 transfer.passed = None;
                 self.sizing.confirmed();
-                self.suspicion.moved_on();
+                self.search.moved_on();
             }
-            match stretch {
-                Stretch::Readings { first, last } => {
+            match span {
+                Span::Readings { first, last } => {
                     if let Some(arrival) = self.cursor.arrival(first).filter(|_| aside.is_empty()) {
                         let took = self.clock.now().monotonic.saturating_sub(arrival);
                         self.metrics.delivery_seconds.get_or_create(&self.label).observe(took.as_secs_f64());
@@ -230,7 +226,7 @@ impl<D: Destination> Pump<D> {
                     aside.iter().for_each(|aside| self.set_aside(aside));
                     self.cursor.confirm_but(last, count);
                 }
-                Stretch::Event(id) => {
+                Span::Event(id) => {
                     if !aside.is_empty() {
                         self.event_refused(transfer, "they end connections");
                     }
@@ -257,15 +253,15 @@ impl<D: Destination> Pump<D> {
             return;
         }
         let now = self.clock.now().monotonic;
-        let Some(verdict) = self.suspicion.lost(head, lane.clone(), transfer.passed.as_ref(), now) else { return };
+        let Some(verdict) = self.search.lost(head, lane.clone(), transfer.passed.as_ref(), now) else { return };
         self.sizing.found(head.bytes);
-        match head.stretch {
-            Stretch::Readings { first, last } => {
+        match head.span {
+            Span::Readings { first, last } => {
                 let piece = Piece { lane, bytes: head.bytes, readings: 1, first, last };
                 self.set_aside(&Aside { piece, reason: verdict.reason() });
                 self.cursor.confirm_but(last, 1);
             }
-            Stretch::Event(id) => {
+            Span::Event(id) => {
                 self.event_refused(transfer, "they end connections");
                 self.cursor.confirm_events(id);
             }

@@ -3,11 +3,11 @@
 
 use super::{FETCH, Pump};
 use crate::backoff::Failure;
-use crate::model::{DeviceId, Numbered, Seq};
-use crate::sink::flight::Stretch;
+use crate::model::{DeviceId, Seq, SequencedBatch};
+use crate::sink::in_flight::Span;
+use crate::sink::poison::{Passed, STEADY, Suspect};
 use crate::sink::sizing::HARMLESS;
-use crate::sink::suspicion::{Passed, STEADY, Suspect};
-use crate::sink::{Budget, Destination, Link, Outcome, Part};
+use crate::sink::{Budget, Destination, Outcome, Part, SinkConnection};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -30,16 +30,18 @@ impl<D: Destination> Pump<D> {
     ///
     /// # Errors
     /// If the connection is lost.
-    pub(super) async fn try_another(&mut self, link: &mut D::Link) -> Result<Option<Passed>, Failure> {
-        let Some(suspect) = self.suspicion.suspect().cloned() else { return Ok(None) };
-        if let Ok(Outcome::Lost(why)) = timeout(STEADY, link.outcome()).await {
+    pub(super) async fn try_another(&mut self, connection: &mut D::Connection) -> Result<Option<Passed>, Failure> {
+        let Some(suspect) = self.search.suspect().cloned() else { return Ok(None) };
+        if let Ok(Outcome::Lost(why)) = timeout(STEADY, connection.outcome()).await {
             return Err(why);
         }
-        let Some(Part { payload, size: bytes, .. }) = self.another(&suspect, link).await? else { return Ok(None) };
+        let Some(Part { payload, size: bytes, .. }) = self.another(&suspect, connection).await? else {
+            return Ok(None);
+        };
         let lane = D::lane(&payload).into();
-        link.send(TRIAL, payload)?;
+        connection.send(TRIAL, payload)?;
         loop {
-            match link.outcome().await {
+            match connection.outcome().await {
                 Outcome::Confirmed(TRIAL) => return Ok(Some(Passed { lane, bytes })),
                 Outcome::Refused(TRIAL, _) => return Ok(None),
                 Outcome::Lost(why) => return Err(why),
@@ -54,39 +56,43 @@ impl<D: Destination> Pump<D> {
     ///
     /// # Errors
     /// If the connection is lost meanwhile.
-    async fn another(&mut self, suspect: &Suspect, link: &mut D::Link) -> Result<Option<Part<D::Payload>>, Failure> {
-        let (mut after, device) = match suspect.stretch {
-            Stretch::Readings { first, last } => (last, self.device_of(first).await),
-            Stretch::Event(_) => (self.cursor.position(), None),
+    async fn another(
+        &mut self,
+        suspect: &Suspect,
+        connection: &mut D::Connection,
+    ) -> Result<Option<Part<D::Payload>>, Failure> {
+        let (mut after, device) = match suspect.span {
+            Span::Readings { first, last } => (last, self.device_of(first).await),
+            Span::Event(_) => (self.cursor.position(), None),
         };
         let searched = self.searched.take().filter(|searched| searched.lane == suspect.lane && searched.upto > after);
         let mut chunks = 0;
         if let Some(searched) = searched {
             (after, chunks) = (searched.upto, CHUNKS);
         }
-        let (least, batch) = match link.tells_size() {
+        let (least, batch) = match connection.tells_size() {
             true => (suspect.bytes, suspect.bytes.saturating_mul(2).max(HARMLESS / 2)),
             false => (0, HARMLESS / 2),
         };
-        let limit = if link.tells_size() { usize::MAX } else { HARMLESS.max(suspect.bytes / 2) };
-        let limit = limit.min(link.max_payload());
+        let limit = if connection.tells_size() { usize::MAX } else { HARMLESS.max(suspect.bytes / 2) };
+        let limit = limit.min(connection.max_payload());
         let budget = Budget { batch: batch.min(limit), limit };
         let now = self.clock.now();
         let mut of_same_lane = None;
         loop {
             // The connection has to stand, and does its part of that, however long this takes.
-            if let Ok(Outcome::Lost(why)) = timeout(Duration::ZERO, link.outcome()).await {
+            if let Ok(Outcome::Lost(why)) = timeout(Duration::ZERO, connection.outcome()).await {
                 return Err(why);
             }
             let Ok(mut chunk) = self.cursor.fetch(after, FETCH).await else { return Ok(of_same_lane) };
-            let Some(end) = chunk.last().map(Numbered::last).filter(|last| *last > after) else {
+            let Some(end) = chunk.last().map(SequencedBatch::last).filter(|last| *last > after) else {
                 return Ok(of_same_lane);
             };
             let is_far = chunks >= CHUNKS;
             if is_far {
                 // Where sizes are told, what is too small now may do for the next suspect.
                 let searched = Searched { lane: suspect.lane.clone(), upto: after };
-                self.searched = Some(searched).filter(|_| !link.tells_size());
+                self.searched = Some(searched).filter(|_| !connection.tells_size());
                 let Some(device) = &device else { return Ok(of_same_lane) };
                 chunk.retain(|numbered| numbered.batch.device != *device);
             }
@@ -96,7 +102,7 @@ impl<D: Destination> Pump<D> {
                 let upto = match self.destination.encode(&chunk[done..], after, budget, now) {
                     Ok(encoded) => {
                         let may_pass = |part: &Part<D::Payload>| {
-                            part.size >= least && !self.suspicion.denies(D::lane(&part.payload), now.monotonic)
+                            part.size >= least && !self.search.denies(D::lane(&part.payload), now.monotonic)
                         };
                         for part in encoded.payloads.into_iter().filter(may_pass) {
                             if *D::lane(&part.payload) != *suspect.lane {

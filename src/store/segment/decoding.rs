@@ -9,7 +9,7 @@ use super::basis::Kind;
 use super::column::{self, paced};
 use super::source::{Compressed, Input, Source};
 use super::{Corrupt, FORMAT, FORMAT_WITH_BASES, Header, MAX_RAW_LENGTH};
-use crate::model::{Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, Value};
+use crate::model::{Batch, ChannelName, Channels, DeviceId, Reading, Seq, SequencedBatch, Timestamp, Value};
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// If the checksum does not match, or the block is not what [`super::Encoder`] writes.
-pub fn decode(header: &Header, block: &[u8]) -> Result<Vec<Numbered>, Corrupt> {
+pub fn decode(header: &Header, block: &[u8]) -> Result<Vec<SequencedBatch>, Corrupt> {
     let mut all = Vec::new();
     decode_pieces(header, block, Seq::ZERO, &mut |batches| {
         all.extend(batches);
@@ -46,7 +46,7 @@ pub fn decode_pieces(
     header: &Header,
     block: &[u8],
     after: Seq,
-    give: &mut dyn FnMut(Vec<Numbered>) -> ControlFlow<()>,
+    give: &mut dyn FnMut(Vec<SequencedBatch>) -> ControlFlow<()>,
 ) -> Result<(), Corrupt> {
     if !is_sound(header, block) {
         return Err(Corrupt("its checksum does not match"));
@@ -93,7 +93,11 @@ struct GroupHead {
 }
 
 /// Decodes the readings whose offsets from the first seq lie in `piece`, or all.
-fn decode_rows(header: &Header, input: &mut impl Source, piece: Option<&Range<u64>>) -> Result<Vec<Numbered>, Corrupt> {
+fn decode_rows(
+    header: &Header,
+    input: &mut impl Source,
+    piece: Option<&Range<u64>>,
+) -> Result<Vec<SequencedBatch>, Corrupt> {
     let has_bases = match input.byte()? {
         FORMAT => false,
         FORMAT_WITH_BASES => true,
@@ -174,7 +178,7 @@ fn assemble(
     first: Seq,
     mut heads: Vec<GroupHead>,
     in_order: impl Iterator<Item = Option<(u64, usize, Reading)>>,
-) -> Result<Vec<Numbered>, Corrupt> {
+) -> Result<Vec<SequencedBatch>, Corrupt> {
     let mut batches = Vec::new();
     let mut rest = in_order.peekable();
     while let Some(slot) = rest.next() {
@@ -194,7 +198,7 @@ fn assemble(
         }
         let basis = head.basis.basis(received.unwrap_or_default());
         let batch = Batch { device: head.device.clone(), session: head.session, basis, readings };
-        batches.push(Numbered { first: first.plus(start), batch: Arc::new(batch) });
+        batches.push(SequencedBatch { first: first.plus(start), batch: Arc::new(batch) });
     }
     Ok(batches)
 }

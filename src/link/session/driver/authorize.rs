@@ -2,7 +2,7 @@
 
 use super::{SessionDriver, busy, or_never};
 use crate::clock::Now;
-use crate::device::auth::{Attempt, Fault, Origin, certifies};
+use crate::device::auth::{Attempt, AuthError, Origin, certifies};
 use crate::device::{Refusal, Step};
 use crate::model::DeviceId;
 use crate::wire::frame::Limits;
@@ -14,8 +14,8 @@ impl SessionDriver<'_> {
     /// device if one does not fit. Returns whether the session goes on.
     pub(super) fn authorize_or_refuse(&mut self, device: &DeviceId, now: Now) -> bool {
         let fault = match &self.remote.certificate {
-            _ if !self.link.shared.doorman.allows(device) => Fault::NotAllowed,
-            Some(certificate) if !certifies(certificate, device) => Fault::Certificate,
+            _ if !self.link.shared.authenticator.allows(device) => AuthError::NotAllowed,
+            Some(certificate) if !certifies(certificate, device) => AuthError::Certificate,
             _ => return true,
         };
         self.unauthorized(fault, device, None, now);
@@ -34,10 +34,10 @@ impl SessionDriver<'_> {
             return self.admit(now);
         }
         if self.is_locked_out(now) {
-            self.unauthorized(Fault::LockedOut, device, None, now);
+            self.unauthorized(AuthError::LockedOut, device, None, now);
             return ControlFlow::Continue(());
         }
-        match self.link.shared.doorman.nonce() {
+        match self.link.shared.authenticator.nonce() {
             Ok(nonce) => {
                 let challenge = self.session.challenge(nonce);
                 self.say(&challenge);
@@ -55,8 +55,8 @@ impl SessionDriver<'_> {
     pub(super) fn authenticate(&mut self, attempt: &Attempt, now: Now) -> ControlFlow<Limits> {
         let verified = match self.is_locked_out(now) {
             // Others of the same address may have failed meanwhile.
-            true => Err(Fault::LockedOut),
-            false => self.link.shared.doorman.judge(attempt, self.link.parameters.authentication),
+            true => Err(AuthError::LockedOut),
+            false => self.link.shared.authenticator.verify(attempt, self.link.parameters.authentication),
         };
         match verified {
             Ok(credential) => {
@@ -101,21 +101,21 @@ impl SessionDriver<'_> {
     }
 
     fn is_locked_out(&self, now: Now) -> bool {
-        self.link.shared.doorman.locked_out(&self.origin(), now.monotonic).is_some()
+        self.link.shared.authenticator.locked_out(&self.origin(), now.monotonic).is_some()
     }
 
     /// Refuses the device. It learns no more than it needs.
-    fn unauthorized(&mut self, fault: Fault, device: &DeviceId, key: Option<&str>, now: Now) {
+    fn unauthorized(&mut self, fault: AuthError, device: &DeviceId, key: Option<&str>, now: Now) {
         let (link, from) = (&self.link.name, &self.remote.name);
         let (reason, hint) = (fault.label(), fault.hint());
-        match fault != Fault::LockedOut {
+        match fault != AuthError::LockedOut {
             true => tracing::info!(%link, %device, from, key, reason, hint, "device not let in"),
             false => tracing::debug!(%link, %device, from, key, reason, hint, "device not let in"),
         }
         self.link.failed(&self.origin(), fault, from, now.monotonic);
         let text = match fault {
-            Fault::NotAllowed => "this gateway lets in no device of that name",
-            Fault::LockedOut => "too many attempts failed; try again later",
+            AuthError::NotAllowed => "this gateway lets in no device of that name",
+            AuthError::LockedOut => "too many attempts failed; try again later",
             _ => "authentication failed",
         };
         self.refuse(Refusal { reason: Reason::Unauthorized, text: text.into() }, now);

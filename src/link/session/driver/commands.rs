@@ -1,6 +1,6 @@
 //! Commands: from the registry to the device, and their results back.
 
-use super::{End, SessionDriver, or_never};
+use super::{SessionDriver, SessionEnd, or_never};
 use crate::device::{Call, Refusal};
 use crate::model::{CommandOutcome, CommandResult, DeviceCommand};
 use crate::wire::message::{self, Command, GatewayMessage, Reason, ResultState, SubCommand};
@@ -24,7 +24,7 @@ impl SessionDriver<'_> {
                 Call::Replaced => {
                     self.slot.vacate();
                     let text = "the same device connected again";
-                    self.end(End::Refused(Refusal { reason: Reason::TakenOver, text: text.into() }));
+                    self.end(SessionEnd::Refused(Refusal { reason: Reason::TakenOver, text: text.into() }));
                     return;
                 }
             }

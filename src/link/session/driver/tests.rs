@@ -1,7 +1,7 @@
 use super::*;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Authentication, Store};
-use crate::device::auth::Doorman;
+use crate::device::auth::Authenticator;
 use crate::device::{Registry, SessionParameters};
 use crate::link::context::Shared;
 use crate::link::session::{FIRST_FORMAT, drive};
@@ -36,7 +36,7 @@ fn link(directory: &Path) -> (LinkContext, Stepper) {
     let shared = Shared {
         log,
         registry: Registry::new(&devices, clock.clone(), metrics.clone()),
-        doorman: Doorman::new(&devices, &store, metrics.clone()),
+        authenticator: Authenticator::new(&devices, &store, metrics.clone()),
         pool: Pool::new(1 << 20, metrics.clone()),
         devices,
         clock,

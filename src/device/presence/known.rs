@@ -24,14 +24,14 @@ pub struct Known {
     pub heat: f32,
     pub heated: Duration,
     /// What was told of it, and as which version.
-    pub told: Option<Word>,
+    pub told: Option<Announced>,
     pub version: u64,
     pub due: Option<Duration>,
 }
 
 /// What was told of a device.
 #[derive(Debug, Clone)]
-pub struct Word {
+pub struct Announced {
     pub state: Presence,
     pub reason: Cause,
     pub flapping: bool,
@@ -40,7 +40,7 @@ pub struct Word {
     pub firmware: Option<Arc<str>>,
 }
 
-impl Word {
+impl Announced {
     /// Whether nothing else is to be told of a device that is `flapping` now or is not.
     pub fn says_the_same(&self, known: &Known, flapping: bool) -> bool {
         (self.state, self.flapping) == (known.state, flapping)

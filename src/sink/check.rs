@@ -15,7 +15,7 @@ pub struct Certificates {
 }
 
 /// As whom to look at a destination.
-pub struct Visitor<'a> {
+pub struct CheckAs<'a> {
     pub gateway: &'a GatewayId,
     /// In place of the configured one, where destinations know clients by an id.
     pub client_id: Option<&'a str>,
@@ -24,4 +24,4 @@ pub struct Visitor<'a> {
 }
 
 /// Takes the findings of a look, a line each.
-pub type Say<'a> = &'a mut (dyn FnMut(String) + Send);
+pub type Report<'a> = &'a mut (dyn FnMut(String) + Send);

@@ -2,7 +2,7 @@
 
 use super::parts::Core;
 use crate::clock::Clock;
-use crate::downlink::{Operate, Operated};
+use crate::downlink::{GatewayCommands, GatewayOutcome};
 use crate::logging::Logging;
 use crate::metrics::{Metrics, SinkLabel};
 use crate::sink::Identity;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Carries out commands to the gateway.
-pub struct Operator {
+pub struct GatewayCommandHandler {
     identity: Identity,
     log: Log,
     clock: Arc<dyn Clock>,
@@ -40,10 +40,10 @@ struct LogLevel {
     level: String,
 }
 
-impl Operate for Operator {
-    fn operate(&self, name: &str, payload: Option<&str>) -> Operated {
+impl GatewayCommands for GatewayCommandHandler {
+    fn execute(&self, name: &str, payload: Option<&str>) -> GatewayOutcome {
         let outcome = match name {
-            "ping" => Ok(Operated::Done(json!({ "time": self.clock.now().wall.to_string() }))),
+            "ping" => Ok(GatewayOutcome::Done(json!({ "time": self.clock.now().wall.to_string() }))),
             "status" => Ok(self.status()),
             "restart-sink" => {
                 let example = json!({ "sink": self.sinks.first().map_or("mqtt", |(name, _)| name) });
@@ -55,7 +55,7 @@ impl Operate for Operator {
             }
             _ => Err(format!("the gateway knows no {name}, but ping, status, restart-sink and set-log-level")),
         };
-        outcome.unwrap_or_else(Operated::Rejected)
+        outcome.unwrap_or_else(GatewayOutcome::Rejected)
     }
 }
 
@@ -68,14 +68,18 @@ fn read<T: DeserializeOwned>(name: &str, payload: Option<&str>, example: &serde_
     serde_json::from_str(payload).map_err(|_| format!("the payload of {name} is not as expected; give {example}"))
 }
 
-impl Operator {
-    pub(super) fn new(core: &Core, sinks: Vec<(Arc<str>, Arc<Notify>)>, logging: Option<Logging>) -> Operator {
+impl GatewayCommandHandler {
+    pub(super) fn new(
+        core: &Core,
+        sinks: Vec<(Arc<str>, Arc<Notify>)>,
+        logging: Option<Logging>,
+    ) -> GatewayCommandHandler {
         let Core { base, identity, log, .. } = core.clone();
         let started = base.clock.now().monotonic;
-        Operator { identity, log, clock: base.clock, metrics: base.metrics, started, sinks, logging }
+        GatewayCommandHandler { identity, log, clock: base.clock, metrics: base.metrics, started, sinks, logging }
     }
 
-    fn status(&self) -> Operated {
+    fn status(&self) -> GatewayOutcome {
         let now = self.clock.now();
         let sink = |(name, _): &(Arc<str>, Arc<Notify>)| {
             let label = SinkLabel { sink: name.clone() };
@@ -86,7 +90,7 @@ impl Operator {
             })
         };
         let health = self.log.health();
-        Operated::Done(json!({
+        GatewayOutcome::Done(json!({
             "version": env!("CARGO_PKG_VERSION"),
             "gateway": self.identity.gateway,
             "epoch": self.identity.epoch,
@@ -100,26 +104,26 @@ impl Operator {
         }))
     }
 
-    fn restart_sink(&self, sink: &str) -> Operated {
+    fn restart_sink(&self, sink: &str) -> GatewayOutcome {
         match self.sinks.iter().find(|(name, _)| **name == *sink) {
             Some((_, restart)) => {
                 restart.notify_one();
-                Operated::Done(json!({ "sink": sink }))
+                GatewayOutcome::Done(json!({ "sink": sink }))
             }
             None => {
                 let names: Vec<&str> = self.sinks.iter().map(|(name, _)| &**name).collect();
-                Operated::Rejected(format!("there is no sink {sink:?}, but {}", names.join(", ")))
+                GatewayOutcome::Rejected(format!("there is no sink {sink:?}, but {}", names.join(", ")))
             }
         }
     }
 
-    fn set_log_level(&self, level: &str) -> Operated {
+    fn set_log_level(&self, level: &str) -> GatewayOutcome {
         let Some(logging) = &self.logging else {
-            return Operated::Rejected("this gateway does not log by itself".to_owned());
+            return GatewayOutcome::Rejected("this gateway does not log by itself".to_owned());
         };
         match logging.set_levels(level) {
-            Ok(()) => Operated::Done(json!({ "level": level })),
-            Err(why) => Operated::Rejected(why),
+            Ok(()) => GatewayOutcome::Done(json!({ "level": level })),
+            Err(why) => GatewayOutcome::Rejected(why),
         }
     }
 }

@@ -11,7 +11,7 @@
 //! A lane, such as a device's topic, of which messages were given up and whose neighbours
 //! pass is not tried again for a time.
 
-use super::flight::{Head, Stretch};
+use super::in_flight::{Head, Span};
 use super::sizing::HARMLESS;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Verdict {
 /// The message that is suspected.
 #[derive(Debug, Clone)]
 pub struct Suspect {
-    pub stretch: Stretch,
+    pub span: Span,
     pub lane: Arc<str>,
     pub bytes: usize,
     trials: u32,
@@ -67,12 +67,12 @@ struct Lane {
 
 /// Everything that is suspected at one destination.
 #[derive(Debug, Default)]
-pub struct Suspicion {
+pub struct PoisonSearch {
     suspect: Option<Suspect>,
     lanes: HashMap<Arc<str>, Lane>,
 }
 
-impl Suspicion {
+impl PoisonSearch {
     /// What the next connection is to try.
     pub fn suspect(&self) -> Option<&Suspect> {
         self.suspect.as_ref()
@@ -102,9 +102,9 @@ impl Suspicion {
             self.suspect = None;
             return None;
         }
-        let known = self.suspect.take().filter(|suspect| suspect.stretch == head.stretch);
+        let known = self.suspect.take().filter(|suspect| suspect.span == head.span);
         let (Some(mut suspect), Some(passed)) = (known, passed) else {
-            self.suspect = Some(Suspect { stretch: head.stretch, lane, bytes: head.bytes, trials: 0 });
+            self.suspect = Some(Suspect { span: head.span, lane, bytes: head.bytes, trials: 0 });
             return None;
         };
         suspect.trials += 1;
@@ -129,7 +129,7 @@ mod tests {
     use crate::model::Seq;
 
     fn head(seq: u64, bytes: usize, readings: u64) -> Head {
-        Head { stretch: Stretch::Readings { first: Seq(seq), last: Seq(seq) }, bytes, readings }
+        Head { span: Span::Readings { first: Seq(seq), last: Seq(seq) }, bytes, readings }
     }
 
     fn passed(lane: &str) -> Option<Passed> {
@@ -140,47 +140,47 @@ mod tests {
 
     #[test]
     fn a_message_is_given_up_only_after_trials_in_which_another_passed() {
-        let mut suspicion = Suspicion::default();
+        let mut search = PoisonSearch::default();
         for _ in 0..100 {
-            assert_eq!(suspicion.lost(head(7, 9000, 1), "all".into(), None, NOW), None, "a link that comes and goes");
+            assert_eq!(search.lost(head(7, 9000, 1), "all".into(), None, NOW), None, "a link that comes and goes");
         }
         for _ in 1..TRIALS {
-            assert_eq!(suspicion.lost(head(7, 9000, 1), "all".into(), passed("all").as_ref(), NOW), None);
+            assert_eq!(search.lost(head(7, 9000, 1), "all".into(), passed("all").as_ref(), NOW), None);
         }
-        let verdict = suspicion.lost(head(7, 9000, 1), "all".into(), passed("all").as_ref(), NOW);
+        let verdict = search.lost(head(7, 9000, 1), "all".into(), passed("all").as_ref(), NOW);
         assert_eq!(verdict, Some(Verdict::TooLarge));
-        assert!(!suspicion.denies("all", NOW), "others of its lane pass");
+        assert!(!search.denies("all", NOW), "others of its lane pass");
     }
 
     #[test]
     fn what_passes_meanwhile_is_not_suspected_any_more() {
-        let mut suspicion = Suspicion::default();
-        suspicion.lost(head(7, 100, 1), "a".into(), None, NOW);
+        let mut search = PoisonSearch::default();
+        search.lost(head(7, 100, 1), "a".into(), None, NOW);
         for _ in 1..TRIALS {
-            suspicion.lost(head(7, 100, 1), "a".into(), passed("b").as_ref(), NOW);
+            search.lost(head(7, 100, 1), "a".into(), passed("b").as_ref(), NOW);
         }
-        suspicion.moved_on();
-        assert_eq!(suspicion.lost(head(7, 100, 1), "a".into(), passed("b").as_ref(), NOW), None);
-        assert_eq!(suspicion.lost(head(8, 100, 2), "a".into(), passed("b").as_ref(), NOW), None, "there are two");
-        assert!(suspicion.suspect().is_none());
+        search.moved_on();
+        assert_eq!(search.lost(head(7, 100, 1), "a".into(), passed("b").as_ref(), NOW), None);
+        assert_eq!(search.lost(head(8, 100, 2), "a".into(), passed("b").as_ref(), NOW), None, "there are two");
+        assert!(search.suspect().is_none());
     }
 
     #[test]
     fn a_lane_whose_neighbours_pass_is_denied_for_a_while() {
-        let mut suspicion = Suspicion::default();
+        let mut search = PoisonSearch::default();
         let mut give_up = |seq, trials| {
-            assert_eq!(suspicion.lost(head(seq, 100, 1), "a".into(), None, NOW), None);
+            assert_eq!(search.lost(head(seq, 100, 1), "a".into(), None, NOW), None);
             for _ in 1..trials {
-                assert_eq!(suspicion.lost(head(seq, 100, 1), "a".into(), passed("b").as_ref(), NOW), None);
+                assert_eq!(search.lost(head(seq, 100, 1), "a".into(), passed("b").as_ref(), NOW), None);
             }
-            let verdict = suspicion.lost(head(seq, 100, 1), "a".into(), passed("b").as_ref(), NOW);
+            let verdict = search.lost(head(seq, 100, 1), "a".into(), passed("b").as_ref(), NOW);
             assert_eq!(verdict, Some(Verdict::Refused));
-            suspicion.denies("a", NOW)
+            search.denies("a", NOW)
         };
         assert!(!give_up(7, TRIALS));
         assert!(give_up(8, 1), "one trial is enough now");
-        assert!(!suspicion.denies("b", NOW) && !suspicion.denies("a", NOW + REST));
-        suspicion.confirmed("a");
-        assert!(!suspicion.denies("a", NOW));
+        assert!(!search.denies("b", NOW) && !search.denies("a", NOW + REST));
+        search.confirmed("a");
+        assert!(!search.denies("a", NOW));
     }
 }

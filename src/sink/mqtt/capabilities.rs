@@ -28,7 +28,7 @@ pub(super) struct Wanted {
 
 /// What one connection is opened with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct ConnectPlan {
     pub version: Version,
     pub retain: bool,
     pub will: bool,
@@ -36,7 +36,7 @@ pub(super) struct Asked {
 
 /// What is known of one broker.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Terms {
+pub(super) struct Capabilities {
     /// It has accepted MQTT 5, and not refused it since.
     spoke_5: bool,
     /// It closed the connection at MQTT 5, and 3.1.1 is not tried yet.
@@ -50,11 +50,11 @@ pub(super) struct Terms {
     hung_up: u32,
 }
 
-impl Terms {
+impl Capabilities {
     /// How to connect next.
-    pub fn ask(&self, wanted: Wanted, now: Duration) -> Asked {
+    pub fn ask(&self, wanted: Wanted, now: Duration) -> ConnectPlan {
         let older = self.doubts_5 || now < self.older_until;
-        Asked {
+        ConnectPlan {
             version: wanted.version.unwrap_or(if older { Version::V3_1_1 } else { Version::V5 }),
             retain: wanted.retain && now >= self.unretained_until && self.hung_up < MAX_HUNG_UP,
             will: now >= self.no_will_until,
@@ -63,7 +63,13 @@ impl Terms {
 
     /// The broker refused what it was asked for, or ended a connection. If another attempt is
     /// worth making at once, what is different then, for the log.
-    pub fn refused(&mut self, wanted: Wanted, asked: Asked, cause: &Cause, now: Duration) -> Option<&'static str> {
+    pub fn refused(
+        &mut self,
+        wanted: Wanted,
+        asked: ConnectPlan,
+        cause: &Cause,
+        now: Duration,
+    ) -> Option<&'static str> {
         let chosen = wanted.version.is_none();
         self.doubts_5 = false;
         match (cause, asked.version) {
@@ -102,7 +108,13 @@ impl Terms {
 
     /// The broker accepted the connection and confirmed the status. `retains` is what it says
     /// of retained messages. Returns what was learnt, for the log.
-    pub fn accepted(&mut self, wanted: Wanted, asked: Asked, retains: bool, now: Duration) -> Option<&'static str> {
+    pub fn accepted(
+        &mut self,
+        wanted: Wanted,
+        asked: ConnectPlan,
+        retains: bool,
+        now: Duration,
+    ) -> Option<&'static str> {
         let without = std::mem::take(&mut self.hung_up) >= MAX_HUNG_UP && !asked.retain && wanted.retain;
         let doubted = std::mem::take(&mut self.doubts_5);
         self.spoke_5 |= asked.version == Version::V5;
@@ -132,101 +144,101 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1000);
     const AUTO: Wanted = Wanted { version: None, retain: true };
 
-    fn version(terms: &Terms, now: Duration) -> Version {
-        terms.ask(AUTO, now).version
+    fn version(capabilities: &Capabilities, now: Duration) -> Version {
+        capabilities.ask(AUTO, now).version
     }
 
     #[test]
     fn what_refuses_version_5_in_words_gets_the_older_one_for_a_day() {
-        let mut terms = Terms::default();
-        let asked = terms.ask(AUTO, NOW);
-        assert_eq!(asked, Asked { version: Version::V5, retain: true, will: true });
-        assert!(terms.refused(AUTO, asked, &Cause::Version, NOW).is_some());
-        assert_eq!(version(&terms, NOW + SAID - Duration::from_secs(1)), Version::V3_1_1);
-        assert_eq!(version(&terms, NOW + SAID), Version::V5);
+        let mut capabilities = Capabilities::default();
+        let asked = capabilities.ask(AUTO, NOW);
+        assert_eq!(asked, ConnectPlan { version: Version::V5, retain: true, will: true });
+        assert!(capabilities.refused(AUTO, asked, &Cause::Version, NOW).is_some());
+        assert_eq!(version(&capabilities, NOW + SAID - Duration::from_secs(1)), Version::V3_1_1);
+        assert_eq!(version(&capabilities, NOW + SAID), Version::V5);
         // What was learnt may be wrong since.
-        let asked = terms.ask(AUTO, NOW);
-        assert!(terms.refused(AUTO, asked, &Cause::Version, NOW).is_some());
-        assert_eq!(version(&terms, NOW), Version::V5);
+        let asked = capabilities.ask(AUTO, NOW);
+        assert!(capabilities.refused(AUTO, asked, &Cause::Version, NOW).is_some());
+        assert_eq!(version(&capabilities, NOW), Version::V5);
     }
 
     #[test]
     fn a_closed_connection_refuses_version_5_only_if_the_older_one_is_let_in() {
-        let mut terms = Terms::default();
-        let five = terms.ask(AUTO, NOW);
-        assert!(terms.refused(AUTO, five, &Cause::NoAnswer, NOW).is_some());
-        let older = terms.ask(AUTO, NOW);
+        let mut capabilities = Capabilities::default();
+        let five = capabilities.ask(AUTO, NOW);
+        assert!(capabilities.refused(AUTO, five, &Cause::NoAnswer, NOW).is_some());
+        let older = capabilities.ask(AUTO, NOW);
         assert_eq!(older.version, Version::V3_1_1);
         for cause in [Cause::NoAnswer, Cause::Other] {
-            assert_eq!(terms.refused(AUTO, older, &cause, NOW), None, "it is just down");
-            assert_eq!(terms.ask(AUTO, NOW), five);
-            terms.refused(AUTO, five, &Cause::NoAnswer, NOW);
+            assert_eq!(capabilities.refused(AUTO, older, &cause, NOW), None, "it is just down");
+            assert_eq!(capabilities.ask(AUTO, NOW), five);
+            capabilities.refused(AUTO, five, &Cause::NoAnswer, NOW);
         }
-        assert!(terms.accepted(AUTO, older, true, NOW).is_some());
-        assert_eq!(version(&terms, NOW), Version::V3_1_1);
-        assert_eq!(version(&terms, NOW + INFERRED), Version::V5);
+        assert!(capabilities.accepted(AUTO, older, true, NOW).is_some());
+        assert_eq!(version(&capabilities, NOW), Version::V3_1_1);
+        assert_eq!(version(&capabilities, NOW + INFERRED), Version::V5);
     }
 
     #[test]
     fn what_has_spoken_version_5_does_not_refuse_it_by_closing_or_by_silence() {
-        let mut terms = Terms::default();
-        let five = terms.ask(AUTO, NOW);
-        assert_eq!(terms.refused(AUTO, five, &Cause::Other, NOW), None, "no answer in time");
-        assert_eq!(terms.accepted(AUTO, five, true, NOW), None);
+        let mut capabilities = Capabilities::default();
+        let five = capabilities.ask(AUTO, NOW);
+        assert_eq!(capabilities.refused(AUTO, five, &Cause::Other, NOW), None, "no answer in time");
+        assert_eq!(capabilities.accepted(AUTO, five, true, NOW), None);
         for cause in [Cause::NoAnswer, Cause::HungUp, Cause::Busy, Cause::Other] {
-            assert_eq!(terms.refused(AUTO, five, &cause, NOW), None);
-            assert_eq!(version(&terms, NOW), Version::V5, "{cause:?}");
+            assert_eq!(capabilities.refused(AUTO, five, &cause, NOW), None);
+            assert_eq!(version(&capabilities, NOW), Version::V5, "{cause:?}");
         }
-        assert!(terms.refused(AUTO, five, &Cause::Version, NOW).is_some(), "but in words");
+        assert!(capabilities.refused(AUTO, five, &Cause::Version, NOW).is_some(), "but in words");
     }
 
     #[test]
     fn a_version_that_is_configured_is_kept() {
         for named in [Version::V3_1_1, Version::V5] {
             let wanted = Wanted { version: Some(named), retain: true };
-            let mut terms = Terms::default();
+            let mut capabilities = Capabilities::default();
             for cause in [Cause::Version, Cause::NoAnswer] {
-                let asked = terms.ask(wanted, NOW);
-                assert_eq!(terms.refused(wanted, asked, &cause, NOW), None);
-                assert_eq!(terms.ask(wanted, NOW).version, named);
+                let asked = capabilities.ask(wanted, NOW);
+                assert_eq!(capabilities.refused(wanted, asked, &cause, NOW), None);
+                assert_eq!(capabilities.ask(wanted, NOW).version, named);
             }
         }
     }
 
     #[test]
     fn nothing_is_retained_where_the_broker_says_so_or_closes_again_and_again() {
-        let mut terms = Terms::default();
-        let asked = terms.ask(AUTO, NOW);
-        assert!(terms.refused(AUTO, asked, &Cause::Retain, NOW).is_some());
-        assert!(!terms.ask(AUTO, NOW).retain && terms.ask(AUTO, NOW + SAID).retain);
+        let mut capabilities = Capabilities::default();
+        let asked = capabilities.ask(AUTO, NOW);
+        assert!(capabilities.refused(AUTO, asked, &Cause::Retain, NOW).is_some());
+        assert!(!capabilities.ask(AUTO, NOW).retain && capabilities.ask(AUTO, NOW + SAID).retain);
 
-        let mut terms = Terms::default();
+        let mut capabilities = Capabilities::default();
         for _ in 0..MAX_HUNG_UP {
-            let asked = terms.ask(AUTO, NOW);
+            let asked = capabilities.ask(AUTO, NOW);
             assert!(asked.retain);
-            terms.refused(AUTO, asked, &Cause::HungUp, NOW);
+            capabilities.refused(AUTO, asked, &Cause::HungUp, NOW);
         }
-        let without = terms.ask(AUTO, NOW);
+        let without = capabilities.ask(AUTO, NOW);
         assert!(!without.retain);
-        let mut other = terms;
+        let mut other = capabilities;
         other.refused(AUTO, without, &Cause::HungUp, NOW);
         assert!(other.ask(AUTO, NOW).retain, "it was something else");
-        assert!(terms.accepted(AUTO, without, true, NOW).is_some());
-        assert!(!terms.ask(AUTO, NOW).retain && terms.ask(AUTO, NOW + INFERRED).retain);
+        assert!(capabilities.accepted(AUTO, without, true, NOW).is_some());
+        assert!(!capabilities.ask(AUTO, NOW).retain && capabilities.ask(AUTO, NOW + INFERRED).retain);
 
-        let mut terms = Terms::default();
-        assert!(terms.accepted(AUTO, asked, false, NOW).is_some(), "CONNACK says so");
-        assert!(!terms.ask(AUTO, NOW).retain);
-        assert!(!Terms::default().ask(Wanted { retain: false, ..AUTO }, NOW).retain);
+        let mut capabilities = Capabilities::default();
+        assert!(capabilities.accepted(AUTO, asked, false, NOW).is_some(), "CONNACK says so");
+        assert!(!capabilities.ask(AUTO, NOW).retain);
+        assert!(!Capabilities::default().ask(Wanted { retain: false, ..AUTO }, NOW).retain);
     }
 
     #[test]
     fn a_last_will_that_is_refused_is_left_out() {
-        let mut terms = Terms::default();
-        let asked = terms.ask(AUTO, NOW);
-        assert!(terms.refused(AUTO, asked, &Cause::WillTopic, NOW).is_some());
-        let without = terms.ask(AUTO, NOW);
+        let mut capabilities = Capabilities::default();
+        let asked = capabilities.ask(AUTO, NOW);
+        assert!(capabilities.refused(AUTO, asked, &Cause::WillTopic, NOW).is_some());
+        let without = capabilities.ask(AUTO, NOW);
         assert!(!without.will && without.retain);
-        assert_eq!(terms.refused(AUTO, without, &Cause::WillTopic, NOW), None);
+        assert_eq!(capabilities.refused(AUTO, without, &Cause::WillTopic, NOW), None);
     }
 }

@@ -3,7 +3,7 @@
 
 use super::keyfile::{KeyFiles, Stamps, random};
 use super::lockout::{Lockouts, Origin};
-use super::proof::{Attempt, Fault, Key, Keys, Nonce};
+use super::proof::{Attempt, AuthError, Key, Keys, Nonce};
 use crate::config::{self, Authentication};
 use crate::metrics::{LinkReasonLabel, Metrics};
 use crate::model::{DeviceId, glob};
@@ -20,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct Doorman(Arc<Inner>);
+pub struct Authenticator(Arc<Inner>);
 
 struct Inner {
     allow: Vec<String>,
@@ -57,9 +57,9 @@ pub struct Credential {
     known: watch::Receiver<Known>,
 }
 
-impl Doorman {
-    pub fn new(devices: &config::Devices, store: &config::Store, metrics: Metrics) -> Doorman {
-        Doorman(Arc::new(Inner {
+impl Authenticator {
+    pub fn new(devices: &config::Devices, store: &config::Store, metrics: Metrics) -> Authenticator {
+        Authenticator(Arc::new(Inner {
             allow: devices.allow.clone(),
             deny: devices.deny.clone(),
             files: KeyFiles::of(devices, store),
@@ -96,15 +96,15 @@ impl Doorman {
     ///
     /// # Errors
     /// If it proved no key that lets the device in.
-    pub fn judge(&self, attempt: &Attempt, demanded: Authentication) -> Result<Credential, Fault> {
+    pub fn verify(&self, attempt: &Attempt, demanded: Authentication) -> Result<Credential, AuthError> {
         self.0.wanted.store(true, Ordering::Relaxed);
         self.look(false);
         let mut known = self.0.known.subscribe();
         let Known { keys, usable } = known.borrow_and_update().clone();
         if !usable {
-            return Err(Fault::NoKeys);
+            return Err(AuthError::NoKeys);
         }
-        let key = keys.judge(attempt, demanded)?;
+        let key = keys.verify(attempt, demanded)?;
         Ok(Credential { key, device: attempt.device.clone(), known })
     }
 
@@ -115,7 +115,7 @@ impl Doorman {
 
     /// Counts what failed on `link`. Returns how long its origin is locked out, if that
     /// is new.
-    pub fn failed(&self, link: &Arc<str>, origin: &Origin, fault: Fault, now: Duration) -> Option<Duration> {
+    pub fn failed(&self, link: &Arc<str>, origin: &Origin, fault: AuthError, now: Duration) -> Option<Duration> {
         let label = LinkReasonLabel { link: link.clone(), reason: fault.label() };
         self.0.metrics.authentication_failures.get_or_create(&label).inc();
         fault.is_a_guess().then(|| self.0.lockouts.lock().failed(origin, now)).flatten()

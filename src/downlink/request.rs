@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// A command that somebody wants done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Order {
+pub struct CommandRequest {
     pub target: Target,
     pub id: CommandId,
     pub name: CommandName,
@@ -17,20 +17,20 @@ pub struct Order {
     pub expiry: Expiry,
 }
 
-/// What is no order, as far as it could be understood.
+/// What is no request, as far as it could be understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     pub id: Option<String>,
-    /// The order without what is wrong with it, if it says what it is.
-    pub order: Option<Order>,
+    /// The request without what is wrong with it, if it says what it is.
+    pub request: Option<CommandRequest>,
     pub why: String,
 }
 
-/// What an order may be.
+/// What a request may be.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub max_payload: usize,
-    /// Bytes of an order's text.
+    /// Bytes of a request's text.
     pub max_body: usize,
     pub default_expiry: Duration,
 }
@@ -59,23 +59,23 @@ impl Named {
         serde_json::from_slice(body).unwrap_or_default()
     }
 
-    /// The order without its payload, if it says what it is.
-    fn order(&self, target: Target, limits: Limits) -> Option<Order> {
+    /// The request without its payload, if it says what it is.
+    fn request(&self, target: Target, limits: Limits) -> Option<CommandRequest> {
         let id = CommandId::new(self.id.as_deref()?).ok()?;
         let name = CommandName::new(self.name.as_deref()?).ok()?;
         let default = Expiry::In(limits.default_expiry);
         let expiry = expiry(self.expires.as_deref(), self.time.as_deref(), default).unwrap_or(Expiry::Senseless);
-        Some(Order { target, id, name, payload: None, expiry })
+        Some(CommandRequest { target, id, name, payload: None, expiry })
     }
 }
 
-impl Order {
+impl CommandRequest {
     pub fn key(&self) -> CommandKey {
         CommandKey { target: self.target.clone(), id: self.id.clone() }
     }
 
     /// The same, wanted no longer than this.
-    pub fn within(mut self, wanted_for: Option<Duration>) -> Order {
+    pub fn within(mut self, wanted_for: Option<Duration>) -> CommandRequest {
         if let (Expiry::In(lifetime), Some(wanted_for)) = (self.expiry, wanted_for) {
             self.expiry = Expiry::In(lifetime.min(wanted_for));
         }
@@ -92,11 +92,11 @@ impl Order {
         body: &[u8],
         new_id: Option<CommandId>,
         limits: Limits,
-    ) -> Result<Order, Box<Invalid>> {
+    ) -> Result<CommandRequest, Box<Invalid>> {
         if body.len() > limits.max_body {
             let why = format!("more than {} bytes are not allowed; see [commands] max_payload", limits.max_body);
             let named = Named::of(body);
-            return Err(Box::new(Invalid { order: named.order(target, limits), id: named.id, why }));
+            return Err(Box::new(Invalid { request: named.request(target, limits), id: named.id, why }));
         }
         let body: Body = match serde_json::from_slice(body) {
             Ok(body) => body,
@@ -105,10 +105,10 @@ impl Order {
                 let why = format!(
                     "it is not a JSON object of id, name, payload, expires and time: {why}; see docs/commands.md"
                 );
-                return Err(Box::new(Invalid { id, order: None, why }));
+                return Err(Box::new(Invalid { id, request: None, why }));
             }
         };
-        let invalid = |why: String| Box::new(Invalid { id: body.id.clone(), order: None, why });
+        let invalid = |why: String| Box::new(Invalid { id: body.id.clone(), request: None, why });
         let id = match &body.id {
             Some(id) => CommandId::new(id).map_err(|why| invalid(format!("the id {why}")))?,
             None => {
@@ -129,10 +129,10 @@ impl Order {
                 limits.max_payload
             )
         });
-        let order = Order { target, id, name, payload, expiry };
+        let request = CommandRequest { target, id, name, payload, expiry };
         match expiry_fault.or(size_fault) {
-            None => Ok(order),
-            Some(why) => Err(Box::new(Invalid { id: body.id, order: Some(order), why })),
+            None => Ok(request),
+            Some(why) => Err(Box::new(Invalid { id: body.id, request: Some(request), why })),
         }
     }
 }
@@ -167,21 +167,22 @@ mod tests {
 
     const LIMITS: Limits = Limits { max_payload: 20, max_body: 1044, default_expiry: Duration::from_secs(600) };
 
-    fn parse(body: &str) -> Result<Order, Box<Invalid>> {
-        Order::parse(Target::Gateway, body.as_bytes(), None, LIMITS)
+    fn parse(body: &str) -> Result<CommandRequest, Box<Invalid>> {
+        CommandRequest::parse(Target::Gateway, body.as_bytes(), None, LIMITS)
     }
 
     #[test]
     fn an_order_is_read_and_its_payload_left_as_it_is() {
-        let order = parse(r#"{"id":"c-1","name":"open","payload":{"b": 1.50, "a":2},"expires":"30s"}"#).expect("fine");
-        assert_eq!(order.payload.as_deref(), Some(r#"{"b": 1.50, "a":2}"#));
-        assert_eq!(order.expiry, Expiry::In(Duration::from_secs(30)));
-        let order = parse(r#"{"id":"c-1","name":"open","payload":null}"#).expect("fine");
-        assert_eq!((order.payload, order.expiry), (None, Expiry::In(LIMITS.default_expiry)));
-        let order = parse(r#"{"id":"c-1","name":"open","expires":"2026-11-23T01:02:03Z"}"#).expect("fine");
-        assert!(matches!(order.expiry, Expiry::At(time) if time.to_string().starts_with("2026-11-23T01:02:03")));
-        let order = parse(r#"{"id":"c","name":"o","expires":"30s","time":"2026-11-23T01:02:03Z"}"#).expect("fine");
-        assert!(matches!(order.expiry, Expiry::At(time) if time.to_string().starts_with("2026-11-23T01:02:33")));
+        let request =
+            parse(r#"{"id":"c-1","name":"open","payload":{"b": 1.50, "a":2},"expires":"30s"}"#).expect("fine");
+        assert_eq!(request.payload.as_deref(), Some(r#"{"b": 1.50, "a":2}"#));
+        assert_eq!(request.expiry, Expiry::In(Duration::from_secs(30)));
+        let request = parse(r#"{"id":"c-1","name":"open","payload":null}"#).expect("fine");
+        assert_eq!((request.payload, request.expiry), (None, Expiry::In(LIMITS.default_expiry)));
+        let request = parse(r#"{"id":"c-1","name":"open","expires":"2026-11-23T01:02:03Z"}"#).expect("fine");
+        assert!(matches!(request.expiry, Expiry::At(time) if time.to_string().starts_with("2026-11-23T01:02:03")));
+        let request = parse(r#"{"id":"c","name":"o","expires":"30s","time":"2026-11-23T01:02:03Z"}"#).expect("fine");
+        assert!(matches!(request.expiry, Expiry::At(time) if time.to_string().starts_with("2026-11-23T01:02:33")));
     }
 
     #[test]
@@ -189,16 +190,16 @@ mod tests {
         let filler = "x".repeat(2000);
         let invalid = parse(&format!(r#"{{"payload":"{filler}","expires":"30s","name":"open","id":"c-1"}}"#));
         let invalid = invalid.expect_err("it is too large");
-        let order = invalid.order.expect("it says what it is");
-        assert_eq!((order.id.as_str(), order.name.as_str(), order.payload), ("c-1", "open", None));
-        assert_eq!((order.expiry, invalid.id.as_deref()), (Expiry::In(Duration::from_secs(30)), Some("c-1")));
+        let request = invalid.request.expect("it says what it is");
+        assert_eq!((request.id.as_str(), request.name.as_str(), request.payload), ("c-1", "open", None));
+        assert_eq!((request.expiry, invalid.id.as_deref()), (Expiry::In(Duration::from_secs(30)), Some("c-1")));
         assert!(invalid.why.contains("max_payload"), "{}", invalid.why);
         assert_eq!(parse(&filler).expect_err("it is too large").id, None);
     }
 
     #[test]
     fn what_is_wrong_is_said_with_what_could_be_understood() {
-        for (body, id, has_order, why) in [
+        for (body, id, has_request, why) in [
             ("", None, false, "JSON"),
             ("[]", None, false, "JSON"),
             (r#"{"name":"open"}"#, None, false, "has no id"),
@@ -212,11 +213,11 @@ mod tests {
             (r#"{"id":"c","name":"o","payload":"123456789012345678901"}"#, Some("c"), true, "max_payload"),
         ] {
             let invalid = parse(body).expect_err(body);
-            assert_eq!((invalid.id.as_deref(), invalid.order.is_some()), (id, has_order), "{body}");
+            assert_eq!((invalid.id.as_deref(), invalid.request.is_some()), (id, has_request), "{body}");
             assert!(invalid.why.contains(why), "{body}: {}", invalid.why);
         }
         let drawn = CommandId::random();
-        let order = Order::parse(Target::Gateway, br#"{"name":"ping"}"#, Some(drawn.clone()), LIMITS);
-        assert_eq!(order.expect("fine").id, drawn);
+        let request = CommandRequest::parse(Target::Gateway, br#"{"name":"ping"}"#, Some(drawn.clone()), LIMITS);
+        assert_eq!(request.expect("fine").id, drawn);
     }
 }

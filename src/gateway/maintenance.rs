@@ -4,7 +4,7 @@ use super::parts::{Core, Part};
 use super::timekeeper::{self, Witnesses};
 use crate::clock::{self, Clock, SystemClock};
 use crate::config;
-use crate::device::attendance;
+use crate::device::presence_task;
 use std::sync::Arc;
 
 /// Believes the clock now if somebody who answers at once vouches for it.
@@ -20,6 +20,6 @@ pub(super) fn start(config: &config::Gateway, system_clock: Arc<SystemClock>, co
     let mut part = Part::new();
     part.spawn(|stop| clock::keep(base.clock.clone(), stop));
     part.spawn(|stop| timekeeper::keep(system_clock, witnesses, log.clone(), base.metrics, stop));
-    part.spawn(|stop| attendance::keep(registry, log, base.clock, stop));
+    part.spawn(|stop| presence_task::run(registry, log, base.clock, stop));
     part
 }

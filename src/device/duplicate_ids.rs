@@ -16,7 +16,7 @@ const HOLD_MAX: Duration = Duration::from_secs(600);
 
 /// What happened around one device's name lately.
 #[derive(Debug, Default)]
-pub struct Rivals {
+pub struct DuplicateId {
     /// The session that was thrown out last.
     displaced: Option<u64>,
     returns: u8,
@@ -33,9 +33,9 @@ pub enum Verdict {
     StaysOut(bool),
 }
 
-impl Rivals {
+impl DuplicateId {
     /// `newcomer` would take the place of `holder`, which may be `alive`.
-    pub fn judge(&mut self, newcomer: u64, holder: u64, alive: bool, now: Duration) -> Verdict {
+    pub fn arrive(&mut self, newcomer: u64, holder: u64, alive: bool, now: Duration) -> Verdict {
         if newcomer == holder || !alive {
             return Verdict::Enters;
         }
@@ -67,36 +67,40 @@ mod tests {
 
     #[test]
     fn a_device_that_loses_its_connection_always_gets_its_place_back() {
-        let mut rivals = Rivals::default();
+        let mut duplicate_ids = DuplicateId::default();
         for i in 0..100u32 {
-            assert_eq!(rivals.judge(7, 7, true, i * S), Verdict::Enters, "its session goes on");
+            assert_eq!(duplicate_ids.arrive(7, 7, true, i * S), Verdict::Enters, "its session goes on");
         }
         for i in 0..100u32 {
-            assert_eq!(rivals.judge(u64::from(i) + 1, u64::from(i), true, i * S), Verdict::Enters, "it restarts");
+            assert_eq!(
+                duplicate_ids.arrive(u64::from(i) + 1, u64::from(i), true, i * S),
+                Verdict::Enters,
+                "it restarts"
+            );
         }
     }
 
     #[test]
     fn of_two_devices_with_one_name_the_second_is_kept_out_for_a_while() {
-        let mut rivals = Rivals::default();
+        let mut duplicate_ids = DuplicateId::default();
         let (mut inside, mut outside) = (1, 2);
         let mut at = Duration::ZERO;
-        while rivals.judge(outside, inside, true, at) == Verdict::Enters {
+        while duplicate_ids.arrive(outside, inside, true, at) == Verdict::Enters {
             std::mem::swap(&mut inside, &mut outside);
             at += S;
             assert!(at < 10 * S, "it is never noticed");
         }
-        assert_eq!(rivals.judge(outside, inside, true, at + 30 * S), Verdict::StaysOut(false));
-        assert_eq!(rivals.judge(outside, inside, false, at + 30 * S), Verdict::Enters, "the other one is dead");
+        assert_eq!(duplicate_ids.arrive(outside, inside, true, at + 30 * S), Verdict::StaysOut(false));
+        assert_eq!(duplicate_ids.arrive(outside, inside, false, at + 30 * S), Verdict::Enters, "the other one is dead");
     }
 
     #[test]
     fn the_hold_grows_each_time() {
-        let mut rivals = Rivals::default();
+        let mut duplicate_ids = DuplicateId::default();
         let (mut inside, mut outside) = (1, 2);
         let (mut at, mut held) = (Duration::ZERO, Vec::new());
         while held.len() < 6 {
-            match rivals.judge(outside, inside, true, at) {
+            match duplicate_ids.arrive(outside, inside, true, at) {
                 Verdict::Enters => std::mem::swap(&mut inside, &mut outside),
                 Verdict::StaysOut(true) => held.push(at),
                 Verdict::StaysOut(false) => {}

@@ -21,7 +21,7 @@ const LONG: Duration = Duration::from_secs(3600);
 /// Tells changes of devices' presence until `stop` turns true. Everybody else may hear of
 /// them when they are on disk: what was told before would be forgotten by a crash, and
 /// nobody could take it back.
-pub async fn keep(registry: Registry, log: Log, clock: Arc<dyn Clock>, mut stop: watch::Receiver<bool>) {
+pub async fn run(registry: Registry, log: Log, clock: Arc<dyn Clock>, mut stop: watch::Receiver<bool>) {
     let mut next = Instant::now();
     let mut gathering = false;
     // What is being written, as calls of the log and the version of what they told.

@@ -1,6 +1,6 @@
 //! What was sent and is not confirmed.
 //!
-//! A cursor moves over a stretch of the log only when everything before it and all
+//! A cursor moves over a span of the log only when everything before it and all
 //! of its payloads are confirmed or set aside, in whatever order that happens.
 //!
 //! A payload that the destination refuses is held at first: only when something that was
@@ -11,9 +11,9 @@ use crate::model::Seq;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-/// What a stretch of payloads carries.
+/// What a span of payloads carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stretch {
+pub enum Span {
     /// Readings of these seqs.
     Readings { first: Seq, last: Seq },
     /// The event with this id.
@@ -42,7 +42,7 @@ pub struct Aside {
 
 #[derive(Debug)]
 struct Group {
-    stretch: Stretch,
+    span: Span,
     /// Payloads that are neither confirmed nor set aside.
     open: usize,
     /// Size of the largest payload, and readings in all of them.
@@ -54,14 +54,14 @@ struct Group {
 /// What a lost connection had outstanding first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    pub stretch: Stretch,
+    pub span: Span,
     pub bytes: usize,
     pub readings: u64,
 }
 
 /// Everything outstanding on one connection.
 #[derive(Debug, Default)]
-pub struct Flight {
+pub struct InFlight {
     groups: VecDeque<Group>,
     /// Number of the first group.
     base: u64,
@@ -72,13 +72,13 @@ pub struct Flight {
     next_token: u64,
 }
 
-impl Flight {
-    /// A stretch that goes out in these payloads is about to be sent. Returns the first of
+impl InFlight {
+    /// A span that goes out in these payloads is about to be sent. Returns the first of
     /// as many consecutive tokens.
-    pub fn add(&mut self, stretch: Stretch, pieces: impl ExactSizeIterator<Item = Piece>) -> u64 {
+    pub fn add(&mut self, span: Span, pieces: impl ExactSizeIterator<Item = Piece>) -> u64 {
         let number = self.base + self.groups.len() as u64;
         let first = self.next_token;
-        let mut group = Group { stretch, open: pieces.len(), bytes: 0, readings: 0, aside: Vec::new() };
+        let mut group = Group { span, open: pieces.len(), bytes: 0, readings: 0, aside: Vec::new() };
         for piece in pieces {
             group.bytes = group.bytes.max(piece.bytes);
             group.readings += piece.readings;
@@ -144,21 +144,21 @@ impl Flight {
     /// Whether the payload with this token, which is outstanding, is an event.
     pub fn is_event(&self, token: u64) -> bool {
         let index = self.tokens.get(&token).and_then(|(number, _)| self.index(*number));
-        index.and_then(|index| self.groups.get(index)).is_some_and(|group| matches!(group.stretch, Stretch::Event(_)))
+        index.and_then(|index| self.groups.get(index)).is_some_and(|group| matches!(group.span, Span::Event(_)))
     }
 
-    /// The oldest stretch, with what of it was set aside, once it and so everything before
+    /// The oldest span, with what of it was set aside, once it and so everything before
     /// it is done with.
-    pub fn done(&mut self) -> Option<(Stretch, Vec<Aside>)> {
+    pub fn done(&mut self) -> Option<(Span, Vec<Aside>)> {
         self.groups.front().filter(|group| group.open == 0)?;
         self.base += 1;
-        self.groups.pop_front().map(|group| (group.stretch, group.aside))
+        self.groups.pop_front().map(|group| (group.span, group.aside))
     }
 
-    /// The oldest stretch that is not confirmed.
+    /// The oldest span that is not confirmed.
     pub fn head(&self) -> Option<Head> {
-        let Group { stretch, bytes, readings, .. } = *self.groups.front()?;
-        Some(Head { stretch, bytes, readings })
+        let Group { span, bytes, readings, .. } = *self.groups.front()?;
+        Some(Head { span, bytes, readings })
     }
 
     /// Where the payload with this token goes, if it is outstanding.
@@ -189,26 +189,26 @@ mod tests {
 
     #[test]
     fn a_stretch_is_done_when_all_its_payloads_are() {
-        let mut flight = Flight::default();
-        let stretch = Stretch::Readings { first: Seq(1), last: Seq(9) };
-        let token = flight.add(stretch, pieces(2));
+        let mut flight = InFlight::default();
+        let span = Span::Readings { first: Seq(1), last: Seq(9) };
+        let token = flight.add(span, pieces(2));
         assert!(flight.confirm(token + 1).is_some());
         assert!(flight.confirm(token + 1).is_none(), "twice");
         assert_eq!(flight.done(), None);
-        let event = flight.add(Stretch::Event(7), pieces(1));
+        let event = flight.add(Span::Event(7), pieces(1));
         assert!(flight.is_event(event) && !flight.is_event(token) && !flight.is_event(99));
-        assert_eq!(flight.head(), Some(Head { stretch, bytes: 100, readings: 2 }));
+        assert_eq!(flight.head(), Some(Head { span, bytes: 100, readings: 2 }));
         assert!(flight.confirm(token).is_some());
-        assert_eq!(flight.done(), Some((stretch, vec![])));
+        assert_eq!(flight.done(), Some((span, vec![])));
         assert!(flight.confirm(event).is_some());
-        assert_eq!((flight.done(), flight.head()), (Some((Stretch::Event(7), vec![])), None));
+        assert_eq!((flight.done(), flight.head()), (Some((Span::Event(7), vec![])), None));
     }
 
     #[test]
     fn what_is_refused_is_set_aside_once_something_later_is_taken() {
-        let mut flight = Flight::default();
-        let stretch = Stretch::Readings { first: Seq(1), last: Seq(9) };
-        let token = flight.add(stretch, pieces(3));
+        let mut flight = InFlight::default();
+        let span = Span::Readings { first: Seq(1), last: Seq(9) };
+        let token = flight.add(span, pieces(3));
         assert!(flight.hold(token + 1, "refused"));
         assert!(!flight.hold(token + 1, "refused"), "twice");
         flight.confirm(token);
@@ -217,23 +217,23 @@ mod tests {
         flight.confirm(token + 2);
         flight.set_aside_before(token + 2);
         let aside = Aside { piece: pieces(1).next().expect("one"), reason: "refused" };
-        assert_eq!((flight.held(), flight.done()), (0, Some((stretch, vec![aside]))));
+        assert_eq!((flight.held(), flight.done()), (0, Some((span, vec![aside]))));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever the order of confirmations, stretches come out in order, and
+        /// Whatever the order of confirmations, spans come out in order, and
         /// none before all that is in it and before it is confirmed.
         #[test]
         fn stretches_are_done_in_order(
             sizes in proptest::collection::vec(1..4u64, 1..20),
             order in proptest::collection::vec(any::<prop::sample::Index>(), 100),
         ) {
-            let mut flight = Flight::default();
+            let mut flight = InFlight::default();
             let mut tokens = Vec::new();
             for (i, size) in sizes.iter().enumerate() {
-                let first = flight.add(Stretch::Event(i as u64), pieces(*size));
+                let first = flight.add(Span::Event(i as u64), pieces(*size));
                 tokens.extend((first..first + size).map(|token| (token, i)));
             }
             let mut next = 0;
@@ -243,8 +243,8 @@ mod tests {
                 }
                 let (token, _) = tokens.swap_remove(index.index(tokens.len()));
                 prop_assert!(flight.confirm(token).is_some());
-                while let Some((stretch, _)) = flight.done() {
-                    prop_assert_eq!(stretch, Stretch::Event(next));
+                while let Some((span, _)) = flight.done() {
+                    prop_assert_eq!(span, Span::Event(next));
                     prop_assert!(tokens.iter().all(|(_, group)| *group as u64 > next));
                     next += 1;
                 }

@@ -7,7 +7,7 @@ use super::options::for_a_look;
 use crate::config::{self, Topics as Sorted, Way};
 use crate::model::{DeviceId, GatewayId};
 use crate::mqtt::{self, Connection, Event, Finding, Message, Options, Publish, Topics, Verdict, Version, took};
-use crate::sink::look::{Say, Visitor};
+use crate::sink::check::{CheckAs, Report};
 use anyhow::Result;
 use serde_json::json;
 use std::time::Duration;
@@ -26,19 +26,19 @@ const NOBODY: &str = "tidegate-check";
 ///
 /// # Errors
 /// If a broker's address is malformed, which a loaded configuration's are not.
-pub(in crate::sink) async fn look(
+pub(in crate::sink) async fn check(
     sink: &config::Mqtt,
     path: &str,
-    visitor: &Visitor<'_>,
-    say: Say<'_>,
+    check_as: &CheckAs<'_>,
+    report: Report<'_>,
 ) -> Result<usize> {
-    let Visitor { gateway, client_id, nonce } = *visitor;
+    let CheckAs { gateway, client_id, nonce } = *check_as;
     let mut wrong = 0;
     for way in sink.ways()? {
-        say(format!("{path} {}, {way}", sink.name));
+        report(format!("{path} {}, {way}", sink.name));
         let mut tell = |finding: Finding| {
             wrong += usize::from(finding.verdict == Verdict::Wrong);
-            say(format!("  {finding}"));
+            report(format!("  {finding}"));
         };
         match options(sink, gateway, &way, client_id) {
             Ok(options) => {

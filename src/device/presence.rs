@@ -16,7 +16,7 @@ mod moment;
 use crate::clock::Now;
 use crate::model::{Cause, DeviceId, DeviceStatus, Presence};
 use crate::store::MAX_FORGOTTEN;
-use known::{FLAPPING, Known, Word};
+use known::{Announced, FLAPPING, Known};
 use moment::Moment;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ const MAX_GRACE: Duration = Duration::from_secs(60);
 
 /// Every device seen, and what of it is to be told.
 #[derive(Debug)]
-pub struct Roll {
+pub struct PresenceTable {
     rules: Rules,
     known: HashMap<DeviceId, Known>,
     /// When to look at whom.
@@ -60,11 +60,11 @@ pub struct Roll {
 
 /// As many devices are known as there may be, and all of them are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RollFull;
+pub struct PresenceFull;
 
 /// What is to be told at one time.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Tellings {
+pub struct PresenceUpdates {
     pub changes: Vec<DeviceStatus>,
     /// Devices that are known no more.
     pub forgotten: Vec<DeviceId>,
@@ -72,7 +72,7 @@ pub struct Tellings {
 
 /// Something of a device to tell.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Told {
+pub enum PresenceUpdate {
     Status(Box<DeviceStatus>),
     /// The device is known no more.
     Forgotten(DeviceId),
@@ -86,9 +86,9 @@ pub struct Arrival {
     pub reason: Cause,
 }
 
-impl Roll {
-    pub fn new(rules: Rules) -> Roll {
-        Roll {
+impl PresenceTable {
+    pub fn new(rules: Rules) -> PresenceTable {
+        PresenceTable {
             rules,
             known: HashMap::new(),
             due: BTreeSet::new(),
@@ -111,7 +111,7 @@ impl Roll {
         for status in statuses {
             let was_there = status.state != Presence::Offline;
             let since = Moment::before(status.since, status.time_trusted);
-            let told = Some(Word {
+            let told = Some(Announced {
                 state: status.state,
                 reason: status.reason,
                 flapping: status.flapping,
@@ -185,7 +185,7 @@ impl Roll {
     ///
     /// # Errors
     /// If there is no room for another device.
-    pub fn arrived(&mut self, device: &DeviceId, arrival: Arrival, now: Now) -> Result<(), RollFull> {
+    pub fn arrived(&mut self, device: &DeviceId, arrival: Arrival, now: Now) -> Result<(), PresenceFull> {
         let Arrival { link, firmware, reason } = arrival;
         if !self.known.contains_key(device) {
             self.make_room()?;
@@ -289,7 +289,7 @@ impl Roll {
     }
 
     /// What is to be told now; at most `most`, the rest next time.
-    pub fn tell(&mut self, now: Now, most: usize) -> Tellings {
+    pub fn tell(&mut self, now: Now, most: usize) -> PresenceUpdates {
         let forgotten = std::mem::take(&mut self.newly_forgotten);
         let mut changes = Vec::new();
         while changes.len() < most
@@ -308,7 +308,7 @@ impl Roll {
                 (known.since, known.reason) = (told.since, told.reason);
                 continue;
             }
-            known.told = Some(Word {
+            known.told = Some(Announced {
                 state: known.state,
                 reason: known.reason,
                 flapping,
@@ -323,7 +323,7 @@ impl Roll {
             self.give_version(&device);
             changes.extend(self.status(&device));
         }
-        Tellings { changes, forgotten }
+        PresenceUpdates { changes, forgotten }
     }
 
     /// Of whom something is to be told at `at`.
@@ -341,16 +341,16 @@ impl Roll {
 
     /// The device whose state was told next after `version`, with its own version and
     /// what was told; what has changed since and is not told yet does not show.
-    pub fn told_after(&self, version: u64) -> Option<(u64, Told)> {
+    pub fn told_after(&self, version: u64) -> Option<(u64, PresenceUpdate)> {
         let (version, device) = self.told_next(version)?;
         let told = match (self.status(device), self.known.get(device).and_then(|known| known.told.clone())) {
-            (Some(status), Some(Word { state, reason, flapping, since, link, firmware })) => {
+            (Some(status), Some(Announced { state, reason, flapping, since, link, firmware })) => {
                 let time_trusted = since.is_trusted() && status.time_trusted;
                 let since = since.on_the_wall();
                 let said = DeviceStatus { state, reason, flapping, since, link, firmware, time_trusted, ..status };
-                Told::Status(Box::new(said))
+                PresenceUpdate::Status(Box::new(said))
             }
-            _ => Told::Forgotten(device.clone()),
+            _ => PresenceUpdate::Forgotten(device.clone()),
         };
         Some((version, told))
     }
@@ -393,7 +393,7 @@ impl Roll {
 
     /// Forgets some of the devices that are gone for longest, if as many are known as may
     /// be: several at once, since looking for them takes its time.
-    fn make_room(&mut self) -> Result<(), RollFull> {
+    fn make_room(&mut self) -> Result<(), PresenceFull> {
         if self.known.len() < self.rules.max_known {
             return Ok(());
         }
@@ -402,7 +402,7 @@ impl Roll {
         gone.sort_unstable();
         gone.truncate((self.rules.max_known / 64).max(1));
         if gone.is_empty() {
-            return Err(RollFull);
+            return Err(PresenceFull);
         }
         for (_, device) in gone {
             self.forget(device);

@@ -9,14 +9,14 @@ use super::statuses::Statuses;
 use super::watch::{self, Watch};
 use crate::backoff::Failure;
 use crate::mqtt::{Cause, Connection, Event, Publish};
-use crate::sink::{Link, Outcome};
+use crate::sink::{Outcome, SinkConnection};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// A connection to a broker.
-pub struct MqttLink {
+pub struct MqttConnection {
     pub(super) connection: Connection,
     pub(super) fruit: Fruit,
     /// Whether the sink has other brokers, too.
@@ -123,7 +123,7 @@ impl Client {
     }
 }
 
-impl MqttLink {
+impl MqttConnection {
     /// Begins to take leave of the broker.
     ///
     /// # Errors
@@ -161,7 +161,7 @@ impl MqttLink {
     }
 }
 
-impl Link for MqttLink {
+impl SinkConnection for MqttConnection {
     type Payload = Publish;
 
     fn tells_size(&self) -> bool {
