@@ -2,6 +2,7 @@
 //! whenever a connection is lost.
 
 mod aside;
+mod refusals;
 mod transfer;
 mod trial;
 

@@ -1,6 +1,6 @@
 //! What is under way on one connection of a sink.
 
-use super::aside::Refusals;
+use super::refusals::Refusals;
 use crate::model::{Seq, SequencedBatch};
 use crate::sink::in_flight::InFlight;
 use crate::sink::poison::Passed;
