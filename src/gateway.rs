@@ -23,6 +23,7 @@ use crate::clock::SystemClock;
 use crate::config::{self, Config};
 use crate::device::Registry;
 use crate::http;
+use crate::ingest::{Ingest, Source};
 use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::model::GatewayId;
@@ -58,21 +59,28 @@ pub struct Gateway {
     shutdown_timeout: Duration,
 }
 
+/// What a gateway runs beside what its configuration names.
+#[derive(Default)]
+pub struct Additions {
+    /// Each of a name of its own.
+    pub sinks: Vec<Sink>,
+    pub sources: Vec<Source>,
+}
+
 /// What a gateway is started with, beside its configuration.
 struct Surroundings {
     /// The root directory of the system whose serial ports are used.
     root: PathBuf,
     /// None if whoever runs the gateway logs by other means.
     logging: Option<Logging>,
-    /// Beside those of the configuration.
-    sinks: Vec<Sink>,
+    additions: Additions,
     /// An earlier gateway in this process may not have let go of the log yet.
     again: bool,
 }
 
 impl Default for Surroundings {
     fn default() -> Surroundings {
-        Surroundings { root: "/".into(), logging: None, sinks: Vec::new(), again: false }
+        Surroundings { root: "/".into(), logging: None, additions: Additions::default(), again: false }
     }
 }
 
@@ -86,12 +94,12 @@ impl Gateway {
         Gateway::start_in(Surroundings::default(), config).await
     }
 
-    /// Starts it with further sinks beside those of `config`, each of a name of its own.
+    /// Starts it with further sinks and sources beside those of `config`.
     ///
     /// # Errors
     /// As [`Gateway::start`], or if two sinks have one name.
-    pub async fn start_with_sinks(config: Config, sinks: Vec<Sink>) -> Result<Gateway> {
-        Gateway::start_in(Surroundings { sinks, ..Surroundings::default() }, config).await
+    pub async fn start_with(config: Config, additions: Additions) -> Result<Gateway> {
+        Gateway::start_in(Surroundings { additions, ..Surroundings::default() }, config).await
     }
 
     /// Starts it with the serial ports of the system whose root directory is `root`.
@@ -103,7 +111,7 @@ impl Gateway {
     }
 
     async fn start_in(surroundings: Surroundings, mut config: Config) -> Result<Gateway> {
-        let Surroundings { root, logging, sinks, again } = surroundings;
+        let Surroundings { root, logging, additions: Additions { sinks, sources }, again } = surroundings;
         let system_clock = Arc::new(SystemClock::since_boot());
         let groups = limits::groups();
         let memory = limits::memory(&config, &sinks, &groups);
@@ -129,7 +137,8 @@ impl Gateway {
         log.remember_devices(memory.devices());
         let registry = Registry::new(&config.devices, base.clock.clone(), base.metrics.clone());
         registry.restore(devices);
-        let core = Core { base, identity: Identity { gateway: id, epoch: log.epoch() }, log, registry };
+        let ingest = Ingest::new(log.clone(), registry.clone(), base.clock.clone(), base.metrics.clone());
+        let core = Core { base, identity: Identity { gateway: id, epoch: log.epoch() }, log, registry, ingest };
         let maintenance = maintenance::start(&config.gateway, system_clock, &core);
         tracing::info!(
             gateway = %core.identity.gateway,
@@ -143,9 +152,10 @@ impl Gateway {
         let operator = GatewayCommandHandler::new(&core, sinks.restarters, logging);
         let (downlink, commands) = commands::start(&config.commands, &core, operator, sinks.commands);
         let links = Links::new(&config, &core, http.listens.as_ref());
-        let Core { log, registry, .. } = core;
-        http.serve(http::Parts { registry, log: log.clone(), commands, devices: links.upgrades.clone() });
-        let (links, tcp_addresses) = links.start(&config, &root, groups);
+        let Core { log, registry, ingest, .. } = core;
+        let refused = ingest.refused().clone();
+        http.serve(http::Parts { registry, refused, log: log.clone(), commands, devices: links.upgrades.clone() });
+        let (links, tcp_addresses) = links.start(&config, &root, groups, sources);
         Ok(Gateway {
             links,
             downlink,

@@ -27,6 +27,7 @@ pub use bounded_listener::{BoundedListener, Client};
 
 use crate::device::Registry;
 use crate::downlink::Handle;
+use crate::ingest::RefusedLog;
 use crate::link::websocket::UpgradeSender;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::stop;
@@ -78,6 +79,7 @@ pub trait Health: Send + Sync {
 #[derive(Clone)]
 pub struct Parts {
     pub registry: Registry,
+    pub refused: RefusedLog,
     pub log: Log,
     pub commands: Handle,
     /// Where devices come in, if they do here.

@@ -36,6 +36,8 @@ pub mod net;
 
 pub mod device;
 
+pub mod ingest;
+
 pub mod link;
 
 pub mod sink;

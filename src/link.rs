@@ -4,7 +4,7 @@
 mod context;
 mod remote;
 pub mod serial;
-mod session;
+pub mod session;
 pub mod tcp;
 pub mod websocket;
 

@@ -68,6 +68,21 @@ fn a_kind_of_sink_is_named_in_its_own_files_and_in_the_lists_alone() {
     assert_eq!(know, KNOW_MQTT.map(str::to_owned).into());
 }
 
+/// What comes in goes through `ingest`.
+#[test]
+fn no_link_knows_the_log() {
+    let mut links = 0;
+    for file in source_files().into_iter().filter(|file| shown(file).starts_with("src/link")) {
+        links += 1;
+        let text = read(&file);
+        let production: Vec<&str> = text.lines().take(production_lines(&text)).collect();
+        let found = references(&production.join("\n"), module_path(&file).len());
+        let store = found.iter().find(|reference| reference.target == "store");
+        assert!(store.is_none() || file.ends_with("tests.rs"), "{}:{}", shown(&file), store.map_or(0, |at| at.line));
+    }
+    assert!(links > 10, "{links} files");
+}
+
 #[test]
 fn no_file_is_too_long_unsafe_or_named_mod_rs() {
     let mut wrong = Vec::new();

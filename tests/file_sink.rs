@@ -9,6 +9,7 @@ use crate::support::{PATIENCE, eventually, free_port};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use tidegate::backoff::Failure;
 use tidegate::clock::Now;
 use tidegate::config::{ClockTrust, Config, HistoryWithin, Start, Store, Tcp};
-use tidegate::gateway::Gateway;
+use tidegate::gateway::{Additions, Gateway};
 use tidegate::model::{CommandState, Confirmation, InboundCommand, Seq, SequencedBatch, Source, Target};
 use tidegate::sink::{
     Budget, CommandIntake, Destination, Encoded, Outcome, Part, PumpSettings, Running, Sink, SinkConnection,
@@ -31,7 +32,7 @@ struct ToFile {
 }
 
 /// The sink `file`, which appends to `path`.
-fn file_sink(path: PathBuf) -> Sink {
+pub fn file_sink(path: PathBuf) -> Sink {
     let settings = PumpSettings {
         backoff_min: Duration::from_millis(20),
         backoff_max: Duration::from_millis(200),
@@ -152,16 +153,23 @@ async fn a_gateway_whose_only_sink_is_a_file() {
     let ports = std::env::var(PORTS).expect("two ports");
     let (tcp, http) = ports.split_once(' ').expect("two ports");
     let listen = |port: &str| format!("127.0.0.1:{port}").parse().expect("an address");
+    let mut config = configuration(&directory, listen(http));
+    config.tcp = vec![Tcp { listen: listen(tcp), ..Tcp::default() }];
+    let sink = file_sink(directory.join("to/readings"));
+    let _gateway =
+        Gateway::start_with(config, Additions { sinks: vec![sink], ..Additions::default() }).await.expect("it starts");
+    std::future::pending().await
+}
+
+/// A gateway with nothing but its log and HTTP.
+pub fn configuration(directory: &Path, http: SocketAddr) -> Config {
     let mut config = Config::default();
     config.gateway.id = Some("gw".parse().expect("a valid name"));
     config.gateway.clock = ClockTrust::Trusted;
-    config.http.listen = listen(http);
+    config.http.listen = http;
     let history_within = HistoryWithin::Within(Duration::from_millis(250));
     config.store = Store { directory: directory.join("log"), history_within, ..Store::default() };
-    config.tcp = vec![Tcp { listen: listen(tcp), ..Tcp::default() }];
-    let sink = file_sink(directory.join("to/readings"));
-    let _gateway = Gateway::start_with_sinks(config, vec![sink]).await.expect("it starts");
-    std::future::pending().await
+    config
 }
 
 fn launch(directory: &Path, ports: (u16, u16)) -> Process {
@@ -172,7 +180,7 @@ fn launch(directory: &Path, ports: (u16, u16)) -> Process {
 }
 
 /// How often each reading of a device stands in the file.
-fn written(path: &Path) -> BTreeMap<(String, u64), u64> {
+pub fn written(path: &Path) -> BTreeMap<(String, u64), u64> {
     let mut counts = BTreeMap::new();
     let text = std::fs::read_to_string(path).unwrap_or_default();
     for line in text.lines().filter(|line| !line.starts_with('#')) {

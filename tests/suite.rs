@@ -42,6 +42,7 @@ mod metrics;
 mod notes;
 mod packets;
 mod pauses;
+mod polling_source;
 mod presence;
 mod protobuf;
 mod queue;

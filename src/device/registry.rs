@@ -6,7 +6,6 @@ pub use connected::{Call, Connected};
 
 use super::duplicate_ids::{DuplicateId, Verdict};
 use super::presence::{Arrival, PresenceFull, PresenceTable, PresenceUpdate, PresenceUpdates, Rules};
-use super::refused_samples::RefusedLog;
 use crate::clock::{Clock, Excuses, Now};
 use crate::config;
 use crate::metrics::Metrics;
@@ -35,7 +34,6 @@ struct Inner {
     /// The states that were told changed.
     told: watch::Sender<()>,
     answers: mpsc::Sender<Answer>,
-    refused: RefusedLog,
     /// Until somebody wants them.
     answers_out: Mutex<Option<mpsc::Receiver<Answer>>>,
     max_subs: usize,
@@ -128,7 +126,6 @@ impl Registry {
             expected: AtomicU64::new(0),
             told: watch::Sender::new(()),
             answers,
-            refused: RefusedLog::default(),
             answers_out: Mutex::new(Some(answers_out)),
             max_subs: config.max_sub_devices,
             clock,
@@ -155,11 +152,6 @@ impl Registry {
             self.0.news.notify_one();
         }
         (now, table)
-    }
-
-    /// The samples that were refused of late.
-    pub fn refused(&self) -> &RefusedLog {
-        &self.0.refused
     }
 
     /// Whether the device has a connection.

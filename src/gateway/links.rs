@@ -6,6 +6,7 @@ use super::pressure;
 use crate::config::{self, Config};
 use crate::credentials::{self, Credential};
 use crate::device::auth::Authenticator;
+use crate::ingest::Source;
 use crate::link::websocket::UpgradeSender;
 use crate::link::{self, serial, tcp, websocket};
 use crate::net::{Listening, tls};
@@ -27,8 +28,7 @@ impl Links {
     pub fn new(config: &Config, core: &Core, http: Option<&watch::Receiver<bool>>) -> Links {
         let base = core.base.clone();
         let shared = link::Shared {
-            log: core.log.clone(),
-            registry: core.registry.clone(),
+            ingest: core.ingest.clone(),
             authenticator: Authenticator::new(&config.devices, &config.store, base.metrics.clone()),
             devices: config.devices.clone(),
             pool: base.pool,
@@ -46,8 +46,15 @@ impl Links {
     }
 
     /// Starts all others, with the serial ports of the system whose root directory is `root`.
-    /// Says where devices connect over TCP, in the order of the configuration.
-    pub fn start(mut self, config: &Config, root: &Path, groups: Groups) -> (Part, Vec<SocketAddr>) {
+    /// Runs `sources` beside them. Says where devices connect over TCP, in the order of the
+    /// configuration.
+    pub fn start(
+        mut self,
+        config: &Config,
+        root: &Path,
+        groups: Groups,
+        sources: Vec<Source>,
+    ) -> (Part, Vec<SocketAddr>) {
         let shared = self.shared.clone();
         self.part.spawn(|stop| shared.authenticator.clone().watch(stop));
         self.part.spawn(|stop| pressure::watch(groups, shared.pool.clone(), stop));
@@ -55,6 +62,9 @@ impl Links {
         let ports = serial::Ports::new(root, &config.serial);
         for section in &config.serial {
             self.part.spawn(|stop| serial::serve(section.clone(), ports.clone(), shared.clone(), stop));
+        }
+        for source in sources {
+            self.part.spawn(|stop| source.run(shared.ingest.clone(), stop));
         }
         (self.part, addresses)
     }

@@ -2,6 +2,7 @@
 
 use crate::clock::Clock;
 use crate::device::Registry;
+use crate::ingest::Ingest;
 use crate::metrics::Metrics;
 use crate::net::Pool;
 use crate::notes::Notes;
@@ -56,4 +57,5 @@ pub(super) struct Core {
     pub identity: Identity,
     pub log: Log,
     pub registry: Registry,
+    pub ingest: Ingest,
 }

@@ -39,7 +39,7 @@ pub(super) fn all(config: &Config, others: Vec<Sink>) -> Result<Vec<Sink>> {
 /// # Errors
 /// If one cannot be made of its configuration.
 pub(super) fn start(config: &Config, sinks: Vec<Sink>, cursors: Vec<SinkCursor>, core: &Core) -> Result<Sinks> {
-    let Core { base, identity, log, registry } = core.clone();
+    let Core { base, identity, log, registry, .. } = core.clone();
     let (intake, commands) = CommandIntake::new(&config.commands);
     let context = Context {
         identity,

@@ -90,7 +90,7 @@ async fn refused(State(shared): State<Shared>, Query(latest): Query<Latest>) -> 
 /// There are few of them: no pages are needed.
 fn refused_samples(shared: &Shared, device: Option<&DeviceId>, latest: &Latest) -> Result<Json<Value>, Refused> {
     let limit = latest.limit.unwrap_or(USUAL).clamp(1, MOST);
-    let mut refused = shared.parts()?.registry.refused().list(device);
+    let mut refused = shared.parts()?.refused.list(device);
     refused.truncate(limit);
     Ok(Json(json!({ "refused": refused })))
 }

@@ -1,13 +1,14 @@
 //! The configuration and the services that the connections of one link share.
 
+use super::session::convert::TimeRules;
+use super::session::protocol::SessionParameters;
 use crate::clock::Clock;
 use crate::config::{self, Authentication, ListenerConfig};
 use crate::device::auth::{AuthError, Authenticator, Origin};
-use crate::device::{Registry, SessionParameters, TimeRules};
+use crate::ingest::Ingest;
 use crate::metrics::{LinkLabel, LinkReasonLabel, Metrics};
 use crate::net::{ListenerAdmission, LockedOut, Pool};
 use crate::notes::Notes;
-use crate::store::Log;
 use crate::wire::frame::{FrameError, FrameRef, Limits, Recovery};
 use bytesize::ByteSize;
 use prometheus_client::metrics::counter::Counter;
@@ -17,8 +18,7 @@ use std::time::Duration;
 /// The services that every link uses.
 #[derive(Clone)]
 pub struct Shared {
-    pub log: Log,
-    pub registry: Registry,
+    pub ingest: Ingest,
     pub authenticator: Authenticator,
     pub devices: config::Devices,
     /// Memory for all connections.

@@ -13,9 +13,9 @@ pub use ports::{Port, Usb, list};
 
 use super::context::{LinkContext, Shared};
 use super::remote::RemoteInfo;
+use super::session::protocol::SessionParameters;
 use super::session::{self, Closed};
 use crate::config;
-use crate::device::SessionParameters;
 use crate::metrics::{LinkLabel, Metrics};
 use crate::net::AdmissionSlot;
 use crate::stop;

@@ -6,8 +6,11 @@
 //! not take what it is answered, and while the memory for all connections is used up and the frame
 //! under way is a large one.
 
+pub mod convert;
 mod driver;
+mod gaps;
 mod hangup;
+pub mod protocol;
 
 use super::context::LinkContext;
 use super::remote::RemoteInfo;
@@ -308,7 +311,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
         let (partial, whole) = self.decoder.partial();
         let roomy = self.lease.pool().has_room();
         // A serial port cannot wait, and there are few of them.
-        let most = if self.link.shared.log.is_saturated() { BRIEF } else { READ };
+        let most = if self.link.shared.ingest.is_saturated() { BRIEF } else { READ };
         let readable = if self.link.parameters.restart || roomy && whole <= ALLOWANCE {
             most
         } else if whole <= ALLOWANCE {

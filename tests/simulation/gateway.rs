@@ -20,6 +20,7 @@ use tidegate::config::{self, Encoding};
 use tidegate::device::auth::Authenticator;
 use tidegate::device::{PresenceUpdate, Registry, presence_task};
 use tidegate::downlink::{Downlink, GatewayCommands, GatewayOutcome, Handle};
+use tidegate::ingest::Ingest;
 use tidegate::link::{self, serial, tcp};
 use tidegate::metrics::{Metrics, SinkLabel};
 use tidegate::model::{DeviceId, DeviceStatus, GatewayId, Presence};
@@ -201,8 +202,7 @@ impl Gateway {
         let authenticator = Authenticator::new(&devices, &plan.store, metrics.clone());
         keepers.spawn(freezer.run(authenticator.clone().watch(stop_keepers.subscribe())));
         let shared = link::Shared {
-            log: log.clone(),
-            registry: registry.clone(),
+            ingest: Ingest::new(log.clone(), registry.clone(), clock.clone(), metrics.clone()),
             authenticator,
             devices,
             clock: clock.clone(),

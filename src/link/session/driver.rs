@@ -11,20 +11,19 @@ use super::super::context::LinkContext;
 use super::super::remote::RemoteInfo;
 use crate::clock::Now;
 use crate::device::auth::Credential;
-use crate::device::{Acks, Bucket, Connected, Introduction, NotAdmitted, Refusal, Session, Step};
-use crate::model::{Batch, Cause, DeviceId};
+use crate::device::{Introduction, NotAdmitted};
+use crate::ingest::{Attachment, Bucket};
+use crate::link::session::protocol::{Refusal, Session, Step};
+use crate::model::{Cause, DeviceId};
 use crate::net::AdmissionSlot;
-use crate::store::{Mark, Share};
 use crate::wire::codec::{BodyError, decode_device_in};
 use crate::wire::frame::{Event, Format, FrameError, FrameRef, Limits};
 use crate::wire::message::{Ack, DeviceMessage, GatewayMessage, Goodbye, Reason};
 use crate::wire::sift::sift;
 use prometheus_client::metrics::counter::Counter;
 use readings::Waiting;
-use std::collections::VecDeque;
 use std::future::{Future, pending};
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// On a line that outlives its sessions, refusals are sent this often at most: a device may send a
@@ -43,13 +42,6 @@ pub enum SessionEnd {
     Refused(Refusal),
 }
 
-struct Established {
-    mark: Arc<Mark>,
-    share: Share,
-    acks: Acks,
-    connected: Connected,
-}
-
 pub struct SessionDriver<'a> {
     link: &'a LinkContext,
     remote: RemoteInfo,
@@ -61,26 +53,18 @@ pub struct SessionDriver<'a> {
     format: Format,
     /// Its admission to the listener.
     pub slot: AdmissionSlot,
-    established: Option<Established>,
+    /// Of the device, once it is welcomed.
+    attachment: Option<Attachment>,
     /// The key by which the device authenticated.
     credential: Option<Box<Credential>>,
     /// What came and has still to wait for its turn.
     waiting: Waiting,
-    /// Readings that the log has not taken yet.
-    batches: VecDeque<Batch>,
-    stalled: bool,
-    /// What they take in memory while they wait, in bytes.
-    stalled_bytes: usize,
     /// How many times as much memory Readings take as they have bytes, about.
     growth: usize,
     /// Bytes to send.
     pub out: Vec<u8>,
     end: Option<SessionEnd>,
     refused_at: Option<Duration>,
-    /// Whether it was logged that the device's clock is absurd.
-    clock_told: bool,
-    /// Whether it was logged that samples are refused.
-    refused_told: bool,
     /// Since when nothing was sent to a device that is not read.
     silent_since: Option<Duration>,
 }
@@ -97,18 +81,13 @@ impl<'a> SessionDriver<'a> {
             session: Session::new(link.parameters, since),
             format: reply_format::first(link),
             slot,
-            established: None,
+            attachment: None,
             credential: None,
             waiting: Waiting::default(),
-            batches: VecDeque::new(),
-            stalled: false,
-            stalled_bytes: 0,
             growth: readings::GROWTH,
             out: Vec::new(),
             end: None,
             refused_at: None,
-            clock_told: false,
-            refused_told: false,
             silent_since: None,
         }
     }
@@ -147,9 +126,9 @@ impl<'a> SessionDriver<'a> {
     }
 
     fn is_heard(&mut self, now: Now) {
-        if let Some(established) = &mut self.established {
-            established.connected.heard(now.monotonic);
-            established.connected.silent(self.session.is_idle());
+        if let Some(attachment) = &mut self.attachment {
+            attachment.heard(now.monotonic);
+            attachment.silent(self.session.is_idle());
         }
     }
 
@@ -164,7 +143,7 @@ impl<'a> SessionDriver<'a> {
             Ok(message) => self.session.take(message, now),
             Err(why) => {
                 self.link.count_invalid("body");
-                match self.established.as_ref().and_then(|_| sift(frame, self.session.context())) {
+                match self.attachment.as_ref().and_then(|_| sift(frame, self.session.context())) {
                     Some(sifted) => self.session.sift(sifted, now),
                     None => Err(Refusal { reason: Reason::BadFrame, text: why.to_string() }),
                 }
@@ -185,8 +164,8 @@ impl<'a> SessionDriver<'a> {
             Ok(Step::StorePart(converted, refusal)) => self.take_readings(converted, Some(refusal), now),
             Ok(Step::Answer(result)) => self.take_result(result),
             Ok(Step::SubDevice { device, there }) => {
-                if let Some(established) = &self.established
-                    && let Err(why) = established.connected.sub_device(&device, Some(there))
+                if let Some(attachment) = &self.attachment
+                    && let Err(why) = attachment.sub_device(&device, Some(there))
                 {
                     self.refuse(busy(&why.to_string()), now);
                 }
@@ -216,31 +195,28 @@ impl<'a> SessionDriver<'a> {
         self.part();
         let firmware = firmware.map(|text| text.chars().take(MAX_FIRMWARE).collect::<String>().into());
         let shared = &self.link.shared;
-        let takes_over = shared.registry.is_connected(device);
+        let takes_over = shared.ingest.is_attached(device);
         if !self.admit_or_refuse(takes_over, now) {
             return;
         }
         let (link, alive_within) = (&self.link.name, self.link.parameters.idle_after);
         let proven = self.credential.is_some() || self.remote.certificate.is_some();
-        let connected =
-            match shared.registry.connect(Introduction { device, session, link, firmware, proven, alive_within }) {
-                Ok(connected) => connected,
-                Err(why) => {
-                    let (label, reason) = match why {
-                        NotAdmitted::Rival => ("rival", Reason::TakenOver),
-                        NotAdmitted::Unproven => ("unproven", Reason::Unauthorized),
-                        NotAdmitted::RegistryFull | NotAdmitted::TooManySubDevices => ("registry_full", Reason::Busy),
-                    };
-                    self.link.count_refused(label);
-                    self.refuse(Refusal { reason, text: why.to_string() }, now);
-                    return;
-                }
-            };
-        let mark = shared.log.mark(device, session);
-        let settled = mark.settled();
-        let acks = Acks::new(self.link.parameters.window, settled);
-        (self.clock_told, self.refused_told) = (false, false);
-        self.established = Some(Established { mark, share: shared.log.share(), acks, connected });
+        let who = Introduction { device, session, link, firmware, proven, alive_within };
+        let attachment = match shared.ingest.attach(who, self.link.parameters.window) {
+            Ok(attachment) => attachment,
+            Err(why) => {
+                let (label, reason) = match why {
+                    NotAdmitted::Rival => ("rival", Reason::TakenOver),
+                    NotAdmitted::Unproven => ("unproven", Reason::Unauthorized),
+                    NotAdmitted::RegistryFull | NotAdmitted::TooManySubDevices => ("registry_full", Reason::Busy),
+                };
+                self.link.count_refused(label);
+                self.refuse(Refusal { reason, text: why.to_string() }, now);
+                return;
+            }
+        };
+        let settled = attachment.settled();
+        self.attachment = Some(attachment);
         let welcome = self.session.welcome(first, settled, now);
         self.say(&welcome);
         let key = self.credential.as_ref().map(|credential| credential.key());
@@ -249,13 +225,11 @@ impl<'a> SessionDriver<'a> {
 
     /// Retries what the log had no room for, and acknowledges what has settled.
     pub fn advance(&mut self, now: Now) {
-        if self.stalled {
+        if self.is_stalled() {
             self.store();
         }
         self.go_on(now);
-        if let Some(established) = &mut self.established
-            && let Some(seq) = established.acks.due(established.mark.settled(), now.monotonic)
-        {
+        if let Some(seq) = self.attachment.as_mut().and_then(|attachment| attachment.ack(now.monotonic)) {
             self.session.acknowledged(seq);
             self.say(&GatewayMessage::Ack(Ack { seq }));
         }
@@ -263,7 +237,8 @@ impl<'a> SessionDriver<'a> {
 
     /// Memory that is held beside the frame under way, in bytes.
     pub fn memory(&self) -> usize {
-        self.out.capacity() + self.stalled_bytes + self.waiting.memory() + self.session.memory()
+        let pushed = self.attachment.as_ref().map_or(0, Attachment::waiting_bytes);
+        self.out.capacity() + pushed + self.waiting.memory() + self.session.memory()
     }
 
     /// Frees caches.
@@ -294,28 +269,21 @@ impl<'a> SessionDriver<'a> {
 
     /// Whether everything received is settled and acknowledged.
     pub fn is_settled(&self) -> bool {
-        self.batches.is_empty() && self.established.as_ref().is_none_or(|e| e.acks.is_complete())
+        self.attachment.as_ref().is_none_or(Attachment::is_settled)
     }
 
     /// When an Ack that waits for its distance from the last one is due.
     pub fn ack_due(&self, now: Duration) -> Option<Duration> {
-        let established = self.established.as_ref()?;
-        if established.acks.is_waiting(established.mark.settled()) || !established.acks.is_complete() {
-            return established.acks.held_until(now);
-        }
-        None
+        self.attachment.as_ref()?.ack_due(now)
     }
 
     /// Waits until there is something new to acknowledge; for ever while no Ack may
     /// follow the last one yet.
     pub fn settled(&self, now: Duration) -> impl Future<Output = ()> + Send + use<> {
-        let may_follow = self.established.as_ref().filter(|e| e.acks.held_until(now).is_none());
-        or_never(may_follow.map(|e| {
-            let (mark, acked) = (e.mark.clone(), e.acks.acked());
-            async move {
-                mark.settled_after(acked).await;
-            }
-        }))
+        let settled = self.attachment.as_ref().and_then(|attachment| attachment.acknowledgeable(now));
+        async move {
+            or_never(settled).await;
+        }
     }
 
     /// The gateway stops.
@@ -350,7 +318,7 @@ impl<'a> SessionDriver<'a> {
             self.end(SessionEnd::Refused(refusal));
             return;
         }
-        let had_session = self.established.is_some();
+        let had_session = self.attachment.is_some();
         if had_session || self.refused_at.is_none_or(|at| now.monotonic >= at + REFUSE_EVERY) {
             self.refused_at = Some(now.monotonic);
             self.log_refusal(&refusal.text);
@@ -370,10 +338,8 @@ impl<'a> SessionDriver<'a> {
     /// were not acknowledged, and the next session counts from its own.
     fn part(&mut self) {
         self.store();
-        self.batches = VecDeque::new();
         self.forget_waiting();
-        (self.stalled, self.stalled_bytes) = (false, 0);
-        self.established = None;
+        self.attachment = None;
     }
 
     fn end(&mut self, end: SessionEnd) {

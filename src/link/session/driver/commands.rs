@@ -1,7 +1,9 @@
 //! Commands: from the registry to the device, and their results back.
 
 use super::{SessionDriver, SessionEnd, or_never};
-use crate::device::{Call, Refusal};
+use crate::device::Call;
+use crate::ingest::Attachment;
+use crate::link::session::protocol::Refusal;
 use crate::model::{CommandOutcome, CommandResult, DeviceCommand};
 use crate::wire::message::{self, Command, GatewayMessage, Reason, ResultState, SubCommand};
 
@@ -11,14 +13,14 @@ const MAX_CALLS_OUT: usize = 8 * 1024;
 impl SessionDriver<'_> {
     /// Waits until the session is asked to do something. Cancel-safe.
     pub fn called(&self) -> impl Future<Output = ()> + Send + use<> {
-        or_never(self.established.as_ref().map(|e| e.connected.called()))
+        or_never(self.attachment.as_ref().map(Attachment::called))
     }
 
     /// Does what the session is asked to do, as far as the device takes what it is sent.
     pub fn answer_calls(&mut self) {
         loop {
             let room = self.out.len() < MAX_CALLS_OUT;
-            let Some(call) = self.established.as_ref().and_then(|e| e.connected.take(room)) else { return };
+            let Some(call) = self.attachment.as_ref().and_then(|attachment| attachment.take_call(room)) else { return };
             match call {
                 Call::Command(command) => self.send_command(command),
                 Call::Replaced => {
@@ -56,8 +58,8 @@ impl SessionDriver<'_> {
     }
 
     fn answered(&self, result: CommandResult) {
-        if let Some(established) = &self.established {
-            established.connected.answered(result);
+        if let Some(attachment) = &self.attachment {
+            attachment.answer(result);
         }
     }
 }

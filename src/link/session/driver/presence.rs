@@ -2,40 +2,21 @@
 
 use super::SessionDriver;
 use crate::clock::Now;
-use crate::device::{Converted, NotAdmitted, Tick};
-use crate::model::{Basis, Batch, Cause};
+use crate::device::NotAdmitted;
+use crate::link::session::convert::Converted;
+use crate::link::session::protocol::Tick;
+use crate::model::Cause;
 use std::time::Duration;
 
 impl SessionDriver<'_> {
     /// Registers a device behind this one whose readings arrived.
     pub(super) fn note_sub_device(&mut self, converted: &Converted) -> Result<(), NotAdmitted> {
-        let Some(established) = &self.established else { return Ok(()) };
+        let Some(attachment) = &self.attachment else { return Ok(()) };
         let device = &converted.batch.device;
         if self.session.device() == Some(device) {
             return Ok(());
         }
-        established.connected.sub_device(device, None)
-    }
-
-    /// Counts readings whose times are unreliable, and logs an absurd clock once a session.
-    pub(super) fn count_unreliable_times(&mut self, batch: &Batch) {
-        let metrics = &self.link.shared.metrics;
-        let count = batch.readings.len() as u64;
-        match batch.basis {
-            Basis::Wall | Basis::Resynchronised => {}
-            Basis::Boot(_) => {
-                metrics.readings_unsynchronised.inc_by(count);
-            }
-            Basis::DeviceClock { received } | Basis::DeviceClockSince { received, .. } => {
-                metrics.readings_device_clock.inc_by(count);
-                if !std::mem::replace(&mut self.clock_told, true) {
-                    let time = batch.readings.first().map(|reading| reading.time);
-                    let claimed = time.unwrap_or_default();
-                    let (link, device) = (&self.link.name, &batch.device);
-                    tracing::warn!(%link, %device, %claimed, %received, "the device's clock is absurd; its readings are flagged");
-                }
-            }
-        }
+        attachment.sub_device(device, None)
     }
 
     /// The gateway paused for `by`: silence counts so much less, and messages that wait to be read
@@ -50,8 +31,8 @@ impl SessionDriver<'_> {
             None => {}
             Some(Tick::Idle(reminder)) => {
                 self.say(&reminder);
-                if let Some(established) = &mut self.established {
-                    established.connected.silent(true);
+                if let Some(attachment) = &mut self.attachment {
+                    attachment.silent(true);
                 }
             }
             Some(Tick::Over(refusal)) => self.refuse(refusal, now),
@@ -60,8 +41,8 @@ impl SessionDriver<'_> {
 
     /// Sets the cause by which the device will be offline.
     pub(super) fn because(&mut self, cause: Cause) {
-        if let Some(established) = &mut self.established {
-            established.connected.because(cause);
+        if let Some(attachment) = &mut self.attachment {
+            attachment.because(cause);
         }
     }
 }

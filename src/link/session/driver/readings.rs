@@ -6,11 +6,10 @@
 
 use super::{SessionDriver, busy, or_never};
 use crate::clock::Now;
-use crate::device::{Converted, Refusal, RefusedSamples};
 use crate::fair_queue;
-use crate::metrics::ReasonLabel;
-use crate::model::Batch;
-use crate::store::Saturated;
+use crate::ingest::Attachment;
+use crate::link::session::convert::Converted;
+use crate::link::session::protocol::Refusal;
 use crate::wire::codec::BodyError;
 use crate::wire::frame::{Format, FrameRef};
 use crate::wire::message::{DeviceMessage, GatewayMessage, Refused};
@@ -76,27 +75,28 @@ impl SessionDriver<'_> {
     }
 
     fn has_no_room(&self) -> bool {
-        self.established.is_some() && (self.stalled || self.window_is_full())
+        self.is_stalled() || self.window_is_full()
     }
 
     /// Whether Readings of so many bytes have to ask for room before they are taken.
     fn must_ask(&self, bytes: usize) -> bool {
-        let share = self.established.as_ref().map(|established| &established.share);
-        bytes > LARGE && self.link.shared.log.is_saturated() && share.is_some_and(|share| !share.has_grant())
+        let asks = self.attachment.as_ref().is_some_and(|attachment| !attachment.has_grant());
+        bytes > LARGE && asks && self.link.shared.ingest.is_saturated()
     }
 
     /// Whether the log has no room for what was received, or is asked for room.
     pub fn is_stalled(&self) -> bool {
-        self.stalled
+        self.attachment.as_ref().is_some_and(Attachment::waits_for_room)
     }
 
     pub fn window_is_full(&self) -> bool {
-        self.established.as_ref().is_some_and(|e| e.acks.is_full(e.mark.settled()))
+        self.attachment.as_ref().is_some_and(Attachment::is_window_full)
     }
 
     /// Whether more than a little is to be done once the log has room.
     pub fn brings_much(&self) -> bool {
-        self.stalled_bytes + self.waiting.bytes > fair_queue::LITTLE
+        let pushed = self.attachment.as_ref().map_or(0, Attachment::waiting_bytes);
+        pushed + self.waiting.bytes > fair_queue::LITTLE
     }
 
     /// Takes what waited, as far as there is room.
@@ -115,7 +115,7 @@ impl SessionDriver<'_> {
             taken += body.len();
         }
         if taken > LARGE && self.end.is_none() {
-            let memory: usize = self.batches.iter().map(Batch::memory).sum();
+            let memory = self.attachment.as_ref().map_or(0, Attachment::pushed_bytes);
             self.growth = memory.div_ceil(taken).clamp(1, MAX_GROWTH);
         }
         if taken > 0 {
@@ -125,9 +125,8 @@ impl SessionDriver<'_> {
 
     /// Asks for room for what waits.
     fn ask(&mut self) {
-        if let Some(established) = &self.established {
-            self.stalled = true;
-            established.share.wait_for(self.waiting.bytes * self.growth);
+        if let Some(attachment) = &mut self.attachment {
+            attachment.ask_for_room(self.waiting.bytes * self.growth);
         }
     }
 
@@ -140,8 +139,8 @@ impl SessionDriver<'_> {
     /// Waits until the log has room for what was received; for ever if nothing waits for that.
     /// Cancel-safe.
     pub fn room(&self) -> impl Future<Output = ()> + Send + use<> {
-        let established = self.established.as_ref().filter(|_| self.stalled);
-        or_never(established.map(|established| established.share.room()))
+        let attachment = self.attachment.as_ref().filter(|attachment| attachment.waits_for_room());
+        or_never(attachment.map(Attachment::room))
     }
 
     /// Takes Readings over, and ends the session where they are only a part of what came.
@@ -158,14 +157,10 @@ impl SessionDriver<'_> {
     }
 
     fn received(&mut self, converted: Converted, now: Now) {
-        let fresh = converted.batches().map(|batch| batch.readings.len() as u64).sum::<u64>();
         self.tell_refused(&converted, now);
+        let Some(attachment) = &mut self.attachment else { return };
         let Converted { batch, more, last, repeated, skipped_from, .. } = converted;
-        let Some(established) = &mut self.established else { return };
-        established.acks.received(last);
-        if last <= established.acks.acked() {
-            established.acks.repeated();
-        }
+        attachment.received(last, repeated);
         if let Some(expected) = skipped_from {
             let (link, device) = (&self.link.name, &batch.device);
             let first = batch.readings.first().map(|reading| reading.origin_seq);
@@ -174,59 +169,17 @@ impl SessionDriver<'_> {
                 "the device goes on behind samples that it has no more; a Hello with `first` would say so"
             );
         }
-        let metrics = &self.link.shared.metrics;
-        metrics.readings_received.inc_by(fresh + repeated);
-        metrics.readings_duplicate.inc_by(repeated);
-        if fresh == 0 {
-            return;
-        }
         for batch in std::iter::once(batch).chain(more) {
-            self.count_unreliable_times(&batch);
-            match self.batches.back_mut() {
-                Some(open) if open.device == batch.device && open.basis == batch.basis => {
-                    open.readings.extend(batch.readings);
-                }
-                _ => self.batches.push_back(batch),
-            }
+            attachment.push(batch);
         }
     }
 
-    /// Tells of refused samples, before the readings that stand in their places: the device,
-    /// upstream, and whoever looks after the gateway.
+    /// Tells of refused samples, before the readings that stand in their places: upstream, whoever
+    /// looks after the gateway, and the device.
     fn tell_refused(&mut self, converted: &Converted, now: Now) {
-        let refused = &converted.refused;
-        if refused.runs().is_empty() {
-            return;
-        }
-        let shared = &self.link.shared;
-        let (device, session) = (&converted.batch.device, converted.batch.session.unwrap_or_default());
-        let mut events = Vec::new();
-        let mut told = 0;
-        for run in refused.runs() {
-            let reason = ReasonLabel { reason: run.reason };
-            shared.metrics.readings_refused.get_or_create(&reason).inc_by(run.count);
-            let link = self.link.name.clone();
-            let entry = RefusedSamples { time: now.wall, device: device.clone(), link, session, refused: run.clone() };
-            events.extend(shared.registry.refused().add(entry, shared.log.may_tell(), now.monotonic));
-            told += run.count;
-        }
-        let more = refused.count() - told;
-        if more > 0 {
-            let reason = ReasonLabel { reason: "others" };
-            shared.metrics.readings_refused.get_or_create(&reason).inc_by(more);
-            shared.registry.refused().untold(more);
-        }
-        // In the same commit as the readings, or before.
-        shared.log.tell(events);
-        if !std::mem::replace(&mut self.refused_told, true)
-            && let Some(first) = refused.runs().first()
-        {
-            let (link, from) = (&self.link.name, self.remote.name.as_str());
-            let (seq, count, why, sample) = (first.seq, refused.count(), first.text.as_str(), first.sample.as_str());
-            tracing::warn!(
-                %link, %device, from, session, seq, count, why, sample,
-                "samples can never be taken and are refused; `tidegate devices --refused` lists them"
-            );
+        let (refused, device) = (&converted.refused, &converted.batch.device);
+        if let Some(attachment) = &mut self.attachment {
+            attachment.refuse(device, refused.runs(), refused.count(), &self.remote.name, now);
         }
         for run in refused.runs() {
             if self.out.len() < MAX_TOLD {
@@ -238,32 +191,17 @@ impl SessionDriver<'_> {
 
     /// Hands what was received to the log, as far as it has room; waits for more.
     pub fn store(&mut self) {
-        let stalled = std::mem::replace(&mut self.stalled, false);
-        let Some(established) = &self.established else { return };
-        if stalled && established.share.is_waiting() {
-            self.stalled = true;
-            return;
+        match &mut self.attachment {
+            None => {}
+            Some(attachment) if self.waiting.frames.is_empty() => attachment.flush(),
+            Some(attachment) => drop(attachment.flush_and_keep_grant()),
         }
-        while let Some(batch) = self.batches.pop_front() {
-            if let Err(Saturated(batch)) = established.share.append(Some(&established.mark), batch) {
-                self.batches.push_front(batch);
-                self.stalled = true;
-                self.stalled_bytes = self.batches.iter().map(Batch::memory).sum();
-                established.share.wait_for(self.stalled_bytes);
-                return;
-            }
-        }
-        if self.waiting.frames.is_empty() {
-            established.share.release();
-        }
-        self.batches = VecDeque::new();
-        self.stalled_bytes = 0;
     }
 
     /// While the device is not read, it is told now and then that the gateway is there: its
     /// Heartbeats may stand behind what is not read.
     pub fn reassure(&mut self, now: Now) {
-        if self.established.is_none() {
+        if self.attachment.is_none() {
             return;
         }
         let since = *self.silent_since.get_or_insert(now.monotonic);

@@ -31,8 +31,8 @@ pub fn shorten(text: &mut String) {
 impl SessionDriver<'_> {
     /// Readings behind lost ones were dropped. The last Ack sent again asks for what is missing.
     pub(super) fn lost(&mut self, ask: bool) {
-        let Some(established) = self.established.as_ref().filter(|_| ask) else { return };
-        let seq = established.acks.acked();
+        let Some(attachment) = self.attachment.as_ref().filter(|_| ask) else { return };
+        let seq = attachment.acked();
         self.link.asked_again();
         self.say(&GatewayMessage::Ack(Ack { seq }));
     }

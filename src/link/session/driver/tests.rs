@@ -1,9 +1,11 @@
 use super::*;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Authentication, Store};
+use crate::device::Registry;
 use crate::device::auth::Authenticator;
-use crate::device::{Registry, SessionParameters};
+use crate::ingest::Ingest;
 use crate::link::context::Shared;
+use crate::link::session::protocol::SessionParameters;
 use crate::link::session::{FIRST_FORMAT, drive};
 use crate::metrics::Metrics;
 use crate::model::Value;
@@ -14,13 +16,14 @@ use crate::wire::codec::{decode_gateway, encode_device};
 use crate::wire::frame::{Decoder, MAX_BODY, Recovery};
 use crate::wire::message::{ChannelRef, DeviceClock, DeviceMessage, Heartbeat, Hello, Readings, Sample, SubDevice};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const LIMITS: Limits = Limits { max_body: MAX_BODY, require_checksum: false };
 
 /// A serial line to a log that has room for some 64 KiB, and whose writer is stepped.
-fn link(directory: &Path) -> (LinkContext, Stepper) {
+fn link(directory: &Path) -> (LinkContext, Stepper, Log) {
     let store = Store {
         directory: directory.to_owned(),
         max_pending: bytesize::ByteSize::kib(64),
@@ -33,9 +36,9 @@ fn link(directory: &Path) -> (LinkContext, Stepper) {
     let Opened { log, writer, .. } =
         Log::open_stepped(&store, &[], &["cloud"], clock.clone(), metrics.clone(), gauge).expect("a log");
     let devices = config::Devices::default();
+    let registry = Registry::new(&devices, clock.clone(), metrics.clone());
     let shared = Shared {
-        log,
-        registry: Registry::new(&devices, clock.clone(), metrics.clone()),
+        ingest: Ingest::new(log.clone(), registry, clock.clone(), metrics.clone()),
         authenticator: Authenticator::new(&devices, &store, metrics.clone()),
         pool: Pool::new(1 << 20, metrics.clone()),
         devices,
@@ -56,7 +59,7 @@ fn link(directory: &Path) -> (LinkContext, Stepper) {
         byte_time: Duration::ZERO,
         shared,
     };
-    (link, writer)
+    (link, writer, log)
 }
 
 /// One that nothing was said to yet.
@@ -117,15 +120,15 @@ fn said(driver: &mut SessionDriver<'_>) -> Vec<GatewayMessage> {
 #[tokio::test]
 async fn readings_that_found_no_room_are_not_taken_for_those_of_the_next_session() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (link, mut writer) = link(directory.path());
+    let (link, mut writer, _) = link(directory.path());
     writer.step();
     let mut driver = driver(&link, "/dev/ttyS0");
     hear(&mut driver, &[hello(1), reading(1)]);
     // The log has no room for the second; the device restarts.
     hear(&mut driver, &[reading(2)]);
-    assert!(driver.is_stalled() && link.shared.log.is_saturated());
+    assert!(driver.is_stalled() && link.shared.ingest.is_saturated());
     hear(&mut driver, &[hello(2)]);
-    assert!(!driver.is_stalled() && !link.shared.log.is_saturated());
+    assert!(!driver.is_stalled() && !link.shared.ingest.is_saturated());
     writer.step();
     driver.advance(link.shared.clock.now());
     writer.step();
@@ -140,7 +143,7 @@ async fn readings_that_found_no_room_are_not_taken_for_those_of_the_next_session
 #[tokio::test]
 async fn what_an_earlier_connection_brought_is_not_waited_for_once_it_is_acknowledged() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (link, mut writer) = link(directory.path());
+    let (link, mut writer, _) = link(directory.path());
     writer.step();
     let mut driver = driver(&link, "/dev/ttyS0");
     let readings = |seq| DeviceMessage::Readings(Readings { seq, sub: None, samples: vec![sample(), sample()] });
@@ -159,7 +162,7 @@ async fn what_an_earlier_connection_brought_is_not_waited_for_once_it_is_acknowl
 #[tokio::test]
 async fn while_the_log_has_no_room_heartbeats_are_answered_and_readings_wait_for_their_turn() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (link, mut writer) = link(directory.path());
+    let (link, mut writer, _) = link(directory.path());
     writer.step();
     let mut driver = driver(&link, "/dev/ttyS0");
     hear(&mut driver, &[hello(1), reading(1)]);
@@ -197,12 +200,12 @@ async fn while_the_log_has_no_room_heartbeats_are_answered_and_readings_wait_for
 #[tokio::test]
 async fn large_readings_wait_as_they_came_while_the_log_is_short_of_room() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (link, mut writer) = link(directory.path());
+    let (link, mut writer, log) = link(directory.path());
     writer.step();
     let (mut before, mut driver) = (driver(&link, "a"), driver(&link, "b"));
     hear(&mut before, &[hello(1), reading(1)]);
     hear(&mut before, &[reading(2)]);
-    assert!(before.is_stalled() && link.shared.log.is_saturated());
+    assert!(before.is_stalled() && link.shared.ingest.is_saturated());
     let DeviceMessage::Hello(other) = hello(1) else { unreachable!("it is one") };
     hear(&mut driver, &[DeviceMessage::Hello(Hello { device: "other".into(), ..other })]);
     let words = |i| (ChannelRef::Name(format!("channel-{i}")), Value::Text("words".into()));
@@ -212,7 +215,7 @@ async fn large_readings_wait_as_they_came_while_the_log_is_short_of_room() {
     driver.advance(link.shared.clock.now());
     assert!(driver.is_stalled() && driver.is_backed_up());
     assert!((4096..8192).contains(&driver.memory()), "{}", driver.memory());
-    let mark = link.shared.log.mark(&DeviceId::new("other").expect("a valid name"), 1);
+    let mark = log.mark(&DeviceId::new("other").expect("a valid name"), 1);
     for _ in 0..10 {
         writer.step();
         for driver in [&mut before, &mut driver] {
@@ -220,14 +223,14 @@ async fn large_readings_wait_as_they_came_while_the_log_is_short_of_room() {
         }
     }
     assert_eq!(mark.settled(), 10);
-    assert!(!driver.is_stalled() && !link.shared.log.is_saturated(), "nobody waits any more");
+    assert!(!driver.is_stalled() && !link.shared.ingest.is_saturated(), "nobody waits any more");
 }
 
 /// Whoever is fastest would take all the room there is, and the last of them nothing.
 #[tokio::test]
 async fn devices_that_wait_for_room_have_equal_shares_of_it_whoever_is_fastest() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (link, mut writer) = link(directory.path());
+    let (link, mut writer, log) = link(directory.path());
     writer.step();
     let names: Vec<_> = (0..10).map(|number| format!("loud-{number}")).collect();
     let mut drivers: Vec<_> = names
@@ -251,7 +254,7 @@ async fn devices_that_wait_for_room_have_equal_shares_of_it_whoever_is_fastest()
         }
         writer.step();
     }
-    let settled = |name: &String| link.shared.log.mark(&DeviceId::new(name).expect("a valid name"), 1).settled();
+    let settled = |name: &String| log.mark(&DeviceId::new(name).expect("a valid name"), 1).settled();
     let shares: Vec<_> = names.iter().map(settled).collect();
     let (least, total) = (shares.iter().min().expect("some"), shares.iter().sum::<u64>());
     assert!(least * 2 * 10 >= total && total > 100, "{shares:?}");
@@ -261,7 +264,7 @@ async fn devices_that_wait_for_room_have_equal_shares_of_it_whoever_is_fastest()
 #[tokio::test]
 async fn a_refusal_is_short_whatever_the_device_sent() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (link, mut writer) = link(directory.path());
+    let (link, mut writer, _) = link(directory.path());
     writer.step();
     let mut driver = driver(&link, "/dev/ttyS0");
     let values = vec![(ChannelRef::Name("\u{1}".repeat(100_000)), Value::Integer(1))];
@@ -302,7 +305,7 @@ impl Clock for Stopped {
 #[tokio::test]
 async fn a_pause_between_two_questions_to_the_clock_is_excused_like_any_other() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (mut link, mut writer) = link(directory.path());
+    let (mut link, mut writer, _) = link(directory.path());
     writer.step();
     let clock =
         Arc::new(Stopped { system: SystemClock::new(), stops: AtomicBool::new(false), stood: AtomicBool::new(false) });

@@ -6,11 +6,11 @@
 //! certificate--> established.
 //! See `docs/protocol.md`, "Sessions".
 
-use super::auth::{Attempt, Nonce};
 use super::convert::{ConvertError, Converted, Converter, TimeRules};
 use super::gaps::{Behind, Gaps};
 use crate::clock::Now;
 use crate::config::Authentication;
+use crate::device::auth::{Attempt, Nonce};
 use crate::model::DeviceId;
 use crate::wire::message::{
     Authenticate, Challenge, CommandResult, DeviceMessage, GatewayMessage, HeartbeatReply, Hello, Reason, SubDevice,

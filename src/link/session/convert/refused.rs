@@ -2,28 +2,14 @@
 //! values; see `docs/decisions/0032-refused-samples.md`.
 
 use super::ConvertError;
+use crate::ingest::Refused;
 use crate::wire::message::Sample;
 use crate::wire::sift::{KEPT, Unreadable};
-use serde::Serialize;
 
 /// Of one message so many runs of refused samples are told of one by one.
 const MOST: usize = 16;
 /// Of what is wrong so many characters are told.
 const LONGEST: usize = 240;
-
-/// Samples that follow each other and are refused for the same reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Refused {
-    /// The first one's seq.
-    pub seq: u64,
-    pub count: u64,
-    /// A short constant name.
-    pub reason: &'static str,
-    /// What is wrong with the first, for people to read.
-    pub text: String,
-    /// The beginning of the first as it was sent: JSON, or bytes in hexadecimal.
-    pub sample: String,
-}
 
 /// The refused samples of one message.
 #[derive(Debug, Default, PartialEq)]

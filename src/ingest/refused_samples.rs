@@ -1,7 +1,6 @@
 //! The samples that were refused of late, for whoever looks after devices; and what is told
 //! upstream of them.
 
-use super::convert::Refused;
 use super::rate::Bucket;
 use crate::model::{DeviceId, Timestamp};
 use parking_lot::Mutex;
@@ -17,6 +16,20 @@ const KEPT: usize = 256;
 /// log with them.
 const EVENTS: (u32, u32) = (64, 1);
 
+/// Samples that follow each other and are refused for the same reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// The first one's seq.
+    pub seq: u64,
+    pub count: u64,
+    /// A short constant name.
+    pub reason: &'static str,
+    /// What is wrong with the first, for people to read.
+    pub text: String,
+    /// The beginning of the first as it was sent: JSON, or bytes in hexadecimal.
+    pub sample: String,
+}
+
 /// Samples of one session that follow each other and were refused for the same reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RefusedSamples {
@@ -29,9 +42,9 @@ pub struct RefusedSamples {
     pub refused: Refused,
 }
 
-/// What is kept of refused samples.
-#[derive(Debug)]
-pub struct RefusedLog(Mutex<Inner>);
+/// What is kept of refused samples. Clones share it.
+#[derive(Debug, Clone)]
+pub struct RefusedLog(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
@@ -46,7 +59,7 @@ impl Default for RefusedLog {
     fn default() -> RefusedLog {
         let (burst, per_second) = EVENTS;
         let events = Bucket::new(per_second, burst);
-        RefusedLog(Mutex::new(Inner { entries: VecDeque::new(), events, untold: 0 }))
+        RefusedLog(Arc::new(Mutex::new(Inner { entries: VecDeque::new(), events, untold: 0 })))
     }
 }
 

@@ -4,7 +4,7 @@
 mod refused;
 mod times;
 
-pub use refused::{Refusals, Refused};
+pub use refused::Refusals;
 pub use times::TimeRules;
 
 use crate::clock::Now;
