@@ -1,17 +1,20 @@
 //! What one commit writes, what came of it, and what it tells sinks.
 
-use super::aside;
-use super::attendance::Attendance;
-use super::boots;
-use super::events::{self, Lost};
-use super::evict::Evicted;
-use super::gap::Gap;
+pub(super) mod committer;
+pub(super) mod reopening;
+
+use super::disk::boot_times;
+use super::disk::log_clock::Kept;
+use super::disk::schema;
 use super::inbox::Taken;
-use super::logclock::Kept;
-use super::missed::{self, Missed};
-use super::restored::Restored;
-use super::schema;
-use super::sinks::{self, Forgotten, Retired};
+use super::presence::Attendance;
+use super::recovery::restore_job::Restored;
+use super::retention::eviction::Evicted;
+use super::retention::gap::Gap;
+use super::sinks::events::{self, Lost};
+use super::sinks::positions::{self, Forgotten, Retired};
+use super::sinks::rejected;
+use super::sinks::unreported_gaps::{self, Missed};
 use crate::model::{DeviceId, Numbered, Seq, Timestamp};
 use anyhow::Result;
 use rusqlite::Connection;
@@ -49,7 +52,7 @@ pub(super) struct Commit {
     /// What is new about commands.
     pub inbox: Taken,
     /// What is new about the machine's boot.
-    pub boot: Option<boots::News>,
+    pub boot: Option<boot_times::News>,
     /// The gateway stops: the next seq that will be given out.
     pub clean: Option<Seq>,
     pub now: Timestamp,
@@ -109,7 +112,7 @@ impl Outcome {
 /// if it changed any of that.
 pub(super) fn tell(db: &Connection, commit: &Commit, outcome: &mut Outcome, most: Option<u64>) -> Result<Option<u64>> {
     for forgotten in &commit.forget {
-        if let Some(body) = sinks::forget(db, forgotten)? {
+        if let Some(body) = positions::forget(db, forgotten)? {
             outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
         }
     }
@@ -120,12 +123,12 @@ pub(super) fn tell(db: &Connection, commit: &Commit, outcome: &mut Outcome, most
     let mut add = |(name, missed)| news.entry(name).or_default().push(missed);
     let confirmed = |name: &str| places.iter().find(|(known, ..)| **known == *name).map(|(_, confirmed, _)| *confirmed);
     for gap in commit.dropped(outcome) {
-        missed::of_gap(&gap, commit.now, confirmed).for_each(&mut add);
+        unreported_gaps::of_gap(&gap, commit.now, confirmed).for_each(&mut add);
     }
     // Over the others their sinks have moved already.
     for gap in &commit.gaps {
-        aside::count(db, gap)?;
-        missed::of_gap(gap, commit.now, |name| confirmed(name).map(|_| Seq::ZERO)).for_each(&mut add);
+        rejected::count(db, gap)?;
+        unreported_gaps::of_gap(gap, commit.now, |name| confirmed(name).map(|_| Seq::ZERO)).for_each(&mut add);
     }
     if let Some(most) = most {
         let pruned = events::prune(db, &events, most, commit.now)?;
@@ -134,13 +137,13 @@ pub(super) fn tell(db: &Connection, commit: &Commit, outcome: &mut Outcome, most
     }
     let changed = !(news.is_empty() && commit.forget.is_empty());
     for (name, missed) in news {
-        missed::record(db, &name, missed)?;
+        unreported_gaps::record(db, &name, missed)?;
         outcome.missed.push(name);
     }
     for name in &commit.tell {
-        let event = missed::tell(db, name, commit.now)?;
+        let event = unreported_gaps::tell(db, name, commit.now)?;
         outcome.last_event = event.or(outcome.last_event);
         outcome.told.push((name.clone(), event));
     }
-    changed.then(|| missed::next_round(db)).transpose().map_err(Into::into)
+    changed.then(|| unreported_gaps::next_round(db)).transpose().map_err(Into::into)
 }

@@ -10,9 +10,9 @@
 //! the log. Its id and how it ended stay as long as they are asked for: a command whose id
 //! was forgotten would be done again if it is sent again.
 
-use super::row;
-use super::schema;
-use super::small_tables::Shares;
+use super::disk::rows;
+use super::disk::schema;
+use super::disk::small_tables::Shares;
 use crate::model::{Command, CommandId, CommandKey, CommandState, DeviceId, Target, Timestamp};
 use anyhow::Result;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
@@ -203,7 +203,7 @@ impl Row {
     }
 
     fn guard(&self) -> i64 {
-        row::command_guard(self.place, [&self.device, &self.id, &self.state, &self.body], self.ended)
+        rows::command_guard(self.place, [&self.device, &self.id, &self.state, &self.body], self.ended)
     }
 
     fn command(&self) -> Option<Command> {
@@ -328,11 +328,11 @@ fn forget(db: &Connection, keep: Keep, clock: u64) -> Result<()> {
 
 fn put(db: &Connection, command: &Command, clock: u64) -> Result<()> {
     let row = Row {
-        place: row::signed(command.place),
+        place: rows::signed(command.place),
         device: column(&command.target).to_owned(),
         id: command.id.to_string(),
         state: command.state().name().to_owned(),
-        ended: command.ended.as_ref().map(|_| row::signed(clock)),
+        ended: command.ended.as_ref().map(|_| rows::signed(clock)),
         body: serde_json::to_string(command)?,
     };
     put_row(db, &row)

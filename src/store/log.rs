@@ -1,13 +1,13 @@
 //! The handle that links, sinks and the writer share.
 
-use super::attendance::{self, Attended};
-use super::headroom::DiskState;
+use super::disk::headroom::DiskState;
+use super::disk::small_tables::MAX_MARKS;
 use super::inbox::{self, Change, Commands, Record};
-use super::mark::Mark;
+use super::presence::{self, Attended};
 use super::share::{self, Saturated, Share};
 use super::shared::Shared;
-use super::small_tables::MAX_MARKS;
 use super::state::State;
+use super::tail::high_water::Mark;
 use crate::clock::Now;
 use crate::model::{Batch, Command, CommandKey, DeviceId, DeviceStatus, Epoch, Epochs, Target};
 use anyhow::Result;
@@ -188,7 +188,7 @@ impl Log {
     /// # Errors
     /// If the log cannot be read; worth another try later.
     pub async fn attended(&self, device: Option<DeviceId>, before: Option<u64>, limit: usize) -> Result<Vec<Attended>> {
-        self.shared.on_disk(PRESENCE_READER, move |db| attendance::trail(db, device.as_ref(), before, limit)).await
+        self.shared.on_disk(PRESENCE_READER, move |db| presence::trail(db, device.as_ref(), before, limit)).await
     }
 
     /// What the last life left of commands; for the first who asks.

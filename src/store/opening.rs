@@ -1,31 +1,31 @@
 //! From the files to a log that only lacks its writer.
 
-use super::attendance::{self, Attendance, KnownDevices};
-use super::budget::Budget;
-use super::cursor::SinkCursor;
-use super::disk::{Disk, OnDisk};
-use super::evict::{Bounds, Evictor};
-use super::fault::Fault;
-use super::headroom::DiskState;
-use super::heal::{self, Healed};
+use super::commit::committer::{Disk, OnDisk};
+use super::disk::budget::Budget;
+use super::disk::failure::Fault;
+use super::disk::headroom::DiskState;
+use super::disk::lock::lock;
+use super::disk::log_clock::LogClock;
+use super::disk::readers::Readers;
+use super::disk::reserve_file::Reserve;
+use super::disk::schema::{self, OpenError};
+use super::disk::small_tables::{MAX_MARKS, Shares};
+use super::disk::space::{Gauge, Space};
 use super::inbox::Inbox;
-use super::lanes::Lanes;
-use super::lock::lock;
 use super::log::Log;
-use super::logclock::LogClock;
-use super::mark::{Mark, Marks};
-use super::readers::Readers;
-use super::recover::CutShort;
-use super::reserve::Reserve;
+use super::presence::{self, Attendance, KnownDevices};
+use super::read::cursor::SinkCursor;
+use super::recovery::open::{self, Healed};
+use super::recovery::restore_job::{Job, Restored};
+use super::recovery::startup::CutShort;
 use super::restore;
-use super::restored::{Job, Restored};
-use super::room::Room;
-use super::schema::{self, OpenError};
+use super::retention::eviction::{Bounds, Evictor};
+use super::retention::priority::Lanes;
 use super::shared::Shared;
-use super::sinks::{Adopted, Wanted};
-use super::small_tables::{MAX_MARKS, Shares};
-use super::space::{Gauge, Space};
+use super::sinks::positions::{Adopted, Wanted};
 use super::state::State;
+use super::tail::high_water::{Mark, Marks};
+use super::tail::room::Room;
 use super::tail::{Policy, Tail};
 use super::writer::{self, Stepper, Writer};
 use crate::clock::Clock;
@@ -146,14 +146,14 @@ pub(super) fn prepare(
     let mut reserve = Reserve::new(directory, budget.reserve());
     let lanes = Lanes::new(routes);
     let now = clock.now();
-    let mut healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
+    let mut healed = open::open(config, &lanes, sinks, &*clock, &metrics);
     if let Err(why) = &healed
         && Fault::of_opening(why) == Fault::NoSpace
         && reserve.is_there()
         && reserve.release()
     {
         tracing::warn!(bytes = reserve.size(), "the disk is full; the reserve file was given up to make room");
-        healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
+        healed = open::open(config, &lanes, sinks, &*clock, &metrics);
     }
     let Healed { connection, found, ticket, boots, commands, commands_lost, jobs, notes } =
         healed.inspect_err(failed)?;
@@ -174,7 +174,7 @@ pub(super) fn prepare(
         let body = serde_json::json!({"type": "commands_lost", "reason": "corrupt", "count": commands_lost});
         notices.push(body.to_string());
     }
-    let devices = attendance::load(&connection).unwrap_or_else(|why| {
+    let devices = presence::load(&connection).unwrap_or_else(|why| {
         tracing::error!(%why, "what was known of devices' presence cannot be read");
         KnownDevices::default()
     });

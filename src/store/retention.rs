@@ -12,6 +12,13 @@
 //! done to each segment twice at most (3 and 4), in steps of a bounded size that free
 //! more than is needed at the moment, so that a commit does not rewrite for a few bytes.
 
+pub(super) mod eviction;
+pub(super) mod gap;
+pub(super) mod holes;
+pub(super) mod merging;
+pub(super) mod priority;
+pub(super) mod rewriting;
+
 use crate::model::Seq;
 
 /// A segment as it lies on disk.

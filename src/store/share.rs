@@ -1,8 +1,8 @@
 //! A source's share of the log: how it appends, and waits for room.
 
-use super::mark::Mark;
-use super::room::Waiter;
 use super::shared::Shared;
+use super::tail::high_water::Mark;
+use super::tail::room::Waiter;
 use crate::model::Batch;
 use std::future::Future;
 use std::sync::Arc;

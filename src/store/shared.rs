@@ -1,14 +1,14 @@
 //! What the handle, its cursors and the writer share.
 
-use super::events::Lost;
-use super::gap::Gap;
-use super::heal;
-use super::mark::Mark;
-use super::place::Astray;
-use super::readers::Readers;
-use super::room::Waiter;
-use super::sinks::Forgotten;
+use super::disk::file_identity::Astray;
+use super::disk::readers::Readers;
+use super::recovery::open;
+use super::retention::gap::Gap;
+use super::sinks::events::Lost;
+use super::sinks::positions::Forgotten;
 use super::state::State;
+use super::tail::high_water::Mark;
+use super::tail::room::Waiter;
 use crate::clock::Clock;
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
 use crate::model::{Epochs, Seq};
@@ -56,7 +56,7 @@ impl Shared {
     /// written, and sees to it that it heals when it is opened again.
     pub fn examine(&self, why: &anyhow::Error) -> bool {
         let is_older = matches!(why.downcast_ref(), Some(Astray::Older { .. }));
-        if !is_older && !heal::is_damage(why, &self.path) {
+        if !is_older && !open::is_damage(why, &self.path) {
             return false;
         }
         let found = format!("{why:#}");
@@ -65,7 +65,7 @@ impl Shared {
             tracing::error!(error = found, "the log is damaged; it is opened again to heal it");
             // What is whole, only older, is gone on with as after a crash.
             if !is_older {
-                heal::remember(&self.path, &found);
+                open::remember(&self.path, &found);
             }
             self.state.lock().failure = Some(found);
             self.damaged.notify_waiters();

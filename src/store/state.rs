@@ -1,18 +1,18 @@
 //! What the log's parts share under its lock, and what the next commit takes of it.
 
-use super::attendance::Attendance;
-use super::boots::Boots;
 use super::commit::Commit;
-use super::gap::{Gap, Hole, add_gap, add_holes};
-use super::headroom::DiskState;
+use super::disk::boot_times::Boots;
+use super::disk::headroom::DiskState;
+use super::disk::log_clock::LogClock;
+use super::disk::schema;
 use super::inbox::Inbox;
-use super::logclock::LogClock;
-use super::mark::Marks;
-use super::missed::News;
-use super::restored::Restored;
-use super::room::Room;
-use super::schema;
-use super::sinks::{self, Forgotten, Retired};
+use super::presence::Attendance;
+use super::recovery::restore_job::Restored;
+use super::retention::gap::{Gap, Hole, add_gap, add_holes};
+use super::sinks::positions::{self, Forgotten, Retired};
+use super::sinks::unreported_gaps::News;
+use super::tail::high_water::Marks;
+use super::tail::room::Room;
 use super::tail::{Tail, Unsaved};
 use crate::clock::Now;
 use crate::model::Seq;
@@ -162,7 +162,7 @@ impl State {
         let reserve =
             (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then(|| self.tail.next().plus(schema::SEQ_BLOCK));
         let clock = self.log_clock.read(now);
-        let expired = sinks::expired(&self.retired, clock, self.forget_after);
+        let expired = positions::expired(&self.retired, clock, self.forget_after);
         let forget = expired.into_iter().map(|sink| self.forgotten(&sink)).collect();
         let numbered = || names.iter().enumerate();
         let tell = numbered().filter(|(sink, _)| self.is_to_be_told(*sink)).map(|(_, name)| name.clone()).collect();

@@ -15,9 +15,12 @@
 //! disk saves nothing, readings that each sink confirmed give way to new ones: what is
 //! acknowledged through the sinks goes on, and only the local history has a hole.
 
-use super::mark::Mark;
+pub(super) mod high_water;
+pub(super) mod room;
+
 use crate::config::HistoryWithin;
 use crate::model::{Batch, DeviceId, Numbered, Seq};
+use crate::store::tail::high_water::Mark;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,13 +1,15 @@
 //! Whoever writes: sleeps until a commit is due, then writes all that is pending
 //! in one transaction. A thread of its own, or a simulation step by step.
 
+pub(super) mod disk_monitor;
+
+use super::commit::committer::Disk;
 use super::commit::{Commit, Outcome};
-use super::disk::Disk;
-use super::gap::{Gap, add_holes};
-use super::keeper::Keeper;
-use super::reserve::Reserve;
+use super::disk::reserve_file::Reserve;
+use super::retention::gap::{Gap, add_holes};
 use super::shared::Shared;
 use crate::model::Seq;
+use crate::store::writer::disk_monitor::Keeper;
 use anyhow::Result;
 use std::sync::Arc;
 use std::thread::JoinHandle;
