@@ -1,11 +1,18 @@
 //! Transports over which devices connect. Each drives the sessions of `session` over a stream; see
 //! `docs/links.md`.
 
+// In dependency order: each refers only to those above it (`tests/architecture.rs`).
+
 mod context;
+
 mod remote;
-pub mod serial;
+
 mod session;
+
+pub mod serial;
+
 pub mod tcp;
+
 pub mod websocket;
 
 pub use context::Shared;

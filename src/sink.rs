@@ -2,16 +2,27 @@
 //! [`Destination`], once for all kinds of destination; each of those is a small
 //! adapter.
 
-mod batching;
+// In dependency order: each refers only to those above it (`tests/architecture.rs`).
+
 pub mod encode;
+
+mod batching;
+
 mod flight;
-pub mod kinds;
-mod lifecycle;
-mod look;
-pub mod mqtt;
-mod pump;
+
 mod sizing;
+
 mod suspicion;
+
+mod pump;
+
+mod lifecycle;
+
+mod look;
+
+pub mod mqtt;
+
+pub mod kinds;
 
 pub use lifecycle::{Build, CommandIntake, Context, Running, Sink, Terms};
 pub use look::{Certificates, Say, Visitor};
