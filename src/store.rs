@@ -7,8 +7,8 @@
 //! it, whichever is first. A commit is due `commit_within` after a reading's
 //! arrival unless every sink confirmed it by then; a confirmed reading is written
 //! within `history_within`, or never if that is off. One commit writes everything
-//! pending as one [`segment`], together with the sinks' places, in one transaction;
-//! the devices' marks follow from it and are written now and then. Small segments
+//! pending as one [`segment`], together with the sinks' positions, in one transaction;
+//! the devices' high-water marks follow from it and are written now and then. Small segments
 //! are merged.
 //!
 //! # Format
@@ -74,11 +74,11 @@ pub use disk::space::{Gauge, Space};
 pub use inbox::{Change, Commands, Record};
 pub use log::{Log, LogHealth};
 pub use opening::Opened;
-pub use presence::{Attended, KnownDevices, MAX_FORGOTTEN};
+pub use presence::{KnownDevices, MAX_FORGOTTEN, PresenceEntry};
 pub use read::cursor::SinkCursor;
-pub use read::offline::{Contents, Offline, Pending, Piece, Verdict, damaged, missing};
+pub use read::offline::{Contents, Offline, Pending, Piece, Verification, damaged, missing};
 pub use share::{Saturated, Share};
 pub use sinks::events::LogEvent;
-pub use sinks::positions::Wanted;
-pub use tail::high_water::Mark;
+pub use sinks::positions::ConfiguredSink;
+pub use tail::high_water::HighWater;
 pub use writer::{Stepped, Stepper, Writer};

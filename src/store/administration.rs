@@ -1,4 +1,4 @@
-//! What an operator does with readings and the places of sinks while no gateway runs.
+//! What an operator does with readings and the positions of sinks while no gateway runs.
 
 use super::disk::boot_times;
 use super::disk::pending_high_water;
@@ -8,9 +8,9 @@ use super::recovery::open;
 use super::recovery::startup;
 use super::retention::gap::Hole;
 use super::retention::holes::Holes;
-use super::sinks::positions::{self, Forgotten, Place};
+use super::sinks::positions::{self, CursorPosition, ForgottenSink};
 use super::sinks::rejected;
-use super::sinks::unreported_gaps::{self, Missed, What};
+use super::sinks::unreported_gaps::{self, GapUnit, UnreportedGap};
 use crate::config::Durability;
 use crate::model::{Seq, Timestamp};
 use anyhow::{Context, Result, bail};
@@ -39,18 +39,18 @@ pub struct Purged {
     pub undelivered: Vec<(String, u64)>,
 }
 
-/// Forgets the place of a sink, which is told to the others. Returns how many readings were
+/// Forgets the position of a sink, which is told to the others. Returns how many readings were
 /// kept for it; with `really` false they are only counted.
 ///
 /// # Errors
 /// If a gateway runs on this log, or it is damaged, or the sink is unknown.
 pub fn forget_sink(directory: &Path, name: &str, now: Timestamp, really: bool) -> Result<u64> {
-    change(directory, really, |db, places| {
-        let Some(place) = places.get(name) else { bail!("{}", unknown(name, places)) };
+    change(directory, really, |db, positions| {
+        let Some(position) = positions.get(name) else { bail!("{}", unknown(name, positions)) };
         let last: Option<u64> =
             db.query_row(&format!("SELECT max({LAST_SEQ}) FROM segment"), [], |row| row.get(0)).optional()?.flatten();
-        let (first, last) = (Seq(place.confirmed).next(), Seq(last.unwrap_or(0)));
-        let forgotten = Forgotten { name: name.into(), count: waiting(db, place)?, first, last };
+        let (first, last) = (Seq(position.confirmed).next(), Seq(last.unwrap_or(0)));
+        let forgotten = ForgottenSink { name: name.into(), count: waiting(db, position)?, first, last };
         if really && let Some(body) = positions::forget(db, &forgotten)? {
             schema::insert_event(db, now, &body)?;
         }
@@ -58,25 +58,25 @@ pub fn forget_sink(directory: &Path, name: &str, now: Timestamp, really: bool) -
     })
 }
 
-/// Has the sink `to` take over the place of the sink `from`, and what that one has missed;
-/// if it had a place of its own, that is forgotten. Returns how many readings wait there.
+/// Has the sink `to` take over the position of the sink `from`, and what that one has missed;
+/// if it had a position of its own, that is forgotten. Returns how many readings wait there.
 ///
 /// # Errors
 /// If a gateway runs on this log, or it is damaged, or there is no sink `from`.
 pub fn rename_sink(directory: &Path, from: &str, to: &str) -> Result<u64> {
-    change(directory, true, |db, places| {
-        let Some(place) = places.get(from).copied() else { bail!("{}", unknown(from, places)) };
+    change(directory, true, |db, positions| {
+        let Some(position) = positions.get(from).copied() else { bail!("{}", unknown(from, positions)) };
         if from == to {
             bail!("the old name and the new one are the same");
         }
         db.execute("DELETE FROM sink WHERE name = ?1", [from])?;
-        schema::put_place(db, to, Seq(place.confirmed), place.event, place.retired)?;
+        schema::put_position(db, to, Seq(position.confirmed), position.event, position.retired)?;
         unreported_gaps::rename(db, from, to)?;
         rejected::rename(db, from, to)?;
-        places.remove(from);
-        places.insert(to.to_owned(), place);
-        positions::write_names(db, places, None)?;
-        waiting(db, &place)
+        positions.remove(from);
+        positions.insert(to.to_owned(), position);
+        positions::write_names(db, positions, None)?;
+        waiting(db, &position)
     })
 }
 
@@ -84,7 +84,7 @@ pub fn rename_sink(directory: &Path, from: &str, to: &str) -> Result<u64> {
 fn change<T>(
     directory: &Path,
     really: bool,
-    work: impl FnOnce(&Transaction<'_>, &mut BTreeMap<String, Place>) -> Result<T>,
+    work: impl FnOnce(&Transaction<'_>, &mut BTreeMap<String, CursorPosition>) -> Result<T>,
 ) -> Result<T> {
     let _lock = super::disk::lock::lock(directory).context("stop the gateway first")?;
     let path = directory.join(FILE_NAME);
@@ -92,34 +92,34 @@ fn change<T>(
         bail!("there is no log in {}; see [store] directory", directory.display());
     }
     // What a power cut left behind its place would be written over.
-    if open::settle(&path, Durability::Full, true)?.cut.is_some() {
+    if open::settle(&path, Durability::Full, true)?.cut_off.is_some() {
         bail!("start the gateway once, so that {} is whole after a power cut", path.display());
     }
-    let mut db = schema::open(&path, Durability::Full).context("start the gateway once, so that its log heals")?;
+    let mut db = schema::open(&path, Durability::Full).context("start the gateway once, so that its log recovers")?;
     // What goes is to be gone, also from pages that are free now.
     db.pragma_update(None, "secure_delete", true)?;
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let done = work(&transaction, &mut positions::places(&transaction)?)?;
+    let done = work(&transaction, &mut positions::all(&transaction)?)?;
     if really {
         transaction.commit()?;
     }
     Ok(done)
 }
 
-fn unknown(name: &str, places: &BTreeMap<String, Place>) -> String {
-    let known: Vec<_> = places.keys().map(String::as_str).collect();
+fn unknown(name: &str, positions: &BTreeMap<String, CursorPosition>) -> String {
+    let known: Vec<_> = positions.keys().map(String::as_str).collect();
     format!("there is no sink {name:?} in the log; it has {}", known.join(", "))
 }
 
-/// Readings on disk behind the place.
-fn waiting(db: &Connection, place: &Place) -> Result<u64> {
+/// Readings on disk behind the position.
+fn waiting(db: &Connection, position: &CursorPosition) -> Result<u64> {
     let sql = format!("SELECT {HEADER_COLUMNS} FROM segment WHERE {LAST_SEQ} > ?1 ORDER BY first_seq");
     let mut statement = db.prepare(&sql)?;
-    let mut rows = statement.query([place.confirmed])?;
+    let mut rows = statement.query([position.confirmed])?;
     let mut count = 0;
     while let Some(row) = rows.next()? {
         let header = rows::header_of(row);
-        count += header.map_or(0, |header| header.within(Seq(place.confirmed), header.last()));
+        count += header.map_or(0, |header| header.within(Seq(position.confirmed), header.last()));
     }
     Ok(count)
 }
@@ -128,27 +128,27 @@ fn waiting(db: &Connection, place: &Place) -> Result<u64> {
 /// leaves a gap event that says so. With `really` false it only counts them.
 ///
 /// Without a sink, the readings leave the log, as far as whole segments do. With one,
-/// that sink's place moves over them, and others still get them.
+/// that sink's position moves over them, and others still get them.
 ///
 /// # Errors
 /// If a gateway runs on this log, or it is damaged, or the sink is unknown.
 pub fn purge(directory: &Path, only: Option<&str>, before: Before, now: Timestamp, really: bool) -> Result<Purged> {
-    change(directory, really, |transaction, places| remove(transaction, places, only, before, now, really))
+    change(directory, really, |transaction, positions| remove(transaction, positions, only, before, now, really))
 }
 
 fn remove(
     transaction: &Transaction<'_>,
-    places: &BTreeMap<String, Place>,
+    positions: &BTreeMap<String, CursorPosition>,
     only: Option<&str>,
     before: Before,
     now: Timestamp,
     really: bool,
 ) -> Result<Purged> {
-    if let Some(name) = only.filter(|name| !places.contains_key(*name)) {
-        bail!("{}", unknown(name, places));
+    if let Some(name) = only.filter(|name| !positions.contains_key(*name)) {
+        bail!("{}", unknown(name, positions));
     }
     let mut purged = Purged { range: None, readings: 0, removed: 0, undelivered: Vec::new() };
-    let chosen = places.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
+    let chosen = positions.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
     let mut lost: BTreeMap<&str, u64> = chosen.map(|(name, _)| (name.as_str(), 0)).collect();
     let upto = last_before(transaction, before)?;
     {
@@ -164,7 +164,7 @@ fn remove(
             }
             purged.range = Some((purged.range.map_or(header.first, |(first, _)| first), last));
             for (name, count) in &mut lost {
-                let confirmed = places.get(*name).map_or(0, |place| place.confirmed);
+                let confirmed = positions.get(*name).map_or(0, |position| position.confirmed);
                 *count += header.within(Seq(confirmed), last);
             }
         }
@@ -172,19 +172,19 @@ fn remove(
     purged.undelivered = lost.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
     let Some((first, last)) = purged.range.filter(|_| really) else { return Ok(purged) };
     for (name, count) in &lost {
-        let Place { confirmed, event, retired } = places.get(*name).copied().unwrap_or_default();
-        schema::put_place(transaction, name, Seq(confirmed.max(last.0)), event, retired)?;
+        let CursorPosition { confirmed, event, retired } = positions.get(*name).copied().unwrap_or_default();
+        schema::put_position(transaction, name, Seq(confirmed.max(last.0)), event, retired)?;
         if *count > 0 {
             let range = (first.0.max(confirmed + 1), last.0);
             unreported_gaps::record(
                 transaction,
                 name,
-                vec![Missed::new(What::Readings, "purged", range, *count, now)],
+                vec![UnreportedGap::new(GapUnit::Readings, "purged", range, *count, now)],
             )?;
         }
     }
     if only.is_none() {
-        // What devices' marks follow from may go: after a crash they are not in their table.
+        // What devices' high-water marks follow from may go: after a crash they are not in their table.
         pending_high_water::catch_up(transaction, startup::meta(transaction, "listed")?)?;
         let gone = transaction.execute(&format!("DELETE FROM segment WHERE {LAST_SEQ} <= ?1"), [last.0])?;
         if gone > 0 {

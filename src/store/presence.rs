@@ -31,8 +31,8 @@ pub struct KnownDevices {
 
 /// What is to be written about devices.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Attendance {
-    /// What was told by so many calls of [`super::Log::attend`].
+pub(super) struct UnwrittenPresence {
+    /// What was told by so many calls of [`super::Log::record_presence`].
     pub upto: u64,
     /// In the order in which it was told.
     changes: Vec<DeviceStatus>,
@@ -42,7 +42,7 @@ pub(super) struct Attendance {
 
 /// An entry of the trail.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Attended {
+pub struct PresenceEntry {
     /// Increasing; never used twice.
     pub id: u64,
     /// When it was written.
@@ -50,7 +50,7 @@ pub struct Attended {
     pub status: DeviceStatus,
 }
 
-impl Attendance {
+impl UnwrittenPresence {
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.forgotten.is_empty()
     }
@@ -58,10 +58,10 @@ impl Attendance {
     /// Takes what is new: changes, and devices that are known no more, before those.
     pub fn came(&mut self, upto: u64, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) {
         let forgotten = forgotten.into_iter().map(|device| (0, device)).collect();
-        self.add(Attendance { upto, changes, forgotten });
+        self.add(UnwrittenPresence { upto, changes, forgotten });
     }
 
-    fn add(&mut self, newer: Attendance) {
+    fn add(&mut self, newer: UnwrittenPresence) {
         self.upto = self.upto.max(newer.upto);
         let before = self.changes.len();
         self.changes.extend(newer.changes);
@@ -74,7 +74,7 @@ impl Attendance {
     }
 
     /// Takes back what was not written after all.
-    pub fn put_back(&mut self, older: Attendance) {
+    pub fn put_back(&mut self, older: UnwrittenPresence) {
         let newer = std::mem::replace(self, older);
         self.add(newer);
     }
@@ -95,7 +95,7 @@ impl Attendance {
 }
 
 /// Writes what is new, and returns the bodies of the events that tell of it.
-pub(super) fn write(db: &Connection, news: &Attendance, now: Timestamp, keep: u32) -> Result<Vec<String>> {
+pub(super) fn write(db: &Connection, news: &UnwrittenPresence, now: Timestamp, keep: u32) -> Result<Vec<String>> {
     let (mut events, mut first, mut size) = (Vec::new(), 0, 0);
     for (at, status) in news.changes.iter().enumerate() {
         let body = serde_json::to_string(status)?;
@@ -166,13 +166,13 @@ pub(super) fn load(db: &Connection) -> rusqlite::Result<KnownDevices> {
     Ok(KnownDevices { statuses, forgotten: forgotten.into_iter().map(|(_, device)| device).collect() })
 }
 
-/// See [`super::Log::attended`].
-pub(super) fn trail(
+/// See [`super::Log::presence_entries`].
+pub(super) fn entries(
     db: &Connection,
     device: Option<&DeviceId>,
     before: Option<u64>,
     limit: usize,
-) -> Result<Vec<Attended>> {
+) -> Result<Vec<PresenceEntry>> {
     let mut statement = db.prepare_cached("SELECT id, time, body, guard FROM audit WHERE id < ?1 ORDER BY id DESC")?;
     let before = before.and_then(|id| i64::try_from(id).ok()).unwrap_or(i64::MAX);
     let mut rows = statement.query([before])?;
@@ -188,7 +188,7 @@ pub(super) fn trail(
         }
         let Ok(status) = serde_json::from_str::<DeviceStatus>(&body) else { continue };
         if device.is_none_or(|device| *device == status.device) {
-            entries.push(Attended { id: row.get(0)?, time: Timestamp(time), status });
+            entries.push(PresenceEntry { id: row.get(0)?, time: Timestamp(time), status });
         }
     }
     Ok(entries)
@@ -218,9 +218,9 @@ mod tests {
         }
     }
 
-    fn news(changes: &[(&str, Presence)], forgotten: &[&str]) -> Attendance {
+    fn news(changes: &[(&str, Presence)], forgotten: &[&str]) -> UnwrittenPresence {
         let changes = changes.iter().map(|(name, state)| status(name, *state)).collect();
-        Attendance { changes, forgotten: forgotten.iter().map(|name| (0, device(name))).collect(), upto: 0 }
+        UnwrittenPresence { changes, forgotten: forgotten.iter().map(|name| (0, device(name))).collect(), upto: 0 }
     }
 
     #[test]
@@ -247,7 +247,7 @@ mod tests {
         };
         for count in [0, 1, 20, 200] {
             let changes: Vec<_> = (0..count).map(change).collect();
-            let news = Attendance { changes: changes.clone(), ..Attendance::default() };
+            let news = UnwrittenPresence { changes: changes.clone(), ..UnwrittenPresence::default() };
             let events = write(&db, &news, Timestamp(0), 1000).expect("it is written");
             assert!(events.iter().all(|event| event.len() < AN_EVENT_BYTES + 100));
             assert!(events.len() <= count.div_ceil(15), "{} events of {count}", events.len());
@@ -264,7 +264,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join(super::super::disk::schema::FILE_NAME);
         let db = super::super::disk::schema::open(&path, crate::config::Durability::Full).expect("a new database");
-        let write = |news: &Attendance, seconds: i64| {
+        let write = |news: &UnwrittenPresence, seconds: i64| {
             write(&db, news, Timestamp(seconds * 1_000_000), 1000).expect("it is written");
         };
         write(&news(&[("a", Presence::Online), ("b", Presence::Online)], &[]), 1);
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded_and_keeps_its_order() {
-        let mut waiting = Attendance::default();
+        let mut waiting = UnwrittenPresence::default();
         for _ in 0..MAX_WAITING {
             waiting.add(news(&[("pump", Presence::Online)], &["other"]));
         }

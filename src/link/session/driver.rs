@@ -14,7 +14,7 @@ use crate::device::auth::Credential;
 use crate::device::{Acks, Bucket, Connected, Introduction, NotAdmitted, Refusal, Session, Step};
 use crate::model::{Batch, Cause, DeviceId};
 use crate::net::AdmissionSlot;
-use crate::store::{Mark, Share};
+use crate::store::{HighWater, Share};
 use crate::wire::codec::{BodyError, decode_device_in};
 use crate::wire::frame::{Event, Format, FrameError, FrameRef, Limits};
 use crate::wire::message::{Ack, DeviceMessage, GatewayMessage, Goodbye, Reason};
@@ -44,7 +44,7 @@ pub enum End {
 }
 
 struct Established {
-    mark: Arc<Mark>,
+    high_water: Arc<HighWater>,
     share: Share,
     acks: Acks,
     connected: Connected,
@@ -236,11 +236,11 @@ impl<'a> SessionDriver<'a> {
                     return;
                 }
             };
-        let mark = shared.log.mark(device, session);
-        let settled = mark.settled();
+        let high_water = shared.log.high_water(device, session);
+        let settled = high_water.settled();
         let acks = Acks::new(self.link.parameters.window, settled);
         (self.clock_told, self.refused_told) = (false, false);
-        self.established = Some(Established { mark, share: shared.log.share(), acks, connected });
+        self.established = Some(Established { high_water, share: shared.log.share(), acks, connected });
         let welcome = self.session.welcome(first, settled, now);
         self.say(&welcome);
         let key = self.credential.as_ref().map(|credential| credential.key());
@@ -254,7 +254,7 @@ impl<'a> SessionDriver<'a> {
         }
         self.go_on(now);
         if let Some(established) = &mut self.established
-            && let Some(seq) = established.acks.due(established.mark.settled(), now.monotonic)
+            && let Some(seq) = established.acks.due(established.high_water.settled(), now.monotonic)
         {
             self.session.acknowledged(seq);
             self.say(&GatewayMessage::Ack(Ack { seq }));
@@ -300,7 +300,7 @@ impl<'a> SessionDriver<'a> {
     /// When an Ack that waits for its distance from the last one is due.
     pub fn ack_due(&self, now: Duration) -> Option<Duration> {
         let established = self.established.as_ref()?;
-        if established.acks.is_waiting(established.mark.settled()) || !established.acks.is_complete() {
+        if established.acks.is_waiting(established.high_water.settled()) || !established.acks.is_complete() {
             return established.acks.held_until(now);
         }
         None
@@ -311,9 +311,9 @@ impl<'a> SessionDriver<'a> {
     pub fn settled(&self, now: Duration) -> impl Future<Output = ()> + Send + use<> {
         let may_follow = self.established.as_ref().filter(|e| e.acks.held_until(now).is_none());
         or_never(may_follow.map(|e| {
-            let (mark, acked) = (e.mark.clone(), e.acks.acked());
+            let (high_water, acked) = (e.high_water.clone(), e.acks.acked());
             async move {
-                mark.settled_after(acked).await;
+                high_water.settled_after(acked).await;
             }
         }))
     }

@@ -5,11 +5,11 @@ use crate::model::{DeviceId, Seq};
 use crate::store::commit::{self, Commit, Outcome};
 use crate::store::disk::boot_times;
 use crate::store::disk::budget::Budget;
-use crate::store::disk::checkpoint::Folding;
+use crate::store::disk::checkpoint::CheckpointRecord;
 use crate::store::disk::epochs;
-use crate::store::disk::file_identity::{Imprint, Place};
+use crate::store::disk::file_identity::{LastCommit, LogFiles};
 use crate::store::disk::lock::Lock;
-use crate::store::disk::pending_high_water::Unlisted;
+use crate::store::disk::pending_high_water::PendingHighWater;
 use crate::store::disk::readers::Readers;
 use crate::store::disk::rows::{self, Info};
 use crate::store::disk::schema;
@@ -25,7 +25,7 @@ use crate::store::retention::holes::Holes;
 use crate::store::retention::merging::{self, Merging};
 use crate::store::segment::{Encoded, Encoder, Header};
 use crate::store::sinks::events;
-use crate::store::sinks::positions::Retired;
+use crate::store::sinks::positions::RetiredSink;
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, TransactionBehavior};
 use std::collections::HashSet;
@@ -38,7 +38,7 @@ pub(in crate::store) struct OnDisk {
     pub written: Seq,
     pub holes: Holes,
     /// What the next commit says of the last checkpoint.
-    pub folding: Folding,
+    pub checkpoint_record: CheckpointRecord,
 }
 
 /// What a transaction wrote, before it is known to be on disk. After a failure it may
@@ -53,22 +53,22 @@ pub(in crate::store) struct Work {
     looks_at_events: Option<u64>,
     /// What is missing since, if that is more than before.
     holes: Option<Holes>,
-    /// The table of marks was brought up to date, and has so many rows at most.
+    /// The table of high-water marks was brought up to date, and has so many rows at most.
     listed: Option<usize>,
     /// What the last checkpoint did was written.
-    told_fold: bool,
+    wrote_checkpoint_record: bool,
     merged: bool,
-    pub imprint: Option<Imprint>,
+    pub last_commit: Option<LastCommit>,
 }
 
 /// The write connection, opened again after each failure: what a failed fsync
 /// left behind on a handle cannot be known. Until then no file is open where the log lies,
 /// so that its disk can be unmounted, checked and mounted again.
-pub(in crate::store) struct Disk {
+pub(in crate::store) struct Committer {
     pub path: PathBuf,
     pub lock: Option<Lock>,
-    pub place: Place,
-    pub imprint: Imprint,
+    pub files: LogFiles,
+    pub last_commit: LastCommit,
     pub budget: Budget,
     /// Bytes of quarantined databases, as of the last look.
     pub quarantined: u64,
@@ -85,8 +85,8 @@ pub(in crate::store) struct Disk {
     encoder: Encoder,
     pub evictor: Evictor,
     pub holes: Holes,
-    pub folding: Folding,
-    unlisted: Unlisted,
+    pub checkpoint_record: CheckpointRecord,
+    pending_high_water: PendingHighWater,
     merging: Merging,
     pub wal: Wal,
     /// By which seqs are reserved.
@@ -96,7 +96,7 @@ pub(in crate::store) struct Disk {
     pub unsynced: bool,
 }
 
-impl Disk {
+impl Committer {
     /// The log in the configured directory, where `on_disk` is.
     pub fn new(
         config: &config::Store,
@@ -106,17 +106,17 @@ impl Disk {
         readers: Arc<Readers>,
         evictor: Evictor,
         ticket: Ticket,
-    ) -> Result<Disk> {
+    ) -> Result<Committer> {
         let encoder = Encoder::new().context("zstd cannot be set up")?;
         let shares = Shares::of(config.max_size.as_u64());
         let path = schema::database(config);
         let budget = Budget::new(config.max_size.as_u64());
         let wal = Wal::new(&path, &connection, budget, !stepped);
         wal.bound(&connection)?;
-        Ok(Disk {
+        Ok(Committer {
             wal,
-            place: Place::of(&path)?,
-            imprint: Imprint::of(&connection)?,
+            files: LogFiles::of(&path)?,
+            last_commit: LastCommit::of(&connection)?,
             budget,
             quarantined: quarantine::size(&config.directory),
             lock: Some(lock),
@@ -132,8 +132,8 @@ impl Disk {
             encoder,
             evictor,
             holes: on_disk.holes,
-            folding: on_disk.folding,
-            unlisted: Unlisted::new(on_disk.written, shares.marks),
+            checkpoint_record: on_disk.checkpoint_record,
+            pending_high_water: PendingHighWater::new(on_disk.written, shares.high_waters),
             merging: Merging::default(),
             ticket,
             doubtful: None,
@@ -151,7 +151,7 @@ impl Disk {
         let file = schema::sizes(&connection).map(|(_, file)| file).unwrap_or(0);
         self.make_way(file);
         match self.wal.admit(&connection, file) {
-            Ok(folded) => self.folded(folded),
+            Ok(frames) => self.checkpointed(frames),
             Err(why) => {
                 match why.is::<Held>() {
                     true => self.connection = Some(connection),
@@ -173,8 +173,8 @@ impl Disk {
             None => Ok(()),
         };
         match back().and_then(|()| self.wal.committed(&connection, commit.reserve.is_some())) {
-            Ok(folded) => {
-                self.folded(folded);
+            Ok(frames) => {
+                self.checkpointed(frames);
                 self.connection = Some(connection);
             }
             // What was committed stays so; the rest is as after any failure.
@@ -202,22 +202,22 @@ impl Disk {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if self.merging.is_due() && !commit.check_only {
             let before = commit.batches.first().map_or(Seq(i64::MAX as u64), |batch| batch.first);
-            let (lanes, generation) = (self.evictor.lanes(), self.evictor.generation());
-            merging::merge(&transaction, &mut self.encoder, before, lanes, generation).with_context(failed)?;
+            let (priority, generation) = (self.evictor.priority(), self.evictor.generation());
+            merging::merge(&transaction, &mut self.encoder, before, priority, generation).with_context(failed)?;
             work.merged = true;
         }
         let segments = self.encoder.encode(&commit.batches).context("a segment cannot be encoded")?;
         work.segments = segments.iter().map(|segment| segment.header).collect();
         let (encoder, evictor) = (&mut self.encoder, &mut self.evictor);
         work.outcome = write(&transaction, commit, &segments, room, encoder, evictor).with_context(failed)?;
-        if !work.outcome.leaves_places(commit) {
-            work.told_fold = self.folding.write(&transaction).with_context(failed)?;
+        if !work.outcome.leaves_positions(commit) {
+            work.wrote_checkpoint_record = self.checkpoint_record.write(&transaction).with_context(failed)?;
         }
         work.holes = self.holes.after(&work.outcome.evicted.holes, &work.segments);
         if let Some(holes) = &work.holes {
             holes.write(&self.holes, &transaction).with_context(failed)?;
         }
-        for body in presence::write(&transaction, &commit.attendance, commit.now, self.audit).with_context(failed)? {
+        for body in presence::write(&transaction, &commit.presence, commit.now, self.audit).with_context(failed)? {
             work.outcome.last_event = Some(schema::insert_event(&transaction, commit.now, &body)?);
         }
         let few = self.looked_at_events + self.max_events / events::SHARE;
@@ -228,30 +228,36 @@ impl Disk {
         if let Some(reserved) = commit.reserve {
             epochs::reserve(&transaction, reserved, &mut self.ticket).with_context(failed)?;
         }
-        if commit.clean.is_some() || commit.unmarked {
+        if commit.clean.is_some() || commit.untracked {
             // Nothing comes after it that could list what it says, or its segment says what
             // is not so: a start must not hear it.
             let last = work.outcome.written.unwrap_or_default();
-            work.listed = Some(self.unlisted.list(&transaction, [&commit.marks, &commit.covered], last, in_use)?);
-        } else if !work.outcome.leaves_places(commit) && self.unlisted.is_due(work.outcome.evicted.last()) {
-            work.listed = Some(self.unlisted.list(&transaction, [&[], &[]], Seq::ZERO, in_use)?);
+            work.listed = Some(self.pending_high_water.list(
+                &transaction,
+                [&commit.high_waters, &commit.covered],
+                last,
+                in_use,
+            )?);
+        } else if !work.outcome.leaves_positions(commit) && self.pending_high_water.is_due(work.outcome.evicted.last())
+        {
+            work.listed = Some(self.pending_high_water.list(&transaction, [&[], &[]], Seq::ZERO, in_use)?);
         }
-        work.imprint = Some(Imprint::of(&transaction)?);
+        work.last_commit = Some(LastCommit::of(&transaction)?);
         transaction.commit().with_context(|| format!("committing to {} failed", self.path.display()))
     }
 
     /// Remembers what a commit that is on disk leaves to later ones.
     pub fn done(&mut self, work: Work, commit: &Commit) -> Outcome {
-        self.imprint = work.imprint.unwrap_or(self.imprint);
+        self.last_commit = work.last_commit.unwrap_or(self.last_commit);
         if let Some(rows) = work.listed {
-            self.unlisted.listed(rows);
+            self.pending_high_water.listed(rows);
             self.evictor.tables_changed();
         }
         if work.merged {
             self.merging.done();
         }
-        if work.told_fold {
-            self.folding.written(&self.path);
+        if work.wrote_checkpoint_record {
+            self.checkpoint_record.written(&self.path);
         }
         if let Some(holes) = work.holes {
             self.holes = holes;
@@ -259,9 +265,11 @@ impl Disk {
         for header in work.segments {
             self.holes.reach(header.last());
             self.merging.added();
-            self.unlisted.segment(header.last(), u64::from(header.count));
+            self.pending_high_water.segment(header.last(), u64::from(header.count));
         }
-        [&commit.marks, &commit.covered].into_iter().for_each(|marks| self.unlisted.add(marks));
+        [&commit.high_waters, &commit.covered]
+            .into_iter()
+            .for_each(|high_waters| self.pending_high_water.add(high_waters));
         self.looked_at_events = work.looks_at_events.unwrap_or(self.looked_at_events);
         work.outcome
     }
@@ -291,22 +299,22 @@ fn write(
         rows::put(db, "IGNORE", header, block, Info::uncounted(commit.clock))?;
     }
     for Encoded { header, block, batches } in segments {
-        let high = evictor.lanes().count_high(batches);
+        let high = evictor.priority().count_high(batches);
         let info = Info { committed: commit.clock, generation: evictor.generation(), high, thinned: false };
         rows::put(db, "REPLACE", header, block, info)?;
     }
-    for (name, confirmed, event) in commit.sinks.iter().filter(|_| !outcome.leaves_places(commit)) {
+    for (name, confirmed, event) in commit.sinks.iter().filter(|_| !outcome.leaves_positions(commit)) {
         schema::put_sink(db, name, *confirmed.max(&outcome.evicted.upto), *event)?;
     }
-    for Retired { name, confirmed, event, since } in &commit.retired {
+    for RetiredSink { name, confirmed, event, since } in &commit.retired {
         if outcome.evicted.upto > *confirmed {
-            schema::put_place(db, name, outcome.evicted.upto, *event, Some(*since))?;
+            schema::put_position(db, name, outcome.evicted.upto, *event, Some(*since))?;
         }
     }
     for body in commit.notices.iter().chain(&commit.restored.events) {
         outcome.last_event = Some(schema::insert_event(db, commit.now, body)?);
     }
-    if let Some(body) = commit.boot.map(|news| boot_times::write(db, news)).transpose()?.flatten() {
+    if let Some(body) = commit.boot.map(|update| boot_times::write(db, update)).transpose()?.flatten() {
         outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
     }
     outcome.last_event = inbox::write(db, &commit.inbox, commit.now, commit.clock)?.or(outcome.last_event);

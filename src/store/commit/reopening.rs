@@ -4,10 +4,10 @@
 //! In between no file is open where the log lies. What is opened has to be the log that
 //! was left: see [`crate::store::disk::file_identity`].
 
-use super::committer::{Disk, Work};
+use super::committer::{Committer, Work};
 use crate::store::commit::{Commit, Outcome};
 use crate::store::disk::failure;
-use crate::store::disk::file_identity::{Astray, Imprint, Place};
+use crate::store::disk::file_identity::{FilesChanged, LastCommit, LogFiles};
 use crate::store::disk::lock::lock;
 use crate::store::disk::schema::{self, OpenError};
 use crate::store::disk::space::Space;
@@ -25,7 +25,7 @@ use std::path::Path;
 /// Of the filesystem, at most this share is left free, whatever `min_free` says.
 const MIN_FREE_SHARE: u64 = 4;
 
-impl Disk {
+impl Committer {
     /// Bytes that are free where the log lies, and that are to be left so; `None` if
     /// that is not known.
     pub fn space(&self) -> Option<(u64, u64)> {
@@ -45,7 +45,7 @@ impl Disk {
         if !self.readers.close() {
             bail!("waiting for {} to be read to the end", self.path.display());
         }
-        self.place.is_back()?;
+        self.files.is_back()?;
         let directory = self.path.parent().unwrap_or(Path::new("."));
         let lock = lock(directory)?;
         // What an fsync that failed left in memory only is written anew: a commit that is
@@ -57,13 +57,13 @@ impl Disk {
         })?;
         self.unsynced = false;
         let connection = schema::open(&self.path, self.durability)?;
-        let imprint = Imprint::of(&connection)?;
-        let doubtful = self.doubtful.as_ref().and_then(|doubtful| doubtful.imprint);
-        if imprint != self.imprint && Some(imprint) != doubtful {
-            return Err(Astray::Older { file: self.path.clone() }.into());
+        let last_commit = LastCommit::of(&connection)?;
+        let doubtful = self.doubtful.as_ref().and_then(|doubtful| doubtful.last_commit);
+        if last_commit != self.last_commit && Some(last_commit) != doubtful {
+            return Err(FilesChanged::Older { file: self.path.clone() }.into());
         }
         self.wal.bound(&connection)?;
-        self.place = Place::of(&self.path)?;
+        self.files = LogFiles::of(&self.path)?;
         let landed = match &self.doubtful {
             Some(doubtful) => landed(&connection, doubtful)?,
             None => false,
@@ -75,10 +75,10 @@ impl Disk {
         self.holes = Holes::load(&connection)?.0;
         self.holes.reach(end);
         if !left.goes_on {
-            self.folding.begin();
+            self.checkpoint_record.begin();
         }
         self.readers.open();
-        (self.lock, self.imprint) = (Some(lock), imprint);
+        (self.lock, self.last_commit) = (Some(lock), last_commit);
         self.connection = Some(connection);
         let work = self.doubtful.take().filter(|_| landed);
         Ok(work.zip(failed).map(|(work, commit)| self.done(work, commit)))
@@ -86,11 +86,11 @@ impl Disk {
 
     /// Whether what was committed is where the log is looked for.
     pub fn check(&mut self, connection: &Connection) -> Result<()> {
-        let Err(why) = self.place.check() else { return Ok(()) };
+        let Err(why) = self.files.check() else { return Ok(()) };
         // If only the write-ahead log is gone, what stands in it can still be taken over
         // into the database; if that fails, opening it again tells.
-        if let Err(why) = self.wal.fold(connection, wal::PATIENCE_WITH_WRITERS) {
-            tracing::debug!(%why, "the write-ahead log was not folded in");
+        if let Err(why) = self.wal.checkpoint(connection, wal::PATIENCE_WITH_WRITERS) {
+            tracing::debug!(%why, "the write-ahead log was not checkpointed");
         }
         Err(why.into())
     }
@@ -114,41 +114,41 @@ impl Disk {
     /// Parts with a connection that failed, and with those that share its state.
     pub fn leave(&mut self, connection: Connection, why: &anyhow::Error) {
         self.unsynced |= failure::is_sync(why);
-        // It is not folded together on the handle that failed; see `schema::open`.
+        // It is not checkpointed on the handle that failed; see `schema::open`.
         drop(connection);
         self.readers.close();
         self.evictor.forget();
         self.lock = None;
     }
 
-    /// Closes the database, folding the write-ahead log into it.
+    /// Closes the database, checkpointing the write-ahead log.
     pub fn close(&mut self) {
         self.readers.close();
         let Some(connection) = self.connection.take() else { return };
-        let folded = self
+        let frames = self
             .list_fold(&connection)
             .and_then(|()| connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false));
-        if let Err(why) = folded.and_then(|_| connection.close().map_err(|(_, why)| why)) {
+        if let Err(why) = frames.and_then(|_| connection.close().map_err(|(_, why)| why)) {
             tracing::warn!(%why, "the log could not be closed; it is complete all the same");
         }
     }
 
     /// A checkpoint put the whole write-ahead log into the database, if it has `frames`.
-    pub fn folded(&mut self, frames: Option<u64>) {
+    pub fn checkpointed(&mut self, frames: Option<u64>) {
         if let Some(frames) = frames {
-            self.folding.folded(self.wal.path(), frames);
+            self.checkpoint_record.checkpointed(self.wal.path(), frames);
         }
     }
 
-    /// Says what is folded in: the next life begins a new write-ahead log.
+    /// Says what is checkpointed: the next life begins a new write-ahead log.
     fn list_fold(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        let frames = wal::fold(connection)?;
-        self.folded(frames);
+        let frames = wal::checkpoint(connection)?;
+        self.checkpointed(frames);
         let transaction = connection.unchecked_transaction()?;
-        let lists = self.folding.write(&transaction)?;
+        let lists = self.checkpoint_record.write(&transaction)?;
         transaction.commit()?;
         if lists {
-            self.folding.written(&self.path);
+            self.checkpoint_record.written(&self.path);
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ const MAX_BOOTS: usize = 1000;
 pub(in crate::store) type Beginnings = HashMap<BootId, Timestamp>;
 
 /// The boots that readings in the log may count from.
-pub(in crate::store) struct Boots {
+pub(in crate::store) struct BootTimes {
     current: BootId,
     began: Beginnings,
     /// Consumers may have readings that count from the current boot.
@@ -37,7 +37,7 @@ pub(in crate::store) struct Boots {
 
 /// What a commit writes about the current boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::store) struct News {
+pub(in crate::store) struct BootUpdate {
     boot: BootId,
     began: Timestamp,
     /// Consumers may have readings that only this gives a time.
@@ -53,7 +53,7 @@ struct Boot {
     last: Option<i64>,
 }
 
-impl Boots {
+impl BootTimes {
     /// Readings of this basis were taken over.
     pub fn appended(&mut self, basis: Basis) {
         self.untimed |= basis.boot() == Some(self.current);
@@ -80,9 +80,9 @@ impl Boots {
     }
 
     /// What the next commit writes.
-    pub fn news(&self) -> Option<News> {
+    pub fn update(&self) -> Option<BootUpdate> {
         let began = self.began.get(&self.current).copied().filter(|_| self.unsaved)?;
-        Some(News { boot: self.current, began, untimed: self.untimed })
+        Some(BootUpdate { boot: self.current, began, untimed: self.untimed })
     }
 
     /// A commit wrote what was new.
@@ -214,7 +214,7 @@ pub(in crate::store) fn load(
     current: BootId,
     next: Seq,
     salvaging: bool,
-) -> rusqlite::Result<Boots> {
+) -> rusqlite::Result<BootTimes> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let (before, damaged) = rows(&transaction)?;
     if damaged > 0 {
@@ -248,13 +248,13 @@ pub(in crate::store) fn load(
     }
     transaction.commit()?;
     let began = kept.iter().filter_map(|boot| Some((boot.id, boot.began?))).collect();
-    Ok(Boots { current, began, untimed, unsaved: false })
+    Ok(BootTimes { current, began, untimed, unsaved: false })
 }
 
 /// Writes `news`; the body of the event that tells it upstream, if somebody may need it
 /// and it was not told before.
-pub(in crate::store) fn write(db: &Connection, news: News) -> rusqlite::Result<Option<String>> {
-    let News { boot, began, untimed } = news;
+pub(in crate::store) fn write(db: &Connection, update: BootUpdate) -> rusqlite::Result<Option<String>> {
+    let BootUpdate { boot, began, untimed } = update;
     if find(db, boot)?.is_some_and(|boot| boot.began.is_some()) {
         return Ok(None);
     }
@@ -285,7 +285,7 @@ mod tests {
         (directory, db)
     }
 
-    fn load(db: &mut Connection, boot: BootId, next: u64) -> Boots {
+    fn load(db: &mut Connection, boot: BootId, next: u64) -> BootTimes {
         super::load(db, boot, Seq(next), false).expect("it reads")
     }
 
@@ -299,17 +299,17 @@ mod tests {
     fn consumers_of_readings_without_a_time_are_told_when_their_boot_is_placed() {
         let (_directory, mut db) = database();
         let mut boots = load(&mut db, THIS, 1);
-        assert_eq!((boots.news(), boots.is_due()), (None, false));
+        assert_eq!((boots.update(), boots.is_due()), (None, false));
         boots.appended(Basis::Boot(NEXT));
         boots.appended(Basis::Boot(THIS));
         assert!(!boots.is_synchronised());
         assert!(boots.synchronised(BEGAN) && boots.is_due());
         assert!(!boots.synchronised(Timestamp(5)), "only once");
-        let news = boots.news().expect("a beginning");
-        let event = write(&db, news).expect("it writes").expect("consumers have untimed readings");
+        let update = boots.update().expect("a beginning");
+        let event = write(&db, update).expect("it writes").expect("consumers have untimed readings");
         assert!(event.contains(&THIS.to_string()) && event.contains("2026-11-23T01:02:03"), "{event}");
         boots.saved();
-        assert_eq!(boots.news(), None);
+        assert_eq!(boots.update(), None);
         segment(&db, 1);
         let later = load(&mut db, NEXT, 3);
         assert_eq!(later.began.get(&THIS), Some(&BEGAN));
@@ -323,7 +323,7 @@ mod tests {
         load(&mut db, THIS, 1).appended(Basis::Boot(THIS));
         let mut boots = load(&mut db, THIS, 1);
         boots.synchronised(BEGAN);
-        assert!(write(&db, boots.news().expect("a beginning")).expect("it writes").is_some());
+        assert!(write(&db, boots.update().expect("a beginning")).expect("it writes").is_some());
     }
 
     #[test]
@@ -332,7 +332,7 @@ mod tests {
         let mut boots = load(&mut db, THIS, 1);
         boots.appended(Basis::Boot(NEXT));
         assert!(boots.synchronised(BEGAN));
-        assert_eq!(write(&db, boots.news().expect("a beginning")).expect("it writes"), None);
+        assert_eq!(write(&db, boots.update().expect("a beginning")).expect("it writes"), None);
         assert!(load(&mut db, THIS, 1).is_synchronised(), "a restart in the same boot believes the clock");
     }
 
@@ -341,7 +341,7 @@ mod tests {
         let (_directory, mut db) = database();
         let mut boots = load(&mut db, THIS, 1);
         boots.synchronised(BEGAN);
-        write(&db, boots.news().expect("a beginning")).expect("it writes");
+        write(&db, boots.update().expect("a beginning")).expect("it writes");
         segment(&db, 9);
         assert!(load(&mut db, NEXT, 10).began.contains_key(&THIS));
         db.execute("DELETE FROM segment", []).expect("retention");
@@ -352,8 +352,8 @@ mod tests {
         for boot in 0..MAX_BOOTS + 100 {
             let mut id = [9; 16];
             id[..8].copy_from_slice(&(boot as u64).to_be_bytes());
-            let news = News { boot: BootId(id), began: BEGAN, untimed: false };
-            write(&db, news).expect("it writes");
+            let update = BootUpdate { boot: BootId(id), began: BEGAN, untimed: false };
+            write(&db, update).expect("it writes");
         }
         load(&mut db, NEXT, 11);
         assert_eq!(rows(&db).expect("it reads").0.len(), MAX_BOOTS);
@@ -381,10 +381,10 @@ mod tests {
         let mut boots = load(&mut db, THIS, 1);
         boots.appended(Basis::Boot(THIS));
         boots.synchronised(BEGAN);
-        let news = boots.news().expect("a beginning");
-        assert!(write(&db, news).expect("it writes").is_some());
-        assert_eq!(boots.news(), Some(news), "nobody said that it was saved");
-        assert_eq!(write(&db, news).expect("it writes"), None);
+        let update = boots.update().expect("a beginning");
+        assert!(write(&db, update).expect("it writes").is_some());
+        assert_eq!(boots.update(), Some(update), "nobody said that it was saved");
+        assert_eq!(write(&db, update).expect("it writes"), None);
     }
 
     #[test]
@@ -393,7 +393,7 @@ mod tests {
         let mut boots = load(&mut db, THIS, 1);
         boots.appended(Basis::Boot(THIS));
         boots.synchronised(BEGAN);
-        write(&db, boots.news().expect("a beginning")).expect("it writes");
+        write(&db, boots.update().expect("a beginning")).expect("it writes");
         adopt(&db, NEXT, Some(BEGAN)).expect("it writes");
         db.execute("UPDATE boot SET began = began + 1 WHERE id = ?1", [THIS.0]).expect("damage");
         assert_eq!(unproven(&db).expect("it reads"), 1);
@@ -402,6 +402,6 @@ mod tests {
         let mut boots = load(&mut db, THIS, 2);
         assert_eq!(unproven(&db).expect("it reads"), 0);
         assert!(!boots.is_synchronised() && boots.synchronised(BEGAN));
-        assert!(write(&db, boots.news().expect("a beginning")).expect("it writes").is_some(), "consumers may wait");
+        assert!(write(&db, boots.update().expect("a beginning")).expect("it writes").is_some(), "consumers may wait");
     }
 }

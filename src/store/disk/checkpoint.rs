@@ -9,7 +9,7 @@
 //!
 //! The number is also noted in a file, after the commit that has it and before that counts:
 //! another program that reads the log and is the last to let go, while the gateway is not
-//! there, folds the write-ahead log in and deletes it. Nothing is missing then if the database
+//! there, checkpoints the write-ahead log and deletes it. Nothing is missing then if the database
 //! has the number that is noted.
 
 use super::schema::set_meta;
@@ -33,27 +33,27 @@ const FRAME_HEADER: usize = 24;
 
 /// Pages of the database, and a CRC-32 of what each holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(in crate::store) struct Fold(BTreeMap<u32, u32>);
+pub(in crate::store) struct CheckpointedPages(BTreeMap<u32, u32>);
 
-impl Fold {
+impl CheckpointedPages {
     /// What the first `count` frames of the write-ahead log at `wal` make of its database's
     /// pages.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn of(wal: &Path, count: u64) -> io::Result<Fold> {
+    pub fn of(wal: &Path, count: u64) -> io::Result<CheckpointedPages> {
         let mut file = BufReader::with_capacity(1 << 16, File::open(wal)?);
         let mut header = [0; WAL_HEADER];
         file.read_exact(&mut header)?;
         let page_size = number(&header, 8).unwrap_or(0).clamp(512, 65_536) as usize;
         let mut frame = vec![0; FRAME_HEADER + page_size];
-        let mut fold = Fold::default();
+        let mut listed = CheckpointedPages::default();
         for _ in 0..count {
             file.read_exact(&mut frame)?;
             let (head, content) = frame.split_at(FRAME_HEADER);
-            fold.0.extend(number(head, 0).map(|page| (page, Fold::sum(content))));
+            listed.0.extend(number(head, 0).map(|page| (page, CheckpointedPages::sum(content))));
         }
-        Ok(fold)
+        Ok(listed)
     }
 
     /// What stands for a page's content.
@@ -69,15 +69,15 @@ impl Fold {
         let pages: Vec<u8> =
             self.pages().flat_map(|(page, sum)| [page.to_be_bytes(), sum.to_be_bytes()]).flatten().collect();
         db.prepare_cached("INSERT OR REPLACE INTO fold (id, pages, guard) VALUES (1, ?1, ?2)")?
-            .execute(params![pages, rows::fold_guard(&pages)])?;
+            .execute(params![pages, rows::checkpoint_guard(&pages)])?;
         set_meta(db, NUMBER, number)
     }
 
     /// What was written so, if its guard holds.
-    pub fn read(pages: &[u8], guard: i64) -> Option<Fold> {
-        (rows::fold_guard(pages) == guard).then_some(())?;
+    pub fn read(pages: &[u8], guard: i64) -> Option<CheckpointedPages> {
+        (rows::checkpoint_guard(pages) == guard).then_some(())?;
         let pair = |eight: &[u8]| number(eight, 0).zip(number(eight, 4));
-        pages.chunks(8).map(pair).collect::<Option<BTreeMap<u32, u32>>>().map(Fold)
+        pages.chunks(8).map(pair).collect::<Option<BTreeMap<u32, u32>>>().map(CheckpointedPages)
     }
 
     /// Each page with the sum of its content.
@@ -92,29 +92,29 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
 
 /// What the next commit is to say of the checkpoint before it.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Folding {
+pub(in crate::store) struct CheckpointRecord {
     /// Of the last list.
     number: u64,
-    next: Option<Fold>,
+    next: Option<CheckpointedPages>,
 }
 
-impl Folding {
+impl CheckpointRecord {
     /// After the list with this number. If the next commit `begins` a write-ahead log of which
     /// nothing else is known, its list is empty.
-    pub fn after(number: u64, begins: bool) -> Folding {
-        Folding { number, next: begins.then(Fold::default) }
+    pub fn after(number: u64, begins: bool) -> CheckpointRecord {
+        CheckpointRecord { number, next: begins.then(CheckpointedPages::default) }
     }
 
     /// The next commit begins a write-ahead log of which nothing else is known.
     pub fn begin(&mut self) {
-        self.next = Some(Fold::default());
+        self.next = Some(CheckpointedPages::default());
     }
 
     /// A checkpoint put the whole write-ahead log at `wal`, which has so many frames, into
     /// the database, and the next commit begins it anew.
-    pub fn folded(&mut self, wal: &Path, frames: u64) {
-        self.next = Fold::of(wal, frames)
-            .inspect_err(|why| tracing::debug!(%why, "what was folded into the log cannot be listed"))
+    pub fn checkpointed(&mut self, wal: &Path, frames: u64) {
+        self.next = CheckpointedPages::of(wal, frames)
+            .inspect_err(|why| tracing::debug!(%why, "what the checkpoint wrote cannot be listed"))
             .ok();
     }
 
@@ -125,7 +125,7 @@ impl Folding {
     /// If the database cannot be written.
     pub fn write(&self, db: &Connection) -> rusqlite::Result<bool> {
         match &self.next {
-            Some(fold) => fold.write(db, self.number + 1).map(|()| true),
+            Some(listed) => listed.write(db, self.number + 1).map(|()| true),
             None => Ok(false),
         }
     }
@@ -139,7 +139,7 @@ impl Folding {
 }
 
 /// Notes the number of a list that was written to the database at `path`. If that fails,
-/// nothing is noted: a write-ahead log that another program has folded in counts as missing.
+/// nothing is noted: a write-ahead log that another program has checkpointed counts as missing.
 fn note(path: &Path, number: u64) {
     let path = file(path);
     // Of one length always, so that it is written in place.
@@ -201,24 +201,24 @@ mod tests {
             bytes.extend([content; 512]);
         }
         std::fs::write(&wal, bytes).expect("a file");
-        let fold = Fold::of(&wal, 3).expect("it reads");
-        let expected = [(3, Fold::sum(&[2; 512])), (7, Fold::sum(&[3; 512]))];
-        assert_eq!(fold.pages().collect::<Vec<_>>(), expected, "the fourth is none of its");
-        assert!(Fold::of(&wal, 5).is_err());
+        let listed = CheckpointedPages::of(&wal, 3).expect("it reads");
+        let expected = [(3, CheckpointedPages::sum(&[2; 512])), (7, CheckpointedPages::sum(&[3; 512]))];
+        assert_eq!(listed.pages().collect::<Vec<_>>(), expected, "the fourth is none of its");
+        assert!(CheckpointedPages::of(&wal, 5).is_err());
 
         let db = schema::open(&directory.path().join("log.db"), Durability::Full).expect("a new database");
-        let mut folding = Folding { number: 3, next: Some(fold.clone()) };
-        folding.write(&db).expect("it writes");
+        let mut checkpoint_record = CheckpointRecord { number: 3, next: Some(listed.clone()) };
+        checkpoint_record.write(&db).expect("it writes");
         let noted = || noted(&directory.path().join("log.db"));
         assert_eq!(noted(), None);
-        folding.written(&directory.path().join("log.db"));
+        checkpoint_record.written(&directory.path().join("log.db"));
         assert_eq!(noted(), Some(4));
         let row = db.query_row("SELECT pages, guard FROM fold", [], |row| {
             Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?))
         });
         let (mut pages, guard) = row.expect("a row");
-        assert_eq!(Fold::read(&pages, guard), Some(fold));
+        assert_eq!(CheckpointedPages::read(&pages, guard), Some(listed));
         pages[5] ^= 1;
-        assert_eq!(Fold::read(&pages, guard), None);
+        assert_eq!(CheckpointedPages::read(&pages, guard), None);
     }
 }

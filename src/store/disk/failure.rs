@@ -8,29 +8,29 @@ use std::io::ErrorKind;
 
 /// Why something could not be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::store) enum Fault {
+pub(in crate::store) enum WriteFailure {
     NoSpace,
     Other,
 }
 
-impl Fault {
+impl WriteFailure {
     /// Of a commit or a checkpoint.
-    pub fn of(why: &anyhow::Error) -> Fault {
+    pub fn of(why: &anyhow::Error) -> WriteFailure {
         let no_space = why.chain().any(|cause| match cause.downcast_ref::<OpenError>() {
-            Some(why) => Fault::of_opening(why) == Fault::NoSpace,
+            Some(why) => WriteFailure::of_opening(why) == WriteFailure::NoSpace,
             None => cause.downcast_ref::<rusqlite::Error>().is_some_and(is_full),
         });
-        if no_space { Fault::NoSpace } else { Fault::Other }
+        if no_space { WriteFailure::NoSpace } else { WriteFailure::Other }
     }
 
     /// Of an attempt to open the log.
-    pub fn of_opening(why: &OpenError) -> Fault {
+    pub fn of_opening(why: &OpenError) -> WriteFailure {
         let no_space = match why {
             OpenError::Database { why, .. } => is_full(why),
             OpenError::Directory { why, .. } => is_full_disk(why),
             _ => false,
         };
-        if no_space { Fault::NoSpace } else { Fault::Other }
+        if no_space { WriteFailure::NoSpace } else { WriteFailure::Other }
     }
 }
 

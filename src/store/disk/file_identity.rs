@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// The log is not where it was, or not what it was.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::store) enum Astray {
+pub(in crate::store) enum FilesChanged {
     #[error(
         "{file} is gone ({why}): it was removed or moved, or its disk unmounted, while the gateway runs; put it back, \
          or restart the gateway to begin a new log", file = .file.display()
@@ -37,39 +37,39 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(file: &Path) -> Result<Identity, Astray> {
-        let found = std::fs::metadata(file).map_err(|why| Astray::Gone { file: file.to_owned(), why })?;
+    fn of(file: &Path) -> Result<Identity, FilesChanged> {
+        let found = std::fs::metadata(file).map_err(|why| FilesChanged::Gone { file: file.to_owned(), why })?;
         Ok(Identity { device: found.dev(), inode: found.ino() })
     }
 }
 
 /// The files of a database that is open.
 #[derive(Debug)]
-pub(in crate::store) struct Place {
+pub(in crate::store) struct LogFiles {
     database: PathBuf,
     wal: PathBuf,
     identities: [Identity; 2],
 }
 
-impl Place {
+impl LogFiles {
     /// Of the database at `path`, which was just opened.
     ///
     /// # Errors
     /// If it is gone already.
-    pub fn of(path: &Path) -> Result<Place, Astray> {
+    pub fn of(path: &Path) -> Result<LogFiles, FilesChanged> {
         let wal = wal_path(path);
         let identities = [Identity::of(path)?, Identity::of(&wal)?];
-        Ok(Place { database: path.to_owned(), wal, identities })
+        Ok(LogFiles { database: path.to_owned(), wal, identities })
     }
 
     /// Whether both names still stand for the same files.
     ///
     /// # Errors
     /// Which of them does not, and how.
-    pub fn check(&self) -> Result<(), Astray> {
+    pub fn check(&self) -> Result<(), FilesChanged> {
         for (file, identity) in [&self.database, &self.wal].into_iter().zip(self.identities) {
             if Identity::of(file)? != identity {
-                return Err(Astray::Replaced { file: file.clone() });
+                return Err(FilesChanged::Replaced { file: file.clone() });
             }
         }
         Ok(())
@@ -80,27 +80,27 @@ impl Place {
     ///
     /// # Errors
     /// If there is none, or it is another file.
-    pub fn is_back(&self) -> Result<(), Astray> {
+    pub fn is_back(&self) -> Result<(), FilesChanged> {
         match Identity::of(&self.database)?.inode == self.identities[0].inode {
             true => Ok(()),
-            false => Err(Astray::Replaced { file: self.database.clone() }),
+            false => Err(FilesChanged::Replaced { file: self.database.clone() }),
         }
     }
 }
 
 /// What the newest commit left in the database: one that lacks it is older.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::store) struct Imprint {
+pub(in crate::store) struct LastCommit {
     epoch: Option<i64>,
     reserved: Option<i64>,
     /// The last seq on disk.
     newest: Option<i64>,
 }
 
-impl Imprint {
+impl LastCommit {
     /// # Errors
     /// If the database cannot be read.
-    pub fn of(db: &Connection) -> rusqlite::Result<Imprint> {
+    pub fn of(db: &Connection) -> rusqlite::Result<LastCommit> {
         let sql = format!(
             "SELECT (SELECT value FROM meta WHERE key = 'epoch'), (SELECT value FROM meta WHERE key = 'reserved'),
                     (SELECT {LAST_SEQ} FROM segment ORDER BY first_seq DESC LIMIT 1)"
@@ -108,7 +108,7 @@ impl Imprint {
         // What is damaged there is for others to find.
         let read = |row: &rusqlite::Row<'_>, column| row.get(column).ok();
         db.prepare_cached(&sql)?
-            .query_row([], |row| Ok(Imprint { epoch: read(row, 0), reserved: read(row, 1), newest: read(row, 2) }))
+            .query_row([], |row| Ok(LastCommit { epoch: read(row, 0), reserved: read(row, 1), newest: read(row, 2) }))
     }
 }
 
@@ -123,20 +123,20 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path().join(FILE_NAME);
         let _open = schema::open(&path, Durability::Full).expect("a new database");
-        let place = Place::of(&path).expect("it is there");
+        let place = LogFiles::of(&path).expect("it is there");
         place.check().expect("nothing happened");
 
         let aside = directory.path().join("aside");
         std::fs::rename(&path, &aside).expect("it moves");
-        assert!(matches!(place.check(), Err(Astray::Gone { .. })));
+        assert!(matches!(place.check(), Err(FilesChanged::Gone { .. })));
         std::fs::copy(&aside, &path).expect("a copy");
-        assert!(matches!(place.check(), Err(Astray::Replaced { .. })));
-        assert!(matches!(place.is_back(), Err(Astray::Replaced { .. })));
+        assert!(matches!(place.check(), Err(FilesChanged::Replaced { .. })));
+        assert!(matches!(place.is_back(), Err(FilesChanged::Replaced { .. })));
         std::fs::rename(&aside, &path).expect("it moves back");
         place.is_back().expect("it is the same");
         place.check().expect("it is the same");
         std::fs::remove_file(wal_path(&path)).expect("a file");
-        assert!(matches!(place.check(), Err(Astray::Gone { .. })));
+        assert!(matches!(place.check(), Err(FilesChanged::Gone { .. })));
         place.is_back().expect("of the database nothing is missing");
     }
 }

@@ -8,7 +8,7 @@
 //!     +--------- failing <-------+--- any other error, until a commit succeeds
 //! ```
 
-use super::failure::Fault;
+use super::failure::WriteFailure;
 use crate::metrics::{Metrics, StateLabel};
 use std::time::Duration;
 
@@ -86,11 +86,11 @@ impl Headroom {
     }
 
     /// Writing failed. Returns the state left, if it changed.
-    pub fn failed(&mut self, fault: Fault) -> Option<DiskState> {
+    pub fn failed(&mut self, failure: WriteFailure) -> Option<DiskState> {
         self.failures = self.failures.saturating_add(1);
-        self.become_(match fault {
-            Fault::NoSpace => DiskState::Full,
-            Fault::Other => DiskState::Failing,
+        self.become_(match failure {
+            WriteFailure::NoSpace => DiskState::Full,
+            WriteFailure::Other => DiskState::Failing,
         })
     }
 
@@ -126,18 +126,18 @@ mod tests {
     #[test]
     fn failures_are_left_by_the_first_success_and_wait_longer_each_time() {
         let mut headroom = Headroom::new();
-        assert_eq!(headroom.failed(Fault::NoSpace), Some(DiskState::Normal));
+        assert_eq!(headroom.failed(WriteFailure::NoSpace), Some(DiskState::Normal));
         assert_eq!((headroom.state(), headroom.pause()), (DiskState::Full, RETRY_MIN));
-        assert_eq!(headroom.failed(Fault::NoSpace), None);
+        assert_eq!(headroom.failed(WriteFailure::NoSpace), None);
         assert_eq!(headroom.pause(), RETRY_MIN * 2);
-        assert_eq!(headroom.failed(Fault::Other), Some(DiskState::Full));
+        assert_eq!(headroom.failed(WriteFailure::Other), Some(DiskState::Full));
         for _ in 0..50 {
-            headroom.failed(Fault::Other);
+            headroom.failed(WriteFailure::Other);
         }
         assert_eq!((headroom.state(), headroom.pause()), (DiskState::Failing, RETRY_MAX));
         assert!(!headroom.state().is_writable());
         assert_eq!(headroom.wrote(Some(MIB), 0), Some(DiskState::Failing));
-        assert_eq!(headroom.failed(Fault::NoSpace), Some(DiskState::Normal));
+        assert_eq!(headroom.failed(WriteFailure::NoSpace), Some(DiskState::Normal));
         assert_eq!(headroom.pause(), RETRY_MIN);
     }
 }

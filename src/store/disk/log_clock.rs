@@ -16,7 +16,7 @@ const KEEP_EVERY: u64 = 60;
 
 /// What is kept over a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(in crate::store) struct Kept {
+pub(in crate::store) struct StoredClock {
     /// What the log's clock showed, in seconds.
     pub seconds: u64,
     /// Stands for the boot of the machine, 0 if that is not known; its uptime then, in
@@ -25,10 +25,10 @@ pub(in crate::store) struct Kept {
     pub uptime: u64,
 }
 
-impl Kept {
+impl StoredClock {
     /// Whether it was kept in this boot of the machine.
     pub fn is_of(self, boot: BootId) -> bool {
-        self.boot == mark(boot)
+        self.boot == boot_stamp(boot)
     }
 }
 
@@ -44,8 +44,8 @@ pub(in crate::store) struct LogClock {
 impl LogClock {
     /// Goes on from what the last life kept, in this boot of the machine; at least from
     /// `newest`, what the newest segment says.
-    pub fn new(kept: Kept, newest: u64, boot: BootId, now: Now) -> LogClock {
-        let boot = mark(boot);
+    pub fn new(kept: StoredClock, newest: u64, boot: BootId, now: Now) -> LogClock {
+        let boot = boot_stamp(boot);
         let stop = match kept.boot == boot {
             true => now.monotonic.as_secs().saturating_sub(kept.uptime),
             false => 0,
@@ -60,18 +60,18 @@ impl LogClock {
 
     /// What to keep with a commit that writes anyway (`always`: in any case); `None`
     /// if what was kept is recent enough.
-    pub fn keep(&mut self, now: Now, always: bool) -> Option<Kept> {
+    pub fn keep(&mut self, now: Now, always: bool) -> Option<StoredClock> {
         let seconds = self.read(now);
         if !always && self.written != 0 && seconds < self.written + KEEP_EVERY {
             return None;
         }
         self.written = seconds.max(1);
-        Some(Kept { seconds, boot: self.boot, uptime: now.monotonic.as_nanos().div_ceil(1_000_000_000) as u64 })
+        Some(StoredClock { seconds, boot: self.boot, uptime: now.monotonic.as_nanos().div_ceil(1_000_000_000) as u64 })
     }
 }
 
 /// Stands for a boot in 63 bits, never 0.
-fn mark(boot: BootId) -> u64 {
+fn boot_stamp(boot: BootId) -> u64 {
     let (high, low) = ((u128::from_be_bytes(boot.0) >> 64) as u64, u128::from_be_bytes(boot.0) as u64);
     ((high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low) >> 1).max(1)
 }
@@ -89,13 +89,13 @@ mod tests {
         Now { wall: Timestamp(wall * 1_000_000), trusted, monotonic: Duration::from_secs(uptime) }
     }
 
-    fn kept(seconds: u64, uptime: u64) -> Kept {
-        Kept { seconds, boot: mark(BOOT), uptime }
+    fn kept(seconds: u64, uptime: u64) -> StoredClock {
+        StoredClock { seconds, boot: boot_stamp(BOOT), uptime }
     }
 
     #[test]
     fn steps_of_the_wall_clock_leave_it_alone() {
-        let clock = LogClock::new(Kept::default(), 0, BOOT, at(WALL, true, 5));
+        let clock = LogClock::new(StoredClock::default(), 0, BOOT, at(WALL, true, 5));
         assert_eq!(clock.read(at(WALL + 10, true, 15)), 10);
         assert_eq!(clock.read(at(WALL + 1_000_000_000, true, 20)), 15);
         assert_eq!(clock.read(at(0, true, 25)), 20);
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn restarts_do_not_make_it_run_ahead() {
         let at = |uptime: f64| Now { monotonic: Duration::from_secs_f64(uptime), ..at(WALL, true, 0) };
-        let (mut kept, mut uptime) = (Kept::default(), 10.0);
+        let (mut kept, mut uptime) = (StoredClock::default(), 10.0);
         for _ in 0..20 {
             let mut clock = LogClock::new(kept, 0, BOOT, at(uptime));
             uptime += 1.95;
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn it_is_kept_once_a_minute_and_when_asked() {
-        let mut clock = LogClock::new(Kept::default(), 0, BOOT, at(WALL, true, 0));
+        let mut clock = LogClock::new(StoredClock::default(), 0, BOOT, at(WALL, true, 0));
         assert!(clock.keep(at(WALL, true, 0), false).is_some());
         assert_eq!(clock.keep(at(WALL, true, 59), false), None);
         assert_eq!(clock.keep(at(WALL + 61, true, 61), false), Some(kept(61, 61)));

@@ -11,19 +11,19 @@ use std::path::{Path, PathBuf};
 pub(in crate::store) const FILE_NAME: &str = "reserve";
 
 #[derive(Debug)]
-pub(in crate::store) struct Reserve {
+pub(in crate::store) struct ReserveFile {
     path: PathBuf,
     size: u64,
     /// Whether it lies there, as far as is known.
     there: bool,
 }
 
-impl Reserve {
+impl ReserveFile {
     /// A reserve of `size` bytes for the log in `directory`.
-    pub fn new(directory: &Path, size: u64) -> Reserve {
+    pub fn new(directory: &Path, size: u64) -> ReserveFile {
         let path = directory.join(FILE_NAME);
         let there = std::fs::metadata(&path).is_ok_and(|found| found.len() == size);
-        Reserve { path, size, there }
+        ReserveFile { path, size, there }
     }
 
     pub fn size(&self) -> u64 {
@@ -81,13 +81,13 @@ mod tests {
     #[test]
     fn it_takes_real_blocks_and_gives_them_back() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut reserve = Reserve::new(directory.path(), 2 << 20);
+        let mut reserve = ReserveFile::new(directory.path(), 2 << 20);
         assert!(!reserve.is_there() && !reserve.release());
         reserve.take().expect("there is room");
         let found = std::fs::metadata(directory.path().join(FILE_NAME)).expect("the file");
         assert_eq!(found.len(), reserve.size());
         assert!(found.blocks() * 512 >= reserve.size());
-        assert!(Reserve::new(directory.path(), 2 << 20).is_there());
+        assert!(ReserveFile::new(directory.path(), 2 << 20).is_there());
         assert!(reserve.release() && !reserve.is_there());
         assert!(!directory.path().join(FILE_NAME).exists());
     }

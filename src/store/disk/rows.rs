@@ -2,8 +2,8 @@
 //!
 //! A segment's row is proven by the segment's checksum, but for what retention goes by,
 //! which has a guard of its own. All other rows that matter carry a `guard`: a CRC-32 over the table's name and the row's fields. SQLite
-//! notices only damage to its structure; a flipped bit in a sink's place would skip
-//! readings, and one in a device's mark would acknowledge what never came.
+//! notices only damage to its structure; a flipped bit in a sink's position would skip
+//! readings, and one in a device's high-water mark would acknowledge what never came.
 
 use crate::model::{BootId, Seq, Timestamp};
 use crate::store::segment::Header;
@@ -30,7 +30,7 @@ pub(in crate::store) struct Info {
     pub committed: u64,
     /// Stands for the routes by which `high` was counted; 0 if it was not.
     pub generation: u64,
-    /// Readings of the high lane.
+    /// Readings of high priority.
     pub high: u64,
     /// Whether samples were taken out of it to make room.
     pub thinned: bool,
@@ -174,7 +174,7 @@ pub(in crate::store) fn sink_guard(name: &str, confirmed: i64, event: i64, retir
 }
 
 /// The guard of a row of `mark`.
-pub(in crate::store) fn mark_guard(device: &str, session: i64, seq: i64) -> i64 {
+pub(in crate::store) fn high_water_guard(device: &str, session: i64, seq: i64) -> i64 {
     Guard::of("mark").text(device).number(session).number(seq).finish()
 }
 
@@ -200,7 +200,7 @@ pub(in crate::store) fn hole_guard(fields: [i64; 3]) -> i64 {
 }
 
 /// The guard of the row of `fold`.
-pub(in crate::store) fn fold_guard(pages: &[u8]) -> i64 {
+pub(in crate::store) fn checkpoint_guard(pages: &[u8]) -> i64 {
     Guard::of("fold").bytes(pages).finish()
 }
 
@@ -269,7 +269,7 @@ mod tests {
             assert_ne!(sink_guard("cloud", 1000, 7 ^ (1 << bit), None), right);
         }
         assert_ne!(sink_guard("cloue", 1000, 7, None), right);
-        assert_ne!(mark_guard("cloud", 1000, 7), right);
+        assert_ne!(high_water_guard("cloud", 1000, 7), right);
         assert_eq!(names_guard(["a", "b"].into_iter()), names_guard(["b", "a"].into_iter()));
         assert_ne!(names_guard(["a", "b"].into_iter()), names_guard(["ab"].into_iter()));
     }

@@ -2,7 +2,7 @@
 //! written with a guard.
 
 use super::budget;
-use super::log_clock::Kept;
+use super::log_clock::StoredClock;
 use super::rows;
 use super::wal::wal_path;
 use crate::config::{self, Durability};
@@ -73,7 +73,7 @@ const MIGRATIONS: &[&str] = &[
          first INTEGER PRIMARY KEY, last INTEGER NOT NULL, missing INTEGER NOT NULL, guard INTEGER NOT NULL);",
     // See [`super::checkpoint`].
     "CREATE TABLE fold (id INTEGER PRIMARY KEY, pages BLOB NOT NULL, guard INTEGER NOT NULL);",
-    // The last seq when a mark was written: the device of the lowest was away for longest.
+    // The last seq when a high-water mark was written: the device of the lowest was away for longest.
     "ALTER TABLE mark ADD COLUMN used INTEGER;",
     // What sinks have missed and were not told. Events for one sink alone, and kinds of
     // events, as in [`EventKind`]. When, by the log's clock, a sink was found to be
@@ -181,7 +181,7 @@ pub(in crate::store) fn open(path: &Path, durability: Durability) -> Result<Conn
         return Err(foreign("it is not an SQLite database"));
     }
     let mut connection = Connection::open(path).map_err(failed)?;
-    // What may be damaged is left as it lies; only a proper end folds it together.
+    // What may be damaged is left as it lies; only a proper end checkpoints it.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
     connection.pragma_update(None, "cell_size_check", true).map_err(failed)?;
     let objects: i64 =
@@ -274,7 +274,7 @@ fn seal(db: &Connection) -> rusqlite::Result<()> {
         db.execute("UPDATE sink SET guard = ?2 WHERE name = ?1", params![name, guard])?;
     }
     for (device, session, seq) in rows("SELECT device, session, seq FROM mark")? {
-        let guard = rows::mark_guard(&device, session, seq);
+        let guard = rows::high_water_guard(&device, session, seq);
         db.execute("UPDATE mark SET guard = ?2 WHERE device = ?1", params![device, guard])?;
     }
     for (body, id, time) in rows("SELECT body, id, time FROM event")? {
@@ -329,8 +329,8 @@ pub(in crate::store) fn set_meta(connection: &Connection, key: &str, value: u64)
     Ok(())
 }
 
-/// Writes a device's mark, which was used when the log came to `used`.
-pub(in crate::store) fn put_mark(
+/// Writes a device's high-water mark, which was used when the log came to `used`.
+pub(in crate::store) fn put_high_water(
     connection: &Connection,
     device: &str,
     session: u64,
@@ -341,23 +341,23 @@ pub(in crate::store) fn put_mark(
     let (session, seq) = (session as i64, rows::signed(seq));
     connection
         .prepare_cached("INSERT OR REPLACE INTO mark (device, session, seq, guard, used) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![device, session, seq, rows::mark_guard(device, session, seq), used.0])?;
+        .execute(params![device, session, seq, rows::high_water_guard(device, session, seq), used.0])?;
     Ok(())
 }
 
-/// Writes the place of a sink that is configured, if it is another than what stands there.
+/// Writes the position of a sink that is configured, if it is another than what stands there.
 pub(in crate::store) fn put_sink(
     connection: &Connection,
     name: &str,
     confirmed: Seq,
     event: u64,
 ) -> rusqlite::Result<()> {
-    put_place(connection, name, confirmed, event, None)
+    put_position(connection, name, confirmed, event, None)
 }
 
-/// Writes a sink's place, if it is another than what stands there, and when it was
+/// Writes a sink's position, if it is another than what stands there, and when it was
 /// `retired` if it is not configured any more.
-pub(in crate::store) fn put_place(
+pub(in crate::store) fn put_position(
     connection: &Connection,
     name: &str,
     confirmed: Seq,
@@ -425,7 +425,7 @@ pub(in crate::store) fn insert_event_for(
 }
 
 /// Keeps the log's clock.
-pub(in crate::store) fn keep_clock(connection: &Connection, kept: Kept) -> rusqlite::Result<()> {
+pub(in crate::store) fn keep_clock(connection: &Connection, kept: StoredClock) -> rusqlite::Result<()> {
     set_meta(connection, "log_clock", kept.seconds)?;
     set_meta(connection, "log_clock_boot", kept.boot)?;
     set_meta(connection, "log_clock_uptime", kept.uptime)
@@ -437,7 +437,7 @@ mod tests {
     use super::*;
     use crate::clock::Now;
     use crate::model::Epoch;
-    use crate::store::recovery::power_cut::Left;
+    use crate::store::recovery::power_cut::WalRemains;
     use crate::store::recovery::startup::{Recovered, recover};
     use crate::store::retention::gap::Hole;
     use std::time::Duration;
@@ -446,7 +446,7 @@ mod tests {
 
     fn recover_at(path: &Path, sinks: &[&str]) -> Recovered {
         let mut connection = open(path, Durability::Full).expect("the database opens");
-        let left = Left { has_wal: true, ..Left::default() };
+        let left = WalRemains { has_wal: true, ..WalRemains::default() };
         let sinks: Vec<_> = sinks.iter().map(|sink| (*sink).into()).collect();
         recover(&mut connection, &sinks, NOW, &mut Ticket::none(Epoch(7)), Durability::Full, &left, 0)
             .expect("the database reads")
@@ -464,7 +464,7 @@ mod tests {
         drop(old);
 
         let recovered = recover_at(&path, &["cloud"]);
-        assert_eq!((recovered.epochs.of(Seq(42)).0, recovered.sinks.places), (Epoch(3), vec![(Seq(42), 0)]));
+        assert_eq!((recovered.epochs.of(Seq(42)).0, recovered.sinks.positions), (Epoch(3), vec![(Seq(42), 0)]));
         let version: i64 = pragma(&Connection::open(&path).expect("it opens"), "user_version").expect("a version");
         assert_eq!(version, MIGRATIONS.len() as i64);
     }

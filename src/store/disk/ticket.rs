@@ -187,16 +187,17 @@ mod tests {
         };
         let (clock, gauge) = (Arc::new(SystemClock::new()), Arc::new(|| None));
         let prepared = prepare(&config, &[], &["cloud".into()], clock.clone(), Metrics::new(), Some(gauge));
-        let Prepared { mut disk, .. } = prepared.expect("a new log");
+        let Prepared { mut committer, .. } = prepared.expect("a new log");
         let held = || {
             let db = schema::open_reader(&schema::database(&config)).expect("it opens");
             startup::meta(&db, epochs::TICKET).expect("it reads").expect("there is one")
         };
         let proves = |ticket| Ticket::read(Some(runtime.path()), clock.boot()).proves(Some(ticket));
         let first = held();
-        disk.commit(&Commit::default(), &HashSet::new).expect("it is written");
+        committer.commit(&Commit::default(), &HashSet::new).expect("it is written");
         assert!(held() == first && proves(first), "what gives no right needs no other");
-        disk.commit(&Commit { reserve: Some(Seq(3 << 20)), ..Commit::default() }, &HashSet::new)
+        committer
+            .commit(&Commit { reserve: Some(Seq(3 << 20)), ..Commit::default() }, &HashSet::new)
             .expect("it is written");
         assert!(proves(held()) && !proves(first));
     }

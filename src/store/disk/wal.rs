@@ -1,7 +1,7 @@
 //! Keeps the write-ahead log's file small.
 //!
-//! It is folded into the database now and then, and begins anew, in place, which costs
-//! the device least. SQLite would fold it by itself, but says nothing if that fails, and
+//! It is checkpointed into the database now and then, and begins anew, in place, which costs
+//! the device least. SQLite would checkpoint it by itself, but says nothing if that fails, and
 //! would try an fsync that failed again on the same handle. While somebody reads (a copy
 //! being taken, or a sink that drains without a pause) it cannot begin anew and the file
 //! grows. Then the writer insists: it waits a moment for readers to finish, now and then,
@@ -21,10 +21,10 @@ pub(in crate::store) fn wal_path(db: &Path) -> PathBuf {
     name.into()
 }
 
-/// Pages in the write-ahead log after which it is folded into the database, or a share
+/// Pages in the write-ahead log after which it is checkpointed into the database, or a share
 /// of the log's bound if that is less.
-const FOLD_PAGES: u64 = 4096;
-const FOLD_SHARE: u64 = 32;
+const CHECKPOINT_PAGES: u64 = 4096;
+const CHECKPOINT_SHARE: u64 = 32;
 /// The file may take so many times as much before the writer insists.
 const GROWTH: u64 = 2;
 /// What stands before each page in the file.
@@ -56,7 +56,7 @@ pub(in crate::store) struct Wal {
     index: PathBuf,
     budget: Budget,
     page: u64,
-    fold_pages: u64,
+    checkpoint_pages: u64,
     commits: u32,
     told: bool,
     /// Readers are on other threads, so that waiting for them is of use.
@@ -68,13 +68,13 @@ impl Wal {
     /// are never waited for.
     pub fn new(database: &Path, connection: &Connection, budget: Budget, waits: bool) -> Wal {
         let page: u64 = connection.pragma_query_value(None, "page_size", |row| row.get(0)).unwrap_or(1024).max(512);
-        let fold_pages = (budget.whole() / FOLD_SHARE / page).clamp(64, FOLD_PAGES);
+        let checkpoint_pages = (budget.whole() / CHECKPOINT_SHARE / page).clamp(64, CHECKPOINT_PAGES);
         let [path, index] = ["-wal", "-shm"].map(|suffix| {
             let mut path = database.as_os_str().to_owned();
             path.push(suffix);
             PathBuf::from(path)
         });
-        Wal { path, index, budget, page, fold_pages, commits: 0, told: false, waits }
+        Wal { path, index, budget, page, checkpoint_pages, commits: 0, told: false, waits }
     }
 
     /// Has the file cut to its share whenever it begins anew; for each new connection.
@@ -86,17 +86,18 @@ impl Wal {
     /// bytes. Returns what [`Wal::committed`] does.
     ///
     /// # Errors
-    /// [`Held`] if somebody who reads does not let go, or if folding it in fails.
+    /// [`Held`] if somebody who reads does not let go, or if the checkpoint fails.
     pub fn admit(&mut self, connection: &Connection, file: u64) -> Result<Option<u64>> {
-        let pages = checkpoint(connection, "NOOP").context("looking at the write-ahead log failed")?.pages;
+        let pages = run_checkpoint(connection, "NOOP").context("looking at the write-ahead log failed")?.pages;
         let bytes = pages.saturating_mul(self.page + FRAME_HEADER);
         if bytes <= self.budget.write_ahead(file) {
             return Ok(None);
         }
-        let folded = self.fold(connection, PATIENCE_AT_BOUND).context("folding the write-ahead log in failed")?;
-        match folded {
+        let result =
+            self.checkpoint(connection, PATIENCE_AT_BOUND).context("the checkpoint of the write-ahead log failed")?;
+        match result {
             None => Err(Held { file: self.path.clone(), index: self.index.clone(), bytes }.into()),
-            folded => Ok(folded),
+            result => Ok(result),
         }
     }
 
@@ -106,29 +107,29 @@ impl Wal {
     }
 
     /// After each commit. Returns how many frames there are if all of them are in the
-    /// database and the next commit will begin anew. A commit that must be `kept` is folded
+    /// database and the next commit will begin anew. A commit that must be `kept` is checkpointed
     /// in at once: damage to the end of the write-ahead log, which cannot be told from a commit that was cut off, is then no
     /// damage to it.
     ///
     /// # Errors
-    /// If folding it in fails; that somebody still reads is no error.
+    /// If the checkpoint fails; that somebody still reads is no error.
     pub fn committed(&mut self, connection: &Connection, kept: bool) -> Result<Option<u64>> {
         self.commits = self.commits.saturating_add(1);
-        let pages = checkpoint(connection, "NOOP").context("looking at the write-ahead log failed")?.pages;
-        if pages < self.fold_pages && !kept {
+        let pages = run_checkpoint(connection, "NOOP").context("looking at the write-ahead log failed")?.pages;
+        if pages < self.checkpoint_pages && !kept {
             return Ok(None);
         }
-        let insists = pages > self.fold_pages * GROWTH && self.commits >= INSIST_EVERY;
+        let insists = pages > self.checkpoint_pages * GROWTH && self.commits >= INSIST_EVERY;
         let patience = if insists && self.waits { PATIENCE } else { Duration::ZERO };
-        let folded = fold_within(connection, patience).context("folding the write-ahead log in failed")?;
-        if pages <= self.fold_pages * GROWTH {
+        let result = checkpoint_within(connection, patience).context("the checkpoint of the write-ahead log failed")?;
+        if pages <= self.checkpoint_pages * GROWTH {
             self.told = false;
         }
         if !insists {
-            return Ok(folded);
+            return Ok(result);
         }
         self.commits = 0;
-        let busy = folded.is_none();
+        let busy = result.is_none();
         if busy && !self.told {
             tracing::warn!(
                 file = %self.path.display(), pages,
@@ -136,16 +137,16 @@ impl Wal {
             );
         }
         self.told = busy;
-        Ok(folded)
+        Ok(result)
     }
 
     /// Folds everything in, if nobody is in the way for longer than that.
     ///
     /// # Errors
-    /// If folding it in fails.
-    pub fn fold(&self, connection: &Connection, patience: Duration) -> rusqlite::Result<Option<u64>> {
+    /// If the checkpoint fails.
+    pub fn checkpoint(&self, connection: &Connection, patience: Duration) -> rusqlite::Result<Option<u64>> {
         // There is nothing to wait for where all work is done on one thread.
-        fold_within(connection, if self.waits { patience } else { Duration::ZERO })
+        checkpoint_within(connection, if self.waits { patience } else { Duration::ZERO })
     }
 }
 
@@ -153,25 +154,25 @@ impl Wal {
 /// frames that were if it is all, and no reader keeps the next commit from beginning anew.
 ///
 /// # Errors
-/// If folding it in fails.
-pub(in crate::store) fn fold(connection: &Connection) -> rusqlite::Result<Option<u64>> {
-    fold_within(connection, Duration::ZERO)
+/// If the checkpoint fails.
+pub(in crate::store) fn checkpoint(connection: &Connection) -> rusqlite::Result<Option<u64>> {
+    checkpoint_within(connection, Duration::ZERO)
 }
 
 /// The same; readers are waited for so long.
-fn fold_within(connection: &Connection, patience: Duration) -> rusqlite::Result<Option<u64>> {
-    let folded = checkpoint(connection, "PASSIVE")?;
-    if patience.is_zero() && folded.done < folded.pages {
+fn checkpoint_within(connection: &Connection, patience: Duration) -> rusqlite::Result<Option<u64>> {
+    let result = run_checkpoint(connection, "PASSIVE")?;
+    if patience.is_zero() && result.done < result.pages {
         return Ok(None);
     }
     connection.busy_timeout(patience)?;
-    let folded = checkpoint(connection, "RESTART")?;
+    let result = run_checkpoint(connection, "RESTART")?;
     connection.busy_timeout(PATIENCE_WITH_WRITERS)?;
-    Ok(Some(folded.pages).filter(|_| !folded.busy && folded.done == folded.pages && folded.pages > 0))
+    Ok(Some(result.pages).filter(|_| !result.busy && result.done == result.pages && result.pages > 0))
 }
 
 /// What a checkpoint came to.
-struct Folded {
+struct CheckpointResult {
     /// Somebody held it up.
     busy: bool,
     /// Pages in the write-ahead log, and those of them that are in the database.
@@ -180,10 +181,12 @@ struct Folded {
 }
 
 /// Folds the write-ahead log into the database as `mode` says.
-fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<Folded> {
+fn run_checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<CheckpointResult> {
     let pages = |pages: i64| pages.max(0).unsigned_abs();
-    let folded = |row: &rusqlite::Row<'_>| {
-        Ok(Folded { busy: row.get::<_, i64>(0)? != 0, pages: pages(row.get(1)?), done: pages(row.get(2)?) })
+    let result = |row: &rusqlite::Row<'_>| {
+        Ok(CheckpointResult { busy: row.get::<_, i64>(0)? != 0, pages: pages(row.get(1)?), done: pages(row.get(2)?) })
     };
-    connection.prepare_cached(&format!("PRAGMA wal_checkpoint({mode})")).and_then(|mut fold| fold.query_row([], folded))
+    connection
+        .prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))
+        .and_then(|mut statement| statement.query_row([], result))
 }

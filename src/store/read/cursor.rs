@@ -1,4 +1,4 @@
-//! A sink's place in the log, and reading from there: from memory while the sink
+//! A sink's position in the log, and reading from there: from memory while the sink
 //! keeps up, from disk when it fell behind.
 
 use crate::model::{Numbered, Seq};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// A sink's place in the log, with one owner. What it confirms is kept by the log.
+/// A sink's position in the log, with one owner. What it confirms is kept by the log.
 pub struct SinkCursor {
     shared: Arc<Shared>,
     index: usize,
@@ -161,12 +161,12 @@ impl SinkCursor {
     /// Cancel-safe.
     pub async fn available(&mut self, after: Seq, event: u64) {
         loop {
-            let mut news = std::pin::pin!(self.shared.news.notified());
-            news.as_mut().enable();
+            let mut advanced = std::pin::pin!(self.shared.advanced.notified());
+            advanced.as_mut().enable();
             if self.waiting(after) > 0 || self.has_event(event) {
                 return;
             }
-            news.await;
+            advanced.await;
         }
     }
 
@@ -203,7 +203,7 @@ impl SinkCursor {
     /// gathered, and told as one.
     pub fn listen(&self, listening: bool) {
         let mut state = self.shared.state.lock();
-        state.news[self.index].listening = listening; // one for each sink
+        state.unreported[self.index].listening = listening; // one for each sink
         state.wake(&self.shared.due);
     }
 
@@ -228,7 +228,7 @@ impl SinkCursor {
 
     /// Listens until there is nothing to hear, unless somebody does anyway.
     async fn hear(&self) {
-        if self.shared.stepped || self.shared.state.lock().news[self.index].listening {
+        if self.shared.stepped || self.shared.state.lock().unreported[self.index].listening {
             return;
         }
         loop {

@@ -14,11 +14,11 @@ use crate::store::disk::epochs;
 use crate::store::disk::schema::{self, FILE_NAME};
 use crate::store::disk::wal::wal_path;
 use crate::store::recovery::salvage::{self, Found, Salvage, Scan};
-use crate::store::recovery::seq_ranges::Ranges;
+use crate::store::recovery::seq_ranges::SeqRanges;
 use crate::store::recovery::startup;
 use crate::store::retention::holes;
 use crate::store::segment;
-use crate::store::sinks::positions::{self, Place};
+use crate::store::sinks::positions::{self, CursorPosition};
 use crate::store::sinks::rejected;
 use anyhow::{Result, anyhow, bail};
 use rusqlite::{Connection, ErrorCode};
@@ -79,7 +79,7 @@ pub struct Contents {
 
 /// What [`Offline::verify`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Verification {
     pub segments: u64,
     pub readings: u64,
     /// One line each, at most 1000.
@@ -123,7 +123,7 @@ impl Offline {
                 anyhow!("{} is held by another program; try again when that is done", path.display())
             }
             _ => anyhow!(
-                "{} cannot be read, it may be damaged: look into it by --file; it heals when the gateway starts \
+                "{} cannot be read, it may be damaged: look into it by --file; it recovers when the gateway starts \
                  (SQLite says: {why})",
                 path.display()
             ),
@@ -193,7 +193,7 @@ impl Offline {
         let began = self.beginnings()?;
         match &self.source {
             Source::Sqlite { db, .. } => {
-                let mut given = Ranges::default();
+                let mut given = SeqRanges::default();
                 let knows_holes = startup::meta(db, holes::COMPLETE).is_ok_and(|complete| complete.is_some());
                 let (mut end, mut failed) = (Seq::ZERO, None);
                 paged_scan::each(db, &mut |header, block| {
@@ -273,18 +273,18 @@ impl Offline {
     /// If the log cannot be read.
     pub fn contents(&self) -> Result<Contents> {
         let (sinks, meta) = match &self.source {
-            Source::Sqlite { db, .. } => (positions::places(db)?, startup::read_meta(db).unwrap_or_default()),
+            Source::Sqlite { db, .. } => (positions::all(db)?, startup::read_meta(db).unwrap_or_default()),
             Source::Bytes(salvage) => {
                 let facts = salvage.facts();
                 (facts.sinks, facts.meta)
             }
         };
         let clock = meta.get("log_clock").copied();
-        let pending = |(sink, place): (String, Place)| Pending {
+        let pending = |(sink, position): (String, CursorPosition)| Pending {
             aside: meta.get(&rejected::key(&sink)).copied().unwrap_or(0),
             sink,
-            confirmed: Seq(place.confirmed),
-            retired: place.retired.map(|since| Duration::from_secs(clock.unwrap_or(0).saturating_sub(since))),
+            confirmed: Seq(position.confirmed),
+            retired: position.retired.map(|since| Duration::from_secs(clock.unwrap_or(0).saturating_sub(since))),
             readings: 0,
             bytes: 0,
             oldest: None,
@@ -335,8 +335,8 @@ impl Offline {
     ///
     /// # Errors
     /// If the log cannot be read as a whole.
-    pub fn verify(&self) -> Result<Verdict> {
-        let (mut verdict, mut notes) = (Verdict::default(), Vec::new());
+    pub fn verify(&self) -> Result<Verification> {
+        let (mut verdict, mut notes) = (Verification::default(), Vec::new());
         let mut add = |problem: String| {
             if verdict.problems.len() < MAX_PROBLEMS {
                 verdict.problems.push(problem);

@@ -1,44 +1,43 @@
 //! Opens the log whatever its files look like.
 //!
 //! A database that cannot be gone on with is moved into quarantine, and a new one with
-//! a new epoch takes its place at once. Small facts that are proven (places of sinks,
-//! marks of devices, events not yet told) are taken over before anything else happens;
+//! a new epoch takes its place at once. Small facts that are proven (positions of sinks,
+//! high-water marks of devices, events not yet told) are taken over before anything else happens;
 //! segments follow while the gateway runs, see [`crate::store::restore`]. The new epoch's seqs
 //! begin behind all that the old one gave out.
 
-use super::power_cut::{self, Left};
+use super::power_cut::{self, WalRemains};
 use super::quarantine::{self, Entry, State};
 use super::restore_job::{DONE, Job};
 use super::salvage::{Facts, Found, Salvage, Scan};
 use super::startup::{self, Recovered};
 use crate::clock::{Clock, Now};
 use crate::config::{self, Durability};
-use crate::files::{self, Replacement};
 use crate::metrics::Metrics;
 use crate::model::{BootId, DeviceId, Seq};
-use crate::store::disk::boot_times::{self, Boots};
-use crate::store::disk::damage::Fault;
+use crate::store::disk::boot_times::{self, BootTimes};
+use crate::store::disk::damage::{self, Damage};
 use crate::store::disk::pending_high_water;
 use crate::store::disk::schema::{self, OpenError};
 use crate::store::disk::ticket::Ticket;
 use crate::store::disk::wal::{self, wal_path};
 use crate::store::disk::{checkpoint, epochs};
 use crate::store::inbox::{self, Commands};
-use crate::store::retention::priority::Lanes;
-use crate::store::sinks::positions::Wanted;
-use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use crate::store::retention::priority::PriorityRoutes;
+use crate::store::sinks::positions::ConfiguredSink;
+use rusqlite::{Connection, TransactionBehavior};
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, Read, Write as _};
+use std::io::{self, ErrorKind, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 
 /// The log, open.
-pub(in crate::store) struct Healed {
+pub(in crate::store) struct RecoveredLog {
     pub connection: Connection,
     pub found: Recovered,
     /// By which more seqs may be reserved.
     pub ticket: Ticket,
-    pub boots: Boots,
+    pub boots: BootTimes,
     pub commands: Commands,
     /// Of commands, so many were not what was written.
     pub commands_lost: u64,
@@ -48,9 +47,7 @@ pub(in crate::store) struct Healed {
     pub notes: Vec<String>,
 }
 
-/// Damage that a running gateway met with is noted here for the next opening.
-const MARKER: &str = "damaged.txt";
-/// A database up to so many bytes is read through for devices' marks before the gateway
+/// A database up to so many bytes is read through for devices' high-water marks before the gateway
 /// starts; of a larger one only those count that its table has.
 const LOOK_THROUGH: u64 = 128 << 20;
 /// Where seqs begin if it cannot be told how far they had come: a multiple of this.
@@ -62,11 +59,11 @@ const FAR: u64 = 1 << 40;
 /// If the directory or the disk is at fault, or the log was written by a newer version.
 pub(in crate::store) fn open(
     config: &config::Store,
-    lanes: &Lanes,
-    sinks: &[Wanted<'_>],
+    priority: &PriorityRoutes,
+    sinks: &[ConfiguredSink<'_>],
     clock: &dyn Clock,
     metrics: &Metrics,
-) -> Result<Healed, OpenError> {
+) -> Result<RecoveredLog, OpenError> {
     let (now, boot) = (clock.now(), clock.boot());
     let store = config.directory.as_path();
     let path = store.join(schema::FILE_NAME);
@@ -86,18 +83,18 @@ pub(in crate::store) fn open(
         metrics.store_quarantines.inc();
         Ok::<_, OpenError>(())
     };
-    let marker = store.join(MARKER);
+    let marker = store.join(damage::MARKER);
     if let Ok(found) = std::fs::read_to_string(&marker) {
         if std::fs::symlink_metadata(&path).is_ok() {
             quarantine("damaged", found.trim())?;
         }
         std::fs::remove_file(&marker).map_err(moving)?;
     }
-    let opened = match attempt(config, lanes, &path, sinks, now, boot) {
-        Err(why) => match damage(&why) {
+    let opened = match attempt(config, priority, &path, sinks, now, boot) {
+        Err(why) => match damage::kind(&why) {
             Some(reason) => {
                 quarantine(reason, &why.to_string())?;
-                attempt(config, lanes, &path, sinks, now, boot)?
+                attempt(config, priority, &path, sinks, now, boot)?
             }
             None => return Err(why),
         },
@@ -112,80 +109,14 @@ pub(in crate::store) fn open(
             format!("a damaged log was moved aside ({}); read {}", entry.report.found, report.display())
         })
         .collect();
-    Ok(Healed { connection, found, ticket, boots, commands, commands_lost, jobs, notes })
-}
-
-/// Notes that the database is damaged, so that the next opening heals it.
-pub(in crate::store) fn remember(database: &Path, found: &str) {
-    let marker = database.with_file_name(MARKER);
-    let written = Replacement::of(&marker, 0o644).and_then(|mut new| {
-        new.file().write_all(found.as_bytes())?;
-        new.put()
-    });
-    // On a full disk there may be room for its name only, which is enough.
-    if let Err(why) = written.or_else(|_| std::fs::File::create(&marker).map(|_| files::hand_over(&marker))) {
-        tracing::error!(%why, "that the log is damaged cannot be noted beside it");
-    }
-}
-
-/// Whether an error of the database at `path` says that it is not what was written.
-pub(in crate::store) fn is_damage(why: &anyhow::Error, path: &Path) -> bool {
-    why.chain().any(|cause| {
-        cause.downcast_ref::<rusqlite::Error>().is_some_and(|why| is_corrupt(why, path))
-            || cause.downcast_ref::<OpenError>().is_some_and(|why| damage(why).is_some())
-    })
-}
-
-/// The word for the kind of damage, if it is damage that keeps the log from opening.
-fn damage(why: &OpenError) -> Option<&'static str> {
-    match why {
-        OpenError::Foreign { .. } => Some("foreign"),
-        OpenError::Unreadable { .. } => Some("unreadable"),
-        OpenError::Damaged { .. } => Some("damaged"),
-        OpenError::Database { why, path } => is_corrupt(why, path).then_some("damaged"),
-        OpenError::Directory { .. } | OpenError::InUse { .. } | OpenError::Newer { .. } | OpenError::Sqlite(_) => None,
-    }
-}
-
-fn is_corrupt(why: &rusqlite::Error, path: &Path) -> bool {
-    const READ: i32 = rusqlite::ffi::SQLITE_IOERR_READ;
-    const SHORT_READ: i32 = rusqlite::ffi::SQLITE_IOERR_SHORT_READ;
-    use rusqlite::Error::{
-        FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, QueryReturnedNoRows, SqlInputError,
-        SqliteFailure, Utf8Error,
-    };
-    match why {
-        SqliteFailure(failure, _) | SqlInputError { error: failure, .. } => match failure.code {
-            // `Unknown` is a table or column that is missing.
-            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::ConstraintViolation => true,
-            ErrorCode::Unknown => failure.extended_code == rusqlite::ffi::SQLITE_ERROR,
-            // A read may fail once, and the medium be sound.
-            _ => failure.extended_code == SHORT_READ || failure.extended_code == READ && !is_readable(path),
-        },
-        FromSqlConversionFailure(..)
-        | IntegralValueOutOfRange(..)
-        | InvalidColumnType(..)
-        | QueryReturnedNoRows
-        | Utf8Error(..) => true,
-        _ => false,
-    }
-}
-
-/// Whether every byte of the database at `path` can be read.
-fn is_readable(path: &Path) -> bool {
-    let whole = |path: &Path| match std::fs::File::open(path).and_then(|mut file| io::copy(&mut file, &mut io::sink()))
-    {
-        Err(why) => why.kind() == ErrorKind::NotFound,
-        Ok(_) => true,
-    };
-    whole(path) && whole(&wal_path(path))
+    Ok(RecoveredLog { connection, found, ticket, boots, commands, commands_lost, jobs, notes })
 }
 
 struct Opening {
     connection: Connection,
     found: Recovered,
     ticket: Ticket,
-    boots: Boots,
+    boots: BootTimes,
     commands: Commands,
     commands_lost: u64,
     jobs: Vec<Job>,
@@ -193,9 +124,9 @@ struct Opening {
 
 fn attempt(
     config: &config::Store,
-    lanes: &Lanes,
+    priority: &PriorityRoutes,
     path: &Path,
-    sinks: &[Wanted<'_>],
+    sinks: &[ConfiguredSink<'_>],
     now: Now,
     boot: BootId,
 ) -> Result<Opening, OpenError> {
@@ -204,18 +135,18 @@ fn attempt(
     let mut ticket = Ticket::read(config.runtime_directory.as_deref(), boot);
     let mut opening = || {
         let jobs = take_over(&mut connection, &config.directory, sinks, now, &mut ticket)?;
-        let (durability, lanes) = (config.durability, lanes.fingerprint());
-        let mut found = startup::recover(&mut connection, sinks, now, &mut ticket, durability, &left, lanes)?;
+        let (durability, priority) = (config.durability, priority.fingerprint());
+        let mut found = startup::recover(&mut connection, sinks, now, &mut ticket, durability, &left, priority)?;
         let boots = boot_times::load(&mut connection, boot, found.next, !jobs.is_empty())?;
         let commands = inbox::load(&mut connection)?;
         // From here on the database alone says that it was not closed: a write-ahead
         // log that goes missing is noticed.
-        if let Some(frames) = wal::fold(&connection)? {
-            found.folding.folded(&wal_path(path), frames);
+        if let Some(frames) = wal::checkpoint(&connection)? {
+            found.checkpoint_record.checkpointed(&wal_path(path), frames);
         }
         Ok((found, boots, commands, jobs))
     };
-    let (found, boots, (commands, commands_lost), jobs) = opening().map_err(|fault: Fault| fault.at(path))?;
+    let (found, boots, (commands, commands_lost), jobs) = opening().map_err(|fault: Damage| fault.at(path))?;
     Ok(Opening { connection, found, ticket, boots, commands, commands_lost, jobs })
 }
 
@@ -225,7 +156,7 @@ fn attempt(
 ///
 /// # Errors
 /// If the files are damaged, or cannot be read or written.
-pub(in crate::store) fn settle(path: &Path, durability: Durability, must: bool) -> Result<Left, OpenError> {
+pub(in crate::store) fn settle(path: &Path, durability: Durability, must: bool) -> Result<WalRemains, OpenError> {
     let left = examine(path, durability)?;
     let in_place = left.has_frames && power_cut::is_open_elsewhere(path);
     let renew = || if in_place { power_cut::rewrite(path, &left) } else { power_cut::renew(path, &left) };
@@ -242,7 +173,7 @@ pub(in crate::store) fn settle(path: &Path, durability: Durability, must: bool) 
 }
 
 /// What can be told before SQLite touches anything.
-fn examine(path: &Path, durability: Durability) -> Result<Left, OpenError> {
+fn examine(path: &Path, durability: Durability) -> Result<WalRemains, OpenError> {
     let damaged = |found: String| OpenError::Damaged { path: path.to_owned(), found };
     let unreadable = |why: io::Error| {
         use ErrorKind::{IsADirectory, NotADirectory, NotFound};
@@ -258,7 +189,7 @@ fn examine(path: &Path, durability: Durability) -> Result<Left, OpenError> {
     match std::fs::symlink_metadata(path) {
         // A new log, which has nothing to miss.
         Err(why) if why.kind() == ErrorKind::NotFound && wal_length == 0 => {
-            return Ok(Left { has_wal: true, ..Left::default() });
+            return Ok(WalRemains { has_wal: true, ..WalRemains::default() });
         }
         Err(why) if why.kind() == ErrorKind::NotFound => {
             return Err(damaged("it is missing, though its write-ahead log is there".to_owned()));
@@ -277,11 +208,11 @@ fn examine(path: &Path, durability: Durability) -> Result<Left, OpenError> {
         // The very first start leaves that if it is cut off.
         return match checkpoint::was_opened(path) || wal_length > 0 {
             true => Err(damaged("it is empty".to_owned())),
-            false => Ok(Left { has_wal: true, ..Left::default() }),
+            false => Ok(WalRemains { has_wal: true, ..WalRemains::default() }),
         };
     }
     if wal_length == 0 {
-        return Ok(Left::default());
+        return Ok(WalRemains::default());
     }
     power_cut::look(path, durability == Durability::Normal).map_err(damaged)
 }
@@ -295,10 +226,10 @@ const ELOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
 fn take_over(
     connection: &mut Connection,
     store: &Path,
-    sinks: &[Wanted<'_>],
+    sinks: &[ConfiguredSink<'_>],
     now: Now,
     ticket: &mut Ticket,
-) -> Result<Vec<Job>, Fault> {
+) -> Result<Vec<Job>, Damage> {
     let mut jobs = Vec::new();
     for mut entry in quarantine::list(store).into_iter().filter(|entry| entry.report.state == State::Salvaging) {
         let key = entry.progress_key();
@@ -313,16 +244,17 @@ fn take_over(
         if salvage.length() <= LOOK_THROUGH {
             hear_segments(&salvage, &mut facts);
         }
-        let place = |name: &str| facts.sinks.get(name).map(|place| (place.confirmed, place.event)).unwrap_or_default();
-        let wanted = || sinks.iter().map(|sink| place(sink.name));
+        let position =
+            |name: &str| facts.sinks.get(name).map(|position| (position.confirmed, position.event)).unwrap_or_default();
+        let wanted = || sinks.iter().map(|sink| position(sink.name));
         let behind = match sinks.is_empty() {
-            true => facts.sinks.keys().map(|name| place(name)).min().unwrap_or_default(),
+            true => facts.sinks.keys().map(|name| position(name)).min().unwrap_or_default(),
             false => (
                 wanted().map(|(confirmed, _)| confirmed).min().unwrap_or(0),
                 wanted().map(|(_, event)| event).min().unwrap_or(0),
             ),
         };
-        let highest = facts.sinks.values().map(|place| place.confirmed).max().unwrap_or(0);
+        let highest = facts.sinks.values().map(|position| position.confirmed).max().unwrap_or(0);
         let end = match facts.meta.get("reserved") {
             Some(reserved) => (*reserved).max(highest),
             None => (highest / FAR + 1) * FAR,
@@ -344,7 +276,7 @@ fn take_over(
     Ok(jobs)
 }
 
-/// Adds the marks that only segments tell of.
+/// Adds the high-water marks that only segments tell of.
 fn hear_segments(salvage: &Salvage, facts: &mut Facts) {
     let listed = Seq(facts.meta.get("listed").copied().unwrap_or(0));
     let mut said: BTreeMap<Seq, Vec<(DeviceId, u64, u64)>> = BTreeMap::new();
@@ -357,8 +289,8 @@ fn hear_segments(salvage: &Salvage, facts: &mut Facts) {
         ControlFlow::Continue(())
     });
     for (device, session, seq) in said.into_values().flatten() {
-        let mark = facts.marks.entry(device.to_string()).or_insert((session, seq));
-        *mark = if mark.0 == session { (session, mark.1.max(seq)) } else { (session, seq) };
+        let high_water = facts.high_waters.entry(device.to_string()).or_insert((session, seq));
+        *high_water = if high_water.0 == session { (session, high_water.1.max(seq)) } else { (session, seq) };
     }
 }
 
@@ -374,11 +306,11 @@ fn begin(
     connection: &mut Connection,
     entry: &mut Entry,
     facts: &Facts,
-    sinks: &[Wanted<'_>],
+    sinks: &[ConfiguredSink<'_>],
     end: u64,
     told: u64,
     now: Now,
-) -> Result<bool, Fault> {
+) -> Result<bool, Damage> {
     let before = epochs::read(&facts.meta);
     let old_epoch = before.as_ref().map(|before| before.current().0);
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -399,9 +331,10 @@ fn begin(
                 schema::put_sink(&transaction, sink.name, Seq(end), 0)?;
             }
             // What the others have not had is history, and stands where it stood.
-            for (name, place) in facts.sinks.iter().filter(|(name, _)| !sinks.iter().any(|sink| sink.name == **name)) {
-                let retired = place.retired.unwrap_or_else(|| facts.meta.get("log_clock").copied().unwrap_or(0));
-                schema::put_place(&transaction, name, Seq(place.confirmed), 0, Some(retired))?;
+            for (name, position) in facts.sinks.iter().filter(|(name, _)| !sinks.iter().any(|sink| sink.name == **name))
+            {
+                let retired = position.retired.unwrap_or_else(|| facts.meta.get("log_clock").copied().unwrap_or(0));
+                schema::put_position(&transaction, name, Seq(position.confirmed), 0, Some(retired))?;
             }
             epoch
         }
@@ -410,9 +343,9 @@ fn begin(
     report.epoch = old_epoch;
     report.new_epoch = u32::try_from(epoch).ok();
     report.salvaged.sinks = sinks.iter().filter(|sink| facts.sinks.contains_key(sink.name)).count() as u64;
-    for (device, (session, seq)) in &facts.marks {
+    for (device, (session, seq)) in &facts.high_waters {
         if DeviceId::new(device).is_ok() {
-            schema::put_mark(&transaction, device, *session, *seq, Seq::ZERO)?;
+            schema::put_high_water(&transaction, device, *session, *seq, Seq::ZERO)?;
             report.salvaged.marks += 1;
         }
     }

@@ -18,7 +18,7 @@ use super::quarantine::MAX_RANGES;
 use super::salvage::{Orphan, Salvage, cut};
 use crate::files::{self, Replacement};
 use crate::model::{Numbered, Seq};
-use crate::store::disk::damage::Fault;
+use crate::store::disk::damage::Damage;
 use crate::store::disk::rows::{self, Info};
 use crate::store::disk::space::Space;
 use crate::store::disk::wal::wal_path;
@@ -36,7 +36,7 @@ pub(in crate::store) const UNSYNCED: &str = "unsynced";
 
 /// What the last life left beside the database.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Left {
+pub(in crate::store) struct WalRemains {
     /// There is a write-ahead log.
     pub has_wal: bool,
     /// There is something in it.
@@ -46,12 +46,12 @@ pub(in crate::store) struct Left {
     /// Its header was cut off while it began anew.
     pub begins_anew: bool,
     /// Commits were cut off.
-    pub cut: Option<Cut>,
+    pub cut_off: Option<CutOffCommits>,
 }
 
 /// What is left of commits that were cut off.
 #[derive(Debug)]
-pub(in crate::store) struct Cut {
+pub(in crate::store) struct CutOffCommits {
     orphans: Vec<Orphan>,
     /// Seqs up to here may have been given out, as any of them says.
     pub reserved: u64,
@@ -62,7 +62,7 @@ pub(in crate::store) struct Cut {
 ///
 /// # Errors
 /// What was found if that is no power cut's doing.
-pub(in crate::store) fn look(path: &Path, unsynced: bool) -> Result<Left, String> {
+pub(in crate::store) fn look(path: &Path, unsynced: bool) -> Result<WalRemains, String> {
     let salvage = Salvage::open(path);
     let wal = salvage.wal_state();
     if wal.header_damaged {
@@ -73,7 +73,7 @@ pub(in crate::store) fn look(path: &Path, unsynced: bool) -> Result<Left, String
     }
     let (has_wal, has_frames) = (wal.length > 0, wal.frames > 0);
     let (goes_on, begins_anew) = (wal.valid_frames > 0, has_frames && !wal.header_right);
-    let mut left = Left { has_wal, has_frames, goes_on, begins_anew, cut: None };
+    let mut left = WalRemains { has_wal, has_frames, goes_on, begins_anew, cut_off: None };
     // Also of a commit that has no end, what is sound is readings under their seqs.
     if wal.orphaned_frames == 0 {
         return Ok(left);
@@ -87,7 +87,7 @@ pub(in crate::store) fn look(path: &Path, unsynced: bool) -> Result<Left, String
         return Err("its write-ahead log is damaged before what a checkpoint took over".to_owned());
     }
     let reserved = meta.get("reserved").copied().unwrap_or(0);
-    left.cut = Some(Cut { orphans: salvage.orphaned(), reserved });
+    left.cut_off = Some(CutOffCommits { orphans: salvage.orphaned(), reserved });
     Ok(left)
 }
 
@@ -100,7 +100,7 @@ pub(in crate::store) fn look(path: &Path, unsynced: bool) -> Result<Left, String
 /// # Errors
 /// If the directory cannot be written to, or has no room for the new file: then nothing is
 /// written.
-pub(in crate::store) fn renew(path: &Path, left: &Left) -> io::Result<()> {
+pub(in crate::store) fn renew(path: &Path, left: &WalRemains) -> io::Result<()> {
     let wal = wal_path(path);
     let mut old = File::open(&wal)?;
     let needed = if left.begins_anew { 0 } else { old.metadata()?.len() };
@@ -122,7 +122,7 @@ pub(in crate::store) fn renew(path: &Path, left: &Left) -> io::Result<()> {
 ///
 /// # Errors
 /// If it cannot be written.
-pub(in crate::store) fn rewrite(path: &Path, left: &Left) -> io::Result<()> {
+pub(in crate::store) fn rewrite(path: &Path, left: &WalRemains) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(wal_path(path))?;
     if left.begins_anew {
         file.write_all_at(&NO_HEADER, 0)?;
@@ -142,7 +142,7 @@ pub(in crate::store) fn rewrite(path: &Path, left: &Left) -> io::Result<()> {
 }
 
 /// Whether another program has the database at `path` open. Its write-ahead log must stay the
-/// file that it is: whoever lets go last folds that into the database, by the list of pages
+/// file that it is: whoever lets go last checkpoints that into the database, by the list of pages
 /// that all of them share. In this process nobody may have it open.
 pub(in crate::store) fn is_open_elsewhere(path: &Path) -> bool {
     // Every connection holds SQLite's shared lock. See <https://sqlite.org/fileformat2.html>,
@@ -169,14 +169,14 @@ const SPARE: u64 = 64 << 10;
 /// As SQLite gives it to files that it makes.
 const MODE: u32 = 0o644;
 
-impl Cut {
+impl CutOffCommits {
     /// Puts back the readings that are sound and stand behind `end`, the last one that
     /// SQLite sees: what stood before it and is not there was dropped. The log's clock shows
     /// `clock`.
     ///
     /// # Errors
     /// If the database cannot be written.
-    pub fn put_back(&self, db: &Connection, end: Seq, clock: u64) -> Result<(), Fault> {
+    pub fn put_back(&self, db: &Connection, end: Seq, clock: u64) -> Result<(), Damage> {
         let mut encoder = Encoder::new()?;
         for Orphan { header, block, batches } in &self.orphans {
             let behind = batches.iter().filter(|batch| batch.last() > end);
@@ -228,7 +228,7 @@ mod tests {
     use crate::clock::Now;
     use crate::config::Durability;
     use crate::model::{Basis, Batch, BootId, DeviceId, Epoch, Reading, Timestamp};
-    use crate::store::disk::log_clock::{Kept, LogClock};
+    use crate::store::disk::log_clock::{LogClock, StoredClock};
     use crate::store::disk::schema::{self, FILE_NAME, SEQ_BLOCK};
     use crate::store::disk::ticket::Ticket;
     use std::sync::Arc;
@@ -252,7 +252,7 @@ mod tests {
     /// A database whose page of `a` went from one content to another and back in two
     /// commits, the second of which fills further pages; checkpointed if so, and then with
     /// one byte damaged in the last frame of its write-ahead log.
-    fn damaged(checkpointed: bool) -> Result<Left, String> {
+    fn damaged(checkpointed: bool) -> Result<WalRemains, String> {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let (path, left) = (directory.path().join("live.db"), directory.path().join(FILE_NAME));
         let db = Connection::open(&path).expect("a new database");
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn a_page_that_is_again_as_it_was_is_no_sign_of_a_checkpoint() {
         let left = damaged(false).expect("a commit that was cut off");
-        assert!(left.cut.is_some());
+        assert!(left.cut_off.is_some());
         let why = damaged(true).expect_err("what a checkpoint took over cannot be cut off");
         assert!(why.contains("what a checkpoint took over"), "{why}");
     }
@@ -307,24 +307,24 @@ mod tests {
             wal[32 + (cut_off + 1) * (24 + 1024) - 500] ^= 1;
         }
         std::fs::write(wal_path(&left), wal).expect("a copy");
-        assert!(look(&left, true).expect("commits that were cut off").cut.is_some());
+        assert!(look(&left, true).expect("commits that were cut off").cut_off.is_some());
     }
 
     #[test]
     fn what_was_told_as_a_gap_does_not_come_back_after_a_later_cut() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut db = schema::open(&directory.path().join(FILE_NAME), Durability::Normal).expect("a new database");
-        let live = |db: &mut Connection, cut: Option<Cut>| -> Recovered {
-            let left = Left { has_wal: true, cut, ..Left::default() };
+        let live = |db: &mut Connection, cut_off: Option<CutOffCommits>| -> Recovered {
+            let left = WalRemains { has_wal: true, cut_off, ..WalRemains::default() };
             startup::recover(db, &["cloud".into()], at(100), &mut Ticket::none(Epoch(7)), Durability::Normal, &left, 0)
                 .expect("it reads")
         };
         assert_eq!(live(&mut db, None).next, Seq(1));
         assert_eq!(live(&mut db, None).next, Seq(SEQ_BLOCK + 1), "a gap tells of all before");
-        let mut clock = LogClock::new(Kept::default(), 0, BootId::default(), at(10));
+        let mut clock = LogClock::new(StoredClock::default(), 0, BootId::default(), at(10));
         schema::keep_clock(&db, clock.keep(at(30), true).expect("always")).expect("it is written");
         let orphans = vec![orphan(11), orphan(SEQ_BLOCK + 5)];
-        let found = live(&mut db, Some(Cut { orphans, reserved: 0 }));
+        let found = live(&mut db, Some(CutOffCommits { orphans, reserved: 0 }));
         assert_eq!(found.written, Seq(SEQ_BLOCK + 6));
         let firsts: Vec<u64> = db
             .prepare("SELECT first_seq FROM segment")

@@ -59,7 +59,7 @@ pub(in crate::store) struct Salvaged {
     pub history: u64,
     /// Segments whose checksum does not hold.
     pub damaged_segments: u64,
-    /// Places of sinks, marks of devices and events that were proven.
+    /// Positions of sinks, high-water marks of devices and events that were proven.
     pub sinks: u64,
     pub marks: u64,
     pub events: u64,

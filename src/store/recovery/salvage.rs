@@ -15,7 +15,7 @@ mod torn;
 pub(in crate::store) use facts::Facts;
 pub(in crate::store) use pages::WalState;
 
-use super::seq_ranges::Ranges;
+use super::seq_ranges::SeqRanges;
 use crate::model::{Batch, Numbered, Seq};
 use crate::store::disk::checkpoint;
 use crate::store::disk::rows;
@@ -83,10 +83,10 @@ pub(in crate::store) struct Orphan {
 #[derive(Debug, Clone, Default)]
 pub(in crate::store) struct Walk {
     /// Every seq that was given.
-    pub given: Ranges,
+    pub given: SeqRanges,
     /// Every seq between the first and the last of a sound segment: what such a one does
     /// not have was taken out of it on purpose.
-    pub known: Ranges,
+    pub known: SeqRanges,
     /// What damaged rows say that they held; not proven.
     pub damaged: Vec<(u64, u64)>,
     pub damaged_segments: u64,
@@ -381,7 +381,7 @@ impl Walk {
 }
 
 /// The readings that were not `given` before; from now on they were.
-pub(in crate::store) fn fresh(given: &mut Ranges, batches: Vec<Numbered>) -> Vec<Numbered> {
+pub(in crate::store) fn fresh(given: &mut SeqRanges, batches: Vec<Numbered>) -> Vec<Numbered> {
     let mut fresh = Vec::with_capacity(batches.len());
     for batch in batches.into_iter().filter(|batch| !batch.batch.readings.is_empty()) {
         let (first, last) = (batch.first.0, batch.last().0);

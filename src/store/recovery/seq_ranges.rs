@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 /// Disjoint ranges that do not touch, by their first seq.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(in crate::store) struct Ranges(BTreeMap<u64, u64>);
+pub(in crate::store) struct SeqRanges(BTreeMap<u64, u64>);
 
-impl Ranges {
+impl SeqRanges {
     /// Adds all from `first` to `last`.
     pub fn insert(&mut self, first: u64, last: u64) {
         if first > last {
@@ -69,7 +69,7 @@ mod tests {
         fn what_is_missing_is_what_was_never_inserted(
             inserted in proptest::collection::vec((1u64..60, 0u64..10), 0..12), first in 1u64..70, length in 0u64..70
         ) {
-            let mut ranges = Ranges::default();
+            let mut ranges = SeqRanges::default();
             let mut all = std::collections::BTreeSet::new();
             for (start, length) in inserted {
                 ranges.insert(start, start + length);

@@ -2,12 +2,12 @@
 
 use super::gap::{Gap, Hole};
 use super::merging::JOIN_WITHIN;
-use super::priority::Lanes;
-use super::rewriting::{self, Leftover, filtered};
+use super::priority::PriorityRoutes;
+use super::rewriting::{self, SegmentRewriter, filtered};
 use crate::model::{DeviceId, Numbered, Seq};
 use crate::store::disk::rows::{self, INFO_COLUMNS, Info, LAST_SEQ};
 use crate::store::disk::schema;
-use crate::store::disk::small_tables::{Shares, Taken};
+use crate::store::disk::small_tables::{Shares, TableSizes};
 use crate::store::retention::{self, Action, Demand, Reason, Step, Stored};
 use crate::store::segment::{self, Encoder};
 use anyhow::Result;
@@ -154,15 +154,15 @@ impl Confirmed {
 /// Keeps what eviction needs to remember from commit to commit.
 pub(in crate::store) struct Evictor {
     bounds: Bounds,
-    lanes: Lanes,
-    /// Stands for the lanes in rows that were counted by them.
+    priority: PriorityRoutes,
+    /// Stands for the priority routes in rows that were counted by them.
     generation: u64,
-    /// Nothing of the low lane stands before this.
+    /// Nothing of low priority stands before this.
     low_from: Seq,
     /// How many samples of each device were looked at while thinning.
     counted: HashMap<DeviceId, u32>,
     /// What is not the readings'.
-    small: Taken,
+    small: TableSizes,
 }
 
 /// A segment as its row tells of it, but for its block.
@@ -173,9 +173,9 @@ struct Row {
 }
 
 impl Evictor {
-    pub fn new(bounds: Bounds, lanes: Lanes, generation: u64) -> Evictor {
-        let (low_from, counted, small) = (Seq::ZERO, HashMap::new(), Taken::new(bounds.max_size));
-        Evictor { bounds, lanes, generation, low_from, counted, small }
+    pub fn new(bounds: Bounds, priority: PriorityRoutes, generation: u64) -> Evictor {
+        let (low_from, counted, small) = (Seq::ZERO, HashMap::new(), TableSizes::new(bounds.max_size));
+        Evictor { bounds, priority, generation, low_from, counted, small }
     }
 
     /// What was done last was undone.
@@ -189,8 +189,8 @@ impl Evictor {
         self.small.changed();
     }
 
-    pub fn lanes(&self) -> &Lanes {
-        &self.lanes
+    pub fn priority(&self) -> &PriorityRoutes {
+        &self.priority
     }
 
     pub fn generation(&self) -> u64 {
@@ -267,7 +267,7 @@ impl Evictor {
         Ok(None)
     }
 
-    /// The oldest segments, and whether there are no others with readings of the low lane.
+    /// The oldest segments, and whether there are no others with readings of low priority.
     fn rows(&mut self, db: &Connection, limit: u64, clock: u64) -> Result<(Vec<Row>, bool)> {
         let mut select = db.prepare_cached(&format!(
             "SELECT first_seq, {LAST_SEQ}, count, size, {INFO_COLUMNS}
@@ -290,7 +290,7 @@ impl Evictor {
                     count: readings,
                     bytes: row.get::<_, u64>(3)? + SEGMENT_OVERHEAD,
                     age: 0,
-                    high: if self.lanes.is_single() { Some(0) } else { high },
+                    high: if self.priority.is_single() { Some(0) } else { high },
                     thinned: info.is_some_and(|info| info.thinned),
                 };
                 rows.push(Row { stored, committed });
@@ -329,7 +329,7 @@ impl Evictor {
         let of_run = || run.iter().map(|step| (step, &rows[step.at])); // steps are made from the rows
         let committed = of_run().map(|(_, row)| row.committed).max().unwrap_or(0);
         let thinned = of_run().any(|(step, row)| step.action == Action::Thin || row.stored.thinned);
-        let mut left = Leftover::new(Info { committed, generation: self.generation, high: 0, thinned });
+        let mut left = SegmentRewriter::new(Info { committed, generation: self.generation, high: 0, thinned });
         for (step, Row { stored, .. }) in of_run() {
             let found = if step.action == Action::Drop { None } else { rewriting::find(db, stored.first)? };
             if found.is_none() {
@@ -342,7 +342,7 @@ impl Evictor {
                 let mut written = Ok(());
                 let decoded = segment::decode_pieces(&header, &block, Seq::ZERO, &mut |batches| {
                     let kept = self.take_out(&batches, step, confirmed, evicted);
-                    written = left.add(kept, db, encoder, &self.lanes);
+                    written = left.add(kept, db, encoder, &self.priority);
                     if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 });
                 written?;
@@ -354,7 +354,7 @@ impl Evictor {
                 self.low_from = stored.last.next();
             }
         }
-        left.write(db, encoder, &self.lanes)
+        left.write(db, encoder, &self.priority)
     }
 
     /// What is left of the batches after the step; the rest is counted.
@@ -369,13 +369,13 @@ impl Evictor {
             Action::Thin => self.bounds.thin,
             _ => None,
         };
-        let (lanes, counted) = (&self.lanes, &mut self.counted);
+        let (priority, counted) = (&self.priority, &mut self.counted);
         let (mut first, mut last, mut missing) = (Seq(u64::MAX), Seq::ZERO, 0);
         if counted.len() > MAX_COUNTED {
             counted.clear();
         }
         let left = filtered(batches, &mut |seq, batch, reading| {
-            let kept = lanes.is_high(&batch.device, reading)
+            let kept = priority.is_high(&batch.device, reading)
                 || every.is_some_and(|every| {
                     let count = counted.entry(batch.device.clone()).or_default();
                     let kept = *count == 0;

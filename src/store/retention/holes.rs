@@ -9,7 +9,7 @@
 
 use super::gap::Hole;
 use crate::model::Seq;
-use crate::store::disk::damage::Fault;
+use crate::store::disk::damage::Damage;
 use crate::store::disk::rows::{self, HEADER_COLUMNS, INFO_COLUMNS};
 use crate::store::disk::schema::set_meta;
 use crate::store::segment::Header;
@@ -63,7 +63,7 @@ impl Holes {
     ///
     /// # Errors
     /// If the database cannot be read or written, or has a segment where none can be.
-    pub fn of(db: &Connection, complete: bool) -> Result<Holes, Fault> {
+    pub fn of(db: &Connection, complete: bool) -> Result<Holes, Damage> {
         if complete {
             let (known, damaged) = Holes::load(db)?;
             if damaged > 0 {
@@ -88,7 +88,7 @@ impl Holes {
     ///
     /// # Errors
     /// If the database cannot be read, or has a segment where none can be.
-    pub fn follow_all(&mut self, db: &Connection) -> Result<(), Fault> {
+    pub fn follow_all(&mut self, db: &Connection) -> Result<(), Damage> {
         let sql = format!("SELECT {HEADER_COLUMNS} FROM segment WHERE first_seq > ?1 ORDER BY first_seq");
         let mut statement = db.prepare(&sql)?;
         let mut rows = statement.query([signed(self.end)])?;
@@ -96,10 +96,10 @@ impl Holes {
         while let Some(row) = rows.next()? {
             let end = self.end;
             let header = rows::header_of(row)
-                .ok_or_else(|| Fault::Damaged(format!("the segment after seq {end} has no header")))?;
+                .ok_or_else(|| Damage::Damaged(format!("the segment after seq {end} has no header")))?;
             let first = header.first;
             if first <= before {
-                return Err(Fault::Damaged(format!("the segment of seq {first} stands behind that of {before}")));
+                return Err(Damage::Damaged(format!("the segment of seq {first} stands behind that of {before}")));
             }
             before = first;
             self.follow(&header);
@@ -286,7 +286,7 @@ pub(in crate::store) fn unexplained(db: &Connection, first: Seq, last: Seq) -> r
 ///
 /// # Errors
 /// If the database cannot be read, or its newest segment cannot be one.
-pub(in crate::store) fn newest(db: &Connection) -> Result<(u64, u64), Fault> {
+pub(in crate::store) fn newest(db: &Connection) -> Result<(u64, u64), Damage> {
     let mut statement = db.prepare(&format!(
         "SELECT {HEADER_COLUMNS}, {INFO_COLUMNS} FROM segment ORDER BY first_seq DESC LIMIT {LOOK_AT}"
     ))?;
@@ -295,7 +295,7 @@ pub(in crate::store) fn newest(db: &Connection) -> Result<(u64, u64), Fault> {
     while let Some(row) = rows.next()? {
         let found = rows::header_of(row).map(|header| header.last().0);
         end = end.or(found);
-        let end = end.ok_or_else(|| Fault::Damaged("the newest segment has no header".into()))?;
+        let end = end.ok_or_else(|| Damage::Damaged("the newest segment has no header".into()))?;
         if let Some(info) = rows::info(row, rows::BLOCK) {
             return Ok((end, info.committed));
         }

@@ -8,7 +8,7 @@
 //! next to nothing: what is small is also of few readings and short before compression,
 //! so that a merge takes little memory whatever the values are.
 
-use super::priority::Lanes;
+use super::priority::PriorityRoutes;
 use crate::model::Seq;
 use crate::store::disk::rows::{self, INFO_COLUMNS, Info, LAST_SEQ};
 use crate::store::segment::{self, Encoded, Encoder};
@@ -26,7 +26,7 @@ pub(in crate::store) const JOIN_WITHIN: u64 = 3600;
 
 /// A segment as it lies on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Lying {
+struct StoredSegment {
     first: Seq,
     last: Seq,
     bytes: u64,
@@ -36,7 +36,7 @@ struct Lying {
     info: Option<Info>,
 }
 
-impl Lying {
+impl StoredSegment {
     fn is_small(&self) -> bool {
         self.bytes <= SMALL && self.raw_length <= SMALL_RAW && self.count <= SMALL_COUNT
     }
@@ -44,7 +44,7 @@ impl Lying {
 
 /// The first seq of the segments to merge, which are the newest, if there are
 /// enough small ones in a row, each beginning where the one before it ends.
-fn plan(newest_first: impl Iterator<Item = Lying>) -> Option<Seq> {
+fn plan(newest_first: impl Iterator<Item = StoredSegment>) -> Option<Seq> {
     let (mut run, mut first) = (0, None);
     let mut youngest: Option<Info> = None;
     for segment in newest_first {
@@ -97,7 +97,7 @@ pub(in crate::store) fn merge(
     db: &Connection,
     encoder: &mut Encoder,
     before: Seq,
-    lanes: &Lanes,
+    priority: &PriorityRoutes,
     generation: u64,
 ) -> rusqlite::Result<()> {
     let newest = {
@@ -106,7 +106,7 @@ pub(in crate::store) fn merge(
              WHERE first_seq < ?1 ORDER BY first_seq DESC LIMIT ?2"
         ))?;
         let lying = |row: &rusqlite::Row<'_>| {
-            Ok(Lying {
+            Ok(StoredSegment {
                 first: Seq(row.get(0)?),
                 last: Seq(row.get(1)?),
                 bytes: row.get(2)?,
@@ -146,7 +146,7 @@ pub(in crate::store) fn merge(
     let committed = infos.clone().map(|info| info.committed).max().unwrap_or(0);
     let thinned = infos.clone().any(|info| info.thinned);
     merged.iter().try_for_each(|Encoded { header, block, batches }| {
-        let info = Info { committed, generation, high: lanes.count_high(batches), thinned };
+        let info = Info { committed, generation, high: priority.count_high(batches), thinned };
         rows::put(db, "REPLACE", header, block, info)
     })
 }
@@ -155,8 +155,8 @@ pub(in crate::store) fn merge(
 mod tests {
     use super::*;
 
-    fn segments(lying: &[(u64, u64, u64)]) -> impl Iterator<Item = Lying> {
-        lying.iter().rev().map(|(first, count, bytes)| Lying {
+    fn segments(lying: &[(u64, u64, u64)]) -> impl Iterator<Item = StoredSegment> {
+        lying.iter().rev().map(|(first, count, bytes)| StoredSegment {
             first: Seq(*first),
             last: Seq(first + count - 1),
             bytes: *bytes,
@@ -192,8 +192,11 @@ mod tests {
 
     #[test]
     fn what_is_long_before_compression_or_has_many_readings_is_not_small() {
-        let all: Vec<Lying> = segments(&run(1, MERGE as u64, 100)).collect();
-        for long in [Lying { raw_length: SMALL_RAW + 1, ..all[10] }, Lying { count: SMALL_COUNT + 1, ..all[10] }] {
+        let all: Vec<StoredSegment> = segments(&run(1, MERGE as u64, 100)).collect();
+        for long in [
+            StoredSegment { raw_length: SMALL_RAW + 1, ..all[10] },
+            StoredSegment { count: SMALL_COUNT + 1, ..all[10] },
+        ] {
             let mut all = all.clone();
             all[10] = long;
             assert_eq!(plan(all.into_iter()), None);
@@ -202,7 +205,7 @@ mod tests {
 
     #[test]
     fn segments_of_another_hour_or_thinned_or_of_unknown_age_are_not_joined() {
-        let all: Vec<Lying> = segments(&run(1, MERGE as u64, 100)).collect();
+        let all: Vec<StoredSegment> = segments(&run(1, MERGE as u64, 100)).collect();
         assert_eq!(plan(all.iter().copied()), Some(Seq(1)));
         for other in
             [Some(Info::uncounted(1001 + JOIN_WITHIN)), Some(Info { thinned: true, ..Info::uncounted(1000) }), None]

@@ -5,16 +5,16 @@ use crate::model::{Channels, DeviceId, Numbered, Reading, glob};
 
 /// The routes of high priority.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Lanes {
+pub(in crate::store) struct PriorityRoutes {
     high: Vec<Route>,
 }
 
-impl Lanes {
-    pub fn new(routes: &[Route]) -> Lanes {
-        Lanes { high: routes.iter().filter(|route| route.priority == Priority::High).cloned().collect() }
+impl PriorityRoutes {
+    pub fn new(routes: &[Route]) -> PriorityRoutes {
+        PriorityRoutes { high: routes.iter().filter(|route| route.priority == Priority::High).cloned().collect() }
     }
 
-    /// Whether there is but one lane.
+    /// Whether there is but one priority.
     pub fn is_single(&self) -> bool {
         self.high.is_empty()
     }
@@ -31,7 +31,7 @@ impl Lanes {
         u64::from(hash.finalize())
     }
 
-    /// Whether the reading outlives those of the low lane.
+    /// Whether the reading outlives those of low priority.
     pub fn is_high(&self, device: &DeviceId, reading: &Reading) -> bool {
         self.matches(device, reading.channels())
     }
@@ -45,7 +45,7 @@ impl Lanes {
         })
     }
 
-    /// How many of the readings are in the high lane.
+    /// How many of the readings are of high priority.
     pub fn count_high(&self, batches: &[Numbered]) -> u64 {
         if self.is_single() {
             return 0;
@@ -82,7 +82,7 @@ mod tests {
             priority,
             ..Route::default()
         };
-        let lanes = Lanes::new(&[
+        let priority = PriorityRoutes::new(&[
             route(&["pump-*"], &["alarm*"], Priority::High),
             route(&["valve"], &[], Priority::High),
             route(&[], &["temperature"], Priority::Normal),
@@ -98,15 +98,15 @@ mod tests {
                 basis: Basis::Wall,
                 readings: vec![reading.clone()],
             });
-            let counted = lanes.count_high(&[Numbered { first: Seq(1), batch }]);
-            assert_eq!(counted == 1, lanes.is_high(&device, &reading));
+            let counted = priority.count_high(&[Numbered { first: Seq(1), batch }]);
+            assert_eq!(counted == 1, priority.is_high(&device, &reading));
             counted == 1
         };
         assert!(high("pump-1", &["temperature", "alarm.hot"]));
         assert!(!high("pump-1", &["temperature"]));
         assert!(!high("fan", &["alarm.hot"]));
         assert!(high("valve", &["temperature"]));
-        assert!(Lanes::new(&[]).is_single() && !lanes.is_single());
-        assert_ne!(lanes.fingerprint(), Lanes::new(&[]).fingerprint());
+        assert!(PriorityRoutes::new(&[]).is_single() && !priority.is_single());
+        assert_ne!(priority.fingerprint(), PriorityRoutes::new(&[]).fingerprint());
     }
 }

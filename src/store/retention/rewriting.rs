@@ -1,6 +1,6 @@
 //! What is left of segments once readings were taken out of them, written anew.
 
-use super::priority::Lanes;
+use super::priority::PriorityRoutes;
 use crate::model::{Batch, Numbered, Reading, Seq};
 use crate::store::disk::rows::{self, BLOCK, BLOCK_COLUMN, HEADER_COLUMNS, Info};
 use crate::store::segment::{Encoded, Encoder, Header};
@@ -12,26 +12,32 @@ use std::sync::Arc;
 const MAX_WAITING: usize = 4 << 20;
 
 /// Readings that are going to share segments, in the order of their seqs.
-pub(in crate::store) struct Leftover {
+pub(in crate::store) struct SegmentRewriter {
     batches: Vec<Numbered>,
     memory: usize,
-    /// Of those segments; the readings of the high lane are counted as they are written.
+    /// Of those segments; the readings of high priority are counted as they are written.
     info: Info,
 }
 
-impl Leftover {
-    pub fn new(info: Info) -> Leftover {
-        Leftover { batches: Vec::new(), memory: 0, info }
+impl SegmentRewriter {
+    pub fn new(info: Info) -> SegmentRewriter {
+        SegmentRewriter { batches: Vec::new(), memory: 0, info }
     }
 
     /// Adds readings that stand behind all others, and writes those if they take much memory.
     ///
     /// # Errors
     /// If they cannot be written.
-    pub fn add(&mut self, batches: Vec<Numbered>, db: &Connection, encoder: &mut Encoder, lanes: &Lanes) -> Result<()> {
+    pub fn add(
+        &mut self,
+        batches: Vec<Numbered>,
+        db: &Connection,
+        encoder: &mut Encoder,
+        priority: &PriorityRoutes,
+    ) -> Result<()> {
         let more: usize = batches.iter().map(|batch| batch.batch.memory()).sum();
         if self.memory + more > MAX_WAITING {
-            self.write(db, encoder, lanes)?;
+            self.write(db, encoder, priority)?;
         }
         self.memory += more;
         self.batches.extend(batches);
@@ -42,11 +48,11 @@ impl Leftover {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write(&mut self, db: &Connection, encoder: &mut Encoder, lanes: &Lanes) -> Result<()> {
+    pub fn write(&mut self, db: &Connection, encoder: &mut Encoder, priority: &PriorityRoutes) -> Result<()> {
         let batches = std::mem::take(&mut self.batches);
         self.memory = 0;
         for Encoded { header, block, batches } in encoder.encode(&batches)? {
-            let info = Info { high: lanes.count_high(&batches), ..self.info };
+            let info = Info { high: priority.count_high(&batches), ..self.info };
             rows::put(db, "REPLACE", &header, &block, info)?;
         }
         Ok(())

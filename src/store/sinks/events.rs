@@ -6,7 +6,7 @@
 //! told of what it missed. Gaps do not go: the oldest become part of what each sink has
 //! missed.
 
-use super::unreported_gaps::{Missed, What};
+use super::unreported_gaps::{GapUnit, UnreportedGap};
 use crate::model::Timestamp;
 use crate::store::disk::rows;
 use crate::store::disk::schema::EventKind;
@@ -49,14 +49,18 @@ pub(in crate::store) struct Lost {
 }
 
 /// The name of a sink, and the last event that it confirmed.
-pub(in crate::store) type Place = (Arc<str>, u64);
+pub(in crate::store) type EventPosition = (Arc<str>, u64);
 
-/// Takes out what every one of `places` has confirmed, and of `told`, whom something was
+/// Takes out what every one of `positions` has confirmed, and of `told`, whom something was
 /// told alone, what each has.
-pub(in crate::store) fn confirmed(db: &Connection, places: &[Place], told: &[Arc<str>]) -> rusqlite::Result<()> {
-    let everywhere = places.iter().map(|(_, event)| *event).min().unwrap_or(0);
+pub(in crate::store) fn confirmed(
+    db: &Connection,
+    positions: &[EventPosition],
+    told: &[Arc<str>],
+) -> rusqlite::Result<()> {
+    let everywhere = positions.iter().map(|(_, event)| *event).min().unwrap_or(0);
     db.prepare_cached("DELETE FROM event WHERE id <= ?1")?.execute([everywhere])?;
-    for (name, event) in places.iter().filter(|(name, event)| *event > everywhere && told.contains(name)) {
+    for (name, event) in positions.iter().filter(|(name, event)| *event > everywhere && told.contains(name)) {
         db.prepare_cached("DELETE FROM event WHERE sink = ?1 AND id <= ?2")?.execute(params![&**name, event])?;
     }
     Ok(())
@@ -67,12 +71,17 @@ pub(in crate::store) fn confirmed(db: &Connection, places: &[Place], told: &[Arc
 pub(in crate::store) struct Pruned {
     pub lost: Vec<Lost>,
     /// What each sink misses of it.
-    pub missed: Vec<(Arc<str>, Missed)>,
+    pub missed: Vec<(Arc<str>, UnreportedGap)>,
 }
 
-/// Sees to it that not more than `most` events wait. Says what each of `places` misses of
+/// Sees to it that not more than `most` events wait. Says what each of `positions` misses of
 /// those that went.
-pub(in crate::store) fn prune(db: &Connection, places: &[Place], most: u64, now: Timestamp) -> Result<Pruned> {
+pub(in crate::store) fn prune(
+    db: &Connection,
+    positions: &[EventPosition],
+    most: u64,
+    now: Timestamp,
+) -> Result<Pruned> {
     let mut pruned = Pruned::default();
     let mut surplus = surplus(db, "kind <> 2", most)?;
     for (kind, name) in [(EventKind::Presence, "presence"), (EventKind::Other, "other")] {
@@ -83,22 +92,22 @@ pub(in crate::store) fn prune(db: &Connection, places: &[Place], most: u64, now:
         let Some(newest) = ids.last() else { continue };
         db.execute("DELETE FROM event WHERE kind = ?1 AND sink IS NULL AND id <= ?2", params![kind as i64, newest])?;
         surplus -= ids.len() as u64; // not more than asked for
-        for (sink, event) in places {
+        for (sink, event) in positions {
             let missed: Vec<u64> = ids.iter().copied().filter(|id| id > event).collect();
             if let (Some(first), Some(last)) = (missed.first(), missed.last()) {
                 let count = missed.len() as u64;
-                let missed = Missed::new(What::Events, name, (*first, *last), count, now);
+                let missed = UnreportedGap::new(GapUnit::Events, name, (*first, *last), count, now);
                 pruned.missed.push((sink.clone(), missed));
                 pruned.lost.push(Lost { sink: sink.clone(), kind: name, count });
             }
         }
     }
-    fold_gaps(db, places, now, &mut pruned)?;
+    merge_gaps(db, positions, now, &mut pruned)?;
     Ok(pruned)
 }
 
 /// The oldest gaps that are for every sink become part of what each of them has missed.
-fn fold_gaps(db: &Connection, places: &[Place], now: Timestamp, pruned: &mut Pruned) -> Result<()> {
+fn merge_gaps(db: &Connection, positions: &[EventPosition], now: Timestamp, pruned: &mut Pruned) -> Result<()> {
     let surplus = surplus(db, "kind = 2 AND sink IS NULL", MOST_GAPS)?;
     for id in oldest(db, EventKind::Gap, surplus)? {
         let (body, time) = db
@@ -106,12 +115,12 @@ fn fold_gaps(db: &Connection, places: &[Place], now: Timestamp, pruned: &mut Pru
             .query_row([id], |row| Ok((row.get::<_, String>(0)?, Timestamp(row.get(1)?))))?;
         db.prepare_cached("DELETE FROM event WHERE id = ?1")?.execute([id])?;
         let body: serde_json::Map<_, _> = serde_json::from_str(&body).unwrap_or_default();
-        for (sink, _) in places.iter().filter(|(_, event)| id > *event) {
+        for (sink, _) in positions.iter().filter(|(_, event)| id > *event) {
             // What is of another epoch cannot be counted with this one's.
             if body.contains_key("of_epoch") {
-                pruned.missed.push((sink.clone(), Missed::new(What::Events, "gap", (id, id), 1, now)));
+                pruned.missed.push((sink.clone(), UnreportedGap::new(GapUnit::Events, "gap", (id, id), 1, now)));
                 pruned.lost.push(Lost { sink: sink.clone(), kind: "gap", count: 1 });
-            } else if let Some(missed) = Missed::of_event(&body, sink, time) {
+            } else if let Some(missed) = UnreportedGap::of_event(&body, sink, time) {
                 pruned.missed.push((sink.clone(), missed));
             }
         }

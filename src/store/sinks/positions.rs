@@ -1,16 +1,16 @@
-//! The places of sinks, which outlive the configuration.
+//! The positions of sinks, which outlive the configuration.
 //!
-//! A sink that is taken out of the configuration keeps its place, retired: what waits for
+//! A sink that is taken out of the configuration keeps its position, retired: what waits for
 //! it counts as history from then on, and what goes of that is noted, so that it goes on
-//! where it stood and is told what it missed should it come back. Retired places are
+//! where it stood and is told what it missed should it come back. Retired positions are
 //! forgotten after a while, or by command, or for newer ones where there are many.
 
 use super::rejected;
-use super::unreported_gaps::{self, Missed, What};
+use super::unreported_gaps::{self, GapUnit, UnreportedGap};
 use crate::config::Start;
 use crate::model::{Seq, Timestamp};
 use crate::store::disk::rows;
-use crate::store::disk::schema::{put_place, set_meta};
+use crate::store::disk::schema::{put_position, set_meta};
 use crate::store::retention::gap::Hole;
 use anyhow::{Result, bail};
 use rusqlite::{Connection, OptionalExtension, Transaction};
@@ -19,21 +19,21 @@ use std::sync::Arc;
 
 /// A sink as the configuration has it.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted<'a> {
+pub struct ConfiguredSink<'a> {
     pub name: &'a str,
     /// Where it begins if the log does not know it.
     pub start: Start,
 }
 
-impl<'a> From<&'a str> for Wanted<'a> {
-    fn from(name: &'a str) -> Wanted<'a> {
-        Wanted { name, start: Start::Oldest }
+impl<'a> From<&'a str> for ConfiguredSink<'a> {
+    fn from(name: &'a str) -> ConfiguredSink<'a> {
+        ConfiguredSink { name, start: Start::Oldest }
     }
 }
 
 /// Where a sink stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::store) struct Place {
+pub(in crate::store) struct CursorPosition {
     pub confirmed: u64,
     pub event: u64,
     /// When it was found to be configured no more, by the log's clock.
@@ -42,7 +42,7 @@ pub(in crate::store) struct Place {
 
 /// A sink that is not configured any more.
 #[derive(Debug, Clone)]
-pub(in crate::store) struct Retired {
+pub(in crate::store) struct RetiredSink {
     pub name: Arc<str>,
     pub confirmed: Seq,
     pub event: u64,
@@ -50,20 +50,20 @@ pub(in crate::store) struct Retired {
     pub since: u64,
 }
 
-/// Retired places that are kept, whatever their age.
+/// Retired positions that are kept, whatever their age.
 pub(in crate::store) const MOST_RETIRED: usize = 32;
 
-/// What a start makes of the places that it finds.
+/// What a start makes of the positions that it finds.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Adopted {
+pub(in crate::store) struct AdoptedSinks {
     /// Confirmed seq and event of each wanted sink, in their order.
-    pub places: Vec<(Seq, u64)>,
-    pub retired: Vec<Retired>,
+    pub positions: Vec<(Seq, u64)>,
+    pub retired: Vec<RetiredSink>,
     /// Wanted sinks that the log did not know.
     pub new: Vec<String>,
 }
 
-/// What a start knows of the log when it looks for places.
+/// What a start knows of the log when it looks for positions.
 pub(in crate::store) struct Extent<'h> {
     /// The next seq that is given out.
     pub next: u64,
@@ -74,15 +74,15 @@ pub(in crate::store) struct Extent<'h> {
     pub now: Timestamp,
 }
 
-/// Gives every wanted sink its place, and retires the others. One that is new begins where
+/// Gives every wanted sink its position, and retires the others. One that is new begins where
 /// the configuration says; one whose row is damaged or lost starts over with the oldest
 /// reading: rather twice than not at all.
 pub(in crate::store) fn adopt(
     transaction: &Transaction<'_>,
-    wanted: &[Wanted<'_>],
+    wanted: &[ConfiguredSink<'_>],
     names: Option<u64>,
     extent: &Extent<'_>,
-) -> Result<Adopted> {
+) -> Result<AdoptedSinks> {
     let (mut known, mut lost) = sound(transaction, extent.next)?;
     let present = rows::names_guard(known.keys().map(String::as_str));
     lost |= names.is_some_and(|names| i64::try_from(names) != Ok(present));
@@ -90,37 +90,43 @@ pub(in crate::store) fn adopt(
         tracing::error!("the place of a sink in the log is damaged; what is kept is sent to it again");
         transaction.execute("DELETE FROM sink", [])?;
     }
-    for (name, place) in &mut known {
+    for (name, position) in &mut known {
         let is_wanted = wanted.iter().any(|sink| sink.name == name);
-        place.retired = if is_wanted { None } else { Some(place.retired.unwrap_or(extent.clock)) };
+        position.retired = if is_wanted { None } else { Some(position.retired.unwrap_or(extent.clock)) };
     }
     let mut new = Vec::new();
-    for Wanted { name, start } in
+    for ConfiguredSink { name, start } in
         wanted.iter().filter(|sink| !known.contains_key(sink.name)).copied().collect::<Vec<_>>()
     {
         let from_oldest = lost || start == Start::Oldest;
-        let place = match from_oldest {
-            true => Place { confirmed: oldest(transaction, extent)?.prev().0, ..Place::default() },
-            false => Place { confirmed: extent.next - 1, event: extent.last_event, retired: None },
+        let position = match from_oldest {
+            true => CursorPosition { confirmed: oldest(transaction, extent)?.prev().0, ..CursorPosition::default() },
+            false => CursorPosition { confirmed: extent.next - 1, event: extent.last_event, retired: None },
         };
         if from_oldest {
-            explain(transaction, name, place.confirmed, extent)?;
+            explain(transaction, name, position.confirmed, extent)?;
         }
-        known.insert(name.to_owned(), place);
+        known.insert(name.to_owned(), position);
         new.push(name.to_owned());
     }
-    for (name, place) in &known {
-        put_place(transaction, name, Seq(place.confirmed), place.event, place.retired)?;
+    for (name, position) in &known {
+        put_position(transaction, name, Seq(position.confirmed), position.event, position.retired)?;
     }
     write_names(transaction, &known, names)?;
-    let place = |sink: &Wanted<'_>| known.get(sink.name).map(|place| (Seq(place.confirmed), place.event));
-    Ok(Adopted { places: wanted.iter().filter_map(place).collect(), retired: retired(&known), new })
+    let position =
+        |sink: &ConfiguredSink<'_>| known.get(sink.name).map(|position| (Seq(position.confirmed), position.event));
+    Ok(AdoptedSinks { positions: wanted.iter().filter_map(position).collect(), retired: retired(&known), new })
 }
 
-fn retired(known: &BTreeMap<String, Place>) -> Vec<Retired> {
-    let retired = known.iter().filter_map(|(name, place)| {
-        let since = place.retired?;
-        Some(Retired { name: name.as_str().into(), confirmed: Seq(place.confirmed), event: place.event, since })
+fn retired(known: &BTreeMap<String, CursorPosition>) -> Vec<RetiredSink> {
+    let retired = known.iter().filter_map(|(name, position)| {
+        let since = position.retired?;
+        Some(RetiredSink {
+            name: name.as_str().into(),
+            confirmed: Seq(position.confirmed),
+            event: position.event,
+            since,
+        })
     });
     retired.collect()
 }
@@ -134,8 +140,9 @@ fn oldest(db: &Connection, extent: &Extent<'_>) -> rusqlite::Result<Seq> {
 /// A sink that begins with history is told of what is missing in it.
 fn explain(db: &Connection, name: &str, after: u64, extent: &Extent<'_>) -> Result<()> {
     let missing = extent.holes.iter().filter(|hole| hole.first.0 > after);
-    let missing =
-        missing.map(|hole| Missed::new(What::Seqs, "history", (hole.first.0, hole.last.0), hole.missing, extent.now));
+    let missing = missing.map(|hole| {
+        UnreportedGap::new(GapUnit::Seqs, "history", (hole.first.0, hole.last.0), hole.missing, extent.now)
+    });
     unreported_gaps::record(db, name, missing.collect())
 }
 
@@ -143,7 +150,7 @@ fn explain(db: &Connection, name: &str, after: u64, extent: &Extent<'_>) -> Resu
 ///
 /// # Errors
 /// If one is not what was written.
-pub(in crate::store) fn places(db: &Connection) -> Result<BTreeMap<String, Place>> {
+pub(in crate::store) fn all(db: &Connection) -> Result<BTreeMap<String, CursorPosition>> {
     let (known, lost) = sound(db, u64::MAX)?;
     if lost {
         bail!("the place of a sink is not what was written");
@@ -151,8 +158,11 @@ pub(in crate::store) fn places(db: &Connection) -> Result<BTreeMap<String, Place
     Ok(known)
 }
 
-/// Each sink whose place is sound, and whether there are others.
-pub(in crate::store) fn sound(db: &Connection, next: u64) -> rusqlite::Result<(BTreeMap<String, Place>, bool)> {
+/// Each sink whose position is sound, and whether there are others.
+pub(in crate::store) fn sound(
+    db: &Connection,
+    next: u64,
+) -> rusqlite::Result<(BTreeMap<String, CursorPosition>, bool)> {
     let (mut known, mut lost) = (BTreeMap::new(), false);
     let mut statement = db.prepare("SELECT name, confirmed, event, guard, retired FROM sink")?;
     let mut rows = statement.query([])?;
@@ -168,7 +178,7 @@ pub(in crate::store) fn sound(db: &Connection, next: u64) -> rusqlite::Result<(B
                 if guard == rows::sink_guard(&name, confirmed, event, retired) && confirmed.unsigned_abs() < next =>
             {
                 let (confirmed, event) = (confirmed.unsigned_abs(), event.unsigned_abs());
-                known.insert(name, Place { confirmed, event, retired: retired.map(i64::unsigned_abs) });
+                known.insert(name, CursorPosition { confirmed, event, retired: retired.map(i64::unsigned_abs) });
             }
             _ => lost = true,
         }
@@ -176,19 +186,19 @@ pub(in crate::store) fn sound(db: &Connection, next: u64) -> rusqlite::Result<(B
     Ok((known, lost))
 }
 
-/// Keeps by which names there are places, if those are others than before.
+/// Keeps by which names there are positions, if those are others than before.
 pub(in crate::store) fn write_names(
     db: &Connection,
-    known: &BTreeMap<String, Place>,
+    known: &BTreeMap<String, CursorPosition>,
     before: Option<u64>,
 ) -> rusqlite::Result<()> {
     let present = rows::names_guard(known.keys().map(String::as_str)).unsigned_abs();
     if before == Some(present) { Ok(()) } else { set_meta(db, "sinks", present) }
 }
 
-/// What is lost with a place that is forgotten.
+/// What is lost with a position that is forgotten.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::store) struct Forgotten {
+pub(in crate::store) struct ForgottenSink {
     pub name: Arc<str>,
     /// Readings that were kept for it, and the seqs between which they stand.
     pub count: u64,
@@ -197,18 +207,18 @@ pub(in crate::store) struct Forgotten {
 }
 
 /// Those whose time is over at `clock`, or that are too many, the ones retired first.
-pub(in crate::store) fn expired(retired: &[Retired], clock: u64, after: u64) -> Vec<Retired> {
-    let mut oldest: Vec<&Retired> = retired.iter().collect();
+pub(in crate::store) fn expired(retired: &[RetiredSink], clock: u64, after: u64) -> Vec<RetiredSink> {
+    let mut oldest: Vec<&RetiredSink> = retired.iter().collect();
     oldest.sort_by_key(|sink| sink.since);
     let surplus = oldest.len().saturating_sub(MOST_RETIRED);
-    let is_over = |(at, sink): &(usize, &Retired)| *at < surplus || clock.saturating_sub(sink.since) > after;
+    let is_over = |(at, sink): &(usize, &RetiredSink)| *at < surplus || clock.saturating_sub(sink.since) > after;
     oldest.into_iter().enumerate().filter(is_over).map(|(_, sink)| sink.clone()).collect()
 }
 
-/// Forgets a place. Returns the body of the event that tells the others of it, if
+/// Forgets a position. Returns the body of the event that tells the others of it, if
 /// readings were kept for it.
-pub(in crate::store) fn forget(db: &Connection, forgotten: &Forgotten) -> Result<Option<String>> {
-    let Forgotten { name, count, first, last } = forgotten;
+pub(in crate::store) fn forget(db: &Connection, forgotten: &ForgottenSink) -> Result<Option<String>> {
+    let ForgottenSink { name, count, first, last } = forgotten;
     db.prepare_cached("DELETE FROM sink WHERE name = ?1")?.execute([&**name])?;
     unreported_gaps::forget(db, name)?;
     rejected::forget(db, name)?;

@@ -23,7 +23,7 @@ const ROUND: &str = "missed";
 
 /// What ranges are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::store) enum What {
+pub(in crate::store) enum GapUnit {
     /// Seqs of readings that this sink had not confirmed.
     Readings,
     /// Seqs that no reading has.
@@ -32,19 +32,19 @@ pub(in crate::store) enum What {
     Events,
 }
 
-impl What {
-    const ALL: [(What, &'static str); 3] =
-        [(What::Readings, "readings"), (What::Seqs, "seqs"), (What::Events, "events")];
+impl GapUnit {
+    const ALL: [(GapUnit, &'static str); 3] =
+        [(GapUnit::Readings, "readings"), (GapUnit::Seqs, "seqs"), (GapUnit::Events, "events")];
 
     fn name(self) -> &'static str {
-        What::ALL.iter().find(|(what, _)| *what == self).map_or("", |(_, name)| name)
+        GapUnit::ALL.iter().find(|(what, _)| *what == self).map_or("", |(_, name)| name)
     }
 }
 
 /// A range of what one sink has missed, for one reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::store) struct Missed {
-    pub what: What,
+pub(in crate::store) struct UnreportedGap {
+    pub what: GapUnit,
     /// Of events: their kind.
     pub reason: String,
     pub first: u64,
@@ -60,22 +60,22 @@ pub(in crate::store) struct Missed {
 /// Stands in a reason for commits that were not synced one by one.
 const UNSYNCED: &str = "/normal";
 
-impl Missed {
-    pub fn new(what: What, reason: &str, (first, last): (u64, u64), count: u64, since: Timestamp) -> Missed {
-        Missed { what, reason: reason.to_owned(), first, last, count, since, row: None }
+impl UnreportedGap {
+    pub fn new(what: GapUnit, reason: &str, (first, last): (u64, u64), count: u64, since: Timestamp) -> UnreportedGap {
+        UnreportedGap { what, reason: reason.to_owned(), first, last, count, since, row: None }
     }
 
     /// From what a row has: `first`, `last`, `count` and `since`.
-    pub fn stored(what: &str, reason: &str, numbers: [i64; 4]) -> Option<Missed> {
-        let what = What::ALL.iter().find(|(_, known)| *known == what).map(|(what, _)| *what)?;
+    pub fn stored(what: &str, reason: &str, numbers: [i64; 4]) -> Option<UnreportedGap> {
+        let what = GapUnit::ALL.iter().find(|(_, known)| *known == what).map(|(what, _)| *what)?;
         let [first, last, count, since] = numbers;
         let unsigned = |number: i64| u64::try_from(number).ok();
         let range = (unsigned(first)?, unsigned(last)?);
-        Some(Missed::new(what, reason, range, unsigned(count)?, Timestamp(since)))
+        Some(UnreportedGap::new(what, reason, range, unsigned(count)?, Timestamp(since)))
     }
 
     /// What an event of the type `gap` says to the sink `name`; `None` if that is nothing.
-    pub fn of_event(body: &serde_json::Map<String, Value>, name: &str, since: Timestamp) -> Option<Missed> {
+    pub fn of_event(body: &serde_json::Map<String, Value>, name: &str, since: Timestamp) -> Option<UnreportedGap> {
         let number = |key: &str| body.get(key).and_then(Value::as_u64);
         let (first, last) = (number("first")?, number("last")?);
         let reason = body.get("reason")?.as_str()?;
@@ -85,19 +85,19 @@ impl Missed {
         let Some(undelivered) = body.get("undelivered") else {
             let unsynced = if body.contains_key("durability") { UNSYNCED } else { "" };
             let seqs = last - first + 1;
-            return Some(Missed::new(What::Seqs, &format!("{reason}{unsynced}"), (first, last), seqs, since));
+            return Some(UnreportedGap::new(GapUnit::Seqs, &format!("{reason}{unsynced}"), (first, last), seqs, since));
         };
         let count = undelivered.get(name)?.as_u64().filter(|count| *count > 0)?;
-        Some(Missed::new(What::Readings, reason, (first, last), count, since))
+        Some(UnreportedGap::new(GapUnit::Readings, reason, (first, last), count, since))
     }
 
     /// The event that tells the sink `name` of it.
     pub fn body(&self, name: &str) -> String {
-        let Missed { what, first, last, count, since, .. } = self;
+        let UnreportedGap { what, first, last, count, since, .. } = self;
         let (reason, unsynced) = self.reason.strip_suffix(UNSYNCED).map_or((&*self.reason, false), |bare| (bare, true));
         let mut body = match what {
-            What::Readings | What::Seqs => json!({"type": "gap", "reason": reason, "first": first, "last": last}),
-            What::Events => {
+            GapUnit::Readings | GapUnit::Seqs => json!({"type": "gap", "reason": reason, "first": first, "last": last}),
+            GapUnit::Events => {
                 json!({"type": "events_lost", "reason": "max_events", "of": reason, "first": first, "last": last})
             }
         };
@@ -105,24 +105,24 @@ impl Missed {
         if unsynced {
             body["durability"] = "normal".into();
         }
-        if *what != What::Seqs {
+        if *what != GapUnit::Seqs {
             body["count"] = (*count).into();
         }
-        if *what == What::Readings {
+        if *what == GapUnit::Readings {
             body["undelivered"] = json!({ name: count });
         }
         body.to_string()
     }
 
-    fn is_like(&self, other: &Missed) -> bool {
+    fn is_like(&self, other: &UnreportedGap) -> bool {
         (self.what, &self.reason) == (other.what, &other.reason)
     }
 
-    fn touches(&self, other: &Missed) -> bool {
+    fn touches(&self, other: &UnreportedGap) -> bool {
         self.first <= other.last.saturating_add(1) && other.first <= self.last.saturating_add(1)
     }
 
-    fn take_in(&mut self, other: Missed) {
+    fn take_in(&mut self, other: UnreportedGap) {
         self.first = self.first.min(other.first);
         self.last = self.last.max(other.last);
         self.count = self.count.saturating_add(other.count);
@@ -133,7 +133,7 @@ impl Missed {
 
 /// Adds `new` to the ranges of a sink, of which there are `most` at most afterwards if
 /// there are not more reasons than that.
-fn gather(ranges: &mut Vec<Missed>, mut new: Missed, most: usize) {
+fn gather(ranges: &mut Vec<UnreportedGap>, mut new: UnreportedGap, most: usize) {
     while let Some(at) = ranges.iter().position(|range| range.is_like(&new) && range.touches(&new)) {
         let before = ranges.swap_remove(at);
         new.take_in(before);
@@ -150,10 +150,10 @@ fn gather(ranges: &mut Vec<Missed>, mut new: Missed, most: usize) {
 }
 
 /// Adds what the sink `name` has missed to what the database has of it.
-pub(in crate::store) fn record(db: &Connection, name: &str, news: Vec<Missed>) -> Result<()> {
+pub(in crate::store) fn record(db: &Connection, name: &str, unreported: Vec<UnreportedGap>) -> Result<()> {
     let before = load(db, name)?;
     let mut ranges = before.clone();
-    for new in news {
+    for new in unreported {
         gather(&mut ranges, new, MOST);
     }
     for gone in before.iter().filter(|old| !ranges.iter().any(|range| range.row == old.row)) {
@@ -191,7 +191,7 @@ pub(in crate::store) fn rename(db: &Connection, from: &str, to: &str) -> Result<
     }
     forget(db, from)?;
     for range in ranges {
-        put(db, to, &Missed { row: None, ..range })?;
+        put(db, to, &UnreportedGap { row: None, ..range })?;
     }
     Ok(())
 }
@@ -204,7 +204,7 @@ pub(in crate::store) fn forget(db: &Connection, name: &str) -> rusqlite::Result<
 
 /// What is to be told to one sink alone.
 #[derive(Debug, Clone, Copy, Default)]
-pub(in crate::store) struct News {
+pub(in crate::store) struct Unreported {
     /// Somebody takes its events.
     pub listening: bool,
     /// It has missed something, and was not told.
@@ -214,9 +214,9 @@ pub(in crate::store) struct News {
 }
 
 /// What the database has for the sink `name`.
-pub(in crate::store) fn news(db: &Connection, name: &str) -> rusqlite::Result<News> {
+pub(in crate::store) fn unreported(db: &Connection, name: &str) -> rusqlite::Result<Unreported> {
     let ask = |sql: &str| db.query_row(sql, [name], |row| row.get::<_, u64>(0));
-    Ok(News {
+    Ok(Unreported {
         listening: false,
         untold: ask("SELECT count(*) FROM gap WHERE sink = ?1")? > 0,
         told: ask("SELECT coalesce(max(id), 0) FROM event WHERE sink = ?1")?,
@@ -267,7 +267,7 @@ pub(in crate::store) fn scrub(db: &Connection, now: Timestamp) -> rusqlite::Resu
 }
 
 /// Leaves out rows that are not what was written: what they said is not known.
-fn load(db: &Connection, name: &str) -> Result<Vec<Missed>> {
+fn load(db: &Connection, name: &str) -> Result<Vec<UnreportedGap>> {
     let mut statement = db.prepare_cached(
         "SELECT id, what, reason, first, last, count, since, guard FROM gap WHERE sink = ?1 ORDER BY first, id",
     )?;
@@ -279,16 +279,16 @@ fn load(db: &Connection, name: &str) -> Result<Vec<Missed>> {
     Ok(ranges)
 }
 
-fn read(row: &rusqlite::Row<'_>, name: &str) -> Option<Missed> {
+fn read(row: &rusqlite::Row<'_>, name: &str) -> Option<UnreportedGap> {
     let text = |column: usize| row.get::<_, String>(column).ok();
     let number = |column: usize| row.get::<_, i64>(column).ok();
     let (what, reason) = (text(1)?, text(2)?);
     let numbers = [number(3)?, number(4)?, number(5)?, number(6)?];
     (number(7)? == rows::gap_guard([name, &what, &reason], numbers)).then_some(())?;
-    Some(Missed { row: Some(row.get(0).ok()?), ..Missed::stored(&what, &reason, numbers)? })
+    Some(UnreportedGap { row: Some(row.get(0).ok()?), ..UnreportedGap::stored(&what, &reason, numbers)? })
 }
 
-fn put(db: &Connection, name: &str, range: &Missed) -> Result<()> {
+fn put(db: &Connection, name: &str, range: &UnreportedGap) -> Result<()> {
     let [first, last, count] = [range.first, range.last, range.count].map(rows::signed);
     let since = range.since.0;
     let numbers = [first, last, count, since];
@@ -321,10 +321,10 @@ pub(in crate::store) fn of_gap(
     gap: &Gap,
     now: Timestamp,
     confirmed: impl Fn(&str) -> Option<Seq>,
-) -> impl Iterator<Item = (Arc<str>, Missed)> {
+) -> impl Iterator<Item = (Arc<str>, UnreportedGap)> {
     gap.undelivered.iter().filter(|(_, count)| *count > 0).filter_map(move |(name, count)| {
         let first = gap.first.max(confirmed(name)?.next()).min(gap.last);
-        Some((name.clone(), Missed::new(What::Readings, gap.reason, (first.0, gap.last.0), *count, now)))
+        Some((name.clone(), UnreportedGap::new(GapUnit::Readings, gap.reason, (first.0, gap.last.0), *count, now)))
     })
 }
 
@@ -334,11 +334,11 @@ mod tests {
     use crate::config::Durability;
     use proptest::prelude::*;
 
-    fn missed(what: What, reason: &str, first: u64, last: u64) -> Missed {
-        Missed::new(what, reason, (first, last), last - first + 1, Timestamp(0))
+    fn missed(what: GapUnit, reason: &str, first: u64, last: u64) -> UnreportedGap {
+        UnreportedGap::new(what, reason, (first, last), last - first + 1, Timestamp(0))
     }
 
-    fn ranges(missed: &[Missed]) -> Vec<(u64, u64, u64)> {
+    fn ranges(missed: &[UnreportedGap]) -> Vec<(u64, u64, u64)> {
         missed.iter().map(|range| (range.first, range.last, range.count)).collect()
     }
 
@@ -352,10 +352,10 @@ mod tests {
     fn ranges_that_touch_become_one_and_of_too_many_the_nearest() {
         let mut all = Vec::new();
         for (first, last) in [(1, 10), (11, 20), (31, 40), (21, 25), (100, 100)] {
-            gather(&mut all, missed(What::Readings, "max_size", first, last), 3);
+            gather(&mut all, missed(GapUnit::Readings, "max_size", first, last), 3);
         }
         assert_eq!(ranges(&all), [(1, 25, 25), (31, 40, 10), (100, 100, 1)]);
-        gather(&mut all, missed(What::Readings, "max_age", 26, 26), 3);
+        gather(&mut all, missed(GapUnit::Readings, "max_age", 26, 26), 3);
         assert_eq!(ranges(&all), [(26, 26, 1), (1, 40, 35), (100, 100, 1)]);
     }
 
@@ -370,7 +370,7 @@ mod tests {
             let (mut all, mut next, mut total) = (Vec::new(), 1, 0);
             for (skip, length, reason) in lengths {
                 let first = next + skip;
-                gather(&mut all, missed(What::Readings, REASONS[reason], first, first + length - 1), 8);
+                gather(&mut all, missed(GapUnit::Readings, REASONS[reason], first, first + length - 1), 8);
                 (next, total) = (first + length, total + length);
                 prop_assert!(all.len() <= 8);
             }
@@ -382,9 +382,9 @@ mod tests {
     #[test]
     fn what_a_sink_missed_is_told_once_to_it_alone() {
         let (_directory, db) = database();
-        record(&db, "cloud", vec![missed(What::Readings, "max_size", 1, 10)]).expect("it is written");
-        record(&db, "cloud", vec![missed(What::Readings, "max_size", 11, 20)]).expect("it is written");
-        record(&db, "other", vec![missed(What::Seqs, "restart/normal", 5, 9)]).expect("it is written");
+        record(&db, "cloud", vec![missed(GapUnit::Readings, "max_size", 1, 10)]).expect("it is written");
+        record(&db, "cloud", vec![missed(GapUnit::Readings, "max_size", 11, 20)]).expect("it is written");
+        record(&db, "other", vec![missed(GapUnit::Seqs, "restart/normal", 5, 9)]).expect("it is written");
         let id = tell(&db, "cloud", Timestamp(0)).expect("it is told").expect("there is something");
         assert_eq!(tell(&db, "cloud", Timestamp(0)).expect("it works"), None);
         let (body, sink): (String, String) = db
@@ -402,18 +402,18 @@ mod tests {
     #[test]
     fn a_range_that_is_no_longer_there_to_be_made_longer_is_an_error() {
         let (_directory, db) = database();
-        let gone = Missed { row: Some(7), ..missed(What::Readings, "max_size", 1, 10) };
+        let gone = UnreportedGap { row: Some(7), ..missed(GapUnit::Readings, "max_size", 1, 10) };
         put(&db, "cloud", &gone).expect_err("nothing is there");
     }
 
     #[test]
     fn a_gap_that_was_told_to_all_says_to_each_what_it_said_before() {
         let body = |text: &str| serde_json::from_str(text).expect("an object");
-        let of = |text: &str, name: &str| Missed::of_event(&body(text), name, Timestamp(0));
+        let of = |text: &str, name: &str| UnreportedGap::of_event(&body(text), name, Timestamp(0));
         let restart = r#"{"type":"gap","reason":"restart","first":3,"last":9,"durability":"normal"}"#;
-        assert_eq!(of(restart, "cloud"), Some(missed(What::Seqs, "restart/normal", 3, 9)));
+        assert_eq!(of(restart, "cloud"), Some(missed(GapUnit::Seqs, "restart/normal", 3, 9)));
         let old = r#"{"type":"gap","reason":"max_size","first":3,"last":9,"count":7,"undelivered":{"cloud":7,"b":0}}"#;
-        assert_eq!(of(old, "cloud"), Some(missed(What::Readings, "max_size", 3, 9)));
+        assert_eq!(of(old, "cloud"), Some(missed(GapUnit::Readings, "max_size", 3, 9)));
         assert_eq!((of(old, "b"), of(old, "c")), (None, None));
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 /// How far one session of one device has come: what was accepted, and what of it
 /// is settled and may be acknowledged.
 #[derive(Debug)]
-pub struct Mark {
+pub struct HighWater {
     device: DeviceId,
     session: u64,
     /// Written under the log's lock only.
@@ -18,10 +18,10 @@ pub struct Mark {
     moved: Notify,
 }
 
-impl Mark {
+impl HighWater {
     /// A session of which everything up to `settled` is settled.
-    pub(in crate::store) fn new(device: DeviceId, session: u64, settled: u64) -> Arc<Mark> {
-        Arc::new(Mark {
+    pub(in crate::store) fn new(device: DeviceId, session: u64, settled: u64) -> Arc<HighWater> {
+        Arc::new(HighWater {
             device,
             session,
             accepted: AtomicU64::new(settled),
@@ -43,7 +43,7 @@ impl Mark {
         self.settled.load(Ordering::Acquire)
     }
 
-    /// Waits until [`Mark::settled`] is above `seen`, and returns it. Cancel-safe.
+    /// Waits until [`HighWater::settled`] is above `seen`, and returns it. Cancel-safe.
     pub async fn settled_after(&self, seen: u64) -> u64 {
         loop {
             let mut moved = std::pin::pin!(self.moved.notified());
@@ -56,7 +56,7 @@ impl Mark {
         }
     }
 
-    /// Wakes whoever waits in [`Mark::settled_after`].
+    /// Wakes whoever waits in [`HighWater::settled_after`].
     pub(in crate::store) fn announce(&self) {
         self.moved.notify_waiters();
     }
@@ -79,37 +79,41 @@ impl Mark {
 /// Each known device's newest session. The ones that were not used for longest are
 /// forgotten first; one that somebody holds is in use.
 #[derive(Debug)]
-pub(in crate::store) struct Marks {
-    known: HashMap<DeviceId, (u64, Arc<Mark>)>,
-    /// Devices by when their marks were used.
+pub(in crate::store) struct HighWaters {
+    known: HashMap<DeviceId, (u64, Arc<HighWater>)>,
+    /// Devices by when their high-water marks were used.
     order: BTreeMap<u64, DeviceId>,
     uses: u64,
     most: usize,
 }
 
-/// Marks that are looked at to forget one: more than one, so that none is left over.
+/// High-water high-water marks that are looked at to forget one: more than one, so that none is left over.
 const LOOKED_AT: usize = 16;
 
-impl Marks {
+impl HighWaters {
     /// Remembers so many, and those in use beyond.
-    pub fn new(most: usize) -> Marks {
-        Marks { known: HashMap::new(), order: BTreeMap::new(), uses: 0, most }
+    pub fn new(most: usize) -> HighWaters {
+        HighWaters { known: HashMap::new(), order: BTreeMap::new(), uses: 0, most }
     }
 
-    /// The mark of a device's session; of a new one it begins at 0.
-    pub fn of(&mut self, device: &DeviceId, session: u64) -> Arc<Mark> {
-        let known = self.known.get(device).map(|(_, mark)| mark).filter(|mark| mark.session() == session);
-        let mark = known.cloned().unwrap_or_else(|| Mark::new(device.clone(), session, 0));
-        self.used(mark.clone());
+    /// The high-water mark of a device's session; of a new one it begins at 0.
+    pub fn of(&mut self, device: &DeviceId, session: u64) -> Arc<HighWater> {
+        let known = self
+            .known
+            .get(device)
+            .map(|(_, high_water)| high_water)
+            .filter(|high_water| high_water.session() == session);
+        let high_water = known.cloned().unwrap_or_else(|| HighWater::new(device.clone(), session, 0));
+        self.used(high_water.clone());
         self.forget();
-        mark
+        high_water
     }
 
-    /// A mark is in use now, in the place of an older one of its device.
-    pub fn used(&mut self, mark: Arc<Mark>) {
+    /// A high-water mark is in use now, in the place of an older one of its device.
+    pub fn used(&mut self, high_water: Arc<HighWater>) {
         self.uses += 1;
-        self.order.insert(self.uses, mark.device().clone());
-        if let Some((before, _)) = self.known.insert(mark.device().clone(), (self.uses, mark)) {
+        self.order.insert(self.uses, high_water.device().clone());
+        if let Some((before, _)) = self.known.insert(high_water.device().clone(), (self.uses, high_water)) {
             self.order.remove(&before);
         }
     }
@@ -126,18 +130,18 @@ impl Marks {
                 return;
             }
             let oldest = self.order.pop_first().and_then(|(_, device)| self.known.remove(&device));
-            if let Some((_, mark)) = oldest
-                && Arc::strong_count(&mark) > 1
+            if let Some((_, high_water)) = oldest
+                && Arc::strong_count(&high_water) > 1
             {
-                self.used(mark);
+                self.used(high_water);
             }
         }
     }
 
-    /// Devices whose marks somebody holds.
+    /// Devices whose high-water marks somebody holds.
     pub fn in_use(&self) -> HashSet<DeviceId> {
-        let in_use = self.known.values().filter(|(_, mark)| Arc::strong_count(mark) > 1);
-        in_use.map(|(_, mark)| mark.device().clone()).collect()
+        let in_use = self.known.values().filter(|(_, high_water)| Arc::strong_count(high_water) > 1);
+        in_use.map(|(_, high_water)| high_water.device().clone()).collect()
     }
 }
 
@@ -147,29 +151,29 @@ mod tests {
 
     #[test]
     fn the_device_that_was_away_for_longest_is_forgotten_and_no_session_that_is_alive() {
-        let mut marks = Marks::new(3);
+        let mut high_waters = HighWaters::new(3);
         let device = |n: u64| DeviceId::new(&format!("d{n}")).expect("a valid name");
-        let alive = marks.of(&device(0), 7);
+        let alive = high_waters.of(&device(0), 7);
         alive.settle(5);
         for n in 1..=2 {
-            marks.of(&device(n), 1).settle(n);
+            high_waters.of(&device(n), 1).settle(n);
         }
-        assert_eq!(marks.of(&device(1), 1).settled(), 1, "it came again");
+        assert_eq!(high_waters.of(&device(1), 1).settled(), 1, "it came again");
         for n in 3..=100 {
-            marks.of(&device(n), 1).settle(n);
-            assert!(marks.known.len() <= 3 && marks.order.len() == marks.known.len());
+            high_waters.of(&device(n), 1).settle(n);
+            assert!(high_waters.known.len() <= 3 && high_waters.order.len() == high_waters.known.len());
             if n == 3 {
-                assert!(!marks.known.contains_key(&device(2)) && marks.known.contains_key(&device(1)));
+                assert!(!high_waters.known.contains_key(&device(2)) && high_waters.known.contains_key(&device(1)));
             }
         }
-        assert_eq!(marks.in_use(), [device(0)].into());
-        assert_eq!(marks.of(&device(0), 7).settled(), 5);
-        let held: Vec<_> = (200..300).map(|n| marks.of(&device(n), 1)).collect();
-        assert_eq!(marks.in_use().len(), 101, "what is in use is kept beyond");
+        assert_eq!(high_waters.in_use(), [device(0)].into());
+        assert_eq!(high_waters.of(&device(0), 7).settled(), 5);
+        let held: Vec<_> = (200..300).map(|n| high_waters.of(&device(n), 1)).collect();
+        assert_eq!(high_waters.in_use().len(), 101, "what is in use is kept beyond");
         drop((alive, held));
         for n in 300..420 {
-            marks.of(&device(n), 1);
+            high_waters.of(&device(n), 1);
         }
-        assert_eq!((marks.known.len(), marks.order.len()), (3, 3));
+        assert_eq!((high_waters.known.len(), high_waters.order.len()), (3, 3));
     }
 }

@@ -1,33 +1,33 @@
 //! Watches over the disk's room: carries out what [`Headroom`] concludes, and says so.
 
-use crate::store::commit::committer::Disk;
-use crate::store::disk::failure::Fault;
+use crate::store::commit::committer::Committer;
+use crate::store::disk::failure::WriteFailure;
 use crate::store::disk::headroom::{DiskState, Headroom};
-use crate::store::disk::reserve_file::Reserve;
+use crate::store::disk::reserve_file::ReserveFile;
 use crate::store::shared::Shared;
 use std::time::Duration;
 
 /// Fewer free bytes than this are as good as none.
 const NOTHING: u64 = 64 << 10;
 
-pub(in crate::store) struct Keeper {
+pub(in crate::store) struct DiskMonitor {
     headroom: Headroom,
-    reserve: Reserve,
+    reserve: ReserveFile,
 }
 
-impl Keeper {
-    pub fn new(shared: &Shared, reserve: Reserve) -> Keeper {
+impl DiskMonitor {
+    pub fn new(shared: &Shared, reserve: ReserveFile) -> DiskMonitor {
         let headroom = Headroom::new();
         headroom.state().show(&shared.metrics);
-        Keeper { headroom, reserve }
+        DiskMonitor { headroom, reserve }
     }
 
     /// Something was written, or nothing had to be.
-    pub fn wrote(&mut self, shared: &Shared, disk: &Disk) {
-        let space = disk.space();
+    pub fn wrote(&mut self, shared: &Shared, committer: &Committer) {
+        let space = committer.space();
         let (free, min_free) = space.map_or((None, 0), |(free, min_free)| (Some(free), min_free));
         let before = self.headroom.wrote(free, min_free);
-        self.announce(shared, disk, before, free, None);
+        self.announce(shared, committer, before, free, None);
         let room = free.is_none_or(|free| free >= min_free.saturating_add(self.reserve.size()));
         if !self.reserve.is_there()
             && self.headroom.state() == DiskState::Normal
@@ -39,12 +39,13 @@ impl Keeper {
     }
 
     /// Writing failed. Returns how long to wait before the next attempt.
-    pub fn failed(&mut self, shared: &Shared, disk: &Disk, why: &anyhow::Error) -> Duration {
-        let free = disk.space().map(|(free, _)| free);
+    pub fn failed(&mut self, shared: &Shared, committer: &Committer, why: &anyhow::Error) -> Duration {
+        let free = committer.space().map(|(free, _)| free);
         // For want of space files cannot be created either, which SQLite calls otherwise.
-        let fault = if free.is_some_and(|free| free < NOTHING) { Fault::NoSpace } else { Fault::of(why) };
-        let before = self.headroom.failed(fault);
-        self.announce(shared, disk, before, free, Some(why));
+        let failure =
+            if free.is_some_and(|free| free < NOTHING) { WriteFailure::NoSpace } else { WriteFailure::of(why) };
+        let before = self.headroom.failed(failure);
+        self.announce(shared, committer, before, free, Some(why));
         if self.headroom.state() == DiskState::Full && self.reserve.is_there() && self.reserve.release() {
             tracing::warn!(bytes = self.reserve.size(), "the reserve file was given up to make room");
             return Duration::ZERO;
@@ -55,7 +56,7 @@ impl Keeper {
     fn announce(
         &self,
         shared: &Shared,
-        disk: &Disk,
+        committer: &Committer,
         before: Option<DiskState>,
         free: Option<u64>,
         why: Option<&anyhow::Error>,
@@ -74,7 +75,7 @@ impl Keeper {
                 "less than min_free is left: the log does not grow, its oldest readings make room for new ones"
             ),
             (DiskState::Full, _) => tracing::error!(
-                path = %disk.path.display(),
+                path = %committer.path.display(),
                 state = state.name(),
                 was,
                 free_bytes,

@@ -91,7 +91,7 @@ impl SessionDriver<'_> {
     }
 
     pub fn window_is_full(&self) -> bool {
-        self.established.as_ref().is_some_and(|e| e.acks.is_full(e.mark.settled()))
+        self.established.as_ref().is_some_and(|e| e.acks.is_full(e.high_water.settled()))
     }
 
     /// Whether more than a little is to be done once the log has room.
@@ -245,7 +245,7 @@ impl SessionDriver<'_> {
             return;
         }
         while let Some(batch) = self.batches.pop_front() {
-            if let Err(Saturated(batch)) = established.share.append(Some(&established.mark), batch) {
+            if let Err(Saturated(batch)) = established.share.append(Some(&established.high_water), batch) {
                 self.batches.push_front(batch);
                 self.stalled = true;
                 self.stalled_bytes = self.batches.iter().map(Batch::memory).sum();

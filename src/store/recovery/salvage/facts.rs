@@ -3,8 +3,8 @@
 use super::record::Field;
 use crate::model::{BootId, Timestamp};
 use crate::store::disk::rows;
-use crate::store::sinks::positions::Place;
-use crate::store::sinks::unreported_gaps::Missed;
+use crate::store::sinks::positions::CursorPosition;
+use crate::store::sinks::unreported_gaps::UnreportedGap;
 use std::collections::BTreeMap;
 
 /// What small tables prove.
@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 pub(in crate::store) struct Facts {
     pub meta: BTreeMap<String, u64>,
     /// Places by name.
-    pub sinks: BTreeMap<String, Place>,
+    pub sinks: BTreeMap<String, CursorPosition>,
     /// Session and seq by device.
-    pub marks: BTreeMap<String, (u64, u64)>,
+    pub high_waters: BTreeMap<String, (u64, u64)>,
     /// Id, time and body.
     pub events: BTreeMap<u64, (i64, String)>,
     /// Bodies of events about what sinks have missed and were not told.
@@ -46,7 +46,7 @@ impl Facts {
             "sink" => {
                 let (name, confirmed, event, retired) = (text(0)?, number(1)?, number(2)?, number(4));
                 (number(3)? == rows::sink_guard(name, confirmed, event, retired)).then_some(())?;
-                let found = Place { confirmed: unsigned(1)?, event: unsigned(2)?, retired: unsigned(4) };
+                let found = CursorPosition { confirmed: unsigned(1)?, event: unsigned(2)?, retired: unsigned(4) };
                 let known = self.sinks.entry(name.to_owned()).or_default();
                 if (found.confirmed, found.event) >= (known.confirmed, known.event) {
                     *known = found;
@@ -54,9 +54,9 @@ impl Facts {
             }
             "mark" => {
                 let (device, session, seq) = (text(0)?, number(1)?, number(2)?);
-                (number(3)? == rows::mark_guard(device, session, seq)).then_some(())?;
+                (number(3)? == rows::high_water_guard(device, session, seq)).then_some(())?;
                 let session = session as u64; // the same 64 bits as written
-                let known = self.marks.entry(device.to_owned()).or_insert((session, 0));
+                let known = self.high_waters.entry(device.to_owned()).or_insert((session, 0));
                 // Of two sessions, the one found first stands in the newer page.
                 if known.0 == session {
                     known.1 = known.1.max(unsigned(2)?);
@@ -70,7 +70,7 @@ impl Facts {
             "gap" => {
                 let numbers = [number(4)?, number(5)?, number(6)?, number(7)?];
                 (number(8)? == rows::gap_guard([text(1)?, text(2)?, text(3)?], numbers)).then_some(())?;
-                let missed = Missed::stored(text(2)?, text(3)?, numbers)?;
+                let missed = UnreportedGap::stored(text(2)?, text(3)?, numbers)?;
                 self.missed.push(missed.body(text(1)?));
             }
             "boot" => {

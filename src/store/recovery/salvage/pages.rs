@@ -106,7 +106,7 @@ impl Pages {
         pages.page_size = pages.guess_page_size();
         pages.frames = wal_length.saturating_sub(WAL_HEADER as u64) / pages.frame_size();
         let wal = Wal::read(pages.wal.as_ref(), pages.frames, pages.page_size);
-        pages.judge(&wal);
+        pages.check_wal(&wal);
         pages
     }
 
@@ -210,7 +210,7 @@ impl Pages {
     }
 
     /// Says what of the write-ahead log SQLite would use, and what the rest is.
-    fn judge(&mut self, wal: &Wal) {
+    fn check_wal(&mut self, wal: &Wal) {
         for (index, frame) in (0..).zip(&wal.frames) {
             self.versions.entry(frame.page).or_default().push(index);
         }

@@ -4,7 +4,7 @@
 use super::pages::{Image, View};
 use super::record::{self, Field};
 use super::{Salvage, Walk};
-use crate::store::disk::checkpoint::{self, Fold};
+use crate::store::disk::checkpoint::{self, CheckpointedPages};
 use crate::store::disk::rows;
 use crate::store::retention::gap::Hole;
 use crate::store::retention::holes;
@@ -26,16 +26,17 @@ impl Salvage {
                 .then(|| "it is a torn copy: it lacks what its write-ahead log had before that began anew".to_owned());
         }
         let root = *self.roots.get("fold")?;
-        let fold = match self.pages.image(root, View::Committed) {
-            Image::Frame(_) => self.fold(root)?,
+        let listed = match self.pages.image(root, View::Committed) {
+            Image::Frame(_) => self.listed(root)?,
             // One that stands in the database alone is that of an earlier time.
-            Image::Db(_) => Fold::default(),
+            Image::Db(_) => CheckpointedPages::default(),
         };
         let is_other = |(page, sum): &(u32, u32)| {
             let image = self.pages.image(*page, View::Committed);
-            image == Image::Db(*page) && self.pages.read(image).map(|content| Fold::sum(&content)) != Some(*sum)
+            image == Image::Db(*page)
+                && self.pages.read(image).map(|content| CheckpointedPages::sum(&content)) != Some(*sum)
         };
-        let other = fold.pages().filter(is_other).count();
+        let other = listed.pages().filter(is_other).count();
         if other > 0 {
             return Some(format!("it is a torn copy: it lacks {other} pages that its write-ahead log goes on from"));
         }
@@ -43,10 +44,10 @@ impl Salvage {
         // In the midst of a checkpoint a power cut may leave half a page, on which an older
         // number shows; most other pages are as they were before then, or as they are to be.
         let number_is_on = self.roots.get("meta").copied();
-        let others = || fold.pages().filter(|(page, _)| Some(*page) != number_is_on);
+        let others = || listed.pages().filter(|(page, _)| Some(*page) != number_is_on);
         let is_recent = |(page, sum): &(u32, u32)| {
             let [base, new] = [View::Base, View::Committed].map(|view| self.pages.read(self.pages.image(*page, view)));
-            base == new || base.is_some_and(|base| Fold::sum(&base) == *sum)
+            base == new || base.is_some_and(|base| CheckpointedPages::sum(&base) == *sum)
         };
         let is_recent = || others().filter(is_recent).count() * 2 > others().count();
         let fits = (has..=has + 1).contains(&goes_on_from) || is_recent();
@@ -80,11 +81,11 @@ impl Salvage {
         (proven && broken == 0).then_some(found)
     }
 
-    fn fold(&self, root: u32) -> Option<Fold> {
+    fn listed(&self, root: u32) -> Option<CheckpointedPages> {
         let mut found = None;
         self.rows(root, &mut |_, fields| {
             if let [_, Field::Blob(pages), Field::Integer(guard), ..] = fields {
-                found = Fold::read(pages, *guard);
+                found = CheckpointedPages::read(pages, *guard);
             }
         });
         found

@@ -117,7 +117,7 @@ fn template() -> Template {
     };
     let mut next = 1;
     let write = |opened: &mut Opened<Stepper>, commits: usize, next: &mut u64, random: &mut fastrand::Rng| {
-        let mark = opened.log.mark(&pump(), 7);
+        let mark = opened.log.high_water(&pump(), 7);
         for _ in 0..commits {
             let count = *[1, 3, 10, 40, 120].get(random.usize(..5)).expect("one of five");
             opened.log.append(Some(&mark), batch(*next..=*next + count - 1)).expect("there is room");
@@ -226,13 +226,13 @@ fn damage(files: &mut [Vec<u8>; 2], random: &mut fastrand::Rng) -> (String, [Vec
 }
 
 /// What one damaged log came to.
-struct Healed {
+struct Recovered {
     quarantined: bool,
     lost: u64,
     took: Duration,
 }
 
-async fn heal(template: &Template, seed: u64) -> Healed {
+async fn recover(template: &Template, seed: u64) -> Recovered {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut files = template.files.clone();
     let (what, touched) = damage(&mut files, &mut random);
@@ -314,7 +314,7 @@ async fn heal(template: &Template, seed: u64) -> Healed {
         }
     }
     close(opened);
-    Healed { quarantined, lost, took }
+    Recovered { quarantined, lost, took }
 }
 
 fn number(variable: &str, otherwise: u64) -> u64 {
@@ -328,11 +328,11 @@ async fn no_damage_hangs_the_log_delivers_a_wrong_value_or_costs_what_is_sound()
     let (from, count) = (number("TIDEGATE_DAMAGES_FROM", 0), number("TIDEGATE_DAMAGES", 100));
     let (mut quarantined, mut lost, mut with_loss, mut longest) = (0, 0, 0, Duration::ZERO);
     for seed in from..from + count {
-        let healed = heal(&template, seed).await;
-        quarantined += u64::from(healed.quarantined);
-        lost += healed.lost;
-        with_loss += u64::from(healed.lost > 0);
-        longest = longest.max(healed.took);
+        let recovered = recover(&template, seed).await;
+        quarantined += u64::from(recovered.quarantined);
+        lost += recovered.lost;
+        with_loss += u64::from(recovered.lost > 0);
+        longest = longest.max(recovered.took);
     }
     println!(
         "{count} damages to a log of {} readings in {} segments: {quarantined} went into quarantine, \
@@ -374,7 +374,7 @@ async fn a_damaged_segment_is_missed_from_where_the_one_before_it_ends() {
 async fn a_quarantined_log_keeps_its_facts_and_its_history_under_a_new_epoch() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let opened = open(directory.path());
-    let mark = opened.log.mark(&pump(), 7);
+    let mark = opened.log.high_water(&pump(), 7);
     for first in (1..=100).step_by(10) {
         opened.log.append(Some(&mark), batch(first..=first + 9)).expect("there is room");
         opened.log.flush().await.expect("it can be written");
@@ -388,7 +388,7 @@ async fn a_quarantined_log_keeps_its_facts_and_its_history_under_a_new_epoch() {
     let metrics = Metrics::new();
     let mut opened = open_with(directory.path(), metrics.clone());
     assert_ne!(opened.log.epoch(), epoch);
-    assert_eq!(opened.log.mark(&pump(), 7).settled(), 100, "the device's mark is kept");
+    assert_eq!(opened.log.high_water(&pump(), 7).settled(), 100, "the device's mark is kept");
     assert!(opened.log.health().notes[0].contains("0001-foreign/report.txt"), "{:?}", opened.log.health().notes);
     finished(&mut opened).await;
     let sent = drain(&mut opened, 0).await;
@@ -505,7 +505,7 @@ async fn a_newer_log_is_refused_and_left_where_it_is() {
 async fn damaged_small_rows_redeliver_or_forget_and_never_skip_or_acknowledge() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let opened = open(directory.path());
-    let mark = opened.log.mark(&pump(), 7);
+    let mark = opened.log.high_water(&pump(), 7);
     opened.log.append(Some(&mark), batch(1..=50)).expect("there is room");
     opened.log.flush().await.expect("it can be written");
     opened.cursors[0].confirm(Seq(20));
@@ -518,7 +518,7 @@ async fn damaged_small_rows_redeliver_or_forget_and_never_skip_or_acknowledge() 
 
     let mut opened = open(directory.path());
     assert!(quarantines(directory.path()).is_empty());
-    assert_eq!(opened.log.mark(&pump(), 7).settled(), 0);
+    assert_eq!(opened.log.high_water(&pump(), 7).settled(), 0);
     assert_eq!(drain(&mut opened, 0).await.len(), 50);
     assert_eq!(drain(&mut opened, 1).await.len(), 50);
     close(opened);
@@ -560,10 +560,10 @@ async fn a_damaged_head_hides_no_seq_between_its_neighbours() {
 }
 
 #[tokio::test]
-async fn damage_to_an_open_log_is_noticed_and_healed_by_opening_it_again() {
+async fn damage_to_an_open_log_is_noticed_and_recovered_from_by_opening_it_again() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let opened = open(directory.path());
-    let mark = opened.log.mark(&pump(), 7);
+    let mark = opened.log.high_water(&pump(), 7);
     for first in (1..=200).step_by(10) {
         opened.log.append(Some(&mark), batch(first..=first + 9)).expect("there is room");
         opened.log.flush().await.expect("it can be written");
@@ -665,7 +665,7 @@ async fn cut_off(durability: Durability, commits: u64) -> (tempfile::TempDir, Ep
     let directory = tempfile::tempdir().expect("a temporary directory");
     let config = Store { durability, ..config(directory.path()) };
     let opened = Log::open(&config, &["a", "b"], Arc::new(SystemClock::new()), Metrics::new()).expect("it opens");
-    let mark = opened.log.mark(&pump(), 7);
+    let mark = opened.log.high_water(&pump(), 7);
     for first in (1..=commits * 100).step_by(100) {
         opened.log.append(Some(&mark), batch(first..=first + 99)).expect("there is room");
         opened.log.flush().await.expect("it can be written");
@@ -712,7 +712,7 @@ async fn commits_that_survive_a_power_cut_out_of_order_are_put_back_and_the_othe
     let gaps = gaps(&mut opened).await;
     assert_eq!(gaps[0], (301, 400));
     assert_eq!((gaps.len(), gaps[1].0), (2, 801));
-    assert_eq!(opened.log.mark(&pump(), 7).settled(), 800);
+    assert_eq!(opened.log.high_water(&pump(), 7).settled(), 800);
     opened.log.append(None, batch(5000..=5000)).expect("there is room");
     opened.log.flush().await.expect("it can be written");
     assert_eq!(drain(&mut opened, 0).await, [(gaps[1].1 + 1, 5000)]);
@@ -846,7 +846,7 @@ async fn the_gateway_starts_within_seconds_on_a_ruined_log_and_delivers_what_it_
 }
 
 #[tokio::test]
-async fn a_running_gateway_heals_without_being_started_again() {
+async fn a_running_gateway_recovers_without_being_started_again() {
     let mut broker = Broker::start().await.behind_a_proxy().await;
     let subscriber = Subscriber::start(&options(broker.port())).await;
     broker.stop().await;
