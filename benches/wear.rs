@@ -21,7 +21,7 @@ use tidegate::clock::{Clock, Now};
 use tidegate::config::{Durability, HistoryWithin, Store};
 use tidegate::metrics::Metrics;
 use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Reading, Seq, Timestamp, Value};
-use tidegate::store::{FILE_NAME, Log, Mark, Opened, SinkCursor, Space, Stepped};
+use tidegate::store::{FILE_NAME, HighWater, Log, Opened, SinkCursor, Space, Stepped};
 
 const MS: Duration = Duration::from_millis(1);
 /// How finely time passes.
@@ -165,7 +165,7 @@ impl Sink {
 }
 
 struct Devices {
-    marks: Vec<Arc<Mark>>,
+    marks: Vec<Arc<HighWater>>,
     channels: Channels,
 }
 
@@ -174,13 +174,13 @@ impl Devices {
         let name = |n| DeviceId::new(&format!("device-{n}")).expect("a valid name");
         let channels = ["temperature", "humidity", "count", "open"];
         Devices {
-            marks: (0..100).map(|n| log.mark(&name(n), 7)).collect(),
+            marks: (0..100).map(|n| log.high_water(&name(n), 7)).collect(),
             channels: channels.map(|name| ChannelName::new(name).expect("a valid name")).into(),
         }
     }
 
     /// The `n`th reading of all: two decimals, a counter and a state.
-    fn reading(&mut self, n: u64, now: Duration) -> (&Arc<Mark>, Batch) {
+    fn reading(&mut self, n: u64, now: Duration) -> (&Arc<HighWater>, Batch) {
         let count = self.marks.len() as u64;
         let mark = &self.marks[usize::try_from(n % count).expect("under a hundred")];
         let origin = n / count + 1;

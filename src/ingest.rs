@@ -74,8 +74,8 @@ impl Ingest {
     pub fn attach(&self, who: Introduction<'_>, window: u32) -> Result<Attachment, NotAdmitted> {
         let (device, session, link) = (who.device, who.session, who.link.clone());
         let connected = self.0.registry.connect(who)?;
-        let mark = self.0.log.mark(device, session);
-        Ok(Attachment::new(self.clone(), link, connected, mark, window))
+        let high_water = self.0.log.high_water(device, session);
+        Ok(Attachment::new(self.clone(), link, connected, high_water, window))
     }
 
     /// Whether the device is attached.

@@ -1,11 +1,20 @@
 //! Transports over which devices connect. Each drives the sessions of `session` over a stream; see
 //! `docs/links.md`.
 
+// In dependency order: each refers only to those above it (`tests/architecture.rs`).
+
+pub mod protocol;
+
 mod context;
+
 mod remote;
+
+mod session;
+
 pub mod serial;
-pub mod session;
+
 pub mod tcp;
+
 pub mod websocket;
 
 pub use context::Shared;

@@ -2,16 +2,27 @@
 //! [`Destination`], once for all kinds of destination; each of those is a small
 //! adapter.
 
-mod check;
+// In dependency order: each refers only to those above it (`tests/architecture.rs`).
+
 pub mod encode;
-mod in_flight;
-pub mod kinds;
-mod lifecycle;
+
 mod linger;
-pub mod mqtt;
-mod poison;
-mod pump;
+
+mod in_flight;
+
 mod sizing;
+
+mod poison;
+
+mod pump;
+
+mod lifecycle;
+
+mod check;
+
+pub mod mqtt;
+
+pub mod kinds;
 
 pub use check::{Certificates, CheckAs, Report};
 pub use lifecycle::{Build, CommandIntake, Context, PumpSettings, Running, Sink};

@@ -7,8 +7,8 @@
 //! it, whichever is first. A commit is due `commit_within` after a reading's
 //! arrival unless every sink confirmed it by then; a confirmed reading is written
 //! within `history_within`, or never if that is off. One commit writes everything
-//! pending as one [`segment`], together with the sinks' places, in one transaction;
-//! the devices' marks follow from it and are written now and then. Small segments
+//! pending as one [`segment`], together with the sinks' positions, in one transaction;
+//! the devices' high-water marks follow from it and are written now and then. Small segments
 //! are merged.
 //!
 //! # Format
@@ -28,78 +28,57 @@
 //! - A damaged file: the segments whose checksum does not hold. All others are taken
 //!   over into a new database; see `docs/recovery.md`.
 
-mod aside;
-mod attendance;
-mod boots;
-mod budget;
-mod commit;
-mod cursor;
-mod cut;
-mod damage;
-mod disk;
-mod epochs;
-mod events;
-mod evict;
-mod fault;
-mod fold;
-mod gap;
-mod headroom;
-mod heal;
-mod holes;
-mod inbox;
-mod keeper;
-mod lanes;
-mod leftover;
-mod lock;
-mod log;
-mod logclock;
-mod mark;
-mod merging;
-mod missed;
-mod offline;
-mod opening;
-mod paged;
-mod place;
-mod places;
-mod quarantine;
-mod ranges;
-mod readers;
-mod recover;
-mod reopening;
-mod reserve;
-mod restore;
-mod restored;
-mod retention;
-mod room;
-mod row;
-mod salvage;
-mod schema;
+// In dependency order: each refers only to those above it (`tests/architecture.rs`).
+
 pub mod segment;
-mod share;
-mod shared;
-mod sinks;
-mod small_tables;
-mod space;
-mod state;
+
 mod tail;
-mod ticket;
-mod unlisted;
-mod wal;
+
+mod disk;
+
+mod retention;
+
+mod sinks;
+
+mod inbox;
+
+mod presence;
+
+mod recovery;
+
+mod commit;
+
+mod state;
+
+mod shared;
+
 mod writer;
 
-pub use attendance::{Attended, KnownDevices, MAX_FORGOTTEN};
-pub use cursor::SinkCursor;
-pub use epochs::with_epoch;
-pub use events::LogEvent;
-pub use headroom::DiskState;
+mod share;
+
+mod log;
+
+mod read;
+
+mod restore;
+
+mod opening;
+
+mod administration;
+
+pub use administration::{Before, Purged, forget_sink, purge, rename_sink};
+pub use disk::epochs::with_epoch;
+pub use disk::headroom::DiskState;
+pub use disk::schema::{FILE_NAME, OpenError};
+pub use disk::space::{Gauge, Space};
 pub use inbox::{Change, Commands, Record};
 pub use log::{Log, LogHealth};
-pub use mark::Mark;
-pub use offline::{Contents, Offline, Pending, Piece, Verdict, damaged, missing};
 pub use opening::Opened;
-pub use places::{Before, Purged, forget_sink, purge, rename_sink};
-pub use schema::{FILE_NAME, OpenError};
+pub use presence::{KnownDevices, MAX_FORGOTTEN, PresenceEntry};
+pub use read::cursor::SinkCursor;
+pub use read::offline::{Contents, Offline, Pending, Piece, Verification, damaged, missing};
 pub use share::{Saturated, Share};
-pub use sinks::Wanted;
-pub use space::{Gauge, Space};
+pub use sinks::events::LogEvent;
+pub use sinks::positions::ConfiguredSink;
+pub use tail::high_water::HighWater;
 pub use writer::{Stepped, Stepper, Writer};

@@ -2,7 +2,8 @@
 //! file may grow.
 //!
 //! `src/lib.rs` lists the modules in dependency order; a file may refer only to
-//! its own module and to those above it. References are found in the source text
+//! its own module and to those above it. `src/store.rs`, `src/link.rs` and `src/sink.rs` list
+//! their folders in the same way. References are found in the source text
 //! (`crate::...`, `$crate::...`, and `super::...` that climbs to the crate root, in
 //! `use` and elsewhere, tests included), not in what a glob re-export hides.
 
@@ -106,27 +107,47 @@ fn no_file_is_too_long_unsafe_or_named_mod_rs() {
 /// looked at.
 #[test]
 fn no_file_imports_another_in_a_circle() {
-    let tree: Tree = source_files().iter().map(|file| (module_path(file), read(file))).collect();
-    assert!(tree.len() > 100, "{} files", tree.len());
-    assert_eq!(circle(&tree), None);
+    assert_eq!(circle(&whole_tree()), None);
+}
+
+/// What the parent's own file declares may be used by all that it lists.
+#[test]
+fn folders_inside_store_link_and_sink_refer_only_to_folders_above_them() {
+    let tree = whole_tree();
+    let wrong: Vec<String> = ["store", "link", "sink"].iter().flat_map(|parent| out_of_order(&tree, parent)).collect();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_folder_that_refers_to_one_below_it_is_found_also_through_what_is_passed_on() {
+    let parent = ("a", "pub mod low;\n\nmod high;\npub use high::part::P;\npub struct Own;");
+    let low = ("a/low", "use super::Own;\nuse crate::b::B;");
+    let files = [parent, low, ("a/low/x", ""), ("a/high", "mod part;"), ("a/high/part", "use crate::a::low::x;")];
+    assert_eq!(out_of_order(&tree_of(&files), "a"), Vec::<String>::new());
+    for reference in ["use crate::a::high::part::Q;", "fn f(_: super::super::P) {}", "use super::super::{Own, high};"] {
+        let mut climbing = files;
+        climbing[2].1 = reference;
+        let found = out_of_order(&tree_of(&climbing), "a");
+        assert_eq!(found.len(), 1, "{reference}: {found:?}");
+        assert!(found[0].starts_with("a::low::x must not know a::high"), "{found:?}");
+    }
+    let mut hidden = files;
+    hidden[0].1 = "mod low;";
+    assert_eq!(out_of_order(&tree_of(&hidden), "a").len(), 2, "`high` and `high/part` are not listed");
 }
 
 #[test]
 fn circles_are_found_also_through_what_a_module_passes_on() {
-    let tree = |files: &[(&str, &str)]| -> Tree {
-        let module = |path: &str| path.split('/').map(str::to_owned).collect();
-        files.iter().map(|(path, text)| (module(path), (*text).to_owned())).collect()
-    };
     let parent = ("a", "mod b;\nmod c;\nmod d;\npub use b::B;");
     let straight = [parent, ("a/b", "use super::c::C;"), ("a/c", "use super::d;"), ("a/d", "use super::Of;")];
-    assert_eq!(circle(&tree(&straight)), None);
+    assert_eq!(circle(&tree_of(&straight)), None);
     let mut hidden = straight;
     hidden[3].1 = "fn d(_: super::B) {}";
-    assert_eq!(circle(&tree(&hidden)).as_deref(), Some("a::b -> a::c -> a::d -> a::b"));
+    assert_eq!(circle(&tree_of(&hidden)).as_deref(), Some("a::b -> a::c -> a::d -> a::b"));
     hidden[3].1 = "#[cfg(test)]\nmod tests {\n    use crate::a::{x, b::B};\n}";
-    assert_eq!(circle(&tree(&hidden)), None);
+    assert_eq!(circle(&tree_of(&hidden)), None);
     hidden[3].1 = "use crate::{x, a::{y, b::B}};";
-    assert!(circle(&tree(&hidden)).is_some());
+    assert!(circle(&tree_of(&hidden)).is_some());
 }
 
 #[test]
@@ -174,6 +195,7 @@ fn after() { super::super::{device::D, http} }
 fn module_order_and_lengths_are_read_from_the_text() {
     let library = "//! pub mod comment;\npub mod a;\nmod hidden;\n\npub mod b;\npub(crate) mod c;\n";
     assert_eq!(module_order(library), ["a", "b"]);
+    assert_eq!(submodules(library), ["a", "hidden", "b", "c"]);
 
     assert_eq!(module_path(&source().join("store/segment/column.rs")), ["store", "segment", "column"]);
     assert!(module_path(&source().join("main.rs")).is_empty());
@@ -256,8 +278,46 @@ fn targets(tokens: &[Token], index: usize, found: &mut Vec<Reference>) {
 /// The text of each module's file.
 type Tree = BTreeMap<Vec<String>, String>;
 
+fn whole_tree() -> Tree {
+    let tree: Tree = source_files().iter().map(|file| (module_path(file), read(file))).collect();
+    assert!(tree.len() > 100, "{} files", tree.len());
+    tree
+}
+
+fn tree_of(files: &[(&str, &str)]) -> Tree {
+    let module = |path: &str| path.split('/').map(str::to_owned).collect();
+    files.iter().map(|(path, text)| (module(path), (*text).to_owned())).collect()
+}
+
+/// What in the folder `parent` refers to what stands below it in the list of `parent`'s own file,
+/// or is missing there.
+fn out_of_order(tree: &Tree, parent: &str) -> Vec<String> {
+    let order = submodules(&tree[&[parent.to_owned()][..]]);
+    let rank = |module: &[String]| order.iter().position(|name| *name == module[1]);
+    let inside = |module: &[String]| module.len() > 1 && module[0] == parent;
+    let mut wrong = Vec::new();
+    for (module, imports) in imports(tree).into_iter().filter(|(module, _)| inside(module)) {
+        let Some(own) = rank(module) else {
+            wrong.push(format!("{} is not declared in src/{parent}.rs", module.join("::")));
+            continue;
+        };
+        for other in imports.iter().filter(|other| inside(other) && rank(other) > Some(own)) {
+            let (module, other) = (module.join("::"), other.join("::"));
+            wrong.push(format!("{module} must not know {other}, which stands below it in src/{parent}.rs"));
+        }
+    }
+    wrong
+}
+
 /// Modules that import each other in turn, if there are any.
 fn circle(tree: &Tree) -> Option<String> {
+    let imports = imports(tree);
+    let mut done = BTreeSet::new();
+    tree.keys().find_map(|module| walk(module, &imports, &mut Vec::new(), &mut done))
+}
+
+/// The modules that each module refers to, but for those within it and those that it is in.
+fn imports(tree: &Tree) -> BTreeMap<&Vec<String>, BTreeSet<Vec<String>>> {
     let paths: BTreeMap<&Vec<String>, Vec<Vec<String>>> =
         tree.iter().map(|(module, text)| (module, paths(module, text, tree))).collect();
     let passed_on: BTreeMap<Vec<String>, Vec<String>> =
@@ -266,10 +326,7 @@ fn circle(tree: &Tree) -> Option<String> {
         let found = paths[module].iter().filter_map(|path| home(path, tree, &passed_on));
         found.filter(|other| !other.starts_with(module) && !module.starts_with(other)).collect()
     };
-    let imports: BTreeMap<&Vec<String>, BTreeSet<Vec<String>>> =
-        tree.keys().map(|module| (module, imports(module))).collect();
-    let mut done = BTreeSet::new();
-    tree.keys().find_map(|module| walk(module, &imports, &mut Vec::new(), &mut done))
+    tree.keys().map(|module| (module, imports(module))).collect()
 }
 
 fn walk(
@@ -465,6 +522,16 @@ fn module_order(library: &str) -> Vec<String> {
         .windows(4)
         .filter(|four| four[0].text == "pub" && four[1].text == "mod" && four[3].text == ";")
         .map(|four| four[2].text.clone())
+        .collect()
+}
+
+/// All modules in the order of their declaration.
+fn submodules(parent: &str) -> Vec<String> {
+    let declared = tokens(parent);
+    declared
+        .windows(3)
+        .filter(|three| three[0].text == "mod" && three[2].text == ";")
+        .map(|three| three[1].text.clone())
         .collect()
 }
 

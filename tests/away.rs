@@ -37,13 +37,13 @@ fn append(log: &Log, origins: std::ops::RangeInclusive<u64>) {
         let values = [Value::Integer(origin as i64)].into();
         Reading::new(origin, Timestamp(origin as i64), channels.clone(), values).expect("one each")
     };
-    let mark = log.mark(&device, 1);
+    let mark = log.high_water(&device, 1);
     let batch = Batch { device, session: Some(1), basis: Basis::Wall, readings: origins.map(reading).collect() };
     log.append(Some(&mark), batch).expect("there is room");
 }
 
 fn settled(log: &Log) -> u64 {
-    log.mark(&DeviceId::new("pump").expect("a valid name"), 1).settled()
+    log.high_water(&DeviceId::new("pump").expect("a valid name"), 1).settled()
 }
 
 async fn failure(log: &Log) -> String {

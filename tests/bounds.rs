@@ -193,7 +193,7 @@ async fn device_names_cost_no_reading_and_no_session_that_is_alive() {
     let config = config(directory.path());
     let (mut opened, metrics) = open(&config, &[]);
     let alive = DeviceId::new("alive").expect("a valid name");
-    let session = opened.log.mark(&alive, 7);
+    let session = opened.log.high_water(&alive, 7);
     let one = |device: &DeviceId, session| Batch {
         device: device.clone(),
         session: Some(session),
@@ -204,7 +204,7 @@ async fn device_names_cost_no_reading_and_no_session_that_is_alive() {
     opened.log.flush().await.expect("it can be written");
     for name in 0..10_000 {
         let device = DeviceId::new(&format!("device-of-a-fleet-that-renames-{name:08}")).expect("a valid name");
-        let mark = opened.log.mark(&device, 1);
+        let mark = opened.log.high_water(&device, 1);
         let mut batch = one(&device, 1);
         while let Err(saturated) = opened.log.append(Some(&mark), batch) {
             batch = saturated.0;
@@ -225,9 +225,9 @@ async fn device_names_cost_no_reading_and_no_session_that_is_alive() {
     assert!(marks < 2000, "{marks} marks");
     drop(database);
     let (again, _) = open(&config, &[]);
-    assert_eq!(again.log.mark(&alive, 7).settled(), 1, "its session was alive all the time");
+    assert_eq!(again.log.high_water(&alive, 7).settled(), 1, "its session was alive all the time");
     let last = DeviceId::new("device-of-a-fleet-that-renames-00009999").expect("a valid name");
-    assert_eq!(again.log.mark(&last, 1).settled(), 1, "the latest are known");
+    assert_eq!(again.log.high_water(&last, 1).settled(), 1, "the latest are known");
 }
 
 /// A clock that stands still until it is told, and the boot that it counts from.

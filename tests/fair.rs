@@ -10,7 +10,7 @@ use tidegate::clock::SystemClock;
 use tidegate::config::Store;
 use tidegate::metrics::Metrics;
 use tidegate::model::{Basis, Batch, ChannelName, DeviceId, Reading, Timestamp, Value};
-use tidegate::store::{Log, Mark, Opened, Saturated, Share, Space, Stepped, Stepper};
+use tidegate::store::{HighWater, Log, Opened, Saturated, Share, Space, Stepped, Stepper};
 use tokio::task::JoinSet;
 
 /// A log with little memory, all of which one commit can write.
@@ -30,7 +30,7 @@ fn open(path: &Path) -> Opened<Stepper> {
 /// A source that always has a batch of so many bytes.
 struct Source {
     share: Share,
-    mark: Arc<Mark>,
+    mark: Arc<HighWater>,
     bytes: usize,
     waits: Option<Batch>,
     seq: u64,
@@ -39,7 +39,7 @@ struct Source {
 
 impl Source {
     fn new(log: &Log, name: &str, bytes: usize) -> Source {
-        let mark = log.mark(&DeviceId::new(name).expect("a valid name"), 1);
+        let mark = log.high_water(&DeviceId::new(name).expect("a valid name"), 1);
         Source { share: log.share(), mark, bytes, waits: None, seq: 0, appended: 0 }
     }
 

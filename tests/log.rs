@@ -97,7 +97,7 @@ async fn drain(opened: &mut Opened, sink: usize) -> Vec<(u64, String, u64)> {
 async fn a_settled_reading_survives_a_crash_and_reaches_each_sink_in_order() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let opened = open(&config(directory.path()), &["a", "b"]);
-    let mark = opened.log.mark(&device("pump"), 77);
+    let mark = opened.log.high_water(&device("pump"), 77);
     for first in (1..=100).step_by(5) {
         opened.log.append(Some(&mark), batch("pump", Some(77), first..=first + 4)).expect("there is room");
     }
@@ -111,22 +111,22 @@ async fn a_settled_reading_survives_a_crash_and_reaches_each_sink_in_order() {
     assert_eq!(drain(&mut again, 0).await, expected);
     assert_eq!(drain(&mut again, 1).await, expected);
     assert_eq!(again.log.epochs().of(Seq(1)).0, opened.log.epoch());
-    assert_eq!(again.log.mark(&device("pump"), 77).settled(), 100);
-    assert_eq!(again.log.mark(&device("pump"), 78).settled(), 0);
+    assert_eq!(again.log.high_water(&device("pump"), 77).settled(), 100);
+    assert_eq!(again.log.high_water(&device("pump"), 78).settled(), 0);
 }
 
 #[tokio::test]
 async fn what_a_device_sends_again_is_dropped_also_after_a_restart() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let opened = open(&config(directory.path()), &["a"]);
-    let mark = opened.log.mark(&device("pump"), 77);
+    let mark = opened.log.high_water(&device("pump"), 77);
     opened.log.append(Some(&mark), batch("pump", Some(77), 1..=10)).expect("there is room");
     opened.log.append(Some(&mark), batch("pump", Some(77), 6..=12)).expect("there is room");
     opened.log.flush().await.expect("it can be written");
     close(opened);
 
     let mut opened = open(&config(directory.path()), &["a"]);
-    let mark = opened.log.mark(&device("pump"), 77);
+    let mark = opened.log.high_water(&device("pump"), 77);
     assert_eq!(mark.settled(), 12);
     opened.log.append(Some(&mark), batch("pump", Some(77), 11..=14)).expect("there is room");
     opened.log.flush().await.expect("it can be written");
@@ -204,7 +204,7 @@ async fn readings_that_all_sinks_confirm_in_time_are_never_written_without_histo
     };
     let metrics = Metrics::new();
     let mut opened = Log::open(&config, &["a"], Arc::new(SystemClock::new()), metrics.clone()).expect("the log opens");
-    let mark = opened.log.mark(&device("d"), 5);
+    let mark = opened.log.high_water(&device("d"), 5);
     for n in 1..=1000 {
         opened.log.append(Some(&mark), batch("d", Some(5), n..=n)).expect("there is room");
     }
@@ -215,7 +215,7 @@ async fn readings_that_all_sinks_confirm_in_time_are_never_written_without_histo
     close(opened);
     assert_eq!(metrics.readings_stored.get(), 0);
     let opened = open(&config, &["a"]);
-    assert_eq!(opened.log.mark(&device("d"), 5).settled(), 1000, "the device's mark is kept all the same");
+    assert_eq!(opened.log.high_water(&device("d"), 5).settled(), 1000, "the device's mark is kept all the same");
 }
 
 #[tokio::test]
@@ -224,7 +224,7 @@ async fn the_log_stays_within_its_bound_and_reports_what_it_dropped() {
     let config = Store { max_size: ByteSize::mib(1), segment_size: ByteSize::kib(64), ..config(directory.path()) };
     let metrics = Metrics::new();
     let mut opened = Log::open(&config, &["dead"], Arc::new(SystemClock::new()), metrics.clone()).expect("it opens");
-    let mark = opened.log.mark(&device("d"), 5);
+    let mark = opened.log.high_water(&device("d"), 5);
     let total = 300_000;
     for first in (1..=total).step_by(100) {
         let mut wanted = batch("d", Some(5), first..=first + 99);
@@ -264,7 +264,7 @@ async fn a_dead_sink_delays_neither_the_devices_nor_the_other_sink() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let config = Store { max_pending: ByteSize::kib(64), segment_size: ByteSize::kib(16), ..config(directory.path()) };
     let mut opened = open(&config, &["dead", "live"]);
-    let mark = opened.log.mark(&device("d"), 5);
+    let mark = opened.log.high_water(&device("d"), 5);
     let mut got = Vec::new();
     for first in (1..=20_000).step_by(50) {
         let mut wanted = batch("d", Some(5), first..=first + 49);
@@ -352,7 +352,7 @@ async fn live_through(steps: Vec<Step>, deliver: Deliver, history_within: Histor
         match step {
             Step::Append { device: d, count } => {
                 let name = names[usize::from(d)];
-                let mark = opened.log.mark(&device(name), 1);
+                let mark = opened.log.high_water(&device(name), 1);
                 let sent = &mut sent[usize::from(d)];
                 let next = *sent + u64::from(count);
                 opened.log.append(Some(&mark), batch(name, Some(1), *sent + 1..=next)).expect("there is room");
@@ -370,7 +370,7 @@ async fn live_through(steps: Vec<Step>, deliver: Deliver, history_within: Histor
             Step::Flush => opened.log.flush().await.expect("it can be written"),
             Step::Crash | Step::Restart => {
                 for (acked, name) in acked.iter_mut().zip(names) {
-                    *acked = opened.log.mark(&device(name), 1).settled();
+                    *acked = opened.log.high_water(&device(name), 1).settled();
                 }
                 if matches!(step, Step::Crash) {
                     let copy = crash(directory.path());
@@ -383,7 +383,7 @@ async fn live_through(steps: Vec<Step>, deliver: Deliver, history_within: Histor
                 opened = open(&settings(directory.path()), &SINKS);
                 for ((sent, acked), name) in sent.iter_mut().zip(acked).zip(names) {
                     // The device sends again what was not acknowledged.
-                    *sent = opened.log.mark(&device(name), 1).settled().max(acked);
+                    *sent = opened.log.high_water(&device(name), 1).settled().max(acked);
                 }
             }
         }
@@ -410,7 +410,7 @@ async fn live_through(steps: Vec<Step>, deliver: Deliver, history_within: Histor
 async fn what_comes_from_a_damaged_log_says_nothing_about_a_devices_newer_session() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let opened = open(&config(directory.path()), &["dead"]);
-    let mark = opened.log.mark(&device("pump"), 8);
+    let mark = opened.log.high_water(&device("pump"), 8);
     opened.log.append(Some(&mark), batch("pump", Some(8), 1..=5)).expect("there is room");
     opened.log.flush().await.expect("it is written");
     // So salvage appends what it finds.
@@ -418,7 +418,7 @@ async fn what_comes_from_a_damaged_log_says_nothing_about_a_devices_newer_sessio
     opened.log.flush().await.expect("it is written");
     let copy = crash(directory.path());
     let again = open(&config(copy.path()), &["dead"]);
-    assert_eq!(again.log.mark(&device("pump"), 8).settled(), 5);
+    assert_eq!(again.log.high_water(&device("pump"), 8).settled(), 5);
     close(again);
     close(opened);
 }
@@ -427,7 +427,7 @@ async fn what_comes_from_a_damaged_log_says_nothing_about_a_devices_newer_sessio
 async fn a_purge_after_a_crash_leaves_devices_marks() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let opened = open(&config(directory.path()), &["dead"]);
-    let mark = opened.log.mark(&device("pump"), 7);
+    let mark = opened.log.high_water(&device("pump"), 7);
     opened.log.append(Some(&mark), batch("pump", Some(7), 1..=10)).expect("there is room");
     opened.log.flush().await.expect("it is written");
     let copy = crash(directory.path());
@@ -435,7 +435,7 @@ async fn a_purge_after_a_crash_leaves_devices_marks() {
     let purged = purge(copy.path(), None, Before::Everything, Timestamp(0), true).expect("nobody uses it");
     assert_eq!(purged.readings, 10);
     let again = open(&config(copy.path()), &["dead"]);
-    assert_eq!(again.log.mark(&device("pump"), 7).settled(), 10, "what it sends again is known");
+    assert_eq!(again.log.high_water(&device("pump"), 7).settled(), 10, "what it sends again is known");
     close(again);
 }
 

@@ -13,7 +13,7 @@ use tidegate::config::{Deliver, HistoryWithin, Start, Store};
 use tidegate::metrics::Metrics;
 use tidegate::model::{Basis, Batch, ChannelName, Channels, DeviceId, Reading, Seq, SequencedBatch, Timestamp, Value};
 use tidegate::sink::{Budget, Destination, Encoded, Liveness, Outcome, Part, Pump, SinkConnection, Unencodable};
-use tidegate::store::{Change, Log, LogEvent, Opened, Wanted, forget_sink, rename_sink};
+use tidegate::store::{Change, ConfiguredSink, Log, LogEvent, Opened, forget_sink, rename_sink};
 
 fn open(config: &Store, sinks: &[&str]) -> (Opened, Metrics) {
     let metrics = Metrics::new();
@@ -303,7 +303,7 @@ async fn a_new_sink_begins_where_the_configuration_says() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let config = config(directory.path());
     let open = |sinks: &[(&str, Start)]| {
-        let sinks: Vec<_> = sinks.iter().map(|(name, start)| Wanted { name, start: *start }).collect();
+        let sinks: Vec<_> = sinks.iter().map(|(name, start)| ConfiguredSink { name, start: *start }).collect();
         let clock = Arc::new(SystemClock::new());
         Log::open_with(&config, &[], &sinks, clock, Metrics::new()).expect("the log opens")
     };
@@ -370,7 +370,7 @@ async fn a_sink_is_forgotten_by_command_and_only_with_a_yes() {
 }
 
 #[tokio::test]
-async fn a_log_that_heals_keeps_the_place_of_a_sink_that_is_away_and_what_it_missed() {
+async fn a_recovered_log_keeps_the_place_of_a_sink_that_is_away_and_what_it_missed() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let config = config(directory.path());
     let (opened, _) = open(&config, &["stays", "goes"]);
@@ -387,7 +387,7 @@ async fn a_log_that_heals_keeps_the_place_of_a_sink_that_is_away_and_what_it_mis
     std::fs::write(directory.path().join("log.db"), bytes).expect("a write");
 
     let (mut opened, _) = open(&config, &["stays"]);
-    crate::support::eventually("it has healed", async || {
+    crate::support::eventually("it has recovered", async || {
         events(&mut opened, 0)
             .await
             .iter()

@@ -11,7 +11,7 @@ use tidegate::clock::{Clock, Now};
 use tidegate::config::{HistoryWithin, Store};
 use tidegate::metrics::Metrics;
 use tidegate::model::{Basis, Batch, ChannelName, DeviceId, Reading, Seq, SequencedBatch, Timestamp, Value};
-use tidegate::store::{Log, Mark, Opened, Space, Stepped, Stepper};
+use tidegate::store::{HighWater, Log, Opened, Space, Stepped, Stepper};
 
 const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -31,7 +31,7 @@ struct Bench {
     clock: Arc<Virtual>,
     opened: Opened<Stepper>,
     metrics: Metrics,
-    mark: Arc<Mark>,
+    mark: Arc<HighWater>,
     sent: u64,
     commits: u64,
 }
@@ -41,7 +41,7 @@ impl Bench {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let clock = Arc::new(Virtual::default());
         let (opened, metrics) = open(directory.path(), sinks, history_within, &clock);
-        let mark = opened.log.mark(&DeviceId::new("pump").expect("a valid name"), 7);
+        let mark = opened.log.high_water(&DeviceId::new("pump").expect("a valid name"), 7);
         let mut bench = Bench { directory, clock, opened, metrics, mark, sent: 0, commits: 0 };
         bench.step();
         bench.commits = 0;
@@ -229,7 +229,7 @@ fn a_device_is_known_after_a_crash_by_the_segments_alone() {
     drop(opened);
     for _ in 0..2 {
         let (again, _) = open(directory.path(), &["dead"], HistoryWithin::Off, &clock);
-        assert_eq!(again.log.mark(&DeviceId::new("pump").expect("a valid name"), 7).settled(), 100);
+        assert_eq!(again.log.high_water(&DeviceId::new("pump").expect("a valid name"), 7).settled(), 100);
     }
 }
 

@@ -38,7 +38,7 @@ pub async fn run(registry: Registry, log: Log, clock: Arc<dyn Clock>, mut stop: 
                     let (state, reason) = (status.state.name(), status.reason.name());
                     tracing::debug!(%device, state, reason, %link, flapping = status.flapping, "presence");
                 }
-                let count = log.attend(told.changes, told.forgotten);
+                let count = log.record_presence(told.changes, told.forgotten);
                 // While the disk cannot be written, the oldest and the newest are enough.
                 unwritten.truncate(1);
                 unwritten.push_back((count, version));
@@ -51,7 +51,7 @@ pub async fn run(registry: Registry, log: Log, clock: Arc<dyn Clock>, mut stop: 
         let oldest = unwritten.front().copied();
         let written = async {
             match oldest {
-                Some((count, _)) => log.attended_upto(count).await,
+                Some((count, _)) => log.presence_written(count).await,
                 None => pending().await,
             }
         };

@@ -6,7 +6,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::sink::Sink;
-use crate::store::{Log, OpenError, Opened, Wanted};
+use crate::store::{ConfiguredSink, Log, OpenError, Opened};
 use anyhow::{Context, Result};
 use std::io;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ async fn attempt(
     let sinks: Vec<_> = sinks.iter().map(|sink| (sink.name.clone(), sink.start)).collect();
     let (store, routes, clock, metrics) = (config.store.clone(), config.route.clone(), clock.clone(), metrics.clone());
     let open = move || {
-        let sinks: Vec<_> = sinks.iter().map(|(name, start)| Wanted { name, start: *start }).collect();
+        let sinks: Vec<_> = sinks.iter().map(|(name, start)| ConfiguredSink { name, start: *start }).collect();
         let result = Log::open_with(&store, &routes, &sinks, clock, metrics);
         // The gateway was told to stop before it had started.
         if let Err(Ok(unwanted)) = done.send(result) {

@@ -5,7 +5,7 @@ use super::Shared;
 use super::extract::{Path, Query};
 use super::problem::Refused;
 use crate::model::DeviceId;
-use crate::store::Attended;
+use crate::store::PresenceEntry;
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -97,14 +97,14 @@ fn refused_samples(shared: &Shared, device: Option<&DeviceId>, latest: &Latest) 
 
 async fn entries(shared: &Shared, device: Option<DeviceId>, past: &Past) -> Result<Json<Value>, Refused> {
     let limit = past.limit.unwrap_or(USUAL).clamp(1, MOST);
-    let entries = shared.parts()?.log.attended(device, past.before, limit).await;
+    let entries = shared.parts()?.log.presence_entries(device, past.before, limit).await;
     let entries = entries.map_err(|why| Refused::unavailable(format!("the log cannot be read: {why:#}")))?;
     let next = entries.last().filter(|_| entries.len() == limit).map(|last| last.id);
     let shown: Vec<Value> = entries.iter().map(entry).collect();
     Ok(Json(json!({ "history": shown, "next": next })))
 }
 
-fn entry(entry: &Attended) -> Value {
+fn entry(entry: &PresenceEntry) -> Value {
     let mut shown = json!({ "id": entry.id, "time": entry.time.to_string() });
     if let (Some(shown), Value::Object(status)) = (shown.as_object_mut(), json!(entry.status)) {
         shown.extend(status);

@@ -6,7 +6,7 @@ use crate::clock::Now;
 use crate::device::{Call, Connected, NotAdmitted};
 use crate::metrics::ReasonLabel;
 use crate::model::{Basis, Batch, Cause, CommandResult, DeviceId};
-use crate::store::{Mark, Saturated, Share};
+use crate::store::{HighWater, Saturated, Share};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub struct Attachment {
     ingest: Ingest,
     link: Arc<str>,
     connected: Connected,
-    mark: Arc<Mark>,
+    high_water: Arc<HighWater>,
     share: Share,
     acks: Acks,
     /// Readings that the log has not taken yet.
@@ -37,15 +37,15 @@ impl Attachment {
         ingest: Ingest,
         link: Arc<str>,
         connected: Connected,
-        mark: Arc<Mark>,
+        high_water: Arc<HighWater>,
         window: u32,
     ) -> Attachment {
-        let (acks, share) = (Acks::new(window, mark.settled()), ingest.0.log.share());
+        let (acks, share) = (Acks::new(window, high_water.settled()), ingest.0.log.share());
         Attachment {
             ingest,
             link,
             connected,
-            mark,
+            high_water,
             share,
             acks,
             batches: VecDeque::new(),
@@ -97,7 +97,7 @@ impl Attachment {
             return false;
         }
         while let Some(batch) = self.batches.pop_front() {
-            if let Err(Saturated(batch)) = self.share.append(Some(&self.mark), batch) {
+            if let Err(Saturated(batch)) = self.share.append(Some(&self.high_water), batch) {
                 self.batches.push_front(batch);
                 self.waiting_bytes = self.pushed_bytes();
                 self.ask_for_room(self.waiting_bytes);
@@ -143,18 +143,18 @@ impl Attachment {
     /// The session's last reading that is settled, as are all before it: on disk, or with every
     /// sink. 0 if none. The source need not keep it.
     pub fn settled(&self) -> u64 {
-        self.mark.settled()
+        self.high_water.settled()
     }
 
     /// Waits until [`Attachment::settled`] is above `seen`, and returns it. Cancel-safe.
     pub fn settled_after(&self, seen: u64) -> impl Future<Output = u64> + Send + use<> {
-        let mark = self.mark.clone();
-        async move { mark.settled_after(seen).await }
+        let high_water = self.high_water.clone();
+        async move { high_water.settled_after(seen).await }
     }
 
     /// Whether as many readings are outstanding as may: no more are to be pushed until some settle.
     pub fn is_window_full(&self) -> bool {
-        self.acks.is_full(self.mark.settled())
+        self.acks.is_full(self.high_water.settled())
     }
 
     /// Whether everything received is settled, and was acknowledged by [`Attachment::ack`].
@@ -164,7 +164,7 @@ impl Attachment {
 
     /// What to acknowledge to the device now, if an Ack is due: they keep a distance.
     pub fn ack(&mut self, now: Duration) -> Option<u64> {
-        self.acks.due(self.mark.settled(), now)
+        self.acks.due(self.high_water.settled(), now)
     }
 
     /// What was acknowledged last.
@@ -174,7 +174,7 @@ impl Attachment {
 
     /// When an Ack that waits for its distance from the last one is due.
     pub fn ack_due(&self, now: Duration) -> Option<Duration> {
-        let waits = self.acks.is_waiting(self.mark.settled()) || !self.acks.is_complete();
+        let waits = self.acks.is_waiting(self.high_water.settled()) || !self.acks.is_complete();
         self.acks.held_until(now).filter(|_| waits)
     }
 
@@ -247,7 +247,7 @@ impl Attachment {
     /// upstream and the log of `runs`. Call it before the readings in their places are pushed.
     pub fn refuse(&mut self, device: &DeviceId, runs: &[Refused], all: u64, from: &str, now: Now) {
         let Some(first) = runs.first() else { return };
-        let (ingest, link, session) = (&self.ingest.0, &self.link, self.mark.session());
+        let (ingest, link, session) = (&self.ingest.0, &self.link, self.high_water.session());
         let count = |reason, count| {
             ingest.metrics.readings_refused.get_or_create(&ReasonLabel { reason }).inc_by(count);
         };

@@ -1,7 +1,7 @@
 //! The configuration and the services that the connections of one link share.
 
-use super::session::convert::TimeRules;
-use super::session::protocol::SessionParameters;
+use super::protocol::SessionParameters;
+use super::protocol::convert::TimeRules;
 use crate::clock::Clock;
 use crate::config::{self, Authentication, ListenerConfig};
 use crate::device::auth::{AuthError, Authenticator, Origin};

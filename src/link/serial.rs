@@ -12,8 +12,8 @@ pub use claims::Ports;
 pub use ports::{Port, Usb, list};
 
 use super::context::{LinkContext, Shared};
+use super::protocol::SessionParameters;
 use super::remote::RemoteInfo;
-use super::session::protocol::SessionParameters;
 use super::session::{self, Closed};
 use crate::config;
 use crate::metrics::{LinkLabel, Metrics};

@@ -6,11 +6,8 @@
 //! not take what it is answered, and while the memory for all connections is used up and the frame
 //! under way is a large one.
 
-pub mod convert;
 mod driver;
-mod gaps;
 mod hangup;
-pub mod protocol;
 
 use super::context::LinkContext;
 use super::remote::RemoteInfo;

@@ -1,17 +1,20 @@
 //! What one commit writes, what came of it, and what it tells sinks.
 
-use super::aside;
-use super::attendance::Attendance;
-use super::boots;
-use super::events::{self, Lost};
-use super::evict::Evicted;
-use super::gap::Gap;
-use super::inbox::Taken;
-use super::logclock::Kept;
-use super::missed::{self, Missed};
-use super::restored::Restored;
-use super::schema;
-use super::sinks::{self, Forgotten, Retired};
+pub(super) mod committer;
+pub(super) mod reopening;
+
+use super::disk::boot_times;
+use super::disk::log_clock::StoredClock;
+use super::disk::schema;
+use super::inbox::PendingChanges;
+use super::presence::UnwrittenPresence;
+use super::recovery::restore_job::Restored;
+use super::retention::eviction::Evicted;
+use super::retention::gap::Gap;
+use super::sinks::events::{self, Lost};
+use super::sinks::positions::{self, ForgottenSink, RetiredSink};
+use super::sinks::rejected;
+use super::sinks::unreported_gaps::{self, UnreportedGap};
 use crate::model::{DeviceId, Seq, SequencedBatch, Timestamp};
 use anyhow::Result;
 use rusqlite::Connection;
@@ -24,16 +27,16 @@ pub(super) struct Commit {
     pub batches: Vec<SequencedBatch>,
     /// Device, session and the session's last settled seq, of readings that were
     /// never written.
-    pub marks: Vec<(DeviceId, u64, u64)>,
+    pub high_waters: Vec<(DeviceId, u64, u64)>,
     /// The same of `batches`.
     pub covered: Vec<(DeviceId, u64, u64)>,
     /// Some of `batches` do not say how far their sessions came.
-    pub unmarked: bool,
+    pub untracked: bool,
     /// Name, confirmed seq and confirmed event of each sink.
     pub sinks: Vec<(Arc<str>, Seq, u64)>,
     /// Sinks that are not configured any more, and those of them that are forgotten.
-    pub retired: Vec<Retired>,
-    pub forget: Vec<Forgotten>,
+    pub retired: Vec<RetiredSink>,
+    pub forget: Vec<ForgottenSink>,
     /// Sinks that are to be told what they have missed, and those that have confirmed
     /// what they were told.
     pub tell: Vec<Arc<str>>,
@@ -45,17 +48,17 @@ pub(super) struct Commit {
     /// Other events, as JSON objects.
     pub notices: Vec<String>,
     /// What is new about devices' presence.
-    pub attendance: Attendance,
+    pub presence: UnwrittenPresence,
     /// What is new about commands.
-    pub inbox: Taken,
+    pub inbox: PendingChanges,
     /// What is new about the machine's boot.
-    pub boot: Option<boots::News>,
+    pub boot: Option<boot_times::BootUpdate>,
     /// The gateway stops: the next seq that will be given out.
     pub clean: Option<Seq>,
     pub now: Timestamp,
     /// The log's clock, and whether it is to be kept.
     pub clock: u64,
-    pub keep_clock: Option<Kept>,
+    pub keep_clock: Option<StoredClock>,
     /// Nothing is to be written but what the log's bounds demand.
     pub check_only: bool,
     /// What comes from a database in quarantine.
@@ -81,10 +84,10 @@ pub(super) struct Outcome {
 }
 
 impl Commit {
-    /// The places of all sinks: first of those that are configured, then of those that
+    /// The positions of all sinks: first of those that are configured, then of those that
     /// were and are not forgotten.
-    pub fn places(&self) -> Vec<(Arc<str>, Seq, u64)> {
-        let is_kept = |sink: &&Retired| !self.forget.iter().any(|gone| gone.name == sink.name);
+    pub fn positions(&self) -> Vec<(Arc<str>, Seq, u64)> {
+        let is_kept = |sink: &&RetiredSink| !self.forget.iter().any(|gone| gone.name == sink.name);
         let retired = self.retired.iter().filter(is_kept).map(|sink| (sink.name.clone(), sink.confirmed, sink.event));
         self.sinks.iter().cloned().chain(retired).collect()
     }
@@ -98,8 +101,8 @@ impl Commit {
 }
 
 impl Outcome {
-    /// Whether the sinks' places were not written.
-    pub fn leaves_places(&self, commit: &Commit) -> bool {
+    /// Whether the sinks' positions were not written.
+    pub fn leaves_positions(&self, commit: &Commit) -> bool {
         commit.check_only && self.evicted.holes.is_empty()
     }
 }
@@ -109,38 +112,39 @@ impl Outcome {
 /// if it changed any of that.
 pub(super) fn tell(db: &Connection, commit: &Commit, outcome: &mut Outcome, most: Option<u64>) -> Result<Option<u64>> {
     for forgotten in &commit.forget {
-        if let Some(body) = sinks::forget(db, forgotten)? {
+        if let Some(body) = positions::forget(db, forgotten)? {
             outcome.last_event = Some(schema::insert_event(db, commit.now, &body)?);
         }
     }
-    let places = commit.places();
-    let events: Vec<_> = places.iter().map(|(name, _, event)| (name.clone(), *event)).collect();
+    let positions = commit.positions();
+    let events: Vec<_> = positions.iter().map(|(name, _, event)| (name.clone(), *event)).collect();
     events::confirmed(db, &events, &commit.heard)?;
-    let mut news: BTreeMap<Arc<str>, Vec<Missed>> = BTreeMap::new();
-    let mut add = |(name, missed)| news.entry(name).or_default().push(missed);
-    let confirmed = |name: &str| places.iter().find(|(known, ..)| **known == *name).map(|(_, confirmed, _)| *confirmed);
+    let mut unreported: BTreeMap<Arc<str>, Vec<UnreportedGap>> = BTreeMap::new();
+    let mut add = |(name, missed)| unreported.entry(name).or_default().push(missed);
+    let confirmed =
+        |name: &str| positions.iter().find(|(known, ..)| **known == *name).map(|(_, confirmed, _)| *confirmed);
     for gap in commit.dropped(outcome) {
-        missed::of_gap(&gap, commit.now, confirmed).for_each(&mut add);
+        unreported_gaps::of_gap(&gap, commit.now, confirmed).for_each(&mut add);
     }
     // Over the others their sinks have moved already.
     for gap in &commit.gaps {
-        aside::count(db, gap)?;
-        missed::of_gap(gap, commit.now, |name| confirmed(name).map(|_| Seq::ZERO)).for_each(&mut add);
+        rejected::count(db, gap)?;
+        unreported_gaps::of_gap(gap, commit.now, |name| confirmed(name).map(|_| Seq::ZERO)).for_each(&mut add);
     }
     if let Some(most) = most {
         let pruned = events::prune(db, &events, most, commit.now)?;
         pruned.missed.into_iter().for_each(add);
         outcome.lost = pruned.lost;
     }
-    let changed = !(news.is_empty() && commit.forget.is_empty());
-    for (name, missed) in news {
-        missed::record(db, &name, missed)?;
+    let changed = !(unreported.is_empty() && commit.forget.is_empty());
+    for (name, missed) in unreported {
+        unreported_gaps::record(db, &name, missed)?;
         outcome.missed.push(name);
     }
     for name in &commit.tell {
-        let event = missed::tell(db, name, commit.now)?;
+        let event = unreported_gaps::tell(db, name, commit.now)?;
         outcome.last_event = event.or(outcome.last_event);
         outcome.told.push((name.clone(), event));
     }
-    changed.then(|| missed::next_round(db)).transpose().map_err(Into::into)
+    changed.then(|| unreported_gaps::next_round(db)).transpose().map_err(Into::into)
 }

@@ -10,9 +10,9 @@
 //! the log. Its id and how it ended stay as long as they are asked for: a command whose id
 //! was forgotten would be done again if it is sent again.
 
-use super::row;
-use super::schema;
-use super::small_tables::Shares;
+use super::disk::rows;
+use super::disk::schema;
+use super::disk::small_tables::Shares;
 use crate::model::{Command, CommandId, CommandKey, CommandState, DeviceId, Target, Timestamp};
 use anyhow::Result;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
@@ -71,7 +71,7 @@ struct Keep {
 
 /// The part of a commit that is about commands.
 #[derive(Default)]
-pub(super) struct Taken {
+pub(super) struct PendingChanges {
     changes: Vec<Change>,
     upto: u64,
     forget: Option<Keep>,
@@ -121,7 +121,7 @@ impl Inbox {
     }
 
     /// What the next commit writes.
-    pub fn take(&mut self) -> Taken {
+    pub fn take(&mut self) -> PendingChanges {
         let changes = std::mem::take(&mut self.changes);
         for command in changes.iter().filter_map(|change| change.command.as_ref()) {
             let Some(ending) = &command.ended else { continue };
@@ -134,11 +134,11 @@ impl Inbox {
         if forget.is_some() {
             (self.ended, self.ended_bytes) = (0, 0);
         }
-        Taken { changes, upto: self.count, forget }
+        PendingChanges { changes, upto: self.count, forget }
     }
 
     /// A commit was not written: what it took is to be written again.
-    pub fn put_back(&mut self, taken: Taken) {
+    pub fn put_back(&mut self, taken: PendingChanges) {
         let newer = std::mem::replace(&mut self.changes, taken.changes);
         self.changes.extend(newer);
         if taken.forget.is_some() {
@@ -147,7 +147,7 @@ impl Inbox {
     }
 
     /// What a commit took is on disk.
-    pub fn saved(&mut self, taken: &Taken) {
+    pub fn saved(&mut self, taken: &PendingChanges) {
         self.written = self.written.max(taken.upto);
     }
 }
@@ -203,7 +203,7 @@ impl Row {
     }
 
     fn guard(&self) -> i64 {
-        row::command_guard(self.place, [&self.device, &self.id, &self.state, &self.body], self.ended)
+        rows::command_guard(self.place, [&self.device, &self.id, &self.state, &self.body], self.ended)
     }
 
     fn command(&self) -> Option<Command> {
@@ -282,7 +282,7 @@ pub(super) fn unproven(db: &Connection) -> rusqlite::Result<u64> {
 
 /// Writes what was taken at `now`, `clock` by the log's own clock. Returns the id of the
 /// last event, if there is one.
-pub(super) fn write(db: &Connection, taken: &Taken, now: Timestamp, clock: u64) -> Result<Option<u64>> {
+pub(super) fn write(db: &Connection, taken: &PendingChanges, now: Timestamp, clock: u64) -> Result<Option<u64>> {
     let mut last_event = None;
     for Change { command, event } in &taken.changes {
         if let Some(command) = command {
@@ -328,11 +328,11 @@ fn forget(db: &Connection, keep: Keep, clock: u64) -> Result<()> {
 
 fn put(db: &Connection, command: &Command, clock: u64) -> Result<()> {
     let row = Row {
-        place: row::signed(command.place),
+        place: rows::signed(command.place),
         device: column(&command.target).to_owned(),
         id: command.id.to_string(),
         state: command.state().name().to_owned(),
-        ended: command.ended.as_ref().map(|_| row::signed(clock)),
+        ended: command.ended.as_ref().map(|_| rows::signed(clock)),
         body: serde_json::to_string(command)?,
     };
     put_row(db, &row)

@@ -1,13 +1,13 @@
 //! The handle that links, sinks and the writer share.
 
-use super::attendance::{self, Attended};
-use super::headroom::DiskState;
+use super::disk::headroom::DiskState;
+use super::disk::small_tables::MAX_HIGH_WATERS;
 use super::inbox::{self, Change, Commands, Record};
-use super::mark::Mark;
+use super::presence::{self, PresenceEntry};
 use super::share::{self, Saturated, Share};
 use super::shared::Shared;
-use super::small_tables::MAX_MARKS;
 use super::state::State;
+use super::tail::high_water::HighWater;
 use crate::clock::Now;
 use crate::model::{Batch, Command, CommandKey, DeviceId, DeviceStatus, Epoch, Epochs, Target};
 use anyhow::Result;
@@ -40,20 +40,20 @@ pub struct LogHealth {
 }
 
 impl Log {
-    /// The mark of a device's session. A session that the log knows resumes where
+    /// The high-water mark of a device's session. A session that the log knows resumes where
     /// it stood, also after a restart; a new one starts at 0.
-    pub fn mark(&self, device: &DeviceId, session: u64) -> Arc<Mark> {
-        self.shared.state.lock().marks.of(device, session)
+    pub fn high_water(&self, device: &DeviceId, session: u64) -> Arc<HighWater> {
+        self.shared.state.lock().high_waters.of(device, session)
     }
 
-    /// Numbers the readings and takes them over; those that the mark's session
-    /// had sent before are dropped. Without a mark nothing is known to be a
-    /// duplicate. The batch's device may be a sub-device of the mark's.
+    /// Numbers the readings and takes them over; those that the high-water mark's session
+    /// had sent before are dropped. Without a high-water mark nothing is known to be a
+    /// duplicate. The batch's device may be a sub-device of the high-water mark's.
     ///
     /// # Errors
     /// [`Saturated`] with the batch: nothing of it was taken over.
-    pub fn append(&self, mark: Option<&Arc<Mark>>, batch: Batch) -> Result<(), Saturated> {
-        let appended = share::append(&self.shared, &self.shared.unnamed, mark, batch);
+    pub fn append(&self, high_water: Option<&Arc<HighWater>>, batch: Batch) -> Result<(), Saturated> {
+        let appended = share::append(&self.shared, &self.shared.unnamed, high_water, batch);
         appended.inspect_err(|Saturated(batch)| share::wait_for(&self.shared, &self.shared.unnamed, batch.memory()))
     }
 
@@ -93,7 +93,7 @@ impl Log {
     /// were away for longest are forgotten. What a forgotten device sends again is not
     /// known for a duplicate.
     pub fn remember_devices(&self, most: usize) {
-        self.shared.state.lock().marks.remember(most.clamp(1, MAX_MARKS));
+        self.shared.state.lock().high_waters.remember(most.clamp(1, MAX_HIGH_WATERS));
     }
 
     /// Writes everything that is not on disk and waits until it is, or until the
@@ -167,19 +167,19 @@ impl Log {
 
     /// Has it written soon, and told as events, that these devices' presence changed, and
     /// before that, that those are known no more. Returns how many such calls there were,
-    /// for [`Log::attended_upto`].
-    pub fn attend(&self, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) -> u64 {
+    /// for [`Log::presence_written`].
+    pub fn record_presence(&self, changes: Vec<DeviceStatus>, forgotten: Vec<DeviceId>) -> u64 {
         let mut state = self.shared.state.lock();
-        state.attended.0 += 1;
-        let upto = state.attended.0;
-        state.attendance.came(upto, changes, forgotten);
+        state.presence_calls.0 += 1;
+        let upto = state.presence_calls.0;
+        state.presence.came(upto, changes, forgotten);
         state.wake(&self.shared.due);
         upto
     }
 
-    /// Waits until what was told by so many calls of [`Log::attend`] is on disk. Cancel-safe.
-    pub async fn attended_upto(&self, count: u64) {
-        self.once_committed(|state| (state.attended.1 >= count).then_some(())).await;
+    /// Waits until what was told by so many calls of [`Log::record_presence`] is on disk. Cancel-safe.
+    pub async fn presence_written(&self, count: u64) {
+        self.once_committed(|state| (state.presence_calls.1 >= count).then_some(())).await;
     }
 
     /// Changes of presence, the newest first, of one device or of all, before the entry
@@ -187,8 +187,13 @@ impl Log {
     ///
     /// # Errors
     /// If the log cannot be read; worth another try later.
-    pub async fn attended(&self, device: Option<DeviceId>, before: Option<u64>, limit: usize) -> Result<Vec<Attended>> {
-        self.shared.on_disk(PRESENCE_READER, move |db| attendance::trail(db, device.as_ref(), before, limit)).await
+    pub async fn presence_entries(
+        &self,
+        device: Option<DeviceId>,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<PresenceEntry>> {
+        self.shared.on_disk(PRESENCE_READER, move |db| presence::entries(db, device.as_ref(), before, limit)).await
     }
 
     /// What the last life left of commands; for the first who asks.
@@ -252,7 +257,7 @@ impl Log {
     }
 
     /// Waits until the database turns out to be damaged. The log takes no more then,
-    /// and heals when it is opened again; what it did not settle, devices send again.
+    /// and recovers when it is opened again; what it did not settle, devices send again.
     /// Cancel-safe.
     pub async fn damaged(&self) {
         let mut damaged = std::pin::pin!(self.shared.damaged.notified());

@@ -1,31 +1,31 @@
 //! From the files to a log that only lacks its writer.
 
-use super::attendance::{self, Attendance, KnownDevices};
-use super::budget::Budget;
-use super::cursor::SinkCursor;
-use super::disk::{Disk, OnDisk};
-use super::evict::{Bounds, Evictor};
-use super::fault::Fault;
-use super::headroom::DiskState;
-use super::heal::{self, Healed};
+use super::commit::committer::{Committer, OnDisk};
+use super::disk::budget::Budget;
+use super::disk::failure::WriteFailure;
+use super::disk::headroom::DiskState;
+use super::disk::lock::lock;
+use super::disk::log_clock::LogClock;
+use super::disk::readers::Readers;
+use super::disk::reserve_file::ReserveFile;
+use super::disk::schema::{self, OpenError};
+use super::disk::small_tables::{MAX_HIGH_WATERS, Shares};
+use super::disk::space::{Gauge, Space};
 use super::inbox::Inbox;
-use super::lanes::Lanes;
-use super::lock::lock;
 use super::log::Log;
-use super::logclock::LogClock;
-use super::mark::{Mark, Marks};
-use super::readers::Readers;
-use super::recover::CutShort;
-use super::reserve::Reserve;
+use super::presence::{self, KnownDevices, UnwrittenPresence};
+use super::read::cursor::SinkCursor;
+use super::recovery::open::{self, RecoveredLog};
+use super::recovery::restore_job::{Job, Restored};
+use super::recovery::startup::UncleanEnd;
 use super::restore;
-use super::restored::{Job, Restored};
-use super::room::Room;
-use super::schema::{self, OpenError};
+use super::retention::eviction::{Bounds, Evictor};
+use super::retention::priority::PriorityRoutes;
 use super::shared::Shared;
-use super::sinks::{Adopted, Wanted};
-use super::small_tables::{MAX_MARKS, Shares};
-use super::space::{Gauge, Space};
+use super::sinks::positions::{AdoptedSinks, ConfiguredSink};
 use super::state::State;
+use super::tail::high_water::{HighWater, HighWaters};
+use super::tail::room::Room;
 use super::tail::{Policy, Tail};
 use super::writer::{self, Stepper, Writer};
 use crate::clock::Clock;
@@ -69,20 +69,20 @@ impl Log {
     ///
     /// # Errors
     /// See [`OpenError`]; some of them pass, see [`OpenError::may_pass`].
-    pub fn open_with<'a, S: Into<Wanted<'a>> + Copy>(
+    pub fn open_with<'a, S: Into<ConfiguredSink<'a>> + Copy>(
         config: &config::Store,
         routes: &[Route],
         sinks: &[S],
         clock: Arc<dyn Clock>,
         metrics: Metrics,
     ) -> Result<Opened, OpenError> {
-        let Prepared { shared, disk, jobs, devices, reserve } =
+        let Prepared { shared, committer, jobs, devices, reserve } =
             prepare(config, routes, &wanted(sinks), clock, metrics, None)?;
         let for_writer = shared.clone();
         let failed = |why| OpenError::Directory { path: config.directory.clone(), why };
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
-            .spawn(move || writer::run(&for_writer, disk, reserve))
+            .spawn(move || writer::run(&for_writer, committer, reserve))
             .map_err(failed)?;
         let log = Log { shared: shared.clone() };
         let salvage = match jobs.is_empty() {
@@ -98,7 +98,7 @@ impl Log {
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open_stepped<'a, S: Into<Wanted<'a>> + Copy>(
+    pub fn open_stepped<'a, S: Into<ConfiguredSink<'a>> + Copy>(
         config: &config::Store,
         routes: &[Route],
         sinks: &[S],
@@ -106,23 +106,23 @@ impl Log {
         metrics: Metrics,
         gauge: Gauge,
     ) -> Result<Opened<Stepper>, OpenError> {
-        let Prepared { shared, disk, devices, reserve, .. } =
+        let Prepared { shared, committer, devices, reserve, .. } =
             prepare(config, routes, &wanted(sinks), clock, metrics, Some(gauge))?;
-        Ok(opened(shared.clone(), devices, Stepper::new(shared, disk, reserve)))
+        Ok(opened(shared.clone(), devices, Stepper::new(shared, committer, reserve)))
     }
 }
 
-fn wanted<'a, S: Into<Wanted<'a>> + Copy>(sinks: &[S]) -> Vec<Wanted<'a>> {
+fn wanted<'a, S: Into<ConfiguredSink<'a>> + Copy>(sinks: &[S]) -> Vec<ConfiguredSink<'a>> {
     sinks.iter().map(|sink| (*sink).into()).collect()
 }
 
 /// A log without a writer.
 pub(super) struct Prepared {
     pub shared: Arc<Shared>,
-    pub disk: Disk,
+    pub committer: Committer,
     pub jobs: Vec<Job>,
     pub devices: KnownDevices,
-    pub reserve: Reserve,
+    pub reserve: ReserveFile,
 }
 
 /// Opens the database and reads from it what the last life left. If the disk is full,
@@ -131,39 +131,39 @@ pub(super) struct Prepared {
 pub(super) fn prepare(
     config: &config::Store,
     routes: &[Route],
-    sinks: &[Wanted<'_>],
+    sinks: &[ConfiguredSink<'_>],
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     gauge: Option<Gauge>,
 ) -> Result<Prepared, OpenError> {
     let directory = config.directory.as_path();
-    let failed = |why: &OpenError| match Fault::of_opening(why) {
-        Fault::NoSpace => DiskState::Full.show(&metrics),
-        Fault::Other => DiskState::Failing.show(&metrics),
+    let failed = |why: &OpenError| match WriteFailure::of_opening(why) {
+        WriteFailure::NoSpace => DiskState::Full.show(&metrics),
+        WriteFailure::Other => DiskState::Failing.show(&metrics),
     };
     let lock = lock(directory).inspect_err(failed)?;
     let budget = Budget::new(config.max_size.as_u64());
-    let mut reserve = Reserve::new(directory, budget.reserve());
-    let lanes = Lanes::new(routes);
+    let mut reserve = ReserveFile::new(directory, budget.reserve());
+    let priority = PriorityRoutes::new(routes);
     let now = clock.now();
-    let mut healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
-    if let Err(why) = &healed
-        && Fault::of_opening(why) == Fault::NoSpace
+    let mut recovered = open::open(config, &priority, sinks, &*clock, &metrics);
+    if let Err(why) = &recovered
+        && WriteFailure::of_opening(why) == WriteFailure::NoSpace
         && reserve.is_there()
         && reserve.release()
     {
         tracing::warn!(bytes = reserve.size(), "the disk is full; the reserve file was given up to make room");
-        healed = heal::open(config, &lanes, sinks, &*clock, &metrics);
+        recovered = open::open(config, &priority, sinks, &*clock, &metrics);
     }
-    let Healed { connection, found, ticket, boots, commands, commands_lost, jobs, notes } =
-        healed.inspect_err(failed)?;
-    match found.cut_short {
+    let RecoveredLog { connection, found, ticket, boots, commands, commands_lost, jobs, notes } =
+        recovered.inspect_err(failed)?;
+    match found.unclean_end {
         None => {}
-        Some(CutShort::Alone) => tracing::warn!(
+        Some(UncleanEnd::Alone) => tracing::warn!(
             "the last run of the gateway did not end by a stop: it was killed or crashed (journalctl -u tidegate has its \
              last words); what it acknowledged is in the log"
         ),
-        Some(CutShort::WithMachine) => tracing::warn!(
+        Some(UncleanEnd::WithMachine) => tracing::warn!(
             "the last run of the gateway did not end by a stop: the power failed, or the machine ended before the gateway; \
              what it acknowledged is in the log"
         ),
@@ -174,7 +174,7 @@ pub(super) fn prepare(
         let body = serde_json::json!({"type": "commands_lost", "reason": "corrupt", "count": commands_lost});
         notices.push(body.to_string());
     }
-    let devices = attendance::load(&connection).unwrap_or_else(|why| {
+    let devices = presence::load(&connection).unwrap_or_else(|why| {
         tracing::error!(%why, "what was known of devices' presence cannot be read");
         KnownDevices::default()
     });
@@ -185,48 +185,52 @@ pub(super) fn prepare(
         max_pending: usize::try_from(config.max_pending.as_u64()).unwrap_or(usize::MAX),
         segment_bytes: usize::try_from(config.segment_size.as_u64().min(budget.commit())).unwrap_or(usize::MAX),
     };
-    let Adopted { places, retired, new } = found.sinks;
-    let confirmed = places.iter().map(|(confirmed, _)| *confirmed).collect();
+    let AdoptedSinks { positions, retired, new } = found.sinks;
+    let confirmed = positions.iter().map(|(confirmed, _)| *confirmed).collect();
     let tail = Tail::new(policy, found.next, found.reserved, confirmed);
     // They stand in the order in which they were used.
-    let mut marks = Marks::new(MAX_MARKS);
-    found.marks.into_iter().for_each(|(device, session, seq)| marks.used(Mark::new(device, session, seq)));
+    let mut high_waters = HighWaters::new(MAX_HIGH_WATERS);
+    found
+        .high_waters
+        .into_iter()
+        .for_each(|(device, session, seq)| high_waters.used(HighWater::new(device, session, seq)));
     let bounds = Bounds {
         max_size: config.max_size.as_u64(),
         max_age: config.max_age.map(|max_age| max_age.as_secs()),
         thin: config.thin,
     };
-    let evictor = Evictor::new(bounds, lanes, found.generation);
+    let evictor = Evictor::new(bounds, priority, found.generation);
     let readers = Arc::new(Readers::default());
     let path = schema::database(config);
     let stepped = gauge.is_some();
     let gauge = gauge.unwrap_or_else(|| Space::gauge(directory));
-    let all = places.iter().map(|(confirmed, _)| *confirmed).chain(retired.iter().map(|sink| sink.confirmed));
+    let all = positions.iter().map(|(confirmed, _)| *confirmed).chain(retired.iter().map(|sink| sink.confirmed));
     let everywhere = all.min().unwrap_or_default();
     let holes = found.holes.behind(everywhere).collect();
-    let on_disk = OnDisk { written: found.written, holes: found.holes, folding: found.folding };
-    let disk = Disk::new(config, (gauge, stepped), on_disk, (connection, lock), readers.clone(), evictor, ticket)
-        .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
+    let on_disk = OnDisk { written: found.written, holes: found.holes, checkpoint_record: found.checkpoint_record };
+    let committer =
+        Committer::new(config, (gauge, stepped), on_disk, (connection, lock), readers.clone(), evictor, ticket)
+            .map_err(|why| OpenError::Directory { path: path.clone(), why: std::io::Error::other(why) })?;
     let shared = Arc::new(Shared {
         visible: AtomicU64::new(tail.visible().0),
         last_event: AtomicU64::new(found.last_event),
         state: Mutex::new(State {
             tail,
             room: Room::default(),
-            marks,
-            events: places.iter().map(|(_, event)| *event).collect(),
-            news: found.news,
+            high_waters,
+            events: positions.iter().map(|(_, event)| *event).collect(),
+            unreported: found.unreported,
             retired,
             forget_after: config.forget_sinks_after.as_secs(),
-            persisted: places,
+            persisted: positions,
             written: found.written,
-            places_due: None,
+            positions_due: None,
             holes,
             gaps: Vec::new(),
             boots,
             notices,
-            attendance: Attendance::default(),
-            attended: (0, 0),
+            presence: UnwrittenPresence::default(),
+            presence_calls: (0, 0),
             inbox: Inbox::new(commands, Shares::of(config.max_size.as_u64())),
             disk: DiskState::Normal,
             log_clock: LogClock::new(found.clock.0, found.clock.1, clock.boot(), now),
@@ -247,7 +251,7 @@ pub(super) fn prepare(
         saturated: AtomicBool::new(false),
         unnamed: Arc::default(),
         committed: Notify::new(),
-        news: Notify::new(),
+        advanced: Notify::new(),
         names: sinks.iter().map(|sink| Arc::from(sink.name)).collect(),
         readers,
         path,
@@ -258,7 +262,7 @@ pub(super) fn prepare(
         stepped,
     });
     say_who_waits(&shared, &new);
-    Ok(Prepared { shared, disk, jobs, devices, reserve })
+    Ok(Prepared { shared, committer, jobs, devices, reserve })
 }
 
 /// Says for whom readings are kept that is not configured any more: a sink that was

@@ -7,13 +7,13 @@
 //! part of the memory for them is used. How far this has come is written with what it
 //! brought or after it, never before, so that a crash repeats a few readings at most.
 
+use super::disk::space::Space;
 use super::log::Log;
-use super::quarantine::{self, MAX_RANGES};
-use super::restored::{DONE, Job, Progress, Restored};
-use super::salvage::{Found, Salvage, Scan, Walk, cut};
+use super::recovery::quarantine::{self, MAX_RANGES};
+use super::recovery::restore_job::{DONE, Job, Progress, Restored};
+use super::recovery::salvage::{Found, Salvage, Scan, Walk, cut};
 use super::segment::Header;
 use super::shared::Shared;
-use super::space::Space;
 use crate::metrics::ReasonLabel;
 use crate::model::{Epoch, Seq, SequencedBatch};
 use std::ops::ControlFlow;

@@ -4,13 +4,20 @@
 //!
 //! 1. what is older than the age limit, whether delivered or not;
 //! 2. history that every sink confirmed;
-//! 3. if asked for, all but every n-th reading of the low lane (once for a segment);
-//! 4. the rest of the low lane;
-//! 5. the high lane.
+//! 3. if asked for, all but every n-th reading of low priority (once for a segment);
+//! 4. the rest of low priority;
+//! 5. high priority.
 //!
 //! Taking single readings out of a segment means writing what is left again. That is
 //! done to each segment twice at most (3 and 4), in steps of a bounded size that free
 //! more than is needed at the moment, so that a commit does not rewrite for a few bytes.
+
+pub(super) mod eviction;
+pub(super) mod gap;
+pub(super) mod holes;
+pub(super) mod merging;
+pub(super) mod priority;
+pub(super) mod rewriting;
 
 use crate::model::Seq;
 
@@ -23,7 +30,7 @@ pub(super) struct Stored {
     pub bytes: u64,
     /// Seconds since it was written, by the log's clock.
     pub age: u64,
-    /// How many of its readings are in the high lane; `None` if that is not known.
+    /// How many of its readings are of high priority; `None` if that is not known.
     pub high: Option<u32>,
     pub thinned: bool,
 }
@@ -53,9 +60,9 @@ impl Reason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     Drop,
-    /// All but the high lane goes.
+    /// All but high priority goes.
     KeepHigh,
-    /// All but the high lane and every n-th reading of a device goes.
+    /// All but high priority and every n-th reading of a device goes.
     Thin,
 }
 
@@ -84,7 +91,7 @@ pub(super) struct Demand {
     pub rewrite_bytes: u64,
     /// Bytes to free if anything is rewritten at all.
     pub chunk: u64,
-    /// Whether the segments given are all that have readings of the low lane.
+    /// Whether the segments given are all that have readings of low priority.
     pub complete: bool,
 }
 
@@ -206,7 +213,7 @@ fn drop_all(segments: &[(usize, &Stored)], missing: u64, reason: Reason) -> Vec<
         .collect()
 }
 
-/// What the readings of the low lane take, about.
+/// What the readings of low priority take, about.
 fn low_bytes(segment: &Stored) -> u64 {
     let low = u64::from(segment.count - segment.high.unwrap_or(0).min(segment.count));
     segment.bytes * low / u64::from(segment.count.max(1))

@@ -384,7 +384,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_readings_that_are_left_come_back_with_their_seqs(batches in any_batches(), keep in 1u64..5, from in 0u64..5) {
-            let left = super::super::leftover::filtered(&batches, &mut |seq, _, _| seq.0 % keep == from);
+            let left = super::super::retention::rewriting::filtered(&batches, &mut |seq, _, _| seq.0 % keep == from);
             let expected: Vec<_> = flat(&batches).into_iter().filter(|line| {
                 line.split(' ').next().and_then(|seq| seq.parse::<u64>().ok()).is_some_and(|seq| seq % keep == from)
             }).collect();
@@ -476,7 +476,8 @@ mod tests {
         let wide = channels(&wide.iter().map(String::as_str).collect::<Vec<_>>());
         for (count, channels) in [(110_000, channels(&["a"])), (12_000, wide)] {
             let all = constant(count, &channels);
-            let thinned = super::super::leftover::filtered(&all, &mut |seq, _, _| seq.0 % 3 > 0 || seq.0 % 100 < 2);
+            let thinned =
+                super::super::retention::rewriting::filtered(&all, &mut |seq, _, _| seq.0 % 3 > 0 || seq.0 % 100 < 2);
             for batches in [all, thinned] {
                 let (header, block) = encode_as_one(&batches);
                 assert!(block.len() < 100_000, "{} bytes", block.len());

@@ -1,8 +1,8 @@
 //! A source's share of the log: how it appends, and waits for room.
 
-use super::mark::Mark;
-use super::room::Waiter;
 use super::shared::Shared;
+use super::tail::high_water::HighWater;
+use super::tail::room::Waiter;
 use crate::model::Batch;
 use std::future::Future;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ impl Share {
     ///
     /// # Errors
     /// [`Saturated`] with the batch: nothing of it was taken over.
-    pub fn append(&self, mark: Option<&Arc<Mark>>, batch: Batch) -> Result<(), Saturated> {
-        append(&self.shared, &self.waiter, mark, batch)
+    pub fn append(&self, high_water: Option<&Arc<HighWater>>, batch: Batch) -> Result<(), Saturated> {
+        append(&self.shared, &self.waiter, high_water, batch)
     }
 
     /// Waits for room for so many bytes of batches from now on, see [`Share::room`].
@@ -77,7 +77,7 @@ impl Drop for Share {
 pub(super) fn append(
     shared: &Shared,
     waiter: &Waiter,
-    mark: Option<&Arc<Mark>>,
+    high_water: Option<&Arc<HighWater>>,
     mut batch: Batch,
 ) -> Result<(), Saturated> {
     let now = shared.clock.now().monotonic;
@@ -86,8 +86,8 @@ pub(super) fn append(
     if state.close {
         return Err(Saturated(batch));
     }
-    if let Some(mark) = mark {
-        let accepted = mark.accepted();
+    if let Some(high_water) = high_water {
+        let accepted = high_water.accepted();
         let known = batch.readings.iter().take_while(|reading| reading.origin_seq <= accepted).count();
         if known > 0 {
             batch.readings.drain(..known);
@@ -97,7 +97,7 @@ pub(super) fn append(
     let Some(last) = batch.readings.last().map(|reading| reading.origin_seq) else { return Ok(()) };
     let (basis, bytes) = (batch.basis, batch.memory());
     let refused = match state.room.may_append(waiter, bytes, &mut state.tail, now) {
-        true => state.tail.append(batch, bytes, mark, now).err(),
+        true => state.tail.append(batch, bytes, high_water, now).err(),
         false => Some(batch),
     };
     if let Some(batch) = refused {
@@ -106,8 +106,8 @@ pub(super) fn append(
     }
     state.room.appended(waiter, bytes);
     state.boots.appended(basis);
-    if let Some(mark) = mark {
-        mark.accept(last);
+    if let Some(high_water) = high_water {
+        high_water.accept(last);
     }
     let wake = now + state.tail.policy().commit_within < state.sleeping_until || state.tail.segment_is_full();
     if wake && !state.sleeping_until.is_zero() {

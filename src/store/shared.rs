@@ -1,14 +1,14 @@
 //! What the handle, its cursors and the writer share.
 
-use super::events::Lost;
-use super::gap::Gap;
-use super::heal;
-use super::mark::Mark;
-use super::place::Astray;
-use super::readers::Readers;
-use super::room::Waiter;
-use super::sinks::Forgotten;
+use super::disk::damage;
+use super::disk::file_identity::FilesChanged;
+use super::disk::readers::Readers;
+use super::retention::gap::Gap;
+use super::sinks::events::Lost;
+use super::sinks::positions::ForgottenSink;
 use super::state::State;
+use super::tail::high_water::HighWater;
+use super::tail::room::Waiter;
 use crate::clock::Clock;
 use crate::metrics::{Metrics, ReasonLabel, SinkLabel, SinkReasonLabel};
 use crate::model::{Epochs, Seq};
@@ -32,7 +32,7 @@ pub(super) struct Shared {
     /// After each commit, successful or not.
     pub committed: Notify,
     /// A reading or an event that sinks have not seen.
-    pub news: Notify,
+    pub advanced: Notify,
     pub visible: AtomicU64,
     pub last_event: AtomicU64,
     /// The database turned out to be damaged.
@@ -53,19 +53,19 @@ pub(super) struct Shared {
 
 impl Shared {
     /// Stops writing if `why` says that the database is damaged, or older than what was
-    /// written, and sees to it that it heals when it is opened again.
+    /// written, and sees to it that it recovers when it is opened again.
     pub fn examine(&self, why: &anyhow::Error) -> bool {
-        let is_older = matches!(why.downcast_ref(), Some(Astray::Older { .. }));
-        if !is_older && !heal::is_damage(why, &self.path) {
+        let is_older = matches!(why.downcast_ref(), Some(FilesChanged::Older { .. }));
+        if !is_older && !damage::is_damage(why, &self.path) {
             return false;
         }
         let found = format!("{why:#}");
         let first = !std::mem::replace(&mut self.state.lock().damaged, true);
         if first {
-            tracing::error!(error = found, "the log is damaged; it is opened again to heal it");
+            tracing::error!(error = found, "the log is damaged; it is opened again to recover it");
             // What is whole, only older, is gone on with as after a crash.
             if !is_older {
-                heal::remember(&self.path, &found);
+                damage::remember(&self.path, &found);
             }
             self.state.lock().failure = Some(found);
             self.damaged.notify_waiters();
@@ -78,14 +78,14 @@ impl Shared {
     /// Tells waiting sinks how far they may read.
     pub fn show(&self, visible: Seq) {
         if self.visible.fetch_max(visible.0, Ordering::Release) < visible.0 {
-            self.news.notify_waiters();
+            self.advanced.notify_waiters();
         }
     }
 
     /// Tells devices and links that something was settled. Call without the lock.
-    pub fn announce(&self, advanced: &[Arc<Mark>]) {
+    pub fn announce(&self, advanced: &[Arc<HighWater>]) {
         if !advanced.is_empty() {
-            advanced.iter().for_each(|mark| mark.announce());
+            advanced.iter().for_each(|high_water| high_water.announce());
         }
         if self.saturated.load(Ordering::Relaxed) {
             let now = self.clock.now().monotonic;
@@ -108,12 +108,12 @@ impl Shared {
 
     /// Counts events that sinks will never get, and readings that were kept for sinks that
     /// are forgotten.
-    pub fn count_lost(&self, events: &[Lost], forgotten: &[Forgotten]) {
+    pub fn count_lost(&self, events: &[Lost], forgotten: &[ForgottenSink]) {
         for Lost { sink, kind, count } in events {
             let label = SinkReasonLabel { sink: sink.clone(), reason: kind };
             self.metrics.sink_events_dropped.get_or_create(&label).inc_by(*count);
         }
-        for Forgotten { name, count, .. } in forgotten {
+        for ForgottenSink { name, count, .. } in forgotten {
             let label = SinkReasonLabel { sink: name.clone(), reason: "forgotten" };
             self.metrics.sink_dropped.get_or_create(&label).inc_by(*count);
         }

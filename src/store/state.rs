@@ -1,18 +1,18 @@
 //! What the log's parts share under its lock, and what the next commit takes of it.
 
-use super::attendance::Attendance;
-use super::boots::Boots;
 use super::commit::Commit;
-use super::gap::{Gap, Hole, add_gap, add_holes};
-use super::headroom::DiskState;
+use super::disk::boot_times::BootTimes;
+use super::disk::headroom::DiskState;
+use super::disk::log_clock::LogClock;
+use super::disk::schema;
 use super::inbox::Inbox;
-use super::logclock::LogClock;
-use super::mark::Marks;
-use super::missed::News;
-use super::restored::Restored;
-use super::room::Room;
-use super::schema;
-use super::sinks::{self, Forgotten, Retired};
+use super::presence::UnwrittenPresence;
+use super::recovery::restore_job::Restored;
+use super::retention::gap::{Gap, Hole, add_gap, add_holes};
+use super::sinks::positions::{self, ForgottenSink, RetiredSink};
+use super::sinks::unreported_gaps::Unreported;
+use super::tail::high_water::HighWaters;
+use super::tail::room::Room;
 use super::tail::{Tail, Unsaved};
 use crate::clock::Now;
 use crate::model::Seq;
@@ -23,30 +23,30 @@ use std::time::Duration;
 pub(super) struct State {
     pub tail: Tail,
     pub room: Room,
-    pub marks: Marks,
+    pub high_waters: HighWaters,
     /// Confirmed event of each sink.
     pub events: Vec<u64>,
     /// What each sink has missed, and is told.
-    pub news: Vec<News>,
+    pub unreported: Vec<Unreported>,
     /// Sinks that are not configured any more.
-    pub retired: Vec<Retired>,
+    pub retired: Vec<RetiredSink>,
     /// These are forgotten after so many seconds.
     pub forget_after: u64,
     /// What the disk has of each sink's confirmed seq and event.
     pub persisted: Vec<(Seq, u64)>,
     /// The last seq that lies on disk.
     pub written: Seq,
-    /// When places that moved on without a commit are written all the same.
-    pub places_due: Option<Duration>,
+    /// When positions that moved on without a commit are written all the same.
+    pub positions_due: Option<Duration>,
     /// Seqs without readings, oldest first.
     pub holes: Vec<Hole>,
     pub gaps: Vec<Gap>,
-    pub boots: Boots,
+    pub boots: BootTimes,
     /// Other events that are to be written.
     pub notices: Vec<String>,
-    pub attendance: Attendance,
+    pub presence: UnwrittenPresence,
     /// How often something was to be written of it so far, and how much of that is on disk.
-    pub attended: (u64, u64),
+    pub presence_calls: (u64, u64),
     pub inbox: Inbox,
     pub disk: DiskState,
     pub log_clock: LogClock,
@@ -67,9 +67,9 @@ pub(super) struct State {
     pub restoring: bool,
 }
 
-/// Sinks' places are written at the latest this long after they moved over
+/// Sinks' positions are written at the latest this long after they moved over
 /// readings that are on disk; a crash redelivers at most what they moved over since.
-const PLACES_WITHIN: Duration = Duration::from_secs(5);
+const POSITIONS_WITHIN: Duration = Duration::from_secs(5);
 /// How often the disk and the age of readings are looked at, at the least.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// Events other than gaps that wait for being written; the oldest go first.
@@ -77,34 +77,34 @@ const MAX_NOTICES: usize = 256;
 /// While so many wait, nothing is told that may be left out.
 const TELLABLE: usize = 128;
 /// So few redelivered readings are not worth a write.
-const PLACES_SLACK: u64 = 256;
+const POSITIONS_SLACK: u64 = 256;
 
 impl State {
     /// When the writer has something to do next.
     pub fn due(&self) -> Option<Duration> {
         let reserve = (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then_some(Duration::ZERO);
         let asked = (self.damaged || self.is_asked()).then_some(Duration::ZERO);
-        [reserve, asked, self.tail.due(), self.places_due, Some(self.check_due)].into_iter().flatten().min()
+        [reserve, asked, self.tail.due(), self.positions_due, Some(self.check_due)].into_iter().flatten().min()
     }
 
     /// Whether somebody waits for a commit.
     fn is_asked(&self) -> bool {
-        let events = !self.gaps.is_empty() || !self.notices.is_empty() || !self.attendance.is_empty();
+        let events = !self.gaps.is_empty() || !self.notices.is_empty() || !self.presence.is_empty();
         let waited_for = self.flush || self.close || self.inbox.is_due();
-        let untold = (0..self.news.len()).any(|sink| self.news[sink].untold && self.is_to_be_told(sink)); // below it
+        let untold = (0..self.unreported.len()).any(|sink| self.unreported[sink].untold && self.is_to_be_told(sink)); // below it
         waited_for || untold || events || self.restored.is_due() || self.boots.is_due()
     }
 
     /// Whether sink number `sink` is told what it misses: somebody listens, and it has
     /// confirmed what it was told before.
     fn is_to_be_told(&self, sink: usize) -> bool {
-        let News { listening, told, .. } = self.news[sink]; // one for each sink
+        let Unreported { listening, told, .. } = self.unreported[sink]; // one for each sink
         listening && told <= self.events[sink]
     }
 
     /// Whether sink number `sink`, of this name, would be told something if it listened.
     pub fn has_news(&self, sink: usize, name: &Arc<str>) -> bool {
-        let News { untold, told, .. } = self.news[sink]; // one for each sink
+        let Unreported { untold, told, .. } = self.unreported[sink]; // one for each sink
         let missing = untold || self.gaps.iter().any(|gap| gap.undelivered.iter().any(|(missing, _)| missing == name));
         missing && told <= self.events[sink] && self.failure.is_none() && !self.is_over()
     }
@@ -136,9 +136,9 @@ impl State {
 
     /// A commit was not written: what it took along is to be written again.
     pub fn take_back(&mut self, commit: Commit) {
-        self.tail.not_saved(commit.marks);
+        self.tail.not_saved(commit.high_waters);
         self.restored.put_back(commit.restored);
-        self.attendance.put_back(commit.attendance);
+        self.presence.put_back(commit.presence);
         self.inbox.put_back(commit.inbox);
         self.restoring = false;
         let newer = std::mem::replace(&mut self.gaps, commit.gaps);
@@ -151,22 +151,22 @@ impl State {
     /// Collects what the next commit writes.
     pub fn commit(&mut self, names: &[Arc<str>], now: Now) -> (Commit, Seq) {
         // Looking at the disk is no reason to write what may wait.
-        let other = [self.tail.due(), self.places_due].into_iter().flatten().any(|due| due <= now.monotonic);
+        let other = [self.tail.due(), self.positions_due].into_iter().flatten().any(|due| due <= now.monotonic);
         let check_only = !(other || self.is_asked() || self.tail.reserve_left() < schema::SEQ_BLOCK / 2);
         let unsaved = match check_only {
             true => Unsaved { upto: self.tail.saved_upto(), ..Unsaved::default() },
             false => self.tail.unsaved(),
         };
-        let place = |(i, name): (usize, &Arc<str>)| (name.clone(), self.tail.confirmed(i), self.events[i]);
-        let sinks = names.iter().enumerate().map(place).collect();
+        let position = |(i, name): (usize, &Arc<str>)| (name.clone(), self.tail.confirmed(i), self.events[i]);
+        let sinks = names.iter().enumerate().map(position).collect();
         let reserve =
             (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then(|| self.tail.next().plus(schema::SEQ_BLOCK));
         let clock = self.log_clock.read(now);
-        let expired = sinks::expired(&self.retired, clock, self.forget_after);
+        let expired = positions::expired(&self.retired, clock, self.forget_after);
         let forget = expired.into_iter().map(|sink| self.forgotten(&sink)).collect();
         let numbered = || names.iter().enumerate();
         let tell = numbered().filter(|(sink, _)| self.is_to_be_told(*sink)).map(|(_, name)| name.clone()).collect();
-        let heard = |sink: &usize| (1..=self.events[*sink]).contains(&self.news[*sink].told); // one for each sink
+        let heard = |sink: &usize| (1..=self.events[*sink]).contains(&self.unreported[*sink].told); // one for each sink
         let heard = numbered().filter(|(sink, _)| heard(sink)).map(|(_, name)| name.clone()).collect();
         self.miss_history();
         let gaps = std::mem::take(&mut self.gaps);
@@ -174,16 +174,16 @@ impl State {
         let writes = !unsaved.batches.is_empty() || clean.is_some();
         let commit = Commit {
             batches: unsaved.batches,
-            marks: unsaved.marks,
+            high_waters: unsaved.high_waters,
             covered: unsaved.covered,
-            unmarked: unsaved.unmarked,
+            untracked: unsaved.untracked,
             sinks,
             reserve,
             gaps,
             notices: std::mem::take(&mut self.notices),
-            attendance: std::mem::take(&mut self.attendance),
+            presence: std::mem::take(&mut self.presence),
             inbox: self.inbox.take(),
-            boot: self.boots.news(),
+            boot: self.boots.update(),
             clean,
             now: now.wall,
             clock,
@@ -197,7 +197,7 @@ impl State {
         };
         self.restoring = !commit.restored.is_empty();
         if !check_only {
-            self.places_due = None;
+            self.positions_due = None;
         }
         self.flush = false;
         self.check_due = now.monotonic + CHECK_EVERY;
@@ -208,8 +208,8 @@ impl State {
     pub fn moved(&mut self, sink: usize, now: Duration) {
         let on_disk = self.tail.confirmed(sink).min(self.written);
         let (seq, event) = self.persisted[sink]; // one for each sink
-        if on_disk.0 > seq.0 + PLACES_SLACK || self.events[sink] != event {
-            self.places_due.get_or_insert(now + PLACES_WITHIN);
+        if on_disk.0 > seq.0 + POSITIONS_SLACK || self.events[sink] != event {
+            self.positions_due.get_or_insert(now + POSITIONS_WITHIN);
         }
     }
 
@@ -224,15 +224,15 @@ impl State {
         add_gap(&mut self.gaps, Gap { reason: "no_history", first, last, count: 0, undelivered });
     }
 
-    /// What is lost if the place of a sink is forgotten.
-    pub fn forgotten(&self, sink: &Retired) -> Forgotten {
+    /// What is lost if the position of a sink is forgotten.
+    pub fn forgotten(&self, sink: &RetiredSink) -> ForgottenSink {
         let (first, last) = (sink.confirmed.next(), self.tail.visible());
-        Forgotten { name: sink.name.clone(), count: self.pending_after(sink.confirmed), first, last }
+        ForgottenSink { name: sink.name.clone(), count: self.pending_after(sink.confirmed), first, last }
     }
 
     /// What an operator should know of a sink that is not configured any more, if readings
     /// are kept for it.
-    pub fn waits_for(&self, sink: &Retired) -> Option<String> {
+    pub fn waits_for(&self, sink: &RetiredSink) -> Option<String> {
         let (name, readings) = (&sink.name, self.pending_after(sink.confirmed));
         (readings > 0).then(|| {
             format!(
@@ -243,7 +243,7 @@ impl State {
         })
     }
 
-    /// Readings between the sink's place and the newest that it may see.
+    /// Readings between the sink's position and the newest that it may see.
     pub fn pending(&self, sink: usize) -> u64 {
         self.pending_after(self.tail.confirmed(sink))
     }

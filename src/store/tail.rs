@@ -15,9 +15,12 @@
 //! disk saves nothing, readings that each sink confirmed give way to new ones: what is
 //! acknowledged through the sinks goes on, and only the local history has a hole.
 
-use super::mark::Mark;
+pub(super) mod high_water;
+pub(super) mod room;
+
 use crate::config::HistoryWithin;
 use crate::model::{Batch, DeviceId, Seq, SequencedBatch};
+use crate::store::tail::high_water::HighWater;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,16 +49,16 @@ const FOR_MUCH: usize = 3;
 const LEAST_FOR_MUCH: usize = 1 << 20;
 /// One part in so many of the memory is kept for requests for little, however small it is.
 const FOR_LITTLE: usize = 8;
-/// Devices whose marks wait for a commit that has nothing else to write.
-const MAX_UNSAVED_MARKS: usize = 10_000;
+/// Devices whose high-water marks wait for a commit that has nothing else to write.
+const MAX_UNSAVED_HIGH_WATERS: usize = 10_000;
 
 struct Entry {
     numbered: SequencedBatch,
     /// Monotonic time of arrival.
     arrived: Duration,
     bytes: usize,
-    mark: Option<Arc<Mark>>,
-    /// The device's own seq of the last reading; meaningful with a mark.
+    high_water: Option<Arc<HighWater>>,
+    /// The device's own seq of the last reading; meaningful with a high-water mark.
     last_origin: u64,
 }
 
@@ -80,7 +83,7 @@ pub(super) struct Tail {
     given_way: u64,
     confirmed: Vec<Seq>,
     /// Session and seq of devices whose readings were settled without ever being saved.
-    unsaved_marks: HashMap<DeviceId, (u64, u64)>,
+    unsaved_high_waters: HashMap<DeviceId, (u64, u64)>,
     /// The first and last of the readings that were settled without ever being saved, and
     /// how many there are between them.
     unwritten: Option<(Seq, Seq, u64)>,
@@ -95,11 +98,11 @@ pub(super) struct Unsaved {
     pub upto: Seq,
     /// Device, session, and the session's last seq, of readings that were settled
     /// without ever being saved and that no later ones of `batches` speak for.
-    pub marks: Vec<(DeviceId, u64, u64)>,
+    pub high_waters: Vec<(DeviceId, u64, u64)>,
     /// The same of the readings in `batches`.
     pub covered: Vec<(DeviceId, u64, u64)>,
-    /// Some of `batches` have a session and no mark: how far that came, they do not say.
-    pub unmarked: bool,
+    /// Some of `batches` have a session and no high-water mark: how far that came, they do not say.
+    pub untracked: bool,
 }
 
 impl Tail {
@@ -121,7 +124,7 @@ impl Tail {
             short_of_seqs: false,
             given_way: 0,
             confirmed,
-            unsaved_marks: HashMap::new(),
+            unsaved_high_waters: HashMap::new(),
             unwritten: None,
         }
     }
@@ -132,7 +135,7 @@ impl Tail {
         &mut self,
         batch: Batch,
         bytes: usize,
-        mark: Option<&Arc<Mark>>,
+        high_water: Option<&Arc<HighWater>>,
         arrived: Duration,
     ) -> Result<(), Batch> {
         let count = batch.readings.len() as u64;
@@ -147,7 +150,7 @@ impl Tail {
         self.unsettled_bytes += bytes;
         self.unsaved_bytes += bytes;
         let numbered = SequencedBatch { first, batch: Arc::new(batch) };
-        self.entries.push_back(Entry { numbered, arrived, bytes, mark: mark.cloned(), last_origin });
+        self.entries.push_back(Entry { numbered, arrived, bytes, high_water: high_water.cloned(), last_origin });
         self.trim();
         Ok(())
     }
@@ -202,10 +205,11 @@ impl Tail {
         let readings = entry.numbered.batch.readings.len() as u64;
         let (first, _, count) = self.unwritten.unwrap_or((entry.numbered.first, self.saved, 0));
         self.unwritten = Some((first, self.saved, count + readings));
-        if let Some(mark) = &entry.mark {
-            let device = mark.device();
-            if self.unsaved_marks.len() < MAX_UNSAVED_MARKS || self.unsaved_marks.contains_key(device) {
-                self.unsaved_marks.insert(device.clone(), (mark.session(), entry.last_origin));
+        if let Some(high_water) = &entry.high_water {
+            let device = high_water.device();
+            if self.unsaved_high_waters.len() < MAX_UNSAVED_HIGH_WATERS || self.unsaved_high_waters.contains_key(device)
+            {
+                self.unsaved_high_waters.insert(device.clone(), (high_water.session(), entry.last_origin));
             }
         }
         Some(readings)
@@ -232,8 +236,8 @@ impl Tail {
     }
 
     /// Sink number `sink` confirmed everything up to `upto`.
-    /// Returns the marks that advanced with it.
-    pub fn confirm(&mut self, sink: usize, upto: Seq) -> Vec<Arc<Mark>> {
+    /// Returns the high-water marks that advanced with it.
+    pub fn confirm(&mut self, sink: usize, upto: Seq) -> Vec<Arc<HighWater>> {
         let last = self.next.prev();
         if let Some(confirmed) = self.confirmed.get_mut(sink) {
             *confirmed = upto.min(last).max(*confirmed);
@@ -241,8 +245,8 @@ impl Tail {
         self.advance()
     }
 
-    /// Everything up to `upto` is on disk. Returns the marks that advanced with it.
-    pub fn saved(&mut self, upto: Seq) -> Vec<Arc<Mark>> {
+    /// Everything up to `upto` is on disk. Returns the high-water marks that advanced with it.
+    pub fn saved(&mut self, upto: Seq) -> Vec<Arc<HighWater>> {
         while let Some(entry) = self.entries.get(self.saved_entries).filter(|entry| entry.numbered.last() <= upto) {
             self.unsaved_bytes -= entry.bytes;
             self.saved_entries += 1;
@@ -258,20 +262,20 @@ impl Tail {
         self.short_of_seqs = false;
     }
 
-    fn advance(&mut self) -> Vec<Arc<Mark>> {
+    fn advance(&mut self) -> Vec<Arc<HighWater>> {
         let everywhere = self.confirmed.iter().copied().min();
         if let (HistoryWithin::Off, Some(everywhere)) = (self.policy.history_within, everywhere) {
             while self.pass_unsaved(everywhere).is_some() {}
         }
         let settled = everywhere.unwrap_or(Seq::ZERO).max(self.saved);
-        let mut advanced: Vec<Arc<Mark>> = Vec::new();
+        let mut advanced: Vec<Arc<HighWater>> = Vec::new();
         while let Some(entry) = self.entries.get(self.settled_entries).filter(|e| e.numbered.last() <= settled) {
             self.unsettled_bytes -= entry.bytes;
             self.settled_entries += 1;
-            if let Some(mark) = &entry.mark
-                && mark.settle(entry.last_origin)
+            if let Some(high_water) = &entry.high_water
+                && high_water.settle(entry.last_origin)
             {
-                advanced.push(mark.clone());
+                advanced.push(high_water.clone());
             }
         }
         self.trim();
@@ -295,7 +299,7 @@ impl Tail {
 
     /// The monotonic time at which a commit is due; `None` while none is.
     pub fn due(&self) -> Option<Duration> {
-        if self.unsaved_marks.len() >= MAX_UNSAVED_MARKS {
+        if self.unsaved_high_waters.len() >= MAX_UNSAVED_HIGH_WATERS {
             return Some(Duration::ZERO);
         }
         let oldest = self.entries.get(self.saved_entries)?;
@@ -318,9 +322,9 @@ impl Tail {
         let mut covered: HashMap<DeviceId, (u64, u64)> = HashMap::new();
         let mut batches = Vec::new();
         let mut upto = self.saved;
-        let mut previous: Option<&Arc<Mark>> = None;
+        let mut previous: Option<&Arc<HighWater>> = None;
         let mut pending = (0, 0);
-        let mut unmarked = false;
+        let mut untracked = false;
         let mut bytes = 0;
         let fits = |entry: &&Entry| {
             let fits = bytes < self.policy.segment_bytes;
@@ -330,25 +334,25 @@ impl Tail {
         for entry in self.entries.iter().skip(self.saved_entries).take_while(fits) {
             batches.push(entry.numbered.clone());
             upto = entry.numbered.last();
-            let Some(mark) = &entry.mark else {
-                unmarked |= entry.numbered.batch.session.is_some();
+            let Some(high_water) = &entry.high_water else {
+                untracked |= entry.numbered.batch.session.is_some();
                 continue;
             };
-            if let Some(before) = previous.filter(|before| !Arc::ptr_eq(before, mark)) {
+            if let Some(before) = previous.filter(|before| !Arc::ptr_eq(before, high_water)) {
                 covered.insert(before.device().clone(), pending);
             }
-            previous = Some(mark);
-            pending = (mark.session(), entry.last_origin);
+            previous = Some(high_water);
+            pending = (high_water.session(), entry.last_origin);
         }
         if let Some(before) = previous {
             covered.insert(before.device().clone(), pending);
         }
-        let mut marks = std::mem::take(&mut self.unsaved_marks);
-        marks.retain(|device, _| !covered.contains_key(device));
-        let list = |marks: HashMap<DeviceId, (u64, u64)>| {
-            marks.into_iter().map(|(device, (session, seq))| (device, session, seq)).collect()
+        let mut high_waters = std::mem::take(&mut self.unsaved_high_waters);
+        high_waters.retain(|device, _| !covered.contains_key(device));
+        let list = |high_waters: HashMap<DeviceId, (u64, u64)>| {
+            high_waters.into_iter().map(|(device, (session, seq))| (device, session, seq)).collect()
         };
-        Unsaved { batches, upto, marks: list(marks), covered: list(covered), unmarked }
+        Unsaved { batches, upto, high_waters: list(high_waters), covered: list(covered), untracked }
     }
 
     /// The first and last of the readings that were settled without ever being saved since
@@ -357,10 +361,10 @@ impl Tail {
         self.unwritten.take()
     }
 
-    /// A commit that took `marks` along failed: they are still to be written.
-    pub fn not_saved(&mut self, marks: Vec<(DeviceId, u64, u64)>) {
-        for (device, session, seq) in marks {
-            self.unsaved_marks.entry(device).or_insert((session, seq));
+    /// A commit that took `high_waters` along failed: they are still to be written.
+    pub fn not_saved(&mut self, high_waters: Vec<(DeviceId, u64, u64)>) {
+        for (device, session, seq) in high_waters {
+            self.unsaved_high_waters.entry(device).or_insert((session, seq));
         }
     }
 
@@ -458,9 +462,9 @@ mod tests {
     }
 
     impl Tail {
-        fn add(&mut self, batch: Batch, mark: Option<&Arc<Mark>>, arrived: Duration) -> Result<(), Batch> {
+        fn add(&mut self, batch: Batch, high_water: Option<&Arc<HighWater>>, arrived: Duration) -> Result<(), Batch> {
             let bytes = batch.memory();
-            self.append(batch, bytes, mark, arrived)
+            self.append(batch, bytes, high_water, arrived)
         }
     }
 
@@ -474,8 +478,8 @@ mod tests {
         Batch { device, session: Some(1), basis: Basis::Wall, readings: origins.map(reading).collect() }
     }
 
-    fn mark() -> Arc<Mark> {
-        Mark::new(DeviceId::new("d").expect("a valid name"), 1, 0)
+    fn high_water() -> Arc<HighWater> {
+        HighWater::new(DeviceId::new("d").expect("a valid name"), 1, 0)
     }
 
     fn seqs(batches: &[SequencedBatch]) -> Vec<u64> {
@@ -484,14 +488,14 @@ mod tests {
 
     #[test]
     fn a_reading_is_settled_by_its_commit() {
-        let (mut tail, mark) = (tail(policy(), 1), mark());
-        tail.add(batch(1..=3), Some(&mark), SECOND).expect("there is room");
-        assert_eq!((mark.settled(), tail.due()), (0, Some(2 * SECOND)));
+        let (mut tail, high_water) = (tail(policy(), 1), high_water());
+        tail.add(batch(1..=3), Some(&high_water), SECOND).expect("there is room");
+        assert_eq!((high_water.settled(), tail.due()), (0, Some(2 * SECOND)));
         let work = tail.unsaved();
         assert_eq!((seqs(&work.batches), work.upto), (vec![1, 2, 3], Seq(3)));
-        assert_eq!((work.marks, work.covered), (vec![], vec![(mark.device().clone(), 1, 3)]));
+        assert_eq!((work.high_waters, work.covered), (vec![], vec![(high_water.device().clone(), 1, 3)]));
         assert_eq!(tail.saved(work.upto).len(), 1);
-        assert_eq!((mark.settled(), tail.due(), tail.unsettled_bytes()), (3, None, 0));
+        assert_eq!((high_water.settled(), tail.due(), tail.unsettled_bytes()), (3, None, 0));
     }
 
     #[test]
@@ -510,28 +514,28 @@ mod tests {
 
     #[test]
     fn a_reading_that_every_sink_confirmed_is_settled_and_waits_for_history() {
-        let (mut tail, mark) = (tail(policy(), 2), mark());
-        tail.add(batch(1..=1), Some(&mark), SECOND).expect("there is room");
+        let (mut tail, high_water) = (tail(policy(), 2), high_water());
+        tail.add(batch(1..=1), Some(&high_water), SECOND).expect("there is room");
         assert!(tail.confirm(0, Seq(1)).is_empty());
-        assert_eq!(mark.settled(), 0);
+        assert_eq!(high_water.settled(), 0);
         assert_eq!(tail.confirm(1, Seq(1)).len(), 1);
-        assert_eq!((mark.settled(), tail.due()), (1, Some(301 * SECOND)));
+        assert_eq!((high_water.settled(), tail.due()), (1, Some(301 * SECOND)));
         assert_eq!(seqs(&tail.unsaved().batches), [1]);
     }
 
     #[test]
     fn without_history_a_confirmed_reading_is_never_written_but_its_mark_is() {
         let mut tail = tail(Policy { history_within: HistoryWithin::Off, ..policy() }, 1);
-        let mark = mark();
-        tail.add(batch(1..=1), Some(&mark), SECOND).expect("there is room");
-        tail.add(batch(2..=2), Some(&mark), 2 * SECOND).expect("there is room");
+        let high_water = high_water();
+        tail.add(batch(1..=1), Some(&high_water), SECOND).expect("there is room");
+        tail.add(batch(2..=2), Some(&high_water), 2 * SECOND).expect("there is room");
         tail.confirm(0, Seq(1));
-        assert_eq!((mark.settled(), tail.due()), (1, Some(3 * SECOND)));
+        assert_eq!((high_water.settled(), tail.due()), (1, Some(3 * SECOND)));
         tail.confirm(0, Seq(2));
         assert_eq!(tail.due(), None);
         let work = tail.unsaved();
         assert!(work.batches.is_empty());
-        assert_eq!(work.marks, [(mark.device().clone(), 1, 2)]);
+        assert_eq!(work.high_waters, [(high_water.device().clone(), 1, 2)]);
     }
 
     #[test]
@@ -552,22 +556,22 @@ mod tests {
     #[test]
     fn what_every_sink_confirmed_gives_way_to_new_readings_when_the_disk_saves_nothing() {
         let mut tail = tail(Policy { max_pending: 1000, ..policy() }, 2);
-        let mark = mark();
+        let high_water = high_water();
         let mut next = 1;
-        while tail.add(batch(next..=next), Some(&mark), SECOND).is_ok() {
+        while tail.add(batch(next..=next), Some(&high_water), SECOND).is_ok() {
             next += 1;
         }
         assert_eq!(tail.gives_way_at(), None, "a sink has not confirmed them");
-        assert!(tail.add(batch(next..=next), Some(&mark), 100 * SECOND).is_err());
+        assert!(tail.add(batch(next..=next), Some(&high_water), 100 * SECOND).is_err());
         tail.confirm(0, Seq(next - 1));
         tail.confirm(1, Seq(next - 1));
-        assert_eq!((mark.settled(), tail.gives_way_at()), (next - 1, Some(6 * SECOND)));
-        assert!(tail.add(batch(next..=next), Some(&mark), 5 * SECOND).is_err(), "the disk may be slow");
+        assert_eq!((high_water.settled(), tail.gives_way_at()), (next - 1, Some(6 * SECOND)));
+        assert!(tail.add(batch(next..=next), Some(&high_water), 5 * SECOND).is_err(), "the disk may be slow");
         for _ in 0..50 {
-            tail.add(batch(next..=next), Some(&mark), 6 * SECOND).expect("history gives way");
+            tail.add(batch(next..=next), Some(&high_water), 6 * SECOND).expect("history gives way");
             tail.confirm(0, Seq(next));
             tail.confirm(1, Seq(next));
-            assert_eq!(mark.settled(), next, "devices are acknowledged");
+            assert_eq!(high_water.settled(), next, "devices are acknowledged");
             assert!(tail.total_bytes <= 1000, "{}", tail.total_bytes);
             next += 1;
         }
@@ -582,26 +586,26 @@ mod tests {
 
     #[test]
     fn what_no_mark_speaks_for_is_said_with_the_commit() {
-        let (mut tail, mark) = (tail(policy(), 1), mark());
-        tail.add(batch(1..=1), Some(&mark), SECOND).expect("there is room");
-        assert!(!tail.unsaved().unmarked);
+        let (mut tail, high_water) = (tail(policy(), 1), high_water());
+        tail.add(batch(1..=1), Some(&high_water), SECOND).expect("there is room");
+        assert!(!tail.unsaved().untracked);
         tail.add(batch(1..=1), None, SECOND).expect("there is room");
-        assert!(tail.unsaved().unmarked);
+        assert!(tail.unsaved().untracked);
     }
 
     #[test]
     fn devices_that_are_settled_without_a_commit_are_remembered_in_bounded_memory() {
         let mut tail =
             Tail::new(Policy { history_within: HistoryWithin::Off, ..policy() }, Seq(1), Seq(1 << 20), vec![Seq::ZERO]);
-        let last = MAX_UNSAVED_MARKS as u64 + 100;
+        let last = MAX_UNSAVED_HIGH_WATERS as u64 + 100;
         for device in 1..=last {
             let device = DeviceId::new(&format!("d{device}")).expect("a valid name");
-            tail.add(batch(1..=1), Some(&Mark::new(device, 1, 0)), SECOND).expect("there is room");
+            tail.add(batch(1..=1), Some(&HighWater::new(device, 1, 0)), SECOND).expect("there is room");
             tail.confirm(0, tail.next().prev());
         }
-        assert_eq!(tail.unsaved_marks.len(), MAX_UNSAVED_MARKS);
+        assert_eq!(tail.unsaved_high_waters.len(), MAX_UNSAVED_HIGH_WATERS);
         assert_eq!(tail.due(), Some(Duration::ZERO), "they are to be written");
-        assert_eq!((tail.unsaved().marks.len(), tail.due()), (MAX_UNSAVED_MARKS, None));
+        assert_eq!((tail.unsaved().high_waters.len(), tail.due()), (MAX_UNSAVED_HIGH_WATERS, None));
     }
 
     #[test]
@@ -712,7 +716,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order, a mark is settled exactly as far as the
+        /// Whatever happens in whatever order, a high-water mark is settled exactly as far as the
         /// disk or every sink has its readings, and each reading stays in memory
         /// until it needs neither disk nor sink.
         #[test]
@@ -725,14 +729,14 @@ mod tests {
             history in prop_oneof![Just(HistoryWithin::Off), Just(HistoryWithin::Within(SECOND))],
         ) {
             let mut tail = tail(Policy { history_within: history, ..policy() }, 2);
-            let mark = mark();
+            let high_water = high_water();
             let (mut next, mut disk, mut confirmed) = (1u64, 0u64, [0u64; 2]);
             let mut ends = vec![0u64];
             for step in steps {
                 match step {
                     Step::Append(n) => {
                         let last = next + u64::from(n) - 1;
-                        tail.add(batch(next..=last), Some(&mark), SECOND).expect("there is room");
+                        tail.add(batch(next..=last), Some(&high_water), SECOND).expect("there is room");
                         next = last + 1;
                         ends.push(last);
                     }
@@ -753,7 +757,7 @@ mod tests {
                 }
                 let frontier = disk.max(confirmed[0].min(confirmed[1]));
                 let settled = ends.iter().copied().filter(|end| *end <= frontier).max().unwrap_or(0);
-                prop_assert_eq!(mark.settled(), settled);
+                prop_assert_eq!(high_water.settled(), settled);
                 for (sink, confirmed) in confirmed.iter().enumerate() {
                     prop_assert_eq!(tail.confirmed(sink).0, *confirmed);
                     let unseen = tail.read(Seq(*confirmed), usize::MAX).map(|b| seqs(&b)).unwrap_or_default();

@@ -1,13 +1,15 @@
 //! Whoever writes: sleeps until a commit is due, then writes all that is pending
 //! in one transaction. A thread of its own, or a simulation step by step.
 
+pub(super) mod disk_monitor;
+
+use super::commit::committer::Committer;
 use super::commit::{Commit, Outcome};
-use super::disk::Disk;
-use super::gap::{Gap, add_holes};
-use super::keeper::Keeper;
-use super::reserve::Reserve;
+use super::disk::reserve_file::ReserveFile;
+use super::retention::gap::{Gap, add_holes};
 use super::shared::Shared;
 use crate::model::Seq;
+use crate::store::writer::disk_monitor::DiskMonitor;
 use anyhow::Result;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -55,9 +57,9 @@ enum Attempt {
 }
 
 /// Runs until the log is closed and everything is written, or writing fails then.
-pub(super) fn run(shared: &Shared, disk: Disk, reserve: Reserve) {
+pub(super) fn run(shared: &Shared, committer: Committer, reserve: ReserveFile) {
     let mut counted = Counted::default();
-    let mut work = Work::new(shared, disk, reserve);
+    let mut work = Work::new(shared, committer, reserve);
     loop {
         let closing = wait(shared);
         if shared.state.lock().damaged {
@@ -65,7 +67,7 @@ pub(super) fn run(shared: &Shared, disk: Disk, reserve: Reserve) {
         }
         match work.attempt(shared) {
             Attempt::Done { last: true, .. } => {
-                work.disk.close();
+                work.committer.close();
                 return;
             }
             Attempt::Failed(pause) if closing && !pause.is_zero() => return,
@@ -106,8 +108,8 @@ pub enum Stepped {
 }
 
 impl Stepper {
-    pub(super) fn new(shared: Arc<Shared>, disk: Disk, reserve: Reserve) -> Stepper {
-        let work = Work::new(&shared, disk, reserve);
+    pub(super) fn new(shared: Arc<Shared>, committer: Committer, reserve: ReserveFile) -> Stepper {
+        let work = Work::new(&shared, committer, reserve);
         Stepper { shared, work, paused_until: Duration::ZERO }
     }
 
@@ -125,7 +127,7 @@ impl Stepper {
         };
         match self.work.attempt(&self.shared) {
             Attempt::Done { last: true, .. } => {
-                self.work.disk.close();
+                self.work.committer.close();
                 Stepped::Closed
             }
             Attempt::Failed(pause) if closing && !pause.is_zero() => Stepped::Closed,
@@ -149,21 +151,21 @@ struct Failed {
 
 /// What the writer works with.
 struct Work {
-    disk: Disk,
-    keeper: Keeper,
+    committer: Committer,
+    disk_monitor: DiskMonitor,
     failed: Option<Failed>,
 }
 
 impl Work {
-    fn new(shared: &Shared, disk: Disk, reserve: Reserve) -> Work {
-        Work { disk, keeper: Keeper::new(shared, reserve), failed: None }
+    fn new(shared: &Shared, committer: Committer, reserve: ReserveFile) -> Work {
+        Work { committer, disk_monitor: DiskMonitor::new(shared, reserve), failed: None }
     }
 
     /// Commits everything that is pending, and says what came of it.
     fn attempt(&mut self, shared: &Shared) -> Attempt {
         let why = match self.commit(shared) {
             Ok((wrote, last)) => {
-                self.keeper.wrote(shared, &self.disk);
+                self.disk_monitor.wrote(shared, &self.committer);
                 return Attempt::Done { wrote, last };
             }
             Err(why) => why,
@@ -172,7 +174,7 @@ impl Work {
             shared.committed.notify_waiters();
             return Attempt::Damaged;
         }
-        let pause = self.keeper.failed(shared, &self.disk, &why);
+        let pause = self.disk_monitor.failed(shared, &self.committer, &why);
         shared.state.lock().failure = Some(format!("{why:#}"));
         shared.committed.notify_waiters();
         Attempt::Failed(pause)
@@ -182,7 +184,7 @@ impl Work {
     /// whether anything was written now, and whether that was the last.
     fn commit(&mut self, shared: &Shared) -> Result<(bool, bool)> {
         let started = Instant::now();
-        let landed = self.disk.reopen(self.failed.as_ref().map(|failed| &failed.commit))?;
+        let landed = self.committer.reopen(self.failed.as_ref().map(|failed| &failed.commit))?;
         if let Some(before) = self.failed.take() {
             match landed {
                 Some(outcome) => done(shared, &before.commit, before.upto, before.readings, outcome),
@@ -192,8 +194,8 @@ impl Work {
         let now = shared.clock.now();
         let (mut commit, upto) = shared.state.lock().commit(&shared.names, now);
         let readings: usize = commit.batches.iter().map(|b| b.batch.readings.len()).sum();
-        let result = self.disk.commit(&commit, &|| shared.state.lock().marks.in_use());
-        let wrote = result.as_ref().map_or(true, |outcome| !outcome.leaves_places(&commit));
+        let result = self.committer.commit(&commit, &|| shared.state.lock().high_waters.in_use());
+        let wrote = result.as_ref().map_or(true, |outcome| !outcome.leaves_positions(&commit));
         if wrote {
             shared.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
         }
@@ -220,15 +222,15 @@ fn done(shared: &Shared, commit: &Commit, upto: Seq, readings: usize, outcome: O
     {
         let mut state = shared.state.lock();
         state.inbox.saved(&commit.inbox);
-        state.attended.1 = state.attended.1.max(commit.attendance.upto);
+        state.presence_calls.1 = state.presence_calls.1.max(commit.presence.upto);
     }
     let dropped = commit.dropped(&outcome);
     commit.gaps.iter().chain(&dropped).for_each(|gap| shared.count_gap(gap));
     shared.count_lost(&outcome.lost, &commit.forget);
     warn(shared, &dropped);
-    let written = !outcome.leaves_places(commit);
-    let places = written.then(|| commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect());
-    settle(shared, upto, commit, places, outcome);
+    let written = !outcome.leaves_positions(commit);
+    let positions = written.then(|| commit.sinks.iter().map(|(_, seq, event)| (*seq, *event)).collect());
+    settle(shared, upto, commit, positions, outcome);
 }
 
 /// Says now and then that readings are dropped that a sink should have had.
@@ -274,7 +276,7 @@ fn wait(shared: &Shared) -> bool {
     }
 }
 
-fn settle(shared: &Shared, upto: Seq, commit: &Commit, places: Option<Vec<(Seq, u64)>>, outcome: Outcome) {
+fn settle(shared: &Shared, upto: Seq, commit: &Commit, positions: Option<Vec<(Seq, u64)>>, outcome: Outcome) {
     let (advanced, visible) = {
         let mut state = shared.state.lock();
         if state.failure.take().is_some() {
@@ -283,8 +285,8 @@ fn settle(shared: &Shared, upto: Seq, commit: &Commit, places: Option<Vec<(Seq, 
         if let Some(reserved) = commit.reserve {
             state.tail.reserve(reserved);
         }
-        if let Some(places) = places {
-            state.persisted = places;
+        if let Some(positions) = positions {
+            state.persisted = positions;
         }
         if let Some(written) = outcome.written {
             state.written = written;
@@ -300,13 +302,13 @@ fn settle(shared: &Shared, upto: Seq, commit: &Commit, places: Option<Vec<(Seq, 
         for sink in &mut state.retired {
             sink.confirmed = sink.confirmed.max(evicted.upto);
         }
-        for (name, news) in shared.names.iter().zip(&mut state.news) {
+        for (name, unreported) in shared.names.iter().zip(&mut state.unreported) {
             if commit.heard.contains(name) {
-                news.told = 0;
+                unreported.told = 0;
             }
-            news.untold |= outcome.missed.contains(name);
+            unreported.untold |= outcome.missed.contains(name);
             for (_, event) in outcome.told.iter().filter(|(told, _)| told == name) {
-                (news.untold, news.told) = (false, event.unwrap_or(news.told));
+                (unreported.untold, unreported.told) = (false, event.unwrap_or(unreported.told));
             }
         }
         let configured = (0..shared.names.len()).map(|sink| state.tail.confirmed(sink));
@@ -320,7 +322,7 @@ fn settle(shared: &Shared, upto: Seq, commit: &Commit, places: Option<Vec<(Seq, 
     shared.announce(&advanced);
     if let Some(event) = outcome.last_event {
         shared.last_event.fetch_max(event, std::sync::atomic::Ordering::Release);
-        shared.news.notify_waiters();
+        shared.advanced.notify_waiters();
     }
     shared.show(visible);
     shared.committed.notify_waiters();

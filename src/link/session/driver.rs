@@ -13,7 +13,7 @@ use crate::clock::Now;
 use crate::device::auth::Credential;
 use crate::device::{Introduction, NotAdmitted};
 use crate::ingest::{Attachment, Bucket};
-use crate::link::session::protocol::{Refusal, Session, Step};
+use crate::link::protocol::{Refusal, Session, Step};
 use crate::model::{Cause, DeviceId};
 use crate::net::AdmissionSlot;
 use crate::wire::codec::{BodyError, decode_device_in};

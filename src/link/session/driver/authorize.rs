@@ -3,7 +3,7 @@
 use super::{SessionDriver, busy, or_never};
 use crate::clock::Now;
 use crate::device::auth::{Attempt, AuthError, Origin, certifies};
-use crate::link::session::protocol::{Refusal, Step};
+use crate::link::protocol::{Refusal, Step};
 use crate::model::DeviceId;
 use crate::wire::frame::Limits;
 use crate::wire::message::Reason;

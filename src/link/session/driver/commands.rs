@@ -3,7 +3,7 @@
 use super::{SessionDriver, SessionEnd, or_never};
 use crate::device::Call;
 use crate::ingest::Attachment;
-use crate::link::session::protocol::Refusal;
+use crate::link::protocol::Refusal;
 use crate::model::{CommandOutcome, CommandResult, DeviceCommand};
 use crate::wire::message::{self, Command, GatewayMessage, Reason, ResultState, SubCommand};
 

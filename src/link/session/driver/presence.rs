@@ -3,8 +3,8 @@
 use super::SessionDriver;
 use crate::clock::Now;
 use crate::device::NotAdmitted;
-use crate::link::session::convert::Converted;
-use crate::link::session::protocol::Tick;
+use crate::link::protocol::Tick;
+use crate::link::protocol::convert::Converted;
 use crate::model::Cause;
 use std::time::Duration;
 

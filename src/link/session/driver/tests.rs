@@ -5,7 +5,7 @@ use crate::device::Registry;
 use crate::device::auth::Authenticator;
 use crate::ingest::Ingest;
 use crate::link::context::Shared;
-use crate::link::session::protocol::SessionParameters;
+use crate::link::protocol::SessionParameters;
 use crate::link::session::{FIRST_FORMAT, drive};
 use crate::metrics::Metrics;
 use crate::model::Value;
@@ -215,14 +215,14 @@ async fn large_readings_wait_as_they_came_while_the_log_is_short_of_room() {
     driver.advance(link.shared.clock.now());
     assert!(driver.is_stalled() && driver.is_backed_up());
     assert!((4096..8192).contains(&driver.memory()), "{}", driver.memory());
-    let mark = log.mark(&DeviceId::new("other").expect("a valid name"), 1);
+    let high_water = log.high_water(&DeviceId::new("other").expect("a valid name"), 1);
     for _ in 0..10 {
         writer.step();
         for driver in [&mut before, &mut driver] {
             driver.advance(link.shared.clock.now());
         }
     }
-    assert_eq!(mark.settled(), 10);
+    assert_eq!(high_water.settled(), 10);
     assert!(!driver.is_stalled() && !link.shared.ingest.is_saturated(), "nobody waits any more");
 }
 
@@ -254,7 +254,7 @@ async fn devices_that_wait_for_room_have_equal_shares_of_it_whoever_is_fastest()
         }
         writer.step();
     }
-    let settled = |name: &String| log.mark(&DeviceId::new(name).expect("a valid name"), 1).settled();
+    let settled = |name: &String| log.high_water(&DeviceId::new(name).expect("a valid name"), 1).settled();
     let shares: Vec<_> = names.iter().map(settled).collect();
     let (least, total) = (shares.iter().min().expect("some"), shares.iter().sum::<u64>());
     assert!(least * 2 * 10 >= total && total > 100, "{shares:?}");
