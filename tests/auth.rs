@@ -369,7 +369,11 @@ async fn connections_of_one_address_are_limited_until_one_of_them_goes() {
     // Which of them get the places that are free depends on when the last ones were given up.
     let mut busy = 0;
     for talk in &mut silent {
-        busy += usize::from(talk.goodbye().await.reason == Reason::Busy);
+        let goodbye = talk.goodbye().await;
+        if goodbye.reason == Reason::Busy {
+            assert!(goodbye.text.contains("of this address"), "{goodbye:?}");
+            busy += 1;
+        }
     }
     assert!(busy >= 8, "{busy} of 10 were refused");
     let refused = "tidegate_connections_refused_total{link=\"tcp\",reason=\"address\"}";

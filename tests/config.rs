@@ -167,7 +167,7 @@ fn a_gateway_without_links_or_sinks_is_refused() {
 fn unknown_keys_come_with_what_was_meant_or_what_there_is() {
     refused("store", "max-size = '1GiB'", "store.max-size", "did you mean `max_size`?");
     refused("http", "Listen = ''", "http.Listen", "did you mean `listen`?");
-    refused("http", "password = ''", "http.password", "remove it; known are enabled, listen, token_file");
+    refused("http", "password = ''", "http.password", "remove it; known are enabled, token_file");
     refused("http", "'a\\b' = 1", r#"http."a\\b""#, "unknown key");
     refused("http", "a.b.c = 1", "http.a", "unknown key");
     refused("nonsense", "", "nonsense", "known are gateway, tcp, serial");

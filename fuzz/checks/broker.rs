@@ -8,7 +8,7 @@
 use bytes::BytesMut;
 use std::collections::HashSet;
 use std::time::Duration;
-use tidegate::mqtt::{Client, Event, Options, Publish, Seen, Transport, Version};
+use tidegate::mqtt::{Client, Event, Options, Publish, Seen, Version};
 
 /// A broker's words are cut short in messages; names of topics are not.
 const LONGEST: usize = 2000;
@@ -20,21 +20,14 @@ const MOST_UNDER_WAY: usize = 64;
 
 fn options(version: Version) -> Options {
     Options {
-        host: String::new(),
-        port: 1883,
-        tls: None,
-        transport: Transport::default(),
         version,
-        client_id: "gw".into(),
-        credentials: None,
         keep_alive: Duration::from_secs(20),
-        connect_timeout: Duration::from_secs(10),
         confirm_timeout: Duration::from_secs(15),
         max_packet: MAX_PACKET,
         window: WINDOW as u16,
-        will: None,
         clean_session: false,
         manual_acks: true,
+        ..Options::new("", 1883, "gw")
     }
 }
 

@@ -296,24 +296,20 @@ fn source(args: &Args) -> Result<Source> {
         None => format!("tidegate-{:08x}", getrandom::u32().context("the system has no random numbers")?),
     };
     let options = Options {
-        host: broker.host.clone(),
-        port: broker.port,
         tls,
         transport: Transport::to(&broker),
         version: match args.version {
             MqttVersion::V3_1_1 => Version::V3_1_1,
             MqttVersion::V5 => Version::V5,
         },
-        client_id,
         credentials: args.username.clone().map(|username| (username, password)),
         keep_alive: KEEP_ALIVE,
         connect_timeout: CONNECT_TIMEOUT,
         confirm_timeout: CONNECT_TIMEOUT,
         max_packet: MAX_PACKET,
         window: WINDOW,
-        will: None,
         clean_session: args.client_id.is_none(),
-        manual_acks: false,
+        ..Options::new(&broker.host, broker.port, client_id)
     };
     let filters = Topics::filters(&args.prefix, args.gateway.as_ref());
     Ok(Source { broker, options, filters })

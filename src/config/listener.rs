@@ -6,59 +6,116 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// `[[tcp]]`: a listener for devices.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Tcp {
-    /// Names the link in logs and metrics.
-    pub name: String,
-    pub listen: SocketAddr,
-    /// Connections beyond this many are refused.
-    pub max_connections: usize,
-    /// Of one address; no fewer than of all if not given.
-    pub max_connections_per_address: Option<usize>,
-    /// From the connection to the end of the handshake.
-    #[serde(with = "humantime_serde")]
-    pub handshake_timeout: Duration,
-    /// Largest frame body accepted, in bytes.
-    pub max_frame: ByteSize,
-    /// How long a frame may stay incomplete without another byte.
-    #[serde(with = "humantime_serde")]
-    pub frame_timeout: Duration,
-    /// As in `[devices]`, if not given.
-    #[serde(with = "humantime_serde")]
-    pub heartbeat_interval: Option<Duration>,
-    /// As in `[devices]`, if not given.
-    #[serde(with = "humantime_serde")]
-    pub idle_timeout: Option<Duration>,
-    /// PEM file of the listener's certificate chain: it speaks TLS then.
-    pub cert_file: Option<PathBuf>,
-    /// PEM file of the certificate's private key.
-    pub key_file: Option<PathBuf>,
-    /// PEM file of the authorities that vouch for devices' certificates.
-    pub client_ca_file: Option<PathBuf>,
-    pub client_certificates: ClientCertificates,
-    /// By `listen` if not given, see [`Authentication::of`].
-    pub authentication: Option<Authentication>,
+/// The one list of the keys that all listeners for devices have, each with its meaning and its
+/// default, for [`listener_section`] to make the section of a file with, beside its `own` keys,
+/// and for [`listener_config`].
+macro_rules! with_listener_keys {
+    ($make:ident { $($own:tt)* }) => {
+        $make! {
+            { $($own)* }
+            /// Of one address; no fewer than of all if not given.
+            max_connections_per_address: Option<usize> = None,
+            /// From the connection to the end of the handshake; with HTTP, also for a request to be
+            /// complete.
+            #[serde(with = "humantime_serde")]
+            handshake_timeout: Duration = Duration::from_secs(5),
+            /// Largest frame body, and longest text message, accepted, in bytes.
+            max_frame: ByteSize = ByteSize::kib(64),
+            /// How long a frame may stay incomplete without another byte.
+            #[serde(with = "humantime_serde")]
+            frame_timeout: Duration = Duration::from_secs(2),
+            /// As in `[devices]`, if not given.
+            #[serde(with = "humantime_serde")]
+            heartbeat_interval: Option<Duration> = None,
+            /// As in `[devices]`, if not given.
+            #[serde(with = "humantime_serde")]
+            idle_timeout: Option<Duration> = None,
+            /// PEM file of the listener's certificate chain: it speaks TLS then.
+            cert_file: Option<PathBuf> = None,
+            /// PEM file of the certificate's private key.
+            key_file: Option<PathBuf> = None,
+            /// PEM file of the authorities that vouch for devices' certificates.
+            client_ca_file: Option<PathBuf> = None,
+            /// How devices prove who they are. By `listen` if not given, see [`Authentication::of`].
+            authentication: Option<Authentication> = None,
+        }
+    };
 }
 
-/// The settings of a listener for devices, of whichever section it is.
-#[derive(Debug, Clone)]
-pub struct ListenerConfig {
-    pub listen: SocketAddr,
-    pub max_connections: usize,
-    pub max_connections_per_address: Option<usize>,
-    pub handshake_timeout: Duration,
-    pub max_frame: ByteSize,
-    pub frame_timeout: Duration,
-    pub heartbeat_interval: Option<Duration>,
-    pub idle_timeout: Option<Duration>,
-    pub cert_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
-    pub client_ca_file: Option<PathBuf>,
-    pub client_certificates: ClientCertificates,
-    pub authentication: Authentication,
+/// A section of a file that is a listener for devices: its struct and its defaults, whose own
+/// port and number of connections are given. Its method `client_certificates` completes its
+/// [`ListenerConfig`].
+macro_rules! listener_section {
+    (
+        {
+            $(#[doc = $about:literal])*
+            $section:ident(listen: $port:literal, max_connections: $connections:literal) {
+                $($(#[$own_attribute:meta])* $own:ident: $own_type:ty = $own_default:expr,)*
+            }
+        }
+        $($(#[doc = $doc:literal])* $(#[serde($($form:tt)*)])? $key:ident: $type:ty = $default:expr,)*
+    ) => {
+        $(#[doc = $about])*
+        #[derive(Debug, Clone, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $section {
+            $($(#[$own_attribute])* pub $own: $own_type,)*
+            pub listen: SocketAddr,
+            /// Devices beyond this many are refused.
+            pub max_connections: usize,
+            $($(#[doc = $doc])* $(#[serde($($form)*)])? pub $key: $type,)*
+        }
+
+        impl Default for $section {
+            fn default() -> $section {
+                $section {
+                    $($own: $own_default,)*
+                    listen: SocketAddr::from(([127, 0, 0, 1], $port)),
+                    max_connections: $connections,
+                    $($key: $default,)*
+                }
+            }
+        }
+
+        impl $section {
+            /// The settings of the listener.
+            pub fn listener(&self) -> ListenerConfig {
+                let client_certificates = self.client_certificates();
+                let $section { listen, max_connections, $($key,)* .. } = self.clone();
+                ListenerConfig { listen, max_connections, client_certificates, $($key,)* }
+            }
+        }
+    };
 }
+
+macro_rules! listener_config {
+    ({} $($(#[doc = $doc:literal])* $(#[serde($($form:tt)*)])? $key:ident: $type:ty = $default:expr,)*) => {
+        /// The settings of a listener for devices, of whichever section it is.
+        #[derive(Debug, Clone)]
+        pub struct ListenerConfig {
+            pub listen: SocketAddr,
+            /// Devices beyond this many are refused.
+            pub max_connections: usize,
+            pub client_certificates: ClientCertificates,
+            $($(#[doc = $doc])* pub $key: $type,)*
+        }
+    };
+}
+
+pub(super) use {listener_section, with_listener_keys};
+
+with_listener_keys! {
+    listener_section {
+        /// `[[tcp]]`: a listener for devices.
+        Tcp(listen: 7411, max_connections: 10_000) {
+            /// Names the link in logs and metrics.
+            name: String = "tcp".into(),
+            client_certificates: ClientCertificates = ClientCertificates::Required,
+        }
+    }
+}
+
+with_listener_keys! { listener_config {} }
 
 /// How devices prove who they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,62 +161,32 @@ pub struct ServerTls {
     pub client_certificates: ClientCertificates,
 }
 
-impl Default for Tcp {
-    fn default() -> Tcp {
-        Tcp {
-            name: "tcp".into(),
-            listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
-            max_connections: 10_000,
-            max_connections_per_address: None,
-            handshake_timeout: Duration::from_secs(5),
-            max_frame: ByteSize::kib(64),
-            frame_timeout: Duration::from_secs(2),
-            heartbeat_interval: None,
-            idle_timeout: None,
-            cert_file: None,
-            key_file: None,
-            client_ca_file: None,
-            client_certificates: ClientCertificates::Required,
-            authentication: None,
-        }
-    }
-}
-
 impl Tcp {
-    pub fn listener(&self) -> ListenerConfig {
-        ListenerConfig {
-            listen: self.listen,
-            max_connections: self.max_connections,
-            max_connections_per_address: self.max_connections_per_address,
-            handshake_timeout: self.handshake_timeout,
-            max_frame: self.max_frame,
-            frame_timeout: self.frame_timeout,
-            heartbeat_interval: self.heartbeat_interval,
-            idle_timeout: self.idle_timeout,
-            cert_file: self.cert_file.clone(),
-            key_file: self.key_file.clone(),
-            client_ca_file: self.client_ca_file.clone(),
-            client_certificates: self.client_certificates,
-            authentication: self.authentication.unwrap_or(Authentication::of(self.listen)),
-        }
+    fn client_certificates(&self) -> ClientCertificates {
+        self.client_certificates
     }
 }
 
 impl ListenerConfig {
+    /// How devices prove who they are.
+    pub fn authentication(&self) -> Authentication {
+        self.authentication.unwrap_or(Authentication::of(self.listen))
+    }
+
     /// Whether devices authenticate, and so may fail to.
     pub fn is_guarded(&self) -> bool {
-        self.authentication != Authentication::None || self.client_ca_file.is_some()
+        self.authentication() != Authentication::None || self.client_ca_file.is_some()
     }
 
     /// Whether devices of other hosts are admitted without authentication.
     pub fn is_open(&self) -> bool {
         let certified = self.client_ca_file.is_some() && self.client_certificates == ClientCertificates::Required;
-        self.is_public() && self.authentication == Authentication::None && !certified
+        self.is_public() && self.authentication() == Authentication::None && !certified
     }
 
     /// Whether devices of other hosts send their secrets in the clear.
     pub fn is_tapped(&self) -> bool {
-        self.is_public() && self.authentication == Authentication::Token && self.cert_file.is_none()
+        self.is_public() && self.authentication() == Authentication::Token && self.cert_file.is_none()
     }
 
     fn is_public(&self) -> bool {

@@ -39,7 +39,7 @@ mod tests {
     }
 
     /// That the section `name` shows every key of `T`, no other, and with its
-    /// default but for the keys that are `examples`.
+    /// default but for the keys that have none and those that are `examples`.
     fn check<T: Serialize + DeserializeOwned + Default>(name: &str, examples: &[&str]) {
         let section = match all_keys().remove(name) {
             Some(Value::Array(mut sections)) => sections.remove(0),
@@ -53,7 +53,7 @@ mod tests {
         let defaults = Table::try_from(T::default()).expect("the defaults can be written");
         let read: T = section.try_into().expect("the section can be read");
         let mut written = Table::try_from(read).expect("what was read can be written");
-        written.retain(|key, _| !examples.contains(&key));
+        written.retain(|key, _| defaults.contains_key(key) && !examples.contains(&key));
         let expected: Table = defaults.into_iter().filter(|(key, _)| !examples.contains(&key.as_str())).collect();
         assert_eq!(written, expected, "values of {name}");
         for key in known {
@@ -63,22 +63,15 @@ mod tests {
 
     #[test]
     fn every_key_is_shown_with_its_default() {
-        check::<Gateway>("gateway", &["id", "worker_threads", "memory_limit"]);
-        let silence = ["heartbeat_interval", "idle_timeout"];
-        let tls = ["cert_file", "key_file", "client_ca_file"];
-        let tcp = ["authentication", "max_connections_per_address"];
-        check::<Tcp>("tcp", &[&tls[..], &tcp, &silence].concat());
-        let port = ["path", "usb", "usb_serial", "usb_interface"];
-        check::<Serial>("serial", &[&port[..], &silence].concat());
-        check::<Http>("http", &[&tls[..], &tcp, &silence, &["token_file", "allowed_origins"]].concat());
-        check::<Devices>("devices", &["allow", "deny", "keys_file", "sealing_key_file"]);
+        check::<Gateway>("gateway", &[]);
+        check::<Tcp>("tcp", &[]);
+        check::<Serial>("serial", &[]);
+        check::<Http>("http", &["allowed_origins"]);
+        check::<Devices>("devices", &["allow", "deny"]);
         check::<Commands>("commands", &["devices"]);
-        check::<Store>("store", &["max_age", "runtime_directory", "thin"]);
+        check::<Store>("store", &[]);
         check::<Route>("route", &["devices", "channels"]);
-        let without_default = ["version", "client_id", "username", "password_file", "ca_file", "cert_file", "key_file"];
-        let by_profile = ["profile", "retain", "shared_access_key_file"];
-        let ways = ["broker_pins", "websocket_headers", "proxy", "proxy_username", "proxy_password_file", "bind"];
-        check::<Mqtt>("mqtt", &[&without_default[..], &by_profile, &ways, &["brokers"]].concat());
+        check::<Mqtt>("mqtt", &["brokers", "broker_pins", "websocket_headers", "bind"]);
         let sections: BTreeSet<String> = all_keys().keys().cloned().collect();
         assert_eq!(sections, keys_of::<Config>().iter().map(|key| key.to_string()).collect());
     }

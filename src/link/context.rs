@@ -85,12 +85,12 @@ impl LinkContext {
         shared: Shared,
     ) -> LinkContext {
         let max_body = usize::try_from(config.max_frame.as_u64()).unwrap_or(usize::MAX);
-        let ListenerConfig { max_frame, heartbeat_interval, idle_timeout, authentication, .. } = *config;
+        let ListenerConfig { max_frame, heartbeat_interval, idle_timeout, .. } = *config;
         LinkContext {
             name,
             parameters: SessionParameters {
                 handshake_timeout: Some(config.handshake_timeout),
-                ..shared.parameters(max_frame, heartbeat_interval, idle_timeout, authentication)
+                ..shared.parameters(max_frame, heartbeat_interval, idle_timeout, config.authentication())
             },
             before_hello: Limits { max_body: before_hello.min(max_body), require_checksum: false },
             limits: Limits { max_body, require_checksum: false },

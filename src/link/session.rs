@@ -36,8 +36,8 @@ const BRIEF: usize = 4 * 1024;
 const EARLY: usize = ALLOWANCE;
 /// Answers that may wait for the device to take them, in bytes.
 const MAX_OUT: usize = 16 * 1024;
-/// How often a connection that waits for memory looks again, should it have missed that
-/// some was given back.
+/// How often a connection that waits for memory looks again: there may be as much now as it wants,
+/// and others may wait that it stands in the way of.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a stop waits for the device's readings to settle.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
@@ -135,7 +135,8 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
             connection.say_farewell(end).await;
             return Closed::Ended;
         }
-        let paused = connection.stop_at.is_none() && connection.driver.is_backed_up();
+        let is_unread = connection.driver.is_backed_up() || connection.gate == Gate::Memory;
+        let paused = connection.stop_at.is_none() && is_unread;
         if connection.hangup.is_due(paused, now.monotonic) && hung_up(connection.io) {
             connection.driver.vacate_in_turn().await;
             connection.driver.gone("the far end closed the connection, while nothing of what it sent could be stored");
@@ -153,7 +154,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
         let keys = connection.driver.keys_changed();
         let room = connection.driver.room();
         let starved = connection.gate == Gate::Memory;
-        let freed = link.shared.pool.freed();
+        let granted = connection.lease.granted();
         tokio::select! {
             biased;
             () = stop::requested(&mut stop), if connection.stop_at.is_none() => {
@@ -175,7 +176,7 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
                     connection.driver.slot.acquire_read().await;
                 }
             }
-            () = freed, if starved => connection.gate = Gate::Open,
+            () = granted, if starved => connection.gate = Gate::Open,
             io = poll_fn(|cx| connection.poll_io(cx)) => match io {
                 Ok(true) if !connection.early.is_empty() => {
                     connection.driver.slot.acquire_turn().await;
@@ -256,6 +257,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     /// another look.
     fn on_timeout(&mut self) {
         let now = self.excuse();
+        if self.gate == Gate::Memory && !self.lease.is_queued() {
+            self.readable();
+        }
         let reads = self.stop_at.is_none() && self.gate == Gate::Open && !self.driver.is_backed_up();
         let late = reads && self.silence_deadline().is_some_and(|deadline| now.monotonic >= deadline);
         if !late || !std::mem::replace(&mut self.last_look, true) {
@@ -313,7 +317,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             most
         } else if whole <= ALLOWANCE {
             ALLOWANCE - partial // the whole is no less
-        } else if self.lease.reserve(whole + self.driver.memory()) {
+        } else if self.lease.reserve_in_turn(whole + self.driver.memory()) {
             if roomy { most } else { (whole - partial).clamp(1, most) }
         } else {
             0
@@ -332,9 +336,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             self.driver.free_caches();
         }
         let held = self.decoder.memory().max(1) + self.driver.memory();
-        let wanted = frame + self.driver.memory();
-        let granted = wanted > held && self.lease.reserve(wanted);
-        self.lease.hold(if granted { wanted } else { held });
+        self.lease.hold_for(held, frame + self.driver.memory());
     }
 
     /// When the next timer is due.

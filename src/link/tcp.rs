@@ -77,12 +77,12 @@ impl Server {
         if self.tls.is_some() {
             return; // a client that expects TLS understands nothing else
         }
-        let (reason, why) = match why {
-            AdmissionError::LockedOut => (Reason::Unauthorized, why),
+        let reason = match why {
+            AdmissionError::LockedOut => Reason::Unauthorized,
             AdmissionError::AddressLimit
             | AdmissionError::ConnectionLimit
             | AdmissionError::OutOfMemory
-            | AdmissionError::NoCertificate => (Reason::Busy, AdmissionError::ConnectionLimit),
+            | AdmissionError::NoCertificate => Reason::Busy,
         };
         let goodbye = GatewayMessage::Goodbye(Goodbye { reason, text: why.to_string() });
         let mut bytes = Vec::new();

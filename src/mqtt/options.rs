@@ -37,3 +37,26 @@ pub struct Options {
     /// Messages are confirmed to the broker by their [`Acker`](super::Acker) and not before.
     pub manual_acks: bool,
 }
+
+impl Options {
+    /// With MQTT 5 over plain TCP, as nobody in particular, with no will and a clean session.
+    pub fn new(host: impl Into<String>, port: u16, client_id: impl Into<String>) -> Options {
+        Options {
+            host: host.into(),
+            port,
+            tls: None,
+            transport: Transport::default(),
+            version: Version::V5,
+            client_id: client_id.into(),
+            credentials: None,
+            keep_alive: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            confirm_timeout: Duration::from_secs(30),
+            max_packet: 256 * 1024,
+            window: 32,
+            will: None,
+            clean_session: true,
+            manual_acks: false,
+        }
+    }
+}

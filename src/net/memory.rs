@@ -4,10 +4,17 @@
 //! (a large frame that is incomplete, readings that wait for the log, answers that are
 //! not taken) is charged to the pool. While the pool is used up, a connection is read
 //! only as far as its allowance goes: small frames go on, large ones wait.
+//!
+//! Memory that is given back is granted to those that wait in turn, see
+//! [`crate::fair_queue`], and wakes nobody else. A frame that is larger than all that there is
+//! for frames now does not keep others waiting: its connection looks again from time to time.
 
+use crate::fair_queue::{Account, FairQueue};
 use crate::metrics::{Metrics, ReasonLabel};
+use parking_lot::Mutex;
+use std::future::{Future, pending};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
 /// What every connection is charged, for its task, its session and its place in the
@@ -29,10 +36,33 @@ struct Inner {
     /// frames must not shut out a device that sends small ones. Less while memory is short.
     for_frames: AtomicUsize,
     used: AtomicUsize,
+    /// What connections are charged for themselves: no frame gives that back.
+    own: AtomicUsize,
     /// Connections that are not read for want of memory.
     starved: AtomicUsize,
-    freed: Notify,
+    queue: Mutex<FairQueue<Arc<Waiter>>>,
+    /// Whether somebody is in the queue, or is about to be. Together with `used`, in one order for
+    /// all threads: who gives memory back sees who waits, or who waits sees the memory.
+    awaited: AtomicBool,
     metrics: Metrics,
+}
+
+/// One that waits for memory, or has been granted some. Changed under the queue's lock only.
+#[derive(Default)]
+struct Waiter {
+    waiting: AtomicBool,
+    /// Bytes that the pool charged for it.
+    granted: AtomicUsize,
+    woken: Notify,
+}
+
+/// A connection's part in the queue, from the first time that it asks while somebody waits.
+#[derive(Default)]
+struct Turn {
+    account: Account,
+    /// Bytes that it waits for, or was granted; 0 if neither.
+    asked: usize,
+    waiter: Arc<Waiter>,
 }
 
 impl Pool {
@@ -43,8 +73,10 @@ impl Pool {
             limit,
             for_frames: AtomicUsize::new(for_frames),
             used: AtomicUsize::new(0),
+            own: AtomicUsize::new(0),
             starved: AtomicUsize::new(0),
-            freed: Notify::new(),
+            queue: Mutex::default(),
+            awaited: AtomicBool::new(false),
             metrics,
         }))
     }
@@ -55,8 +87,12 @@ impl Pool {
         let for_frames = (self.0.limit - self.0.limit / 8) / whole.max(1) * part;
         self.0.for_frames.store(for_frames, Ordering::Relaxed);
         self.0.metrics.memory_links_limit_bytes.set(i64::try_from(for_frames).unwrap_or(i64::MAX));
-        self.0.freed.notify_waiters();
+        self.serve(&mut self.0.queue.lock());
         for_frames
+    }
+
+    fn used(&self) -> usize {
+        self.0.used.load(Ordering::Relaxed)
     }
 
     fn for_frames(&self) -> usize {
@@ -65,12 +101,12 @@ impl Pool {
 
     /// Whether anything is left for what connections hold.
     pub fn has_room(&self) -> bool {
-        self.0.used.load(Ordering::Relaxed) < self.for_frames()
+        self.used() < self.for_frames()
     }
 
     /// Whether anything is left for another connection.
     pub fn admits(&self) -> bool {
-        self.0.used.load(Ordering::Relaxed) + CONNECTION <= self.0.limit
+        self.used() + CONNECTION <= self.0.limit
     }
 
     /// Whether a connection waits for memory.
@@ -81,18 +117,13 @@ impl Pool {
     /// A lease for a connection, whether or not there is room: see [`Pool::admits`].
     pub fn lease(&self) -> Lease {
         self.add(CONNECTION);
-        Lease { pool: self.clone(), own: CONNECTION, charged: CONNECTION, starved: false }
+        self.0.own.fetch_add(CONNECTION, Ordering::Relaxed);
+        Lease { pool: self.clone(), own: CONNECTION, charged: CONNECTION, starved: false, turn: None }
     }
 
     /// A lease for more of what a connection holds, which has one of its own already.
     pub fn another_lease(&self) -> Lease {
-        Lease { pool: self.clone(), own: 0, charged: 0, starved: false }
-    }
-
-    /// Waits until memory was given back. Cancel-safe, but may miss what was given back
-    /// before: look again from time to time.
-    pub async fn freed(&self) {
-        self.0.freed.notified().await;
+        Lease { pool: self.clone(), own: 0, charged: 0, starved: false, turn: None }
     }
 
     /// Counts something that was not done for want of memory.
@@ -106,10 +137,10 @@ impl Pool {
     }
 
     fn give_back(&self, bytes: usize) {
-        let used = self.0.used.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+        let used = self.0.used.fetch_sub(bytes, Ordering::SeqCst) - bytes;
         self.show(used);
-        if used < self.for_frames() && self.is_wanted() {
-            self.0.freed.notify_waiters();
+        if self.0.awaited.load(Ordering::SeqCst) {
+            self.serve(&mut self.0.queue.lock());
         }
     }
 
@@ -117,13 +148,76 @@ impl Pool {
     fn try_add(&self, bytes: usize) -> bool {
         let most = self.for_frames();
         let fits = |used: usize| used.checked_add(bytes).filter(|used| *used <= most);
-        match self.0.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+        match self.0.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits) {
             Ok(before) => {
                 self.show(before + bytes);
                 true
             }
             Err(_) => false,
         }
+    }
+
+    /// Takes `bytes` if there are so many, and nobody's turn is before.
+    fn try_add_in_turn(&self, turn: &mut Option<Box<Turn>>, bytes: usize) -> bool {
+        let mut queue = self.0.queue.lock();
+        if queue.is_empty() {
+            return self.try_add(bytes);
+        }
+        let account = &mut turn.get_or_insert_default().account;
+        let takes = queue.is_little(account, bytes) && queue.little_goes_next() && self.try_add(bytes);
+        if takes {
+            queue.charge(account, bytes);
+        }
+        takes
+    }
+
+    /// Has `turn` wait for `bytes`, if there can be so many.
+    fn wait(&self, turn: &mut Turn, bytes: usize) {
+        let mut queue = self.0.queue.lock();
+        if bytes <= self.most() {
+            queue.wait(&mut turn.account, bytes, turn.waiter.clone());
+            turn.asked = bytes;
+            turn.waiter.waiting.store(true, Ordering::Relaxed);
+            self.0.awaited.store(true, Ordering::SeqCst);
+            self.serve(&mut queue);
+        }
+    }
+
+    /// `turn` waits no longer. Returns what it was granted in the meantime.
+    fn leave(&self, turn: &mut Turn) -> usize {
+        let mut queue = self.0.queue.lock();
+        let granted = turn.waiter.granted.swap(0, Ordering::Relaxed);
+        if queue.cancel(&mut turn.account) {
+            turn.waiter.waiting.store(false, Ordering::Relaxed);
+            self.serve(&mut queue);
+        } else if granted == 0 {
+            queue.refund(&mut turn.account, turn.asked);
+        }
+        turn.asked = 0;
+        granted
+    }
+
+    /// Grants what memory there is, in turn, and wakes those that get it.
+    fn serve(&self, queue: &mut FairQueue<Arc<Waiter>>) {
+        while let Some(head) = queue.head() {
+            let there_may_be = head.bytes <= self.most();
+            if there_may_be && !self.try_add(head.bytes) {
+                break;
+            }
+            if let Some((bytes, waiter)) = queue.grant() {
+                waiter.waiting.store(false, Ordering::Relaxed);
+                if there_may_be {
+                    waiter.granted.store(bytes, Ordering::Relaxed);
+                    waiter.woken.notify_waiters();
+                }
+            }
+        }
+        self.0.awaited.store(!queue.is_empty(), Ordering::SeqCst);
+    }
+
+    /// All that there can be for frames.
+    fn most(&self) -> usize {
+        self.for_frames().saturating_sub(self.0.own.load(Ordering::Relaxed))
     }
 
     fn show(&self, used: usize) {
@@ -138,6 +232,7 @@ pub struct Lease {
     own: usize,
     charged: usize,
     starved: bool,
+    turn: Option<Box<Turn>>,
 }
 
 impl Lease {
@@ -152,7 +247,23 @@ impl Lease {
     /// The connection holds so many bytes now. It is charged for them even if that is
     /// more than there is: they are there.
     pub fn hold(&mut self, bytes: usize) {
-        let charge = self.charge(bytes);
+        self.leave_queue();
+        self.recharge(self.charge(bytes));
+    }
+
+    /// The connection holds `bytes` now, and will hold `soon` bytes: what it has for those it keeps,
+    /// and what it lacks it takes if nobody's turn is before.
+    pub fn hold_for(&mut self, bytes: usize, soon: usize) {
+        self.leave_queue();
+        let (held, wanted) = (self.charge(bytes), self.charge(soon.max(bytes)));
+        let more = wanted.saturating_sub(self.charged);
+        match more > 0 && self.pool.try_add_in_turn(&mut self.turn, more) {
+            true => self.charged = wanted,
+            false => self.recharge(self.charged.clamp(held, wanted)),
+        }
+    }
+
+    fn recharge(&mut self, charge: usize) {
         if charge > self.charged {
             self.pool.add(charge - self.charged);
         } else if charge < self.charged {
@@ -161,7 +272,8 @@ impl Lease {
         self.charged = charge;
     }
 
-    /// Makes sure that the connection may hold `bytes`; false if there is no room.
+    /// Makes sure that the connection may hold `bytes`; false if there is no room, for one that
+    /// does not wait for it.
     pub fn reserve(&mut self, bytes: usize) -> bool {
         let charge = self.charge(bytes);
         if charge <= self.charged {
@@ -172,6 +284,52 @@ impl Lease {
             self.charged = charge;
         }
         granted
+    }
+
+    /// Makes sure that the connection may hold `bytes`; false if it has to wait for its turn, see
+    /// [`Lease::granted`].
+    pub fn reserve_in_turn(&mut self, bytes: usize) -> bool {
+        if self.is_queued() {
+            return false;
+        }
+        self.leave_queue();
+        let more = self.charge(bytes).saturating_sub(self.charged);
+        let granted = more == 0 || self.pool.try_add_in_turn(&mut self.turn, more);
+        if granted {
+            self.charged += more;
+        } else {
+            self.pool.wait(self.turn.get_or_insert_default(), more);
+        }
+        granted
+    }
+
+    /// Whether it waits for its turn. One that is not read for want of memory and has no turn either
+    /// asks again from time to time: there is not as much as it wants.
+    pub fn is_queued(&self) -> bool {
+        self.turn.as_ref().is_some_and(|turn| turn.waiter.waiting.load(Ordering::Relaxed))
+    }
+
+    /// Waits until memory is granted that the lease waits for; for ever if that does not come.
+    /// Cancel-safe: what is granted stays so until [`Lease::reserve_in_turn`].
+    pub fn granted(&self) -> impl Future<Output = ()> + Send + use<> {
+        let waiter = self.turn.as_ref().map(|turn| turn.waiter.clone());
+        async move {
+            let Some(waiter) = waiter else { return pending().await };
+            loop {
+                let woken = waiter.woken.notified();
+                if waiter.granted.load(Ordering::Relaxed) > 0 {
+                    return;
+                }
+                woken.await;
+            }
+        }
+    }
+
+    /// Waits no longer, and is charged for what it was granted.
+    fn leave_queue(&mut self) {
+        if let Some(turn) = self.turn.as_mut().filter(|turn| turn.asked > 0) {
+            self.charged += self.pool.leave(turn);
+        }
     }
 
     /// Whether the connection waits for memory.
@@ -187,6 +345,7 @@ impl Lease {
                 self.pool.refused("wait");
             }
             (true, false) => {
+                self.leave_queue();
                 self.pool.0.starved.fetch_sub(1, Ordering::Relaxed);
             }
             _ => {}
@@ -198,6 +357,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.starve(false);
+        self.leave_queue();
+        self.pool.0.own.fetch_sub(self.own, Ordering::Relaxed);
         self.pool.give_back(self.charged);
     }
 }
@@ -205,9 +366,11 @@ impl Drop for Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::task::{Context, Waker};
+    use std::time::Duration;
 
     fn used(pool: &Pool) -> usize {
-        pool.0.used.load(Ordering::Relaxed)
+        pool.used()
     }
 
     #[test]
@@ -240,20 +403,126 @@ mod tests {
         assert!(!pool.admits());
     }
 
+    /// What is left for frames beside `leases`, in grains.
+    fn pool_of(grains: usize, leases: usize) -> Pool {
+        Pool::new((CONNECTION * leases + grains * GRAIN).div_ceil(7) * 8, Metrics::new())
+    }
+
+    /// Whether it was woken, and by memory of its own.
+    fn is_woken(lease: &Lease) -> bool {
+        let mut granted = std::pin::pin!(lease.granted());
+        granted.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
     #[tokio::test]
-    async fn who_waits_for_memory_is_woken_when_some_is_given_back() {
-        let pool = Pool::new((CONNECTION * 2 + GRAIN) * 8 / 7, Metrics::new());
-        let (mut one, mut two) = (pool.lease(), pool.lease());
-        one.hold(GRAIN);
-        assert!(!two.reserve(GRAIN));
-        two.starve(true);
-        let waiting = pool.clone();
-        let freed = tokio::spawn(async move { waiting.freed().await });
+    async fn memory_that_is_given_back_wakes_who_gets_it_and_nobody_else() {
+        let pool = pool_of(4, 5);
+        let mut holder = pool.lease();
+        assert!(holder.reserve_in_turn(4 * GRAIN));
+        let mut waiting: Vec<Lease> = (0..4).map(|_| pool.lease()).collect();
+        for lease in &mut waiting {
+            assert!(!lease.reserve_in_turn(2 * GRAIN) && lease.is_queued());
+        }
+        let tasks: Vec<_> = waiting.iter().map(|lease| tokio::spawn(lease.granted())).collect();
         tokio::task::yield_now().await;
-        drop(one);
-        freed.await.expect("woken");
-        assert!(two.reserve(GRAIN));
-        two.starve(false);
-        assert!(!pool.is_wanted());
+        holder.hold(2 * GRAIN);
+        tokio::task::yield_now().await;
+        assert_eq!(tasks.iter().map(|task| task.is_finished()).collect::<Vec<_>>(), [true, false, false, false]);
+        assert!(waiting[0].reserve_in_turn(2 * GRAIN), "it was granted");
+        holder.hold(0);
+        tokio::task::yield_now().await;
+        assert_eq!(tasks.iter().map(|task| task.is_finished()).collect::<Vec<_>>(), [true, true, false, false]);
+        assert_eq!(used(&pool), 5 * CONNECTION + 4 * GRAIN, "a grant is charged at once");
+        // One that leaves with its grant, and one that leaves while it waits.
+        drop(waiting.drain(1..3));
+        tokio::task::yield_now().await;
+        assert!(tasks[3].is_finished() && !waiting[1].is_queued());
+        drop((waiting, holder));
+        assert_eq!(used(&pool), 0);
+        assert!(!pool.0.awaited.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn nobody_takes_what_another_waits_for_but_one_that_wants_little() {
+        let pool = pool_of(8, 4);
+        let [mut holder, mut first, mut fast, mut little] = [(); 4].map(|()| pool.lease());
+        assert!(holder.reserve_in_turn(6 * GRAIN));
+        assert!(!first.reserve_in_turn(7 * GRAIN));
+        assert!(!fast.reserve_in_turn(2 * GRAIN), "there is as much, and it is not its turn");
+        assert!(little.reserve_in_turn(GRAIN));
+        little.hold_for(0, 2 * GRAIN);
+        assert_eq!(used(&pool), 4 * CONNECTION + 7 * GRAIN, "it keeps what it has, and more is not little any more");
+        little.hold(2 * GRAIN);
+        holder.hold(0);
+        assert!(!is_woken(&first), "2 of 8 are taken");
+        little.hold(0);
+        assert!(is_woken(&first) && !is_woken(&fast));
+        assert!(first.reserve_in_turn(7 * GRAIN) && fast.is_queued());
+        first.hold(0);
+        assert!(is_woken(&fast) && fast.reserve_in_turn(2 * GRAIN));
+    }
+
+    #[test]
+    fn who_wants_more_than_there_can_be_keeps_nobody_waiting() {
+        let pool = pool_of(8, 3);
+        let [mut holder, mut large, mut other] = [(); 3].map(|()| pool.lease());
+        assert!(holder.reserve_in_turn(7 * GRAIN));
+        assert!(!large.reserve_in_turn(9 * GRAIN) && !large.is_queued());
+        assert!(!large.reserve_in_turn(8 * GRAIN) && large.is_queued());
+        assert!(!other.reserve_in_turn(2 * GRAIN));
+        pool.set_share(3, 4);
+        assert!(!large.is_queued() && !is_woken(&large), "there are no 8 any more");
+        holder.hold(0);
+        assert!(is_woken(&other) && other.reserve_in_turn(2 * GRAIN));
+        pool.set_share(1, 1);
+        assert!(!large.reserve_in_turn(8 * GRAIN), "it asks again");
+        other.hold(0);
+        assert!(is_woken(&large) && large.reserve_in_turn(8 * GRAIN));
+    }
+
+    #[test]
+    fn those_that_wait_for_large_frames_have_equal_shares_whatever_their_size() {
+        let pool = pool_of(100, 11);
+        let mut leases: Vec<Lease> = (0..11).map(|_| pool.lease()).collect();
+        let want = |one: usize| if one == 0 { 100 } else { 10 };
+        for (one, lease) in leases.iter_mut().enumerate() {
+            lease.reserve_in_turn(want(one) * GRAIN);
+        }
+        let mut granted = [0; 11];
+        for _ in 0..1000 {
+            for (one, lease) in leases.iter_mut().enumerate() {
+                if !lease.is_queued() {
+                    assert!(lease.reserve_in_turn(want(one) * GRAIN));
+                    granted[one] += want(one);
+                    lease.hold(0);
+                    lease.reserve_in_turn(want(one) * GRAIN);
+                }
+            }
+        }
+        let [least, most] = [granted.iter().min(), granted.iter().max()].map(|shares| shares.copied().unwrap_or(0));
+        assert!(least > 1000 && most <= least + 3 * 100, "{granted:?}");
+    }
+
+    #[test]
+    fn leases_of_many_threads_miss_no_memory_that_is_given_back() {
+        let pool = pool_of(3, 8);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let mut lease = pool.lease();
+                    let runtime =
+                        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+                    for _ in 0..2000 {
+                        while !lease.reserve_in_turn(2 * GRAIN) {
+                            let granted =
+                                async { tokio::time::timeout(Duration::from_secs(20), lease.granted()).await };
+                            runtime.block_on(granted).expect("no grant is missed");
+                        }
+                        lease.hold(0);
+                    }
+                });
+            }
+        });
+        assert_eq!(used(&pool), 0);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tidegate::model::GatewayId;
-use tidegate::mqtt::{Connection, Event, Options, Topics, Transport, Version};
+use tidegate::mqtt::{Connection, Event, Options, Topics, Version};
 use tidegate::sink::encode::{Delivered, Delivery, decode};
 use tokio::task::JoinSet;
 
@@ -25,22 +25,13 @@ pub struct Subscriber {
 
 pub fn options(port: u16) -> Options {
     Options {
-        host: "127.0.0.1".into(),
-        port,
-        tls: None,
-        transport: Transport::default(),
         version: Version::V3_1_1,
-        client_id: format!("test-{}-{port}", fastrand::u64(..)),
-        credentials: None,
         // A test that shares its thread with what it computes may be silent for seconds.
         keep_alive: Duration::from_secs(60),
         connect_timeout: Duration::from_secs(5),
-        confirm_timeout: Duration::from_secs(30),
         max_packet: 1 << 20,
         window: 100,
-        will: None,
-        clean_session: true,
-        manual_acks: false,
+        ..Options::new("127.0.0.1", port, format!("test-{}-{port}", fastrand::u64(..)))
     }
 }
 

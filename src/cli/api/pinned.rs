@@ -5,13 +5,16 @@ use anyhow::{Context, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 use std::io;
-use std::net::TcpStream;
 use std::sync::Arc;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// A connection with a server that has proved itself.
-pub(super) type Secured = StreamOwned<ClientConnection, TcpStream>;
+pub(super) type Secured = TlsStream<TcpStream>;
 
 /// How a handshake went.
 pub(super) enum Shaken {
@@ -23,8 +26,8 @@ pub(super) enum Shaken {
 /// Shakes hands with the server that has `certificate`.
 ///
 /// # Errors
-/// If what answers does not speak TLS.
-pub(super) fn connect(mut stream: TcpStream, certificate: CertificateDer<'static>) -> Result<Shaken> {
+/// If what answers does not speak TLS, or not in time.
+pub(super) async fn connect(stream: TcpStream, certificate: CertificateDer<'static>, until: Instant) -> Result<Shaken> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let pinned = Pinned { certificate, algorithms: provider.signature_verification_algorithms };
     let config = ClientConfig::builder_with_provider(provider)
@@ -33,15 +36,12 @@ pub(super) fn connect(mut stream: TcpStream, certificate: CertificateDer<'static
         .with_custom_certificate_verifier(Arc::new(pinned))
         .with_no_client_auth();
     let host = ServerName::from(stream.peer_addr()?.ip());
-    let mut connection = ClientConnection::new(Arc::new(config), host)?;
-    while connection.is_handshaking() {
-        match connection.complete_io(&mut stream) {
-            Ok(_) => {}
-            Err(why) if is_another(&why) => return Ok(Shaken::Another),
-            Err(why) => return Err(why).context("it does not shake hands as a gateway with TLS"),
-        }
+    let connecting = timeout_at(until, TlsConnector::from(Arc::new(config)).connect(host, stream)).await;
+    match connecting.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(stream) => Ok(Shaken::Secure(Box::new(stream))),
+        Err(why) if is_another(&why) => Ok(Shaken::Another),
+        Err(why) => Err(why).context("it does not shake hands as a gateway with TLS"),
     }
-    Ok(Shaken::Secure(Box::new(StreamOwned::new(connection, stream))))
 }
 
 fn is_another(why: &io::Error) -> bool {
@@ -106,6 +106,7 @@ mod tests {
     use rustls::version::{TLS12, TLS13};
     use rustls::{ServerConfig, SupportedProtocolVersion};
     use std::net::TcpListener;
+    use std::time::Duration;
 
     fn certificate() -> (CertificateDer<'static>, KeyPair) {
         let key = KeyPair::generate().expect("a key");
@@ -114,7 +115,7 @@ mod tests {
     }
 
     /// What comes of a handshake with a server that shows `shown` and signs with `key`.
-    fn shake(
+    async fn shake(
         wanted: &CertificateDer<'static>,
         shown: &CertificateDer<'static>,
         key: &KeyPair,
@@ -138,18 +139,19 @@ mod tests {
             // What becomes of it the client tells.
             while connection.is_handshaking() && connection.complete_io(&mut stream).is_ok() {}
         });
-        let shaken = connect(TcpStream::connect(address).expect("it listens"), wanted.clone());
+        let stream = TcpStream::connect(address).await.expect("it listens");
+        let shaken = connect(stream, wanted.clone(), Instant::now() + Duration::from_secs(10)).await;
         server.join().expect("it does not panic");
         shaken
     }
 
-    #[test]
-    fn only_the_one_certificate_is_believed_and_only_with_its_key() {
+    #[tokio::test]
+    async fn only_the_one_certificate_is_believed_and_only_with_its_key() {
         let ((wanted, key), (other, other_key)) = (certificate(), certificate());
         for version in [&TLS12, &TLS13] {
-            assert!(matches!(shake(&wanted, &wanted, &key, version), Ok(Shaken::Secure(_))));
-            assert!(matches!(shake(&wanted, &other, &other_key, version), Ok(Shaken::Another)));
-            assert!(shake(&wanted, &wanted, &other_key, version).is_err(), "it has no key for that");
+            assert!(matches!(shake(&wanted, &wanted, &key, version).await, Ok(Shaken::Secure(_))));
+            assert!(matches!(shake(&wanted, &other, &other_key, version).await, Ok(Shaken::Another)));
+            assert!(shake(&wanted, &wanted, &other_key, version).await.is_err(), "it has no key for that");
         }
     }
 }

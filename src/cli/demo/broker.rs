@@ -1,6 +1,6 @@
 //! A small MQTT broker in this process, for the demo and for trying things out.
 
-use crate::mqtt::{Connection, Options, Transport, Version};
+use crate::mqtt::{Connection, Options, Version};
 use anyhow::{Context, Result, bail};
 use rumqttd::{ConnectionSettings, RouterConfig, ServerSettings};
 use std::collections::HashMap;
@@ -100,21 +100,9 @@ impl Broker {
 
 async fn answers(address: SocketAddr, version: Version, deadline: Instant) -> Result<()> {
     let options = Options {
-        host: address.ip().to_string(),
-        port: address.port(),
-        tls: None,
-        transport: Transport::default(),
         version,
-        client_id: "tidegate-probe".into(),
-        credentials: None,
-        keep_alive: Duration::from_secs(30),
         connect_timeout: Duration::from_secs(1),
-        confirm_timeout: Duration::from_secs(1),
-        max_packet: MAX_PACKET as u32, // a constant that fits
-        window: 1,
-        will: None,
-        clean_session: true,
-        manual_acks: false,
+        ..Options::new(address.ip().to_string(), address.port(), "tidegate-probe")
     };
     loop {
         match Connection::open(&options).await {

@@ -1,6 +1,5 @@
 use super::*;
 use crate::config::MqttVersion as Version;
-use crate::mqtt::Transport;
 use proptest::prelude::*;
 use rumqttc::mqttbytes::{QoS, v4};
 use rumqttc::v5::mqttbytes::v5;
@@ -11,21 +10,11 @@ const BOTH: [Version; 2] = [Version::V3_1_1, Version::V5];
 
 pub(super) fn options(version: Version) -> Options {
     Options {
-        host: String::new(),
-        port: 1883,
-        tls: None,
-        transport: Transport::default(),
         version,
-        client_id: "gw".into(),
-        credentials: None,
         keep_alive: Duration::from_secs(60),
-        connect_timeout: Duration::from_secs(10),
-        confirm_timeout: Duration::from_secs(30),
         max_packet: 1000,
         window: 50,
-        will: None,
-        clean_session: true,
-        manual_acks: false,
+        ..Options::new("", 1883, "gw")
     }
 }
 

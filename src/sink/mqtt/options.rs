@@ -5,7 +5,7 @@ use super::statuses;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, MqttVersion, Way};
 use crate::model::GatewayId;
-use crate::mqtt::{Options, Transport};
+use crate::mqtt::Options;
 use anyhow::Result;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,21 +34,13 @@ impl Ways {
 /// What is the same for all brokers.
 pub(super) fn common(config: &config::Mqtt, client_id: &str) -> Options {
     Options {
-        host: String::new(),
-        port: 0,
-        tls: None,
-        transport: Transport::default(),
         version: config.version().unwrap_or(MqttVersion::V5),
-        client_id: client_id.to_owned(),
-        credentials: None,
         keep_alive: config.keep_alive,
         connect_timeout: config.connect_timeout,
         confirm_timeout: config.confirm_timeout,
         max_packet: u32::try_from(config.max_packet.as_u64()).unwrap_or(u32::MAX),
         window: config.window + statuses::WINDOW,
-        will: None,
-        clean_session: true,
-        manual_acks: false,
+        ..Options::new("", 0, client_id)
     }
 }
 

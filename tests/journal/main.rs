@@ -10,17 +10,13 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "journal/blocked.rs"]
 mod blocked;
-#[path = "journal/faults.rs"]
 mod faults;
-#[path = "journal/lines.rs"]
 mod lines;
-#[path = "journal/machine.rs"]
 mod machine;
 #[allow(dead_code, reason = "the suite uses the rest")]
+#[path = "../support/mod.rs"]
 mod support;
-#[path = "journal/trial.rs"]
 mod trial;
 
 use futures_util::FutureExt;
@@ -72,7 +68,7 @@ fn apart() -> ExitCode {
     let program = std::env::current_exe().expect("this program has a file");
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM", "unshare", "--mount", "--propagation", "private"]);
-    command.args(["bash", "-c", include_str!("journal/apart.sh"), "apart.sh"]).arg(program);
+    command.args(["bash", "-c", include_str!("apart.sh"), "apart.sh"]).arg(program);
     let status = command.args(std::env::args().skip(1)).env(APART, "1").status().expect("setpriv runs");
     if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -19,41 +19,25 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "torture/commands.rs"]
 mod commands;
-#[path = "torture/console.rs"]
 mod console;
-#[path = "torture/disk.rs"]
 mod disk;
-#[path = "torture/fleet.rs"]
 mod fleet;
-#[path = "torture/guest.rs"]
 mod guest;
-#[path = "torture/kills.rs"]
 mod kills;
-#[path = "torture/links.rs"]
 mod links;
-#[path = "torture/load.rs"]
 mod load;
-#[path = "torture/neighbours.rs"]
 mod neighbours;
-#[path = "torture/oracle.rs"]
 mod oracle;
-#[path = "torture/outage.rs"]
 mod outage;
-#[path = "torture/power.rs"]
 mod power;
-#[path = "torture/settings.rs"]
 mod settings;
-#[path = "torture/start.rs"]
 mod start;
-#[path = "torture/storm.rs"]
 mod storm;
 #[allow(dead_code, reason = "the suite uses the rest")]
+#[path = "../support/mod.rs"]
 mod support;
-#[path = "torture/tap.rs"]
 mod tap;
-#[path = "torture/upstream.rs"]
 mod upstream;
 
 use clap::Parser;

@@ -9,55 +9,30 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a simulation fails by panicking where it is itself wrong")]
 
-#[path = "simulation/broker.rs"]
 mod broker;
-#[path = "simulation/clock.rs"]
 mod clock;
-#[path = "simulation/context.rs"]
 mod context;
-#[path = "simulation/controls.rs"]
 mod controls;
-#[path = "simulation/copies.rs"]
 mod copies;
-#[path = "simulation/device.rs"]
 mod device;
-#[path = "simulation/disk.rs"]
 mod disk;
-#[path = "simulation/doer.rs"]
 mod doer;
-#[path = "simulation/freezer.rs"]
 mod freezer;
-#[path = "simulation/gateway.rs"]
 mod gateway;
-#[path = "simulation/healing.rs"]
 mod healing;
-#[path = "simulation/images.rs"]
 mod images;
-#[path = "simulation/mailbox.rs"]
 mod mailbox;
-#[path = "simulation/network.rs"]
 mod network;
-#[path = "simulation/oracle.rs"]
 mod oracle;
-#[path = "simulation/orders.rs"]
 mod orders;
-#[path = "simulation/plan.rs"]
 mod plan;
-#[path = "simulation/presence.rs"]
 mod presence;
-#[path = "simulation/reader.rs"]
 mod reader;
-#[path = "simulation/sender.rs"]
 mod sender;
-#[path = "simulation/serial.rs"]
 mod serial;
-#[path = "simulation/tally.rs"]
 mod tally;
-#[path = "simulation/troubles.rs"]
 mod troubles;
-#[path = "simulation/vfs.rs"]
 mod vfs;
-#[path = "simulation/world.rs"]
 mod world;
 
 use clap::Parser;
