@@ -51,6 +51,19 @@ async fn a_command_that_is_too_large_is_named_confirmed_and_passed_and_readings_
 }
 
 #[tokio::test]
+async fn a_command_that_waited_is_confirmed_before_the_broker_answers_anything() {
+    for (v5, version) in BOTH {
+        let sends = message(v5, "tidegate/gw/command", 20_000);
+        let script = Script::start(Manners { v5, sends, holds_answers: true, ..Manners::default() }).await;
+        let gateway = Gateway::with_broker(&script.url(), &format!("version = \"{version}\"\n")).started().await;
+        send(&gateway, 100).await;
+        gateway.figure_becomes(DELIVERED, |delivered| delivered == 100.0).await;
+        let (connects, confirmed) = script.look(|seen| (seen.connects.len(), seen.confirmed.clone()));
+        assert_eq!((connects, confirmed), (1, vec![7]), "{}", gateway.log());
+    }
+}
+
+#[tokio::test]
 async fn a_broker_that_confirms_no_reading_is_left_for_the_next_one() {
     for (v5, version) in BOTH {
         // It confirms the gateway's status, and answers pings.

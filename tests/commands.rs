@@ -1,7 +1,7 @@
 //! Commands, from whoever gives them to the device and back, with a real broker and the
 //! real binary.
 
-use crate::support::broker::{Broker, is_real};
+use crate::support::broker::Broker;
 use crate::support::cloud::Cloud;
 use crate::support::device::Talk;
 use crate::support::eventually;
@@ -481,10 +481,6 @@ fn cloud_results(cloud: &Cloud, id: &str) -> usize {
 /// A crash leaves them at the broker, which sends as many at once as it likes.
 #[tokio::test]
 async fn three_hundred_commands_that_waited_over_kills_end_once_each_and_readings_go_on() {
-    // The embedded broker hands none of them out in every other run.
-    if !is_real() {
-        return;
-    }
     let broker = Broker::start().await;
     let mut cloud = Cloud::start(broker.port()).await;
     let mut gateway = start(&broker, &format!("{QUICK}max_queued = 300\n")).await;

@@ -1,6 +1,7 @@
 //! A broker that behaves as a test tells it to: MQTT 3.1.1 or 5, byte by byte, over
 //! TCP or TLS with client certificates.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -37,6 +38,8 @@ pub struct Manners {
     pub ends_subscribers: bool,
     /// Sent behind CONNACK, as they are.
     pub sends: Vec<u8>,
+    /// Nothing is answered until one of the messages that it `sends` is confirmed.
+    pub holds_answers: bool,
     /// After so many PUBACKs on a connection there are no more, though pings are answered.
     pub silent_after: Option<usize>,
     /// On the first connection this publish, counted from 1, gets no PUBACK.
@@ -270,8 +273,15 @@ async fn talk<R: AsyncRead + Unpin>(
     let mut waiting: Vec<(u16, String, Vec<u8>)> = Vec::new();
     let mut acks = 0;
     let mut late = JoinSet::new();
+    let mut held = VecDeque::new();
+    while manners.holds_answers && held.back().is_none_or(|(first, _): &(u8, _)| first >> 4 != 4) {
+        held.push_back(packet(&mut stream).await?);
+    }
     loop {
-        let (first, body) = packet(&mut stream).await?;
+        let (first, body) = match held.pop_front() {
+            Some(packet) => packet,
+            None => packet(&mut stream).await?,
+        };
         match first >> 4 {
             3 if first & 1 != 0 && manners.retains_nothing => {
                 if v5 {

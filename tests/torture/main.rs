@@ -15,6 +15,7 @@
 //! cargo test --release --test torture -- start
 //! cargo test --test torture -- links --rate 1200
 //! cargo test --test torture -- links --limit 100
+//! cargo test --test torture -- uplink faults --gateway OLD --gateway NEW
 //! ```
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -38,6 +39,7 @@ mod storm;
 #[path = "../support/mod.rs"]
 mod support;
 mod tap;
+mod uplink;
 mod upstream;
 
 use clap::Parser;
@@ -65,6 +67,8 @@ enum Torture {
     Start(start::Args),
     /// How much of a slow link carries readings for the first time, and of a broker's limit.
     Links(links::Args),
+    /// What the uplink costs and how soon it recovers, of several builds of the gateway.
+    Uplink(uplink::Args),
     /// What these start as processes of their own.
     #[command(subcommand, hide = true)]
     Load(load::Role),
@@ -84,6 +88,7 @@ fn main() -> ExitCode {
             Torture::Commands(args) => commands::run(&args).await,
             Torture::Start(args) => start::run(&args),
             Torture::Links(args) => links::run(&args).await,
+            Torture::Uplink(args) => uplink::run(&args).await,
             Torture::Load(role) => load::run(role).await,
         }
     });

@@ -59,6 +59,7 @@ pub(super) struct Intake {
     unanswered: usize,
     /// Whether it answered one on this connection.
     answered: bool,
+    since: Instant,
     /// Until when this connection goes without any.
     rests_until: Option<Instant>,
     /// That is over.
@@ -114,6 +115,7 @@ impl Intake {
             bytes: 0,
             unanswered: 0,
             answered: false,
+            since: Instant::now(),
             rests_until: None,
             rested: false,
             left_to_broker: false,
@@ -198,6 +200,8 @@ impl Intake {
     pub fn lost(&self) {
         if self.unanswered > 0 && !self.answered {
             self.subscribing.reception.lost();
+        } else if self.rests_until.is_some() {
+            self.subscribing.reception.lost_without(self.since.elapsed());
         }
     }
 
@@ -300,11 +304,20 @@ mod tests {
             lost.unanswered = 1;
             lost.lost();
         }
+        let mut flaps = intake();
+        assert!(flaps.rests());
+        flaps.lost();
+        assert!(!intake().rests(), "what ends connections without commands, too, is something else");
+        for _ in 0..3 {
+            let mut lost = intake();
+            lost.unanswered = 1;
+            lost.lost();
+        }
         let (mut intake, began) = (intake(), Instant::now());
         assert!(intake.rests() && !intake.is_subscribed());
         intake.forward().await.expect("the connection stands");
         let rested = began.elapsed();
-        assert!(rested > Duration::from_secs(590) && rested <= Duration::from_secs(600), "{rested:?}");
+        assert!(rested > Duration::from_secs(50) && rested <= Duration::from_secs(60), "{rested:?}");
         assert!(intake.rested && !intake.is_subscribed());
         assert!(tokio::time::timeout(Duration::from_secs(9999), intake.forward()).await.is_err(), "once");
         intake.subscribed(Ok(()));

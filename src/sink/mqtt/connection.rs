@@ -54,9 +54,18 @@ pub(super) struct Client {
 const SHORT: Duration = Duration::from_secs(60);
 const OFTEN: u32 = 3;
 
+/// Waits until the broker has the gateway's status. What it sends meanwhile is taken, for some
+/// brokers answer nothing while much of that is unconfirmed.
 pub(super) async fn status_confirmed(connection: &mut Connection, inbound: &mut Inbound) -> Result<(), Failure> {
     loop {
-        match connection.event().await {
+        let event = tokio::select! {
+            event = connection.event() => event,
+            forwarded = forward(&mut inbound.intake) => {
+                forwarded?;
+                continue;
+            }
+        };
+        match event {
             Event::Acked(STATUS) => return Ok(()),
             Event::Refused(STATUS, why) => {
                 tracing::warn!(%why, "the broker does not take the gateway's status; readings go on without");
@@ -65,6 +74,14 @@ pub(super) async fn status_confirmed(connection: &mut Connection, inbound: &mut 
             Event::Closed(failure) => return Err(failure),
             event => inbound.see(event, connection),
         }
+    }
+}
+
+/// Waits until something is done for commands; for ever without any. Cancel-safe.
+async fn forward(intake: &mut Option<Intake>) -> Result<(), Failure> {
+    match intake {
+        Some(intake) => intake.forward().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -207,12 +224,6 @@ impl SinkConnection for MqttConnection {
                     None => std::future::pending().await,
                 }
             };
-            let forwarded = async {
-                match &mut self.inbound.intake {
-                    Some(intake) => intake.forward().await,
-                    None => std::future::pending().await,
-                }
-            };
             let event = tokio::select! {
                 event = self.connection.event() => event,
                 why = self.leaving.due() => match self.leave(&why) {
@@ -221,7 +232,7 @@ impl SinkConnection for MqttConnection {
                 },
                 () = news => continue,
                 () = self.inbound.watch.due(), if self.left.is_none() => continue,
-                forwarded = forwarded => match forwarded {
+                forwarded = forward(&mut self.inbound.intake) => match forwarded {
                     Ok(()) => continue,
                     Err(failure) => return Outcome::Lost(failure),
                 },

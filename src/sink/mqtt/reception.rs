@@ -9,8 +9,10 @@ use std::time::Duration;
 /// is left out.
 const MOST_LOST: u32 = 3;
 /// For how long at first; twice as long each time.
-const REST: Duration = Duration::from_secs(600);
+const REST: Duration = Duration::from_secs(60);
 const LONGEST_REST: Duration = Duration::from_secs(24 * 3600);
+/// A connection that goes without and ends within this time shows that something else ends them.
+const SOON: Duration = Duration::from_secs(10);
 
 /// What is known of how one kind of thing is taken. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +31,13 @@ impl Reception {
     pub fn lost(&self) {
         let mut losses = self.0.lock();
         losses.lost = losses.lost.saturating_add(1);
+    }
+
+    /// A connection that went without ended, too, after it `lasted` so long.
+    pub fn lost_without(&self, lasted: Duration) {
+        if lasted < SOON {
+            *self.0.lock() = Losses::default();
+        }
     }
 
     /// The broker answered, whatever it said.
@@ -74,5 +83,40 @@ mod tests {
             reception.rest(now);
         }
         assert_eq!(reception.rest(now), Some(LONGEST_REST));
+    }
+    /// A broker or a link that ends every connection soon, whatever is under way.
+    #[test]
+    fn where_connections_without_end_too_the_first_that_stands_goes_without_for_a_minute_at_most() {
+        for broken in 0..500 {
+            let (reception, mut now) = (Reception::default(), Duration::from_secs(5));
+            for _ in 0..broken {
+                match reception.rest(now) {
+                    Some(_) => reception.lost_without(SOON / 2),
+                    None => reception.lost(),
+                }
+                now += Duration::from_secs(1);
+            }
+            assert!(reception.rest(now).is_none_or(|rest| rest <= REST), "after {broken}");
+        }
+    }
+
+    /// A broker that ends connections for this alone, over a link that holds for a minute.
+    #[test]
+    fn connections_that_end_later_do_not_prove_that_it_was_something_else() {
+        let (reception, mut now, mut lost) = (Reception::default(), Duration::ZERO, 0);
+        while now < Duration::from_secs(24 * 3600) {
+            match reception.rest(now) {
+                Some(rest) => {
+                    let lasted = rest.min(Duration::from_secs(60));
+                    reception.lost_without(lasted);
+                    now += lasted;
+                }
+                None => {
+                    reception.lost();
+                    lost += 1;
+                }
+            }
+        }
+        assert_eq!(lost, 3 + 10, "a day has ten rests, from a minute to 512");
     }
 }

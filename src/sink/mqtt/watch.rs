@@ -67,6 +67,9 @@ pub(super) struct Watch {
     /// Subscriptions that are still to be asked for, and the one that is asked for.
     ahead: Vec<Own>,
     asked: Option<Own>,
+    /// Until when none is asked for.
+    rests_until: Option<Instant>,
+    since: Instant,
     /// What is to come back until then, and whether it was confirmed.
     test: Option<(String, Instant)>,
     test_unanswered: bool,
@@ -78,27 +81,32 @@ pub(super) struct Watch {
 
 impl Watch {
     pub fn new(shared: Arc<Watching>, version: MqttVersion, status: Status, topics: &Topics) -> Watch {
+        // The last one is asked for first.
         let mut ahead = Vec::new();
-        if shared.reception.rest(status.clock.now().monotonic).is_none() {
-            // The last one is asked for first.
-            ahead.extend((shared.test && version == MqttVersion::V3_1_1).then_some(Own::Test));
-            ahead.extend(shared.status.then_some(Own::Status));
-        } else {
+        ahead.extend((shared.test && version == MqttVersion::V3_1_1).then_some(Own::Test));
+        ahead.extend(shared.status.then_some(Own::Status));
+        let rest = shared.reception.rest(status.clock.now().monotonic);
+        if let Some(rest) = rest {
+            let rest = humantime::format_duration(Duration::from_secs(rest.as_secs()));
             tracing::warn!(
-                "the broker ends connections when the gateway watches its own topics; this one goes without: let it \
-                 subscribe to PREFIX/GATEWAY/status and PREFIX/GATEWAY/test, or set watch_status and self_test = false"
+                "the broker ends connections when the gateway watches its own topics; this one goes without for {rest}: \
+                 let it subscribe to PREFIX/GATEWAY/status and PREFIX/GATEWAY/test, or set watch_status and self_test = \
+                 false"
             );
         }
+        let since = Instant::now();
         Watch {
             shared,
             status,
             test_topic: topics.test(),
             ahead,
             asked: None,
+            rests_until: rest.map(|rest| since + rest),
+            since,
             test: None,
             test_unanswered: false,
             repeat_at: None,
-            repeat_from: Instant::now(),
+            repeat_from: since,
             twin_until: None,
         }
     }
@@ -106,10 +114,7 @@ impl Watch {
     /// Does what is to be done next.
     pub fn go_on(&mut self, connection: &mut Connection, others_are_subscribed: bool) {
         let now = Instant::now();
-        if others_are_subscribed
-            && self.asked.is_none()
-            && let Some(own) = self.ahead.pop()
-        {
+        if let Some(own) = self.wanted(others_are_subscribed, now) {
             let filter = if own == Own::Status { &self.status.topic } else { &self.test_topic };
             // When the connection is gone, the next one does it.
             if connection.subscribe(filter).is_ok() {
@@ -138,9 +143,16 @@ impl Watch {
         }
     }
 
+    /// What is to be asked for now.
+    fn wanted(&mut self, others_are_subscribed: bool, now: Instant) -> Option<Own> {
+        self.rests_until = self.rests_until.filter(|until| *until > now);
+        let waits = !others_are_subscribed || self.rests_until.is_some() || self.asked.is_some();
+        if waits { None } else { self.ahead.pop() }
+    }
+
     /// Waits until there is something to do; for ever if there is nothing. Cancel-safe.
     pub async fn due(&self) {
-        let times = [self.repeat_at, self.test.as_ref().map(|(_, until)| *until), self.twin_until];
+        let times = [self.repeat_at, self.test.as_ref().map(|(_, until)| *until), self.twin_until, self.rests_until];
         match times.into_iter().flatten().min() {
             Some(at) => sleep_until(at).await,
             None => std::future::pending().await,
@@ -241,6 +253,57 @@ impl Watch {
     pub fn lost(&self) {
         if self.asked.is_some() || self.test_unanswered {
             self.shared.reception.lost();
+        } else if self.rests_until.is_some() {
+            self.shared.reception.lost_without(self.since.elapsed());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Identity;
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::model::{Epoch, GatewayId};
+
+    #[tokio::test(start_paused = true)]
+    async fn own_topics_that_end_connections_are_asked_for_again_on_the_one_that_stands() {
+        let gateway = GatewayId::new("gw").expect("a valid name");
+        let topics = Topics::new("tidegate", &gateway);
+        let shared = Arc::new(Watching {
+            status: true,
+            test: true,
+            epochs: Epochs::new(Vec::new(), Epoch(7)),
+            reception: Reception::default(),
+            twin_note: Note::new("mqtt"),
+            test_note: Note::new("mqtt"),
+        });
+        let status = Status {
+            topic: "tidegate/gw/status".into(),
+            retain: true,
+            identity: Identity { gateway, epoch: Epoch(7) },
+            clock: Arc::new(SystemClock::new()),
+        };
+        let watch = || Watch::new(shared.clone(), MqttVersion::V3_1_1, status.clone(), &topics);
+        let three_are_lost = || {
+            for _ in 0..3 {
+                let mut lost = watch();
+                lost.asked = lost.wanted(true, Instant::now());
+                assert_eq!(lost.asked, Some(Own::Status));
+                lost.lost();
+            }
+        };
+        three_are_lost();
+        let mut flaps = watch();
+        assert_eq!(flaps.wanted(true, Instant::now()), None);
+        flaps.lost();
+        // It went without and ended all the same: it is something else.
+        three_are_lost();
+        let (mut watch, began) = (watch(), Instant::now());
+        assert_eq!(watch.wanted(true, Instant::now()), None);
+        watch.due().await;
+        assert!(began.elapsed() <= Duration::from_secs(60), "{:?}", began.elapsed());
+        assert_eq!(watch.wanted(false, Instant::now()), None, "those of commands come first");
+        assert_eq!(watch.wanted(true, Instant::now()), Some(Own::Status));
     }
 }
