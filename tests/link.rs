@@ -238,7 +238,10 @@ fn ports_are_listed_with_all_that_they_can_be_named_by() {
     );
     assert!(shown.starts_with(&expected), "{shown}\nis not\n{expected}");
     assert!(shown.contains("usb       0403:6001, no serial number, interface 0\n"), "{shown}");
-    assert!(shown.ends_with("links whose port is not here\n  gone      path /dev/serial/by-id/usb-gone\n"), "{shown}");
+    assert!(
+        shown.ends_with("links whose port was not found\n  gone      path /dev/serial/by-id/usb-gone\n"),
+        "{shown}"
+    );
 
     let json = run(&[&arguments[..], &["--json"]].concat());
     let json: Json = serde_json::from_slice(&json.stdout).expect("JSON");
