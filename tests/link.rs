@@ -343,7 +343,7 @@ async fn a_line_is_listened_to_until_ctrl_c() {
     command.args(["link", "sniff", "--baud", "115200"]).arg(line.gateway_end());
     let mut sniff = Process::start_apart(command, &out, &log);
     let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
-    eventually("it listens", async || read(&log).contains("misses the bytes")).await;
+    eventually("it listens", async || read(&log).contains("miss the bytes")).await;
     let mut talk = device_end(&line);
     talk.say(&hello("pump", 7, 1)).await;
     eventually("the message is shown", async || read(&out).contains("Hello {\"device\":\"pump\"")).await;
