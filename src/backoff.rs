@@ -1,30 +1,30 @@
-//! How long to wait before trying again: exponential, with full jitter, so that a
-//! fleet that lost the same broker does not come back at one instant.
+//! Delays before retries: exponential, with full jitter, so that a fleet that lost the same
+//! broker does not reconnect at the same time.
 
 use std::time::Duration;
 
-/// Why an attempt failed, or what it had achieved was lost.
+/// Why an attempt failed, or an established connection ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct Failure {
     pub what: String,
-    /// Trying again soon is useless: somebody has to change something.
+    /// A retry is useless until somebody changes something.
     pub permanent: bool,
 }
 
 impl Failure {
-    /// Another attempt may succeed.
+    /// A retry may succeed.
     pub fn transient(what: impl Into<String>) -> Failure {
         Failure { what: what.into(), permanent: false }
     }
 
-    /// No attempt succeeds until somebody changes something.
+    /// No retry succeeds until somebody changes something.
     pub fn permanent(what: impl Into<String>) -> Failure {
         Failure { what: what.into(), permanent: true }
     }
 }
 
-/// The delays of one thing that is tried again and again. Pure: the caller waits.
+/// The delays between the attempts at one thing. Pure: the caller waits.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     min: Duration,
@@ -37,7 +37,7 @@ pub struct Backoff {
 
 impl Backoff {
     /// Delays up to `min` at first, doubling up to `max`; an attempt that held for
-    /// `stable_after` starts over. `seed` makes the delays differ between gateways.
+    /// `stable_after` resets them. `seed` makes the delays differ between gateways.
     pub fn new(min: Duration, max: Duration, stable_after: Duration, seed: u64) -> Backoff {
         let max = max.max(min);
         Backoff { min, max, stable_after, ceiling: min, random: fastrand::Rng::with_seed(seed) }
@@ -51,15 +51,14 @@ impl Backoff {
         (ceiling.mul_f64(self.random.f64())).max(self.min / 10)
     }
 
-    /// The last attempt worked for `lasted`: starts over if that was long enough.
+    /// The last attempt succeeded and held for `lasted`: resets the delays if that was long enough.
     pub fn worked_for(&mut self, lasted: Duration) {
         if lasted >= self.stable_after {
             self.ceiling = self.min;
         }
     }
 
-    /// What is wrong does not heal by itself soon: the next delay's bound is the
-    /// maximum.
+    /// The fault does not resolve itself soon: the bound of the next delay is the maximum.
     pub fn give_time(&mut self) {
         self.ceiling = self.max;
     }

@@ -24,7 +24,7 @@ use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Where the service's configuration is.
+/// Default path of the configuration.
 const DEFAULT_CONFIG: &str = "/etc/tidegate/tidegate.toml";
 
 /// An edge gateway that loses nothing it acknowledged.
@@ -58,31 +58,31 @@ enum Verb {
     Subscribe(subscribe::Args),
 }
 
-/// What the configuration or the command line being wrong exits with.
+/// Exit code for a wrong configuration or usage.
 const USAGE: u8 = 2;
 
-/// Does what the command line says.
+/// Runs the verb of the command line.
 pub fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Run(file) => run::run(&file.config),
         Verb::Check(args) => check::run(&args),
         #[cfg(feature = "demo")]
-        Verb::Demo(args) => tool(demo::run(args)),
+        Verb::Demo(args) => run_tool(demo::run(args)),
         Verb::Link(args) => link::run(args),
         Verb::Devices(args) => devices::run(&args),
         Verb::Key(args) => key::run(args),
         Verb::Queue(args) => queue::run(args),
         Verb::Send(args) => send::run(&args),
-        Verb::Simulate(args) => tool(simulate::run(args)),
-        Verb::Subscribe(args) => tool(subscribe::run(args)),
+        Verb::Simulate(args) => run_tool(simulate::run(args)),
+        Verb::Subscribe(args) => run_tool(subscribe::run(args)),
     }
 }
 
-/// What a verb uses that asks the running gateway.
+/// Keys that a verb needs to ask the running gateway.
 const OF_API: [&str; 5] = ["http.enabled", "http.listen", "http.token_file", "http.cert_file", "http.key_file"];
 
-/// The configuration in a file, of which `used` is used and nothing else; if that is wrong it
-/// is said, and here is what to exit with.
+/// Reads the configuration from a file. Only the `used` sections have to be valid; else the
+/// problems are printed, and the exit code is returned.
 fn load(path: &Path, used: &[&str]) -> Result<Config, ExitCode> {
     config::load_part(path, used).map_err(|problems| {
         say(&problems.to_string());
@@ -90,8 +90,8 @@ fn load(path: &Path, used: &[&str]) -> Result<Config, ExitCode> {
     })
 }
 
-/// Runs a verb that needs no configuration; it says whether it reached its aim.
-fn tool(verb: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
+/// Runs a verb that needs no configuration; its result tells whether it succeeded.
+fn run_tool(verb: impl Future<Output = anyhow::Result<bool>>) -> ExitCode {
     let logging = match Logging::for_terminal() {
         Ok(logging) => logging,
         Err(why) => {

@@ -1,9 +1,9 @@
-//! Wall and monotonic time, with a flag that says whether the wall clock can be
-//! believed. Boxes without a battery-backed clock boot in the past: often in 1970,
-//! more often at the time of their last stop, which looks fine and is wrong.
+//! Wall and monotonic time, and whether the wall clock is trusted. Machines without a
+//! battery-backed clock boot in the past: often in 1970, more often at the time of their
+//! last stop, which is plausible and wrong.
 //!
-//! Who believes the wall clock and why is decided elsewhere ([`SystemClock::believe`]);
-//! everything that waits, times out or is ordered goes by monotonic time only.
+//! What makes the wall clock trusted is decided elsewhere ([`SystemClock::believe`]). All
+//! waits, timeouts and orders use monotonic time only.
 
 mod pauses;
 
@@ -15,12 +15,12 @@ use rustix::time::{ClockId, clock_gettime};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// One look at the clocks.
+/// The clocks at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
     /// UTC; may step in both directions.
     pub wall: Timestamp,
-    /// Whether `wall` can be believed. False on a box that has not got the time yet.
+    /// Whether `wall` is trusted. False on a machine whose clock is not set yet.
     pub trusted: bool,
     /// Since the machine's boot, or another start; never steps back.
     pub monotonic: Duration,
@@ -34,23 +34,23 @@ impl Now {
     }
 }
 
-/// Where time comes from; passed in, so that tests and simulations bring their own.
+/// The source of time; passed in, so that tests and simulations use their own.
 pub trait Clock: Send + Sync {
     fn now(&self) -> Now;
 
-    /// What `monotonic` is counted in: two clocks with the same boot count from the
+    /// The boot that `monotonic` counts from: two clocks with the same boot count from the
     /// same instant, also in different processes.
     fn boot(&self) -> BootId {
         BootId::default()
     }
 
-    /// By how much deadlines for others have been put off so far, since the gateway did not
-    /// listen all the time; see [`Pauses`].
+    /// Time by which deadlines of peers have been extended so far because the gateway was
+    /// paused; see [`Pauses`].
     fn put_off(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// The gateway is running. Returns for how long it stood still, if that is news.
+    /// Notes that the gateway is running. Returns how long it was paused, if it just was.
     fn look(&self) -> Option<Duration> {
         None
     }
@@ -60,35 +60,35 @@ pub trait Clock: Send + Sync {
 #[derive(Debug)]
 pub struct SystemClock {
     boot: BootId,
-    /// What the machine's uptime was when `monotonic` was zero.
+    /// The machine's uptime when `monotonic` was zero.
     zero: Duration,
     believed: AtomicBool,
     pauses: Mutex<Pauses>,
 }
 
-/// 2026-01-01T00:00:00Z: no box can run this program before it was written.
+/// 2026-01-01T00:00:00Z: older than any release of this program.
 const EARLIEST_PLAUSIBLE: Timestamp = Timestamp(1_767_225_600_000_000);
 
-/// Where the kernel names the boot.
+/// The kernel's id of the boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// Names the boot where that file is hidden from a service; see the systemd unit.
+/// The boot's id where that file is hidden from a service; see the systemd unit.
 const BOOT_ID_VARIABLE: &str = "TIDEGATE_BOOT_ID";
 
 impl SystemClock {
-    /// A clock that counts from now on and is believed whenever it is plausible.
+    /// A clock that counts from now and is trusted whenever it is plausible.
     pub fn new() -> SystemClock {
         SystemClock::of(random(), uptime(), true)
     }
 
-    /// A clock that counts from the machine's boot and is not believed until
+    /// A clock that counts from the machine's boot and is not trusted until
     /// [`SystemClock::believe`].
     pub fn since_boot() -> SystemClock {
         let told = std::fs::read_to_string(BOOT_ID).or_else(|_| std::env::var(BOOT_ID_VARIABLE));
         let boot = told.ok().and_then(|text| text.trim().parse().ok());
         if boot.is_none() {
             tracing::warn!(
-                "the system does not name its boot ({BOOT_ID}, or {BOOT_ID_VARIABLE}): what arrives before the clock is \
-                 set gets no time if the gateway restarts before that"
+                "the system does not name its boot ({BOOT_ID}, or {BOOT_ID_VARIABLE}): readings that arrive before the clock is \
+                 set get no time if the gateway restarts before that"
             );
         }
         SystemClock::of(boot.unwrap_or_else(random), Duration::ZERO, false)
@@ -98,9 +98,9 @@ impl SystemClock {
         SystemClock { boot, zero, believed: AtomicBool::new(believed), pauses: Mutex::default() }
     }
 
-    /// From now on the wall clock is believed whenever it is plausible. It stays so
-    /// when the source of time is lost again: a clock that was set drifts by seconds,
-    /// one that never was is wrong by months.
+    /// From now on the wall clock is trusted whenever it is plausible. It stays so when the
+    /// source of time is lost again: a clock that was set drifts by seconds, one that never was
+    /// set is wrong by months.
     pub fn believe(&self) {
         self.believed.store(true, Ordering::Relaxed);
     }
@@ -114,10 +114,10 @@ fn random() -> BootId {
     BootId(fastrand::u128(..).to_be_bytes())
 }
 
-/// How long the machine is up, time asleep included.
+/// The machine's uptime, including sleep.
 fn uptime() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
-    // The kernel gives neither negative times nor more nanoseconds than a second has.
+    // The kernel returns no negative times, and valid nanoseconds.
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 

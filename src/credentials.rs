@@ -1,8 +1,8 @@
-//! What is made of files that may come late, be replaced or expire: certificates with
+//! Credentials loaded from files that may appear late, be replaced or expire: certificates with
 //! their keys, and tokens.
 //!
-//! They are read at the start and again when they change. What was good serves on until
-//! something good takes its place; what never was is waited for.
+//! The files are read at the start and again when they change. A valid credential stays in use
+//! until a valid one replaces it; a missing one is waited for.
 
 use crate::clock::{Clock, Now};
 use crate::files::Stamp;
@@ -17,40 +17,40 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How often the files are looked at, at most.
+/// Shortest interval of checking the files.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often what is in trouble is tried again though no file has changed.
+/// Interval of retrying invalid files that have not changed.
 const RETRY_EVERY: Duration = Duration::from_secs(10);
-/// How often it is told that a certificate expires.
+/// Interval of reporting that a certificate expires.
 const TELL_EVERY: Duration = Duration::from_secs(24 * 3600);
 
-/// What is made of some files, as they are or as they last were in order.
+/// A credential from some files, as they are or as they last were valid.
 pub struct Kept<T> {
-    /// The link or sink that needs it.
+    /// The link or sink that uses it.
     part: Arc<str>,
     files: Vec<PathBuf>,
-    /// What follows from there being none, to be said with the reason.
+    /// The consequence of having none, reported with the reason.
     without: &'static str,
     make: Make<T>,
     state: Mutex<State<T>>,
 }
 
-/// Makes it, and tells from when to when it holds.
+/// Loads the credential, and its period of validity.
 type Make<T> = Box<dyn Fn() -> Result<(T, Option<Validity>)> + Send + Sync>;
 
 struct State<T> {
     made: Option<(Arc<T>, Option<Validity>)>,
-    /// What the files were like when they were read.
+    /// The files' stamps when they were read.
     seen: Vec<Option<Stamp>>,
-    /// When they were looked at and read last.
+    /// When they were last checked, and last read.
     looked: Option<Duration>,
     tried: Duration,
-    /// What is wrong with them, and has been told.
+    /// Their fault, which has been reported.
     trouble: Option<String>,
 }
 
 impl<T> Kept<T> {
-    /// What `make` makes of the `files`, which are read now.
+    /// The credential that `make` loads from `files`, which are read now.
     pub fn new(
         part: impl Into<Arc<str>>,
         files: Vec<PathBuf>,
@@ -64,7 +64,7 @@ impl<T> Kept<T> {
         kept
     }
 
-    /// It, by the files as they are or as they last were in order; `None` if they never were.
+    /// The credential by the files as they are, or as they last were valid; `None` if they never
     pub fn current(&self, now: Duration) -> Option<Arc<T>> {
         let mut state = self.state.lock();
         if state.looked.is_none_or(|looked| now >= looked + LOOK_EVERY) {
@@ -80,12 +80,12 @@ impl<T> Kept<T> {
         self.latest()
     }
 
-    /// It, as it was when somebody looked last.
+    /// The credential at the last check.
     pub fn latest(&self) -> Option<Arc<T>> {
         self.state.lock().made.as_ref().map(|(made, _)| made.clone())
     }
 
-    /// As [`Kept::current`], with everything read afresh: it may come from elsewhere, too.
+    /// As [`Kept::current`], but loads everything again: parts may come from elsewhere.
     ///
     /// # Errors
     /// Why there is none.
@@ -104,7 +104,7 @@ impl<T> Kept<T> {
                 let files = self.files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
                 match (state.trouble.take(), since) {
                     (Some(_), _) => {
-                        tracing::info!(%part, files, "what was wrong with these files is mended; they are in use")
+                        tracing::info!(%part, files, "these files are valid again, and in use")
                     }
                     (None, true) => tracing::debug!(%part, files, "read again"),
                     (None, false) => {}
@@ -114,8 +114,8 @@ impl<T> Kept<T> {
                 let why = format!("{why:#}");
                 if state.trouble.as_ref() != Some(&why) {
                     match since {
-                        true => tracing::warn!(%part, why, "new files cannot be used; going on with the old ones"),
-                        false => tracing::warn!(%part, why, "{}; trying on", self.without),
+                        true => tracing::warn!(%part, why, "new files cannot be used; the old ones stay in use"),
+                        false => tracing::warn!(%part, why, "{}; retrying", self.without),
                     }
                     state.trouble = Some(why);
                 }
@@ -124,15 +124,15 @@ impl<T> Kept<T> {
     }
 }
 
-/// What is kept, whatever it is.
+/// A credential of any type.
 pub trait Credential: Send + Sync {
-    /// Looks at the files.
+    /// Checks the files.
     fn look(&self, now: Duration);
-    /// The link or sink that needs it.
+    /// The link or sink that uses it.
     fn part(&self) -> &Arc<str>;
-    /// What is wrong with its files, and what follows from that.
+    /// The fault of its files, and the consequence.
     fn trouble(&self) -> Option<String>;
-    /// When it holds, and the file that says so.
+    /// Its period of validity, and the file with the certificate.
     fn validity(&self) -> Option<(Validity, String)>;
 }
 
@@ -149,7 +149,7 @@ impl<T: Send + Sync> Credential for Kept<T> {
         let state = self.state.lock();
         let why = state.trouble.as_ref()?;
         Some(match state.made {
-            Some(_) => format!("{why}; what was read before is used on"),
+            Some(_) => format!("{why}; the gateway uses what it read before"),
             None => format!("{why}; {}", self.without),
         })
     }
@@ -160,7 +160,7 @@ impl<T: Send + Sync> Credential for Kept<T> {
     }
 }
 
-/// One credential, and what was told of it.
+/// One credential, and what was reported of it.
 struct Watched {
     credential: Arc<dyn Credential>,
     trouble: Note,
@@ -168,11 +168,10 @@ struct Watched {
     told: Option<(Kind, Duration)>,
 }
 
-/// What is the matter, whatever the day.
+/// The kind of a lapse, whatever the day.
 type Kind = std::mem::Discriminant<Lapse>;
 
-/// Looks at all credentials again and again, and tells what is the matter with them, until
-/// `stop` turns true.
+/// Checks all credentials repeatedly, and reports their faults, until `stop` turns true.
 pub async fn watch(
     credentials: Vec<Arc<dyn Credential>>,
     clock: Arc<dyn Clock>,
@@ -245,14 +244,16 @@ mod tests {
         std::fs::write(&path, "bad, and longer").expect("a file");
         assert_eq!(kept.current(at(0)).as_deref().map(String::as_str), Some("good"), "it is not looked at yet");
         assert_eq!(kept.current(at(1)).as_deref().map(String::as_str), Some("good"));
-        assert!(kept.trouble().is_some_and(|why| why.contains("it is bad") && why.contains("used on")));
+        assert!(
+            kept.trouble().is_some_and(|why| why.contains("it is bad") && why.contains("uses what it read before"))
+        );
         assert_eq!(kept.afresh().expect("there is one").as_str(), "good");
         std::fs::write(&path, "good again").expect("a file");
         assert_eq!(kept.current(at(2)).as_deref().map(String::as_str), Some("good again"));
         assert_eq!(kept.trouble(), None);
     }
 
-    /// One whose certificate expires soon.
+    /// A credential whose certificate expires soon.
     struct Expiring(Arc<str>);
 
     impl Credential for Expiring {

@@ -1,5 +1,5 @@
-//! Commands to devices and to the gateway itself: taken over, kept, handed over in
-//! order, and ended.
+//! Commands to devices and to the gateway itself: accepted, stored, handed over in order, and
+//! ended.
 //!
 //! [`queue`] decides, without clock, disk or device; [`Downlink`] is the task around it.
 //! See `docs/commands.md`.

@@ -1,10 +1,9 @@
-//! Who goes first where many sources wait for a share of the same thing. Pure.
+//! A fair queue of many sources that wait for shares of the same resource. Pure.
 //!
-//! Start-time fair queueing (Goyal, Vin and Cheng, 1996): each source pays for what it is
-//! granted, in bytes, and whoever was granted least goes first. Virtual time is what a source
-//! was granted that has waited all along; a source that comes later begins there, so that
-//! nobody saves up a claim by being quiet, and nobody who was quiet waits behind those that
-//! were not.
+//! Start-time fair queueing (Goyal, Vin and Cheng, 1996): each source pays for its grants, in
+//! bytes, and the source that was granted least goes first. Virtual time is what a source was
+//! granted that has waited all along; a source that comes later begins there, so that an idle
+//! source saves up no claim, and does not wait behind the busy ones.
 //!
 //! ```text
 //!   start  = max(virtual time, the source's last finish)
@@ -12,28 +11,27 @@
 //!   the least start goes first, and virtual time moves there
 //! ```
 //!
-//! Deficit round robin needs to see what each source still has; here a source asks for one
-//! thing at a time, and the rest of it waits in its socket. What is promised is the same: of
-//! two sources that wait all the time, neither is granted more than the other but for the
-//! largest request of each, whatever the sizes of their requests and however many others
-//! wait.
+//! Deficit round robin needs to know the backlog of each source; here a source requests one grant
+//! at a time, and its backlog waits in its socket. The guarantee is the same: of two sources that
+//! wait all the time, one is granted no more than the other, except for the largest request of
+//! each, whatever the sizes of their requests and however many others wait.
 
 use std::collections::BTreeMap;
 
-/// A request of no more than so many bytes is a little one: it goes before others with the
-/// same start, and may use the room that is kept for such.
+/// A request up to this many bytes is little: it goes before others with the same start, and may
+/// use the room that is reserved for such requests.
 pub const LITTLE: usize = 4 * 1024;
 
-/// What a source was granted so far, in virtual time; kept by the source. The default is one
-/// that was granted nothing.
+/// The grants of a source so far, in virtual time; kept by the source. The default is a source
+/// without grants.
 #[derive(Debug, Default)]
 pub struct Account {
     finish: u64,
-    /// Where its request stands, or stood last.
+    /// The position of its current or last request.
     place: Option<Place>,
 }
 
-/// By which requests are ordered.
+/// The order of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     start: u64,
@@ -42,16 +40,16 @@ struct Place {
     arrival: u64,
 }
 
-/// The request that goes next.
+/// The request that is granted next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// What it asks for.
+    /// Its size.
     pub bytes: usize,
-    /// Whether it asks for little, and its source was granted no more than others.
+    /// Whether it is little, and its source was granted no more than others.
     pub little: bool,
 }
 
-/// Requests of sources, each known by a `T`.
+/// Requests of sources, each identified by a `T`.
 #[derive(Debug)]
 pub struct FairQueue<T> {
     virtual_time: u64,
@@ -66,7 +64,7 @@ impl<T> Default for FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// Whether nobody waits.
+    /// Whether no request waits.
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()
     }
@@ -76,7 +74,7 @@ impl<T> FairQueue<T> {
         account.place.is_some_and(|place| self.requests.contains_key(&place))
     }
 
-    /// Has `source` wait for `bytes`, in the place of what it waited for before.
+    /// Queues a request of `source` for `bytes`, in place of its earlier one.
     pub fn wait(&mut self, account: &mut Account, bytes: usize, source: T) {
         self.cancel(account);
         self.arrivals += 1;
@@ -86,7 +84,7 @@ impl<T> FairQueue<T> {
         self.requests.insert(place, (bytes, source));
     }
 
-    /// The source waits no longer, and pays for nothing. False if it did not wait.
+    /// Removes the source's request, which costs nothing. False if there was none.
     pub fn cancel(&mut self, account: &mut Account) -> bool {
         let waiting = account.place.take().filter(|place| self.requests.remove(place).is_some());
         if let Some(place) = waiting {
@@ -95,36 +93,35 @@ impl<T> FairQueue<T> {
         waiting.is_some()
     }
 
-    /// Whether a request for `bytes` is a little one, of a source that was granted no more
-    /// than others.
+    /// Whether a request for `bytes` is little, and its source was granted no more than others.
     pub fn is_little(&self, account: &Account, bytes: usize) -> bool {
         bytes <= LITTLE && account.finish <= self.virtual_time
     }
 
-    /// Whether a little request that came now would be the next to go.
+    /// Whether a little request that arrived now would be granted next.
     pub fn little_goes_next(&self) -> bool {
         self.head().is_none_or(|head| !head.little)
     }
 
-    /// The source takes `bytes` and pays for them, without having waited. Returns the start.
+    /// The source takes `bytes` without waiting and pays for them. Returns the start.
     pub fn charge(&mut self, account: &mut Account, bytes: usize) -> u64 {
         let start = account.finish.max(self.virtual_time);
         account.finish = start.saturating_add(bytes as u64);
         start
     }
 
-    /// The source does not need so many of the bytes that it was granted.
+    /// Returns granted bytes that the source does not need.
     pub fn refund(&mut self, account: &mut Account, bytes: usize) {
         account.finish = account.finish.saturating_sub(bytes as u64);
     }
 
-    /// The request that goes next.
+    /// The request that is granted next.
     pub fn head(&self) -> Option<Head> {
         let (place, (bytes, _)) = self.requests.first_key_value()?;
         Some(Head { bytes: *bytes, little: !place.large })
     }
 
-    /// Takes the request out that goes next: it is granted.
+    /// Removes the request that is granted next.
     pub fn grant(&mut self) -> Option<(usize, T)> {
         let (place, granted) = self.requests.pop_first()?;
         self.virtual_time = self.virtual_time.max(place.start);
@@ -137,7 +134,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Sources that ask again as soon as they were granted something.
+    /// Sources that request again after every grant.
     struct Sources {
         queue: FairQueue<usize>,
         accounts: Vec<Account>,
@@ -173,7 +170,7 @@ mod tests {
         sources.ask(400, 300);
         assert_eq!(sources.queue.head(), Some(Head { bytes: 300, little: true }));
         assert_eq!(sources.grant(), 400);
-        // At once again is more than others got, in the meantime.
+        // Another request at once is more than the others were granted.
         sources.ask(400, 300);
         assert_ne!(sources.grant(), 400);
     }
@@ -231,8 +228,8 @@ mod tests {
     }
 
     proptest! {
-        /// Among sources that wait all the time, bytes are equal but for the largest request
-        /// of each, and nobody waits while another gets more than that.
+        /// Among sources that wait all the time, grants are equal except for the largest request of
+        /// each, and none waits while another gets more than that.
         #[test]
         fn shares_are_equal_and_nobody_waits_for_longer_than_a_round(
             sizes in proptest::collection::vec(1usize..70_000, 2..20),
@@ -263,7 +260,7 @@ mod tests {
             }
         }
 
-        /// Sources come, ask, give up and leave as they like: each that waits has its turn.
+        /// Sources begin, request, give up and leave in any order: each that waits is granted.
         #[test]
         fn everybody_has_a_turn_whoever_comes_and_goes(
             steps in proptest::collection::vec((0usize..12, 1usize..20_000, 0u8..4), 0..400),
@@ -284,7 +281,7 @@ mod tests {
                 }
                 prop_assert!(sources.queue.is_waiting(&sources.accounts[12]));
             }
-            // One who comes anew for each that goes: 12 waits no longer than they are.
+            // A new request for each grant: source 12 still gets its turn.
             let mut grants = 0;
             while sources.granted[12] == 0 && sources.grant() != 12 {
                 sources.ask(grants % 12, 20_000);

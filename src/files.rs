@@ -1,4 +1,4 @@
-//! Files that change while the gateway runs, and files that nobody else may read.
+//! Files that change while the gateway runs, and files that only their owner may read.
 
 use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat, fchown, flock};
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
@@ -6,10 +6,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// systemd hands secrets out below this, and guards the directory instead of each file.
+/// systemd stores secrets below this directory, and protects the directory instead of each file.
 pub const CREDENTIALS: &str = "/run/credentials";
 
-/// Tells one content of a file from the next.
+/// Identifies a version of a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     inode: u64,
@@ -19,7 +19,7 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// Of the file at `path`, if there is one.
+    /// Of the file at `path`, if it exists.
     pub fn of(path: &Path) -> Option<Stamp> {
         std::fs::metadata(path).ok().map(|file| Stamp::new(&file))
     }
@@ -34,7 +34,7 @@ impl Stamp {
     }
 }
 
-/// What the operating system says, in plain words and without its number.
+/// The operating system's error in plain words, without its number.
 pub fn plain(why: &io::Error) -> String {
     let known = match why.kind() {
         io::ErrorKind::NotFound => "it is not there",
@@ -71,13 +71,13 @@ pub enum SecretError {
 }
 
 impl SecretError {
-    /// Whether the file is not there.
+    /// Whether the file does not exist.
     pub fn is_missing(&self) -> bool {
         matches!(self, SecretError::Unreadable { why, .. } if why.kind() == io::ErrorKind::NotFound)
     }
 }
 
-/// Whether an error comes from a file that this user may not have.
+/// Whether an error is a missing permission for a file.
 pub fn is_forbidden(why: &anyhow::Error) -> bool {
     why.chain().any(|cause| {
         let of_secret = cause.downcast_ref().and_then(|why| match why {
@@ -89,10 +89,10 @@ pub fn is_forbidden(why: &anyhow::Error) -> bool {
     })
 }
 
-/// Reads a file of `most` bytes at most that only its owner may read.
+/// Reads a file of at most `most` bytes that only its owner may read.
 ///
 /// # Errors
-/// If others may read it too, if it is larger, or as the operating system says.
+/// If others may read it too, if it is larger, or on an I/O error.
 pub fn read_secret(path: &Path, most: u64) -> Result<Vec<u8>, SecretError> {
     let unreadable = |why| SecretError::Unreadable { path: path.to_owned(), why };
     let file = File::open(path).map_err(unreadable)?;
@@ -108,8 +108,8 @@ pub fn read_secret(path: &Path, most: u64) -> Result<Vec<u8>, SecretError> {
     Ok(content)
 }
 
-/// A new content that is written beside a file until it can take its place as a whole. If
-/// that fails it is removed: on a full disk it would be in the way of every later attempt.
+/// A new content, written beside a file until it replaces it as a whole. If that fails it is
+/// removed: on a full disk it would block later attempts.
 pub struct Replacement {
     path: PathBuf,
     temporary: PathBuf,
@@ -118,13 +118,13 @@ pub struct Replacement {
 }
 
 impl Replacement {
-    /// For the file at `path`, whether there is one or not.
+    /// For the file at `path`, which may not exist.
     ///
     /// # Errors
-    /// As the operating system gives them.
+    /// On an I/O error.
     pub fn of(path: &Path, mode: u32) -> io::Result<Replacement> {
         let temporary = Replacement::temporary(path);
-        // What a crash left is nobody's.
+        // A file that a crash left is not used.
         let _ = discard(&temporary);
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         hand_over(&temporary);
@@ -140,10 +140,10 @@ impl Replacement {
         &mut self.file
     }
 
-    /// Puts it on the disk, and in its place.
+    /// Syncs the new content to disk, and replaces the file.
     ///
     /// # Errors
-    /// As the operating system gives them.
+    /// On an I/O error.
     pub fn put(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         std::fs::rename(&self.temporary, &self.path)?;
@@ -155,17 +155,17 @@ impl Replacement {
 impl Drop for Replacement {
     fn drop(&mut self) {
         if !self.placed {
-            // If it stays, the next attempt and the next start remove it.
+            // If it cannot be removed, the next attempt or the next start removes it.
             let _ = discard(&self.temporary);
         }
     }
 }
 
-/// Removes a file that is of no use, and gives its space back even if it cannot be removed:
-/// on some filesystems a full disk refuses to unlink, but not to truncate.
+/// Removes a useless file, and frees its space even if it cannot be removed: on some
+/// filesystems a full disk refuses to unlink, but not to truncate.
 ///
 /// # Errors
-/// As the operating system gives them; that there is none is no error.
+/// On an I/O error; a missing file is no error.
 pub fn discard(path: &Path) -> io::Result<()> {
     let cut = File::options().write(true).open(path).and_then(|file| file.set_len(0));
     match std::fs::remove_file(path) {
@@ -174,22 +174,22 @@ pub fn discard(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A file that is changed by one process at a time. Unlocked when dropped. One that was
-/// created for a content that it did not get is removed then.
+/// A file that one process changes at a time. Unlocked when dropped. A file that was created for
+/// a content that it did not get is removed then.
 pub struct Locked {
     path: PathBuf,
-    /// Keeps the lock.
+    /// Holds the lock.
     file: File,
-    /// Whether it was created for this.
+    /// Whether it was created by this.
     new: bool,
 }
 
 impl Locked {
-    /// Waits for the file at `path`, which is created if it is not there, as is its
-    /// directory.
+    /// Waits for the lock of the file at `path`; the file and its directory are created if
+    /// missing.
     ///
     /// # Errors
-    /// As the operating system gives them.
+    /// On an I/O error.
     pub fn open(path: &Path) -> io::Result<Locked> {
         let directory = directory_of(path);
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -204,7 +204,7 @@ impl Locked {
                 Err(why) => return Err(why),
             };
             flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
-            // Another process may have put a new file in its place meanwhile.
+            // Another process may have replaced the file in the meantime.
             let inode = file.metadata()?.ino();
             if std::fs::metadata(path).is_ok_and(|now| now.ino() == inode) {
                 return Ok(Locked { path: path.to_owned(), file, new });
@@ -212,11 +212,11 @@ impl Locked {
         }
     }
 
-    /// Puts `content` in its place, all or nothing, and on the disk. Whoever owned the
-    /// file still does.
+    /// Replaces the file by `content`, atomically, and syncs it to disk. The file keeps its
+    /// owner.
     ///
     /// # Errors
-    /// As the operating system gives them.
+    /// On an I/O error.
     pub fn replace(self, content: &[u8]) -> io::Result<()> {
         let mut new = Replacement::of(&self.path, 0o600)?;
         take_over_owner(new.file(), &self.file.metadata()?)?;
@@ -231,15 +231,15 @@ impl Drop for Locked {
             return;
         }
         let (Ok(own), Ok(there)) = (self.file.metadata(), std::fs::metadata(&self.path)) else { return };
-        // What has taken its place stays. Whoever waits for the lock sees that it is gone, and
-        // begins anew.
+        // A new file in its place stays. A process that waits for the lock sees that the file is
+        // removed, and starts over.
         if own.len() == 0 && own.ino() == there.ino() {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// What root makes for the service has to belong to the service.
+/// A file that root creates for the service must belong to the service.
 fn take_over_owner(file: &File, from: &Metadata) -> io::Result<()> {
     let own = file.metadata()?;
     if (own.uid(), own.gid()) == (from.uid(), from.gid()) || !rustix::process::geteuid().is_root() {
@@ -249,8 +249,8 @@ fn take_over_owner(file: &File, from: &Metadata) -> io::Result<()> {
     Ok(fchown(file, Some(user), Some(group))?)
 }
 
-/// Has what root made at `path`, if it is there, belong to whom the directory around it
-/// belongs: the service has to get along with it. Where that cannot be, root goes on with it.
+/// Gives a file or directory that root created at `path`, if it exists, to the owner of the
+/// directory around it: the service must be able to use it. If that fails, root continues.
 pub fn hand_over(path: &Path) {
     if !rustix::process::geteuid().is_root() {
         return;
@@ -266,8 +266,7 @@ pub fn hand_over(path: &Path) {
     }
 }
 
-/// What keeps this user from a directory or from a file in it that belongs to another, and
-/// what to do about it.
+/// Why this user may not use a directory, or a file in it of another user, and the remedy.
 pub fn of_another(directory: &Path) -> Option<String> {
     let user = rustix::process::geteuid().as_raw();
     let inside = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -280,7 +279,7 @@ pub fn of_another(directory: &Path) -> Option<String> {
     Some(format!("{path} belongs to {owner}, and this is {user}: sudo chown -R {user}: {directory}"))
 }
 
-/// What a user is called, or its number.
+/// The user's name, or number.
 fn name_of(user: u32) -> String {
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let found = users.lines().find_map(|line| {

@@ -1,5 +1,5 @@
-//! The composition root: opens, connects and starts the parts in order, and stops
-//! them in the order that loses nothing.
+//! The composition root: starts the parts in order, and stops them in the order that loses
+//! nothing.
 
 mod commands;
 mod gateway_commands;
@@ -42,14 +42,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// A running gateway. Dropping it cuts it off as a crash would; [`Gateway::stop`]
-/// takes leave of everybody.
+/// A running gateway. Dropping it cuts it off as a crash would; [`Gateway::stop`] shuts it down
+/// gracefully.
 pub struct Gateway {
     links: Part,
     downlink: Part,
     sinks: Part,
     http: Part,
-    /// What keeps time and presence.
+    /// The tasks for time and presence.
     maintenance: Part,
     log: Log,
     writer: Writer,
@@ -59,65 +59,65 @@ pub struct Gateway {
     shutdown_timeout: Duration,
 }
 
-/// What a gateway runs beside what its configuration names.
+/// Parts of a gateway beside those of its configuration.
 #[derive(Default)]
 pub struct Additions {
-    /// Each of a name of its own.
+    /// Each has a name of its own.
     pub sinks: Vec<Sink>,
     pub sources: Vec<Source>,
 }
 
-/// What a gateway is started with, beside its configuration.
-struct Surroundings {
+/// The environment of a gateway, beside its configuration.
+struct Environment {
     /// The root directory of the system whose serial ports are used.
     root: PathBuf,
-    /// None if whoever runs the gateway logs by other means.
+    /// None if the embedding program logs by other means.
     logging: Option<Logging>,
     additions: Additions,
-    /// An earlier gateway in this process may not have let go of the log yet.
+    /// An earlier gateway in this process may not have released the log yet.
     again: bool,
 }
 
-impl Default for Surroundings {
-    fn default() -> Surroundings {
-        Surroundings { root: "/".into(), logging: None, additions: Additions::default(), again: false }
+impl Default for Environment {
+    fn default() -> Environment {
+        Environment { root: "/".into(), logging: None, additions: Additions::default(), again: false }
     }
 }
 
 impl Gateway {
-    /// Starts everything that `config` names. Needs no network: sinks connect by and
-    /// by. While the disk is full it waits, and its health tells.
+    /// Starts everything in `config`. Needs no network: sinks connect later. While the disk is full
+    /// it waits, and its health reports that.
     ///
     /// # Errors
     /// If the log can never be opened.
     pub async fn start(config: Config) -> Result<Gateway> {
-        Gateway::start_in(Surroundings::default(), config).await
+        Gateway::start_in(Environment::default(), config).await
     }
 
-    /// Starts it with further sinks and sources beside those of `config`.
+    /// Starts a gateway with further sinks and sources beside those of `config`.
     ///
     /// # Errors
     /// As [`Gateway::start`], or if two sinks have one name.
     pub async fn start_with(config: Config, additions: Additions) -> Result<Gateway> {
-        Gateway::start_in(Surroundings { additions, ..Surroundings::default() }, config).await
+        Gateway::start_in(Environment { additions, ..Environment::default() }, config).await
     }
 
-    /// Starts it with the serial ports of the system whose root directory is `root`.
+    /// Starts a gateway with the serial ports of the system whose root directory is `root`.
     ///
     /// # Errors
     /// As [`Gateway::start`].
     pub async fn start_with_ports_of(root: &Path, config: Config) -> Result<Gateway> {
-        Gateway::start_in(Surroundings { root: root.to_owned(), ..Surroundings::default() }, config).await
+        Gateway::start_in(Environment { root: root.to_owned(), ..Environment::default() }, config).await
     }
 
-    async fn start_in(surroundings: Surroundings, mut config: Config) -> Result<Gateway> {
-        let Surroundings { root, logging, additions: Additions { sinks, sources }, again } = surroundings;
+    async fn start_in(environment: Environment, mut config: Config) -> Result<Gateway> {
+        let Environment { root, logging, additions: Additions { sinks, sources }, again } = environment;
         let system_clock = Arc::new(SystemClock::since_boot());
         let groups = limits::groups();
         let memory = limits::memory(&config, &sinks, &groups);
         let sinks = sinks::all(&config, sinks)?;
-        limits::open_files(&mut config);
-        limits::known_devices(&mut config);
+        limits::raise_open_files(&mut config);
+        limits::raise_known_devices(&mut config);
         let id = gateway_id(&config.gateway)?;
         let metrics = Metrics::with(logging.as_ref().map(Logging::counts).unwrap_or_default());
         metrics.memory_limit_bytes.set(i64::try_from(memory.limit).unwrap_or(i64::MAX));
@@ -171,23 +171,23 @@ impl Gateway {
         })
     }
 
-    /// Where devices connect over TCP, in the order of the configuration, or will as soon as
-    /// the address can be had.
+    /// Where devices connect over TCP, in the order of the configuration; a listener may not have
+    /// its address yet.
     pub fn tcp_addresses(&self) -> &[SocketAddr] {
         &self.tcp_addresses
     }
 
-    /// Where metrics and health are, if anywhere.
+    /// The address of the HTTP server, if it is enabled.
     pub fn http_address(&self) -> Option<SocketAddr> {
         self.http_address
     }
 
-    /// Stops within the configured time: devices are told, what they sent is settled,
-    /// what is in flight is waited for, and the log is closed.
+    /// Stops within the configured time: sessions end, readings that were received are settled,
+    /// publishes in flight are awaited, and the log is closed.
     pub async fn stop(self) {
         let total = self.shutdown_timeout;
         self.overview.stopping();
-        // Devices are acknowledged what is flushed before they are told goodbye.
+        // Flushed readings are acknowledged before Goodbye.
         let flush = async {
             if let Err(why) = self.log.flush().await {
                 tracing::error!(why, "the log could not be written while stopping");
@@ -210,7 +210,7 @@ impl Gateway {
 /// The configured id, or the host's name.
 ///
 /// # Errors
-/// If that is none.
+/// If the host's name is not a valid id.
 pub fn gateway_id(config: &config::Gateway) -> Result<GatewayId> {
     if let Some(id) = &config.id {
         return Ok(id.clone());

@@ -1,22 +1,22 @@
-//! Metrics, health, what is known of devices, and devices over WebSocket, by HTTP.
+//! The HTTP server: metrics, health, the API, and devices over WebSocket.
 //!
 //! | path | what |
 //! |---|---|
-//! | `/metrics` | every figure, as Prometheus text, or OpenMetrics |
+//! | `/metrics` | every metric, as Prometheus text, or OpenMetrics |
 //! | `/health/live` | 200 while the process makes progress, else 503 and why |
-//! | `/health/ready` | 200 while readings are taken and kept, else 503 and why |
+//! | `/health/ready` | 200 while readings are accepted and stored, else 503 and why |
 //! | `/api/v1/...` | see `docs/http.md` |
-//! | `/ws/device` | a device's WebSocket, if the configuration wants that |
+//! | `/ws/device` | a device's WebSocket, if configured |
 //!
-//! Everything but `/health/live` and `/ws/device` is for those only whom [`Access`] lets
-//! in. Devices are held to what their link demands of them.
+//! Everything except `/health/live` and `/ws/device` requires authorisation by [`Access`]. Devices
+//! authenticate as their link requires.
 
 mod access;
 mod bounded_listener;
 mod commands;
 mod devices;
 mod extract;
-mod figures;
+mod metrics;
 mod problem;
 mod turns;
 mod upgrade;
@@ -46,10 +46,10 @@ use serde::Serialize;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
-/// Something that is not as it should be.
+/// A problem to report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// Which part of the gateway, such as `log` or a sink's name.
+    /// The part of the gateway, such as `log` or a sink's name.
     pub part: String,
     pub reason: String,
     /// Since when, if that is known.
@@ -57,39 +57,38 @@ pub struct Problem {
     pub since: Option<String>,
 }
 
-/// How the gateway is.
+/// The gateway's condition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Condition {
-    /// What makes the answer 503.
+    /// Problems that make the answer 503.
     pub problems: Vec<Problem>,
-    /// What a person may want to know, but which is no fault of the gateway's, such
-    /// as a broker that cannot be reached.
+    /// Notes that are no fault of the gateway, such as a broker that cannot be reached.
     pub notes: Vec<Problem>,
 }
 
-/// Who knows how the gateway is.
+/// The source of the gateway's health.
 pub trait Health: Send + Sync {
     /// Whether it makes progress at all; if not, a restart may help.
     fn live(&self) -> Condition;
-    /// Whether it takes readings and keeps them.
+    /// Whether it accepts and stores readings.
     fn ready(&self) -> Condition;
 }
 
-/// What the API tells of.
+/// The parts that the API serves.
 #[derive(Clone)]
 pub struct Parts {
     pub registry: Registry,
     pub refused: RefusedLog,
     pub log: Log,
     pub commands: Handle,
-    /// Where devices come in, if they do here.
+    /// Takes upgraded connections of devices, if they connect here.
     pub devices: Option<UpgradeSender>,
 }
 
 /// The parts, once the log is open.
 pub type Later = Arc<OnceLock<Parts>>;
 
-/// What the server shows, to whom.
+/// The server's data, and who may read it.
 pub struct Site {
     pub metrics: Metrics,
     pub health: Arc<dyn Health>,
@@ -99,17 +98,17 @@ pub struct Site {
     pub devices: bool,
 }
 
-/// What every request may need.
+/// State of every request.
 type Shared = Arc<Site>;
 
-/// Answers requests until `stop` turns true. The listener is a [`BoundedListener`], or bounds its
+/// Serves requests until `stop` turns true. The listener is a [`BoundedListener`], or bounds its
 /// connections itself.
 pub async fn serve<L>(listener: L, site: Site, mut stop: watch::Receiver<bool>)
 where
     L: Listener<Addr = Client>,
 {
     let stopped = async move {
-        // A sender that is gone is a stop as well.
+        // A dropped sender is a stop as well.
         let () = stop::requested(&mut stop).await;
     };
     let service = routes(Arc::new(site)).into_make_service_with_connect_info::<Client>();
@@ -126,39 +125,39 @@ fn routes(site: Shared) -> Router {
     }
     guarded(&site)
         .merge(open)
-        .fallback(nothing)
-        .method_not_allowed_fallback(not_so)
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(track_request))
         .with_state(site)
 }
 
-/// Says where there is something.
-async fn nothing(uri: Uri) -> Refused {
+/// Answers a request to an unknown path.
+async fn not_found(uri: Uri) -> Refused {
     let why = match uri.path() {
-        "/ws/device" => "devices do not connect here; [http] devices = true lets them".to_owned(),
+        "/ws/device" => "devices cannot connect here; set [http] devices = true".to_owned(),
         path => format!(
-            "there is nothing at {path}, but at /metrics, /health/ready, /api/v1/devices, /api/v1/commands and others \
+            "there is nothing at {path}; see /metrics, /health/ready, /api/v1/devices, /api/v1/commands and others \
              (docs/http.md); a device behind a hub is HUB%2FSUB in a path"
         ),
     };
     Refused::not_found(why)
 }
 
-/// The header `Allow` says how; it is added to this.
-async fn not_so(method: Method, uri: Uri) -> Refused {
+/// A method that the path does not support. The header `Allow` is added to this.
+async fn method_not_allowed(method: Method, uri: Uri) -> Refused {
     Refused::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not answer to {method}", uri.path()))
 }
 
-/// What is not for everybody.
+/// Routes that need authorisation.
 fn guarded(site: &Shared) -> Router<Shared> {
     Router::new()
-        .route("/metrics", get(figures::figures))
+        .route("/metrics", get(metrics::metrics))
         .route("/health/ready", get(|State(site): State<Shared>| async move { answer(&site.health.ready()) }))
         .merge(turns::bounded(devices::routes().merge(commands::routes())))
         .route_layer(middleware::from_fn_with_state(site.clone(), guard))
 }
 
-/// Lets those through who may ask.
+/// Passes authorised requests on.
 async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Response {
     match site.access.check(request.headers()) {
         Ok(()) => next.run(request).await,
@@ -169,7 +168,7 @@ async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Resp
 /// Keeps the slot of a connection until its request is answered.
 async fn track_request(ConnectInfo(client): ConnectInfo<Client>, request: Request, next: Next) -> Response {
     let last = client.head_arrived();
-    // Of another, the body is still to come; the handler that takes it says so.
+    // Other requests have a body, which is still incomplete; its handler reports when it is complete.
     if request.method() != Method::POST || request.body().is_end_stream() {
         client.request_complete();
     }
@@ -194,7 +193,7 @@ impl Site {
         }
     }
 
-    /// Counts that somebody may not ask.
+    /// Counts a denied request.
     fn denied(&self, denied: Denied) -> Refused {
         self.metrics.http_denied.get_or_create(&ReasonLabel { reason: denied.label() }).inc();
         let status = match denied {
@@ -206,7 +205,7 @@ impl Site {
     }
 }
 
-/// Says no, and why.
+/// A refusal with its reason.
 fn refuse(status: StatusCode, why: &str) -> Response {
     Refused::new(status, why.to_owned()).into_response()
 }

@@ -1,13 +1,12 @@
-//! What the gateway logs: to the journal under systemd, else to standard error.
+//! Logging of the gateway: to the journal under systemd, else to standard error.
 //!
-//! 1. An event of the code becomes its `facts`: a message, and names with values, all of
-//!    bounded length.
-//! 2. The `limiter` lets it pass, or counts it to say it in a sum.
-//! 3. In the `form` of where it goes it is added to a `queue` of bounded size. If that is
-//!    full it is dropped, counted, and that is said once there is room.
-//! 4. One thread writes, and it alone waits for whoever reads (`lines`).
+//! 1. An event becomes `facts`: a message, and names with values, all of bounded length.
+//! 2. The `limiter` passes it on, or counts it for a sum.
+//! 3. In the output's `form` it is added to a bounded `queue`. If the queue is full, the line is
+//!    dropped and counted, and the count is logged once there is room.
+//! 4. One thread writes the lines and waits for their reader (`lines`).
 //!
-//! So nobody who logs ever waits, and no outsider can fill the log.
+//! So logging never blocks, and no outsider can fill the log.
 
 mod facts;
 mod form;
@@ -33,16 +32,16 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
-/// Names what is to be logged, instead of the configuration.
+/// Log levels, instead of the configuration's.
 const VARIABLE: &str = "RUST_LOG";
 
-/// How long the end waits for the last lines to be read.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Time at the end for the last lines to be read.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What no level keeps back.
+/// Passes every level.
 const OWN: Origin = Origin { level: Level::ERROR, target: module_path!(), file: Some(file!()), line: None };
 
-/// What is logged, and how. Cheap to clone.
+/// The log's levels and lines. Cheap to clone.
 #[derive(Clone)]
 pub struct Logging {
     lines: Lines,
@@ -50,12 +49,12 @@ pub struct Logging {
 }
 
 impl Logging {
-    /// Logs for the gateway what `levels` says, or `RUST_LOG` if that is set.
+    /// Logs the gateway with `levels`, or with `RUST_LOG` if that is set.
     ///
     /// # Errors
-    /// If `levels` are none, or logging is set up already.
+    /// If `levels` are invalid, or logging is set up already.
     pub fn for_service(levels: &str) -> Result<Logging> {
-        let (given, wrong) = match given() {
+        let (given, wrong) = match levels_of_environment() {
             Ok(given) => (given, None),
             Err(wrong) => (None, Some(wrong)),
         };
@@ -74,20 +73,21 @@ impl Logging {
         Ok(logging)
     }
 
-    /// For verbs whose output is for a person: only what goes wrong, unless `RUST_LOG`
-    /// asks for more. To the demo's broker every client that leaves is an error.
+    /// For verbs whose output is for a person: only failures, unless `RUST_LOG` asks for more. The
+    /// demo's broker logs every client that leaves as an error.
     ///
     /// # Errors
-    /// If `RUST_LOG` is wrong, or logging is set up already.
+    /// If `RUST_LOG` is invalid, or logging is set up already.
     pub fn for_terminal() -> Result<Logging> {
         let usual = || Targets::new().with_default(Level::WARN).with_target("rumqttd", LevelFilter::OFF);
-        let levels = given().map_err(|wrong| anyhow::anyhow!("the environment variable {VARIABLE}: {wrong}"))?;
+        let levels =
+            levels_of_environment().map_err(|wrong| anyhow::anyhow!("the environment variable {VARIABLE}: {wrong}"))?;
         Logging::to_stderr(levels.unwrap_or_else(usual))
     }
 
     fn to_stderr(levels: Targets) -> Result<Logging> {
         let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
-        // Not by what others may hold while they write.
+        // Without the lock that others may hold while they write.
         let mut file = File::from(io::stderr().as_fd().try_clone_to_owned().context("standard error is closed")?);
         Logging::start(levels, Form::Text { colours }, Box::new(move |line| file.write_all(line)))
     }
@@ -99,37 +99,37 @@ impl Logging {
         Ok(Logging { lines, levels })
     }
 
-    /// Changes what is logged, as a command from outside says.
+    /// Changes the levels, by a command from outside.
     ///
     /// # Errors
-    /// What is wrong with it, and how to do better.
+    /// Why they are invalid, and what to do.
     pub fn set_levels(&self, levels: &str) -> Result<(), String> {
         let targets = config::remote_log_levels(levels).map_err(|(what, fix)| format!("the level: {what}; {fix}"))?;
-        self.levels.reload(targets).map_err(|_| "the log cannot be changed any more".to_owned())?;
-        // Also if that turned it off.
-        let facts = Facts::saying("what is logged was changed by a command, until the next start").and("level", levels);
+        self.levels.reload(targets).map_err(|_| "the log levels cannot be changed any more".to_owned())?;
+        // Logged even if the command turned the log off.
+        let facts = Facts::saying("a command changed the log levels, until the next start").and("level", levels);
         self.lines.say(&Origin { level: Level::INFO, ..OWN }, &facts);
         Ok(())
     }
 
-    /// How many lines were not written as they came.
+    /// Lines that were not written as they came.
     pub fn counts(&self) -> LogLines {
         self.lines.counts()
     }
 
-    /// Says why the program ends, whatever else is logged.
+    /// Logs why the program ends, at every level.
     pub fn fail(&self, why: &anyhow::Error) {
         self.lines.say(&OWN, &Facts::saying(&format!("cannot run: {why:#}")));
     }
 
-    /// Has the last lines written, without waiting long for whoever does not read them.
+    /// Writes the last lines, with a bounded wait for their reader.
     pub fn finish(&self) {
-        self.lines.finish(PATIENCE);
+        self.lines.finish(FLUSH_TIMEOUT);
     }
 }
 
-/// What `RUST_LOG` names.
-fn given() -> Result<Option<Targets>, String> {
+/// The levels in `RUST_LOG`.
+fn levels_of_environment() -> Result<Option<Targets>, String> {
     match std::env::var(VARIABLE) {
         Ok(levels) if !levels.is_empty() => {
             config::log_levels(&levels).map(Some).map_err(|(what, fix)| format!("{what}; {fix}"))

@@ -1,7 +1,7 @@
-//! Every figure that the gateway exposes, typed, in one place.
+//! Every metric of the gateway, typed, in one place.
 //!
-//! Names follow Prometheus practice: prefix `tidegate_`, base units, no label
-//! whose values an outsider chooses. Cloning a [`Metrics`] shares its figures.
+//! Names follow Prometheus practice: prefix `tidegate_`, base units, no label whose values an
+//! outsider chooses. Clones of a [`Metrics`] share its values.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -45,7 +45,7 @@ pub struct SinkReasonLabel {
     pub reason: &'static str,
 }
 
-/// The link or sink that a certificate is of, by its configured name.
+/// The link or sink that uses a certificate, by its configured name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CertificateLabel {
     pub part: Arc<str>,
@@ -57,14 +57,14 @@ pub struct SourceLabel {
     pub source: &'static str,
 }
 
-/// One of the store's states, or a command's.
+/// A state of the store or of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StateLabel {
     pub state: &'static str,
 }
 
-/// Lines of the log that were not written as they came. The log is there before the gateway,
-/// and after it.
+/// Lines of the log that were not written at once. The log exists before the gateway, and after
+/// it.
 #[derive(Debug, Clone, Default)]
 pub struct LogLines {
     pub dropped: Counter,
@@ -75,7 +75,7 @@ type Float = Gauge<f64, AtomicU64>;
 
 macro_rules! metrics {
     ($($field:ident: $type:ty $(= $new:expr)?, $help:literal;)*) => {
-        /// The gateway's figures.
+        /// The gateway's metrics.
         #[derive(Debug, Clone)]
         pub struct Metrics {
             registry: Arc<Registry>,
@@ -84,7 +84,7 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            /// With the lines of a log that is there already.
+            /// With the lines of an existing log.
             pub fn with(log_lines: LogLines) -> Metrics {
                 let mut registry = Registry::with_prefix("tidegate");
                 $(
@@ -93,7 +93,7 @@ macro_rules! metrics {
                 )*
                 log_lines.register(&mut registry);
                 let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)]);
-                registry.register("build", "What is running", build);
+                registry.register("build", "Version and architecture of the running gateway", build);
                 Metrics { registry: Arc::new(registry), $($field,)* log_lines }
             }
         }
@@ -102,80 +102,80 @@ macro_rules! metrics {
     (@new $new:expr) => { $new };
 }
 
-// A row each: the name, of which `_seconds` and `_bytes` are the unit, and the help text. The
+// One row each: the name, with `_seconds` or `_bytes` as the unit, and the help text. The
 // encoder adds `_total` to a counter's name.
 metrics! {
     readings_received: Counter, "Readings that arrived from devices, duplicates included";
     readings_stored: Counter, "Readings committed to the log on disk";
-    readings_duplicate: Counter, "Readings that a device sent again and that were dropped before the log";
+    readings_duplicate: Counter, "Readings that a device sent again, dropped before the log";
     readings_refused: Family<ReasonLabel, Counter>,
-        "Samples that can never be taken; readings without values stand in their places";
+        "Samples that can never be stored; replaced by readings without values";
     readings_unsynchronised: Counter,
-        "Readings that arrived before the gateway's clock could be believed, of devices without a clock";
-    readings_device_clock: Counter, "Readings whose device's clock is absurd";
-    clock_trusted: Gauge, "1 while the gateway's clock is believed";
-    readings_dropped: Family<ReasonLabel, Counter>, "Readings that left the log undelivered to some sink";
-    frames_invalid: Family<LinkReasonLabel, Counter>, "Frames that were refused";
-    frames_valid: Family<LinkLabel, Counter>, "Frames that were whole";
-    serial_opened: Family<LinkLabel, Counter>, "Times that the port was opened";
-    serial_open_failures: Family<LinkLabel, Counter>, "Attempts to find and open the port that failed";
+        "Readings of devices without a clock that arrived before the gateway's clock was trusted";
+    readings_device_clock: Counter, "Readings whose device's clock is implausible";
+    clock_trusted: Gauge, "1 while the gateway's clock is trusted";
+    readings_dropped: Family<ReasonLabel, Counter>, "Readings that left the log before every sink confirmed them";
+    frames_invalid: Family<LinkReasonLabel, Counter>, "Invalid frames";
+    frames_valid: Family<LinkLabel, Counter>, "Valid frames";
+    serial_opened: Family<LinkLabel, Counter>, "Number of times the port was opened";
+    serial_open_failures: Family<LinkLabel, Counter>, "Failed attempts to find and open the port";
     serial_read_bytes: Family<LinkLabel, Counter>, "Bytes read from the port";
     serial_written_bytes: Family<LinkLabel, Counter>, "Bytes written to the port";
-    link_skipped_bytes: Family<LinkLabel, Counter>, "Bytes skipped while looking for a frame";
-    link_echoes: Family<LinkLabel, Counter>, "Frames of the gateway's own that came back to it";
-    link_resends: Family<LinkLabel, Counter>, "Times that lost readings were asked for again";
+    link_skipped_bytes: Family<LinkLabel, Counter>, "Bytes skipped while searching for a frame";
+    link_echoes: Family<LinkLabel, Counter>, "Echoes of the gateway's own frames";
+    link_resends: Family<LinkLabel, Counter>, "Requests to send lost readings again";
     link_up: Family<LinkLabel, Gauge>, "1 while the listener or port is open";
-    link_losses: Family<LinkLabel, Counter>, "Times that the port was lost after it was opened";
-    connections_waiting: Family<LinkLabel, Gauge>, "Connections whose device is not welcomed yet";
-    connections_refused: Family<LinkReasonLabel, Counter>, "Connections turned away";
-    http_denied: Family<ReasonLabel, Counter>, "HTTP requests of those who may not ask";
+    link_losses: Family<LinkLabel, Counter>, "Number of times the port was lost after it was opened";
+    connections_waiting: Family<LinkLabel, Gauge>, "Connections without a session yet";
+    connections_refused: Family<LinkReasonLabel, Counter>, "Refused connections";
+    http_denied: Family<ReasonLabel, Counter>, "Denied HTTP requests";
     devices_throttled: Family<LinkLabel, Counter>,
-        "Times that a device sent more messages than it may and was read no further for a while";
-    link_unauthenticated: Family<LinkLabel, Gauge>, "1 if devices on the network need not prove who they are";
+        "Times a device exceeded its message rate and reading from it was paused";
+    link_unauthenticated: Family<LinkLabel, Gauge>, "1 if devices on the network need no authentication";
     authentication_failures: Family<LinkReasonLabel, Counter>,
-        "Devices that were not let in for who they are, or could not prove it";
-    keys: Gauge, "Keys of devices that are in force; 0 while their file cannot be used";
+        "Devices refused for their identity or failed authentication";
+    keys: Gauge, "Valid keys of devices; 0 while their file cannot be used";
     certificate_expires_seconds: Family<CertificateLabel, Gauge>,
-        "Time since 1970 at which the first certificate expires of those that the link or sink shows";
+        "Expiry of the link's or sink's certificate that expires first, since 1970";
     devices_connected: Gauge, "Devices with a live session";
-    devices_known: Gauge, "Devices known, sub-devices and those that are gone included";
-    devices_rivals: Counter, "Times that two devices of one name were found to throw each other out";
-    devices_refused: Family<ReasonLabel, Counter>, "Devices and sub-devices that were not let in";
-    memory_limit_bytes: Gauge, "Memory that all queues and buffers may take together";
-    memory_links_bytes: Gauge, "Memory that connections are charged for";
+    devices_known: Gauge, "Known devices, including sub-devices and offline ones";
+    devices_rivals: Counter, "Times two devices with the same name were found to take over each other's session";
+    devices_refused: Family<ReasonLabel, Counter>, "Refused devices and sub-devices";
+    memory_limit_bytes: Gauge, "Limit of the memory of all queues and buffers";
+    memory_links_bytes: Gauge, "Memory charged to connections";
     memory_links_limit_bytes: Gauge,
-        "Memory up to which connections may hold large frames; less than usual while memory is short";
-    memory_refused: Family<ReasonLabel, Counter>, "Times that a connection had to wait or go for want of memory";
+        "Limit of the memory of connections for large frames; lower while memory is short";
+    memory_refused: Family<ReasonLabel, Counter>, "Times a connection had to wait or was closed for lack of memory";
     sink_delivered: Family<SinkLabel, Counter>, "Readings that the sink confirmed";
     sink_events_refused: Family<SinkLabel, Counter>,
-        "Events and commands' results that a broker refused, which are lost to it";
+        "Events and results of commands that a broker refused; they are lost";
     sink_unexpected_confirmations: Family<SinkLabel, Counter>,
-        "Confirmations from a broker of what was not sent, or was confirmed before";
+        "Confirmations from a broker for publishes not sent or already confirmed";
     sink_events_dropped: Family<SinkReasonLabel, Counter>,
-        "Events that made room for newer ones before the sink confirmed them";
+        "Events dropped for newer ones before the sink confirmed them";
     sink_dropped: Family<SinkReasonLabel, Counter>, "Readings that left the log before the sink confirmed them";
-    sink_pending: Family<SinkLabel, Gauge>, "Readings that the sink has yet to confirm";
-    sink_oldest_pending_seconds: Family<SinkLabel, Float>, "How long ago the oldest unconfirmed reading was taken";
+    sink_pending: Family<SinkLabel, Gauge>, "Readings that the sink has not confirmed";
+    sink_oldest_pending_seconds: Family<SinkLabel, Float>, "Age of the oldest unconfirmed reading";
     sink_connected: Family<SinkLabel, Gauge>, "1 while the sink's connection is up";
-    sink_connects: Family<SinkLabel, Counter>, "Times that the sink connected";
-    sink_losses: Family<SinkLabel, Counter>, "Times that the sink's connection was lost";
+    sink_connects: Family<SinkLabel, Counter>, "Number of times the sink connected";
+    sink_losses: Family<SinkLabel, Counter>, "Number of times the sink's connection was lost";
     delivery_seconds: Family<SinkLabel, Histogram> = Family::new_with_constructor(latency),
         "From a reading's arrival to the sink's confirmation";
-    store_state: Family<StateLabel, Gauge>, "1 for the state that the log's disk is in";
+    store_state: Family<StateLabel, Gauge>, "1 for the current state of the log's disk";
     store_bytes: Gauge, "Size of the log's content";
-    store_written_bytes: Counter, "Bytes that the log wrote to its files";
-    store_pending_bytes: Gauge, "Memory that readings not yet settled take";
+    store_written_bytes: Counter, "Bytes written to the log's files";
+    store_pending_bytes: Gauge, "Memory of readings that are not settled";
     store_history_lost: Counter,
-        "Readings that every sink confirmed, and that gave way to new ones before they were on disk";
-    commit_seconds: Histogram = latency(), "Time that a commit to the log took";
+        "Readings that every sink confirmed and that were dropped before they were on disk";
+    commit_seconds: Histogram = latency(), "Duration of a commit to the log";
     store_quarantines: Counter, "Damaged logs that were moved aside";
-    store_salvaged_readings: Counter, "Readings taken over from damaged logs, to be sent or as history";
-    commands_received: Family<SourceLabel, Counter>, "Commands that were taken over";
-    commands_ended: Family<StateLabel, Counter>, "Commands that came to this end";
+    store_salvaged_readings: Counter, "Readings salvaged from damaged logs, to send or as history";
+    commands_received: Family<SourceLabel, Counter>, "Accepted commands";
+    commands_ended: Family<StateLabel, Counter>, "Ended commands by their final state";
     commands_live: Gauge, "Commands that have not ended";
-    commands_repeated: Counter, "Times that a command was handed over again";
-    commands_late_results: Counter, "Answers to commands that had ended, or were never given";
-    command_seconds: Histogram = latency(), "From a command's arrival until its end is on disk, if the device answered";
+    commands_repeated: Counter, "Number of times a command was sent again";
+    commands_late_results: Counter, "Answers to commands that had ended or are unknown";
+    command_seconds: Histogram = latency(), "From a command's arrival until its result is on disk, if the device answered";
 }
 
 /// Latencies from 0.25 ms to half a minute.
@@ -196,12 +196,12 @@ impl LogLines {
     fn register(&self, registry: &mut Registry) {
         registry.register(
             "log_lines_dropped",
-            "Lines of the gateway's log that were lost because nobody read them in time",
+            "Lines of the gateway's log that were lost because their reader was too slow",
             self.dropped.clone(),
         );
         registry.register(
             "log_lines_summarised",
-            "Lines of the gateway's log that were not written, but counted and summed up in another",
+            "Lines of the gateway's log that were counted and summed up instead of written",
             self.summarised.clone(),
         );
     }
@@ -212,7 +212,7 @@ impl Metrics {
         Metrics::with(LogLines::default())
     }
 
-    /// All figures in the OpenMetrics text format.
+    /// All metrics in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.

@@ -1,4 +1,4 @@
-//! The facts that flow through the gateway, as plain validated types.
+//! The data of the gateway, as plain validated types.
 //!
 //! A device's [`Batch`] holds [`Reading`]s; the log gives each reading a
 //! [`Seq`], unique for ever within its [`Epoch`]. Nothing here knows a clock, a

@@ -1,8 +1,8 @@
-//! The MQTT transport, below the sink and whatever else talks to a broker.
+//! The MQTT transport, used by the sink and by everything else that connects to a broker.
 //!
-//! rumqttc encodes and decodes packets; the rest is ours: a [`Connection`] is one
-//! connection and one session, is never reused after an error, and says which publish was
-//! acknowledged. Whatever was not is the caller's to send again.
+//! rumqttc encodes and decodes packets; the rest is ours: a [`Connection`] is one connection
+//! and one session, is never reused after an error, and reports which publishes were
+//! acknowledged. The caller sends the others again.
 //!
 //! ```text
 //! dial (addresses, TCP, proxy, TLS, WebSocket) -> connection (reads, writes) -> client (what it means) -> packet (bytes)

@@ -1,6 +1,5 @@
-//! What an operator should know of a link or a sink that does not work, or that fails
-//! again and again: what, why and since when. Whoever drives the part says how it is;
-//! `/health/ready` tells it.
+//! Notes on links and sinks that do not work, or fail repeatedly: the reason, and since when.
+//! The driver of a part updates its note; `/health/ready` shows it.
 
 use crate::clock::Now;
 use crate::model::Timestamp;
@@ -9,25 +8,25 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Failures count for so long.
+/// Failures count for this time.
 const WINDOW: Duration = Duration::from_secs(300);
-/// They are counted together that are so close to each other.
+/// Failures in the same slot are counted together.
 const SLOT: Duration = Duration::from_secs(30);
-/// So many failures within [`WINDOW`] are told of, whether it works at present or not.
+/// This many failures within [`WINDOW`] are reported, even if the part works at present.
 const OFTEN: u64 = 3;
 
-/// The notes of many parts, in the order in which they were asked for. Clones share them.
+/// The notes of all parts, in the order of creation. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Notes(Arc<Mutex<Vec<Note>>>);
 
-/// How one part is. Clones share it.
+/// The state of one part. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Note {
     part: Arc<str>,
     state: Arc<Mutex<State>>,
 }
 
-/// A note as it is told.
+/// A note to report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
     /// The link's or sink's name.
@@ -35,7 +34,7 @@ pub struct Told {
     /// Whether it works at present.
     pub works: bool,
     pub reason: String,
-    /// By the wall clock as it is now, in whole seconds.
+    /// On the wall clock as it is now, in whole seconds.
     pub since: Timestamp,
 }
 
@@ -45,37 +44,37 @@ struct State {
     down: Option<(String, Duration)>,
     /// Failures by the start of their slot.
     failures: VecDeque<(Duration, u64)>,
-    /// When the first of them was, and why the last.
+    /// Time of the first failure, and reason of the last.
     first: Duration,
     last: String,
 }
 
 impl Notes {
-    /// A new note about the part of this name.
+    /// Adds a note for the part of this name.
     pub fn about(&self, part: impl Into<Arc<str>>) -> Note {
         let note = Note::new(part);
         self.0.lock().push(note.clone());
         note
     }
 
-    /// What there is to tell.
+    /// The notes to report.
     pub fn told(&self, now: Now) -> Vec<Told> {
         self.0.lock().iter().filter_map(|note| note.told(now)).collect()
     }
 }
 
 impl Note {
-    /// Of a part that is fine so far.
+    /// For a part without problems so far.
     pub fn new(part: impl Into<Arc<str>>) -> Note {
         Note { part: part.into(), state: Arc::default() }
     }
 
-    /// It works.
+    /// The part works.
     pub fn works(&self) {
         self.state.lock().down = None;
     }
 
-    /// It does not work for this `reason`, since `now` on the monotonic clock if it did
+    /// The part does not work for this `reason`: since `now` on the monotonic clock if it worked
     /// before.
     pub fn is_down(&self, reason: impl Into<String>, now: Duration) {
         let mut state = self.state.lock();
@@ -83,7 +82,7 @@ impl Note {
         state.down = Some((reason.into(), since));
     }
 
-    /// It worked, and failed at `now`: it may work again at once.
+    /// The part worked, and failed at `now`: it may work again at once.
     pub fn failed(&self, reason: impl Into<String>, now: Duration) {
         let mut state = self.state.lock();
         state.forget(now);
@@ -99,7 +98,7 @@ impl Note {
         state.last = reason.into();
     }
 
-    /// What there is to tell.
+    /// The note, if there is something to report.
     pub fn told(&self, now: Now) -> Option<Told> {
         let mut state = self.state.lock();
         state.forget(now.monotonic);
@@ -112,7 +111,7 @@ impl Note {
             (None, Some(often)) => (format!("works now, but {often}, the last time: {}", state.last), state.first),
         };
         let works = state.down.is_none();
-        // Two looks at the two clocks do not agree in microseconds.
+        // The two clocks are not read at the same microsecond.
         let since = now.start().plus(since);
         let since = Timestamp(since.0 - since.0.rem_euclid(1_000_000));
         Some(Told { part: self.part.clone(), works, reason, since })
@@ -159,7 +158,7 @@ mod tests {
         assert_eq!((told(&broken, 30), told(&fine, 30)), (None, None));
         broken.is_down("no such file", second(40));
         assert_eq!(told(&broken, 50), Some(("no such file".into(), BOOT.plus(second(40)))));
-        // The clock was set meanwhile.
+        // The clock was set in the meantime.
         let set = Now { wall: Timestamp(BOOT.0 + 7_050_000_000), ..at(50) };
         assert_eq!(broken.told(set).map(|told| told.since), Some(Timestamp(BOOT.0 + 7_040_000_000)));
     }

@@ -1,4 +1,4 @@
-//! Certificates and keys in PEM files, and what is wrong with them in plain words.
+//! Certificates and keys in PEM files, and their faults in plain words.
 
 mod certificate;
 mod validity;
@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, CertificateError, Error, InconsistentKeys, RootCertStore};
 use std::path::Path;
 
-/// The certificates in a PEM file, of which there must be one.
+/// The certificates in a PEM file, at least one.
 ///
 /// # Errors
 /// If it cannot be read or holds none.
@@ -31,7 +31,7 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
 /// The authorities in a PEM file.
 ///
 /// # Errors
-/// If it cannot be read, or holds none or something else.
+/// If it cannot be read, or holds no authorities or anything else.
 pub fn authorities(path: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
@@ -49,14 +49,14 @@ pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     PrivateKeyDer::from_pem_file(path).map_err(|why| match why {
         pem::Error::Io(why) => anyhow!("cannot read the private key from {shown}: {}", files::plain(&why)),
         _ if is_encrypted(path) => anyhow!(
-            "the private key in {shown} is encrypted, and nobody is there to give its passphrase; decrypt it by \
+            "the private key in {shown} is encrypted, and the gateway cannot ask for its passphrase; decrypt it by \
              `openssl pkey -in {shown} -out NEW` and let only the gateway's user read it"
         ),
         _ => anyhow!("{shown} holds no private key in PEM format"),
     })
 }
 
-/// Whether what is there is a private key that needs a passphrase, in either of the two forms.
+/// Whether the file holds a private key with a passphrase, in either form.
 fn is_encrypted(path: &Path) -> bool {
     let content = std::fs::read(path).unwrap_or_default();
     String::from_utf8_lossy(&content)
@@ -64,7 +64,7 @@ fn is_encrypted(path: &Path) -> bool {
         .any(|line| line.trim() == "-----BEGIN ENCRYPTED PRIVATE KEY-----" || line.trim() == "Proc-Type: 4,ENCRYPTED")
 }
 
-/// Why the certificate and the key in these files cannot be used together.
+/// Why certificate and key cannot be used together.
 pub fn unfit(cert: &Path, key: &Path, why: &Error) -> anyhow::Error {
     let (cert, key) = (cert.display(), key.display());
     match why {
@@ -84,27 +84,29 @@ fn broken(path: &Path, why: pem::Error) -> anyhow::Error {
         pem::Error::MissingSectionEnd { .. } => {
             anyhow!("{shown} ends in the midst of a section: copy it once more, whole")
         }
-        _ => anyhow!("{shown} is damaged: its text between -----BEGIN and -----END is no base64; copy it once more"),
+        _ => anyhow!("{shown} is damaged: its text between -----BEGIN and -----END is not base64; copy it once more"),
     }
 }
 
-/// What TLS says of certificates and keys, in plain words.
+/// The TLS library's error about certificates and keys in plain words.
 pub fn plain(why: &Error) -> String {
     let said = match why {
         Error::InvalidCertificate(CertificateError::Other(other)) => match other.0.downcast_ref::<webpki::Error>() {
             _ if other.0.is::<NotPinned>() => return format!("{}", other.0),
             Some(webpki::Error::CaUsedAsEndEntity) => {
-                "the certificate says that it is an authority's (CA:TRUE), which TLS takes from no server: make one for \
-                     the server that this authority signs, or one with `-addext basicConstraints=critical,CA:FALSE`; or pin \
+                "the certificate says that it is an authority's (CA:TRUE), which TLS accepts from no server: make one for \
+                     the server, signed by this authority, or one with `-addext basicConstraints=critical,CA:FALSE`; or pin \
                      it, broker_pins"
             }
             Some(webpki::Error::UnsupportedCertVersion) => {
-                "the certificate is of X.509 version 1, which TLS takes of authorities alone; make one of version 3, \
+                "the certificate is of X.509 version 1, which TLS accepts only for authorities; make one of version 3, \
                      as `openssl req -x509` does, or `openssl x509 -req` with -extfile"
             }
-            _ => "the certificate is of a form that cannot be used",
+            _ => "the certificate is of an unsupported form",
         },
-        Error::InvalidCertificate(CertificateError::BadEncoding) => "the certificate is damaged, or is none",
+        Error::InvalidCertificate(CertificateError::BadEncoding) => {
+            "the certificate is damaged, or is not a certificate"
+        }
         Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
             "the certificate has expired, or this machine's clock is wrong"
         }
@@ -114,16 +116,16 @@ pub fn plain(why: &Error) -> String {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "no authority that is trusted here has signed the certificate; see ca_file"
         }
-        // An authority that was made anew keeps its name, but for its key.
+        // A recreated authority has the old name and another key.
         Error::InvalidCertificate(CertificateError::BadSignature) => {
-            "the authority that is trusted here has the name of the one that signed the certificate, but another key; \
+            "the trusted authority has the name of the one that signed the certificate, but another key; \
              see ca_file"
         }
         Error::InvalidCertificate(CertificateError::NotValidForNameContext { expected, presented }) => {
             return for_other_names(&expected.to_str(), presented);
         }
         Error::InvalidCertificate(CertificateError::NotValidForName) => {
-            "the certificate is for another name than the one that is connected to"
+            "the certificate is for another name than the one of this connection"
         }
         Error::InvalidCertificate(
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
@@ -133,7 +135,7 @@ pub fn plain(why: &Error) -> String {
         }
         Error::InvalidCertificate(_) => return said_by_library(why),
         Error::General(_) => {
-            "the private key is of no kind that can be used: RSA of 2048 to 4096 bits, ECDSA P-256, P-384, Ed25519"
+            "the private key is of an unsupported kind; use RSA of 2048 to 4096 bits, ECDSA P-256, P-384 or Ed25519"
         }
         Error::AlertReceived(alert) => return format!("the other side ends the connection: {}", said_by_alert(*alert)),
         _ => return said_by_library(why),
@@ -141,12 +143,12 @@ pub fn plain(why: &Error) -> String {
     said.to_owned()
 }
 
-/// A certificate has none of the names that were wanted.
+/// Error for a certificate without the requested name.
 fn for_other_names(wanted: &str, presented: &[String]) -> String {
     let kind = if wanted.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };
     if presented.is_empty() {
         return format!(
-            "the certificate names no host in its subjectAltName, and a common name (CN) alone counts for nothing: have \
+            "the certificate names no host in its subjectAltName, and a common name (CN) alone is ignored: have \
              one made with `-addext subjectAltName={kind}:{wanted}`"
         );
     }
@@ -160,38 +162,38 @@ fn for_other_names(wanted: &str, presented: &[String]) -> String {
     )
 }
 
-/// What the other side says when it ends TLS (RFC 8446, 6.2), in plain words.
+/// The other side's alert when it ends TLS (RFC 8446, 6.2), in plain words.
 fn said_by_alert(alert: AlertDescription) -> String {
     let said = match alert {
         AlertDescription::CertificateRequired => "it wants a client's certificate; give cert_file and key_file",
         AlertDescription::BadCertificate
         | AlertDescription::UnsupportedCertificate
-        | AlertDescription::CertificateUnknown => "it does not accept the certificate that it was shown; see cert_file",
-        AlertDescription::CertificateRevoked => "the certificate that it was shown is revoked; see cert_file",
+        | AlertDescription::CertificateUnknown => "it does not accept this side's certificate; see cert_file",
+        AlertDescription::CertificateRevoked => "this side's certificate is revoked; see cert_file",
         AlertDescription::CertificateExpired => {
-            "the certificate that it was shown has expired, or its clock is wrong; see cert_file"
+            "this side's certificate has expired, or its clock is wrong; see cert_file"
         }
         AlertDescription::UnknownCA => {
-            "it does not know the authority that signed the certificate that it was shown; see cert_file"
+            "it does not know the authority that signed this side's certificate; see cert_file"
         }
-        AlertDescription::AccessDenied => "it lets nobody in with the certificate that it was shown; see cert_file",
+        AlertDescription::AccessDenied => "it denies access with this side's certificate; see cert_file",
         AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => {
             "it has no cipher in common with this program, or wants a client's certificate; see cert_file"
         }
         AlertDescription::ProtocolVersion => "it speaks neither TLS 1.2 nor 1.3",
-        AlertDescription::UnrecognisedName => "it does not know the name that is connected to",
+        AlertDescription::UnrecognisedName => "it does not know the name of this connection",
         AlertDescription::NoApplicationProtocol => "it speaks another protocol than MQTT there (ALPN)",
         AlertDescription::DecryptError => {
             "it finds a signature wrong: the certificate's, whose authority it knows under that name with another key, or \
              that of key_file; see cert_file"
         }
-        AlertDescription::InternalError => "something is wrong at its end",
+        AlertDescription::InternalError => "it has an internal error",
         other => return format!("TLS alert {other:?}"),
     };
     said.to_owned()
 }
 
-/// Why a server is not the one that is pinned.
+/// Why a server is not the pinned one.
 #[derive(Debug, thiserror::Error)]
 pub enum NotPinned {
     /// It has this key.

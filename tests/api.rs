@@ -247,7 +247,7 @@ async fn what_cannot_be_answered_is_refused_in_json_that_says_why() {
         ("GET", "/api/v1/devices?limt=5", "", "", 400, "unknown field `limt`, expected `after` or `limit`"),
         ("GET", "/api/v1/history?before=yesterday", "", "", 400, "before"),
         ("GET", "/api/v1/commands?wait=1s", "", "", 400, "unknown field `wait`"),
-        ("GET", "/api/v1/commands/c-1?wait=10", "", "", 400, "which is no duration; give one such as 5s"),
+        ("GET", "/api/v1/commands/c-1?wait=10", "", "", 400, "which is not a duration; give one such as 5s"),
         ("POST", "/api/v1/commands?wait=soon", json, "", 400, "wait is"),
         ("POST", "/api/v1/commands", json, "", 400, "EOF"),
         ("POST", "/api/v1/commands", "Content-Type: text/plain\r\n", "", 415, "Content-Type: application/json"),

@@ -429,14 +429,14 @@ async fn what_is_open_to_everybody_is_told_by_check_and_in_the_log() {
     };
     let output = check(&path);
     assert!(output.status.success(), "{}", said(&output.stderr));
-    assert!(said(&output.stdout).contains("tcp[0]: whoever reaches"), "{}", said(&output.stdout));
-    assert!(!said(&check(&gateway.config_file()).stdout).contains("whoever reaches"));
+    assert!(said(&output.stdout).contains("tcp[0]: every device that reaches"), "{}", said(&output.stdout));
+    assert!(!said(&check(&gateway.config_file()).stdout).contains("every device that reaches"));
     let token = gateway.directory().join("token");
     std::fs::write(&token, "0123456789abcdef0123456789abcdef").expect("a file");
     std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).expect("a mode");
     let http = format!("[http]\ndevices = true\nauthentication = \"none\"\ntoken_file = {token:?}");
     std::fs::write(&path, config.replace("[http]", &http).replacen("127.0.0.1", "0.0.0.0", 1)).expect("a file");
-    assert!(said(&check(&path).stdout).contains("http: whoever reaches"), "{}", said(&check(&path).stderr));
+    assert!(said(&check(&path).stdout).contains("http: every device that reaches"), "{}", said(&check(&path).stderr));
     gateway.keys("[[tcp]]", "authentication = \"token\"\n");
     let output = check(&gateway.config_file());
     assert_eq!(said(&output.stdout).lines().count(), 1, "on this machine tokens are not read by others");

@@ -73,12 +73,12 @@ async fn what_is_wrong_with_a_certificate_is_said_with_how_to_make_a_right_one()
     let Some(directory) = made(MADE) else { return };
     let path = |name: &str| directory.path().join(name);
     for (shown, trusted, expected) in [
-        ("own.pem", "own.pem", "it is an authority's (CA:TRUE), which TLS takes from no server"),
+        ("own.pem", "own.pem", "it is an authority's (CA:TRUE), which TLS accepts from no server"),
         ("v1.pem", "ca.pem", "X.509 version 1"),
         (
             "name.pem",
             "name.pem",
-            "a common name (CN) alone counts for nothing: have one made with `-addext subjectAltName=DNS:localhost`",
+            "a common name (CN) alone is ignored: have one made with `-addext subjectAltName=DNS:localhost`",
         ),
         ("elsewhere.pem", "elsewhere.pem", "the certificate is for broker, 10.0.0.1, and not for localhost"),
     ] {

@@ -374,7 +374,7 @@ async fn a_command_that_nobody_confirms_keeps_its_sender_no_longer_than_it_would
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(took < Duration::from_secs(4), "{took:?}: {said}");
     assert!(said.contains("gives no answer within 1s 500ms") && said.contains("--id c-1"), "{said}");
-    assert!(said.contains("may have taken the command or not") && !said.contains("os error"), "{said}");
+    assert!(said.contains("may have accepted the command or not") && !said.contains("os error"), "{said}");
 }
 
 #[tokio::test]

@@ -176,7 +176,7 @@ async fn a_certificate_without_its_key_replaces_nothing_though_nobody_ever_conne
     certificates.issue("server", "localhost");
     fs::write(certificates.path("server.key"), key).expect("a file");
     eventually("the old pair serves on", async || {
-        gateway.log().lines().any(|line| line.contains("going on with the old ones") && line.contains("tcp"))
+        gateway.log().lines().any(|line| line.contains("the old ones stay in use") && line.contains("tcp"))
     })
     .await;
     let stream = certificates.connect(&gateway.tcp_address(), None).await.expect("a TLS connection");
@@ -184,7 +184,7 @@ async fn a_certificate_without_its_key_replaces_nothing_though_nobody_ever_conne
     talk.say(&hello("pump", 1, 1)).await;
     talk.welcome().await;
     let (_, health) = gateway.get("/health/ready").await.expect("an answer");
-    assert!(health.contains("what was read before is used on"), "{health}");
+    assert!(health.contains("the gateway uses what it read before"), "{health}");
     gateway.process();
 }
 

@@ -65,7 +65,7 @@ async fn a_full_disk_holds_devices_back_and_loses_nothing() {
     let (took, said) = (began.elapsed(), String::from_utf8_lossy(&output.stderr).into_owned());
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(took < Duration::from_secs(5), "{took:?}: {said}");
-    assert!(said.contains("the disk is ") && said.contains("may have taken the command or not"), "{said}");
+    assert!(said.contains("the disk is ") && said.contains("may have accepted the command or not"), "{said}");
     // What the reserve left is used up, too.
     eventually("no reading is acknowledged any more", async || {
         if let Some(disk) = &disk {

@@ -238,7 +238,10 @@ fn ports_are_listed_with_all_that_they_can_be_named_by() {
     );
     assert!(shown.starts_with(&expected), "{shown}\nis not\n{expected}");
     assert!(shown.contains("usb       0403:6001, no serial number, interface 0\n"), "{shown}");
-    assert!(shown.ends_with("links whose port is not here\n  gone      path /dev/serial/by-id/usb-gone\n"), "{shown}");
+    assert!(
+        shown.ends_with("links whose port was not found\n  gone      path /dev/serial/by-id/usb-gone\n"),
+        "{shown}"
+    );
 
     let json = run(&[&arguments[..], &["--json"]].concat());
     let json: Json = serde_json::from_slice(&json.stdout).expect("JSON");
@@ -340,7 +343,7 @@ async fn a_line_is_listened_to_until_ctrl_c() {
     command.args(["link", "sniff", "--baud", "115200"]).arg(line.gateway_end());
     let mut sniff = Process::start_apart(command, &out, &log);
     let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
-    eventually("it listens", async || read(&log).contains("misses the bytes")).await;
+    eventually("it listens", async || read(&log).contains("miss the bytes")).await;
     let mut talk = device_end(&line);
     talk.say(&hello("pump", 7, 1)).await;
     eventually("the message is shown", async || read(&out).contains("Hello {\"device\":\"pump\"")).await;

@@ -154,9 +154,9 @@ fn what_a_device_sends_wrong_is_named_so_that_it_can_be_mended() {
     let cases = [
         (FrameError::BadMagic(*b"GET "), "got 47 45 54 20: that is HTTP"),
         (FrameError::BadMagic([0x16, 3, 1, 2]), "got 16 03 01 02: that is TLS"),
-        (FrameError::BadMagic([0x7f, 0x56, 0x34, 0x12]), "got 7f 56 34 12: its bytes stand in reverse order"),
-        (FrameError::TooLarge { got: 0x0a00_0000, max: 65_536 }, "now: its bytes stand in reverse order"),
-        (FrameError::Checksum { expected: 0x1234_5678, got: 0x7856_3412 }, "5678: its bytes stand in reverse order"),
+        (FrameError::BadMagic([0x7f, 0x56, 0x34, 0x12]), "got 7f 56 34 12: its bytes are in reverse order"),
+        (FrameError::TooLarge { got: 0x0a00_0000, max: 65_536 }, "now: its bytes are in reverse order"),
+        (FrameError::Checksum { expected: 0x1234_5678, got: 0x7856_3412 }, "5678: its bytes are in reverse order"),
     ];
     for (error, words) in cases {
         assert!(error.to_string().contains(words), "{error}");
@@ -177,7 +177,7 @@ fn what_a_device_sends_wrong_is_named_so_that_it_can_be_mended() {
     assert_eq!(said(0x0f), "message type 0x1f is unknown here");
     let postcard = Format { version: frame::Version::V2, encoding: BodyEncoding::Postcard };
     let why = decode_device(&FrameRef { format: postcard, kind: 3, body: &[1, 0, 1, 2] }).expect_err("it is cut");
-    assert_eq!(why.to_string(), "the body is no Readings: samples, byte 4 of 4: the body ends there");
+    assert_eq!(why.to_string(), "the body is not a valid Readings: samples, byte 4 of 4: the body ends there");
 }
 
 #[tokio::test]

@@ -161,35 +161,35 @@ fn a_body_that_is_no_message_is_refused_with_what_is_wrong() {
         refused(READINGS, &[&[0x08, 1, 0x1a, length + 2, 0x12, length], value].concat())
     };
 
-    assert_eq!(refused(HELLO, &[]), "the body is no Hello: device is missing");
-    assert_eq!(refused(HELLO, &[0x0a, 1, b'd']), "the body is no Hello: session is missing");
-    assert_eq!(refused(READINGS, &[]), "the body is no Readings: seq is missing");
-    assert_eq!(hello(&[0x18, 7]), "the body is no Hello: clock: 7 is none of its values");
-    assert_eq!(hello(&[0x1d, 0, 0, 0, 0]), "the body is no Hello: clock: wire type 5 where 0 is expected");
-    assert_eq!(hello(&[0x2a, 1, 0xff]), "the body is no Hello: firmware: the text is not UTF-8");
-    assert_eq!(hello(&[0x32, 2, 0x08, 1]), "the body is no Hello: channels: name is missing");
+    assert_eq!(refused(HELLO, &[]), "the body is not a valid Hello: device is missing");
+    assert_eq!(refused(HELLO, &[0x0a, 1, b'd']), "the body is not a valid Hello: session is missing");
+    assert_eq!(refused(READINGS, &[]), "the body is not a valid Readings: seq is missing");
+    assert_eq!(hello(&[0x18, 7]), "the body is not a valid Hello: clock: 7 is none of its values");
+    assert_eq!(hello(&[0x1d, 0, 0, 0, 0]), "the body is not a valid Hello: clock: wire type 5 where 0 is expected");
+    assert_eq!(hello(&[0x2a, 1, 0xff]), "the body is not a valid Hello: firmware: the text is not UTF-8");
+    assert_eq!(hello(&[0x32, 2, 0x08, 1]), "the body is not a valid Hello: channels: name is missing");
 
-    let channel = "the body is no Readings: samples: values: the channel, index or name, is missing";
+    let channel = "the body is not a valid Readings: samples: values: the channel, index or name, is missing";
     assert_eq!(value(&[]), channel);
     assert_eq!(value(&[0x28, 1]), channel);
-    let none = "the body is no Readings: samples: values: the value, of a type that is known, is missing";
+    let none = "the body is not a valid Readings: samples: values: the value, of a type that is known, is missing";
     assert_eq!(value(&[0x08, 0]), none);
     assert_eq!(value(&[0x08, 0, 0x78, 1]), none, "of a type that is not known yet");
     assert_eq!(
         value(&[0x08, 0xf0, 0xa2, 0x04]),
-        "the body is no Readings: samples: values: index: 70000 is above 65535"
+        "the body is not a valid Readings: samples: values: index: 70000 is above 65535"
     );
 
-    let cut = "the body is no Hello: it ends in the middle of a field";
+    let cut = "the body is not a valid Hello: it ends in the middle of a field";
     for body in [&[0x0a][..], &[0x0a, 2, b'd'], &[0x10, 0x80], &[0x79, 1, 2, 3], &[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]]
     {
         assert_eq!(refused(HELLO, body), cut, "{body:02x?}");
     }
-    let long = "the body is no Hello: a number is longer than 64 bits";
+    let long = "the body is not a valid Hello: a number is longer than 64 bits";
     assert_eq!(refused(HELLO, &[&[0x10][..], &[0xff; 9], &[2]].concat()), long);
     assert_eq!(refused(HELLO, &[&[0x10][..], &[0x80; 10], &[0]].concat()), long);
-    assert_eq!(refused(HELLO, &[0x0b, 0x0c]), "the body is no Hello: 11 is no tag of a field");
-    assert_eq!(refused(HELLO, &[0x00, 0x00]), "the body is no Hello: 0 is no tag of a field");
+    assert_eq!(refused(HELLO, &[0x0b, 0x0c]), "the body is not a valid Hello: 11 is no tag of a field");
+    assert_eq!(refused(HELLO, &[0x00, 0x00]), "the body is not a valid Hello: 0 is no tag of a field");
 }
 
 #[test]

@@ -127,7 +127,7 @@ async fn a_renewed_certificate_is_used_and_a_broken_one_is_not() {
     std::fs::write(certificates.path("server.key"), "nothing").expect("a file");
     eventually("the broken key is told", async || {
         assert_eq!(shown().await, old, "the old certificate serves on");
-        gateway.log().contains("going on with the old ones")
+        gateway.log().contains("the old ones stay in use")
     })
     .await;
 

@@ -165,7 +165,10 @@ async fn what_refuses_a_websocket_is_told_by_its_answer() {
             b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/login\r\n\r\n",
             "HTTP 302 Found, and sends to \"http://portal.example/login\"; that is a web server, a portal",
         ),
-        (b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\n\r\n", "without knowing what that is"),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\n\r\n",
+            "without a valid Sec-WebSocket-Accept",
+        ),
         (b"\x15\x03\x01\x00\x02\x02\x46", "speaks TLS and not plain HTTP; if that port is for TLS, write wss://"),
         (b"\x20\x02\x00\x05", "does not speak HTTP: it says the bytes 20 02 00 05"),
     ] {
@@ -265,7 +268,10 @@ async fn what_a_proxy_says_stands_in_the_message() {
             &b"HTTP/1.1 403 Blocked by policy\r\n\r\n"[..],
             "HTTP 403 Blocked by policy; many proxies allow port 443 only",
         ),
-        (b"HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate\r\n\r\n", "it wants Negotiate, and only Basic is known"),
+        (
+            b"HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate\r\n\r\n",
+            "it wants Negotiate, and the gateway supports only Basic",
+        ),
         (b"HTTP/1.1 407 No\r\n\r\n", "HTTP 407 No; give proxy_username and proxy_password_file"),
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "HTTP 502 Bad Gateway; it could not reach the broker itself"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak HTTP: it says \"SSH-2.0-OpenSSH_9.2\""),

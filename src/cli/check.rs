@@ -1,4 +1,4 @@
-//! `tidegate check`: all that is wrong with a configuration.
+//! `tidegate check`: reports every problem of a configuration.
 
 use super::{File, USAGE, failed, say};
 use crate::clock::{Clock, SystemClock};
@@ -17,15 +17,15 @@ use std::process::ExitCode;
 pub struct Args {
     #[command(flatten)]
     file: File,
-    /// Connect to each broker of each [[mqtt]] as well, and say what is found at each step
+    /// Connect to each broker of each [[mqtt]] as well, and print the finding of each step
     ///
-    /// Exits with 1 if something is wrong there. A running gateway is not disturbed: this
-    /// connects under another client id, and publishes nothing that looks like a reading.
+    /// Exits with 1 if a step fails. A running gateway is not disturbed: this connects under
+    /// another client id, and publishes nothing that looks like a reading.
     #[arg(long)]
     connect: bool,
-    /// Connect under this client id instead of the configured one with -check behind it
+    /// Connect under this client id; the default is the configured one with -check appended
     ///
-    /// For brokers that let in only the gateway's own; stop the gateway then.
+    /// For brokers that accept only the gateway's own id; stop the gateway first.
     #[arg(long, value_name = "ID", requires = "connect")]
     client_id: Option<String>,
 }
@@ -39,12 +39,12 @@ pub fn run(args: &Args) -> ExitCode {
     let (problems, lines) = match config {
         Err(problems) => (problems.to_string(), unseen_lines.collect::<String>()),
         Ok(config) => {
-            let looks: Vec<_> = looks(config).into_iter().filter(|look| look.is_seen(unseen)).collect();
-            let problems = looks.iter().filter_map(Look::problem).map(|(key, what)| {
+            let sections: Vec<_> = certificates(config).into_iter().filter(|section| section.is_seen(unseen)).collect();
+            let problems = sections.iter().filter_map(SectionCertificates::problem).map(|(key, what)| {
                 let line = checked.line_of(&key).map(|line| format!("{line}:")).unwrap_or_default();
                 format!("{}:{line} {key}: {what}", path.display())
             });
-            let notes = notes(config).into_iter().chain(looks.iter().flat_map(Look::lapses));
+            let notes = notes(config).into_iter().chain(sections.iter().flat_map(SectionCertificates::lapses));
             let notes = notes.map(|note| format!("{}: note: {note}\n", path.display()));
             (problems.collect::<Vec<_>>().join("\n"), unseen_lines.chain(notes).collect())
         }
@@ -63,11 +63,11 @@ pub fn run(args: &Args) -> ExitCode {
     USAGE.into()
 }
 
-/// What is allowed, and had better be meant.
+/// Settings that are allowed and may be a mistake.
 fn notes(config: &Config) -> Vec<String> {
     let note = |section: String, listener: ListenerConfig| {
         let listen = listener.listen;
-        let open = format!("{section}: whoever reaches {listen} is let in: authentication = \"none\"");
+        let open = format!("{section}: every device that reaches {listen} is accepted: authentication = \"none\"");
         let what = "tokens are sent in the clear: give cert_file and key_file, or authentication = \"hmac\"";
         let tapped = format!("{section}: {what}");
         [listener.is_open().then_some(open), listener.is_tapped().then_some(tapped)].into_iter().flatten()
@@ -79,19 +79,19 @@ fn notes(config: &Config) -> Vec<String> {
     open.chain(unwritable(&config.store.directory)).collect()
 }
 
-/// The certificates of one section, and what is made of them.
-struct Look {
+/// The certificates of one section, and whether they are usable.
+struct SectionCertificates {
     section: String,
     certificate: Option<PathBuf>,
-    /// That are trusted.
+    /// The trusted ones.
     authorities: Option<PathBuf>,
     made: Result<()>,
 }
 
-fn looks(config: &Config) -> Vec<Look> {
+fn certificates(config: &Config) -> Vec<SectionCertificates> {
     let listener = |section: String, listener: ListenerConfig| {
         let files = listener.tls()?;
-        Some(Look {
+        Some(SectionCertificates {
             section,
             made: tls::server_config(&files).map(drop),
             certificate: Some(files.cert),
@@ -102,12 +102,12 @@ fn looks(config: &Config) -> Vec<Look> {
     let http = Some(&config.http).filter(|http| http.enabled).and_then(|http| listener("http".into(), http.listener()));
     let sinks = config.sinks().into_iter().filter_map(|sink| {
         let Certificates { certificate, authorities, usable } = kinds::certificates(&sink)?;
-        Some(Look { section: sink.path, certificate, authorities, made: usable })
+        Some(SectionCertificates { section: sink.path, certificate, authorities, made: usable })
     });
     tcp.chain(http).chain(sinks).collect()
 }
 
-/// Connects to where each sink sends to; exits with 1 if something is wrong there.
+/// Connects to the destination of each sink; exits with 1 if a step fails.
 fn connect(config: &Config, client_id: Option<&str>) -> ExitCode {
     let mut print = |line: String| drop(writeln!(std::io::stdout(), "{line}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -136,26 +136,26 @@ fn connect(config: &Config, client_id: Option<&str>) -> ExitCode {
     }
 }
 
-impl Look {
-    /// Whether all of its files could be looked at.
+impl SectionCertificates {
+    /// Whether every file of this section could be checked.
     fn is_seen(&self, unseen: &[Problem]) -> bool {
         !unseen.iter().any(|problem| problem.key.split('.').next() == Some(&self.section))
     }
 
-    /// What is wrong beyond each file by itself, and the key that it is about.
+    /// A problem that no single file has by itself, with the key that it is about.
     fn problem(&self) -> Option<(String, String)> {
         let why = self.made.as_ref().err()?;
         let key = if self.certificate.is_some() { "cert_file" } else { "ca_file" };
         Some((format!("{}.{key}", self.section), format!("{why:#}")))
     }
 
-    /// What is the matter with the time of its certificate, and of authorities.
+    /// Certificate and authorities that are not valid yet, expired, or about to expire.
     fn lapses(&self) -> impl Iterator<Item = String> {
         let now = SystemClock::new().now();
         let of_authorities = self.authorities.as_ref().and_then(|path| {
             let all = pem::certificates(path).ok()?;
             let lapse = all.iter().find_map(|one| Validity::of(one)?.lapse(now.wall, now.trusted))?;
-            let what = format!("an authority in {} {lapse}; have the new one as well", path.display());
+            let what = format!("an authority in {} {lapse}; add its successor", path.display());
             Some(format!("{}: {what}", self.section))
         });
         let own = self.certificate.as_ref().and_then(|path| {
@@ -166,7 +166,7 @@ impl Look {
     }
 }
 
-/// What is said of a directory that this user may not write to; the service's user may.
+/// The note for a directory that this user may not write to.
 fn unwritable(directory: &Path) -> Option<String> {
     let there = directory.ancestors().find(|path| path.exists())?;
     let allowed = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
@@ -174,8 +174,8 @@ fn unwritable(directory: &Path) -> Option<String> {
     let shown = there.display();
     denied.then(|| {
         format!(
-            "store.directory: this user may not write to {shown}, so only as another user does the gateway start here; \
-             `sudo -u tidegate tidegate check` tells what the service's user may"
+            "store.directory: this user may not write to {shown}, and the gateway starts here only as another user; \
+             `sudo -u tidegate tidegate check` checks as the service's user"
         )
     })
 }

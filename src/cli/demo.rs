@@ -1,5 +1,5 @@
-//! `tidegate demo`: broker, gateway, devices and a subscriber in one process, to see
-//! them work without a network or a configuration.
+//! `tidegate demo`: broker, gateway, devices and a subscriber in one process, without a
+//! network or a configuration.
 
 pub mod broker;
 
@@ -16,38 +16,38 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
-/// Shows a whole system at work: an MQTT broker, a gateway, simulated devices, and
-/// what a cloud subscriber receives of them.
+/// Runs a whole system: an MQTT broker, a gateway, simulated devices, and a subscriber
+/// that prints what the broker delivers.
 ///
-/// All of it is in this process and on the loopback interface. The gateway's log is in
-/// a temporary directory that is removed in the end.
+/// All of it runs in this process and on the loopback interface. The gateway's log is in
+/// a temporary directory, which is removed at the end.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Run the broker alone, until Ctrl-C; prints where it speaks MQTT 3.1.1 and, on a
-    /// second line, MQTT 5 once it does
+    /// Run only the broker, until Ctrl-C; prints its URL for MQTT 3.1.1 and, on a second
+    /// line, its URL for MQTT 5
     #[arg(long, conflicts_with_all = ["devices", "duration"])]
     pub broker_only: bool,
-    /// Where the broker speaks MQTT 3.1.1; 0 for any free port
+    /// The broker's port for MQTT 3.1.1; 0: any free port
     #[arg(long, value_name = "P", default_value_t = 0)]
     pub mqtt_port: u16,
-    /// Where the broker speaks MQTT 5; 0 for any free port
+    /// The broker's port for MQTT 5; 0: any free port
     #[arg(long, value_name = "P", default_value_t = 0)]
     pub mqtt5_port: u16,
-    /// How many devices; each takes a reading a second
+    /// Number of devices; each takes a reading a second
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub devices: u32,
-    /// End after so long, such as "10s"; on Ctrl-C if not given
+    /// End after this time, such as "10s"; without it, on Ctrl-C
     #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
 }
 
 const GATEWAY: &str = "demo";
-/// Longer than anybody watches.
-const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
-/// What the broker confirmed to the gateway reaches the subscriber in this time.
-const ON_THE_WAY: Duration = Duration::from_millis(300);
+/// The demo's length without `--duration`.
+const UNLIMITED: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
+/// Time for confirmed readings to reach the subscriber.
+const DELIVERY_TIME: Duration = Duration::from_millis(300);
 
-/// Runs the verb until its time is up or Ctrl-C or SIGTERM comes. True if it worked.
+/// Runs the verb until its time is up, or Ctrl-C or SIGTERM. True if it succeeded.
 ///
 /// # Errors
 /// If a part cannot be started, or fails.
@@ -72,21 +72,21 @@ pub async fn run(args: Args) -> Result<bool> {
     Ok(true)
 }
 
-/// Runs all but the broker until the time is up, `stop` turns true, or nobody reads
-/// the output any more.
+/// Runs everything except the broker until the time is up, `stop` turns true, or the
+/// reader of the output closes it.
 ///
 /// # Errors
-/// If a part cannot be started or fails, or in the time not every reading was
-/// acknowledged.
+/// If a part cannot be started or fails, or if not every reading was acknowledged in
+/// time.
 pub async fn demo(args: &Args, broker: Broker, mut streams: Streams, stop: watch::Receiver<bool>) -> Result<()> {
     let directory = tempfile::Builder::new()
         .prefix("tidegate-demo-")
         .tempdir()
         .context("cannot make a temporary directory for the log")?;
     let gateway = start_gateway(directory.path(), &broker).await?;
-    let Some(address) = gateway.tcp_addresses().first() else { bail!("the gateway listens nowhere") };
+    let Some(address) = gateway.tcp_addresses().first() else { bail!("the gateway has no TCP listener") };
     let (devices, address) = (args.devices, *address);
-    // Nothing depends on whether somebody reads it.
+    // The demo runs on even if this cannot be printed.
     let _ = writeln!(
         streams.err,
         "broker      {broker}\ngateway     {address}, log in {log}\ndevices     {devices}, a reading a second each\n\
@@ -101,7 +101,8 @@ pub async fn demo(args: &Args, broker: Broker, mut streams: Streams, stop: watch
     let mut subscriber = std::pin::pin!(subscriber);
     let simulation = simulation(args, address);
     let simulated = async {
-        // Not before, or nobody sees the first readings. A subscriber that fails is seen below.
+        // After the subscription, so that the first readings are printed. A failed subscriber
+        // is handled below.
         let _ = ready.await;
         simulate::simulate(&simulation, stop.clone()).await
     };
@@ -115,12 +116,12 @@ pub async fn demo(args: &Args, broker: Broker, mut streams: Streams, stop: watch
     };
     let stopping = async {
         gateway.stop().await;
-        tokio::time::sleep(ON_THE_WAY).await;
+        tokio::time::sleep(DELIVERY_TIME).await;
         stop_subscriber.send_replace(true);
     };
     let (printed, ()) = tokio::join!(subscriber, stopping);
     printed?;
-    // Whoever interrupts devices does not wait for their last Ack.
+    // An interrupted run does not wait for the last Acks.
     if !report.complete && !*stop.borrow() {
         bail!("not every reading was acknowledged: {}", report.trouble.unwrap_or_default());
     }
@@ -137,12 +138,12 @@ async fn start_gateway(directory: &Path, broker: &Broker) -> Result<Gateway> {
         tcp: vec![Tcp { listen: loopback, ..Tcp::default() }],
         http: Http { enabled: false, ..Http::default() },
         store: Store { directory: directory.into(), ..Store::default() },
-        // The broker speaks one version there.
+        // On that port the broker speaks one version only.
         mqtt: vec![Mqtt { brokers: vec![broker.url()], version: Some(MqttVersion::V3_1_1), ..Mqtt::default() }],
         ..Config::default()
     };
     config.gateway.id = Some(GatewayId::new(GATEWAY)?);
-    // A demonstration does not wait for a time server.
+    // The demo does not wait for a time server.
     config.gateway.clock = ClockTrust::Trusted;
     Gateway::start(config).await
 }
@@ -171,7 +172,7 @@ fn simulation(args: &Args, gateway: SocketAddr) -> simulate::Args {
         devices: args.devices,
         rate: Rate::PerSecond(f64::from(args.devices)),
         readings: None,
-        duration: Some(args.duration.unwrap_or(FOR_EVER)),
+        duration: Some(args.duration.unwrap_or(UNLIMITED)),
         burst: 1,
         seed: 1,
         encoding: simulate::Encoding::Postcard,

@@ -1,4 +1,4 @@
-//! `tidegate devices`: who is there, and who was; and what of theirs could not be taken.
+//! `tidegate devices`: presence of devices, its history, and refused samples.
 
 use super::api::{Api, segment};
 use super::{File, OF_API, failed, load};
@@ -8,31 +8,31 @@ use serde_json::Value;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Shows which devices a running gateway knows, and whether they are there
+/// Shows the devices that a running gateway knows, and whether they are online
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     file: File,
-    /// This device only, or HUB/SUB
+    /// Only this device, or HUB/SUB
     device: Option<DeviceId>,
-    /// What was told of them, the newest first
+    /// Show reported changes of their presence, newest first
     #[arg(long)]
     history: bool,
-    /// Samples of theirs that were refused since the gateway started, the newest first
+    /// Show their refused samples since the gateway started, newest first
     #[arg(long, conflicts_with = "history")]
     refused: bool,
-    /// At most so many lines
+    /// At most this many lines
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
-    /// Print a JSON object a line
+    /// Print one JSON object a line
     #[arg(long)]
     json: bool,
 }
 
-/// Lines asked for at a time.
+/// Entries requested at a time.
 const PAGE: u64 = 1000;
 
-/// Does what the command line says.
+/// Runs the verb.
 pub fn run(args: &Args) -> ExitCode {
     let config = match load(&args.file.config, &OF_API) {
         Ok(config) => config,
@@ -71,7 +71,7 @@ fn show(args: &Args, api: &Api, out: &mut dyn Write) -> Result<()> {
         let number = |key: &str| entry[key].as_u64().unwrap_or_default();
         if args.refused {
             let (session, seq, count) = (number("session"), number("seq"), number("count"));
-            // Devices choose what stands there: no terminal escape gets through.
+            // Devices choose this text: no terminal escape gets through.
             let why: String = text("text").chars().flat_map(char::escape_debug).collect();
             return writeln!(
                 out,
@@ -94,11 +94,11 @@ fn show(args: &Args, api: &Api, out: &mut dyn Write) -> Result<()> {
         )
         .context(written)
     })?;
-    // A table without lines; where something was refused there is none.
+    // If no sample was refused, the table has only its header.
     if headed { Ok(()) } else { head(out) }
 }
 
-/// Asks for what is to be shown, page by page.
+/// Requests the entries page by page.
 fn each(args: &Args, api: &Api, show: &mut dyn FnMut(&Value) -> Result<()>) -> Result<()> {
     let device = args.device.as_ref().map(|device| segment(device.as_str()));
     let (path, list, page_by) = match (&device, args.history) {

@@ -1,4 +1,4 @@
-//! `tidegate key`: the keys that devices prove who they are with.
+//! `tidegate key`: the keys that devices authenticate with.
 
 use super::{failed, load, say};
 use crate::clock::{Clock, SystemClock};
@@ -9,7 +9,7 @@ use serde_json::json;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Makes, lists and revokes keys of devices
+/// Makes, lists and revokes devices' keys
 ///
 /// A running gateway notices a change at once.
 #[derive(Debug, Clone, clap::Args)]
@@ -20,23 +20,23 @@ pub struct Args {
 
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Verb {
-    /// Makes a key and prints its secret, which is shown never again
+    /// Makes a key and prints its secret, which is shown only this once
     New(New),
     /// Shows the keys, without their secrets
     List(List),
-    /// Makes a key worthless; sessions that were established with it end
+    /// Invalidates a key and ends the sessions that authenticated with it
     Revoke(Revoke),
 }
 
 #[derive(Debug, Clone, clap::Args)]
 struct New {
-    /// What the key is called: devices send it, too
+    /// The key's name, which devices send
     name: String,
-    /// A pattern of device names that the key is for, such as "pump-*"; may be given
-    /// several times. Every device, if left out
+    /// Pattern of the device names that the key is for, such as "pump-*"; may be repeated.
+    /// Default: every device
     #[arg(long = "device", value_name = "PATTERN")]
     devices: Vec<String>,
-    /// A token, which the device sends, instead of a key for HMAC, which it does not
+    /// Make a token, which the device sends, instead of an HMAC key, which it never sends
     #[arg(long)]
     token: bool,
     #[command(flatten)]
@@ -54,13 +54,13 @@ struct List {
 
 #[derive(Debug, Clone, clap::Args)]
 struct Revoke {
-    /// The key
+    /// The key's name
     name: String,
     #[command(flatten)]
     file: super::File,
 }
 
-/// Does what the command line says.
+/// Runs the verb.
 pub fn run(args: Args) -> ExitCode {
     let path = match &args.verb {
         Verb::New(New { file, .. }) | Verb::List(List { file, .. }) | Verb::Revoke(Revoke { file, .. }) => &file.config,
@@ -99,7 +99,7 @@ fn new(args: New, files: &KeyFiles) -> Result<()> {
     files.add(&key)?;
     let (kind, name, devices) = (key.material.kind(), &key.name, key.devices.join(", "));
     say(&format!("key {name:?} ({kind}) for the devices {devices}; its secret, shown only now:"));
-    // Alone on standard output, so that it can be sent to a file.
+    // The secret alone goes to standard output, so that it can be redirected to a file.
     writeln!(std::io::stdout(), "{}", hex(&secret.0))
         .with_context(|| format!("cannot print the secret: revoke key {name:?} and make another"))
 }

@@ -1,11 +1,11 @@
-//! `tidegate link`: what an operator does at the ports.
+//! `tidegate link`: lists serial ports and decodes what is sent over them.
 
 mod list;
 mod sniff;
 
 use std::process::ExitCode;
 
-/// Lists serial ports, and listens to them
+/// Lists serial ports, and decodes what is sent over them
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -18,10 +18,10 @@ enum Verb {
     Sniff(sniff::Args),
 }
 
-/// Does what the command line says.
+/// Runs the verb.
 pub fn run(args: Args) -> ExitCode {
     match args.verb {
         Verb::List(args) => list::run(&args),
-        Verb::Sniff(args) => super::tool(sniff::run(args)),
+        Verb::Sniff(args) => super::run_tool(sniff::run(args)),
     }
 }

@@ -1,10 +1,10 @@
-//! What tests let a verb print to.
+//! A buffer that tests let a verb print to.
 
 use parking_lot::Mutex;
 use std::io::Write;
 use std::sync::Arc;
 
-/// What was printed.
+/// The printed bytes.
 #[derive(Debug, Clone, Default)]
 pub struct Printed(Arc<Mutex<Vec<u8>>>);
 

@@ -1,4 +1,4 @@
-//! `tidegate queue`: what an operator does with the log.
+//! `tidegate queue`: inspects and changes the log.
 
 mod export;
 mod forget;
@@ -16,7 +16,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Looks into the log, and clears it
+/// Inspects the log, and removes from it
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -33,19 +33,19 @@ enum Verb {
     Verify(verify::Args),
 }
 
-/// Which log to look into.
+/// The log to inspect.
 #[derive(Debug, Clone, clap::Args)]
 struct Which {
     /// The configuration file, whose [store] directory has the log
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// A database by name instead, such as a quarantined or copied log.db; it is only
+    /// A database by its path instead, such as a quarantined or copied log.db; it is only
     /// read, and may be damaged
     #[arg(long, value_name = "PATH", conflicts_with = "config")]
     file: Option<PathBuf>,
 }
 
-/// A place in the log, as the command line gives it.
+/// A place in the log: a seq or a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Bound {
     Seq(Seq),
@@ -66,7 +66,7 @@ impl std::str::FromStr for Bound {
     }
 }
 
-/// Why a verb ended early.
+/// Why a verb failed.
 enum Failure {
     /// The configuration is wrong.
     Configuration(String),
@@ -79,7 +79,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// Does what the command line says.
+/// Runs the verb.
 pub fn run(args: Args) -> ExitCode {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let done = match args.verb {
@@ -103,7 +103,7 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-/// Whether nobody reads the output any more, which is no fault.
+/// Whether the reader of the output closed it, which is no fault.
 fn is_closed_pipe(why: &anyhow::Error) -> bool {
     why.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|why| why.kind() == ErrorKind::BrokenPipe)
@@ -113,7 +113,7 @@ fn is_closed_pipe(why: &anyhow::Error) -> bool {
     })
 }
 
-/// The configuration, of which the log's directory is used and what else is `used`.
+/// The configuration; only its log directory and the `used` sections have to be valid.
 fn load(path: &Path, used: &[&str]) -> Result<Config, Failure> {
     let used = [&["store.directory"], used].concat();
     config::load_part(path, &used).map_err(|problems| Failure::Configuration(problems.to_string()))
@@ -128,11 +128,11 @@ impl Which {
     }
 }
 
-/// The end of a command that changes the log only where that is confirmed.
+/// The result of a command that changes the log only if that is confirmed.
 fn changed(confirmed: bool, out: &mut dyn Write) -> Result<bool, Failure> {
     if !confirmed {
         out.flush()?;
-        say("tidegate: nothing was changed; say --yes to do it");
+        say("tidegate: nothing was changed; add --yes to do it");
     }
     Ok(confirmed)
 }

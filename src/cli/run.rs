@@ -1,4 +1,4 @@
-//! `tidegate run`: the gateway itself.
+//! `tidegate run`: runs the gateway.
 
 use super::{USAGE, failed, say};
 use crate::config::{self, Config};
@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// More threads than this gain nothing: what is expensive is done by the log's own.
+/// More threads gain nothing: the log's own threads do the expensive work.
 const MAX_DEFAULT_WORKERS: usize = 4;
 
-/// Runs the gateway until it is told to stop.
+/// Runs the gateway until SIGTERM or SIGINT.
 pub fn run(path: &Path) -> ExitCode {
     let config = match config::load(path) {
         Ok(config) => config,
@@ -41,7 +41,7 @@ fn start(config: Config, logging: Logging) -> Result<()> {
         .build()
         .context("cannot start the threads")?;
     let outcome = runtime.block_on(gateway::run(config, logging));
-    // What still runs was given its time.
+    // Tasks that still run had their time to stop.
     runtime.shutdown_background();
     outcome
 }

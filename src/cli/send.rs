@@ -1,4 +1,4 @@
-//! `tidegate send`: a command to a device, or to the gateway itself.
+//! `tidegate send`: sends a command to a device, or to the gateway itself.
 
 use super::api::{Api, NoAnswer, segment};
 use super::{DEFAULT_CONFIG, OF_API, USAGE, failed, load, say};
@@ -12,30 +12,30 @@ use std::time::{Duration, Instant};
 
 /// Sends a command to a device, or to the gateway itself
 ///
-/// The running gateway of the configuration takes it over and hands it to the device, now
-/// or when it comes back before the command's time is over. Exits with 0 once the gateway
-/// has it on disk; with --wait, once the device did it.
+/// The running gateway of this configuration stores the command and sends it to the device,
+/// now or when the device connects before the command expires. Exits with 0 once the command
+/// is on disk; with --wait, once the device has carried it out.
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "tidegate send [OPTIONS] DEVICE NAME [JSON]\n       tidegate send [OPTIONS] --gateway NAME [JSON]"
 )]
 pub struct Args {
-    /// The configuration file of the gateway that runs
+    /// The running gateway's configuration file
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// To the gateway itself: ping, status, restart-sink or set-log-level
     #[arg(long)]
     gateway: bool,
-    /// The device (HUB/SUB for one behind a hub), the command's name, and what goes with it
+    /// The device (HUB/SUB for one behind a hub), the command's name, and its payload
     #[arg(value_name = "DEVICE NAME [JSON]", required = true, num_args = 1..=3)]
     words: Vec<String>,
-    /// The command's id; the same id a second time changes nothing. Drawn if not given
+    /// The command's id; sending the same id again changes nothing. Random by default
     #[arg(long)]
     id: Option<CommandId>,
-    /// How long it is wanted, such as 30s, or until when, such as 2026-11-23T01:02:03Z
+    /// Expire after a time such as 30s, or at a time such as 2026-11-23T01:02:03Z
     #[arg(long, value_name = "TIME")]
     expires: Option<String>,
-    /// Wait until it has ended, a minute if nothing else is given
+    /// Wait until it has ended; for a minute unless a time is given
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "1m")]
     wait: Option<humantime::Duration>,
     /// Print the gateway's answer as JSON
@@ -43,22 +43,22 @@ pub struct Args {
     json: bool,
 }
 
-/// How long it is asked to hold an answer back at a time.
-const HOLD: Duration = Duration::from_secs(5);
+/// Time for which the gateway is asked to hold its answer back, in one request.
+const MAX_HOLD: Duration = Duration::from_secs(5);
 
-/// How long the gateway may take to have a command on disk, if no time is given.
+/// Time until a command must be on disk, without `--wait`.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// Of the time that is given, so much at most is kept for the question what is wrong.
-const ASIDE: Duration = Duration::from_millis(500);
-/// How the gateway says that it holds back as many answers as it may.
+/// Most of the given time that is reserved for asking what is wrong.
+const RESERVED: Duration = Duration::from_millis(500);
+/// Status if too many answers are held back.
 const BUSY: u16 = 503;
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// What an answer that was held back may take on its way.
-const SPARE: Duration = Duration::from_millis(250);
+/// Allowance for the transmission of an answer that was held back.
+const TRANSMISSION: Duration = Duration::from_millis(250);
 
-/// What is to be sent, as the words say.
+/// The command, as given by the arguments.
 struct Sending {
-    /// Of the API.
+    /// Below the API.
     path: String,
     id: CommandId,
     body: Value,
@@ -99,7 +99,7 @@ fn sending(args: &Args) -> Result<Sending> {
     let name = CommandName::new(name).map_err(|why| anyhow::anyhow!("the name {name:?} {why}"))?;
     let payload: Option<Value> = payload
         .map(|payload| {
-            let hint = if args.wait.is_some() { "; a time to wait stands behind =, as in --wait=30s" } else { "" };
+            let hint = if args.wait.is_some() { "; write a time to wait after =, as in --wait=30s" } else { "" };
             serde_json::from_str(payload).with_context(|| format!("{payload} is no JSON, to be quoted whole{hint}"))
         })
         .transpose()?;
@@ -111,14 +111,14 @@ fn sending(args: &Args) -> Result<Sending> {
     Ok(Sending { path, id, body })
 }
 
-/// Whether it was accepted or, if that is waited for, done.
+/// True if the command was accepted or, with `--wait`, done.
 fn send(api: &Api, sending: &Sending, args: &Args) -> Result<bool> {
     let wait = args.wait.map(|wait| *wait);
     let until = Instant::now() + wait.unwrap_or(ANSWER_WITHIN);
-    // What is left then is for the gateway to say what is wrong with it.
-    let within = wait.map_or(ANSWER_WITHIN, |wait| wait - (wait / 4).min(ASIDE));
+    // The rest is for the question what is wrong.
+    let within = wait.map_or(ANSWER_WITHIN, |wait| wait - (wait / 4).min(RESERVED));
     let mut command = match api.post_within(&sending.path, &sending.body, within) {
-        Err(why) if why.is::<NoAnswer>() => bail!("{why}{}; {}", trouble(api, until), unknown(&sending.id)),
+        Err(why) if why.is::<NoAnswer>() => bail!("{why}{}; {}", problems(api, until), advice_if_unknown(&sending.id)),
         answer => answer?.json()?,
     };
     if wait.is_some() {
@@ -128,16 +128,16 @@ fn send(api: &Api, sending: &Sending, args: &Args) -> Result<bool> {
             if left.is_zero() {
                 break;
             }
-            let hold = left.min(HOLD).as_millis().max(1);
-            let answer = match api.get_within(&format!("{path}?wait={hold}ms"), left + SPARE) {
-                // It was taken, and how it is was told before.
+            let hold = left.min(MAX_HOLD).as_millis().max(1);
+            let answer = match api.get_within(&format!("{path}?wait={hold}ms"), left + TRANSMISSION) {
+                // The command was accepted, and `command` has its last known state.
                 Err(why) if why.is::<NoAnswer>() => break,
                 answer => answer?,
             };
             if answer.status == BUSY {
-                // As many wait already as may.
+                // The limit of waiting requests is reached.
                 std::thread::sleep(left.min(ASK_AGAIN));
-                match api.get_within(&path, left + SPARE) {
+                match api.get_within(&path, left + TRANSMISSION) {
                     Ok(answer) if answer.status != BUSY => command = answer.json()?,
                     Err(why) if !why.is::<NoAnswer>() => return Err(why),
                     _ => {}
@@ -163,13 +163,13 @@ fn send(api: &Api, sending: &Sending, args: &Args) -> Result<bool> {
     })
 }
 
-/// Of a command that the gateway did not confirm.
-fn unknown(id: &CommandId) -> String {
-    format!("it may have taken the command or not: send it again with --id {id}, which it takes only once")
+/// The advice for a command that the gateway did not confirm.
+fn advice_if_unknown(id: &CommandId) -> String {
+    format!("it may have accepted the command or not: send it again with --id {id}, which it accepts only once")
 }
 
-/// What the gateway says is wrong with it, in brackets, if it does so at once.
-fn trouble(api: &Api, until: Instant) -> String {
+/// The gateway's problems, in brackets, if it reports them in time.
+fn problems(api: &Api, until: Instant) -> String {
     let left = until.saturating_duration_since(Instant::now());
     let said = api.get_within("/health/ready", left).ok().and_then(|answer| serde_json::from_str(&answer.body).ok());
     let said: Value = said.unwrap_or_default();

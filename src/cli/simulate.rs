@@ -1,5 +1,5 @@
-//! `tidegate simulate`: devices that speak the real protocol, to try a gateway out
-//! and to measure it.
+//! `tidegate simulate`: devices that speak the real protocol, to try out and measure a
+//! gateway.
 
 pub mod access;
 pub mod client;
@@ -13,8 +13,8 @@ use crate::model::Token;
 use crate::wire::frame::BodyEncoding;
 use access::{Access, Holder};
 use anyhow::{Context, bail};
-use client::{Client, Identity, Patience};
-use device::Surroundings;
+use client::{Client, Identity, Timeouts};
+use device::RunContext;
 use pace::{Length, Pace};
 use report::{Latencies, Report};
 use std::io::Write;
@@ -24,16 +24,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Runs simulated devices against a gateway and sums up how they fared.
+/// Runs simulated devices against a gateway and prints a summary.
 ///
-/// Each device resends what was not acknowledged. Exits with 1 if in the end some
-/// reading was not.
+/// Each device resends readings that were not acknowledged. Exits with 1 if some were not
+/// acknowledged at the end.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Where the gateway listens
+    /// The gateway's address
     #[arg(value_name = "tcp://HOST:PORT", value_parser = parse_address)]
     pub gateway: String,
-    /// How many devices
+    /// Number of devices
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub devices: u32,
     /// Readings per second over all devices; 0 or "max": as fast as acks allow
@@ -42,22 +42,22 @@ pub struct Args {
     /// End when this many readings over all devices are acknowledged
     #[arg(long, value_name = "TOTAL", required_unless_present = "duration", conflicts_with = "duration")]
     pub readings: Option<u64>,
-    /// Take readings for so long, such as "30s", and end when they are acknowledged
+    /// Take readings for this time, such as "30s", and end when they are acknowledged
     #[arg(long, value_name = "D", value_parser = humantime::parse_duration)]
     pub duration: Option<Duration>,
     /// Frames, of one reading each, in one write
     #[arg(long, value_name = "FRAMES", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub burst: u16,
-    /// The values derive from this, the device's number and the reading's seq
+    /// Seed of the values, with the device's number and the reading's seq
     #[arg(long, value_name = "S", default_value_t = 1)]
     pub seed: u64,
     /// How message bodies are encoded
     #[arg(long, value_enum, default_value_t = Encoding::Postcard)]
     pub encoding: Encoding,
-    /// The devices are called NAME-1, NAME-2 and so on
+    /// Prefix of the devices' ids: NAME-1, NAME-2 and so on
     #[arg(long, value_name = "NAME", default_value = "sim")]
     pub prefix_id: String,
-    /// End so long after the last reading was taken even if some are not acknowledged
+    /// End this long after the last reading was taken, even if some are not acknowledged
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = humantime::parse_duration)]
     pub give_up: Duration,
     /// Print the summary as one JSON object
@@ -67,7 +67,7 @@ pub struct Args {
     pub access: Access,
 }
 
-/// How fast readings are taken, over all devices.
+/// Readings a second over all devices.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rate {
     /// As fast as acks allow.
@@ -95,8 +95,8 @@ pub enum Encoding {
     Protobuf,
 }
 
-/// Connections are opened so far apart: faster than a gateway can accept them, its
-/// backlog overflows.
+/// Time between two connections: if they came faster than the gateway accepts them, its
+/// backlog would overflow.
 const APART: Duration = Duration::from_micros(100);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -152,10 +152,10 @@ pub async fn simulate(args: &Args, stop: watch::Receiver<bool>) -> anyhow::Resul
     let told = Arc::new(AtomicBool::new(false));
     let mut devices = JoinSet::new();
     for number in 1..=u64::from(args.devices) {
-        let client = Client::new(identity(args, number, sessions, holder.clone())?, pace(args, number), patience(args));
+        let client = Client::new(identity(args, number, sessions, holder.clone())?, pace(args, number), timeouts(args));
         let delay = APART * u32::try_from(number - 1).unwrap_or(u32::MAX); // devices are a u32
         let (clock, latencies, stop, told) = (clock.clone(), latencies.clone(), stop.clone(), told.clone());
-        let around = Surroundings { clock, latencies, security: security.clone(), stop, told };
+        let around = RunContext { clock, latencies, security: security.clone(), stop, told };
         let addresses = addresses.clone();
         devices.spawn(async move { device::run(&addresses, client, delay, around).await });
     }
@@ -176,21 +176,21 @@ fn identity(args: &Args, number: u64, sessions: u64, holder: Option<Arc<Holder>>
         Encoding::Json => BodyEncoding::Json,
         Encoding::Protobuf => BodyEncoding::Protobuf,
     };
-    // Random in every run, whatever the seed: seqs start over.
+    // Random in every run, whatever the seed: the seqs of a session start at 1.
     let session = values::mix(sessions.wrapping_add(number));
     Ok(Identity { id, number, session, seed: args.seed, encoding, holder })
 }
 
-fn patience(args: &Args) -> Patience {
-    Patience { welcome: WELCOME_TIMEOUT, ack: ACK_TIMEOUT, give_up: args.give_up }
+fn timeouts(args: &Args) -> Timeouts {
+    Timeouts { welcome: WELCOME_TIMEOUT, ack: ACK_TIMEOUT, give_up: args.give_up }
 }
 
-/// The share of device `number`; the devices' readings are evenly spread in time.
+/// The plan of device `number`; the devices' readings are evenly spread in time.
 fn pace(args: &Args, number: u64) -> Pace {
     let devices = u64::from(args.devices);
     let interval = match args.rate {
         Rate::Max => Duration::ZERO,
-        // At least what a Duration can hold, or readings would have no times.
+        // No longer than a Duration can hold.
         Rate::PerSecond(rate) => {
             Duration::try_from_secs_f64(devices as f64 / rate).unwrap_or(Duration::MAX).max(Duration::from_nanos(1))
         }

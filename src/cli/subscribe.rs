@@ -1,5 +1,5 @@
-//! `tidegate subscribe`: what a cloud consumer runs. Decodes what gateways uplink,
-//! drops duplicates, and tells of gaps.
+//! `tidegate subscribe`: a consumer in the cloud. Decodes what gateways publish, drops
+//! duplicates, and reports gaps.
 
 pub mod consumer;
 mod feed;
@@ -26,14 +26,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// Prints the readings that gateways uplink to an MQTT broker, each once.
+/// Prints the readings that gateways publish to an MQTT broker, each once.
 ///
-/// Gaps in the gateways' numbering are told of on stderr. What is published while no
-/// connection is up comes later if --client-id is given, and never if not.
+/// Gaps in a gateway's seqs are reported on stderr. Messages published while this is not
+/// connected arrive later if --client-id is given, otherwise never.
 #[derive(Debug, Clone, clap::Args)]
 #[command(disable_version_flag = true)]
 pub struct Args {
-    /// Where the broker listens; mqtts:// for TLS, ws:// and wss:// for MQTT over WebSocket
+    /// The broker's URL; mqtts:// for TLS, ws:// and wss:// for MQTT over WebSocket
     #[arg(value_name = "mqtt://HOST:PORT", value_parser = parse_broker)]
     pub broker: Broker,
     /// Only this gateway's readings
@@ -42,7 +42,7 @@ pub struct Args {
     /// First levels of every topic, as in the gateways' configuration
     #[arg(long, value_name = "P", default_value = "tidegate", value_parser = parse_prefix)]
     pub prefix: String,
-    /// End after so many readings
+    /// End after this many readings
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
     /// Print each reading as one JSON object
@@ -51,13 +51,13 @@ pub struct Args {
     /// MQTT version
     #[arg(long, value_enum, default_value_t = MqttVersion::V3_1_1)]
     pub version: MqttVersion,
-    /// User to connect as
+    /// User name
     #[arg(long, value_name = "U")]
     pub username: Option<String>,
-    /// File that holds the password
+    /// File with the password
     #[arg(long, value_name = "F", requires = "username")]
     pub password_file: Option<PathBuf>,
-    /// PEM file of the authorities to trust; the system's if not given
+    /// PEM file of trusted authorities; default: the system's
     #[arg(long, value_name = "F")]
     pub ca_file: Option<PathBuf>,
     /// PEM file of the client's certificate chain
@@ -66,12 +66,12 @@ pub struct Args {
     /// PEM file of the client certificate's private key
     #[arg(long, value_name = "F", requires = "cert_file")]
     pub key_file: Option<PathBuf>,
-    /// Keep a session at the broker under this name: while nobody is connected to it,
-    /// also when this has ended, the broker holds what comes. Random, without a session
-    /// that lasts, if not given
+    /// Keep a session at the broker under this client id: the broker holds messages while it
+    /// is not connected, even after this has ended. Default: a random id without a lasting
+    /// session
     #[arg(long, value_name = "ID", value_parser = parse_client_id)]
     pub client_id: Option<String>,
-    /// Exit with 1 if --count was not reached in this time, such as "30s"
+    /// Exit with 1 if --count is not reached in this time, such as "30s"
     #[arg(long, value_name = "D", requires = "count", value_parser = humantime::parse_duration)]
     pub timeout: Option<Duration>,
 }
@@ -84,7 +84,7 @@ pub enum MqttVersion {
     V5,
 }
 
-/// Where a run prints to.
+/// The outputs of a run.
 pub struct Streams {
     /// Readings.
     pub out: Box<dyn Write + Send>,
@@ -92,19 +92,19 @@ pub struct Streams {
     pub err: Box<dyn Write + Send>,
 }
 
-/// Gaps younger than this may be filled: batches in flight overtake each other, and
-/// what was not acknowledged is sent again.
+/// Younger gaps may be filled: batches in flight overtake each other, and unacknowledged
+/// ones are sent again.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often gaps are looked at.
+/// Interval of checking for gaps.
 const TICK: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Messages that may come before the earlier ones were dealt with.
+/// Messages that may arrive before earlier ones are handled.
 const WINDOW: u16 = 100;
-/// As large as MQTT allows: the gateways' limits are not known here.
+/// The most that MQTT allows: the gateways' limits are not known here.
 const MAX_PACKET: u32 = (256 << 20) - 1;
-/// What is left to print after an interruption may take so long.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time for printing the rest after an interruption.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn parse_broker(text: &str) -> Result<Broker, config::InvalidBroker> {
     text.parse()
@@ -128,11 +128,11 @@ fn parse_client_id(text: &str) -> Result<String, String> {
     Ok(text.into())
 }
 
-/// Runs the verb until enough was received, or Ctrl-C or SIGTERM comes, or nobody reads
-/// the output any more. False if the time was up before.
+/// Runs the verb until enough was received, or Ctrl-C or SIGTERM comes, or the reader of the
+/// output closes it. False if the time was up before.
 ///
 /// # Errors
-/// If the options are of no use, or the broker refuses them.
+/// If the options are invalid, or the broker refuses them.
 pub async fn run(args: Args) -> Result<bool> {
     let (stop, stopped) = watch::channel(false);
     let streams = Streams { out: Box::new(std::io::stdout()), err: Box::new(std::io::stderr()) };
@@ -156,12 +156,12 @@ pub(super) async fn interrupted() -> Result<()> {
     }
 }
 
-/// Prints what comes to `streams` until enough was received, `stop` turns true, or
-/// nobody reads it any more. False if the time was up before. Tells `ready` once
-/// whatever is published will come.
+/// Prints received readings to `streams` until enough were received, `stop` turns true, or
+/// the reader closes them. False if the time was up before. Completes `ready` once every
+/// filter is subscribed to.
 ///
 /// # Errors
-/// If the options are of no use, or the broker refuses them.
+/// If the options are invalid, or the broker refuses them.
 pub async fn subscribe(
     args: &Args,
     streams: Streams,
@@ -189,7 +189,7 @@ pub async fn subscribe(
             fed = fed.recv() => fed,
             _ = ticks.tick() => {
                 for notice in consumer.tick(began.elapsed()) {
-                    tell(&mut err, &notice);
+                    print_notice(&mut err, &notice);
                 }
                 continue;
             }
@@ -199,7 +199,7 @@ pub async fn subscribe(
         match happened {
             Some(Fed::Message(message)) => {
                 let taken = consumer.take(&message.topic, &message.payload, began.elapsed());
-                taken.notices.iter().for_each(|notice| tell(&mut err, notice));
+                taken.notices.iter().for_each(|notice| print_notice(&mut err, notice));
                 let text = print(&taken, args.json)?;
                 let printed = tokio::select! {
                     printed = output.print(text) => printed,
@@ -210,30 +210,30 @@ pub async fn subscribe(
                 }
             }
             Some(Fed::Subscribed) => {
-                tell(&mut err, &format_args!("subscribed at {broker}"));
+                print_notice(&mut err, &format_args!("subscribed at {broker}"));
                 if let Some(ready) = ready.take() {
-                    // Whoever does not wait for it has gone.
+                    // The receiver may be dropped.
                     let _ = ready.send(());
                 }
             }
             Some(Fed::Trouble(why)) => {
-                tell(&mut err, &format_args!("no connection to {broker}: {why}; trying on"));
+                print_notice(&mut err, &format_args!("no connection to {broker}: {why}; retrying"));
             }
             Some(Fed::Refused(why)) => bail!("cannot subscribe at {broker}: {why}"),
             None => bail!("the connection's task ended"),
         }
     };
     tokio::select! {
-        written = output.finish((end != End::Enough).then_some(LAST_WORDS)) => written?,
+        written = output.finish((end != End::Enough).then_some(FINISH_TIMEOUT)) => written?,
         () = &mut stopped, if end != End::Stopped => {}
     }
     if end != End::Unread {
         let (notices, summary) = consumer.finish();
-        notices.iter().for_each(|notice| tell(&mut err, notice));
-        tell(&mut err, &summary);
+        notices.iter().for_each(|notice| print_notice(&mut err, notice));
+        print_notice(&mut err, &summary);
     }
     if end == End::TimeUp {
-        tell(&mut err, &"the time is up");
+        print_notice(&mut err, &"the time is up");
     }
     Ok(end != End::TimeUp)
 }
@@ -244,13 +244,13 @@ enum End {
     Enough,
     Stopped,
     TimeUp,
-    /// Nobody reads the output any more.
+    /// The reader of the output closed it.
     Unread,
 }
 
-/// A line on stderr, in one write: on a terminal it stands among the readings. If
-/// stderr is gone there is nowhere to say so.
-fn tell(err: &mut dyn Write, what: &dyn std::fmt::Display) {
+/// Prints a line on stderr in one write, since readings may share the terminal. Without
+/// stderr there is nowhere to report a failure.
+fn print_notice(err: &mut dyn Write, what: &dyn std::fmt::Display) {
     let _ = err.write_all(format!("{what}\n").as_bytes());
 }
 
@@ -286,7 +286,7 @@ fn source(args: &Args) -> Result<Source> {
     let tls = match broker.tls {
         true => Some(Arc::new(mqtt::client_config(&files)?)),
         false if files.ca.is_some() || files.cert.is_some() => {
-            bail!("--ca-file, --cert-file and --key-file are of no use without TLS; write mqtts://")
+            bail!("--ca-file, --cert-file and --key-file need TLS; write mqtts://")
         }
         false => None,
     };

@@ -1,11 +1,10 @@
-//! Times in which the gateway stood still: it was stopped, the machine slept, or its
-//! hypervisor paused it. What others said meanwhile waits to be read, or could not be sent
-//! at all. Whoever judges the silence of others asks here, so that silence counts only
-//! while the gateway listened.
+//! Pauses of the gateway: it was stopped, the machine slept, or its hypervisor paused it.
+//! Messages of peers wait in the meantime, or could not be sent at all. Timeouts of peers
+//! use this module, so that silence counts only while the gateway runs.
 //!
-//! Somebody looks at the clock all the time ([`keep`]); a look that comes late shows a
-//! pause. All deadlines for others are put off by its length, and by as much again, since
-//! who could not be heard needs time to find that out.
+//! [`keep`] looks at the clock all the time; a late look reveals a pause. All deadlines of
+//! peers are extended by its length, and by the same again, since a peer that was not heard
+//! needs time to notice.
 
 use super::Clock;
 use crate::stop;
@@ -15,18 +14,18 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How often the clock is looked at.
+/// Interval of looking at the clock.
 const EVERY: Duration = Duration::from_millis(250);
-/// Less than this is no pause: a busy machine is late now and then.
+/// A shorter delay is no pause: a busy machine is late now and then.
 const LEAST: Duration = Duration::from_secs(1);
-/// Beyond a pause itself, deadlines are put off by no more than this: those who are gone
-/// for good must be found out, however often the gateway is paused.
+/// Most extension of deadlines beyond the pauses themselves: lost peers must be detected,
+/// however often the gateway is paused.
 const ANEW: Duration = Duration::from_secs(60);
-/// Timers may run out before what had come by then is seen. Whoever is about to give
-/// somebody up looks for so long once more.
+/// Timers may fire before the input that arrived by then is seen. Code that is about to give a
+/// peer up waits this long once more.
 pub const LAST_LOOK: Duration = Duration::from_millis(10);
-/// Timers do not see the time in which the machine sleeps. Whoever waits for a time on
-/// the monotonic clock, which does, looks again after so long.
+/// Timers do not count the machine's sleep; the monotonic clock does. Code that waits for a
+/// time on that clock checks it again after this long.
 pub const LONGEST_NAP: Duration = Duration::from_secs(5);
 
 /// The pauses so far. Pure.
@@ -37,15 +36,15 @@ pub struct Pauses {
 }
 
 impl Pauses {
-    /// By how much deadlines have been put off by `now`, all in all. It never shrinks.
+    /// Total extension of deadlines at `now`. It never decreases.
     pub fn put_off(&self, now: Duration) -> Duration {
         let late = self.looked.and_then(|looked| now.checked_sub(looked + EVERY));
         let pause = late.filter(|late| *late >= LEAST).unwrap_or_default();
         self.put_off + pause + pause.min(ANEW)
     }
 
-    /// The gateway is running at `now`. Returns for how long it stood still before, if it
-    /// did.
+    /// The gateway is running at `now`. Returns the length of the pause before, if there was
+    /// one.
     pub fn look(&mut self, now: Duration) -> Option<Duration> {
         let (before, put_off) = (self.put_off, self.put_off(now));
         self.put_off = put_off;
@@ -55,22 +54,21 @@ impl Pauses {
     }
 }
 
-/// What one who judges the silence of others knows of pauses. Pure.
+/// The extensions of one timeout. Pure.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Excuses {
     put_off: Duration,
-    /// When the last pause was noticed, and by how much it put deadlines off.
+    /// When the last pause was noticed, and by how much it extended deadlines.
     last: Option<(Duration, Duration)>,
 }
 
 impl Excuses {
-    /// Those of one who begins at `now`, when deadlines were put off by so much.
+    /// For a timeout that begins when the total extension is `put_off`.
     pub fn from(put_off: Duration) -> Excuses {
         Excuses { put_off, last: None }
     }
 
-    /// By how much deadlines are to be put off at `now`, if [`Clock::put_off`] says so much
-    /// by now.
+    /// The extension of the deadline at `now`, when the total is [`Clock::put_off`].
     pub fn look(&mut self, put_off: Duration, now: Duration) -> Duration {
         let more = put_off.saturating_sub(self.put_off);
         if !more.is_zero() {
@@ -80,7 +78,7 @@ impl Excuses {
         more
     }
 
-    /// For how long somebody is silent who was heard last at `heard`.
+    /// Silence of a peer that was last heard at `heard`.
     pub fn silence(&self, heard: Duration, now: Duration) -> Duration {
         let excused = self.last.filter(|(noticed, _)| heard < *noticed).map(|(_, more)| more);
         now.saturating_sub(heard).saturating_sub(excused.unwrap_or_default())
@@ -94,16 +92,16 @@ pub async fn keep(clock: Arc<dyn Clock>, mut stop: watch::Receiver<bool>) {
             let pause = humantime::format_duration(Duration::from_secs(pause.as_secs())).to_string();
             tracing::warn!(
                 pause,
-                "the gateway stood still (stopped, suspended, or the machine is overloaded): devices and connections get as \
-                 much longer to be heard"
+                "the gateway stood still (stopped, suspended, or the machine is overloaded): timeouts of devices and \
+                 connections are extended by as much"
             );
         }
     })
     .await;
 }
 
-/// Waits for what comes from outside, for `limit` at most, which is put off by pauses;
-/// `None` if it did not come.
+/// Awaits `what` for `limit` at most, extended by pauses; `None` if it did not complete in
+/// time.
 pub async fn patiently<F: Future>(clock: &dyn Clock, limit: Duration, what: F) -> Option<F::Output> {
     let mut what = pin!(what);
     let (mut excuses, mut left) = (Excuses::from(clock.put_off()), limit);
@@ -135,7 +133,7 @@ mod tests {
         let mut pauses = Pauses::default();
         assert_eq!((pauses.look(secs(7)), pauses.put_off(secs(7))), (None, Duration::ZERO));
         assert_eq!((pauses.look(ms(8_200)), pauses.put_off(ms(8_300))), (None, Duration::ZERO));
-        // Also before somebody has looked.
+        // Also before the first look.
         assert_eq!(pauses.put_off(ms(8_450) + secs(10)), secs(20));
         assert_eq!(pauses.look(ms(8_450) + secs(10)), Some(ms(10_250)));
         assert_eq!(pauses.put_off(ms(8_500) + secs(10)), secs(20));
@@ -145,7 +143,7 @@ mod tests {
 
     #[test]
     fn who_is_gone_for_good_is_found_out_however_often_the_gateway_is_paused() {
-        // Ten seconds of work, two of pause, again and again.
+        // Ten seconds running, two paused, repeatedly.
         let (mut pauses, mut excuses, mut now) = (Pauses::default(), Excuses::default(), secs(1));
         let mut heard = now;
         while now.saturating_sub(heard) < secs(90) {

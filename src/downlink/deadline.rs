@@ -1,26 +1,25 @@
-//! Until when a command is wanted, across restarts and with clocks that cannot be
-//! believed. Pure.
+//! Deadlines of commands, across restarts and with clocks that are not trusted. Pure.
 //!
-//! Within one boot of the machine its monotonic clock counts, over restarts of the
-//! gateway too. After another boot the wall clock does, if it could be believed when the
-//! command came, and as soon as it can be again. Until then the command waits, and its
-//! time is over at the latest when all of it has passed since the gateway started.
+//! Within one boot of the machine its monotonic clock counts, also over restarts of the
+//! gateway. After another boot the wall clock counts, if it was trusted when the command
+//! arrived, and as soon as it is trusted again. Until then the command waits, and it expires
+//! at the latest when its whole lifetime has passed since the gateway started.
 
 use crate::clock::Now;
 use crate::model::{BootId, Deadline, Timestamp};
 use std::time::Duration;
 
-/// How a sender says until when.
+/// The expiry that a sender gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expiry {
     In(Duration),
     At(Timestamp),
-    /// In a way that makes no sense.
-    Senseless,
+    /// It is malformed.
+    Invalid,
 }
 
-/// The deadline of a command that comes now. How long it is wanted is not known where it
-/// has no time on the monotonic clock.
+/// The deadline of a command that arrives now. Its lifetime is unknown if it has no time on
+/// the monotonic clock.
 pub fn begin(expiry: Expiry, boot: BootId, now: Now) -> Deadline {
     match expiry {
         Expiry::In(lifetime) => Deadline {
@@ -33,12 +32,12 @@ pub fn begin(expiry: Expiry, boot: BootId, now: Now) -> Deadline {
             let lifetime = wall.since(now.wall);
             Deadline { boot, uptime: Some(now.monotonic.saturating_add(lifetime)), wall: Some(wall), lifetime }
         }
-        Expiry::Senseless => Deadline { boot, uptime: Some(now.monotonic), wall: None, lifetime: Duration::ZERO },
+        Expiry::Invalid => Deadline { boot, uptime: Some(now.monotonic), wall: None, lifetime: Duration::ZERO },
         Expiry::At(wall) => Deadline { boot, uptime: None, wall: Some(wall), lifetime: Duration::MAX },
     }
 }
 
-/// The deadline on the monotonic clock of `boot`, if it can be told by now.
+/// The deadline on the monotonic clock of `boot`, if it is known by now.
 pub fn known(deadline: &Deadline, boot: BootId, now: Now) -> Option<Duration> {
     if let Some(uptime) = deadline.uptime.filter(|_| deadline.boot == boot) {
         return Some(uptime);
@@ -47,8 +46,8 @@ pub fn known(deadline: &Deadline, boot: BootId, now: Now) -> Option<Duration> {
     Some(now.monotonic.saturating_add(wall.since(now.wall)))
 }
 
-/// When the time of a command that the gateway takes up now is over at the latest: at
-/// once if it can never be told.
+/// When a command that is loaded now expires at the latest: at once if its deadline can
+/// never be known.
 pub fn latest(deadline: &Deadline, boot: BootId, now: Now) -> Duration {
     match (deadline.uptime, deadline.wall) {
         (Some(uptime), _) if deadline.boot == boot => uptime,

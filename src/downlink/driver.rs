@@ -1,5 +1,5 @@
-//! Moves commands: from senders to the [`Queue`], from there to the log and to devices,
-//! and answers back.
+//! Moves commands from senders to the [`Queue`], from there to the log and to devices, and
+//! answers back.
 
 use super::queue::{Action, Dispatch, Queue, Receipt, Refusal, Rules};
 use super::request::{CommandRequest, Invalid, Limits};
@@ -22,12 +22,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// What the gateway itself can be told to do.
+/// Carries out commands to the gateway itself.
 pub trait GatewayCommands: Send + Sync {
     fn execute(&self, name: &str, payload: Option<&str>) -> GatewayOutcome;
 }
 
-/// What became of that.
+/// The result of a command to the gateway.
 #[derive(Debug, Clone, PartialEq)]
 pub enum GatewayOutcome {
     Done(Value),
@@ -47,16 +47,16 @@ pub struct Downlink {
     gateway: Arc<dyn GatewayCommands>,
     inbound: mpsc::Receiver<InboundCommand>,
     requests: mpsc::Receiver<Request>,
-    /// Changes that are on disk.
+    /// Changes on disk.
     written: u64,
-    /// Senders that are told once so many changes are on disk, in the order in which their
-    /// commands came.
+    /// Senders to confirm to once this many changes are on disk, in the order in which their
+    /// commands arrived.
     unconfirmed: VecDeque<(u64, Confirm)>,
-    /// Who waits for the end of a command.
+    /// Requests that wait for the end of a command.
     waiting: HashMap<CommandKey, Vec<oneshot::Sender<()>>>,
 }
 
-/// By which commands are given on this machine, and asked about. Cheap to clone.
+/// Sends commands from this machine, and looks them up. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
@@ -64,20 +64,20 @@ pub struct Handle {
     limits: Limits,
 }
 
-/// What is asked of the task.
+/// A request to the task.
 enum Request {
     Submit {
         request: CommandRequest,
         reply: oneshot::Sender<Result<CommandState, Refusal>>,
     },
-    /// For the end of a command.
+    /// Wait for the end of a command.
     Await {
         key: CommandKey,
         reply: oneshot::Sender<()>,
     },
 }
 
-/// How a sender is told that its command is safe.
+/// How to confirm to a sender that its command is on disk.
 enum Confirm {
     Destination(Confirmation),
     Local(oneshot::Sender<Result<CommandState, Refusal>>, CommandState),
@@ -88,15 +88,15 @@ enum Confirm {
 #[error("the gateway is stopping")]
 pub struct Stopping;
 
-/// Commands that are being written for the first time; no more are taken meanwhile.
+/// Commands that are being written for the first time; no more are accepted meanwhile.
 const MAX_UNCONFIRMED: usize = 64;
-/// Requests that may wait.
+/// Requests that may be queued.
 const REQUESTS: usize = 32;
-/// Devices' comings and goings are looked at no more often.
+/// Least time between two reactions to devices that connect or disconnect.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 impl Downlink {
-    /// Goes on from what the log knows of commands.
+    /// Continues from the commands in the log.
     pub fn new(
         config: &config::Commands,
         log: Log,
@@ -146,16 +146,16 @@ impl Downlink {
         (downlink, handle)
     }
 
-    /// Runs until `stop` turns true; what was answered by then is written.
+    /// Runs until `stop` turns true; answers that arrived by then are written.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let Some(mut answers) = self.registry.answers() else {
-            tracing::error!("somebody else takes the answers of devices; no commands are carried out");
+            tracing::error!("another task has the devices' answers; no commands are carried out");
             return;
         };
         let mut changes = self.registry.changes();
         let mut looked = Instant::now();
         let (mut upstream, mut locals) = (true, true);
-        self.look();
+        self.advance();
         loop {
             let written = self.flush();
             let now = self.clock.now();
@@ -170,15 +170,15 @@ impl Downlink {
                 Some(answer) = answers.recv() => self.answered(answer),
                 () = changed(&mut changes, looked + LOOK_EVERY), if busy => {
                     looked = Instant::now();
-                    self.look();
+                    self.advance();
                 }
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.look(),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.advance(),
                 request = self.requests.recv(), if room && locals => match request {
-                    Some(request) => self.requested(request),
+                    Some(request) => self.local_request(request),
                     None => locals = false,
                 },
                 command = self.inbound.recv(), if room && upstream => match command {
-                    Some(command) => self.came(command),
+                    Some(command) => self.inbound_command(command),
                     None => upstream = false,
                 },
             }
@@ -192,8 +192,8 @@ impl Downlink {
         }
     }
 
-    /// Gives what is to be written to the log, does what is to be done, and says how many
-    /// changes there were so far.
+    /// Hands changes to the log, carries out actions, and returns the number of changes so
+    /// far.
     fn flush(&mut self) -> u64 {
         loop {
             let (changes, actions) = (self.queue.take_changes(), self.queue.take_actions());
@@ -219,7 +219,7 @@ impl Downlink {
                 }
                 tracing::debug!(target = %key.target, id = %key.id, state = ending.state.name(), "a command ended");
                 for waiting in self.waiting.remove(&key).unwrap_or_default() {
-                    // Whoever is gone needs no word.
+                    // The receiver may be dropped.
                     let _ = waiting.send(());
                 }
             }
@@ -249,16 +249,16 @@ impl Downlink {
         }
     }
 
-    fn look(&mut self) {
+    fn advance(&mut self) {
         let now = self.clock.now();
         let excused = self.excuses.look(self.clock.put_off(), now.monotonic);
         if !excused.is_zero() {
-            self.queue.excuse(excused, now);
+            self.queue.extend_answer_time(excused, now);
         }
-        self.queue.look(&reach(&self.registry), now);
+        self.queue.advance_all(&reach(&self.registry), now);
     }
 
-    /// So many changes are on disk.
+    /// This many changes are on disk.
     fn written(&mut self, count: u64) {
         self.written = count;
         self.queue.written(count, &reach(&self.registry), self.clock.now());
@@ -278,16 +278,16 @@ impl Downlink {
             self.queue.answered(&Target::Device(from.clone()), result, &reach(&self.registry), self.clock.now());
         if !known {
             self.metrics.commands_late_results.inc();
-            tracing::debug!(device = %from, id, "an answer to a command that has ended, or never was, is passed over");
+            tracing::debug!(device = %from, id, "ignoring an answer to a command that has ended or is unknown");
         }
     }
 
-    fn received(&self, source: Source) {
+    fn count_received(&self, source: Source) {
         self.metrics.commands_received.get_or_create(&SourceLabel { source: source.name() }).inc();
     }
 
-    /// A command came from this machine.
-    fn requested(&mut self, request: Request) {
+    /// A request from this machine.
+    fn local_request(&mut self, request: Request) {
         match request {
             Request::Await { key, reply } if self.queue.is_live(&key) => {
                 let waiting = self.waiting.entry(key).or_default();
@@ -299,7 +299,7 @@ impl Downlink {
                 let receipt = self.queue.receive(request, Source::Http, &reach(&self.registry), self.clock.now());
                 match receipt {
                     Receipt::Taken(count) => {
-                        self.received(Source::Http);
+                        self.count_received(Source::Http);
                         self.unconfirmed.push_back((count, Confirm::Local(reply, CommandState::Queued)));
                     }
                     Receipt::Known(state, count) => {
@@ -312,8 +312,8 @@ impl Downlink {
         }
     }
 
-    /// A command came from a sink's destination. How it ends is the only answer to its sender.
-    fn came(&mut self, command: InboundCommand) {
+    /// A command from a sink's destination. Its result is the only answer to its sender.
+    fn inbound_command(&mut self, command: InboundCommand) {
         let InboundCommand { source, target, body, wanted_for, confirmation } = command;
         let now = self.clock.now();
         let count = match CommandRequest::parse(target.clone(), &body, None, self.limits) {
@@ -322,7 +322,7 @@ impl Downlink {
                 let receipt = self.queue.receive(request.clone(), source, &reach(&self.registry), now);
                 match receipt {
                     Receipt::Taken(count) => {
-                        self.received(source);
+                        self.count_received(source);
                         count
                     }
                     Receipt::Known(_, count) => count,
@@ -333,7 +333,7 @@ impl Downlink {
                 Invalid { request: Some(request), why, .. } => self.reject(request, source, &why),
                 Invalid { id, why, .. } => {
                     tracing::warn!(%target, why, "a command is rejected");
-                    self.queue.tell(result::no_command(&target, id, &why))
+                    self.queue.publish_event(result::no_command(&target, id, &why))
                 }
             },
         };
@@ -346,7 +346,7 @@ impl Downlink {
         self.queue.reject(request, source, why, self.clock.now())
     }
 
-    /// What changes nothing may be confirmed at once.
+    /// A command that changes nothing may be confirmed at once.
     fn confirm_known(&mut self) {
         if self.unconfirmed.front().is_some_and(|(count, _)| *count <= self.written) {
             self.written(self.written);
@@ -354,7 +354,7 @@ impl Downlink {
     }
 }
 
-/// By which connection a device can be reached; the gateway always can.
+/// The connection by which a target can be reached; the gateway always can.
 fn reach(registry: &Registry) -> impl Fn(&Target) -> Option<u64> {
     move |target| match target {
         Target::Gateway => Some(0),
@@ -362,30 +362,30 @@ fn reach(registry: &Registry) -> impl Fn(&Target) -> Option<u64> {
     }
 }
 
-/// Waits until devices came or went, and not before `earliest`. Cancel-safe.
+/// Waits until devices connected or disconnected, and not before `earliest`. Cancel-safe.
 async fn changed(changes: &mut watch::Receiver<()>, earliest: Instant) {
     sleep_until(earliest).await;
     if changes.changed().await.is_err() {
-        // The registry is gone, and nothing will change.
+        // The registry is dropped: there are no more changes.
         std::future::pending::<()>().await;
     }
 }
 
 impl Handle {
-    /// Reads a request; one without an id gets one.
+    /// Parses a request; one without an id gets one.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is invalid.
     pub fn request(&self, target: Target, body: &[u8]) -> Result<CommandRequest, Box<Invalid>> {
         CommandRequest::parse(target, body, Some(CommandId::random()), self.limits)
     }
 
-    /// How large a request's text may be.
+    /// Largest text of a request, in bytes.
     pub fn max_request(&self) -> usize {
         self.limits.max_body
     }
 
-    /// Gives a command; returns once it is on disk, with its state if it was known before.
+    /// Sends a command; returns once it is on disk, with its state if it was known before.
     ///
     /// # Errors
     /// If the gateway is stopping, or as the inner result says.
@@ -395,12 +395,12 @@ impl Handle {
         answer.await.map_err(|_| Stopping)
     }
 
-    /// Waits for the end of a command, or as long as given.
+    /// Waits for the end of a command, for `within` at most.
     pub async fn ended(&self, key: &CommandKey, within: Duration) {
         let (reply, ended) = oneshot::channel();
         let wait = async {
             if self.requests.send(Request::Await { key: key.clone(), reply }).await.is_ok() {
-                // Gone with the task: the gateway is stopping.
+                // The task has ended: the gateway is stopping.
                 let _ = ended.await;
             }
         };
@@ -410,16 +410,16 @@ impl Handle {
     /// A command that has not ended, or is remembered.
     ///
     /// # Errors
-    /// If the log cannot be read; worth another try later.
+    /// If the log cannot be read; a retry may succeed.
     pub async fn command(&self, key: &CommandKey) -> Result<Option<Record>> {
         self.log.command(key).await
     }
 
-    /// The latest commands of one device, or of the gateway, of which more than the end is
+    /// The latest commands of one device, or of the gateway, of which more than the state is
     /// remembered.
     ///
     /// # Errors
-    /// If the log cannot be read; worth another try later.
+    /// If the log cannot be read; a retry may succeed.
     pub async fn commands(&self, target: &Target, most: u32) -> Result<Vec<Command>> {
         self.log.commands(target, most).await
     }

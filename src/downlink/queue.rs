@@ -1,18 +1,18 @@
-//! What becomes of each command. Pure: no clock, disk or device in it.
+//! The state machine of commands. Pure: without clock, disk or device.
 //!
-//! 1. [`Queue::receive`] takes a command over and asks for it to be written. If its device
-//!    is there and has nothing else to do, that it was sent is written along.
-//! 2. [`Queue::written`] says what is on disk: from then on the sender may be told.
-//! 3. A device has one command at a time, in the order in which they came. Before it gets
-//!    one it is on disk that it may have got it ([`Command::sent`]): a command is told to
-//!    have expired only if no life of the gateway can have handed it over.
-//! 4. It gets it again after a while, and when it connects again, until it answers
-//!    ([`Queue::answered`]) or the command's time is over ([`Queue::look`]).
-//! 5. How it ended is written together with the event that says so, and the next one's
-//!    turn has come.
+//! 1. [`Queue::receive`] accepts a command and emits it as a change to write. If its device
+//!    is connected and idle, that change already marks it as sent.
+//! 2. [`Queue::written`] says which changes are on disk: from then on the sender may be told.
+//! 3. A device has one command at a time, in the order of arrival. Before the device gets
+//!    it, it is on disk that it may have got it ([`Command::sent`]): a command is reported as
+//!    expired only if no run of the gateway can have handed it over.
+//! 4. It is sent again after a while, and when the device reconnects, until the device answers
+//!    ([`Queue::answered`]) or the command expires ([`Queue::advance_all`]).
+//! 5. Its end is written together with the event that reports it; then the next command
+//!    follows.
 //!
-//! A crash between any two steps is a restart from what was written. What the gateway itself
-//! was to do is not done again then: it may be why there was a crash.
+//! A crash between two steps is a restart from what was written. Commands to the gateway
+//! itself are not repeated then: they may be the cause of the crash.
 
 mod actions;
 mod live;
@@ -32,7 +32,7 @@ use live::{Live, Phase, size};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
-/// The commands that have not ended, and how others did.
+/// The commands that have not ended, and the states of those that have.
 pub struct Queue {
     rules: Rules,
     enabled: bool,
@@ -40,28 +40,28 @@ pub struct Queue {
     started: Duration,
     live: BTreeMap<u64, Live>,
     keys: HashMap<CommandKey, u64>,
-    /// The places of each device's commands, in order. Devices have an order, too: what
-    /// is done for several at a time follows from what happened alone.
-    lanes: BTreeMap<Target, VecDeque<u64>>,
+    /// The places of each device's commands, in order. Sorted by device, so that actions for
+    /// several devices at once are deterministic.
+    commands_of: BTreeMap<Target, VecDeque<u64>>,
     ended: HashMap<CommandKey, CommandState>,
     ended_order: VecDeque<CommandKey>,
     next_place: u64,
     bytes: usize,
     changes: Vec<Change>,
-    /// Changes ever made; and for those that are not on disk yet, whose they are.
+    /// The number of changes so far; and the places of those that are not on disk yet.
     count: u64,
     unwritten: VecDeque<(u64, u64)>,
     actions: Vec<Action>,
 }
 
-/// By which connection a target can be reached now.
+/// The connection by which a target can be reached now.
 pub type Reach<'a> = &'a dyn Fn(&Target) -> Option<u64>;
 
-/// How often to see whether the wall clock can be believed while a command waits for that.
+/// Interval of checking the wall clock while a command waits until it is trusted.
 const CLOCK_EVERY: Duration = Duration::from_secs(1);
 
 impl Queue {
-    /// A command came.
+    /// A command arrived.
     pub fn receive(&mut self, request: CommandRequest, source: Source, reach: Reach<'_>, now: Now) -> Receipt {
         let key = request.key();
         if let Some(state) = self.state(&key) {
@@ -77,7 +77,7 @@ impl Queue {
         let mut command =
             Command { place, target, id, name, payload, source, received: now.wall, deadline, sent: None, ended: None };
         let over = deadline.uptime.is_some_and(|deadline| deadline <= now.monotonic);
-        let alone = !self.lanes.contains_key(&command.target);
+        let alone = !self.commands_of.contains_key(&command.target);
         if !over && alone && deadline.uptime.is_some() && reach(&command.target).is_some() {
             command.sent = Some(Moment { boot: self.boot, uptime: now.monotonic });
         }
@@ -89,8 +89,8 @@ impl Queue {
         Receipt::Taken(self.count)
     }
 
-    /// Has a command on record that is not taken over, and told upstream how it ended.
-    /// It counts once so many changes are on disk.
+    /// Records a command that is not accepted, and reports its end upstream. It counts once
+    /// this many changes are on disk.
     pub fn reject(&mut self, request: CommandRequest, source: Source, why: &str, now: Now) -> u64 {
         let key = request.key();
         if self.state(&key).is_some() {
@@ -117,14 +117,14 @@ impl Queue {
         self.count
     }
 
-    /// Has an event told upstream about something that was no command at all.
-    pub fn tell(&mut self, event: String) -> u64 {
+    /// Reports upstream that a message is no valid command.
+    pub fn publish_event(&mut self, event: String) -> u64 {
         self.count += 1;
         self.changes.push(Change { command: None, event: Some(event) });
         self.count
     }
 
-    /// So many changes are on disk.
+    /// This many changes are on disk.
     pub fn written(&mut self, count: u64, reach: Reach<'_>, now: Now) {
         while let Some((_, place)) = self.unwritten.front().copied().filter(|(change, _)| *change <= count) {
             self.unwritten.pop_front();
@@ -142,8 +142,8 @@ impl Queue {
         }
     }
 
-    /// Time has passed, or devices have come or gone.
-    pub fn look(&mut self, reach: Reach<'_>, now: Now) {
+    /// Time has passed, or devices have connected or disconnected.
+    pub fn advance_all(&mut self, reach: Reach<'_>, now: Now) {
         let boot = self.boot;
         let mut over = Vec::new();
         for (place, live) in &mut self.live {
@@ -158,23 +158,23 @@ impl Queue {
         for (place, state) in over {
             self.end(place, state, None, now.wall);
         }
-        let targets: Vec<Target> = self.lanes.keys().cloned().collect();
+        let targets: Vec<Target> = self.commands_of.keys().cloned().collect();
         for target in targets {
             self.advance(&target, reach, now);
         }
     }
 
-    /// Nobody listened to devices for a while: they may take so much longer to answer.
-    pub fn excuse(&mut self, by: Duration, now: Now) {
+    /// Devices were not listened to for a while: their time to answer is extended.
+    pub fn extend_answer_time(&mut self, by: Duration, now: Now) {
         for handed in self.live.values_mut().filter_map(|live| live.handed.as_mut()) {
             *handed = (*handed + by).min(now.monotonic);
         }
     }
 
-    /// A device answered; `from` is whose session it came in. False if nothing is known
-    /// of such a command, or it has ended already.
+    /// A device answered; `from` is the device of the session. False if the command is unknown
+    /// or has ended.
     pub fn answered(&mut self, from: &Target, answer: CommandResult, reach: Reach<'_>, now: Now) -> bool {
-        let Some(place) = self.asked(from, &answer.id) else { return false };
+        let Some(place) = self.sent_command(from, &answer.id) else { return false };
         let payload = answer.payload.map(|payload| result::bounded(payload, self.rules.max_result));
         let target = self.live.get(&place).map(|live| live.command.target.clone());
         self.end(place, answer.outcome.into(), payload, now.wall);
@@ -184,47 +184,47 @@ impl Queue {
         true
     }
 
-    /// Whether a command that was to be sent could be handed over.
+    /// Whether an [`Action::Send`] succeeded.
     pub fn handed(&mut self, place: u64, worked: bool, now: Now) {
         if let Some(live) = self.live.get_mut(&place).filter(|_| worked) {
             live.handed.get_or_insert(now.monotonic);
         }
     }
 
-    /// When to look next, on the monotonic clock.
+    /// When to call [`Queue::advance_all`] next, on the monotonic clock.
     pub fn due(&self, now: Now) -> Option<Duration> {
         let ends = self.live.values().filter(|live| live.may_end()).map(|live| match live.deadline {
             None => live.over(self.rules.answer_within).min(now.monotonic + CLOCK_EVERY),
             Some(_) => live.over(self.rules.answer_within),
         });
-        let heads = self.lanes.values().filter_map(|lane| self.live.get(lane.front()?));
+        let heads = self.commands_of.values().filter_map(|lane| self.live.get(lane.front()?));
         let wanted = |live: &&Live| live.deadline.is_some_and(|deadline| deadline > now.monotonic);
         let tries = heads.filter(|live| live.phase == Phase::Marked && live.tried.is_some()).filter(wanted);
         let tries = tries.map(|live| live.again);
         ends.chain(tries).min()
     }
 
-    /// What is to be written, in this order.
+    /// Changes to write, in this order.
     pub fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
     }
 
-    /// What is to be done, in this order.
+    /// Actions to carry out, in this order.
     pub fn take_actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)
     }
 
-    /// How many changes there were so far.
+    /// The number of changes so far.
     pub fn changes(&self) -> u64 {
         self.count
     }
 
-    /// Whether the command has not ended, or it is not on disk yet that it has.
+    /// Whether the command has not ended, or its end is not on disk yet.
     pub fn is_live(&self, key: &CommandKey) -> bool {
         self.keys.contains_key(key)
     }
 
-    /// How many commands have not ended.
+    /// Commands that have not ended.
     pub fn len(&self) -> usize {
         self.live.len()
     }
@@ -233,7 +233,7 @@ impl Queue {
         self.live.is_empty()
     }
 
-    /// How far a command has come; `None` if it is not known.
+    /// The command's state; `None` if it is unknown.
     pub fn state(&self, key: &CommandKey) -> Option<CommandState> {
         let live = self.keys.get(key).and_then(|place| self.live.get(place)).map(|live| live.command.state());
         live.or_else(|| self.ended.get(key).copied())
@@ -255,7 +255,7 @@ impl Queue {
             Some(_) => {}
             None => deadline.lifetime = self.rules.max_expiry,
         }
-        if self.lanes.get(&request.target).is_some_and(|lane| lane.len() >= self.rules.max_queued) {
+        if self.commands_of.get(&request.target).is_some_and(|lane| lane.len() >= self.rules.max_queued) {
             return Err(Refusal::QueueFull);
         }
         let size = size(request.payload.as_ref());
@@ -268,7 +268,7 @@ impl Queue {
     fn admit(&mut self, command: Command, phase: Phase, came: Option<Duration>, now: Now) {
         let place = command.place;
         let handed = match phase {
-            // An earlier life may have handed it over.
+            // An earlier run may have handed it over.
             Phase::Marked => command.sent.map(|sent| if sent.boot == self.boot { sent.uptime } else { self.started }),
             _ => None,
         };
@@ -285,11 +285,11 @@ impl Queue {
         };
         self.bytes += live.size();
         self.keys.insert(live.command.key(), place);
-        self.lanes.entry(live.command.target.clone()).or_default().push_back(place);
+        self.commands_of.entry(live.command.target.clone()).or_default().push_back(place);
         self.live.insert(place, live);
     }
 
-    /// Has the command written as it is, with an event.
+    /// Emits a change with the command as it is, and an event.
     fn write(&mut self, place: u64, event: Option<String>) {
         let Some(live) = self.live.get(&place) else { return };
         self.count += 1;
@@ -297,9 +297,9 @@ impl Queue {
         self.changes.push(Change { command: Some(live.command.clone()), event });
     }
 
-    /// Sees to the command whose turn it is.
+    /// Moves on with the first command of the target.
     fn advance(&mut self, target: &Target, reach: Reach<'_>, now: Now) {
-        let Some(place) = self.lanes.get(target).and_then(|lane| lane.front().copied()) else { return };
+        let Some(place) = self.commands_of.get(target).and_then(|lane| lane.front().copied()) else { return };
         let (boot, answer_within, retry_after) = (self.boot, self.rules.answer_within, self.rules.retry_after);
         let Some(live) = self.live.get_mut(&place) else { return };
         let Some(deadline) = live.deadline.filter(|deadline| *deadline > now.monotonic) else { return };
@@ -334,25 +334,24 @@ impl Queue {
         }
     }
 
-    /// The command with this id that `from` was asked to do, itself or for a device behind
-    /// it.
-    fn asked(&self, from: &Target, id: &str) -> Option<u64> {
+    /// The command with this id that `from` was sent, for itself or for a device behind it.
+    fn sent_command(&self, from: &Target, id: &str) -> Option<u64> {
         let is_it = |place: &&u64| {
             let live = self.live.get(place).filter(|live| live.phase == Phase::Marked && live.handed.is_some());
             live.is_some_and(|live| live.command.id.as_str() == id)
         };
-        let own = self.lanes.get(from).and_then(|lane| lane.front()).filter(is_it);
+        let own = self.commands_of.get(from).and_then(|lane| lane.front()).filter(is_it);
         let behind = || {
             let hub = from.device()?.as_str();
             let is_behind =
                 |device: &DeviceId| device.as_str().strip_prefix(hub).is_some_and(|sub| sub.starts_with('/'));
-            let lanes = self.lanes.iter().filter(|(target, _)| target.device().is_some_and(is_behind));
-            lanes.filter_map(|(_, lane)| lane.front()).filter(is_it).min()
+            let behind = self.commands_of.iter().filter(|(target, _)| target.device().is_some_and(is_behind));
+            behind.filter_map(|(_, lane)| lane.front()).filter(is_it).min()
         };
         own.or_else(behind).copied()
     }
 
-    /// Ends a command, unless something of it is being written.
+    /// Ends a command, unless a change of it is being written.
     fn end(&mut self, place: u64, state: CommandState, payload: Option<String>, time: Timestamp) {
         if self.live.get(&place).is_some_and(Live::may_end) {
             self.close(place, state, payload, time);
@@ -365,16 +364,16 @@ impl Queue {
         live.command.ended = Some(Ending { state, payload, time });
         let event = result::event(&live.command);
         let target = live.command.target.clone();
-        if let Some(lane) = self.lanes.get_mut(&target) {
+        if let Some(lane) = self.commands_of.get_mut(&target) {
             lane.retain(|other| *other != place);
             if lane.is_empty() {
-                self.lanes.remove(&target);
+                self.commands_of.remove(&target);
             }
         }
         self.write(place, event);
     }
 
-    /// It is on disk how the command ended.
+    /// The command's end is on disk.
     fn finish(&mut self, place: u64) {
         let Some(live) = self.live.remove(&place) else { return };
         self.bytes = self.bytes.saturating_sub(live.size());

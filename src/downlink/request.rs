@@ -1,4 +1,4 @@
-//! What senders ask for, over MQTT and HTTP alike: a JSON object. Pure.
+//! Parses requests, from MQTT and HTTP alike: a JSON object. Pure.
 
 use super::deadline::Expiry;
 use crate::model::{CommandId, CommandKey, CommandName, Target, Timestamp};
@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::time::Duration;
 
-/// A command that somebody wants done.
+/// A valid request for a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandRequest {
     pub target: Target,
@@ -17,20 +17,20 @@ pub struct CommandRequest {
     pub expiry: Expiry,
 }
 
-/// What is no request, as far as it could be understood.
+/// An invalid request, as far as it could be parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     pub id: Option<String>,
-    /// The request without what is wrong with it, if it says what it is.
+    /// The request without the invalid parts, if its id and name are known.
     pub request: Option<CommandRequest>,
     pub why: String,
 }
 
-/// What a request may be.
+/// Limits of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub max_payload: usize,
-    /// Bytes of a request's text.
+    /// Most bytes of a request's text.
     pub max_body: usize,
     pub default_expiry: Duration,
 }
@@ -45,7 +45,7 @@ struct Body {
     time: Option<String>,
 }
 
-/// Of a body that is none, what may be there all the same.
+/// Fields that an invalid body may have.
 #[derive(Default, Deserialize)]
 struct Named {
     id: Option<String>,
@@ -59,12 +59,12 @@ impl Named {
         serde_json::from_slice(body).unwrap_or_default()
     }
 
-    /// The request without its payload, if it says what it is.
+    /// The request without its payload, if its id and name are valid.
     fn request(&self, target: Target, limits: Limits) -> Option<CommandRequest> {
         let id = CommandId::new(self.id.as_deref()?).ok()?;
         let name = CommandName::new(self.name.as_deref()?).ok()?;
         let default = Expiry::In(limits.default_expiry);
-        let expiry = expiry(self.expires.as_deref(), self.time.as_deref(), default).unwrap_or(Expiry::Senseless);
+        let expiry = expiry(self.expires.as_deref(), self.time.as_deref(), default).unwrap_or(Expiry::Invalid);
         Some(CommandRequest { target, id, name, payload: None, expiry })
     }
 }
@@ -74,7 +74,7 @@ impl CommandRequest {
         CommandKey { target: self.target.clone(), id: self.id.clone() }
     }
 
-    /// The same, wanted no longer than this.
+    /// The same request, which expires after `wanted_for` at the latest.
     pub fn within(mut self, wanted_for: Option<Duration>) -> CommandRequest {
         if let (Expiry::In(lifetime), Some(wanted_for)) = (self.expiry, wanted_for) {
             self.expiry = Expiry::In(lifetime.min(wanted_for));
@@ -82,11 +82,11 @@ impl CommandRequest {
         self
     }
 
-    /// Reads `{"id", "name", "payload", "expires", "time"}`; one without an id gets that of
-    /// `new_id`, if there is such.
+    /// Parses `{"id", "name", "payload", "expires", "time"}`; a request without an id gets
+    /// `new_id`, if there is one.
     ///
     /// # Errors
-    /// If it is none, or more than `limits` allow.
+    /// If it is invalid, or exceeds `limits`.
     pub fn parse(
         target: Target,
         body: &[u8],
@@ -119,7 +119,7 @@ impl CommandRequest {
         let default = Expiry::In(limits.default_expiry);
         let (expiry, expiry_fault) = match expiry(body.expires.as_deref(), body.time.as_deref(), default) {
             Ok(expiry) => (expiry, None),
-            Err(why) => (Expiry::Senseless, Some(why)),
+            Err(why) => (Expiry::Invalid, Some(why)),
         };
         let payload = body.payload.as_ref().map(|payload| payload.get().to_owned());
         let size = payload.as_ref().map_or(0, String::len);
@@ -137,7 +137,7 @@ impl CommandRequest {
     }
 }
 
-/// Until when a command is wanted that was given at `time`, now if that is not said.
+/// The expiry of a command that was sent at `time`; now if that is missing.
 fn expiry(expires: Option<&str>, time: Option<&str>, default: Expiry) -> Result<Expiry, String> {
     let given = match time.map(|text| (text, text.parse::<Timestamp>())) {
         None => None,
@@ -154,7 +154,7 @@ fn until(text: &str) -> Result<Expiry, String> {
     if let Ok(lifetime) = humantime::parse_duration(text) {
         return Ok(Expiry::In(lifetime));
     }
-    // A plain number would be taken for microseconds since 1970.
+    // A plain number would be read as microseconds since 1970.
     match text.parse::<Timestamp>() {
         Ok(time) if text.contains('T') => Ok(Expiry::At(time)),
         _ => Err(format!("expires is {text:?}; write a time from now such as \"30s\", or 2026-11-23T01:02:03Z")),

@@ -1,10 +1,10 @@
-//! What is told of how a command ended.
+//! Events that report the end of a command.
 
 use crate::model::{Command, CommandState, Target};
 use serde_json::{Value, json};
 use std::fmt::Display;
 
-/// The event that tells how a command ended; `None` if it has not.
+/// The event that reports the end of a command; `None` if it has not ended.
 pub(super) fn event(command: &Command) -> Option<String> {
     let ending = command.ended.as_ref()?;
     let event = json!({
@@ -14,12 +14,12 @@ pub(super) fn event(command: &Command) -> Option<String> {
     Some(event.to_string())
 }
 
-/// What may be an id has so many bytes at most.
+/// Longest text that may be an id, in bytes.
 const LONGEST_ID: usize = 64;
 
-/// The event that tells of something that was meant to be a command and is none.
+/// The event that reports a message that is no valid command.
 pub(super) fn no_command(target: &Target, id: Option<String>, why: &str) -> String {
-    // Where only the payload can be left out, nothing else may be large.
+    // Everything except the payload has to be small: only the payload can be left out.
     let id = id.filter(|id| id.len() <= LONGEST_ID);
     let event = json!({
         "type": "command-result", "device": target.device(), "id": id, "name": null, "state": CommandState::Rejected,
@@ -28,17 +28,17 @@ pub(super) fn no_command(target: &Target, id: Option<String>, why: &str) -> Stri
     event.to_string()
 }
 
-/// What a payload says: any JSON, or the text that it is.
+/// A payload as JSON; text that is not JSON becomes a string.
 pub fn value(payload: &str) -> Value {
     serde_json::from_str(payload).unwrap_or_else(|_| payload.into())
 }
 
-/// Why something was rejected, as a payload.
+/// The reason of a rejection, as a payload.
 pub fn error(why: &dyn Display) -> String {
     json!({ "error": why.to_string() }).to_string()
 }
 
-/// The payload, unless it takes more than `most` bytes when it is told.
+/// The payload, unless it takes more than `most` bytes in the event.
 pub(super) fn bounded(payload: String, most: usize) -> String {
     let size = value(&payload).to_string().len();
     match size.max(payload.len()) <= most {

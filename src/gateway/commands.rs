@@ -1,4 +1,4 @@
-//! Starts what carries out commands.
+//! Starts the task that carries out commands.
 
 use super::gateway_commands::GatewayCommandHandler;
 use super::parts::{Core, Part};
@@ -8,8 +8,8 @@ use crate::model::InboundCommand;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// Carries out what comes of `inbound` and by the handle; `operator` does what is for the gateway
-/// itself.
+/// Carries out commands from `inbound` and from the handle; `operator` carries out those to the
+/// gateway itself.
 pub(super) fn start(
     config: &config::Commands,
     core: &Core,

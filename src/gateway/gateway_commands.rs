@@ -1,4 +1,4 @@
-//! What the gateway does when it is commanded itself; `docs/commands.md` lists it.
+//! Commands to the gateway itself; `docs/commands.md` lists them.
 
 use super::parts::Core;
 use crate::clock::Clock;
@@ -22,9 +22,9 @@ pub struct GatewayCommandHandler {
     metrics: Metrics,
     /// On the monotonic clock.
     started: Duration,
-    /// Each sink's name, and what makes it connect anew.
+    /// Each sink's name, and the signal that makes it reconnect.
     sinks: Vec<(Arc<str>, Arc<Notify>)>,
-    /// None if whoever runs the gateway logs by other means.
+    /// None if the embedding program logs by other means.
     logging: Option<Logging>,
 }
 
@@ -53,13 +53,13 @@ impl GatewayCommands for GatewayCommandHandler {
                 let example = json!({ "level": "debug" });
                 read(name, payload, &example).map(|LogLevel { level }| self.set_log_level(&level))
             }
-            _ => Err(format!("the gateway knows no {name}, but ping, status, restart-sink and set-log-level")),
+            _ => Err(format!("the gateway has no command {name}; it has ping, status, restart-sink and set-log-level")),
         };
         outcome.unwrap_or_else(GatewayOutcome::Rejected)
     }
 }
 
-/// What the command `name` is given, in the form that `example` shows.
+/// Parses the payload of the command `name`; `example` shows its format.
 fn read<T: DeserializeOwned>(name: &str, payload: Option<&str>, example: &serde_json::Value) -> Result<T, String> {
     let payload = payload.filter(|payload| *payload != "null");
     let Some(payload) = payload else {
@@ -112,7 +112,7 @@ impl GatewayCommandHandler {
             }
             None => {
                 let names: Vec<&str> = self.sinks.iter().map(|(name, _)| &**name).collect();
-                GatewayOutcome::Rejected(format!("there is no sink {sink:?}, but {}", names.join(", ")))
+                GatewayOutcome::Rejected(format!("there is no sink {sink:?}; there is {}", names.join(", ")))
             }
         }
     }

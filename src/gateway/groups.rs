@@ -1,24 +1,24 @@
-//! What the control groups that this process is in grant it of memory, and whether memory is
-//! short: in its own group, in one of those around it, or on the machine.
+//! Memory limits of this process's control groups, and memory pressure: in its own group, in those
+//! around it, and on the machine.
 
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 
-/// The share of time, in percent over the last ten seconds, that tasks wait for memory from which
-/// on it counts as short.
+/// Memory is short when tasks wait for it this share of the time, in percent over the last ten
+/// seconds.
 const SHORT: f64 = 10.0;
 
-/// The memory controller's directories of this process, its own group's and all around it.
+/// The memory controller's directories of this process's group and all groups around it.
 #[derive(Debug, Clone, Default)]
 pub struct Groups {
     directories: Vec<PathBuf>,
-    /// The machine's own pressure.
+    /// The machine's pressure.
     pressure: PathBuf,
 }
 
 impl Groups {
-    /// Of a process whose `/proc/self/cgroup` is `own`, where control groups are mounted at
-    /// `mounts`, of either version or both, and the kernel's figures at `proc`.
+    /// For a process whose `/proc/self/cgroup` is `own`; control groups of either version or both
+    /// are mounted at `mounts`, and the kernel's files are at `proc`.
     pub fn of(own: &str, mounts: &Path, proc: &Path) -> Groups {
         let mut directories = Vec::new();
         for line in own.lines() {
@@ -31,7 +31,7 @@ impl Groups {
                 _ if controllers.split(',').any(|controller| controller == "memory") => vec![mounts.join("memory")],
                 _ => continue,
             };
-            // In a container the path may be one of outside, of which nothing is seen but the top.
+            // In a container the path may be that of the host, of which only the top is visible.
             let path = Path::new(path.trim_start_matches('/'));
             let seen = |path: &Path| path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
             for top in tops {
@@ -42,18 +42,18 @@ impl Groups {
         Groups { directories, pressure: proc.join("pressure/memory") }
     }
 
-    /// The least of all limits, in bytes, if there is one.
+    /// The lowest limit, in bytes, if there is one.
     pub fn limit(&self) -> Option<u64> {
         let limits = self.directories.iter().flat_map(|directory| {
             let number = |name: &str| read_to_string(directory.join(name)).ok()?.trim().parse::<u64>().ok();
-            // What is above `high` is slowed down until it stands still.
+            // Above `high`, a process is throttled to a standstill.
             [number("memory.max"), number("memory.high"), number("memory.limit_in_bytes")]
         });
         limits.flatten().min()
     }
 
-    /// How often a limit was reached so that something had to be ended, all groups together.
-    pub fn ends(&self) -> u64 {
+    /// Number of times that a limit was reached and tasks were killed, of all groups together.
+    pub fn kills(&self) -> u64 {
         let ends = self.directories.iter().flat_map(|directory| {
             [("memory.events", "oom "), ("memory.oom_control", "oom_kill ")]
                 .map(|(file, key)| counted(&read_to_string(directory.join(file)).unwrap_or_default(), key))
@@ -61,7 +61,7 @@ impl Groups {
         ends.flatten().fold(0, u64::saturating_add)
     }
 
-    /// The largest share of time that tasks waited for memory, if that is [`SHORT`] or more.
+    /// The largest share of time that tasks waited for memory, if it is [`SHORT`] or more.
     pub fn pressure(&self) -> Option<f64> {
         let own = self.directories.iter().map(|directory| directory.join("memory.pressure"));
         let shares = own.chain([self.pressure.clone()]).filter_map(|file| some_avg10(&read_to_string(file).ok()?));
@@ -73,7 +73,7 @@ fn counted(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok()
 }
 
-/// Of the kernel's pressure stall information.
+/// From the kernel's pressure stall information.
 fn some_avg10(text: &str) -> Option<f64> {
     let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
     some.split(' ').find_map(|field| field.strip_prefix("avg10="))?.parse().ok()
@@ -110,22 +110,22 @@ mod tests {
         put(root, "memory/a/memory.limit_in_bytes", "50331648\n");
         put(root, "memory/a/b/memory.limit_in_bytes", "9223372036854771712\n");
         assert_eq!(groups("5:cpu:/x\n4:cpuset,memory:/a/b\n").limit(), Some(48 * MIB), "that of the group around it");
-        // A container sees its own group as the top, and its path as of outside.
+        // A container sees its own group as the top, and the host's path.
         assert_eq!(groups("4:memory:/docker/0123\n").limit(), Some(9_223_372_036_854_771_712));
         assert_eq!(groups("no such line\n").limit(), None);
     }
 
     #[test]
-    fn pressure_and_ends_are_seen_in_every_group() {
+    fn pressure_and_kills_are_seen_in_every_group() {
         let tree = tempfile::tempdir().expect("a temporary directory");
         let root = tree.path();
         let psi = |share: &str| format!("some avg10={share} avg60=0.00 avg300=0.00 total=1\nfull avg10=99.00\n");
         put(root, "a/b/memory.pressure", &psi("0.00"));
         let groups = Groups::of("0::/a/b\n", root, root);
-        assert_eq!((groups.pressure(), groups.ends()), (None, 0));
+        assert_eq!((groups.pressure(), groups.kills()), (None, 0));
         put(root, "a/memory.pressure", &psi("12.50"));
         put(root, "a/memory.events", "low 0\nhigh 3\nmax 7\noom 2\noom_kill 1\n");
-        assert_eq!((groups.pressure(), groups.ends()), (Some(12.5), 2));
+        assert_eq!((groups.pressure(), groups.kills()), (Some(12.5), 2));
         put(root, "pressure/memory", &psi("40.00"));
         assert_eq!(groups.pressure(), Some(40.0), "the machine's");
     }

@@ -1,4 +1,4 @@
-//! How the gateway is, put together from its parts.
+//! The gateway's health, from all its parts.
 
 use crate::clock::{Clock, Excuses};
 use crate::http::{Condition, Health, Problem};
@@ -11,16 +11,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// A part that shows no progress for so long hangs, and a restart may help. An SD card that
-/// tidies itself up may stall for 100 s: whoever waits for it is not helped by a restart.
+/// A part without progress for this long hangs, and a restart may help. An SD card may stall for
+/// 100 s in garbage collection, where a restart does not help.
 const HANGS_AFTER: Duration = Duration::from_secs(180);
 
-/// An eye on all parts.
+/// The health of all parts.
 pub struct Overview {
     parts: OnceLock<Parts>,
-    /// Why the log could not be opened yet.
+    /// Why the log is not open yet.
     waiting: Mutex<Option<String>>,
-    /// What there is to tell of links and sinks.
+    /// Notes of links and sinks.
     notes: Notes,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
@@ -28,17 +28,17 @@ pub struct Overview {
     stopping: AtomicBool,
 }
 
-/// What there is once the log is open.
+/// The parts that exist once the log is open.
 struct Parts {
     log: Log,
     sinks: Vec<Watched>,
 }
 
-/// A sink, as it is seen from outside.
+/// A sink's health.
 pub struct Watched {
     pub name: Arc<str>,
     pub liveness: Liveness,
-    /// Of its connection.
+    /// On its connection.
     pub note: Note,
 }
 
@@ -50,8 +50,8 @@ impl Overview {
         Overview { parts, waiting, notes, metrics, clock, excuses, stopping: AtomicBool::new(false) }
     }
 
-    /// The log cannot be opened at present. True if that is news.
-    pub fn waits(&self, why: &str) -> bool {
+    /// The log cannot be opened at present. True if the reason is new.
+    pub fn set_waiting(&self, why: &str) -> bool {
         let before = self.waiting.lock().replace(why.to_owned());
         before.as_deref() != Some(why)
     }
@@ -150,7 +150,7 @@ mod tests {
     use crate::model::{Basis, Batch, ChannelName, DeviceId, Reading, Timestamp, Value};
     use std::sync::atomic::AtomicU64;
 
-    /// Shows seconds that are set.
+    /// A clock that shows the given seconds.
     struct Hand(AtomicU64);
 
     impl Clock for Hand {
@@ -178,7 +178,7 @@ mod tests {
         let device = DeviceId::new("pump").expect("a valid name");
         let batch = Batch { device, session: Some(1), basis: Basis::Wall, readings: vec![reading] };
         opened.log.append(None, batch).expect("there is room");
-        // Nobody steps the writer, nor feels the sink's liveness, from here on.
+        // From here on neither the writer nor the sink shows progress.
         for (after, hang) in [(0, vec![]), (60, vec![]), (110, vec![]), (200, vec!["log", "cloud"])] {
             hand.0.store(1000 + after, Ordering::Relaxed);
             let problems = overview.live().problems;

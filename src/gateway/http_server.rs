@@ -1,4 +1,4 @@
-//! Starts the HTTP server. It serves health while the log is opened, and the rest afterwards.
+//! Starts the HTTP server. It serves health while the log is being opened, and everything afterwards.
 
 use super::health::Overview;
 use super::parts::{Base, Part};
@@ -10,15 +10,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Requests that may wait to be accepted, if no devices connect by them.
+/// Connections that may wait to be accepted, without devices.
 const BACKLOG: usize = 128;
 
-/// The server of a gateway.
+/// The gateway's HTTP server.
 pub(super) struct HttpServer {
     pub part: Part,
-    /// Where it listens, if it is enabled, or will as soon as the address can be had.
+    /// Its address, if it is enabled; it may not listen there yet.
     pub address: Option<SocketAddr>,
-    /// Turns true once it listens; `None` if it is not enabled.
+    /// Turns true once it listens; `None` if it is disabled.
     pub listens: Option<watch::Receiver<bool>>,
     serves_devices: bool,
     parts: http::Later,
@@ -56,7 +56,7 @@ pub(super) fn start(config: &config::Http, base: &Base, health: Arc<Overview>) -
 }
 
 impl HttpServer {
-    /// The log is open: from now on it serves all that it can.
+    /// The log is open: from now on all paths are served.
     pub fn serve(&self, parts: http::Parts) {
         // It is set here only.
         let _ = self.parts.set(parts);

@@ -1,4 +1,4 @@
-//! What the machine grants this process: memory and open files.
+//! Limits of the machine for this process: memory and open files.
 
 use super::groups::Groups;
 use crate::config::{self, Config, Shares};
@@ -7,13 +7,13 @@ use crate::{link, net};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::Path;
 
-/// Taken for the machine's memory where the system does not say.
+/// The machine's memory if the system does not report it.
 const UNKNOWN: u64 = 512 << 20;
-/// Files that are not connections: the log, sinks, HTTP, the runtime.
+/// Files other than connections: the log, sinks, HTTP, the runtime.
 const OTHER_FILES: u64 = 160;
 
-/// How the memory limit, given or derived from this machine, is shared out. `others` are sinks
-/// that the configuration does not name.
+/// Shares of the memory limit, configured or derived from this machine. `others` are sinks outside
+/// the configuration.
 pub fn memory(config: &Config, others: &[Sink], groups: &Groups) -> Shares {
     let of_others = others.iter().map(|sink| config::sink_memory(&config.store, sink.memory));
     let more = of_others.fold(0, u64::saturating_add);
@@ -31,13 +31,13 @@ pub fn memory(config: &Config, others: &[Sink], groups: &Groups) -> Shares {
     shares
 }
 
-/// The control groups that this process is in.
+/// This process's control groups.
 pub fn groups() -> Groups {
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     Groups::of(&own, Path::new("/sys/fs/cgroup"), Path::new("/proc"))
 }
 
-/// The machine's memory, or what the control groups around this process leave of it.
+/// The machine's memory, or the limit of the control groups if that is lower.
 fn machine_memory(groups: &Groups) -> u64 {
     let total = std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(mem_total);
     [total, groups.limit()].into_iter().flatten().min().unwrap_or(UNKNOWN)
@@ -48,9 +48,9 @@ fn mem_total(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Raises the number of files that may be open as far as is allowed, and lowers the
-/// links' limits to what that is enough for: files must be left for log and sinks.
-pub fn open_files(config: &mut Config) {
+/// Raises the limit of open files as far as allowed, and lowers the links' limits
+/// accordingly: files must be left for log and sinks.
+pub fn raise_open_files(config: &mut Config) {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
         && let Err(why) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
@@ -66,7 +66,7 @@ pub fn open_files(config: &mut Config) {
                 max_connections,
                 files,
                 used = room,
-                "only {files} files may be open (LimitNOFILE): fewer connections are taken than max_connections"
+                "only {files} files may be open (LimitNOFILE): fewer connections are accepted than max_connections"
             );
             *max_connections = room;
         }
@@ -79,8 +79,8 @@ pub fn open_files(config: &mut Config) {
     }
 }
 
-/// Has whoever may be connected at one time be remembered as well.
-pub fn known_devices(config: &mut Config) {
+/// Raises the number of known devices to at least that of connected ones.
+pub fn raise_known_devices(config: &mut Config) {
     let mut connections = config.tcp.iter().map(|tcp| tcp.max_connections).sum::<usize>() + config.serial.len();
     if config.http.serves_devices() {
         connections += config.http.max_connections;
@@ -88,8 +88,8 @@ pub fn known_devices(config: &mut Config) {
     config.devices.max_known = config.devices.max_known.max(connections);
 }
 
-/// How many devices each of `links` listeners can take with so many files, with the
-/// connections beyond that are told to go.
+/// Devices for each of `links` listeners with this limit of files, with room for connections
+/// that are refused.
 fn affordable(files: u64, links: usize) -> usize {
     let each = (files.saturating_sub(OTHER_FILES) / (links.max(1) as u64)).saturating_sub(net::MAX_LINGERING as u64);
     usize::try_from(each / 5 * 4).unwrap_or(usize::MAX).max(1)

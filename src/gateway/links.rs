@@ -15,16 +15,16 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// The links of a gateway.
+/// The gateway's links.
 pub(super) struct Links {
     shared: link::Shared,
     part: Part,
-    /// Where devices come in over the HTTP server, if they do.
+    /// Hands over upgraded connections of the HTTP server, if devices connect there.
     pub upgrades: Option<UpgradeSender>,
 }
 
 impl Links {
-    /// Those of `config` over the HTTP server, which listens once `http` turns true.
+    /// The links of `config` over the HTTP server, which listens once `http` turns true.
     pub fn new(config: &Config, core: &Core, http: Option<&watch::Receiver<bool>>) -> Links {
         let base = core.base.clone();
         let shared = link::Shared {
@@ -45,9 +45,8 @@ impl Links {
         links
     }
 
-    /// Starts all others, with the serial ports of the system whose root directory is `root`.
-    /// Runs `sources` beside them. Says where devices connect over TCP, in the order of the
-    /// configuration.
+    /// Starts all other links, with the serial ports of the system whose root directory is `root`,
+    /// and `sources`. Returns the TCP addresses in the order of the configuration.
     pub fn start(
         mut self,
         config: &Config,

@@ -1,4 +1,4 @@
-//! Starts what keeps time and presence.
+//! Starts the tasks for time and presence.
 
 use super::parts::{Core, Part};
 use super::timekeeper::{self, Witnesses};
@@ -7,7 +7,7 @@ use crate::config;
 use crate::device::presence_task;
 use std::sync::Arc;
 
-/// Believes the clock now if somebody who answers at once vouches for it.
+/// Trusts the clock at once if a witness confirms it without waiting.
 pub(super) fn start(config: &config::Gateway, system_clock: Arc<SystemClock>, core: &Core) -> Part {
     let Core { base, log, registry, .. } = core.clone();
     let witnesses = Witnesses::new(config);

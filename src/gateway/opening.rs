@@ -1,5 +1,5 @@
-//! Opens the log on a thread of its own: that may take long, and what serves health,
-//! signals and systemd goes on meanwhile.
+//! Opens the log on a thread of its own: that may take long, while health, signals and systemd
+//! are served.
 
 use super::health::Overview;
 use crate::clock::Clock;
@@ -14,15 +14,15 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-/// Pause after the first attempt to open the log that failed for a reason that may
-/// pass; it doubles with each further one.
+/// Pause after the first failed attempt that may succeed later; doubles with each further
+/// one.
 const PAUSE: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// An attempt that takes longer is told of.
+/// A longer attempt is reported.
 const LONG: Duration = Duration::from_secs(10);
 
-/// Opens the log, as soon as that can be done; with `again`, that includes an earlier
-/// writer of this process, which a slow disk may hold up.
+/// Opens the log as soon as possible; with `again`, also waits for an earlier writer of this
+/// process, which a slow disk may delay.
 ///
 /// # Errors
 /// If it can never be opened.
@@ -39,8 +39,8 @@ pub(super) async fn open_log(
         match attempt(config, sinks, clock, metrics, overview).await {
             Ok(opened) => return Ok(opened),
             Err(why) if why.may_pass() || (again && matches!(why, OpenError::InUse { .. })) => {
-                if overview.waits(&why.to_string()) {
-                    tracing::error!(error = %why, "the log cannot be opened; devices are not served until it can");
+                if overview.set_waiting(&why.to_string()) {
+                    tracing::error!(error = %why, "the log cannot be opened; devices are not served until it is open");
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -64,7 +64,7 @@ async fn attempt(
     let open = move || {
         let sinks: Vec<_> = sinks.iter().map(|(name, start)| ConfiguredSink { name, start: *start }).collect();
         let result = Log::open_with(&store, &routes, &sinks, clock, metrics);
-        // The gateway was told to stop before it had started.
+        // The gateway was stopped during its start.
         if let Err(Ok(unwanted)) = done.send(result) {
             unwanted.log.close();
             unwanted.writer.join();
@@ -75,7 +75,7 @@ async fn attempt(
     let result = match timeout(LONG, &mut opened).await {
         Ok(result) => result,
         Err(_) => {
-            if overview.waits("the log is being looked through, which takes long") {
+            if overview.set_waiting("the log is being checked, which takes long") {
                 tracing::warn!("opening the log takes long; devices are served once it is open");
             }
             opened.await

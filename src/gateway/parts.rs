@@ -1,4 +1,4 @@
-//! What the parts of a gateway are, and what they share.
+//! The parts of a gateway, and what they share.
 
 use crate::clock::Clock;
 use crate::device::Registry;
@@ -25,32 +25,32 @@ impl Part {
         Part { stop: watch::Sender::new(false), tasks: JoinSet::new() }
     }
 
-    /// Runs what `task` makes of the signal to stop.
+    /// Runs a task that gets the stop signal.
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&mut self, task: impl FnOnce(watch::Receiver<bool>) -> F) {
         self.tasks.spawn(task(self.stop.subscribe()));
     }
 
-    /// Asks the tasks to stop and waits until they have, `within` at most.
+    /// Stops the tasks and waits until they have ended, for `within` at most.
     pub async fn stop(mut self, within: Duration, what: &str) {
         self.stop.send_replace(true);
         let all = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(within, all).await.is_err() {
-            tracing::warn!(what, ?within, "did not stop in time and is cut off");
+            tracing::warn!(what, ?within, "did not stop in time and is aborted");
         }
     }
 }
 
-/// What there is before the log is open.
+/// Shared before the log is open.
 #[derive(Clone)]
 pub(super) struct Base {
     pub clock: Arc<dyn Clock>,
     pub metrics: Metrics,
     pub notes: Notes,
-    /// Memory for what connections hold.
+    /// Memory for the buffers of connections.
     pub pool: Pool,
 }
 
-/// What there is once it is.
+/// Shared once the log is open.
 #[derive(Clone)]
 pub(super) struct Core {
     pub base: Base,

@@ -1,4 +1,4 @@
-//! Takes memory from connections while it is short around the gateway, and gives it back.
+//! Reduces the memory of connections while the system is short of memory, and restores it.
 
 use super::groups::Groups;
 use crate::net::Pool;
@@ -8,22 +8,22 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// So long it must not have been short before half of what was taken is given back.
+/// Time without shortage before half of the reduction is undone.
 const CALM: Duration = Duration::from_secs(30);
-/// What connections have at most, in eighths of their share, and at least.
+/// Most and least memory of connections, in eighths of their share.
 const ALL: usize = 8;
 const LEAST: usize = 1;
 
-/// How much of their share of memory connections have. Pure.
+/// The memory of connections, as a part of their share. Pure.
 #[derive(Debug)]
-struct Squeeze {
+struct Reduction {
     eighths: usize,
-    /// When it was short last, or something was given back.
+    /// When memory was last short, or was last increased.
     last: Option<Duration>,
 }
 
-impl Squeeze {
-    /// What they have from now on, if that is something else than before.
+impl Reduction {
+    /// The new part, if it changes.
     fn look(&mut self, is_short: bool, now: Duration) -> Option<usize> {
         let eighths = if is_short {
             self.last = Some(now);
@@ -40,17 +40,17 @@ impl Squeeze {
     }
 }
 
-/// Sees to it that connections hold less in `pool` while memory is short, until `stop` turns true.
+/// Reduces the memory of connections in `pool` while memory is short, until `stop` turns true.
 pub async fn watch(groups: Groups, pool: Pool, mut stop: watch::Receiver<bool>) {
-    let mut squeeze = Squeeze { eighths: ALL, last: None };
-    let (began, mut ends) = (Instant::now(), groups.ends());
+    let mut reduction = Reduction { eighths: ALL, last: None };
+    let (began, mut kills) = (Instant::now(), groups.kills());
     stop::every(LOOK_EVERY, &mut stop, || {
-        let (before, now, share) = (ends, groups.ends(), groups.pressure());
-        ends = now;
-        let was_squeezed = squeeze.eighths < ALL;
-        let Some(eighths) = squeeze.look(now > before || share.is_some(), began.elapsed()) else { return };
+        let (before, now, share) = (kills, groups.kills(), groups.pressure());
+        kills = now;
+        let was_reduced = reduction.eighths < ALL;
+        let Some(eighths) = reduction.look(now > before || share.is_some(), began.elapsed()) else { return };
         let mib = pool.set_share(eighths, ALL) >> 20;
-        match (was_squeezed, eighths == ALL) {
+        match (was_reduced, eighths == ALL) {
             (false, _) => {
                 let share = share.unwrap_or(100.0);
                 tracing::warn!(
@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn what_is_taken_at_once_is_given_back_in_steps() {
-        let mut squeeze = Squeeze { eighths: ALL, last: None };
-        let mut look = |is_short, at| squeeze.look(is_short, Duration::from_secs(at));
+        let mut reduction = Reduction { eighths: ALL, last: None };
+        let mut look = |is_short, at| reduction.look(is_short, Duration::from_secs(at));
         assert_eq!(look(false, 0), None);
         assert_eq!((look(true, 5), look(true, 10), look(true, 15), look(true, 20)), (Some(4), Some(2), Some(1), None));
         assert_eq!((look(false, 25), look(false, 49)), (None, None));

@@ -1,15 +1,15 @@
-//! Where the gateway notes what must neither outlive this boot of the machine nor be on
-//! any copy of a disk.
+//! The directory for files that must not outlive this boot of the machine, nor be on a copy of a
+//! disk.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Where systemd tells the directory that `RuntimeDirectory=` makes.
+/// systemd sets it to the directory of `RuntimeDirectory=`.
 pub const VARIABLE: &str = "RUNTIME_DIRECTORY";
-/// What the kernel calls file systems in memory: tmpfs and ramfs.
+/// The kernel's numbers of file systems in memory: tmpfs and ramfs.
 const IN_MEMORY: [i128; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// The `configured` directory, or what [`VARIABLE`] says, if it is in memory.
+/// The `configured` directory, or that in [`VARIABLE`], if it is in memory.
 pub fn directory(configured: Option<PathBuf>, variable: Option<OsString>) -> Option<PathBuf> {
     // Several are separated by colons.
     let first = |list: OsString| list.to_str()?.split(':').next().filter(|path| !path.is_empty()).map(PathBuf::from);
@@ -19,7 +19,7 @@ pub fn directory(configured: Option<PathBuf>, variable: Option<OsString>) -> Opt
         Ok(true) => return Some(directory),
         Ok(false) => tracing::warn!(
             directory = %directory.display(),
-            "[store] runtime_directory is not used: it is on a disk, of which a copy may be put back; each start begins \
+            "[store] runtime_directory is not used: it is on a disk, and a disk may be restored from a copy; each start begins \
              a new epoch; give a directory on a tmpfs, such as /run/tidegate"
         ),
         Err(why) => tracing::warn!(

@@ -1,6 +1,6 @@
-//! The gateway as a service: signals, and what systemd is told.
+//! The gateway as a service: signals, and notifications to systemd.
 
-use super::{Gateway, Surroundings};
+use super::{Environment, Gateway};
 use crate::config::Config;
 use crate::http::Health;
 use crate::logging::Logging;
@@ -10,15 +10,15 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, interval_at};
 
-/// How often the watchdog is fed if systemd asks for it less often.
+/// Interval of feeding the watchdog, unless systemd requires a shorter one.
 const WATCH_EVERY: Duration = Duration::from_secs(10);
 
-/// How much longer than until now a start may take, in microseconds, as systemd is told.
+/// Further time for the start, in microseconds, requested from systemd.
 const EXTEND_USEC: u32 = 60_000_000;
 
 /// Runs the gateway until SIGTERM or SIGINT, and stops it gracefully; at once on a
-/// second signal. A log that turns out to be damaged is healed by starting over, in
-/// the same process.
+/// second signal. If the log turns out to be damaged, the gateway is started again in the same
+/// process, which recovers the log.
 ///
 /// # Errors
 /// If it cannot be started.
@@ -35,7 +35,7 @@ pub async fn run(config: Config, logging: Logging) -> Result<()> {
                 tracing::info!("stopping; a second signal stops at once");
                 tell(&[NotifyState::Stopping]);
             }
-            Why::Damaged => tracing::warn!("stopping, to start again at once with a log that is healed"),
+            Why::Damaged => tracing::warn!("stopping, to start again at once and recover the damaged log"),
         }
         tokio::select! {
             () = gateway.stop() => {}
@@ -50,27 +50,27 @@ pub async fn run(config: Config, logging: Logging) -> Result<()> {
     }
 }
 
-/// Why a gateway is to stop.
+/// Why the gateway stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
-    /// By a signal.
+    /// A signal.
     Asked,
-    /// Its log is damaged, and heals when it is opened again.
+    /// Its log is damaged; opening it again recovers it.
     Damaged,
 }
 
-/// Starts the gateway, however long the disk is full or the log is looked through; `None` if
-/// a signal comes first.
+/// Starts the gateway, waiting for a full disk or a long check of the log; `None` if a signal
+/// comes first.
 async fn start(config: Config, logging: &Logging, signals: &mut Signals, again: bool) -> Result<Option<Gateway>> {
-    let surroundings = Surroundings { logging: Some(logging.clone()), again, ..Surroundings::default() };
-    let mut starting = std::pin::pin!(Gateway::start_in(surroundings, config));
+    let environment = Environment { logging: Some(logging.clone()), again, ..Environment::default() };
+    let mut starting = std::pin::pin!(Gateway::start_in(environment, config));
     let every = watch_every();
     let mut tick = interval_at(Instant::now() + every, every);
     loop {
         tokio::select! {
             gateway = &mut starting => return gateway.map(Some),
             () = signals.next() => return Ok(None),
-            // The watchdog waits already if this is not the first start.
+            // After the first start, the watchdog is active already.
             _ = tick.tick() => tell(&[
                 NotifyState::ExtendTimeoutUsec(EXTEND_USEC),
                 NotifyState::Watchdog,
@@ -80,7 +80,7 @@ async fn start(config: Config, logging: &Logging, signals: &mut Signals, again: 
     }
 }
 
-/// Feeds the watchdog as long as there is progress, until the gateway is to stop.
+/// Feeds the watchdog while there is progress, until the gateway is to stop.
 async fn watch(gateway: &Gateway, signals: &mut Signals) -> Why {
     let mut tick = tokio::time::interval(watch_every());
     loop {
@@ -98,23 +98,23 @@ async fn watch(gateway: &Gateway, signals: &mut Signals) -> Why {
     }
 }
 
-/// How often the watchdog is fed.
+/// Interval of feeding the watchdog.
 fn watch_every() -> Duration {
     let every = sd_notify::watchdog_enabled().map_or(WATCH_EVERY, |limit| WATCH_EVERY.min(limit / 3));
     every.max(Duration::from_millis(10))
 }
 
-/// Tells systemd, if it listens.
+/// Notifies systemd, if it listens.
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(why) = sd_notify::notify(state) {
-        tracing::debug!(%why, "systemd could not be told");
+        tracing::debug!(%why, "cannot notify systemd");
     }
 }
 
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// Those that mean nothing to the gateway, by name. Unheard, they would end it as a crash.
+    /// Signals without a function, by name. Unhandled, they would end the process like a crash.
     ignored: [(&'static str, Signal); 3],
 }
 
@@ -131,7 +131,7 @@ impl Signals {
         })
     }
 
-    /// Waits for one that asks for a stop. Cancel-safe.
+    /// Waits for a signal to stop. Cancel-safe.
     async fn next(&mut self) {
         let [(hangup, hung_up), (user_1, first), (user_2, second)] = &mut self.ignored;
         loop {
@@ -143,7 +143,7 @@ impl Signals {
                 _ = second.recv() => &**user_2,
             };
             tracing::info!(
-                "{ignored} is ignored: the configuration is read at the start alone; restart the gateway for a change to \
+                "{ignored} is ignored: the configuration is read only at the start; restart the gateway for a change to \
                  take effect (systemctl restart tidegate)"
             );
         }

@@ -11,20 +11,20 @@ use anyhow::{Context as _, Result, ensure};
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
 
-/// The sinks of a gateway, which run.
+/// The running sinks of a gateway.
 pub(super) struct Sinks {
     pub part: Part,
     pub watched: Vec<Watched>,
-    /// Each one's name, and what makes it connect anew.
+    /// Each sink's name, and the signal that makes it reconnect.
     pub restarters: Vec<(Arc<str>, Arc<Notify>)>,
-    /// Commands that come by them.
+    /// Commands that the sinks receive.
     pub commands: mpsc::Receiver<InboundCommand>,
 }
 
 /// The sinks of `config`, and `others`.
 ///
 /// # Errors
-/// If two have one name.
+/// If two sinks have the same name.
 pub(super) fn all(config: &Config, others: Vec<Sink>) -> Result<Vec<Sink>> {
     let mut all = kinds::configured(config);
     for sink in others {
@@ -37,7 +37,7 @@ pub(super) fn all(config: &Config, others: Vec<Sink>) -> Result<Vec<Sink>> {
 /// Starts each of `sinks` at its cursor.
 ///
 /// # Errors
-/// If one cannot be made of its configuration.
+/// If a sink's configuration is unusable.
 pub(super) fn start(config: &Config, sinks: Vec<Sink>, cursors: Vec<SinkCursor>, core: &Core) -> Result<Sinks> {
     let Core { base, identity, log, registry, .. } = core.clone();
     let (intake, commands) = CommandIntake::new(&config.commands);

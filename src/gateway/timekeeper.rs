@@ -1,7 +1,7 @@
-//! Watches whether the system's clock can be believed, and tells those who care.
+//! Decides when the system's clock is trusted, and reports it to the other parts.
 //!
-//! A plausible time proves nothing: boxes without a battery-backed clock boot at the
-//! time of their last stop. So somebody has to vouch for it ([`Witnesses`]), once in a
+//! A plausible time proves nothing: machines without a battery-backed clock boot at the
+//! time of their last stop. So a witness has to confirm it ([`Witnesses`]), once in a
 //! boot. See `docs/time.md`.
 
 use crate::clock::{Clock, SystemClock};
@@ -18,20 +18,20 @@ use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-/// How often it is looked whether the clock is set.
+/// Interval of checking the clock.
 const EVERY: Duration = Duration::from_secs(1);
-/// Witnesses that cost more to ask are asked at every so many looks.
+/// Expensive witnesses are asked at every so many checks.
 const ASK_EVERY: u32 = 10;
-/// How long the one that is another process may take.
+/// Time for a witness that is another process.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// A clock that nobody vouched for by then is worth a warning.
+/// Without a witness by then, a warning is logged.
 const WARN_AFTER: Duration = Duration::from_secs(120);
-/// A battery-backed clock that keeps local time is off by up to this.
+/// A battery-backed clock in local time differs by up to this.
 const TIME_ZONES: Duration = Duration::from_secs(15 * 3600);
-/// Where the kernel shows battery-backed clocks.
+/// The kernel's directory of battery-backed clocks.
 const CLOCKS: &str = "/sys/class/rtc";
 
-/// Who may say that the clock is set.
+/// The witnesses that may confirm that the clock is set.
 #[derive(Debug)]
 pub struct Witnesses {
     trust: ClockTrust,
@@ -43,7 +43,7 @@ impl Witnesses {
         Witnesses { trust: config.clock, file: config.clock_file.clone() }
     }
 
-    /// Who says so now, of those that answer at once.
+    /// A witness that confirms it now, of those that answer at once.
     pub fn at_once(&self) -> Option<&'static str> {
         match self.trust {
             ClockTrust::Trusted => Some("the configuration"),
@@ -58,8 +58,8 @@ impl Witnesses {
         (asked && agrees()).then_some("a battery-backed clock")
     }
 
-    /// The kernel's flag, which systemd-timedated reads for us: few programs may ask
-    /// the kernel itself, and this service is none of them.
+    /// The kernel's flag, read by systemd-timedated: few programs may read it from the kernel,
+    /// and this service may not.
     async fn kernel(&self) -> Option<&'static str> {
         if !matches!(self.trust, ClockTrust::Auto | ClockTrust::Synchronised) {
             return None;
@@ -73,7 +73,7 @@ impl Witnesses {
     }
 }
 
-/// What the battery-backed clocks show. One that does not answer has nothing to say.
+/// Times of the battery-backed clocks. One that cannot be read is ignored.
 fn rtc_times(directory: &Path) -> Vec<Timestamp> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let time = |path: PathBuf| {
@@ -83,12 +83,12 @@ fn rtc_times(directory: &Path) -> Vec<Timestamp> {
     entries.filter_map(|entry| time(entry.path())).collect()
 }
 
-/// One with an empty battery starts anew, far from the time that the system made up.
+/// A clock with an empty battery restarts far from the system's time.
 fn agree(rtc: Timestamp, wall: Timestamp) -> bool {
     rtc.since(wall).max(wall.since(rtc)) <= TIME_ZONES
 }
 
-/// Looks until `stop` turns true.
+/// Checks the clock until `stop` turns true.
 pub async fn keep(
     clock: Arc<SystemClock>,
     witnesses: Witnesses,
@@ -129,15 +129,15 @@ pub async fn keep(
             log.synchronised(now);
         }
         if was_trusted == Some(true) && !now.trusted {
-            tracing::warn!(time = %now.wall, "the clock shows an impossible time and is not believed");
+            tracing::warn!(time = %now.wall, "the clock shows an impossible time and is not trusted");
         }
         was_trusted = Some(now.trusted);
         if !now.trusted && !warned && now.monotonic.saturating_sub(began) >= WARN_AFTER {
             warned = true;
             tracing::warn!(
                 time = %now.wall,
-                "nobody vouches for the clock: readings of devices without one get no time yet; if it is right all the \
-                 same, set [gateway] clock = \"trusted\""
+                "no witness confirms the clock: readings of devices without one get no time yet; if it is right \
+                 anyway, set [gateway] clock = \"trusted\""
             );
         }
     }

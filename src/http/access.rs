@@ -1,9 +1,9 @@
-//! Who may ask. Pure.
+//! Authorises requests. Pure.
 //!
-//! Browsers are the trap: any page may have the browser of somebody on this machine or
-//! this network ask, and what a WebSocket answers the page may read. They say where the
-//! page is from, though, and a page that has its own name point here ("DNS rebinding")
-//! still calls this server by that name.
+//! The risk is browsers: any page can make the browser of somebody on this machine or network
+//! send requests, and can read what a WebSocket answers. But browsers send the page's origin,
+//! and a page whose own name resolves to this server ("DNS rebinding") still sends that name
+//! as the host.
 
 use crate::config::{Http, read_token};
 use crate::credentials::{Credential, Kept};
@@ -13,29 +13,29 @@ use std::sync::Arc;
 use std::time::Duration;
 use subtle::ConstantTimeEq;
 
-/// What this server wants to be asked with, and by whom.
+/// What a request has to carry, and the allowed origins.
 #[derive(Default)]
 pub struct Access {
-    /// None if none is wanted.
+    /// None: no token is required.
     token: Option<Arc<Kept<String>>>,
     origins: Vec<String>,
 }
 
-/// Why somebody may not ask.
+/// Why a request is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     #[error("a token is needed; send it as Authorization: Bearer TOKEN")]
     Token,
-    #[error("the gateway cannot read the token that it wants to be asked with; its log says why")]
+    #[error("the gateway cannot read its token; its log says why")]
     NoToken,
-    #[error("pages of this origin may not ask here; [http] allowed_origins names those that may")]
+    #[error("this origin is not allowed; [http] allowed_origins names the allowed ones")]
     Origin,
-    #[error("this server is asked by its address or as localhost; [http] allowed_origins names what else it is called")]
+    #[error("this host name is not allowed; use the address or localhost, or add the name to [http] allowed_origins")]
     Host,
 }
 
 impl Denied {
-    /// A short constant name for metrics.
+    /// A constant name for metrics.
     pub fn label(self) -> &'static str {
         match self {
             Denied::Token => "token",
@@ -47,9 +47,9 @@ impl Denied {
 }
 
 impl Access {
-    /// What the configuration wants. The token may come later.
+    /// As configured. The token's file may be readable only later.
     pub fn new(config: &Http, now: Duration) -> Access {
-        const WITHOUT: &str = "no request that needs the token is answered until it is right";
+        const WITHOUT: &str = "requests that need the token are refused until it is valid";
         let token = config.token_file.clone().map(|path| {
             let read = move || Ok((read_token(&path)?, None));
             Arc::new(Kept::new("http", config.token_file.iter().cloned().collect(), WITHOUT, now, read))
@@ -57,29 +57,29 @@ impl Access {
         Access { token, origins: config.allowed_origins.clone() }
     }
 
-    /// What has to be watched, if anything.
+    /// The credential to watch, if there is one.
     pub fn credential(&self) -> Option<Arc<dyn Credential>> {
         Some(self.token.clone()?)
     }
 
-    /// Whether whoever sends these headers may ask.
+    /// Authorises a request by its headers.
     ///
     /// # Errors
-    /// Why not.
+    /// Why it is denied.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), Denied> {
         let Some(token) = &self.token else {
             self.check_host(headers)?;
             return self.check_origin(headers);
         };
         let token = token.latest().ok_or(Denied::NoToken)?;
-        // No page knows it, or it may ask.
-        if bears(headers, &token) { Ok(()) } else { Err(Denied::Token) }
+        // No page knows the token; without one, the host has to be this server's.
+        if has_token(headers, &token) { Ok(()) } else { Err(Denied::Token) }
     }
 
-    /// Whether the page that asks, if it is a page, is one that may.
+    /// Checks the origin of the page that sent the request, if a page did.
     ///
     /// # Errors
-    /// If not.
+    /// If the origin is not allowed.
     pub fn check_origin(&self, headers: &HeaderMap) -> Result<(), Denied> {
         let mut origins = headers.get_all(header::ORIGIN).iter();
         let Some(origin) = origins.next() else { return Ok(()) };
@@ -88,18 +88,18 @@ impl Access {
         if allowed && origins.next().is_none() { Ok(()) } else { Err(Denied::Origin) }
     }
 
-    /// Whether this server is called as only those do who mean it.
+    /// Checks that the host is one that no page can choose.
     fn check_host(&self, headers: &HeaderMap) -> Result<(), Denied> {
         let named = |host: &str| self.origins.iter().filter_map(|origin| authority(origin)).any(|own| own == host);
         match host(headers) {
             Some(host) if !is_address(host) && !named(host) => Err(Denied::Host),
-            // None is sent by no browser.
+            // Browsers always send it.
             _ => Ok(()),
         }
     }
 }
 
-fn bears(headers: &HeaderMap, token: &str) -> bool {
+fn has_token(headers: &HeaderMap, token: &str) -> bool {
     let Some((scheme, given)) = text(headers, header::AUTHORIZATION).and_then(|value| value.split_once(' ')) else {
         return false;
     };
@@ -114,17 +114,17 @@ fn host(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::HOST).map(|host| host.to_str().unwrap_or_default())
 }
 
-/// An origin's host and port.
+/// Host and port of an origin.
 fn authority(origin: &str) -> Option<&str> {
     origin.split_once("://").map(|(_, authority)| authority)
 }
 
-/// Whether a page is from this server itself, by a name that nobody else can give it.
+/// Whether a page is from this server itself, by a name that nobody else can choose.
 fn is_own(origin: &str, host: Option<&str>) -> bool {
     authority(origin).is_some_and(|from| Some(from) == host && is_address(from))
 }
 
-/// Whether a host, with or without its port, is an address or this machine's own name.
+/// Whether a host, with or without a port, is an address or localhost.
 fn is_address(host: &str) -> bool {
     if let Some(rest) = host.strip_prefix('[') {
         return rest.split_once(']').is_some_and(|(address, port)| is_ip(address) && is_port(port));

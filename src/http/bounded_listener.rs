@@ -1,5 +1,4 @@
-//! Bounds the connections of the HTTP server: how many there are at a time, and how long each may
-//! take.
+//! Bounds the HTTP server's connections: their number, and the time of each.
 //!
 //! A connection that is upgraded to a device's WebSocket gives its slot up; the WebSocket link has
 //! slots of its own.
@@ -33,8 +32,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// Connections served at one time. More wait in the system's backlog, until one that sent no
-/// request is evicted for them.
+/// Connections served at a time. More wait in the system's backlog, until one without a request
+/// is evicted for them.
 pub const MAX_CONNECTIONS: usize = 32;
 /// A connection on which neither side sends for so long is closed, unless its request is being
 /// handled.
@@ -68,7 +67,7 @@ impl BoundedListener {
         self
     }
 
-    /// What it listens by.
+    /// The listening socket's properties.
     pub fn listening(&self) -> &Listening {
         self.acceptor.listening()
     }

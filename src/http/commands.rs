@@ -1,5 +1,5 @@
-//! `/api/v1/devices/DEVICE/commands` and `/api/v1/commands`: commands to devices and to the
-//! gateway, given and looked up.
+//! `/api/v1/devices/DEVICE/commands` and `/api/v1/commands`: sends commands to devices and to
+//! the gateway, and looks them up.
 
 use super::Shared;
 use super::extract::{Body, MAX_BODY, Path, Query};
@@ -15,17 +15,17 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Commands in one answer, if nothing else is asked for, and at most.
-const USUAL: u32 = 100;
-const MOST: u32 = 1000;
-/// A request does not wait longer than this: it keeps a place that others may need.
+/// Commands in one answer: the default, and the most.
+const DEFAULT: u32 = 100;
+const MAX: u32 = 1000;
+/// Longest wait of a request: it occupies a connection that others may need.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
-        .route("/api/v1/devices/{device}/commands", get(list_of_device).post(give_device))
+        .route("/api/v1/devices/{device}/commands", get(list_of_device).post(submit_to_device))
         .route("/api/v1/devices/{device}/commands/{id}", get(one_of_device))
-        .route("/api/v1/commands", get(list_of_gateway).post(give_gateway))
+        .route("/api/v1/commands", get(list_of_gateway).post(submit_to_gateway))
         .route("/api/v1/commands/{id}", get(one_of_gateway))
         .layer(DefaultBodyLimit::max(MAX_BODY))
 }
@@ -34,8 +34,8 @@ type Answer = Result<(StatusCode, Json<Value>), Refused>;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Patience {
-    /// Answer when the command has ended, or this has passed.
+struct WaitQuery {
+    /// Answer when the command has ended, or after this time.
     wait: Option<String>,
 }
 
@@ -45,40 +45,40 @@ struct Latest {
     limit: Option<u32>,
 }
 
-impl Patience {
+impl WaitQuery {
     fn wait(&self) -> Result<Option<Duration>, Refused> {
         let parse = |text: &String| {
             let wait = humantime::parse_duration(text)
-                .map_err(|_| Refused::bad(format!("wait is {text:?}, which is no duration; give one such as 5s")))?;
+                .map_err(|_| Refused::bad(format!("wait is {text:?}, which is not a duration; give one such as 5s")))?;
             Ok(wait.min(MAX_WAIT))
         };
         self.wait.as_ref().map(parse).transpose()
     }
 }
 
-async fn give_device(
+async fn submit_to_device(
     State(shared): State<Shared>,
     Path(device): Path<DeviceId>,
-    Query(asked): Query<Patience>,
+    Query(asked): Query<WaitQuery>,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Answer {
-    give(&shared, Target::Device(device), &asked, &headers, &body).await
+    submit(&shared, Target::Device(device), &asked, &headers, &body).await
 }
 
-async fn give_gateway(
+async fn submit_to_gateway(
     State(shared): State<Shared>,
-    Query(asked): Query<Patience>,
+    Query(asked): Query<WaitQuery>,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Answer {
-    give(&shared, Target::Gateway, &asked, &headers, &body).await
+    submit(&shared, Target::Gateway, &asked, &headers, &body).await
 }
 
 async fn one_of_device(
     State(shared): State<Shared>,
     Path((device, id)): Path<(DeviceId, CommandId)>,
-    Query(asked): Query<Patience>,
+    Query(asked): Query<WaitQuery>,
 ) -> Answer {
     one(&shared, CommandKey { target: Target::Device(device), id }, asked.wait()?).await
 }
@@ -86,7 +86,7 @@ async fn one_of_device(
 async fn one_of_gateway(
     State(shared): State<Shared>,
     Path(id): Path<CommandId>,
-    Query(asked): Query<Patience>,
+    Query(asked): Query<WaitQuery>,
 ) -> Answer {
     one(&shared, CommandKey { target: Target::Gateway, id }, asked.wait()?).await
 }
@@ -99,14 +99,14 @@ async fn list_of_gateway(State(shared): State<Shared>, asked: Query<Latest>) -> 
     list(&shared, &Target::Gateway, &asked.0).await
 }
 
-async fn give(shared: &Shared, target: Target, asked: &Patience, headers: &HeaderMap, body: &[u8]) -> Answer {
-    from_here(shared, headers)?;
+async fn submit(shared: &Shared, target: Target, asked: &WaitQuery, headers: &HeaderMap, body: &[u8]) -> Answer {
+    check_sender(shared, headers)?;
     let wait = asked.wait()?;
     let commands = &shared.parts()?.commands;
     let request: CommandRequest = commands.request(target, body).map_err(|invalid| Refused::bad(invalid.why))?;
     let key = request.key();
-    let given = commands.submit(request).await.map_err(|why| Refused::unavailable(why.to_string()))?;
-    let state = given.map_err(|refusal| {
+    let submitted = commands.submit(request).await.map_err(|why| Refused::unavailable(why.to_string()))?;
+    let state = submitted.map_err(|refusal| {
         let status = match refusal {
             Refusal::Disabled | Refusal::NotAllowed => StatusCode::FORBIDDEN,
             Refusal::QueueFull | Refusal::Busy => StatusCode::TOO_MANY_REQUESTS,
@@ -126,42 +126,42 @@ async fn one(shared: &Shared, key: CommandKey, wait: Option<Duration>) -> Answer
         commands.ended(&key, wait).await;
     }
     match commands.command(&key).await.map_err(unreadable)? {
-        Some(Record::Whole(command)) => Ok((status(command.state()), Json(shown(&command)))),
-        Some(Record::End(state)) => Ok(shown_briefly(&key, state)),
+        Some(Record::Whole(command)) => Ok((status(command.state()), Json(command_json(&command)))),
+        Some(Record::End(state)) => Ok(state_json(&key, state)),
         None => {
             let CommandKey { target, id } = key;
-            Err(Refused::not_found(format!("{target} was given no command {id}, or it is not remembered")))
+            Err(Refused::not_found(format!("{target} has no command {id}, or it is not remembered")))
         }
     }
 }
 
-/// What was just given, which may be more than is remembered.
+/// The command that was just sent; its state alone if it is not remembered.
 async fn show(commands: &Handle, key: &CommandKey, state: CommandState) -> Answer {
     Ok(match commands.command(key).await.map_err(unreadable)? {
-        Some(Record::Whole(command)) => (status(command.state()), Json(shown(&command))),
-        Some(Record::End(state)) => shown_briefly(key, state),
-        None => shown_briefly(key, state),
+        Some(Record::Whole(command)) => (status(command.state()), Json(command_json(&command))),
+        Some(Record::End(state)) => state_json(key, state),
+        None => state_json(key, state),
     })
 }
 
-/// A command of which no more is known.
-fn shown_briefly(key: &CommandKey, state: CommandState) -> (StatusCode, Json<Value>) {
+/// A command of which only the state is known.
+fn state_json(key: &CommandKey, state: CommandState) -> (StatusCode, Json<Value>) {
     (status(state), Json(json!({ "device": key.target.device(), "id": key.id, "state": state })))
 }
 
 async fn list(shared: &Shared, target: &Target, asked: &Latest) -> Answer {
-    let limit = asked.limit.unwrap_or(USUAL).clamp(1, MOST);
+    let limit = asked.limit.unwrap_or(DEFAULT).clamp(1, MAX);
     let commands = shared.parts()?.commands.commands(target, limit).await.map_err(unreadable)?;
-    let commands: Vec<Value> = commands.iter().map(shown).collect();
+    let commands: Vec<Value> = commands.iter().map(command_json).collect();
     Ok((StatusCode::OK, Json(json!({ "commands": commands }))))
 }
 
-/// Accepted, or done with.
+/// 200 if it has ended, else 202.
 fn status(state: CommandState) -> StatusCode {
     if state.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED }
 }
 
-fn shown(command: &Command) -> Value {
+fn command_json(command: &Command) -> Value {
     let ending = command.ended.as_ref();
     json!({
         "device": command.target.device(),
@@ -177,15 +177,15 @@ fn shown(command: &Command) -> Value {
     })
 }
 
-/// Lets in what no web page from elsewhere can send: a browser asks before it sends JSON to
-/// another host, which is not allowed here, and says where the page is from.
-fn from_here(shared: &Shared, headers: &HeaderMap) -> Result<(), Refused> {
+/// Denies requests of web pages from elsewhere: a browser asks before it sends JSON to another
+/// host, which is not allowed here, and sends the page's origin.
+fn check_sender(shared: &Shared, headers: &HeaderMap) -> Result<(), Refused> {
     let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if !media.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case("application/json")) {
         let why = "send JSON, with Content-Type: application/json".to_owned();
         return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
-    // Also of a page that knows the token.
+    // Also for a page that knows the token.
     shared.access.check_origin(headers).map_err(|denied| shared.denied(denied))
 }
 

@@ -1,5 +1,5 @@
-//! `/api/v1/devices` and `/api/v1/history`: who is there, and who was; and
-//! `/api/v1/refused`: what of theirs could not be taken.
+//! `/api/v1/devices` and `/api/v1/history`: presence and its history; `/api/v1/refused`: samples
+//! that were refused.
 
 use super::Shared;
 use super::extract::{Path, Query};
@@ -12,9 +12,9 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// Entries in one answer, if nothing else is asked for, and at most.
-const USUAL: usize = 1000;
-const MOST: usize = 10_000;
+/// Entries in one answer: the default, and the most.
+const DEFAULT: usize = 1000;
+const MAX: usize = 10_000;
 
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
@@ -29,14 +29,14 @@ pub(super) fn routes() -> Router<Shared> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Page {
-    /// List what follows this device.
+    /// Only devices after this one.
     after: Option<DeviceId>,
     limit: Option<usize>,
 }
 
 async fn list(State(shared): State<Shared>, Query(page): Query<Page>) -> Result<Json<Value>, Refused> {
     let parts = shared.parts()?;
-    let limit = page.limit.unwrap_or(USUAL).clamp(1, MOST);
+    let limit = page.limit.unwrap_or(DEFAULT).clamp(1, MAX);
     let devices = parts.registry.statuses(page.after.as_ref(), limit);
     let next = devices.last().filter(|_| devices.len() == limit).map(|last| last.device.clone());
     Ok(Json(json!({ "devices": devices, "next": next })))
@@ -52,7 +52,7 @@ async fn one(State(shared): State<Shared>, Path(device): Path<DeviceId>) -> Resu
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Past {
-    /// List what came before the entry with this id.
+    /// Only entries before the one with this id.
     before: Option<u64>,
     limit: Option<usize>,
 }
@@ -87,16 +87,16 @@ async fn refused(State(shared): State<Shared>, Query(latest): Query<Latest>) -> 
     refused_samples(&shared, None, &latest)
 }
 
-/// There are few of them: no pages are needed.
+/// Refused samples are few: there are no pages.
 fn refused_samples(shared: &Shared, device: Option<&DeviceId>, latest: &Latest) -> Result<Json<Value>, Refused> {
-    let limit = latest.limit.unwrap_or(USUAL).clamp(1, MOST);
+    let limit = latest.limit.unwrap_or(DEFAULT).clamp(1, MAX);
     let mut refused = shared.parts()?.refused.list(device);
     refused.truncate(limit);
     Ok(Json(json!({ "refused": refused })))
 }
 
 async fn entries(shared: &Shared, device: Option<DeviceId>, past: &Past) -> Result<Json<Value>, Refused> {
-    let limit = past.limit.unwrap_or(USUAL).clamp(1, MOST);
+    let limit = past.limit.unwrap_or(DEFAULT).clamp(1, MAX);
     let entries = shared.parts()?.log.presence_entries(device, past.before, limit).await;
     let entries = entries.map_err(|why| Refused::unavailable(format!("the log cannot be read: {why:#}")))?;
     let next = entries.last().filter(|_| entries.len() == limit).map(|last| last.id);

@@ -1,4 +1,4 @@
-//! What a request says; what makes no sense is answered in JSON, like everything else.
+//! Extracts path, query and body of a request; errors are answered in JSON.
 
 use super::Client;
 use super::problem::Refused;
@@ -8,16 +8,16 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use serde::de::DeserializeOwned;
 
-/// More than any command may have, in bytes.
+/// More than any command's body, in bytes.
 pub(super) const MAX_BODY: usize = 128 << 10;
 
-/// What stands in the path, as in [`extract::Path`].
+/// The path's parameters, as [`extract::Path`].
 pub(super) struct Path<T>(pub T);
 
-/// What stands in the query, as in [`extract::Query`].
+/// The query, as [`extract::Query`].
 pub(super) struct Query<T>(pub T);
 
-/// All of a body. Until it is there the request is one that is still coming.
+/// A whole body. Until it is complete, the request counts as incomplete.
 pub(super) struct Body(pub Bytes);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
@@ -45,7 +45,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
         let client = request.extensions().get::<ConnectInfo<Client>>().map(|ConnectInfo(client)| client.clone());
         let length =
             request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        // Whoever says so beforehand need not send it.
+        // A client with `Expect: 100-continue` need not send it.
         if length.is_some_and(|length: u64| length > MAX_BODY as u64) {
             return Err(Refused::too_large(MAX_BODY));
         }
@@ -57,7 +57,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
         body.map(Body).map_err(|why| match (why.status(), cut) {
             (_, Some(cut)) => Refused::new(cut.status(), cut.why().to_owned()),
             (StatusCode::PAYLOAD_TOO_LARGE, None) => Refused::too_large(MAX_BODY),
-            (status, None) => Refused::new(status, "the body is not as the request's headers say".to_owned()),
+            (status, None) => Refused::new(status, "the body does not match the request's headers".to_owned()),
         })
     }
 }

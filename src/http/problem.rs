@@ -1,13 +1,13 @@
-//! What is answered to a request that cannot be served.
+//! The answer to a request that cannot be served.
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-/// When to come back after a 503, in seconds.
+/// Seconds until a retry after a 503.
 pub(super) const RETRY_AFTER: &str = "1";
 
-/// A refusal: its status, and in words why.
+/// A refusal: status and reason.
 #[derive(Debug)]
 pub(super) struct Refused(StatusCode, String);
 
@@ -28,7 +28,7 @@ impl Refused {
         Refused(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {most} bytes"))
     }
 
-    /// Another try later may succeed.
+    /// A retry may succeed.
     pub fn unavailable(why: String) -> Refused {
         Refused(StatusCode::SERVICE_UNAVAILABLE, why)
     }
@@ -46,7 +46,7 @@ impl IntoResponse for Refused {
     }
 }
 
-/// What a refusal says, as JSON.
+/// A refusal as JSON.
 pub(super) fn body(why: &str) -> String {
     json!({ "error": why }).to_string()
 }

@@ -1,7 +1,7 @@
-//! How many requests to the API may take long at one time.
+//! Bounds how many requests to the API may take long at a time.
 //!
-//! A request keeps its connection's slot until it is answered. Requests that wait for a command's
-//! end, or for a log that does not answer, must leave slots for health, metrics and devices.
+//! A request occupies its connection's slot until it is answered. Requests that wait for the end
+//! of a command, or for a log that does not answer, must leave slots for health, metrics and devices.
 
 use super::Client;
 use super::problem::Refused;
@@ -16,33 +16,33 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
-/// Requests that may wait for a command's end: half of the slots.
+/// Requests that may wait for the end of a command: half of the slots.
 const WAITING: usize = 16;
-/// Others that may take longer than [`QUICK`].
+/// Other requests that may take longer than [`QUICK`].
 const SLOW: usize = 4;
 const QUICK: Duration = Duration::from_secs(1);
 
-/// Whose turn it is to take long.
-struct Turns {
+/// The limits of long requests.
+struct LongRequests {
     waiting: Semaphore,
     slow: Semaphore,
 }
 
-/// Bounds how many of these routes' requests take long.
+/// Bounds how many requests to these routes take long.
 pub(super) fn bounded<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
-    let turns = Arc::new(Turns { waiting: Semaphore::new(WAITING), slow: Semaphore::new(SLOW) });
-    routes.route_layer(middleware::from_fn_with_state(turns, take_turns))
+    let turns = Arc::new(LongRequests { waiting: Semaphore::new(WAITING), slow: Semaphore::new(SLOW) });
+    routes.route_layer(middleware::from_fn_with_state(turns, limit_long_requests))
 }
 
-async fn take_turns(
-    State(turns): State<Arc<Turns>>,
+async fn limit_long_requests(
+    State(turns): State<Arc<LongRequests>>,
     ConnectInfo(client): ConnectInfo<Client>,
     request: Request,
     next: Next,
 ) -> Response {
     if waits(request.uri()) {
         let Ok(_turn) = turns.waiting.try_acquire() else {
-            let why = format!("{WAITING} requests wait already, which is as many as may; try again, or without `wait`");
+            let why = format!("{WAITING} requests wait already, which is the limit; try again, or without `wait`");
             return Refused::unavailable(why).into_response();
         };
         return next.run(request).await;
@@ -53,20 +53,20 @@ async fn take_turns(
             answer = &mut answer => return answer,
             () = sleep(QUICK) => {}
         }
-        // One that is still coming keeps nobody from anything: it can be cut.
+        // One that is still incomplete occupies nothing: its connection can be cut.
         if client.is_waiting() {
             break;
         }
     }
     let Ok(_turn) = turns.slow.try_acquire() else {
-        let why = "the log does not answer, and as many requests wait for it as may; try again. A command may have been \
-                   taken all the same: give it again with the same id";
+        let why = "the log does not answer, and the limit of requests that wait for it is reached; try again. A command may have been \
+                   accepted nevertheless: send it again with the same id";
         return Refused::unavailable(why.to_owned()).into_response();
     };
     answer.await
 }
 
-/// Whether a request says that it may take long.
+/// Whether a request asks to wait.
 fn waits(uri: &Uri) -> bool {
     uri.query().is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some("wait")))
 }

@@ -12,12 +12,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use std::io;
 
-/// Version of the WebSocket protocol, the only one in use.
+/// The only version of the WebSocket protocol in use.
 const VERSION: &str = "13";
-/// When to try again, in seconds. Devices have a back-off of their own.
+/// Seconds until a retry. Devices have a backoff of their own.
 const RETRY_AFTER: &str = "5";
 
-/// Answers a request for a WebSocket, and hands the upgraded connection to the link.
+/// Answers a WebSocket handshake, and hands the upgraded connection to the link.
 pub(super) async fn device(
     State(shared): State<Shared>,
     ConnectInfo(client): ConnectInfo<Client>,
@@ -46,7 +46,7 @@ pub(super) async fn device(
     let leaves = client.clone();
     let upgrade = async move {
         let upgraded = upgrade.await.map_err(io::Error::other)?;
-        // From here on it is no request, and keeps no slot here.
+        // The upgraded connection occupies no HTTP slot.
         leaves.upgraded();
         Ok(Box::new(UpgradedStream::new(upgraded)) as Box<_>)
     };
@@ -59,7 +59,7 @@ pub(super) async fn device(
     (StatusCode::SWITCHING_PROTOCOLS, switch).into_response()
 }
 
-/// The status by which a device learns whether the fault is with it, or its neighbours.
+/// The status tells a device whether the fault is its own.
 fn refusal_status(why: UpgradeError) -> StatusCode {
     match why {
         UpgradeError::NotAdmitted(AdmissionError::LockedOut | AdmissionError::AddressLimit) => {
@@ -72,7 +72,7 @@ fn refusal_status(why: UpgradeError) -> StatusCode {
     }
 }
 
-/// The `Sec-WebSocket-Accept` that answers a request for a WebSocket, or what the request lacks.
+/// The `Sec-WebSocket-Accept` of the answer, or what the request lacks.
 fn handshake(version: Version, headers: &HeaderMap) -> Result<String, &'static str> {
     if version != Version::HTTP_11 {
         return Err("a WebSocket begins with HTTP/1.1");

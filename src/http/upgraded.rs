@@ -10,9 +10,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Accepted by a [`super::BoundedListener`], or by some other listener.
+/// Accepted by a [`super::BoundedListener`] or another listener.
 pub(super) enum UpgradedStream {
-    /// With what was read before the upgrade.
+    /// With the bytes that were read before the upgrade.
     Bounded(Box<BoundedStream>, hyper::body::Bytes),
     Other(TokioIo<Upgraded>),
 }

@@ -1,11 +1,11 @@
-//! What an event says, and the line that a person reads.
+//! The facts of an event, and its text as a line.
 
 use std::fmt::{self, Debug, Write};
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use tracing::field::{Field, Visit};
 
-/// What one event says. Its parts have bounded lengths, whatever an outsider put into them.
+/// The facts of one event. Their lengths are bounded, whatever an outsider put into them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     pub message: String,
@@ -15,12 +15,12 @@ pub struct Facts {
 
 const MAX_MESSAGE: usize = 2048;
 const MAX_VALUE: usize = 1024;
-/// All values together.
+/// Of all values together.
 const MAX_VALUES: usize = 8192;
-/// The whole line, in bytes, before the last mark.
+/// Of the whole line, in bytes, without the final mark.
 const MAX_LINE: usize = 12_288;
 
-/// Fields that say whom or what a line is about, and why. The others go into details.
+/// Fields that identify what a line is about, and its reason. Other fields are details.
 const SUBJECTS: [&str; 15] = [
     "sink",
     "broker",
@@ -56,7 +56,7 @@ impl Facts {
         self
     }
 
-    /// Whom or what this is about, and why, as a number. Connections from one address are one.
+    /// A hash of what this is about and its reason. Connections from one address count as one.
     pub fn subject(&self, hashes: &impl BuildHasher) -> u64 {
         let mut hasher = hashes.build_hasher();
         for (name, value) in self.fields.iter().filter(|(name, _)| SUBJECTS.contains(name)) {
@@ -92,12 +92,12 @@ impl Visit for Facts {
     }
 }
 
-/// The message and the facts behind it, `name=value`, in one line: what could break it, or
-/// move a terminal's cursor, is escaped.
+/// The message and its facts as `name=value`, in one line; line breaks and terminal escapes are
+/// escaped.
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = Bounded::new(MAX_LINE);
-        // What does not fit is marked.
+        // A line that is too long is marked.
         let _ = write_line(self, &mut line);
         f.write_str(&line.finish())
     }
@@ -129,12 +129,12 @@ fn write_line(facts: &Facts, line: &mut Bounded) -> fmt::Result {
     Ok(())
 }
 
-/// Whether a character looks like what it is, and is all that it does.
+/// Whether a character prints as itself, without other effects.
 fn is_plain(c: char) -> bool {
     matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1
 }
 
-/// A text that takes so many bytes at most.
+/// A text of a bounded number of bytes.
 struct Bounded {
     text: String,
     most: usize,
@@ -143,7 +143,7 @@ struct Bounded {
 
 fn bounded(most: usize, text: fmt::Arguments<'_>) -> String {
     let mut bounded = Bounded::new(most);
-    // What does not fit is marked.
+    // A text that is too long is marked.
     let _ = bounded.write_fmt(text);
     bounded.finish()
 }
@@ -162,7 +162,7 @@ impl Bounded {
 }
 
 impl Write for Bounded {
-    /// An error once it is full, which ends the writing.
+    /// Fails once it is full, which ends the formatting.
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let room = self.most.saturating_sub(self.text.len());
         if text.len() <= room {

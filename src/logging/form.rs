@@ -1,6 +1,6 @@
-//! How a line is written: for standard error, or as the journal's native protocol has it
-//! (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL>), where the whole line is the message and each
-//! fact a field besides.
+//! Formats a line: for standard error, or in the journal's native protocol
+//! (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL>), where the message is the whole line and each
+//! fact is a field as well.
 
 use super::facts::Facts;
 use crate::model::Timestamp;
@@ -12,7 +12,7 @@ pub enum Form {
     Journal { identifier: String },
 }
 
-/// Where a line comes from.
+/// The origin of a line.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin {
     pub level: Level,
@@ -50,9 +50,9 @@ fn colour(level: Level) -> &'static str {
     }
 }
 
-/// Never as large as a datagram may be, as facts are bounded.
+/// Always smaller than the largest datagram, since facts are bounded.
 fn datagram(identifier: &str, origin: &Origin, facts: &Facts) -> Vec<u8> {
-    // Those of syslog.
+    // Syslog's priorities.
     let priority = match origin.level {
         Level::ERROR => "3",
         Level::WARN => "4",
@@ -74,7 +74,7 @@ fn datagram(identifier: &str, origin: &Origin, facts: &Facts) -> Vec<u8> {
     for (name, value) in &facts.fields {
         let name = name.chars().map(|c| if c == '.' { '_' } else { c.to_ascii_uppercase() });
         let name = name.filter(|c| *c == '_' || c.is_ascii_alphanumeric());
-        // The prefix keeps it apart from the journal's own fields.
+        // The prefix separates it from the journal's own fields.
         put(&mut bytes, &format!("F_{}", name.collect::<String>()), value);
     }
     bytes

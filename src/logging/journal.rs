@@ -8,20 +8,20 @@ use std::os::unix::net::UnixDatagram;
 /// systemd-journald.service(8).
 const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// How lines get into the journal, if standard error is connected to it.
+/// Form and writer for the journal, if standard error is connected to it.
 pub fn connect() -> Option<(Form, Write)> {
     let socket = UnixDatagram::unbound().ok().filter(|_| is_stderr() && is_there())?;
     let program = std::env::current_exe().ok();
     let identifier = program.as_deref().and_then(|path| path.file_name()).unwrap_or_default();
     let form = Form::Journal { identifier: identifier.to_string_lossy().into_owned() };
-    // By its path each time: the journal may be restarted.
+    // By path each time: the journal may be restarted.
     Some((form, Box::new(move |entry| socket.send_to(entry, SOCKET).map(drop))))
 }
 
-/// Whether somebody listens there, who need not keep up.
+/// Whether the journal's socket has a listener, even a slow one.
 fn is_there() -> bool {
     let Ok(socket) = UnixDatagram::unbound() else { return false };
-    // The journal passes over what is empty.
+    // The journal ignores empty datagrams.
     let asked = socket.set_nonblocking(true).and_then(|()| socket.send_to(&[], SOCKET));
     asked.map_or_else(|why| why.kind() == ErrorKind::WouldBlock, |_| true)
 }

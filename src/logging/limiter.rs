@@ -1,29 +1,28 @@
-//! Which lines are said as they come, and which are counted and summed up. Pure: times are
-//! passed in.
+//! Limits repeated lines: some are logged at once, the others counted and summed up. Pure: times
+//! are passed in.
 //!
-//! A line comes from a place in the code and is about something: a port, a device. Of one
-//! place, the first few about one thing and some more about all things are said within a
-//! minute. The others are counted, and at the minute's end said once, with the number and
-//! what the last one said. As long as more come, only such sums are said, at growing
-//! distances; whoever was quiet for a minute is heard at once again. What is about one thing,
-//! or comes from one place, never hides what is about another or comes from elsewhere, until
-//! one place has more things than it may have.
+//! A line has a place in the code and a subject: a port, a device. Within a minute, the first few
+//! lines of a place about one subject are logged, and some more about all its subjects. The others
+//! are counted, and logged as one sum at the end of the minute, with their number and the facts of
+//! the last one. While more come, only sums are logged, at growing intervals; after a quiet minute,
+//! lines are logged at once again. One subject or place never hides another, until a place has more
+//! subjects than its limit.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// Sums of what goes on are said at no greater distances.
+/// Longest interval between the sums of continuing lines.
 const LONGEST: Duration = Duration::from_secs(600);
-/// Lines about one thing.
+/// Lines about one subject.
 const OF_ONE: u32 = 5;
-/// Lines from one place.
+/// Lines of one place.
 const OF_ALL: u32 = 30;
-/// Things that one place is told apart by.
+/// Subjects of one place that are distinguished.
 const MAX_SUBJECTS: usize = 64;
 
-/// Judges lines `T` from places `P`.
+/// Limits lines `T` of places `P`.
 pub struct Limiter<P, T> {
     places: HashMap<P, Place<T>>,
 }
@@ -38,7 +37,7 @@ struct Place<T> {
 pub struct Sum<T> {
     pub last: T,
     pub count: u64,
-    /// Within so much time.
+    /// The time in which they came.
     pub within: Duration,
 }
 
@@ -50,7 +49,7 @@ struct Window<T> {
     said: u32,
     counted: u64,
     last: Option<T>,
-    /// There were too many before this one.
+    /// The window before this one was too full.
     noisy: bool,
 }
 
@@ -59,7 +58,7 @@ impl<P: Hash + Eq, T> Limiter<P, T> {
         Limiter { places: HashMap::new() }
     }
 
-    /// A line that is to be said now is given back.
+    /// Returns the line if it is to be logged now.
     pub fn offer(&mut self, place: P, subject: u64, line: T, now: Duration) -> Option<T> {
         let place = self.places.entry(place).or_insert_with(|| Place { all: Window::new(now), each: HashMap::new() });
         if place.all.is_over(now) && place.all.counted == 0 {
@@ -93,7 +92,7 @@ impl<P: Hash + Eq, T> Limiter<P, T> {
         Some(line)
     }
 
-    /// What is to be summed up by now.
+    /// The sums that are due.
     pub fn due(&mut self, now: Duration) -> Vec<Sum<T>> {
         let mut sums = Vec::new();
         self.places.retain(|_, place| {
@@ -107,13 +106,13 @@ impl<P: Hash + Eq, T> Limiter<P, T> {
         sums
     }
 
-    /// When to ask next; `None` while nothing came lately.
+    /// When to call [`Limiter::due`] next; `None` without recent lines.
     pub fn next(&self) -> Option<Duration> {
         let windows = self.places.values().flat_map(|place| place.each.values().chain([&place.all]));
         windows.map(Window::end).min()
     }
 
-    /// What was counted and not said: there will be no later.
+    /// The sums of all counted lines, at the end.
     pub fn finish(&mut self, now: Duration) -> Vec<Sum<T>> {
         let places = std::mem::take(&mut self.places).into_values();
         let windows = places.flat_map(|place| place.each.into_values().chain([place.all]));
@@ -140,7 +139,7 @@ impl<T> Window<T> {
         self.last = Some(line);
     }
 
-    /// At the end of its time, or once it was quiet for a minute.
+    /// The end of its time, or of a quiet minute.
     fn end(&self) -> Duration {
         (self.began + self.length).min(self.heard + MINUTE)
     }
@@ -149,7 +148,7 @@ impl<T> Window<T> {
         now >= self.heard + MINUTE
     }
 
-    /// Whether all is forgotten, but for what was counted.
+    /// Whether only counted lines are left of it.
     fn is_over(&self, now: Duration) -> bool {
         self.is_quiet(now) || (!self.noisy && now >= self.end())
     }
@@ -160,7 +159,7 @@ impl<T> Window<T> {
         Some(Sum { last, count, within: now.saturating_sub(self.began) })
     }
 
-    /// Sums up if it is time. False if it may be forgotten.
+    /// Appends its sum if that is due. False if the window may be dropped.
     fn look(&mut self, now: Duration, sums: &mut Vec<Sum<T>>) -> bool {
         if now < self.end() {
             return true;
@@ -187,7 +186,7 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// Says the numbers that are said, and `count@last` of sums, with time passing.
+    /// Records the numbers that are logged, and `count@last` of sums, while time passes.
     struct World {
         limiter: Limiter<&'static str, u64>,
         said: Vec<String>,
@@ -203,7 +202,7 @@ mod tests {
             self.said.extend(self.limiter.offer(place, subject, line, self.now).map(|line| line.to_string()));
         }
 
-        /// Time passes, and what is due by then is said when it is.
+        /// Time passes, and sums are logged when they are due.
         fn pass(&mut self, time: Duration) {
             let until = self.now + time;
             while let Some(next) = self.limiter.next().filter(|next| *next <= until) {
@@ -317,7 +316,7 @@ mod tests {
                 offered += 1;
                 match random.u8(..10) {
                     0 => world.pass(Duration::from_millis(random.u64(..90_000))),
-                    // Whoever sums up may have been held up.
+                    // The caller of `due` may be late.
                     1 => world.now += Duration::from_millis(random.u64(..90_000)),
                     _ => {}
                 }

@@ -1,5 +1,5 @@
-//! The way of a line: from an event in the code over the limiter and the queue to the thread
-//! that writes. Only that thread waits for whoever reads.
+//! The path of a line: from an event through the limiter and the queue to the writer thread. Only
+//! that thread waits for the reader of the log.
 
 use super::facts::Facts;
 use super::form::{Form, Origin};
@@ -16,7 +16,7 @@ use tracing::callsite::Identifier;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::Context;
 
-/// Writes one line, and may wait for whoever reads.
+/// Writes one line; may block on the reader of the log.
 pub type Write = Box<dyn FnMut(&[u8]) -> io::Result<()> + Send>;
 
 /// Cheap to clone.
@@ -27,7 +27,7 @@ struct Shared {
     form: Form,
     queue: Queue,
     limiter: Mutex<Limiter<Identifier, Line>>,
-    /// Things that lines are about are told apart by these.
+    /// Hashes the subjects of lines.
     hashes: RandomState,
     began: Instant,
     counts: LogLines,
@@ -38,17 +38,17 @@ struct Line {
     facts: Facts,
 }
 
-/// The name of the thread that writes.
+/// Name of the writer thread.
 pub const THREAD: &str = "log lines";
 
-/// A line of this module's own.
+/// The origin of this module's own lines.
 const OWN: Origin = Origin { level: Level::WARN, target: module_path!(), file: Some(file!()), line: None };
 
 impl Lines {
-    /// Starts the thread that writes.
+    /// Starts the writer thread.
     ///
     /// # Errors
-    /// If there can be no thread.
+    /// If the thread cannot be started.
     pub fn start(form: Form, write: Write) -> io::Result<Lines> {
         let counts = LogLines::default();
         let lines = Lines(Arc::new(Shared {
@@ -60,7 +60,7 @@ impl Lines {
             counts,
         }));
         let writer = lines.clone();
-        // It ends with the process.
+        // The thread ends with the process.
         std::thread::Builder::new().name(THREAD.to_owned()).spawn(move || writer.write_all(write))?;
         Ok(lines)
     }
@@ -69,20 +69,20 @@ impl Lines {
         self.0.counts.clone()
     }
 
-    /// Has a line written, whatever else is.
+    /// Logs a line, bypassing levels and limiter.
     pub fn say(&self, origin: &Origin, facts: &Facts) {
         let now = now();
         self.0.queue.push(origin.level, self.0.form.write(origin, facts, now), now);
     }
 
-    /// Waits until all is written, `within` that time; what was counted is summed up first.
+    /// Logs the sums of counted lines, and waits until everything is written, for `within` at most.
     pub fn finish(&self, within: Duration) {
         let sums = self.0.limiter.lock().finish(self.0.began.elapsed());
         sums.into_iter().for_each(|sum| self.sum_up(sum));
         self.flush(within);
     }
 
-    /// Waits until all is written, `within` that time.
+    /// Waits until everything is written, for `within` at most.
     pub fn flush(&self, within: Duration) {
         self.0.queue.flush(within);
     }
@@ -112,7 +112,7 @@ impl<S: Subscriber> tracing_subscriber::Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
         let mut line = Line { origin: Origin::of(metadata), facts: Facts::of(event) };
-        // Whoever has more logged wants it all.
+        // A user who enables more levels wants every line.
         if line.origin.level <= Level::INFO {
             let subject = line.facts.subject(&self.0.hashes);
             let now = self.0.began.elapsed();
@@ -144,7 +144,7 @@ fn told(missed: Missed) -> Facts {
     let Missed { count, since } = missed;
     let lines = if count == 1 { "line of the log was" } else { "lines of the log were" };
     let message = format!(
-        "{count} {lines} dropped here: whoever reads them (the journal, or what standard error goes to) did not keep up; \
+        "{count} {lines} dropped here: their reader (the journal, or what standard error goes to) did not keep up; \
          if this comes again, see that it runs, or log less ([gateway] log_level)"
     );
     Facts::saying(&message).and("since", since)
@@ -161,9 +161,9 @@ mod tests {
     use std::sync::mpsc;
     use tracing_subscriber::layer::SubscriberExt;
 
-    /// Lines that are written one by one, when they are waited for.
+    /// Lines that are written one by one, as they are received.
     fn lines() -> (Lines, mpsc::Receiver<String>) {
-        // Without a place to wait in: whoever writes waits for whoever reads.
+        // Without a buffer: the writer waits for the reader.
         let (out, read) = mpsc::sync_channel(0);
         let write = move |line: &[u8]| {
             let text = String::from_utf8_lossy(line).into_owned();
@@ -185,7 +185,7 @@ mod tests {
         assert!(began.elapsed() < Duration::from_secs(30));
         let dropped = lines.counts().dropped.get();
         assert!(dropped > 1000, "{dropped}");
-        // They come in order. Where the others were dropped depends on when the first was taken.
+        // Lines arrive in order. Where lines were dropped depends on when the first was taken.
         let mut numbers: Vec<u64> = Vec::new();
         let mut told = false;
         while numbers.len() as u64 + dropped < 5000 || !told {

@@ -1,4 +1,4 @@
-//! A panic is said where all else is, and does not wait for whoever reads there for long.
+//! Logs panics as lines, with a bounded wait for the reader of the log.
 
 use super::facts::Facts;
 use super::form::Origin;
@@ -8,16 +8,16 @@ use std::panic::PanicHookInfo;
 use std::time::Duration;
 use tracing::Level;
 
-/// The process ends after that, in the release.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// In release builds the process ends afterwards.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 const PANIC: Origin = Origin { level: Level::ERROR, target: module_path!(), file: None, line: None };
 
-/// Has panics said by `lines` from now on.
+/// Logs panics by `lines` from now on.
 pub fn take_over(lines: Lines) {
     let otherwise = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        // Who writes cannot wait for itself.
+        // The writer thread cannot wait for itself.
         match std::thread::current().name() {
             Some(THREAD) => otherwise(panic),
             name => say(&lines, panic, name.unwrap_or("unnamed"), &Backtrace::capture()),
@@ -36,7 +36,7 @@ fn say(lines: &Lines, panic: &PanicHookInfo<'_>, thread: &str, backtrace: &Backt
             lines.say(&PANIC, &Facts::saying(line));
         }
     }
-    lines.flush(PATIENCE);
+    lines.flush(FLUSH_TIMEOUT);
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Lines on their way out: so many bytes at most. Nobody who adds one waits for anything.
+//! A queue of lines with a bounded number of bytes. Adding a line never blocks.
 
 use crate::metrics::LogLines;
 use crate::model::Timestamp;
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tracing::Level;
 
 const MAX_BYTES: usize = 256 << 10;
-/// The rest is for warnings and errors.
+/// The rest is reserved for warnings and errors.
 const MAX_BYTES_OF_OTHERS: usize = MAX_BYTES / 4 * 3;
-/// What a line takes beside its bytes, about.
+/// Memory of a line beside its bytes, estimated.
 const OVERHEAD: usize = 64;
 
 pub struct Queue {
@@ -26,11 +26,11 @@ struct State {
     bytes: usize,
     writing: Option<Writing>,
     missed: Option<Missed>,
-    /// The last attempt to write failed.
+    /// The last write failed.
     is_broken: bool,
 }
 
-/// What was taken out and is being written.
+/// What the writer thread is writing.
 #[derive(Clone, Copy)]
 enum Writing {
     Line,
@@ -44,13 +44,13 @@ pub struct Missed {
     pub since: Timestamp,
 }
 
-/// What whoever writes is to do next.
+/// The next task of the writer thread.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
     Write(Vec<u8>),
-    /// Say that lines are missing.
+    /// Log that lines are missing.
     Tell(Missed),
-    /// It is late.
+    /// The time is up.
     Look,
 }
 
@@ -59,7 +59,7 @@ impl Queue {
         Queue { state: Mutex::default(), filled: Condvar::new(), emptied: Condvar::new(), counts }
     }
 
-    /// Adds a line if there is room for it.
+    /// Adds a line if there is room.
     pub fn push(&self, level: Level, line: Vec<u8>, now: Timestamp) {
         let most = if level <= Level::WARN { MAX_BYTES } else { MAX_BYTES_OF_OTHERS };
         let mut state = self.state.lock();
@@ -73,12 +73,12 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Waits for what is to be done, until `until` at most. [`Queue::wrote`] is to follow, but
-    /// for [`Next::Look`].
+    /// Waits for the next task, until `until` at most. Call [`Queue::wrote`] after every task except
+    /// [`Next::Look`].
     pub fn next(&self, until: Option<Instant>) -> Next {
         let mut state = self.state.lock();
         loop {
-            // Whoever writes has caught up a good deal.
+            // Half of the queue is written by then.
             let may_tell = !state.is_broken && state.bytes <= MAX_BYTES / 2;
             if let Some(missed) = state.missed.take_if(|_| may_tell) {
                 state.writing = Some(Writing::Notice(missed));
@@ -97,8 +97,8 @@ impl Queue {
         }
     }
 
-    /// That was written, or could not be. What is missing is told once something can be written
-    /// again: perhaps nobody ever listens any more.
+    /// The task succeeded or failed. Missing lines are reported only after a successful write, as
+    /// there may be no reader any more.
     pub fn wrote(&self, worked: bool, now: Timestamp) {
         let mut state = self.state.lock();
         state.is_broken = !worked;
@@ -118,7 +118,7 @@ impl Queue {
         state.missed.get_or_insert(Missed { count: 0, since: now }).count += 1;
     }
 
-    /// Waits until all is written, but no longer than that.
+    /// Waits until everything is written, for `within` at most.
     pub fn flush(&self, within: Duration) {
         let until = Instant::now() + within;
         let mut state = self.state.lock();

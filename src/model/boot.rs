@@ -1,4 +1,4 @@
-//! Which boot of the machine a time belongs to, and what a batch's times mean.
+//! Identifies boots of the machine, and what a batch's times are based on.
 
 use super::Timestamp;
 use serde::de::Error;
@@ -6,12 +6,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
-/// Names one boot of the machine, as the kernel does.
+/// Identifies one boot of the machine, as the kernel does.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BootId(pub [u8; 16]);
 
 impl fmt::Display for BootId {
-    /// As a UUID, the way the kernel writes it.
+    /// As a UUID, as the kernel writes it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, byte) in self.0.iter().enumerate() {
             if [4, 6, 8, 10].contains(&i) {
@@ -29,7 +29,7 @@ impl fmt::Debug for BootId {
     }
 }
 
-/// A text that names no boot.
+/// A text that is not a boot id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no boot id: it has 32 hexadecimal digits")]
 pub struct InvalidBootId(String);
@@ -65,26 +65,26 @@ impl<'de> Deserialize<'de> for BootId {
     }
 }
 
-/// What the times of a batch are, and how far they can be believed.
+/// What the times of a batch are based on, and whether they are trusted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Basis {
-    /// UTC, by a clock that nothing speaks against.
+    /// UTC, from a trusted clock.
     #[default]
     Wall,
-    /// Microseconds since this boot of the gateway, as if that had been in 1970: the
-    /// gateway's clock could not be believed yet.
+    /// Microseconds since this boot of the gateway, as if it had been in 1970: the gateway's
+    /// clock was not trusted yet.
     Boot(BootId),
-    /// UTC, but taken in such a time and converted once the clock could be believed.
+    /// UTC, but taken as `Boot` and converted once the clock was trusted.
     Resynchronised,
-    /// What the device says and cannot be; the gateway got the readings at `received`.
+    /// Times of the device that are impossible; the gateway received the readings at `received`.
     DeviceClock { received: Timestamp },
-    /// The same while the gateway's clock could not be believed: it got the readings at
-    /// `received`, counted from this boot as above.
+    /// The same while the gateway's clock was not trusted: `received` counts from this boot, as
+    /// above.
     DeviceClockSince { boot: BootId, received: Timestamp },
 }
 
 impl Basis {
-    /// The boot whose beginning must be known before anything can be said on the wall.
+    /// The boot whose start must be known to give the times in UTC.
     pub fn boot(self) -> Option<BootId> {
         match self {
             Basis::Boot(boot) | Basis::DeviceClockSince { boot, .. } => Some(boot),

@@ -1,4 +1,4 @@
-//! Commands: what somebody upstream, or on this machine, wants done.
+//! Commands from upstream, or from this machine.
 
 use super::{BootId, CommandId, CommandName, DeviceId, Timestamp};
 use bytes::Bytes;
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
 
-/// Whom a command is for.
+/// The target of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
@@ -33,7 +33,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// What makes a command one and the same, however often it is sent.
+/// Identifies a command, however often it is sent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CommandKey {
     pub target: Target,
@@ -57,24 +57,24 @@ impl Source {
     }
 }
 
-/// A command as a sink takes it from its destination, before anybody has read it.
+/// A command as a sink receives it from its destination, unparsed.
 #[derive(Debug)]
 pub struct InboundCommand {
     pub source: Source,
     pub target: Target,
-    /// What the sender wrote; `docs/commands.md` has the form.
+    /// The sender's text; `docs/commands.md` has its format.
     pub body: Bytes,
-    /// How long the destination says that it is wanted, if it knows.
+    /// The message expiry at the destination, if there is one.
     pub wanted_for: Option<Duration>,
     pub confirmation: Confirmation,
 }
 
-/// Tells the destination that a command is on disk, so that it need not send it again.
-/// Dropped, it tells nothing.
+/// Confirms to the destination that a command is on disk, so that it is not sent again.
+/// Dropped, it confirms nothing.
 pub struct Confirmation(Box<dyn FnOnce() + Send>);
 
 impl Confirmation {
-    /// `confirm` runs once, and must not wait.
+    /// `confirm` runs once, and must not block.
     pub fn new(confirm: impl FnOnce() + Send + 'static) -> Confirmation {
         Confirmation(Box::new(confirm))
     }
@@ -90,23 +90,23 @@ impl fmt::Debug for Confirmation {
     }
 }
 
-/// How far a command has come. All but the first two are final.
+/// The state of a command. All but the first two are final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CommandState {
-    /// It was not handed to the device.
+    /// It was not sent to the device.
     Queued,
-    /// It was handed to the device, or is about to be.
+    /// It was sent to the device, or is about to be.
     Sent,
-    /// The device did it.
+    /// The device carried it out.
     Done,
-    /// The device tried, and says that it failed.
+    /// The device tried, and reports that it failed.
     Failed,
-    /// The device or the gateway will not do it.
+    /// The device or the gateway refuses it.
     Rejected,
-    /// Its time was over before it was handed to the device: it was not done.
+    /// It expired before it was sent to the device: it was not carried out.
     Expired,
-    /// It was handed to the device, and no answer came in time: it may have been done.
+    /// It was sent to the device, and no answer came in time: it may have been carried out.
     Unreachable,
 }
 
@@ -128,28 +128,28 @@ impl CommandState {
     }
 }
 
-/// When a command is not wanted any more, in all ways in which that can be told.
+/// When a command expires, on every clock on which that is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deadline {
-    /// The boot of the machine in which the command came.
+    /// The boot of the machine in which the command arrived.
     pub boot: BootId,
-    /// On that boot's monotonic clock; not known of a time on the wall that came while
-    /// the wall clock could not be believed.
+    /// On that boot's monotonic clock; unknown for a wall time that arrived while the wall
+    /// clock was not trusted.
     pub uptime: Option<Duration>,
-    /// On the wall; not known if the wall clock could not be believed.
+    /// On the wall clock; unknown if that was not trusted.
     pub wall: Option<Timestamp>,
-    /// How long it is wanted at the most.
+    /// Longest time until it expires.
     pub lifetime: Duration,
 }
 
-/// A moment of one boot of the machine.
+/// A time in one boot of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
     pub boot: BootId,
     pub uptime: Duration,
 }
 
-/// A command on its way to a device, by the source that the device, or its hub, is attached to.
+/// A command on its way to a device, through the source that the device, or its hub, is attached to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceCommand {
     pub device: DeviceId,
@@ -157,11 +157,11 @@ pub struct DeviceCommand {
     pub name: String,
     /// JSON text.
     pub payload: Option<String>,
-    /// How long the command is still wanted.
+    /// Time until the command expires.
     pub expires_in: Option<Duration>,
 }
 
-/// What a device answers to a command.
+/// A device's answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandResult {
     pub id: String,
@@ -170,7 +170,7 @@ pub struct CommandResult {
     pub payload: Option<String>,
 }
 
-/// What a device made of a command.
+/// The outcome of a command on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommandOutcome {
     Done,
@@ -192,15 +192,15 @@ impl From<CommandOutcome> for CommandState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
     pub state: CommandState,
-    /// What the device says of it, or why it was rejected: JSON text, or any other.
+    /// The device's result, or the reason of a rejection: JSON, or any other text.
     pub payload: Option<String>,
     pub time: Timestamp,
 }
 
-/// A command and what became of it so far.
+/// A command and its progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
-    /// Its place in the order in which commands came.
+    /// Its position in the order of arrival.
     pub place: u64,
     pub target: Target,
     pub id: CommandId,
@@ -208,10 +208,10 @@ pub struct Command {
     /// JSON text.
     pub payload: Option<String>,
     pub source: Source,
-    /// By the gateway's clock, set or not.
+    /// By the gateway's clock, trusted or not.
     pub received: Timestamp,
     pub deadline: Deadline,
-    /// Since when it may have been handed to the device.
+    /// Since when it may have been sent to the device.
     pub sent: Option<Moment>,
     pub ended: Option<Ending>,
 }

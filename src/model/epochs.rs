@@ -1,13 +1,13 @@
-//! Which epoch each seq of a log is of.
+//! The epochs of a log's seqs.
 
 use super::Seq;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
-/// Names the life of a log that a seq belongs to: drawn at random when a database is
-/// created, and anew whenever a start cannot prove that the database at hand is the latest
-/// state of the log. So no copy of it gives out an identity that was used before.
+/// Identifies the life of a log that a seq belongs to: drawn at random when a database is
+/// created, and anew whenever a start cannot prove that the database is the latest state of the
+/// log. So no copy of it reuses an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u32);
@@ -18,15 +18,15 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The epochs of a log. Seqs go on from one to the next, so that each has a range of them.
+/// The epochs of a log. Each has a range of seqs, which continue from one epoch to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Epochs {
-    /// Of those that are over, the last seq and which it is, oldest first.
+    /// Past epochs with their last seqs, oldest first.
     former: Arc<[(Seq, Epoch)]>,
     current: Epoch,
 }
 
-/// A range of seqs that are of one epoch.
+/// A range of seqs of one epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochRange {
     pub epoch: Epoch,
@@ -35,28 +35,28 @@ pub struct EpochRange {
 }
 
 impl Epochs {
-    /// `former` epochs that are over, each with its last seq, oldest first.
+    /// `former` are the past epochs with their last seqs, oldest first.
     pub fn new(former: Vec<(Seq, Epoch)>, current: Epoch) -> Epochs {
         Epochs { former: former.into(), current }
     }
 
-    /// The one that new readings are of.
+    /// The epoch of new readings.
     pub fn current(&self) -> Epoch {
         self.current
     }
 
-    /// The former ones that are remembered, each with its last seq, oldest first.
+    /// The past epochs that are remembered, with their last seqs, oldest first.
     pub fn former(&self) -> &[(Seq, Epoch)] {
         &self.former
     }
 
-    /// The epoch that `seq` is of, and the last seq that is of it.
+    /// The epoch of `seq`, and its last seq.
     pub fn of(&self, seq: Seq) -> (Epoch, Seq) {
         let place = self.former.partition_point(|(last, _)| *last < seq);
         self.former.get(place).map_or((self.current, Seq(u64::MAX)), |(last, epoch)| (*epoch, *last))
     }
 
-    /// The ranges of one epoch each that make up the seqs from `first` to `last`.
+    /// Splits the seqs from `first` to `last` into ranges of one epoch each.
     pub fn parts(&self, mut first: Seq, last: Seq) -> Vec<EpochRange> {
         let mut parts = Vec::new();
         while first <= last {

@@ -1,12 +1,12 @@
 //! Patterns of names in the configuration.
 
-/// Whether `name` is what `pattern` describes: `*` stands for any characters, `?` for
-/// one, everything else for itself.
+/// Whether `name` matches `pattern`: `*` matches any characters, `?` one, and every other
+/// character itself.
 pub fn glob(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut p, mut n) = (0, 0);
-    // Where to go on if what follows the last `*` does not fit: that many more bytes
-    // belong to it.
+    // Where to continue if what follows the last `*` does not match: one more byte belongs
+    // to it then.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         match pattern.get(p) {
@@ -30,7 +30,7 @@ pub fn glob(pattern: &str, name: &str) -> bool {
     pattern[p..].iter().all(|byte| *byte == b'*') // p never passes the pattern's end
 }
 
-/// The first character of a pattern of devices that no device's name contains: with it, it
+/// The first character of a device pattern that no device's name contains: such a pattern
 /// matches none.
 pub fn stray_in_devices(pattern: &str) -> Option<char> {
     pattern.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-/*?".contains(*c)))

@@ -1,4 +1,4 @@
-//! Names that come from outside, checked once where they enter.
+//! Names from outside, validated once on input.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
@@ -81,7 +81,7 @@ impl DeviceId {
         Ok(DeviceId(name.into()))
     }
 
-    /// The name of `sub`, a device for which this one speaks.
+    /// The name of `sub`, a device behind this one.
     pub fn sub_device(&self, sub: &str) -> Result<DeviceId, InvalidName> {
         if self.0.contains('/') {
             return Err(InvalidName::Character('/', TOKEN_CHARS));
@@ -90,7 +90,7 @@ impl DeviceId {
         Ok(DeviceId(format!("{}/{sub}", self.0).into()))
     }
 
-    /// The device that speaks for this one; itself unless it is a sub-device.
+    /// The hub of this device; itself unless it is a sub-device.
     pub fn hub(&self) -> DeviceId {
         match self.0.split_once('/') {
             Some((hub, _)) => DeviceId(hub.into()),
@@ -112,7 +112,7 @@ impl CommandId {
         Ok(CommandId(id.into()))
     }
 
-    /// One that nobody else has.
+    /// A unique one.
     pub fn random() -> CommandId {
         CommandId(format!("{:032x}", fastrand::u128(..)).into())
     }

@@ -1,51 +1,51 @@
-//! Whether devices are there, and why not.
+//! Presence of devices, and its causes.
 
 use super::{DeviceId, Timestamp, time_as_text};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Whether a device is there.
+/// The presence of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Presence {
-    /// It has a session and was heard lately.
+    /// It has a session and was heard recently.
     Online,
-    /// It has a session and is silent for longer than it should be.
+    /// It has a session and has been silent for longer than it should be.
     Idle,
     Offline,
 }
 
-/// How a device came into the state that it is in.
+/// Why a device is in its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// It began a session.
     Connected,
-    /// It began a session while another of the same name was there.
+    /// It began a session while another device of the same name was connected.
     TakenOver,
     /// It was heard again after it had been idle.
     Heard,
     /// It sends nothing.
     Silent,
-    /// It said Goodbye.
+    /// It sent Goodbye.
     Goodbye,
     /// It was silent for too long.
     Timeout,
     /// Its connection broke or its port vanished.
     LinkLost,
-    /// It said something that ended its session.
+    /// It sent a message that ended its session.
     Refused,
-    /// The gateway stops: nothing is known of the device.
+    /// The gateway stops: the device's state is unknown.
     GatewayStopping,
-    /// The gateway started anew, and the device has not come back.
+    /// The gateway restarted, and the device has not reconnected.
     GatewayRestarted,
-    /// Its hub says so.
+    /// Its hub reported it.
     Hub,
-    /// Its hub is gone.
+    /// Its hub went offline.
     HubOffline,
 }
 
-/// What is known of a device's presence.
+/// The state of a device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeviceStatus {
     pub device: DeviceId,
@@ -54,16 +54,16 @@ pub struct DeviceStatus {
     /// When the state began.
     #[serde(with = "time_as_text")]
     pub since: Timestamp,
-    /// When it was heard last.
+    /// When it was last heard.
     #[serde(with = "time_as_text")]
     pub last_seen: Timestamp,
-    /// Whether the gateway's clock could be believed when these times were taken.
+    /// Whether the gateway's clock was trusted when these times were taken.
     pub time_trusted: bool,
-    /// The link that it is or was connected by.
+    /// The link of its current or last connection.
     pub link: Arc<str>,
-    /// How often it went offline, or was taken over, since it became known.
+    /// Number of times it went offline, or was taken over, since it became known.
     pub flaps: u64,
-    /// It comes and goes so often that its changes are told only once they last.
+    /// Its state changes so often that changes are reported only once they last.
     pub flapping: bool,
     pub firmware: Option<Arc<str>>,
 }
@@ -71,7 +71,7 @@ pub struct DeviceStatus {
 macro_rules! names {
     ($($kind:ident { $($variant:ident => $name:literal),* $(,)? })*) => {$(
         impl $kind {
-            /// As it is written in JSON.
+            /// The name in JSON.
             pub fn name(self) -> &'static str {
                 match self { $($kind::$variant => $name),* }
             }

@@ -1,4 +1,4 @@
-//! Points in time, and how they are written.
+//! Points in time, and their text.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -40,7 +40,7 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// A time as text in what is serialized, for fields that people read.
+/// Serialises a time as text, for fields that people read.
 pub mod as_text {
     use super::Timestamp;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
@@ -54,7 +54,7 @@ pub mod as_text {
     }
 }
 
-/// A text that is no time.
+/// A text that is not a time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no time; write it like 2026-11-23T01:02:03.456Z")]
 pub struct InvalidTime(String);
@@ -62,9 +62,9 @@ pub struct InvalidTime(String);
 impl FromStr for Timestamp {
     type Err = InvalidTime;
 
-    /// Reads what `Display` writes, with any number of decimals up to nine, of which
-    /// six count. Not by [`std::time::SystemTime`], whose range some libraries cut to
-    /// 32 bits on 32-bit systems.
+    /// Parses the output of `Display`, with up to nine decimals, of which six count. Does not
+    /// use [`std::time::SystemTime`], whose range some libraries limit to 32 bits on 32-bit
+    /// systems.
     fn from_str(text: &str) -> Result<Timestamp, InvalidTime> {
         parse(text).ok_or_else(|| InvalidTime(text.to_owned()))
     }
@@ -105,7 +105,7 @@ fn micros(fraction: Option<&str>) -> Option<i64> {
     format!("{fraction:0<6}").get(..6)?.parse().ok()
 }
 
-/// Numbers of so many digits each, joined by `separator`.
+/// Numbers of the given digits, joined by `separator`.
 fn numbers(text: &str, separator: char, digits: [usize; 3]) -> Option<[i64; 3]> {
     let mut parts = text.split(separator);
     let mut numbers = [0; 3];

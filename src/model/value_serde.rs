@@ -2,8 +2,8 @@
 //!
 //! Binary formats carry the variant's index and the plain value. In JSON a number
 //! without fraction and exponent is an integer and any other a float; bytes are
-//! `{"base64": "..."}`; floats that JSON has no number for are `{"float": "NaN"}`,
-//! `"inf"` or `"-inf"`. `{"float": 21}` is read too: not every language can write 21.0.
+//! `{"base64": "..."}`; floats without a JSON number are `{"float": "NaN"}`, `"inf"` or
+//! `"-inf"`. `{"float": 21}` is accepted too: not every language can write 21.0.
 
 use super::Value;
 use base64::Engine;
@@ -111,7 +111,7 @@ impl<'de> Visitor<'de> for Readable {
     }
 }
 
-/// A float that stands in an object: a number, or the name of one that is none.
+/// A float in an object: a number, or the name of a float that JSON cannot express.
 struct Float(f64);
 
 impl<'de> Deserialize<'de> for Float {
@@ -133,7 +133,7 @@ impl<'de> Deserialize<'de> for Float {
             }
 
             fn visit_u64<E>(self, integer: u64) -> Result<Float, E> {
-                Ok(Float(integer as f64)) // likewise
+                Ok(Float(integer as f64)) // the nearest float is meant
             }
 
             fn visit_str<E: de::Error>(self, name: &str) -> Result<Float, E> {

@@ -1,5 +1,5 @@
-//! Why a broker refused or ended a connection, as far as another attempt can be made in
-//! another way: [`reason`](super::reason) has the words for people.
+//! Why a broker refused or ended a connection, as far as the next attempt can react to it;
+//! [`reason`](super::reason) has the messages.
 
 use super::reason;
 use crate::backoff::Failure;
@@ -10,30 +10,30 @@ use v5::{ConnectReturnCode as Connect, DisconnectReasonCode as End};
 /// Why a broker refused or ended a connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Cause {
-    /// It does not speak this version: it says so, or answers in the form of another one.
+    /// It does not speak this version: it says so, or answers in another version's format.
     Version,
     /// It closed the connection without an answer to CONNECT, or its CONNACK is malformed.
     NoAnswer,
-    /// It closed an accepted connection without a word.
+    /// It closed an accepted connection without a DISCONNECT.
     HungUp,
-    /// It keeps no messages for whoever subscribes later (0x9A).
+    /// It does not support retained messages (0x9A).
     Retain,
-    /// It takes no Last Will to that topic (0x90).
+    /// It refuses the Last Will's topic (0x90).
     WillTopic,
-    /// It has too much to do, or a quota is used up (0x89, 0x96, 0x97, 0x9F).
+    /// It is overloaded, or a quota is exceeded (0x89, 0x96, 0x97, 0x9F).
     Busy,
-    /// Its clients are to use another server (0x9C), or another one from now on (0x9D).
+    /// Clients are to use another server, temporarily (0x9C) or permanently (0x9D).
     Elsewhere {
         /// As the broker names them (MQTT 5, 4.11).
         servers: String,
         for_good: bool,
     },
-    /// Whatever else it is.
+    /// Any other cause.
     #[default]
     Other,
 }
 
-/// A connection that did not come about.
+/// A connection that was not established.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{failure}")]
 pub struct Refusal {
@@ -47,11 +47,11 @@ impl From<Failure> for Refusal {
     }
 }
 
-/// What a CONNACK of MQTT 3.1.1 (3.2) refuses, which came in answer to a CONNECT of MQTT 5;
-/// `None` if it is none. It has two bytes, and MQTT 5's has a length of properties behind.
+/// The refusal in a CONNACK of MQTT 3.1.1 (3.2) that answers a CONNECT of MQTT 5; `None` if it
+/// is no such packet. It has two bytes; MQTT 5's continues with the length of its properties.
 pub(super) fn older_answer(packet: &[u8]) -> Option<(Failure, Cause)> {
     let [0x20, 2, _, code] = *packet else { return None };
-    // With a reason code of MQTT 5 it has left out the properties only.
+    // A reason code of MQTT 5 means that only the properties are left out.
     Some(if matches!(code, 0..=5 | 0x84) {
         (reason::connect_5(Connect::UnsupportedProtocolVersion, None, None), Cause::Version)
     } else {

@@ -1,13 +1,13 @@
-//! One connection's client side, without the connection: what to write next, what a
-//! packet means, and when to give up. No clock and no socket.
+//! The client side of one connection: what to write next, what a packet means, and when to
+//! give up. Without clock and socket.
 //!
 //! A publish is in flight from when it is written until its PUBACK, found by its packet id.
-//! One whose PUBACK is missing, or that is refused for a quota, is written again as a new
-//! message, and publishes go more slowly if that happens more than once ([`Pacing`]).
+//! One without a PUBACK, or refused for a quota, is written again as a new message, and
+//! publishes are slowed down if that happens more than once ([`Pacing`]).
 //!
-//! Two things end a connection that still stands: nothing comes though a ping was sent, or
-//! the publish that has waited longest is not confirmed. The latter counts from when nothing
-//! stood before it, so that a slow link with a full window is no dead one.
+//! Two things end a connection that is still open: nothing is received after a ping, or the
+//! oldest publish is not confirmed. The latter counts from when no other publish is before it,
+//! so that a slow link with a full window is not taken for dead.
 
 mod incoming;
 mod outgoing;
@@ -25,34 +25,34 @@ use outgoing::{Answered, Outgoing};
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-/// A link is expected to carry so many bytes in a second, at the least.
+/// Least throughput expected of a link, in bytes a second.
 const SLOWEST_LINK: u64 = 600;
-/// Packet ids that may be unconfirmed, of the 65,535 that there are.
+/// Most packet ids that may be unconfirmed; there are 65,535.
 const MOST_PACKETS: usize = 60_000;
-/// Beside the window, so many publishes may wait to be written.
+/// Publishes that may wait to be written, beside the window.
 const SPARE: usize = 8;
 
 #[derive(Debug)]
 pub struct Client {
     codec: Codec,
-    /// To be written.
+    /// Output that is not written yet.
     out: BytesMut,
     /// Publishes in flight.
     outgoing: Outgoing,
-    /// Since when the first of them has had nothing before it.
+    /// Since when no publish has been before the oldest one.
     waited_since: Duration,
-    /// When to look whether any of them is overdue, and whether that is the second look.
+    /// When to check for overdue publishes, and whether it is the second check.
     look: Option<Duration>,
     doubted: bool,
-    /// What is known of link and broker.
+    /// Estimates of link and broker.
     pub(super) pacing: Pacing,
-    /// When the owner is told that there is room again.
+    /// When to send the owner [`Event::Room`].
     room_at: Option<Duration>,
-    /// Publishes that wait until more may be in flight.
+    /// Publishes that wait because too many are in flight.
     waiting: VecDeque<(u64, Publish)>,
     window: usize,
     subscribing: HashSet<u16>,
-    /// Messages that are not confirmed, in the order in which they came.
+    /// Unconfirmed messages, in the order of arrival.
     incoming: Incoming,
     last_packet: u16,
     allowance: Option<Allowance>,
@@ -61,21 +61,21 @@ pub struct Client {
     max_packet: usize,
     keep_alive: Duration,
     confirm_timeout: Duration,
-    /// When something was read last, and something written.
+    /// When something was last read, and last written.
     read_at: Duration,
     written_at: Duration,
-    /// When a ping was added that nothing has come after.
+    /// When a ping was added, while nothing was received since.
     pinged: Option<Duration>,
-    /// PUBACKs for what is not in flight.
+    /// PUBACKs for packet ids that are not in flight.
     unexpected: u64,
 }
 
-/// What the driver is to know of a packet.
+/// What a packet means for the driver.
 #[derive(Debug)]
 pub enum Seen {
     Connected,
     Event(Event),
-    /// With the id of its packet; 0 if it wants no confirmation.
+    /// With its packet id; 0 if it needs no confirmation.
     Message(Message, u16),
 }
 
@@ -111,10 +111,10 @@ impl Client {
         }
     }
 
-    /// Writes a publish, or keeps it until the broker allows one more.
+    /// Writes a publish, or queues it until the broker allows one more.
     ///
     /// # Errors
-    /// If more are under way than the window has room for.
+    /// If more are under way than the window allows.
     pub fn publish(&mut self, token: u64, publish: Publish, now: Duration) -> Result<Option<Event>, Failure> {
         if self.outgoing.len() + self.waiting.len() >= self.window {
             return Err(Failure::transient("more publishes are under way than the window allows"));
@@ -126,7 +126,7 @@ impl Client {
         Ok(self.write_publish(token, publish, now))
     }
 
-    /// How many may be in flight.
+    /// Publishes that may be in flight.
     fn allowed(&self) -> usize {
         self.allowance.and_then(|told| told.receive_maximum).map_or(MOST_PACKETS, usize::from).clamp(1, MOST_PACKETS)
     }
@@ -144,7 +144,7 @@ impl Client {
             && self.pacing.has_room(self.outgoing.bytes())
     }
 
-    /// How many PUBACKs came for what is not in flight since this was asked last.
+    /// Number of PUBACKs for packet ids that are not in flight, since the last call.
     pub fn take_unexpected(&mut self) -> u64 {
         std::mem::take(&mut self.unexpected)
     }
@@ -153,7 +153,7 @@ impl Client {
         let packet = self.next_packet();
         let Some(size) = self.codec.publish(publish.clone(), packet, self.max_packet, &mut self.out) else {
             let (topic, most) = (publish.topic, self.max_packet);
-            let what = format!("a publish to {topic} has more than the {most} bytes that are taken");
+            let what = format!("a publish to {topic} exceeds the {most} bytes allowed");
             return Some(Event::Refused(token, Failure::permanent(what)));
         };
         if self.outgoing.len() == 0 {
@@ -171,12 +171,12 @@ impl Client {
         self.room_at = Some(self.pacing.next()).filter(|next| *next > now);
     }
 
-    /// Writes what waits, as far as it may be written; first what was written before.
+    /// Writes waiting publishes as far as allowed; first those that are to be written again.
     fn write_more(&mut self, now: Duration, seen: &mut Vec<Seen>) {
         while self.is_free(now) {
             if let Some((place, publish)) = self.outgoing.due() {
                 let packet = self.next_packet();
-                // It was not too large before.
+                // It was written before, so it is not too large.
                 if self.codec.publish(publish, packet, self.max_packet, &mut self.out).is_some() {
                     let writings = self.outgoing.again(place, packet, now);
                     self.wrote(writings, now);
@@ -189,7 +189,7 @@ impl Client {
         }
     }
 
-    /// An id that nothing under way has.
+    /// A packet id that is not in use.
     fn next_packet(&mut self) -> u16 {
         loop {
             self.last_packet = self.last_packet.checked_add(1).unwrap_or(1);
@@ -206,8 +206,8 @@ impl Client {
         self.codec.subscribe(filter, packet, &mut self.out);
     }
 
-    /// Confirms the message in this packet, once those are that came before it (MQTT 5, 4.6).
-    /// Returns how many of the messages that were handed on are confirmed by that.
+    /// Confirms the message in this packet, after those that arrived before it (MQTT 5, 4.6).
+    /// Returns how many messages that were handed on this confirms.
     pub fn confirm(&mut self, packet: u16) -> usize {
         self.incoming.taken(packet);
         let mut confirmed = 0;
@@ -218,17 +218,17 @@ impl Client {
         confirmed
     }
 
-    /// Takes leave, so that the broker forgets the Last Will.
+    /// Adds DISCONNECT, so that the broker discards the Last Will.
     pub fn disconnect(&mut self) {
         Codec::disconnect(&mut self.out);
     }
 
-    /// What is to be written.
+    /// Output to write.
     pub fn output(&self) -> &BytesMut {
         &self.out
     }
 
-    /// So many bytes of it were written.
+    /// `bytes` of the output were written.
     pub fn written(&mut self, bytes: usize, now: Duration) {
         self.out.advance(bytes.min(self.out.len()));
         self.written_at = now;
@@ -243,17 +243,17 @@ impl Client {
         self.pinged = None;
     }
 
-    /// Takes one packet out of what was read, and adds what it shows to `seen`; false if none
-    /// is whole.
+    /// Decodes one packet of the input and adds its meaning to `seen`; false if none is
+    /// complete.
     ///
     /// # Errors
-    /// If the connection is over.
+    /// If the connection has ended.
     pub fn take(&mut self, input: &mut BytesMut, now: Duration, seen: &mut Vec<Seen>) -> Result<bool, Failure> {
         let Some(packet) = self.codec.decode(input)? else { return Ok(false) };
         match (packet, self.allowance) {
             (Packet::ConnAck(answer), None) => {
                 match answer {
-                    Ok(allowance) => self.allowed_is(allowance),
+                    Ok(allowance) => self.set_allowance(allowance),
                     Err((why, cause)) => return Err(self.ended(why, cause)),
                 }
                 seen.push(Seen::Connected);
@@ -276,7 +276,7 @@ impl Client {
                 seen.push(Seen::Message(message, packet));
             }
             (Packet::Unusable { topic, size, why, packet }, _) => {
-                // Or it would come again with each connection.
+                // It would be sent again with each connection.
                 if packet != 0 {
                     self.incoming.came(packet, false);
                     self.confirm(packet);
@@ -304,7 +304,7 @@ impl Client {
         self.allowance
     }
 
-    fn allowed_is(&mut self, allowance: Allowance) {
+    fn set_allowance(&mut self, allowance: Allowance) {
         self.allowance = Some(allowance);
         let max_packet = allowance.max_packet.and_then(|bytes| usize::try_from(bytes).ok());
         self.max_packet = self.max_packet.min(max_packet.unwrap_or(usize::MAX));
@@ -335,7 +335,7 @@ impl Client {
                 }));
             }
         }
-        // How long that took may show that others are overdue sooner than was thought.
+        // The round trip may show that others are overdue earlier.
         let look = now + self.pacing.resend_after(1);
         self.look = self.look.map(|before| before.min(look)).filter(|_| self.outgoing.len() > 0);
         self.write_more(now, seen);
@@ -344,40 +344,40 @@ impl Client {
     fn put_off(&mut self, packet: u16, why: &Failure, now: Duration) {
         let Some(written) = self.outgoing.put_off(packet) else { return };
         if self.pacing.refused(written, now) {
-            tracing::warn!(why = why.what, "the broker refuses publishes for now; sending fewer in that time");
+            tracing::warn!(why = why.what, "the broker refuses publishes for now; sending more slowly");
         }
         self.room_at = Some(self.pacing.next());
     }
 
-    /// When there is something to do though nothing happens.
+    /// When to call [`Client::tick`] next.
     pub fn due(&self) -> Duration {
-        let unconfirmed = self.outgoing.first().map(|size| self.waited_since + self.patience(size));
+        let unconfirmed = self.outgoing.first().map(|size| self.waited_since + self.confirm_within(size));
         let unheard = self.pinged.map_or_else(|| self.ping_due(), |pinged| pinged + self.answer_within());
         [unconfirmed, self.look, self.room_at].into_iter().flatten().fold(unheard, Duration::min)
     }
 
-    /// How long a publish of that size may take to be confirmed once nothing is before it.
-    fn patience(&self, size: usize) -> Duration {
-        self.confirm_timeout + on_the_way(size)
+    /// Time for a publish of this size to be confirmed once none is before it.
+    fn confirm_within(&self, size: usize) -> Duration {
+        self.confirm_timeout + transmission_time(size)
     }
 
-    /// How long a ping may go unanswered, behind what is on its way.
+    /// Time for the answer to a ping, behind the publishes in flight.
     fn answer_within(&self) -> Duration {
-        self.keep_alive + self.outgoing.first().map_or(Duration::ZERO, on_the_way)
+        self.keep_alive + self.outgoing.first().map_or(Duration::ZERO, transmission_time)
     }
 
     fn ping_due(&self) -> Duration {
         self.read_at.min(self.written_at) + self.keep_alive
     }
 
-    /// Does what is due, after everything that has come was read, and returns what that shows.
+    /// Does what is due, after all received bytes were handled, and returns the events.
     ///
     /// # Errors
     /// If the connection is to be given up.
     pub fn tick(&mut self, now: Duration) -> Result<Vec<Seen>, Failure> {
         let shown = |time: Duration| humantime::format_duration(Duration::from_secs(time.as_secs())).to_string();
         if let Some(size) = self.outgoing.first()
-            && self.waited_since + self.patience(size) <= now
+            && self.waited_since + self.confirm_within(size) <= now
         {
             let (since, waiting) = (shown(now - self.waited_since), self.outgoing.len());
             return Err(Failure::transient(format!(
@@ -432,12 +432,12 @@ impl Client {
     }
 }
 
-/// How long so many bytes take on the slowest link.
-fn on_the_way(size: usize) -> Duration {
+/// Time that `size` bytes take on the slowest link.
+fn transmission_time(size: usize) -> Duration {
     Duration::from_millis(size as u64 * 1000 / SLOWEST_LINK)
 }
 
-/// Written buffers that are larger are given back.
+/// Larger buffers are freed once written.
 const KEPT: usize = 64 * 1024;
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! One connection to one broker: the driver of a [`Client`](super::client::Client) over
-//! whatever carries bytes.
+//! One connection to one broker: drives a [`Client`](super::client::Client) over a stream of
+//! bytes.
 //!
-//! Everything happens in [`Connection::event`], in the task that awaits it: it writes what
-//! was published since, as much at once as the link takes, and reads. So a connection needs
-//! no task of its own, and costs no wake-ups between two.
+//! All I/O happens in [`Connection::event`], in the task that awaits it: it writes queued
+//! publishes, as many at once as the link accepts, and reads. So a connection needs no task of
+//! its own, and no wake-ups between two tasks.
 
 mod room;
 
@@ -28,25 +28,25 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-/// A live connection. Dropping it cuts it off, which makes the broker publish the
-/// Last Will; [`Connection::close`] takes leave.
+/// A live connection. Dropping it makes the broker publish the Last Will;
+/// [`Connection::close`] sends DISCONNECT.
 pub struct Connection {
     stream: Stream,
     peer: SocketAddr,
     client: Client,
-    /// Something was written since the last flush.
+    /// Output was written since the last flush.
     flushing: bool,
     input: BytesMut,
     began: Instant,
     timer: Pin<Box<Sleep>>,
-    /// Since when it would have been given up, if nothing were to come.
+    /// Since when the connection would be given up, unless something is received.
     doubted: Option<Instant>,
     events: VecDeque<Event>,
     closed: Option<Failure>,
     /// The far end closed it.
     hung_up: bool,
     acks: mpsc::UnboundedReceiver<u16>,
-    /// For messages that are confirmed by hand.
+    /// For messages with manual acknowledgement.
     acker: Option<mpsc::UnboundedSender<u16>>,
     connected_at: Option<Instant>,
     version: Version,
@@ -54,9 +54,9 @@ pub struct Connection {
     plain: bool,
 }
 
-/// Read at once, in bytes.
+/// Bytes read at once.
 const READ: usize = 16 * 1024;
-/// A connection that ends without a word so soon has one of the usual causes.
+/// Within this time, an end without a reason has one of the usual causes.
 const SOON: Duration = Duration::from_secs(10);
 
 impl Connection {
@@ -68,7 +68,7 @@ impl Connection {
         Connection::open_at(options, None).await.map_err(|refusal| refusal.failure)
     }
 
-    /// The same, trying first the address that worked last, of several that a name has.
+    /// The same, but first tries `worked`, the address that worked last.
     ///
     /// # Errors
     /// If the broker cannot be reached, does not answer in time, or refuses.
@@ -124,7 +124,7 @@ impl Connection {
         .await
     }
 
-    /// How many publishes the broker accepts outstanding, if it said so (MQTT 5).
+    /// Receive Maximum of the broker, if it sent one (MQTT 5).
     pub fn receive_maximum(&self) -> Option<u16> {
         self.client.allowance().and_then(|told| told.receive_maximum)
     }
@@ -134,12 +134,12 @@ impl Connection {
         self.client.allowance().and_then(|told| told.max_packet)
     }
 
-    /// What the broker allows; what it says nothing of it does.
+    /// What the broker allows; what it does not mention is allowed.
     pub fn allowance(&self) -> Allowance {
         self.client.allowance().unwrap_or_default()
     }
 
-    /// Why the broker refused or ended the connection, as far as it showed that.
+    /// Why the broker refused or ended the connection, as far as it said.
     pub fn cause(&self) -> Cause {
         match self.client.cause() {
             Cause::Other if self.hung_up && self.connected_at.is_none() => Cause::NoAnswer,
@@ -148,7 +148,7 @@ impl Connection {
         }
     }
 
-    /// Whether the broker kept what an earlier connection of this client subscribed to.
+    /// Whether the broker kept the session of an earlier connection.
     pub fn session_present(&self) -> bool {
         self.client.allowance().is_some_and(|told| told.session_present)
     }
@@ -158,10 +158,10 @@ impl Connection {
         self.peer
     }
 
-    /// Has something published; [`Event::Acked`] or [`Event::Refused`] will name `token`.
+    /// Queues a publish; [`Event::Acked`] or [`Event::Refused`] reports its `token`.
     ///
     /// # Errors
-    /// If more is under way than the window allows, or the connection is gone.
+    /// If more are under way than the window allows, or the connection has ended.
     pub fn publish(&mut self, token: u64, publish: Publish) -> Result<(), Failure> {
         if let Some(why) = &self.closed {
             return Err(why.clone());
@@ -171,10 +171,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Subscribes with QoS 1; [`Event::Subscribed`] answers.
+    /// Subscribes with QoS 1; [`Event::Subscribed`] reports the result.
     ///
     /// # Errors
-    /// If the connection is gone.
+    /// If the connection has ended.
     pub fn subscribe(&mut self, filter: &str) -> Result<(), Failure> {
         if let Some(why) = &self.closed {
             return Err(why.clone());
@@ -183,7 +183,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits for what happens next, while it writes and reads. Cancel-safe.
+    /// Writes and reads until the next event. Cancel-safe.
     pub async fn event(&mut self) -> Event {
         poll_fn(|cx| {
             loop {
@@ -199,16 +199,16 @@ impl Connection {
         .await
     }
 
-    /// Takes leave of the broker, which then forgets the Last Will and closes the connection.
+    /// Sends DISCONNECT: the broker discards the Last Will and closes the connection.
     pub fn leave(&mut self) {
         self.client.disconnect();
     }
 
-    /// Takes leave of the broker, and waits until it has closed the connection.
+    /// Sends DISCONNECT, and waits until the broker has closed the connection.
     pub async fn close(mut self, within: Duration) {
         self.client.disconnect();
         let closed = async { while !matches!(self.event().await, Event::Closed(_)) {} };
-        // A broker that does not close in time is left all the same.
+        // A broker that does not close in time is ignored.
         let _ = timeout(within, closed).await;
     }
 
@@ -216,15 +216,15 @@ impl Connection {
         self.began.elapsed()
     }
 
-    /// Ready if something may have changed. What was read is judged before the time is: after
-    /// a pause of this process the broker's answers wait in the socket.
+    /// Ready if something may have changed. Input is handled before time: after a pause of this
+    /// process the broker's answers wait in the socket.
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut confirmed = 0;
         while let Poll::Ready(Some(packet)) = self.acks.poll_recv(cx) {
             confirmed += self.client.confirm(packet);
         }
         if let Poll::Ready(Err(why)) = self.poll_write(cx) {
-            // What had come is worth reading.
+            // Bytes that were received before are still read.
             while self.poll_read(cx).is_ready() && self.closed.is_none() {}
             let failure = self.broken_off(&why);
             self.end(failure);
@@ -248,7 +248,7 @@ impl Connection {
                     Err(why) => self.poll_give_up(why, cx),
                 };
             }
-            // One that goes off too early costs less than setting it anew each time.
+            // An early timer costs less than re-arming it each time.
             let due = self.began + due;
             if due < self.timer.deadline() || self.timer.is_elapsed() {
                 self.timer.as_mut().reset(due);
@@ -257,8 +257,8 @@ impl Connection {
         }
     }
 
-    /// Ends the connection, if another turn of the event loop finds nothing to read: after a
-    /// pause timers run out before sockets are looked at.
+    /// Ends the connection if another turn of the event loop has nothing to read: after a pause
+    /// of the process, timers fire before sockets are polled.
     fn poll_give_up(&mut self, why: Failure, cx: &mut Context<'_>) -> Poll<()> {
         match self.doubted {
             Some(since) if since.elapsed() >= LAST_LOOK => self.end(why),
@@ -286,14 +286,14 @@ impl Connection {
             }
         }
         if self.flushing {
-            // TLS keeps what the socket did not take.
+            // TLS buffers what the socket did not accept.
             ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
             self.flushing = false;
         }
         Poll::Pending
     }
 
-    /// Reads once; ready if something came.
+    /// Reads once; ready if something was received.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut room = [std::mem::MaybeUninit::uninit(); READ];
         let mut read = ReadBuf::uninit(&mut room);
@@ -347,7 +347,7 @@ impl Connection {
         self.closed.get_or_insert(why);
     }
 
-    /// The connection was cut off, by the broker or on the way.
+    /// The connection was reset, by the broker or on the way.
     fn broken_off(&mut self, why: &io::Error) -> Failure {
         match why.kind() {
             ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => self.hung_up(),
@@ -355,7 +355,7 @@ impl Connection {
         }
     }
 
-    /// The broker closed the connection without a word.
+    /// The broker closed the connection without a reason.
     fn hung_up(&mut self) -> Failure {
         self.hung_up = true;
         let causes = match self.connected_at {

@@ -1,8 +1,8 @@
-//! The way to a broker: addresses, TCP, and what goes over it: a proxy, TLS, a WebSocket.
+//! Establishes a connection to a broker: addresses, TCP, proxy, TLS and WebSocket.
 //!
-//! Of a name with several addresses those of both families are tried in turn, each a little
-//! after the one before, and the first that answers is used (Happy Eyeballs, RFC 8305): an
-//! address that swallows packets, such as a broken IPv6, costs a quarter of a second.
+//! Addresses of both families are tried in turn, each a little after the one before, and the
+//! first that answers is used (Happy Eyeballs, RFC 8305): an unreachable address, such as a
+//! broken IPv6, costs a quarter of a second.
 
 use super::options::Options;
 use super::transport::Transport;
@@ -37,10 +37,10 @@ pub(super) enum Stream {
 /// Connection Attempt Delay (RFC 8305, 5).
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
-/// Connects, trying `worked` first if the name still has it.
+/// Connects; `worked` is tried first if the name still has it.
 ///
 /// # Errors
-/// If no address of the name can be reached, or what goes over TCP does not come about.
+/// If no address of the name can be reached, or proxy, TLS or WebSocket fails.
 pub(super) async fn dial(options: &Options, worked: Option<SocketAddr>) -> Result<(Stream, SocketAddr), Failure> {
     let Options { host, port, transport, .. } = options;
     let (first_host, first_port) = first_stop(options);
@@ -57,7 +57,7 @@ pub(super) async fn dial(options: &Options, worked: Option<SocketAddr>) -> Resul
     Ok((upgraded(stream, options).await?, peer))
 }
 
-/// What is connected to: the proxy, if there is one.
+/// The address to connect to: the proxy's, if there is one.
 pub(super) fn first_stop(options: &Options) -> (&str, u16) {
     match &options.transport.proxy {
         Some(proxy) => (&proxy.host, proxy.port),
@@ -65,10 +65,10 @@ pub(super) fn first_stop(options: &Options) -> (&str, u16) {
     }
 }
 
-/// Begins the WebSocket, if there is to be one.
+/// Upgrades to a WebSocket, if one is configured.
 ///
 /// # Errors
-/// If there comes none of it.
+/// If the upgrade fails.
 pub(super) async fn upgraded(stream: Stream, options: &Options) -> Result<Stream, Failure> {
     let Some(request) = &options.transport.websocket else { return Ok(stream) };
     let host = http::host(&options.host, options.port, options.tls.is_some());
@@ -76,10 +76,10 @@ pub(super) async fn upgraded(stream: Stream, options: &Options) -> Result<Stream
     Ok(Stream::WebSocket(Box::new(socket)))
 }
 
-/// The addresses of a name.
+/// Resolves a name.
 ///
 /// # Errors
-/// If it is not known.
+/// If it cannot be resolved.
 pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
     let found = lookup_host((host, port)).await.map_err(|_| {
         Failure::transient(format!("the name {host} is not known: is there a network, and a name server?"))
@@ -90,7 +90,7 @@ pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Fa
 /// Connects to one address.
 ///
 /// # Errors
-/// Why that is not possible, in words.
+/// Why it failed, as a message.
 pub(super) async fn reach(address: SocketAddr, transport: &Transport) -> Result<TcpStream, String> {
     let plain = |why: io::Error| files::plain(&why);
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(plain)?;
@@ -111,20 +111,20 @@ pub(super) async fn reach(address: SocketAddr, transport: &Transport) -> Result<
             .map_err(|why| format!("the address {from} of bind cannot be used: {}", plain(why)))?,
     }
     if transport.dscp > 0 {
-        // Behind it stand two bits for congestion (RFC 3168). A system that knows none goes without.
+        // The lowest two bits are for congestion (RFC 3168). A system without the option is accepted.
         let class = u32::from(transport.dscp) << 2;
         let _ = if address.is_ipv4() { socket.set_tos_v4(class) } else { socket.set_tclass_v6(class) };
     }
     let stream = socket.connect(address).await.map_err(plain)?;
-    // A small packet waits for nothing.
+    // Small packets are not delayed.
     let _ = stream.set_nodelay(true);
     Ok(stream)
 }
 
-/// Shakes hands with `host`.
+/// TLS handshake with `host`.
 ///
 /// # Errors
-/// If TLS does not come about.
+/// If it fails.
 pub(super) async fn secure(
     tcp: TcpStream,
     tls: Arc<ClientConfig>,
@@ -135,8 +135,8 @@ pub(super) async fn secure(
     TlsConnector::from(tls).connect(name, tcp).await.map_err(|why| no_tls(&why))
 }
 
-/// The addresses in the order in which they are tried: the families take turns, beginning
-/// with that of the first, and `worked` stands before all.
+/// The addresses in the order in which they are tried: the families alternate, starting with
+/// that of the first, and `worked` comes before all.
 fn in_turn(found: Vec<SocketAddr>, worked: Option<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
     let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
@@ -182,7 +182,7 @@ async fn first_to_answer(addresses: &[SocketAddr], transport: &Transport) -> Res
     }
 }
 
-/// A connection that the network ended.
+/// The error of a connection that the network ended.
 pub(super) fn broken_off(why: &io::Error) -> Failure {
     if let Some(Ended(what)) = why.get_ref().and_then(|why| why.downcast_ref()) {
         return Failure::transient(what.clone());
@@ -262,7 +262,7 @@ mod tests {
     async fn an_address_that_swallows_packets_does_not_keep_the_next_one_from_being_used() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let there = listener.local_addr().expect("an address");
-        // Where the queue of connections is full, Linux answers no more.
+        // With a full backlog, Linux does not answer.
         let hole = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let black = hole.local_addr().expect("an address");
         let mut crowd = Vec::new();

@@ -1,5 +1,5 @@
-//! As much of HTTP/1.1 as a connection begins with: one request without a body, and the head of
-//! its answer.
+//! As much of HTTP/1.1 as the start of a connection needs: one request without a body, and the
+//! head of the response.
 
 use super::reason::{quoted, shown};
 use crate::backoff::Failure;
@@ -7,18 +7,18 @@ use crate::files;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Most bytes of an answer's head.
+/// Longest head of a response, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 
-/// What was answered.
+/// A response.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub status: u16,
-    /// `HTTP 404 Not Found`.
+    /// Such as `HTTP 404 Not Found`.
     line: String,
     headers: Vec<(String, String)>,
-    /// What came along behind the head.
+    /// Bytes received after the head.
     pub behind: Vec<u8>,
 }
 
@@ -28,7 +28,7 @@ impl Answer {
         self.headers.iter().filter(move |(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The answer in words: status, where it sends to, and the beginning of a text.
+    /// The response as a message: status, redirection, and the beginning of its text.
     pub fn said(&self) -> String {
         let mut said = self.line.clone();
         if let Some(elsewhere) = self.values("location").next() {
@@ -42,10 +42,10 @@ impl Answer {
     }
 }
 
-/// Sends `request`, and reads the answer's head. `who` answers, in words for a message.
+/// Sends `request`, and reads the head of the response. `who` names the server in messages.
 ///
 /// # Errors
-/// If the connection ends, or the answer is none of HTTP.
+/// If the connection ends, or the response is not HTTP.
 pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     request: &str,
@@ -82,7 +82,7 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// The head of an answer, once it is there.
+/// The head of the response, once it is complete.
 fn head(came: &[u8]) -> Result<Option<Answer>, httparse::Error> {
     let mut room = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Response::new(&mut room);
@@ -98,7 +98,7 @@ fn head(came: &[u8]) -> Result<Option<Answer>, httparse::Error> {
     Ok(Some(Answer { status, line: line.trim_end().to_owned(), headers, behind }))
 }
 
-/// A host as the header of that name has it, without a port that goes without saying (RFC 9110, 7.2).
+/// The Host header: a host, and its port unless it is the default (RFC 9110, 7.2).
 pub(super) fn host(host: &str, port: u16, is_tls: bool) -> String {
     let whole = authority(host, port);
     let usual = if is_tls { ":443" } else { ":80" };

@@ -1,11 +1,11 @@
-//! Topics of Azure IoT Hub. It has no others than its own: everything that a device says goes to
-//! one, with properties behind the last slash, and everything that is said to it comes by one.
-//! What the topic is elsewhere is the property `topic`.
+//! Topics of Azure IoT Hub, which has fixed ones: a device publishes to one topic, with
+//! properties after the last slash, and receives by one. The topic elsewhere is the property
+//! `topic`.
 
 use super::percent::{percent_decoded, percent_encoded};
 use crate::model::{DeviceId, Target};
 
-/// The topics of one device of a hub.
+/// The topics of one device of an IoT hub.
 #[derive(Debug, Clone)]
 pub(super) struct Hub {
     /// `devices/DEVICE/messages/`
@@ -17,20 +17,20 @@ impl Hub {
         Hub { base: format!("devices/{device}/messages/") }
     }
 
-    /// Where a message goes that is published to `topic` elsewhere, with its MIME type.
+    /// The topic for a message that is published to `topic` elsewhere, with its MIME type.
     pub fn event(&self, topic: &str, content_type: &str) -> String {
         let encoding = if content_type == "application/json" { "&$.ce=utf-8" } else { "" };
         let (kind, topic) = (percent_encoded(content_type), percent_encoded(topic));
         format!("{}events/$.ct={kind}{encoding}&topic={topic}", self.base)
     }
 
-    /// The filter for everything that is said to the device.
+    /// The filter for all messages to the device.
     pub fn filter(&self) -> String {
         format!("{}devicebound/#", self.base)
     }
 
-    /// Whom a command is for that came by `topic`: whom its property `device` names, or the
-    /// gateway. `None` if none comes by that.
+    /// The target of a command on `topic`: the device that its property `device` names, or the
+    /// gateway. `None` if the topic carries no commands.
     pub fn commanded(&self, topic: &str) -> Option<Target> {
         let properties = topic.strip_prefix(&self.base)?.strip_prefix("devicebound/")?;
         let properties = properties.strip_prefix('?').unwrap_or(properties);

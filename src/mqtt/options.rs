@@ -1,4 +1,4 @@
-//! How a broker is connected to.
+//! Options of a connection to a broker.
 
 use super::message::Publish;
 use super::transport::Transport;
@@ -23,18 +23,18 @@ pub struct Options {
     pub keep_alive: Duration,
     /// For names, TCP, TLS and CONNACK together.
     pub connect_timeout: Duration,
-    /// How long the publish that has waited longest may go unconfirmed, beside what it takes
-    /// on the slowest link, until the connection is given up.
+    /// How long the oldest publish may stay unconfirmed, beside its transmission on the slowest
+    /// link, until the connection is given up.
     pub confirm_timeout: Duration,
     /// Largest packet sent or accepted, in bytes.
     pub max_packet: u32,
-    /// Publishes that may be outstanding; the caller keeps to it.
+    /// Publishes that may be outstanding; the caller respects it.
     pub window: u16,
     pub will: Option<Publish>,
-    /// Whether the broker forgets subscriptions, and what it holds for them, when the
-    /// connection ends.
+    /// Whether the broker discards subscriptions, and messages for them, when the connection
+    /// ends.
     pub clean_session: bool,
-    /// Messages are confirmed to the broker by their [`Acker`](super::Acker) and not before.
+    /// Messages are confirmed to the broker only by their [`Acker`](super::Acker).
     pub manual_acks: bool,
 }
 

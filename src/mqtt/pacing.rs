@@ -1,44 +1,44 @@
-//! How much a broker, and the link to it, take: a state machine without a clock.
+//! Estimates how much a broker, and the link to it, accept: a state machine without a clock.
 //!
-//! Three things follow from what is confirmed, and how long that took:
+//! Confirmations and their round trips determine:
 //!
-//! - **Bytes in flight.** They begin small, double with each round trip as long as the
-//!   confirmations come in time, and shrink when they take much longer than with little in
-//!   flight: what is sent then only waits in a queue on the way. So a link of 600 bytes a
-//!   second holds a few seconds of data, and a lost connection costs no more than that.
-//! - **Publishes a second.** Unlimited, until publishes go unconfirmed while later ones are
+//! - **Bytes in flight.** They begin small, double with each round trip while confirmations
+//!   come in time, and shrink when these take much longer than with little in flight: more
+//!   bytes then only wait in a queue on the way. So a link of 600 bytes a second holds a few
+//!   seconds of data, and a lost connection costs no more than that.
+//! - **Publishes a second.** Unlimited, until publishes stay unconfirmed while later ones are
 //!   confirmed, or are refused for a quota: then a little less than what was confirmed in a
-//!   second, growing again, ever faster while nothing is missing.
-//! - **When to send again** what is not confirmed: after the round trip and four times its
-//!   mean deviation, as TCP does (RFC 6298).
+//!   second; this grows again, ever faster while nothing is missing.
+//! - **When to send again**: after the round trip and four times its mean deviation, as in TCP
+//!   (RFC 6298).
 
 use std::time::Duration;
 
-/// Bytes in flight at the beginning, and the least of them.
+/// Bytes in flight: the initial and the least number.
 const FIRST: usize = 4096;
 const LEAST: usize = 1536;
-/// Of the bytes in flight, a batch is one of so many parts.
+/// A batch is this fraction of the bytes in flight.
 const PARTS: usize = 3;
-/// How long bytes may queue on a link, unless confirmations have to come sooner.
+/// How long bytes may queue on a link, unless the confirm timeout requires less.
 const QUEUE: Duration = Duration::from_secs(6);
 /// Until the first confirmation.
 const FIRST_RESEND: Duration = Duration::from_secs(3);
 const SOONEST_RESEND: Duration = Duration::from_secs(1);
 const LATEST_RESEND: Duration = Duration::from_secs(60);
-/// Seconds of which the confirmations are counted.
+/// Seconds over which confirmations are counted.
 const SLOTS: usize = 4;
-/// One missing confirmation in such a time says nothing about a limit.
+/// One missing confirmation in this time does not indicate a limit.
 const ACCIDENT: Duration = Duration::from_secs(30);
 const A_SECOND: Duration = Duration::from_secs(1);
-/// Of what was confirmed in a second, this share is sent in one.
+/// The share of the confirmed rate that is sent.
 const SHARE: f64 = 0.95;
-/// Publishes a second: the least, and from where on nothing is limited any more.
+/// Publishes a second: the least limit, and the one above which there is no limit.
 const SLOWEST: f64 = 0.1;
 const FASTEST: f64 = 5000.0;
-/// What was not sent in time may be sent at once, for so long a time.
+/// Publishes that were not sent in this time may be sent at once.
 const CREDIT: Duration = Duration::from_millis(10);
 
-/// For so long the next connection begins with what the last one learnt.
+/// How long the next connection uses what the last one learnt.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// What one connection learnt, for the next one to the same broker.
@@ -49,20 +49,20 @@ pub struct Learnt {
     limit: Option<f64>,
 }
 
-/// What is known of a connection's link and broker.
+/// Estimates of a connection's link and broker.
 #[derive(Debug)]
 pub(super) struct Pacing {
     /// Bytes that may be in flight.
     bytes: usize,
-    /// When they were reduced.
+    /// When they were last reduced.
     reduced: Option<Duration>,
     queue: Duration,
-    /// The shortest time from a publish to its confirmation, the smoothed one, its deviation.
+    /// Round trip: the shortest one, the smoothed one, and its deviation.
     shortest: Duration,
     smoothed: Option<Duration>,
     deviation: Duration,
     soonest_resend: Duration,
-    /// Confirmations in each of the last seconds, and which second is the last.
+    /// Confirmations in each of the last seconds; which second is the last.
     confirmed: [u32; SLOTS],
     second: u64,
     /// Publishes a second, and since when.
@@ -91,12 +91,12 @@ impl Pacing {
         }
     }
 
-    /// How large a batch should be, in bytes.
+    /// Best size of a batch, in bytes.
     pub fn batch(&self) -> usize {
         self.bytes / PARTS
     }
 
-    /// Whether another batch fits beside so many bytes in flight.
+    /// Whether another batch fits beside `in_flight` bytes.
     pub fn has_room(&self, in_flight: usize) -> bool {
         in_flight == 0 || in_flight + self.batch() <= self.bytes
     }
@@ -112,14 +112,14 @@ impl Pacing {
         grown(limit, now.saturating_sub(since))
     }
 
-    /// What the next connection may begin with.
+    /// What the next connection may start with.
     pub fn learnt(&self, now: Duration) -> Learnt {
         let round_trip = self.smoothed.map(|smoothed| (smoothed, self.deviation));
         Learnt { bytes: self.bytes, round_trip, limit: self.limit(now) }
     }
 
-    /// Begins at `now` with what another connection had learnt so long ago. A limit has grown since,
-    /// as it grows in use; more bytes in flight than at any beginning are found out anew.
+    /// Starts at `now` with what another connection had learnt `ago`. A limit has grown since then, as it
+    /// grows in use; bytes in flight beyond the initial number are measured anew.
     pub fn begin_with(&mut self, learnt: Learnt, ago: Duration, now: Duration) {
         if ago > REMEMBERED {
             return;
@@ -131,8 +131,8 @@ impl Pacing {
         self.limit = learnt.limit.and_then(|limit| grown(limit, ago)).map(|limit| (limit, now));
     }
 
-    /// How long a publish that was written so many times waits for its confirmation until it
-    /// is written again.
+    /// Time until a publish that was written `writings` times and is not confirmed is written
+    /// again.
     pub fn resend_after(&self, writings: u32) -> Duration {
         let after = self.smoothed.map_or(FIRST_RESEND, |smoothed| smoothed + self.deviation * 4);
         let after = after.clamp(self.soonest_resend, LATEST_RESEND);
@@ -149,18 +149,18 @@ impl Pacing {
         }
     }
 
-    /// A publish that was written at `written` is confirmed; `in_flight` bytes were, with it.
+    /// A publish that was written at `written` is confirmed; with it, `in_flight` bytes were in flight.
     pub fn confirmed(&mut self, size: usize, in_flight: usize, written: Duration, now: Duration) {
         let took = now.saturating_sub(written);
         self.took(took);
-        self.turn_to(now);
+        self.advance_slots(now);
         if let Some(last) = self.confirmed.last_mut() {
             *last += 1;
         }
         let enough = self.shortest + self.shortest.max(self.queue);
         let full = in_flight.saturating_add(2 * self.batch()) > self.bytes;
         if took > enough {
-            // Once for what was in flight together.
+            // Once for each window.
             if self.reduced.is_none_or(|reduced| reduced <= written) {
                 let share = enough.as_secs_f64() / took.as_secs_f64();
                 self.bytes = ((self.bytes as f64 * share) as usize).max(LEAST); // less than before
@@ -185,8 +185,8 @@ impl Pacing {
         });
     }
 
-    /// Has the last slot be of the second that `now` is in.
-    fn turn_to(&mut self, now: Duration) {
+    /// Makes the last slot that of the current second.
+    fn advance_slots(&mut self, now: Duration) {
         let passed = now.as_secs().saturating_sub(self.second);
         for _ in 0..passed.min(SLOTS as u64) {
             self.confirmed.rotate_left(1);
@@ -197,7 +197,7 @@ impl Pacing {
         self.second = self.second.max(now.as_secs());
     }
 
-    /// What was written at `written` is not confirmed, though it should be. True if publishes
+    /// A publish that was written at `written` should be confirmed and is not. True if publishes
     /// are limited from now on, and were not before.
     pub fn missing(&mut self, written: Duration, now: Duration) -> bool {
         let accident = self.missed.is_none_or(|missed| now.saturating_sub(missed) > ACCIDENT);
@@ -205,8 +205,8 @@ impl Pacing {
         !accident && self.slow_down(written, now)
     }
 
-    /// The broker refuses what was written at `written` for now. True if publishes are
-    /// limited from now on, and were not before.
+    /// The broker temporarily refuses a publish that was written at `written`. True if publishes
+    /// are limited from now on, and were not before.
     pub fn refused(&mut self, written: Duration, now: Duration) -> bool {
         self.missed = Some(now);
         self.slow_down(written, now)
@@ -217,10 +217,10 @@ impl Pacing {
         if let (Some(_), Some((_, since))) = (before, self.limit)
             && written < since + A_SECOND
         {
-            // That is what the limit is for, and what it is measured in.
+            // The limit already covers it, and is measured by it.
             return false;
         }
-        self.turn_to(now);
+        self.advance_slots(now);
         let most = self.confirmed.iter().max().copied().unwrap_or_default();
         let limit = match (most, before) {
             (0, before) => before.unwrap_or(2.0) / 2.0,
@@ -234,7 +234,7 @@ impl Pacing {
     }
 }
 
-/// Publishes a second, if still limited, a time after it was `limit`.
+/// Publishes a second, if still limited, `after` the limit was `limit`.
 fn grown(limit: f64, after: Duration) -> Option<f64> {
     let t = after.as_secs_f64();
     let faster = (t - 3.0).max(0.0);

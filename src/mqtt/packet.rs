@@ -1,5 +1,5 @@
-//! Packets of MQTT 3.1.1 and 5 as bytes, by rumqttc's codecs: the one place that knows
-//! in what the two versions differ.
+//! Packets of MQTT 3.1.1 and 5 as bytes, by rumqttc's codecs: the only code that knows how
+//! the two versions differ.
 
 use super::cause::Cause;
 use super::message::{Message, Publish};
@@ -19,13 +19,13 @@ pub struct Allowance {
     pub receive_maximum: Option<u16>,
     pub max_packet: Option<u32>,
     pub session_present: bool,
-    /// In place of the client's.
+    /// Replaces the client's.
     pub keep_alive: Option<Duration>,
-    /// It keeps no message for whoever subscribes later.
+    /// It does not support retained messages.
     pub no_retain: bool,
-    /// It takes no filter with + or #.
+    /// It does not support wildcards.
     pub no_wildcards: bool,
-    /// It takes QoS 0 only, which confirms nothing.
+    /// It supports QoS 0 only, without confirmations.
     pub no_qos_1: bool,
 }
 
@@ -34,40 +34,40 @@ pub struct Allowance {
 pub(super) enum Packet {
     ConnAck(Result<Allowance, (Failure, Cause)>),
     PubAck(u16, Result<(), Failure>),
-    /// A publish is refused for now, for a quota.
+    /// A publish is refused temporarily, for a quota.
     NotNow(u16, Failure),
     SubAck(u16, Result<(), Failure>),
-    /// With the id of its packet; 0 with QoS 0.
+    /// With its packet id; 0 with QoS 0.
     Publish(Message, u16),
-    /// A message that is not taken, with its packet id, which is 0 if that is not known
-    /// or wants no answer.
+    /// A message that cannot be used, with its packet id, which is 0 if it is unknown or
+    /// needs no confirmation.
     Unusable {
         topic: String,
         size: usize,
         why: &'static str,
         packet: u16,
     },
-    /// The broker closes the connection, and says why.
+    /// The broker closes the connection, with a reason.
     Disconnect(Failure, Cause),
-    /// Nothing to act on.
+    /// Without effect here.
     Other,
 }
 
-/// Takes a broker's bytes apart and puts a client's together.
+/// Decodes a broker's bytes and encodes a client's.
 #[derive(Debug)]
 pub(super) struct Codec {
     version: Version,
-    /// Largest packet that is taken, in bytes.
+    /// Largest packet accepted, in bytes.
     max_packet: usize,
-    /// What is still to come of a packet that is passed over.
-    passing: usize,
+    /// Bytes still to come of a packet that is skipped.
+    skipping: usize,
     /// Whether anything was read yet.
     begun: bool,
 }
 
 /// How long the broker keeps a session without a connection, in seconds: for ever.
 const SESSION_EXPIRY: u32 = u32::MAX;
-/// Messages that the broker may have outstanding where they are confirmed by hand.
+/// Messages that the broker may have outstanding with manual acknowledgement.
 const RECEIVE_MAXIMUM: u16 = 64;
 
 const PUBLISH: u8 = 3;
@@ -79,7 +79,7 @@ const LONGEST_HEADER: usize = 5;
 const QOS: QoS = QoS::AtLeastOnce;
 const QOS_5: QoS5 = QoS5::AtLeastOnce;
 
-/// The fixed header: type of packet with its flags, bytes of the header, bytes behind it.
+/// The fixed header: packet type with its flags, bytes of the header, remaining length.
 struct Header {
     first: u8,
     length: usize,
@@ -89,24 +89,24 @@ struct Header {
 impl Codec {
     pub fn new(options: &Options) -> Codec {
         let max_packet = usize::try_from(options.max_packet).unwrap_or(usize::MAX);
-        Codec { version: options.version, max_packet, passing: 0, begun: false }
+        Codec { version: options.version, max_packet, skipping: 0, begun: false }
     }
 
-    /// Takes the next packet out of `input`; `None` if it is not whole yet.
+    /// Decodes the next packet of `input`; `None` if it is incomplete.
     ///
     /// # Errors
-    /// If the bytes are none of MQTT: the connection is of no more use.
+    /// If the bytes are not MQTT: the connection cannot be used any more.
     pub fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Packet>, Failure> {
-        let passed = self.passing.min(input.len());
+        let passed = self.skipping.min(input.len());
         input.advance(passed);
-        self.passing -= passed;
-        if self.passing > 0 {
+        self.skipping -= passed;
+        if self.skipping > 0 {
             return Ok(None);
         }
         let Some(header) = self.header(input)? else { return Ok(None) };
         let size = header.length + header.rest;
         if size > self.max_packet {
-            return self.pass_over(input, &header);
+            return self.skip(input, &header);
         }
         if input.len() < size {
             input.reserve(size - input.len());
@@ -122,7 +122,7 @@ impl Codec {
                 let what = "the broker answered the connection with a malformed packet".to_owned();
                 Ok(Some(Packet::ConnAck(Err((Failure::transient(what), Cause::NoAnswer)))))
             }
-            // One message that makes no sense is not the connection's end.
+            // One malformed message does not end the connection.
             (Err(()), Some((topic, packet))) => Ok(Some(Packet::Unusable { topic, size, why: "is malformed", packet })),
             (Err(()), None) => {
                 Err(Failure::transient(format!("the broker sent a packet of type {kind} that is malformed")))
@@ -155,7 +155,7 @@ impl Codec {
         Ok(None)
     }
 
-    /// What answered does not speak MQTT: a captive portal, an HTTP or a TLS server.
+    /// The error for a server that does not speak MQTT: a captive portal, HTTP, TLS.
     fn no_broker(input: &[u8]) -> Failure {
         let what = match input.first() {
             Some(0x15 | 0x16) => "; if that port is for TLS, write mqtts:// in `brokers`".to_owned(),
@@ -164,21 +164,21 @@ impl Codec {
         Failure::transient(format!("what answers there does not speak MQTT{what}"))
     }
 
-    fn pass_over(&mut self, input: &mut BytesMut, header: &Header) -> Result<Option<Packet>, Failure> {
+    fn skip(&mut self, input: &mut BytesMut, header: &Header) -> Result<Option<Packet>, Failure> {
         let (kind, size) = (header.first >> 4, header.length + header.rest);
         if kind != PUBLISH {
             return Err(Failure::transient(format!(
                 "the broker sent a packet of type {kind} with {size} bytes, which is too large"
             )));
         }
-        // Its name, and the id by which it is confirmed.
+        // Its topic, and its packet id for the confirmation.
         if input.len() < size && needs_more(input, header) {
             return Ok(None);
         }
         let (topic, packet) = named(input, header);
         let there = size.min(input.len());
         input.advance(there);
-        self.passing = size - there;
+        self.skipping = size - there;
         Ok(Some(Packet::Unusable { topic, size, why: "is larger than max_packet", packet }))
     }
 
@@ -189,7 +189,7 @@ impl Codec {
                 if let Some(answer) = cause::older_answer(&bytes) {
                     return Ok(Packet::ConnAck(Err(answer)));
                 }
-                // Both may be left out of a DISCONNECT (3.14.2); rumqttc wants them.
+                // A DISCONNECT may have neither (3.14.2); rumqttc requires both.
                 match bytes[..] {
                     [0xe0, 0] => bytes = BytesMut::from(&[0xe0, 2, 0, 0][..]),
                     [0xe0, 1, code] => bytes = BytesMut::from(&[0xe0, 2, code, 0][..]),
@@ -200,7 +200,7 @@ impl Codec {
         }
     }
 
-    /// Adds CONNECT.
+    /// Appends CONNECT.
     pub fn connect(&self, options: &Options, out: &mut BytesMut) {
         let keep_alive = u16::try_from(options.keep_alive.as_secs()).unwrap_or(u16::MAX);
         let written = match self.version {
@@ -234,12 +234,12 @@ impl Codec {
                 connect.write(&will, &login, out).map_err(drop)
             }
         };
-        // Its parts are bounded by the configuration.
+        // The configuration bounds its parts.
         debug_assert!(written.is_ok());
     }
 
-    /// Adds a publish with QoS 1 under the packet id; its size, or `None` if it is larger
-    /// than `max` bytes or than any packet can be.
+    /// Appends a publish with QoS 1 and this packet id. Returns its size, or `None` if that
+    /// exceeds `max` bytes or the longest packet of MQTT.
     pub fn publish(&self, publish: Publish, packet: u16, max: usize, out: &mut BytesMut) -> Option<usize> {
         let Publish { topic, payload, retain, content_type, encoding } = publish;
         if topic.len() > usize::from(u16::MAX) {
@@ -267,7 +267,7 @@ impl Codec {
         }
     }
 
-    /// Adds a subscription with QoS 1.
+    /// Appends a SUBSCRIBE with QoS 1.
     pub fn subscribe(&self, filter: &str, packet: u16, out: &mut BytesMut) {
         let written = match self.version {
             Version::V3_1_1 => {
@@ -284,7 +284,7 @@ impl Codec {
         debug_assert!(written.is_ok());
     }
 
-    /// Adds the confirmation of a message.
+    /// Appends the confirmation of a message.
     pub fn pub_ack(packet: u16, out: &mut BytesMut) {
         let [high, low] = packet.to_be_bytes();
         out.extend_from_slice(&[0x40, 2, high, low]);
@@ -299,7 +299,7 @@ impl Codec {
     }
 }
 
-/// Topic and packet id of a publish of which the beginning is there, as far as they are.
+/// Topic and packet id from the beginning of a publish, as far as they are received.
 fn named(bytes: &[u8], header: &Header) -> (String, u16) {
     let body = bytes.get(header.length..).unwrap_or_default();
     let Some(([high, low], behind)) = body.split_first_chunk() else { return (String::new(), 0) };
@@ -311,7 +311,7 @@ fn named(bytes: &[u8], header: &Header) -> (String, u16) {
     (topic, id.map_or(0, |id| u16::from_be_bytes(*id)))
 }
 
-/// Whether topic and packet id of a publish are not all there.
+/// Whether topic and packet id of a publish are incomplete.
 fn needs_more(bytes: &[u8], header: &Header) -> bool {
     let Some([high, low]) = bytes.get(header.length..).and_then(|body| body.first_chunk()) else { return true };
     bytes.len() < header.length + 2 + usize::from(u16::from_be_bytes([*high, *low])) + 2

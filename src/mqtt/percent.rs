@@ -15,7 +15,7 @@ pub fn percent_encoded(text: &str) -> String {
     encoded
 }
 
-/// The bytes that were encoded so, and whether each `%` began one: others are left as they are.
+/// Decodes `text`, and returns whether each `%` began an escape; other `%` are left as they are.
 pub(super) fn percent_decoded(text: &str) -> (Vec<u8>, bool) {
     let (mut bytes, mut is_whole) = (Vec::with_capacity(text.len()), true);
     let mut rest = text.as_bytes();

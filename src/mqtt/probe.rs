@@ -1,5 +1,5 @@
-//! The way to a broker step by step, with what is found at each: for a person who wants to know
-//! where it ends.
+//! Tries the way to a broker step by step, with a finding for each step, to show where it
+//! fails.
 
 use super::connection::Connection;
 use super::dial::{self, Stream};
@@ -16,16 +16,16 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-/// How a step went.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Fine,
-    /// It works; somebody may want to know.
+    /// It works; the details may matter.
     Note,
     Wrong,
 }
 
-/// What was found at one step.
+/// The finding of one step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     pub verdict: Verdict,
@@ -58,11 +58,11 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Where findings go.
+/// Receives findings.
 pub type Tell<'a> = &'a mut (dyn FnMut(Finding) + Send);
 
-/// Goes the whole way to the broker's CONNACK, each step within `connect_timeout`; the
-/// connection, if one came about.
+/// Runs every step up to the broker's CONNACK, each within `connect_timeout`. Returns the
+/// connection, if it was established.
 pub async fn probe(options: &Options, tell: Tell<'_>) -> Option<Connection> {
     let within = options.connect_timeout;
     let addresses = name(options, within, tell).await?;
@@ -87,7 +87,7 @@ pub async fn probe(options: &Options, tell: Tell<'_>) -> Option<Connection> {
     connect(stream, peer, options, tell).await
 }
 
-/// One step that gives something or fails.
+/// Runs one step and reports its finding.
 async fn step<T>(
     step: &'static str,
     within: Duration,
@@ -126,7 +126,7 @@ async fn name(options: &Options, within: Duration, tell: Tell<'_>) -> Option<Vec
     None
 }
 
-/// Tries all addresses; the first that answers is used.
+/// Tries all addresses; the first one that answers is used.
 async fn tcp(addresses: &[SocketAddr], options: &Options, tell: Tell<'_>) -> Option<(TcpStream, SocketAddr)> {
     let within = options.connect_timeout;
     let mut first = None;
@@ -143,7 +143,7 @@ async fn tcp(addresses: &[SocketAddr], options: &Options, tell: Tell<'_>) -> Opt
         }
     }
     for what in dead {
-        // The gateway goes on to the next one after a quarter of a second.
+        // The gateway tries the next one after a quarter of a second.
         let verdict = if first.is_some() { Verdict::Note } else { Verdict::Wrong };
         tell(Finding { verdict, step: "tcp", what });
     }
@@ -173,7 +173,7 @@ async fn shake_hands(tcp: TcpStream, peer: SocketAddr, options: &Options, tell: 
             ))
         }
     }
-    // What it shows, whether it is trusted or not.
+    // Shows the server's certificates, trusted or not.
     let shown = async {
         let config = tls::looking().ok()?;
         let mut tcp = dial::reach(peer, &options.transport).await.ok()?;
@@ -193,7 +193,7 @@ async fn shake_hands(tcp: TcpStream, peer: SocketAddr, options: &Options, tell: 
     None
 }
 
-/// Tells what the chain says of itself.
+/// Reports the properties of the chain.
 fn show(chain: &[CertificateDer<'_>], verdict: Verdict, tell: Tell<'_>) {
     let now = SystemClock::new().now();
     for (number, der) in chain.iter().enumerate() {
@@ -242,7 +242,7 @@ async fn connect(stream: Stream, peer: SocketAddr, options: &Options, tell: Tell
                 Version::V5 => "5",
             };
             let what = format!(
-                "MQTT {version} as {:?}: it lets the gateway in and {told} ({})",
+                "MQTT {version} as {:?}: it accepts the gateway and {told} ({})",
                 options.client_id,
                 took(since)
             );
@@ -258,7 +258,7 @@ async fn connect(stream: Stream, peer: SocketAddr, options: &Options, tell: Tell
     None
 }
 
-/// How long it is since then, in milliseconds.
+/// Time since `since`, in milliseconds.
 pub fn took(since: Instant) -> String {
     format!("{} ms", since.elapsed().as_millis())
 }

@@ -1,4 +1,4 @@
-//! The way out through an HTTP proxy (RFC 9110, 9.3.6).
+//! Connects through an HTTP proxy (RFC 9110, 9.3.6).
 
 use super::http::{Answer, ask, authority};
 use super::percent::percent_decoded;
@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::IpAddr;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// Where a proxy is, and what it is shown.
+/// A proxy's address and credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
     pub host: String,
@@ -25,10 +25,10 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// Has the proxy connect to `host`.
+/// Opens a tunnel to `host` through the proxy.
 ///
 /// # Errors
-/// If it does not.
+/// If the proxy refuses or fails.
 pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     proxy: &Proxy,
@@ -44,7 +44,7 @@ pub async fn tunnel<S: AsyncRead + AsyncWrite + Unpin>(
     let answer = ask(stream, &request, &format!("the proxy {of_proxy}")).await?;
     if (200..300).contains(&answer.status) {
         return match answer.behind.is_empty() {
-            // Neither TLS nor MQTT nor HTTP begins with the server.
+            // In TLS, MQTT and HTTP the client sends first.
             true => Ok(()),
             false => Err(Failure::transient(format!(
                 "the proxy {of_proxy} sent something of its own into the tunnel to {to}"
@@ -63,7 +63,7 @@ fn advice(answer: &Answer, with_login: bool) -> String {
             let knows_basic = schemes.is_empty() || schemes.iter().any(|scheme| scheme.eq_ignore_ascii_case("basic"));
             match (knows_basic, with_login) {
                 (false, _) => {
-                    format!("; it wants {}, and only Basic is known here", shown(&schemes.join(" or ")))
+                    format!("; it wants {}, and the gateway supports only Basic", shown(&schemes.join(" or ")))
                 }
                 (true, true) => "; check proxy_username and proxy_password_file".to_owned(),
                 (true, false) => "; give proxy_username and proxy_password_file".to_owned(),
@@ -78,11 +78,11 @@ fn advice(answer: &Answer, with_login: bool) -> String {
     }
 }
 
-/// The proxy that the environment names for a connection to `host`: `HTTPS_PROXY`, else
-/// `ALL_PROXY`, unless `NO_PROXY` leaves the host out. Names in small letters come first.
+/// The proxy for connections to `host` from the environment: `HTTPS_PROXY`, else `ALL_PROXY`,
+/// unless `NO_PROXY` excludes the host. Lower-case names take precedence.
 ///
 /// # Errors
-/// If it cannot be used, with the variable's name and nothing of its value.
+/// If it is invalid. The message has the variable's name, not its value.
 pub(super) fn of_environment(
     get: &dyn Fn(&str) -> Option<String>,
     host: &str,
@@ -92,13 +92,13 @@ pub(super) fn of_environment(
     let Some((name, url)) = ["HTTPS_PROXY", "ALL_PROXY"].into_iter().find_map(|name| Some((name, get(name)?))) else {
         return Ok(None);
     };
-    if is_left_out(&get("NO_PROXY").unwrap_or_default(), host, port) {
+    if is_excluded(&get("NO_PROXY").unwrap_or_default(), host, port) {
         return Ok(None);
     }
     let wrong = |what: &str| Err(format!("{name} of the environment {what}; write http://HOST:PORT there"));
     let authority = match url.split_once("://") {
         Some((scheme, authority)) if scheme.eq_ignore_ascii_case("http") => authority,
-        Some(_) => return wrong("names a proxy that is none of HTTP"),
+        Some(_) => return wrong("names a proxy that is not an HTTP proxy"),
         None => url.as_str(),
     };
     let authority = authority.split('/').next().unwrap_or_default();
@@ -117,9 +117,9 @@ pub(super) fn of_environment(
     Ok(Some(Proxy { host, port, login }))
 }
 
-/// Whether `NO_PROXY` names the host: by itself, by a domain that it is in, by its address or a
-/// network of addresses, each with or without a port; `*` is all. This machine is left out always.
-fn is_left_out(no_proxy: &str, host: &str, port: u16) -> bool {
+/// Whether `NO_PROXY` has the host: by its name, a domain above it, its address or a network
+/// of addresses, each with or without a port; `*` matches all. This machine is always excluded.
+fn is_excluded(no_proxy: &str, host: &str, port: u16) -> bool {
     let address = host.parse::<IpAddr>().ok();
     if host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address| address.is_loopback()) {
         return true;
@@ -206,7 +206,7 @@ mod tests {
             ("[fd12::1]:8883", "fd12::1", true),
             ("fd12::2", "fd12::1", false),
         ] {
-            assert_eq!(is_left_out(no_proxy, host, 8883), expected, "{no_proxy} {host}");
+            assert_eq!(is_excluded(no_proxy, host, 8883), expected, "{no_proxy} {host}");
         }
     }
 }

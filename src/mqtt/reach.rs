@@ -1,4 +1,4 @@
-//! A look at a broker that is not connected to.
+//! Checks whether a broker can be reached, without connecting to it by MQTT.
 
 use super::dial;
 use super::options::Options;

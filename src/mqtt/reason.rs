@@ -1,5 +1,5 @@
-//! What a broker says when it refuses or ends something, in words: the return codes of
-//! MQTT 3.1.1 (3.2.2.3) and the reason codes of MQTT 5 (2.4).
+//! Messages for the codes with which a broker refuses or ends something: return codes of
+//! MQTT 3.1.1 (3.2.2.3) and reason codes of MQTT 5 (2.4).
 
 use crate::backoff::Failure;
 use rumqttc::mqttbytes::v4;
@@ -11,7 +11,7 @@ const CLIENT_ID: &str = "set client_id";
 const OTHER_CLIENT: &str =
     "another client connected with the same client id; give each gateway its own [gateway] id or client_id";
 
-/// `what` with the broker's own words, if it had any.
+/// `what` with the broker's reason string, if it has one.
 fn failure(what: String, own_words: Option<&str>, permanent: bool) -> Failure {
     let what = match own_words.filter(|words| !words.is_empty()) {
         Some(words) => format!("{what}; the broker says \"{}\"", shown(words)),
@@ -34,7 +34,7 @@ pub(super) fn connect_4(code: v4::ConnectReturnCode) -> Failure {
     connect_5(code, None, None)
 }
 
-/// The server that a broker names instead of itself, behind a colon.
+/// The server that a broker refers to, after a colon.
 fn named(server: Option<&str>) -> String {
     server.map(|server| format!(": {}", shown(server))).unwrap_or_default()
 }
@@ -55,21 +55,21 @@ pub(super) fn connect_5(code: Connect, own_words: Option<&str>, elsewhere: Optio
             ("the broker does not speak MQTT 5; set version = \"3.1.1\"".to_owned(), true)
         }
         Connect::TopicNameInvalid => ("the broker refused the topic of the Last Will; check prefix".to_owned(), true),
-        Connect::RetainNotSupported => ("the broker takes no retained messages".to_owned(), true),
-        Connect::QoSNotSupported => ("the broker does not take QoS 1".to_owned(), true),
-        Connect::PacketTooLarge => ("the broker finds the CONNECT packet too large".to_owned(), true),
+        Connect::RetainNotSupported => ("the broker does not support retained messages".to_owned(), true),
+        Connect::QoSNotSupported => ("the broker does not support QoS 1".to_owned(), true),
+        Connect::PacketTooLarge => ("the broker refused the CONNECT packet as too large".to_owned(), true),
         Connect::UseAnotherServer => {
             (format!("the broker sends its clients to another server for now{elsewhere}"), true)
         }
-        Connect::ServerMoved => (format!("the broker has moved{elsewhere}; change brokers"), true),
+        Connect::ServerMoved => (format!("the broker has moved{elsewhere}; change `brokers`"), true),
         Connect::ServerBusy => ("the broker is busy".to_owned(), true),
         Connect::ServiceUnavailable | Connect::ServerUnavailable => {
             ("the broker says that it is not available".to_owned(), false)
         }
         Connect::QuotaExceeded => ("a quota of the broker is exceeded".to_owned(), true),
-        Connect::ConnectionRateExceeded => ("the broker allows fewer connections in that time".to_owned(), true),
+        Connect::ConnectionRateExceeded => ("the broker allows fewer connections in a period".to_owned(), true),
         Connect::MalformedPacket | Connect::ProtocolError | Connect::PayloadFormatInvalid => {
-            (format!("the broker finds the CONNECT packet wrong ({code:?})"), false)
+            (format!("the broker refused the CONNECT packet as invalid ({code:?})"), false)
         }
         Connect::Success | Connect::UnspecifiedError | Connect::ImplementationSpecificError => {
             ("the broker refused the connection without a reason".to_owned(), false)
@@ -78,14 +78,14 @@ pub(super) fn connect_5(code: Connect, own_words: Option<&str>, elsewhere: Optio
     failure(what, own_words, permanent)
 }
 
-/// Permanent are those reasons that are about this one publish and no other.
+/// Permanent reasons concern this one publish only.
 pub(super) fn publish(code: PubAckReason, own_words: Option<&str>) -> Result<(), Failure> {
     let (what, permanent) = match code {
         PubAckReason::Success | PubAckReason::NoMatchingSubscribers => return Ok(()),
         PubAckReason::NotAuthorized => ("this client may not publish to that topic", true),
         PubAckReason::TopicNameInvalid => ("the topic is not allowed", true),
         PubAckReason::QuotaExceeded => ("a quota is exceeded", false),
-        PubAckReason::PayloadFormatInvalid => ("the payload is not of the format that was said", true),
+        PubAckReason::PayloadFormatInvalid => ("the payload does not match its declared format", true),
         PubAckReason::PacketIdentifierInUse => ("the packet id is in use", false),
         PubAckReason::UnspecifiedError | PubAckReason::ImplementationSpecificError => ("it gives no reason", false),
     };
@@ -94,12 +94,12 @@ pub(super) fn publish(code: PubAckReason, own_words: Option<&str>) -> Result<(),
 
 pub(super) fn subscribe(code: Subscribe, own_words: Option<&str>) -> Failure {
     let what = match code {
-        Subscribe::NotAuthorized => "this client may not",
+        Subscribe::NotAuthorized => "this client may not subscribe to it",
         Subscribe::TopicFilterInvalid => "the filter is not allowed",
         Subscribe::QuotaExceeded => "a quota is exceeded",
-        Subscribe::SharedSubscriptionsNotSupported => "it has no shared subscriptions",
-        Subscribe::SubscriptionIdNotSupported => "it has no subscription ids",
-        Subscribe::WildcardSubscriptionsNotSupported => "it allows no wildcards",
+        Subscribe::SharedSubscriptionsNotSupported => "it does not support shared subscriptions",
+        Subscribe::SubscriptionIdNotSupported => "it does not support subscription ids",
+        Subscribe::WildcardSubscriptionsNotSupported => "it does not support wildcards",
         Subscribe::PkidInUse => "the packet id is in use",
         Subscribe::Success(_) | Subscribe::Failure | Subscribe::Unspecified | Subscribe::ImplementationSpecific => {
             "it gives no reason"
@@ -113,22 +113,22 @@ pub(super) fn disconnect(code: End, told: Option<&v5::DisconnectProperties>) -> 
     let (what, permanent) = match code {
         End::SessionTakenOver => (OTHER_CLIENT.to_owned(), true),
         End::NotAuthorized => (format!("this client is not authorised; {CREDENTIALS}"), true),
-        End::ServerMoved => (format!("the broker has moved{elsewhere}; change brokers"), true),
+        End::ServerMoved => (format!("the broker has moved{elsewhere}; change `brokers`"), true),
         End::UseAnotherServer => (format!("its clients are to use another server for now{elsewhere}"), true),
         End::ServerBusy => ("it is busy".to_owned(), true),
         End::ServerShuttingDown => ("it shuts down".to_owned(), false),
         End::KeepAliveTimeout => {
-            ("it heard nothing in time; the link may be too slow for keep_alive".to_owned(), false)
+            ("it received nothing in time; the link may be too slow for keep_alive".to_owned(), false)
         }
         End::PacketTooLarge => ("a packet was too large; lower max_packet".to_owned(), false),
         End::MessageRateTooHigh | End::ConnectionRateExceeded => {
-            ("it allows fewer messages in that time".to_owned(), true)
+            ("it allows fewer messages in a period".to_owned(), true)
         }
         End::QuotaExceeded => ("a quota is exceeded".to_owned(), true),
         End::AdministrativeAction => ("an administrator ended it".to_owned(), true),
         End::MaximumConnectTime => ("it was connected for as long as the broker allows".to_owned(), false),
-        End::RetainNotSupported => ("it takes no retained messages".to_owned(), true),
-        End::QoSNotSupported => ("it does not take QoS 1".to_owned(), true),
+        End::RetainNotSupported => ("it does not support retained messages".to_owned(), true),
+        End::QoSNotSupported => ("it does not support QoS 1".to_owned(), true),
         End::TopicNameInvalid => ("a topic is not allowed".to_owned(), true),
         End::ReceiveMaximumExceeded => ("more publishes were under way than it allows".to_owned(), false),
         End::NormalDisconnection | End::DisconnectWithWillMessage | End::UnspecifiedError => {
@@ -140,7 +140,7 @@ pub(super) fn disconnect(code: End, told: Option<&v5::DisconnectProperties>) -> 
     failure(format!("the broker ended the connection: {what}"), own_words, permanent)
 }
 
-/// Text of the far end, in readable form, of which a message has only so much.
+/// Text of the far end, escaped and shortened.
 pub(super) fn shown(text: &str) -> String {
     const SHOWN: usize = 200;
     let mut shown: String = text.chars().take(SHOWN).flat_map(char::escape_debug).collect();
@@ -150,7 +150,7 @@ pub(super) fn shown(text: &str) -> String {
     shown
 }
 
-/// The first line of what came, in readable form.
+/// The first line of `input`, escaped.
 pub(super) fn quoted(input: &[u8]) -> String {
     const SHOWN: usize = 60;
     let line = input.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! TLS by rustls with ring: nothing of the system's but, if wanted, its roots.
+//! TLS by rustls with ring. Of the system it uses only the trusted roots, if configured.
 
 use super::verifier;
 use crate::config::{self, Pin};
@@ -10,34 +10,34 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The PEM files that a TLS connection is made with.
+/// The PEM files of a TLS connection.
 #[derive(Debug, Clone, Default)]
 pub struct TlsFiles {
-    /// Authorities to trust; the system's if `None`.
+    /// Trusted authorities; the system's if `None`.
     pub ca: Option<PathBuf>,
     /// The client's certificate chain.
     pub cert: Option<PathBuf>,
     /// The client certificate's private key.
     pub key: Option<PathBuf>,
-    /// The server's certificate or public key, in place of authorities.
+    /// Pins of the server's certificate or public key, in place of authorities.
     pub pins: Vec<Pin>,
 }
 
 impl TlsFiles {
-    /// The files that a sink is configured with.
+    /// The files in a sink's configuration.
     pub fn of(sink: &config::Mqtt) -> TlsFiles {
-        // A configuration that is loaded has no other pins.
+        // A validated configuration has valid pins only.
         let pins = sink.broker_pins.iter().filter_map(|pin| pin.parse().ok()).collect();
         TlsFiles { ca: sink.ca_file.clone(), cert: sink.cert_file.clone(), key: sink.key_file.clone(), pins }
     }
 }
 
-/// A client's TLS for the sink that is called `part`.
+/// A client's TLS configuration for a sink.
 pub type ClientTls = Kept<ClientConfig>;
 
-/// What the sink shakes hands with, if one of its brokers is reached over TLS.
+/// The sink's TLS, if one of its brokers uses it.
 pub fn of_sink(sink: &config::Mqtt, now: Duration) -> Option<Arc<ClientTls>> {
-    const WITHOUT: &str = "no broker is connected to over TLS until it is right";
+    const WITHOUT: &str = "the gateway connects to no broker over TLS until it is valid";
     if !sink.uses_tls() {
         return None;
     }
@@ -51,11 +51,11 @@ pub fn of_sink(sink: &config::Mqtt, now: Duration) -> Option<Arc<ClientTls>> {
     Some(Arc::new(Kept::new(sink.name.as_str(), paths, WITHOUT, now, make)))
 }
 
-/// Loads the files into a configuration for clients.
+/// Loads the files into a client's TLS configuration.
 ///
 /// # Errors
-/// If a file cannot be read or holds nothing useful, or if only one of certificate
-/// and key is given.
+/// If a file cannot be read or holds nothing usable, or if only one of certificate and key
+/// is given.
 pub fn client_config(files: &TlsFiles) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let algorithms = provider.signature_verification_algorithms;
@@ -79,7 +79,7 @@ pub fn client_config(files: &TlsFiles) -> Result<ClientConfig> {
     Ok(config)
 }
 
-/// For a look at what a broker shows: whoever answers is let in, and nothing is to be sent.
+/// Accepts every server, to show its certificate; nothing may be sent over it.
 pub(super) fn looking() -> Result<Arc<ClientConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Arc::new(verifier::Anyone(provider.signature_verification_algorithms));

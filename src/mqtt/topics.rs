@@ -3,12 +3,12 @@
 use super::hub::Hub;
 use crate::model::{DeviceId, GatewayId, Target};
 
-/// Builds topics; everything that goes into them was validated before.
+/// Builds topics from validated parts.
 #[derive(Debug, Clone)]
 pub struct Topics {
     /// `PREFIX/GATEWAY/`
     base: String,
-    /// Where none but a hub's own are, and the MIME type of readings there.
+    /// For Azure IoT Hub: its topics, and the MIME type of readings.
     hub: Option<(Hub, &'static str)>,
 }
 
@@ -26,7 +26,7 @@ impl Topics {
         Topics { hub: Some((Hub::new(device), readings)), ..self }
     }
 
-    /// The most bytes that one of them has: those of a sub-device's readings.
+    /// The longest topic, in bytes: that of a sub-device's readings.
     pub fn longest(&self) -> usize {
         let topic = format!("{}devices//{}/readings", self.base, "n".repeat(2 * LONGEST_NAME));
         match &self.hub {
@@ -35,7 +35,7 @@ impl Topics {
         }
     }
 
-    /// `topic`, or where a hub wants what is published to it.
+    /// `topic`, or the IoT hub's topic in its place.
     fn of(&self, topic: String, content_type: Option<&str>) -> String {
         match &self.hub {
             Some((hub, readings)) => hub.event(&topic, content_type.unwrap_or(readings)),
@@ -53,7 +53,7 @@ impl Topics {
         self.of(format!("{}devices/{device}/readings", self.base), None)
     }
 
-    /// Whether a device is there; retained. A sub-device adds a level.
+    /// Presence of a device; retained. A sub-device adds a level.
     pub fn device_status(&self, device: &DeviceId) -> String {
         self.of(format!("{}devices/{device}/status", self.base), Some(JSON))
     }
@@ -63,22 +63,22 @@ impl Topics {
         self.of(format!("{}status", self.base), Some(JSON))
     }
 
-    /// Where `tidegate check --connect` tries what may be done; nobody needs to listen there.
+    /// Where `tidegate check --connect` tests permissions; no subscriber is needed.
     pub fn check(&self) -> String {
         format!("{}check", self.base)
     }
 
-    /// What the gateway sends to itself.
+    /// Messages of the gateway to itself.
     pub fn test(&self) -> String {
         format!("{}test", self.base)
     }
 
-    /// Gaps and other events of the gateway itself.
+    /// Gaps and other events of the gateway.
     pub fn events(&self) -> String {
         self.of(format!("{}events", self.base), Some(JSON))
     }
 
-    /// How a command to the device, or to the gateway, ended.
+    /// Results of commands to the device, or to the gateway.
     pub fn result(&self, device: Option<&DeviceId>) -> String {
         let topic = match device {
             Some(device) => format!("{}devices/{device}/result", self.base),
@@ -87,7 +87,7 @@ impl Topics {
         self.of(topic, Some(JSON))
     }
 
-    /// Filters that match everything commands come by.
+    /// Filters for all topics of commands.
     pub fn command_filters(&self) -> Vec<String> {
         if let Some((hub, _)) = &self.hub {
             return vec![hub.filter()];
@@ -95,7 +95,7 @@ impl Topics {
         ["devices/+/command", "devices/+/+/command", "command"].map(|levels| format!("{}{levels}", self.base)).into()
     }
 
-    /// Whom a command is for that came by `topic`; `None` if none comes by that.
+    /// The target of a command on `topic`; `None` if the topic carries no commands.
     pub fn commanded(&self, topic: &str) -> Option<Target> {
         if let Some((hub, _)) = &self.hub {
             return hub.commanded(topic);
@@ -109,8 +109,8 @@ impl Topics {
         }
     }
 
-    /// Filters that match everything readings, events and results are published to;
-    /// all gateways if `gateway` is `None`.
+    /// Filters for all topics of readings, events and results; of all gateways if `gateway` is
+    /// `None`.
     pub fn filters(prefix: &str, gateway: Option<&GatewayId>) -> Vec<String> {
         let gateway = gateway.map_or("+", GatewayId::as_str);
         let base = format!("{prefix}/{gateway}");

@@ -1,10 +1,10 @@
-//! How a broker is reached, beside its address and TLS.
+//! Transport of a connection to a broker, beside address and TLS.
 
 use super::proxy::{self, Proxy};
 use crate::config::{self, Bind, Broker, Header, Way};
 use anyhow::{Result, anyhow};
 
-/// Over TCP, from wherever the system chooses, unless it says something else.
+/// By default TCP, with the system's choice of interface and address.
 #[derive(Debug, Clone, Default)]
 pub struct Transport {
     /// MQTT over WebSocket.
@@ -15,7 +15,7 @@ pub struct Transport {
     pub dscp: u8,
 }
 
-/// What begins a WebSocket.
+/// Request that opens a WebSocket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// With the query, if there is one.
@@ -24,16 +24,16 @@ pub struct Request {
 }
 
 impl Transport {
-    /// To `broker`, without what a configuration adds.
+    /// To `broker`, without settings of a sink.
     pub fn to(broker: &Broker) -> Transport {
         let websocket = broker.path.clone().map(|path| Request { path, headers: Vec::new() });
         Transport { websocket, ..Transport::default() }
     }
 
-    /// As a sink is configured, with the proxy's password read now.
+    /// As a sink is configured, with the proxy's password as it is now.
     ///
     /// # Errors
-    /// If the password cannot be read, or the environment's proxy cannot be used.
+    /// If the password cannot be read, or the environment's proxy is invalid.
     pub fn of_sink(sink: &config::Mqtt, way: &Way) -> Result<Transport> {
         let Way { broker, bind } = way;
         let mut transport = Transport::to(broker);

@@ -1,4 +1,4 @@
-//! Judges of a broker's certificate beside rustls's own, which asks authorities.
+//! Verifiers of a broker's certificate, beside rustls's own, which uses authorities.
 
 use crate::config::Pin;
 use crate::pem::{self, Certificate, NotPinned};
@@ -8,15 +8,15 @@ use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, Uni
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use std::sync::Arc;
 
-/// Lets in who proves to have the key of a certificate that is pinned, or a key that is. Neither
-/// authorities nor names nor dates are looked at: the pin says which one is meant.
+/// Accepts the key of a pinned certificate, or a pinned key. Authorities, names and dates are not
+/// checked: the pin identifies the server.
 #[derive(Debug)]
 pub(super) struct Pinned {
     pub pins: Vec<Pin>,
     pub algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// What cannot be read as a certificate.
+/// The error for an unreadable certificate.
 fn none() -> Error {
     CertificateError::BadEncoding.into()
 }
@@ -25,8 +25,8 @@ fn refused(why: NotPinned) -> Error {
     CertificateError::Other(OtherError(Arc::new(why))).into()
 }
 
-/// The key by which the signature of a handshake is checked; certificates of X.509 version 1
-/// have one as well.
+/// The key that verifies the handshake's signature; certificates of X.509 version 1 have one
+/// as well.
 fn public_key(certificate: &CertificateDer<'_>) -> Result<SubjectPublicKeyInfoDer<'static>, Error> {
     Ok(Certificate::of(certificate).ok_or_else(none)?.public_key.into())
 }
@@ -79,7 +79,7 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// Lets whoever answers in, so that a person can see what it shows; nothing is to be sent then.
+/// Accepts every server, to show its certificate; nothing may be sent over the connection.
 #[derive(Debug)]
 pub(super) struct Anyone(pub WebPkiSupportedAlgorithms);
 

@@ -1,5 +1,5 @@
-//! MQTT over WebSocket (RFC 6455; MQTT 5, 6): the client's handshake, and the bytes of MQTT in
-//! binary messages. How bytes are cut into messages means nothing.
+//! MQTT over WebSocket (RFC 6455; MQTT 5, 6): the client's handshake, and MQTT's bytes in binary
+//! messages. The boundaries of messages have no meaning.
 
 use super::http::{Answer, ask};
 use super::reason::shown;
@@ -14,36 +14,36 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Read at once, in bytes.
+/// Bytes read at once.
 const READ: usize = 16 * 1024;
-/// Most bytes that one message holds.
+/// Largest payload of one message, in bytes.
 const MESSAGE: usize = 64 * 1024;
-/// Codes of a close frame that say nothing: a normal end, and none.
+/// Close codes without information: a normal end, and no code.
 const NORMAL: u16 = 1000;
-const NOT_TOLD: u16 = 1005;
+const NO_CODE: u16 = 1005;
 
-/// A WebSocket as the stream of what its binary messages hold.
+/// A WebSocket as the stream of its binary messages' payloads.
 pub struct Socket<S> {
     io: S,
     reader: Reader,
-    /// What came and is not passed on yet.
+    /// Received bytes that are not passed on yet.
     came: BytesMut,
-    /// Frames to be written.
+    /// Frames to write.
     out: Vec<u8>,
     written: usize,
-    /// The broker took its leave with this code and reason.
+    /// The broker sent a close frame with this code and reason.
     closed: Option<(u16, String)>,
 }
 
-/// The broker ended the WebSocket, and said why.
+/// The broker ended the WebSocket with a reason.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Ended(pub String);
 
-/// Asks for a WebSocket; `host` is the header of that name.
+/// Opens a WebSocket; `host` is the Host header.
 ///
 /// # Errors
-/// If there comes none of it.
+/// If the server refuses it.
 pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     mut io: S,
     request: &Request,
@@ -69,7 +69,7 @@ pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(socket)
 }
 
-/// Whether the answer is that to a WebSocket for MQTT.
+/// Checks the response to a handshake for MQTT over WebSocket.
 fn agreed(answer: &Answer, key: &str, request: &Request) -> Result<(), Failure> {
     if answer.status != 101 {
         let advice = match answer.status {
@@ -84,7 +84,7 @@ fn agreed(answer: &Answer, key: &str, request: &Request) -> Result<(), Failure> 
     }
     if answer.values("sec-websocket-accept").next() != Some(&frame::accept(key.as_bytes())) {
         return Err(Failure::transient(
-            "what answers there agrees to a WebSocket without knowing what that is".to_owned(),
+            "what answers there accepts a WebSocket without a valid Sec-WebSocket-Accept".to_owned(),
         ));
     }
     match answer.values("sec-websocket-protocol").next() {
@@ -96,13 +96,13 @@ fn agreed(answer: &Answer, key: &str, request: &Request) -> Result<(), Failure> 
     }
 }
 
-/// Nobody between here and the broker is to know what a frame's bytes will be (10.3).
+/// An intermediary must not be able to predict a frame's bytes (10.3).
 fn mask() -> [u8; 4] {
     getrandom::u32().unwrap_or_else(|_| fastrand::u32(..)).to_ne_bytes()
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    /// Takes in what was read.
+    /// Handles received bytes.
     fn take(&mut self, bytes: &mut [u8]) -> Result<(), Violation> {
         let Socket { reader, came, out, closed, .. } = self;
         let pushed = reader.push(bytes, &mut |event| {
@@ -118,17 +118,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 Event::Close(told) => {
                     *closed = Some(match told.split_first_chunk() {
                         Some((code, why)) => (u16::from_be_bytes(*code), String::from_utf8_lossy(why).into_owned()),
-                        None => (NOT_TOLD, String::new()),
+                        None => (NO_CODE, String::new()),
                     });
                 }
             }
             Ok(())
         });
-        // Behind its leave nothing counts.
+        // Bytes after a close frame are ignored.
         if closed.is_some() { Ok(()) } else { pushed }
     }
 
-    /// Writes what there is to write.
+    /// Writes pending frames.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(rest) = self.out.get(self.written..).filter(|rest| !rest.is_empty()) {
             match ready!(Pin::new(&mut self.io).poll_write(cx, rest))? {
@@ -153,8 +153,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
                 return Poll::Ready(Ok(()));
             }
             match &this.closed {
-                // As if the connection had ended.
-                Some((NORMAL | NOT_TOLD, why)) if why.is_empty() => return Poll::Ready(Ok(())),
+                // Like the end of the connection.
+                Some((NORMAL | NO_CODE, why)) if why.is_empty() => return Poll::Ready(Ok(())),
                 Some((code, why)) => {
                     let what = format!("the broker closed the WebSocket: code {code} \"{}\"", shown(why));
                     return Poll::Ready(Err(io::Error::other(Ended(what))));
@@ -171,7 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
                 let what = format!("the broker breaks the WebSocket protocol: {why}");
                 return Poll::Ready(Err(io::Error::other(Ended(what))));
             }
-            // Answers to pings; what does not go out now goes with what is written next.
+            // Answers to pings; what is not written now goes with the next write.
             if let Poll::Ready(Err(why)) = this.poll_out(cx) {
                 return Poll::Ready(Err(why));
             }
@@ -185,7 +185,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         ready!(this.poll_out(cx))?;
         let length = bytes.len().min(MESSAGE);
         frame::put_masked(bytes.get(..length).unwrap_or_default(), mask(), &mut this.out);
-        // The caller's bytes are taken, whether they are written yet or not.
+        // All of the caller's bytes are accepted, written or not.
         match this.poll_out(cx) {
             Poll::Ready(Err(why)) => Poll::Ready(Err(why)),
             _ => Poll::Ready(Ok(length)),

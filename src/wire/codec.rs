@@ -1,4 +1,4 @@
-//! Messages to frame bodies and back.
+//! Encodes messages as frame bodies, and decodes them.
 
 use super::frame::{self, BodyEncoding, FROM_GATEWAY, Format, FrameRef, Version};
 use super::message::{DeviceMessage, GatewayMessage};
@@ -10,23 +10,23 @@ pub(super) mod bytes;
 mod fault;
 mod protobuf;
 
-/// Kinds that a link must know.
+/// Message types that links use.
 pub const READINGS: u8 = 3;
 pub const WELCOME: u8 = FROM_GATEWAY | 2;
 pub const GOODBYE: u8 = FROM_GATEWAY | 6;
 
-/// A whole frame whose body is no message.
+/// A complete frame whose body is not a valid message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
     #[error("message type {} is unknown here{}", format_args!("{:#04x}", .0), sender(*.0))]
     Unknown(u8),
-    #[error("the body is no {message}: {why}")]
+    #[error("the body is not a valid {message}: {why}")]
     Malformed { message: &'static str, why: String },
     #[error(transparent)]
     Text(#[from] TextError),
 }
 
-/// What to do about a type byte that is none of a message, if that can be told from it.
+/// Hint for an unknown type byte, if it shows the fault.
 fn sender(kind: u8) -> &'static str {
     match kind & FROM_GATEWAY {
         0 => "",
@@ -129,8 +129,8 @@ fn body<T: DeserializeOwned + protobuf::Message>(
     }
 }
 
-/// Of a message to which `appended` fields were added later. Each of them is one zero where
-/// it says nothing, and so is what an older peer leaves out.
+/// Decodes a message to which `appended` fields were added later. An older peer omits them;
+/// each then decodes from one zero byte, its empty value.
 fn postcard_body<T: DeserializeOwned>(body: &[u8], appended: usize) -> postcard::Result<T> {
     if appended == 0 {
         return postcard::take_from_bytes(body).map(|(message, _)| message);
@@ -147,8 +147,8 @@ pub(super) fn sift_protobuf(body: &[u8]) -> Option<super::samples::Sifted> {
 
 fn put<T: Serialize + protobuf::Message>(body: &T, kind: u8, format: Format, out: &mut Vec<u8>) {
     frame::encode(format, kind, out, |out| {
-        // None can fail: the messages hold no map with other keys than strings,
-        // and memory takes all that is written.
+        // It cannot fail: the messages hold no map with other keys than strings, and the output is
+        // in memory.
         match format.encoding {
             BodyEncoding::Postcard => {
                 let _ = postcard::to_io(body, out);

@@ -1,4 +1,4 @@
-//! Frames: from a stream of bytes and back, without any I/O.
+//! Frames: decoding from a stream of bytes and encoding, without any I/O.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -37,8 +37,8 @@ pub enum Version {
     V1,
     /// CRC-32 behind the body.
     V2,
-    /// No frame at all: a text message of a WebSocket, see [`super::text`]. It stands in
-    /// a frame only between a link and its decoder, see [`Decoder::accept_text`].
+    /// Not a frame: a text message of a WebSocket, see [`super::text`]. A frame around it
+    /// exists only between a link and its decoder, see [`Decoder::accept_text`].
     Text,
 }
 
@@ -50,14 +50,14 @@ pub enum BodyEncoding {
     Protobuf,
 }
 
-/// The shape in which a peer speaks and is answered.
+/// The format in which a peer sends, and in which it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Format {
     pub version: Version,
     pub encoding: BodyEncoding,
 }
 
-/// A whole, checked frame, still in the buffer it arrived in.
+/// A complete, checked frame, still in the buffer it arrived in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameRef<'a> {
     pub format: Format,
@@ -67,18 +67,18 @@ pub struct FrameRef<'a> {
 }
 
 impl FrameRef<'_> {
-    /// The byte as it came, body encoding included.
+    /// The type byte as received, body encoding included.
     pub fn type_byte(&self) -> u8 {
         self.kind | number(self.format.encoding) << 4
     }
 
-    /// Whether the gateway sent it; to the gateway that is an echo of its own.
+    /// Whether the gateway sent it; received by the gateway, it is an echo of its own frame.
     pub fn is_from_gateway(&self) -> bool {
         self.kind & FROM_GATEWAY != 0
     }
 }
 
-/// What a link accepts.
+/// Limits of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Largest body in bytes, [`MAX_BODY`] at most.
@@ -87,12 +87,12 @@ pub struct Limits {
     pub require_checksum: bool,
 }
 
-/// What happens after bytes that are no frame.
+/// Reaction to bytes outside a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recovery {
     /// The stream cannot be trusted any more: fail.
     Fail,
-    /// The line is noisy: go on with the next valid frame.
+    /// The line is noisy: continue with the next valid frame.
     Resync,
 }
 
@@ -115,10 +115,10 @@ pub enum FrameError {
     Incomplete,
 }
 
-/// What is said of a number whose bytes make sense the other way round.
-const REVERSED: &str = ": its bytes stand in reverse order; send the most significant one first (big-endian)";
+/// Hint for a number that is plausible with its bytes reversed.
+const REVERSED: &str = ": its bytes are in reverse order; send the most significant one first (big-endian)";
 
-/// Whether a length that is too large is a small one whose bytes stand in reverse order.
+/// Whether a length above the limit is within it with its bytes reversed.
 fn is_reversed(got: usize, max: usize) -> bool {
     u32::try_from(got).is_ok_and(|got| (1..=max).contains(&(got.swap_bytes() as usize))) // at least 32 bits everywhere
 }
@@ -127,7 +127,7 @@ fn hex(bytes: &[u8; 4]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(" ")
 }
 
-/// What speaks that begins like this, if that is known.
+/// The protocol that begins with these bytes, if it is known.
 fn likely(bytes: &[u8; 4]) -> &'static str {
     match bytes {
         [0x7f, 0x56, 0x34, 0x12] => REVERSED,
@@ -143,7 +143,7 @@ fn likely(bytes: &[u8; 4]) -> &'static str {
 }
 
 impl FrameError {
-    /// A short constant name for metrics.
+    /// A constant name for metrics.
     pub fn label(&self) -> &'static str {
         match self {
             FrameError::BadMagic(_) => "bad_magic",
@@ -156,7 +156,7 @@ impl FrameError {
         }
     }
 
-    /// What the peer is told in a Goodbye.
+    /// The reason in a Goodbye to the peer.
     pub fn reason(&self) -> Reason {
         match self {
             FrameError::TooLarge { .. } => Reason::TooLarge,
@@ -166,7 +166,7 @@ impl FrameError {
     }
 }
 
-/// Of a body encoding, bits 6-4 of the type byte.
+/// Number of a body encoding, bits 6-4 of the type byte.
 fn number(encoding: BodyEncoding) -> u8 {
     match encoding {
         BodyEncoding::Postcard => 0,
@@ -175,29 +175,29 @@ fn number(encoding: BodyEncoding) -> u8 {
     }
 }
 
-/// How long the whole frame at the start of `bytes` says it is. Only of bytes that
-/// [`head`] took for the start of a frame.
+/// Length of the frame at the start of `bytes` by its header. Only for bytes that [`head`]
+/// accepts as the start of a frame.
 fn claimed(bytes: &[u8]) -> Option<usize> {
     bytes.first_chunk::<HEADER>().map(whole_length)
 }
 
-/// How long a frame with this header says it is, no longer than any may be.
+/// Length of the frame with this header, at most the longest frame.
 pub fn whole_length(header: &[u8; HEADER]) -> usize {
     let [.., version, _, l0, l1, l2, l3] = *header;
     let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize; // at least 32 bits on every target
     HEADER + length.min(MAX_BODY) + if version == 2 { CHECKSUM } else { 0 }
 }
 
-/// What a link puts before a text message of so many bytes on its way to a decoder.
+/// The header that a link puts before a text message of `length` bytes for its decoder.
 pub fn text_header(length: u64) -> [u8; HEADER] {
     let [m0, m1, m2, m3] = MAGIC;
-    // What is too long for the field is longer than any limit.
+    // A length beyond the field is above any limit.
     let [l0, l1, l2, l3] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     [m0, m1, m2, m3, TEXT, 1 << 4, l0, l1, l2, l3]
 }
 
-/// The first frame of `bytes`, which [`encode`] made, and what follows it: all its bytes,
-/// the kind as in [`FrameRef`], and its body alone if it is a text message.
+/// The first frame of `bytes`, which [`encode`] wrote, and the bytes after it: the whole frame,
+/// its kind as in [`FrameRef`], and for a text message its body only.
 pub fn split_encoded(bytes: &[u8]) -> Option<(Encoded<'_>, &[u8])> {
     let (whole, rest) = bytes.split_at_checked(claimed(bytes)?)?;
     let [_, _, _, _, version, kind, ..] = *whole.first_chunk::<HEADER>()?;
@@ -215,8 +215,8 @@ pub struct Encoded<'a> {
 
 /// Appends a frame around the body that `body` appends.
 ///
-/// `kind` holds direction and message as in [`FrameRef::kind`]. The body must not
-/// be longer than [`MAX_BODY`], which no message of ours is.
+/// `kind` holds direction and message as in [`FrameRef::kind`]. The body must not exceed
+/// [`MAX_BODY`]; no message of the gateway does.
 pub fn encode(format: Format, kind: u8, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     let version = match format.version {

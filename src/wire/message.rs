@@ -1,10 +1,9 @@
-//! What devices and the gateway say to each other.
+//! Messages between devices and the gateway.
 //!
-//! Field order and variant order are the postcard format: only ever append, and
-//! never change what stands (see `docs/protocol.md`, "Compatibility"). A field that was
-//! appended is not written while it has nothing to say, so that what was written before it
-//! existed stays what it was; of several, one is written if one behind it is. The codec
-//! has their number.
+//! Field order and variant order are the postcard format: only ever append, and never
+//! change existing ones (see `docs/protocol.md`, "Compatibility"). An appended field is not
+//! written while it is empty, so that older messages keep their bytes; of several, one is
+//! written if a later one is. The codec has their number.
 
 pub use super::values::ChannelRef;
 use crate::model::Value;
@@ -47,15 +46,14 @@ pub struct Hello {
     pub time: i64,
     #[serde(default)]
     pub firmware: Option<String>,
-    /// What the indexes in Readings stand for.
+    /// Meaning of the indexes in Readings.
     #[serde(default)]
     pub channels: Vec<ChannelDeclaration>,
-    /// The oldest seq that the device still has or will take next: nothing before
-    /// it is going to come. What lies between the last settled seq and it was given
-    /// up by the device.
+    /// The oldest seq that the device still has or will take next. The device has given up
+    /// the seqs between the last settled one and this.
     #[serde(default)]
     pub first: u64,
-    /// The largest body that the device takes, in bytes; 0 if it does not say.
+    /// The largest body that the device accepts, in bytes; 0 if unknown.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub max_frame: u32,
 }
@@ -64,7 +62,7 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
-/// What a device's times mean.
+/// Meaning of a device's times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceClock {
@@ -85,7 +83,7 @@ pub struct ChannelDeclaration {
 /// The answer to a Challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Authenticate {
-    /// Names the key.
+    /// Name of the key.
     pub key: String,
     /// The token itself, or the HMAC over the challenge; base64 in JSON.
     #[serde(with = "super::codec::bytes")]
@@ -96,7 +94,7 @@ pub struct Authenticate {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Readings {
     pub seq: u64,
-    /// The device behind this one that took the samples.
+    /// The sub-device that took the samples.
     #[serde(default)]
     pub sub: Option<String>,
     pub samples: Vec<Sample>,
@@ -117,7 +115,7 @@ pub struct Heartbeat {
     pub time: i64,
 }
 
-/// How a command ended on the device.
+/// The result of a command on the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandResult {
     pub id: String,
@@ -154,9 +152,9 @@ pub enum Reason {
     BadFrame,
     /// A frame larger than the limit.
     TooLarge,
-    /// A message that does not belong there.
+    /// A message that is not allowed in this state.
     Protocol,
-    /// Nothing was heard for too long.
+    /// Nothing was received for too long.
     Timeout,
     /// The same device connected again.
     TakenOver,
@@ -179,7 +177,7 @@ pub struct Welcome {
     pub settled: u64,
     /// The gateway's clock, microseconds since 1970-01-01T00:00:00Z.
     pub time: i64,
-    /// Whether that clock can be believed.
+    /// Whether that clock is trusted.
     pub time_trusted: bool,
     /// Send something at least this often, in seconds.
     pub heartbeat_interval: u32,
@@ -187,26 +185,26 @@ pub struct Welcome {
     pub max_frame: u32,
     /// Samples that may be outstanding without an Ack.
     pub window: u32,
-    /// The session that is welcomed. On a line that outlives its sessions an earlier one's
-    /// Welcome may still be under way.
+    /// The session of this Welcome. On a serial line the Welcome of an earlier session may still
+    /// be in flight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<u64>,
 }
 
-/// Everything up to `seq` is settled: the device may forget it.
+/// Everything up to `seq` is settled: the device may discard it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
     pub seq: u64,
 }
 
-/// Samples that can never be taken: they are settled, and travel on without their values.
+/// Samples that can never be stored: they are settled, and forwarded without their values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// The first of them.
     pub seq: u64,
-    /// How many there are from there on; some between them may be fine.
+    /// Number of seqs from there; some of them may be valid.
     pub count: u64,
-    /// What is wrong with the first, for people to read.
+    /// Description of the first one's fault.
     pub text: String,
 }
 
@@ -216,7 +214,7 @@ pub struct HeartbeatReply {
     pub time_trusted: bool,
 }
 
-/// Something for the device to do.
+/// A command for the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
     pub id: String,
@@ -224,23 +222,23 @@ pub struct Command {
     /// JSON text.
     #[serde(default)]
     pub payload: Option<String>,
-    /// How long the command is still wanted, in milliseconds from now.
+    /// Time until the command expires, in milliseconds from now.
     #[serde(default)]
     pub expires_in: Option<u64>,
 }
 
-/// A hub says whether one of the devices behind it is there.
+/// A hub reports whether one of its sub-devices is online.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubDevice {
     pub sub: String,
     pub online: bool,
-    /// For people to read, such as "battery empty".
+    /// Description, such as "battery empty".
     #[serde(default)]
     pub reason: Option<String>,
 }
 
-/// Something for a device behind a hub to do. A message of its own, so that a hub that
-/// knows nothing of it does not take it for a [`Command`] to itself.
+/// A command for a sub-device. A separate message, so that a hub that does not know it does
+/// not take it for a [`Command`] to itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubCommand {
     pub sub: String,
@@ -249,7 +247,7 @@ pub struct SubCommand {
     /// JSON text.
     #[serde(default)]
     pub payload: Option<String>,
-    /// How long the command is still wanted, in milliseconds from now.
+    /// Time until the command expires, in milliseconds from now.
     #[serde(default)]
     pub expires_in: Option<u64>,
 }

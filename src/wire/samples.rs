@@ -1,33 +1,33 @@
-//! The samples of a message, each read by itself, whatever stands in it.
+//! Parses each sample of a message by itself, valid or not.
 
 use super::message::Sample;
 
-/// What is kept of a sample that cannot be read, in characters.
+/// Characters kept of an invalid sample.
 pub const KEPT: usize = 512;
 
-/// What can be read of Readings.
+/// The readable parts of Readings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sifted {
     pub seq: u64,
     pub sub: Option<String>,
     pub samples: Vec<Result<Sample, Unreadable>>,
-    /// Samples behind these whose beginnings cannot be found.
+    /// Samples after these whose beginnings cannot be found.
     pub hidden: u64,
-    /// The body ends within the last sample, which may be fine in a message of its own.
+    /// The body ends within the last sample, which may be valid in a message of its own.
     pub cut: bool,
 }
 
-/// A sample that cannot be read.
+/// A sample that cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Its time as the device wrote it, where that can be read.
+    /// Its time as the device wrote it, if that can be decoded.
     pub time: Option<i64>,
     pub why: String,
-    /// The beginning of what was sent, as text or in hexadecimal.
+    /// The beginning of its bytes, as text or in hexadecimal.
     pub sent: String,
 }
 
-/// Reads each sample of a list in JSON by itself.
+/// Parses each sample of a JSON list by itself.
 pub(super) fn sifted(
     seq: u64,
     sub: Option<String>,
@@ -46,24 +46,24 @@ pub(super) fn sifted(
     Some(Sifted { seq, sub, samples, hidden: 0, cut: false })
 }
 
-/// The beginning of what was sent.
+/// The beginning of `bytes`.
 pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write;
     let mut text = String::new();
     for byte in bytes.iter().take(KEPT / 2) {
-        // Memory takes all that is written.
+        // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");
     }
     text
 }
 
-/// What the only member of that name holds.
+/// The value of the only member with this name.
 pub(super) fn one<'a>(members: &[(String, &'a [u8])], name: &str) -> Option<&'a [u8]> {
     let mut found = members.iter().filter(|(key, _)| key == name);
     found.next().map(|(_, value)| *value).filter(|_| found.next().is_none())
 }
 
-/// The members of an object, whatever stands in them.
+/// The members of an object, valid or not.
 pub(super) fn members(text: &[u8]) -> Option<Vec<(String, &[u8])>> {
     let parts = parts(text, b'{', b'}')?;
     parts
@@ -76,12 +76,12 @@ pub(super) fn members(text: &[u8]) -> Option<Vec<(String, &[u8])>> {
         .collect()
 }
 
-/// The elements of a list, whatever stands in them.
+/// The elements of a list, valid or not.
 fn elements(text: &[u8]) -> Option<Vec<&[u8]>> {
     parts(text, b'[', b']')
 }
 
-/// What stands between commas within a pair of brackets.
+/// The parts between commas within a pair of brackets.
 fn parts(text: &[u8], open: u8, close: u8) -> Option<Vec<&[u8]>> {
     let text = text.trim_ascii();
     let mut rest = text.strip_prefix(&[open])?.strip_suffix(&[close])?;
@@ -100,8 +100,8 @@ fn parts(text: &[u8], open: u8, close: u8) -> Option<Vec<&[u8]>> {
     }
 }
 
-/// Where `until` stands first, outside of strings and brackets, or the end; `None` if
-/// brackets or a string do not close.
+/// Position of the first `until` outside strings and brackets, or the end; `None` if brackets
+/// or a string do not close.
 fn item_end(text: &[u8], until: u8) -> Option<usize> {
     let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
     for (at, byte) in text.iter().enumerate() {

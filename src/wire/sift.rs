@@ -1,9 +1,9 @@
-//! Readings of which some samples make no sense: what can be read of them.
+//! Extracts the valid samples of Readings that contain invalid ones.
 //!
-//! A message is read as a whole first, and only one that cannot be is looked at here: a
-//! sample that can never be read must not keep those behind it from being taken. In JSON
-//! and Protobuf a sample's end shows whatever is in it; in postcard it shows only if all
-//! of it is understood, so that what stands behind such a sample stays hidden.
+//! Only a message that cannot be decoded as a whole comes here: an invalid sample must not
+//! keep the following ones from being stored. In JSON and Protobuf the end of a sample is
+//! known whatever it contains; in postcard only if the whole sample is decoded, so that the
+//! samples after an invalid one stay hidden.
 
 use super::codec;
 use super::frame::{BodyEncoding, FrameRef, Version};
@@ -12,13 +12,13 @@ pub use super::samples::{KEPT, Sifted, Unreadable};
 use super::samples::{hexadecimal, members, one, sifted};
 use super::text::{self, Context};
 
-/// Whether a frame holds Readings, as far as its head tells.
+/// Whether a frame holds Readings, by its type.
 pub fn may_be_readings(frame: &FrameRef<'_>) -> bool {
     frame.format.version == Version::Text || frame.kind == codec::READINGS
 }
 
-/// Takes Readings apart that could not be decoded; `None` if their seq is not known or
-/// it does not show where their samples are, or if none of them is at fault.
+/// Splits Readings that could not be decoded; `None` if their seq or the bounds of their
+/// samples are unknown, or if no sample is invalid.
 pub fn sift(frame: &FrameRef<'_>, context: Context<'_>) -> Option<Sifted> {
     if !may_be_readings(frame) {
         return None;
@@ -88,7 +88,7 @@ mod tests {
         FrameRef { format: format(encoding), kind: codec::READINGS, body }
     }
 
-    /// Which samples can be read, and what is said of the first that cannot.
+    /// Which samples are valid, and the report of the first invalid one.
     fn told(frame: &FrameRef<'_>) -> (u64, Vec<bool>, u64, Unreadable) {
         assert!(decode_device_in(frame, CONTEXT).is_err(), "it decodes");
         let sifted = sift(frame, CONTEXT).expect("its samples show");

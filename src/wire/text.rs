@@ -21,18 +21,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
-/// What is known of a conversation, and stands in its text messages beside what they say.
+/// Context of a connection that its text messages contain or depend on.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Context<'a> {
     /// The device.
     pub device: Option<&'a str>,
-    /// How the device's times are written; unknown, they are numbers.
+    /// How the device writes times; as numbers if unknown.
     pub clock: Option<DeviceClock>,
-    /// What the sender's clock shows, in its unit.
+    /// Time on the sender's clock, in its unit.
     pub now: Option<i64>,
 }
 
-/// Why a text is no message that belongs there.
+/// Why a text is not a valid message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     #[error("the text is not UTF-8 from byte {0} on")]
@@ -49,13 +49,13 @@ pub enum TextError {
     Time(&'static str, &'static str, &'static str),
     #[error("{0}: `deviceId` is {1:?}, but this connection is the device {2:?}")]
     OtherDevice(&'static str, String, String),
-    #[error("{0}: `deviceId` names a sub-device, which has no part in this")]
+    #[error("{0}: `deviceId` names a sub-device, which this message does not allow")]
     NoSubDevice(&'static str),
     #[error("{0}: `deviceId` must name a sub-device, as in \"hub/door\"")]
     SubDevice(&'static str),
 }
 
-/// A message's shape, as it is read.
+/// A message's object, as it is decoded.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Read<'a> {
@@ -67,7 +67,7 @@ struct Read<'a> {
     id: Option<String>,
 }
 
-/// A message's shape, as it is written.
+/// A message's object, as it is encoded.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Written<'a, P> {
@@ -81,7 +81,7 @@ struct Written<'a, P> {
     id: Option<&'a str>,
 }
 
-/// A message that was read, and what is known beside it.
+/// A decoded object with its context.
 struct Reader<'a> {
     name: &'static str,
     read: Read<'a>,
@@ -91,7 +91,7 @@ struct Reader<'a> {
 /// Decodes a text message from a device.
 ///
 /// # Errors
-/// Whatever is wrong with it, in words for whoever wrote the device.
+/// If it is invalid, with a description for the device's developer.
 pub fn decode_device(text: &[u8], context: Context<'_>) -> Result<DeviceMessage, TextError> {
     const KNOWN: [&str; 7] = ["hello", "authenticate", "readings", "heartbeat", "result", "sub-device", "goodbye"];
     let mut reader = read(text, &KNOWN, context)?;
@@ -150,11 +150,11 @@ pub(super) fn sift(text: &[u8], context: Context<'_>) -> Option<Sifted> {
 /// Decodes a text message from the gateway.
 ///
 /// # Errors
-/// As of [`decode_device`].
+/// As for [`decode_device`].
 pub fn decode_gateway(text: &[u8], context: Context<'_>) -> Result<GatewayMessage, TextError> {
     const KNOWN: [&str; 8] =
         ["challenge", "welcome", "ack", "heartbeat-reply", "command", "sub-command", "refused", "goodbye"];
-    // The gateway's times are of its own clock, whatever the device's is.
+    // The gateway's times are on its own clock, whatever the device's is.
     let context = Context { clock: Some(DeviceClock::Wall), ..context };
     let mut reader = read(text, &KNOWN, context)?;
     if reader.name == "sub-command" {
@@ -189,7 +189,7 @@ pub fn decode_gateway(text: &[u8], context: Context<'_>) -> Result<GatewayMessag
     })
 }
 
-/// Takes the text apart as far as all messages have it in common.
+/// Decodes the fields that all messages have.
 fn read<'a>(text: &'a [u8], known: &[&'static str], context: Context<'a>) -> Result<Reader<'a>, TextError> {
     let text = std::str::from_utf8(text).map_err(|why| TextError::Encoding(why.valid_up_to()))?;
     let read: Read<'a> = fields::object(text).map_err(TextError::Shape)?;
@@ -235,7 +235,7 @@ impl Reader<'_> {
         time.by(self.context.clock).map_err(|why| TextError::Time(self.name, field, why))
     }
 
-    /// The sub-device that the message is about, if it is about one of this device's.
+    /// The sub-device that the message is about, if it is one of this device's.
     fn sub_device(&self) -> Result<Option<String>, TextError> {
         let Some(id) = &self.read.device_id else { return Ok(None) };
         let (device, sub) = id.split_once('/').map_or((&**id, None), |(device, sub)| (device, Some(sub)));
@@ -247,7 +247,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Makes sure that it is about the device itself.
+    /// Checks that the message is about the device itself.
     fn of_the_device(&self) -> Result<&Self, TextError> {
         match self.sub_device()? {
             Some(_) => Err(TextError::NoSubDevice(self.name)),
@@ -327,7 +327,7 @@ struct Writer<'a, 'o> {
 }
 
 impl<'a> Writer<'a, '_> {
-    /// The message says what the sender's clock shows.
+    /// Sets the sender's time.
     fn at(mut self, time: i64) -> Self {
         self.context.now = Some(time);
         self
@@ -344,7 +344,7 @@ impl<'a> Writer<'a, '_> {
             None => device.map(Cow::Borrowed),
         };
         let timestamp = now.map(|now| Time::of(now, clock));
-        // It cannot fail: the keys are strings, and memory takes all that is written.
+        // It cannot fail: the keys are strings, and the output is in memory.
         let _ = serde_json::to_writer(self.out, &Written { device_id, command, payload, timestamp, id });
     }
 }

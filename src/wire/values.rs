@@ -1,5 +1,5 @@
-//! A sample's values: a list of pairs in postcard, an object in JSON, whose keys
-//! are channel names or `#` and a channel's index.
+//! A sample's values: a list of pairs in postcard; in JSON an object whose keys are channel
+//! names, or `#` and a channel's index.
 
 use crate::model::Value;
 use serde::de::{self, MapAccess, Visitor};

@@ -1,20 +1,20 @@
-//! The frames of a WebSocket (RFC 6455), from either side and without any I/O.
-//! Nothing is collected here but what a control frame holds: what a message holds is
-//! passed on as it comes, however long the message claims to be.
+//! Frames of a WebSocket (RFC 6455), of clients and servers, without any I/O. Only the payload
+//! of control frames is buffered: a message's payload is passed on as it arrives, whatever its
+//! length.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
-/// Proves that a server meant to speak it.
+/// The GUID of the handshake (1.3).
 const MAGIC: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// What a server answers to a client's `Sec-WebSocket-Key` (4.2.2).
+/// The `Sec-WebSocket-Accept` for a client's `Sec-WebSocket-Key` (4.2.2).
 pub fn accept(key: &[u8]) -> String {
     STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &[key, MAGIC.as_bytes()].concat()))
 }
 
-/// Most bytes that a control frame may hold.
+/// Largest payload of a control frame, in bytes.
 pub const MAX_CONTROL: usize = 125;
 /// The longest header: two bytes, a length of eight and the mask.
 const MAX_HEADER: usize = 14;
@@ -30,7 +30,7 @@ const LAST: u8 = 0x80;
 /// Bit 7 of the second byte.
 const MASKED: u8 = 0x80;
 
-/// Why a connection is closed, as the far end is told.
+/// Why a connection is closed; sent to the far end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{why} (WebSocket close code {code})")]
 pub struct Violation {
@@ -38,7 +38,7 @@ pub struct Violation {
     pub why: &'static str,
 }
 
-/// The far end broke the rules of the WebSocket protocol.
+/// The far end violated the WebSocket protocol.
 pub const PROTOCOL_ERROR: u16 = 1002;
 
 fn violation(why: &'static str) -> Violation {
@@ -51,37 +51,37 @@ pub enum Kind {
     Binary,
 }
 
-/// What came.
+/// A decoded event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A frame of a message begins, which holds `length` bytes. It is the message's first
-    /// if `first`, and the only one or its last if `last`.
+    /// A frame of a message begins, with `length` bytes. It is the message's first if `first`,
+    /// and its last if `last`.
     Begin {
         kind: Kind,
         first: bool,
         last: bool,
         length: u64,
     },
-    /// Some of what the frame holds.
+    /// Part of the frame's payload.
     Data(&'a [u8]),
     /// The message is complete.
     Complete,
     Ping(&'a [u8]),
-    /// The far end takes its leave: nothing, or a code of two bytes and why in text.
+    /// A close frame: empty, or a code of two bytes and a reason as text.
     Close(&'a [u8]),
 }
 
-/// Takes frames apart.
+/// Decodes frames.
 #[derive(Debug, Default)]
 pub struct Reader {
-    /// What comes is a server's, which masks nothing.
+    /// The frames are a server's, which are not masked.
     from_server: bool,
     header: [u8; MAX_HEADER],
     have: usize,
     frame: Option<Frame>,
-    /// The kind of the message under way.
+    /// The kind of the message that is being received.
     message: Option<Kind>,
-    /// What a control frame holds, as far as it came.
+    /// Payload of a control frame received so far.
     control: Vec<u8>,
 }
 
@@ -90,21 +90,21 @@ struct Frame {
     opcode: u8,
     last: bool,
     left: u64,
-    /// Turned so that its first byte is for what comes next.
+    /// Rotated so that its first byte applies to the next byte.
     mask: [u8; 4],
 }
 
 impl Reader {
-    /// Of a server's frames; [`Reader::default`] is of a client's.
+    /// For a server's frames; [`Reader::default`] is for a client's.
     pub fn of_server() -> Reader {
         Reader { from_server: true, ..Reader::default() }
     }
 
-    /// Takes the next bytes of the stream, which are unmasked where they stand, and
-    /// reports what they are.
+    /// Decodes the next bytes of the stream, which are unmasked in place, and reports the
+    /// events.
     ///
     /// # Errors
-    /// If they are against the protocol, or if `on_event` cannot go on.
+    /// If they violate the protocol, or `on_event` fails.
     pub fn push(
         &mut self,
         mut bytes: &mut [u8],
@@ -137,7 +137,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Takes in a header as far as it is there; how many bytes of it.
+    /// Takes header bytes; returns how many.
     fn take_header(
         &mut self,
         bytes: &[u8],
@@ -158,7 +158,7 @@ impl Reader {
         Ok(bytes.len())
     }
 
-    /// Refuses what the first two bytes must not be.
+    /// Checks the first two bytes.
     fn check_header(&self) -> Result<(), Violation> {
         let [first, second, ..] = self.header;
         let (opcode, length) = (first & 0x0f, second & 0x7f);
@@ -176,13 +176,13 @@ impl Reader {
             CONTINUATION | TEXT | BINARY => Ok(()),
             CLOSE | PING | PONG if first & LAST == 0 => Err(violation("a control frame is in pieces")),
             CLOSE | PING | PONG if usize::from(length) > MAX_CONTROL => Err(violation("a control frame is too long")),
-            CLOSE if length == 1 => Err(violation("half of a close code came")),
+            CLOSE if length == 1 => Err(violation("a close code has only one byte")),
             CLOSE | PING | PONG => Ok(()),
             _ => Err(violation("the opcode is unknown")),
         }
     }
 
-    /// The frame that the header announces, once all of the header is there.
+    /// The frame that the header announces, once the header is complete.
     fn whole_header(&self) -> Result<Option<Frame>, Violation> {
         let [first, second, l0, l1, l2, l3, l4, l5, l6, l7, ..] = self.header;
         let (length, before_mask) = match second & 0x7f {
@@ -268,7 +268,7 @@ pub fn put_masked_pong(data: &[u8], mask: [u8; 4], out: &mut Vec<u8>) {
     put(PONG, data, Some(mask), out);
 }
 
-/// Appends a close frame that says why, as far as that fits.
+/// Appends a close frame with a reason, shortened if necessary.
 pub fn put_close(code: u16, why: &str, out: &mut Vec<u8>) {
     let room = MAX_CONTROL - 2; // the code takes two bytes
     let end = (0..=room.min(why.len())).rev().find(|end| why.is_char_boundary(*end)).unwrap_or(0);
@@ -405,7 +405,7 @@ mod tests {
             ([0x83, 0x81], "opcode"),
             ([0x09, 0x81], "in pieces"),
             ([0x89, 0xfe], "too long"),
-            ([0x88, 0x81], "half of a close code"),
+            ([0x88, 0x81], "a close code has only one byte"),
         ] {
             let refused = read(&bytes, 1).expect_err(why);
             assert!(refused.why.contains(why) && refused.code == PROTOCOL_ERROR, "{bytes:02x?}: {refused}");

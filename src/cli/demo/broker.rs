@@ -1,4 +1,4 @@
-//! A small MQTT broker in this process, for the demo and for trying things out.
+//! A small MQTT broker in this process, for the demo and for experiments.
 
 use crate::mqtt::{Connection, Options, Version};
 use anyhow::{Context, Result, bail};
@@ -8,20 +8,20 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A broker on the loopback interface. It keeps nothing on disk, and ends with the
-/// process: it cannot be stopped before.
+/// A broker on the loopback interface. It stores nothing on disk, cannot be stopped, and
+/// ends with the process.
 #[derive(Debug, Clone, Copy)]
 pub struct Broker {
     v4: SocketAddr,
     v5: SocketAddr,
 }
 
-/// How long it may take to accept connections.
+/// Time until the broker accepts connections.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 const MAX_CONNECTIONS: usize = 1_000;
-/// What it takes and keeps for subscribers that lag, in bytes; of each filter, so
-/// many segments.
+/// Largest packet, and size of a segment of what is kept for slow subscribers, in bytes;
+/// segments of each filter.
 const MAX_PACKET: usize = 256 << 10;
 const SEGMENT: usize = 16 << 20;
 const SEGMENTS: usize = 8;
@@ -32,7 +32,7 @@ impl Broker {
     /// are 0, and waits until it answers.
     ///
     /// # Errors
-    /// If a port is taken, or it does not answer.
+    /// If a port is in use, or the broker does not answer.
     pub async fn start(v4: u16, v5: u16) -> Result<Broker> {
         let broker = Broker::find(v4, v5)?;
         let config = broker.config();
@@ -48,17 +48,17 @@ impl Broker {
         Ok(broker)
     }
 
-    /// Where MQTT 3.1.1 is spoken.
+    /// URL for MQTT 3.1.1.
     pub fn url(&self) -> String {
         format!("mqtt://{}", self.v4)
     }
 
-    /// Where MQTT 5 is spoken.
+    /// URL for MQTT 5.
     pub fn v5_url(&self) -> String {
         format!("mqtt://{}", self.v5)
     }
 
-    /// The broker tells nobody which port it got, so free ones are found before.
+    /// The broker does not report which port it got, so free ones are found first.
     fn find(v4: u16, v5: u16) -> Result<Broker> {
         let bind = |port| {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -76,7 +76,7 @@ impl Broker {
                 max_inflight_count: INFLIGHT,
                 auth: None,
                 external_auth: None,
-                // Or publishing what nobody subscribes to would be an error.
+                // Otherwise a publish without subscribers is an error.
                 dynamic_filters: true,
             };
             let settings =

@@ -12,29 +12,29 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Lists the serial ports of this machine, with all that a [[serial]] section can name
-/// them by
+/// Lists the serial ports of this machine, with everything that a [[serial]] section can
+/// select them by
 ///
 /// Opens none of them.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// Say which link uses each port by this configuration; without it, by
-    /// /etc/tidegate/tidegate.toml if that is there
+    /// Show which link of this configuration uses each port; default:
+    /// /etc/tidegate/tidegate.toml if it exists
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Look at the system below this directory
+    /// Read the system's files below this directory
     #[arg(long, value_name = "DIR", default_value = "/")]
     sysroot: PathBuf,
 }
 
-/// What is told about one port.
+/// One port, and which section uses it.
 struct Row {
     port: Port,
     links: Vec<String>,
-    /// Why this user cannot open it, and what to do.
+    /// Why this user cannot open it, and the remedy.
     obstacle: Option<String>,
 }
 
@@ -72,7 +72,7 @@ fn print(args: &Args, sections: &[Serial]) -> Result<()> {
     let used = |section: &&Serial| rows.iter().any(|row| row.links.contains(&section.name));
     let absent: Vec<_> = sections.iter().filter(|section| !used(section)).collect();
     let text = if args.json { format!("{}\n", as_json(&rows, &absent)) } else { as_text(&rows, &absent) };
-    // Whoever closed the output has seen enough.
+    // A closed pipe is no error.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(())
 }
@@ -86,7 +86,7 @@ fn row(port: Port, sections: &[Serial], root: &Path) -> Row {
     Row { port, links, obstacle }
 }
 
-/// What keeps this user from opening the port.
+/// Why this user cannot open the port, and the remedy.
 fn obstacle(path: &Path, root: &Path) -> Option<String> {
     let why = rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK).err()?;
     let Ok(metadata) = fs::metadata(path) else {
@@ -113,7 +113,7 @@ fn group(gid: u32, root: &Path) -> Option<String> {
     })
 }
 
-/// What the section names its port by.
+/// How the section selects its port.
 fn named(section: &Serial) -> String {
     match (&section.path, section.usb) {
         (Some(path), _) => format!("path {}", path.display()),
@@ -158,10 +158,10 @@ fn as_json(rows: &[Row], absent: &[&Serial]) -> serde_json::Value {
 fn as_text(rows: &[Row], absent: &[&Serial]) -> String {
     let mut text: String = rows.iter().map(block).collect();
     if rows.is_empty() {
-        text += "no serial ports are here\n";
+        text += "no serial ports found\n";
     }
     if !absent.is_empty() {
-        text += "links whose port is not here\n";
+        text += "links whose port was not found\n";
     }
     for section in absent {
         text += &field(&section.name, &named(section));
@@ -169,7 +169,7 @@ fn as_text(rows: &[Row], absent: &[&Serial]) -> String {
     text
 }
 
-/// A port and what there is to say about it, a line each.
+/// One port, a line for each property.
 fn block(row: &Row) -> String {
     let Row { port, links, obstacle } = row;
     let mut text = format!("{}\n", port.path.display());

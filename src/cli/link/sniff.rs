@@ -1,4 +1,4 @@
-//! `tidegate link sniff`: what goes over a line, message by message.
+//! `tidegate link sniff`: decodes the traffic of a serial line, message by message.
 
 mod decoder;
 mod show;
@@ -14,23 +14,22 @@ use std::io::Write;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-/// Shows what goes over a serial line: each message with its fields, and in hexadecimal
-/// what is none, with the reason
+/// Shows the traffic of a serial line: each message with its fields, and all other bytes
+/// in hexadecimal with the reason
 ///
-/// Only listens. A gateway that has the same port open at the same time gets the bytes
-/// that this does not, and the other way round: neither sees all. Frames that the
-/// gateway sends are seen on a line that echoes them, or in a capture. Ctrl-C ends it
-/// with a summary.
+/// Only listens. A gateway that has the same port open gets the bytes that this misses,
+/// and the other way round: neither gets all. Frames that the gateway sends are seen on
+/// a line that echoes them, or in a capture. Ctrl-C ends it with a summary.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// A serial port, a file of captured bytes, or - for standard input
     #[arg(value_name = "PORT|FILE|-")]
     from: String,
-    /// Bits a second; without it a port stays as it is set up, or gets 115200 if nobody
-    /// set it up
+    /// Bits a second; without it a port keeps its settings, or gets 115200 if it has no
+    /// speed yet
     #[arg(long, value_name = "RATE", value_parser = clap::value_parser!(u32).range(1..=20_000_000))]
     baud: Option<u32>,
-    /// Largest frame body taken for one
+    /// Largest frame body accepted
     #[arg(long, value_name = "SIZE", default_value = "64KiB")]
     max_frame: ByteSize,
     /// Print one JSON object a line
@@ -38,8 +37,8 @@ pub struct Args {
     json: bool,
 }
 
-/// A line that is silent for so long has ended what it began, and a frame that takes so long
-/// may hide another.
+/// After this silence an incomplete frame is abandoned; a frame that takes this long is searched
+/// for another one inside it.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Runs the verb until the input ends or Ctrl-C is pressed. False if a port vanished.
@@ -100,7 +99,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     Ok(ended)
 }
 
-/// False if nobody reads the output any more.
+/// False if the reader of the output closed it.
 fn print(lines: &str) -> anyhow::Result<bool> {
     match std::io::stdout().write_all(lines.as_bytes()) {
         Ok(()) => Ok(true),

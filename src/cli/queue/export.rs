@@ -1,4 +1,4 @@
-//! `tidegate queue export`: readings out of the log, as text.
+//! `tidegate queue export`: writes readings of the log as text.
 
 use super::{Bound, Failure, Which};
 use crate::cli::say;
@@ -13,19 +13,19 @@ use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-/// Writes readings out of the log
+/// Writes readings of the log
 ///
-/// Also while the gateway runs. Damaged segments are named on standard error and left
-/// out, as are seqs that are missing for no reason; the exit code is 1 then.
+/// Also works while the gateway runs. Damaged segments, and seqs that are missing without
+/// a reason, are reported on standard error and left out; the exit code is 1 then.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     which: Which,
-    /// From this seq or time on, such as 1042 or 2026-11-23T01:02:03Z
+    /// From this seq or time, such as 1042 or 2026-11-23T01:02:03Z
     #[arg(long, value_name = "SEQ|TIME")]
     from: Option<Bound>,
-    /// Up to this seq or time, itself included; readings whose time is not known are
-    /// in any range of times
+    /// Up to and including this seq or time; readings without a known time are in every range
+    /// of times
     #[arg(long, value_name = "SEQ|TIME")]
     to: Option<Bound>,
     #[arg(long, value_enum, default_value_t = Format::Jsonl)]
@@ -37,9 +37,9 @@ pub struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Format {
-    /// One JSON object a reading
+    /// One JSON object for each reading
     Jsonl,
-    /// One row a value
+    /// One row for each value
     Csv,
 }
 
@@ -131,7 +131,7 @@ impl Args {
     }
 }
 
-/// When the reading was taken, near enough to choose by, if that is known.
+/// The reading's time, exact enough for selection, if it is known.
 fn when(reading: &Delivered) -> Option<Timestamp> {
     match reading.quality {
         Quality::Good | Quality::Resynchronised => Some(reading.time),
@@ -199,7 +199,7 @@ impl Writer<'_> {
     }
 }
 
-/// A value's type and its text, which reads back as it was.
+/// A value's type, and its text, from which the same value can be parsed.
 fn spelled(value: &Value) -> (&'static str, String) {
     match value {
         Value::Float(float) => ("float", float.to_string()),

@@ -1,4 +1,4 @@
-//! `tidegate queue forget-sink`: a sink that does not come back.
+//! `tidegate queue forget-sink`: removes a sink that is no longer used.
 
 use super::{Failure, changed, json, load};
 use crate::cli::DEFAULT_CONFIG;
@@ -8,20 +8,19 @@ use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Forgets the place of a sink that does not come back
+/// Removes the place of a sink that is no longer used
 ///
-/// Only while the gateway is stopped. That readings were kept for it is reported to the
-/// other sinks as a gap with the reason "forgotten". A sink that is configured is a new one
-/// at the next start.
+/// Only while the gateway is stopped. The other sinks get a gap event with the reason
+/// "forgotten" for its readings. If the sink is configured again, it starts as a new one.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The sink, as `queue stats` shows it
+    /// The sink, as shown by `queue stats`
     #[arg(value_name = "NAME")]
     sink: String,
     /// The configuration file, whose [store] directory has the log
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// Do it; without this, only say what would be lost, and exit with 1
+    /// Do it; without this, only print what would be lost, and exit with 1
     #[arg(long)]
     yes: bool,
     /// Print one JSON object

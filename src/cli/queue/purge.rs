@@ -1,4 +1,4 @@
-//! `tidegate queue purge`: readings that shall not be delivered any more.
+//! `tidegate queue purge`: removes readings that must not be delivered.
 
 use super::{Bound, Failure, changed, json, load};
 use crate::cli::DEFAULT_CONFIG;
@@ -8,22 +8,22 @@ use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Removes readings that shall not be delivered any more
+/// Removes readings that must not be delivered
 ///
-/// Only while the gateway is stopped. What was removed before a sink got it is reported
-/// to that sink as a gap with the reason "purged".
+/// Only while the gateway is stopped. A sink gets a gap event with the reason "purged" for
+/// readings that were removed before it had them.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The configuration file, whose [store] directory has the log
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// Only what waits for this sink; the others still get it
+    /// Only readings that wait for this sink; the others still get them
     #[arg(long, value_name = "NAME")]
     sink: Option<String>,
     /// Only readings before this seq; or, by whole segments, before this time
     #[arg(long, value_name = "SEQ|TIME")]
     before: Option<Bound>,
-    /// Do it; without this, only say what would be removed, and exit with 1
+    /// Do it; without this, only print what would be removed, and exit with 1
     #[arg(long)]
     yes: bool,
     /// Print one JSON object
@@ -56,8 +56,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
     changed(args.yes, out)
 }
 
-/// Says what becomes of what: only what is purged of all sinks leaves the log, and that by
-/// whole segments.
+/// Prints the result. Only whole segments that are purged for every sink leave the log.
 fn print(purged: &Purged, args: &Args, out: &mut dyn Write) -> std::io::Result<()> {
     let (removes, passes) = match args.yes {
         true => ("removed", "passed over"),
@@ -68,8 +67,8 @@ fn print(purged: &Purged, args: &Args, out: &mut dyn Write) -> std::io::Result<(
         let count: u64 = purged.undelivered.iter().map(|(_, count)| count).sum();
         return writeln!(
             out,
-            "{passes} {count} readings for {sink}, which does not get them, up to seq {last}; no reading leaves the log by \
-             that, and other sinks still get theirs"
+            "{passes} {count} readings for {sink}, which does not get them, up to seq {last}; no reading leaves the log, \
+             and other sinks still get theirs"
         );
     }
     writeln!(out, "{removes} {} readings, seqs {first} to {last}", purged.removed)?;

@@ -1,4 +1,4 @@
-//! `tidegate queue rename-sink`: a sink that got another name in the configuration.
+//! `tidegate queue rename-sink`: moves a sink's place to its new name in the configuration.
 
 use super::{Failure, json, load};
 use crate::cli::{DEFAULT_CONFIG, say};
@@ -8,16 +8,16 @@ use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Gives the place of one sink to another name
+/// Moves the place of a sink to another name
 ///
-/// Only while the gateway is stopped. The sink of the new name goes on where that of the
-/// old name stood; what it got under the new name already is sent again.
+/// Only while the gateway is stopped. The new name continues where the old one stopped;
+/// readings that the new name already delivered are sent again.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// The sink, as `queue stats` shows it
+    /// The sink, as shown by `queue stats`
     #[arg(value_name = "OLD")]
     from: String,
-    /// Its name in the configuration from now on
+    /// Its new name in the configuration
     #[arg(value_name = "NEW")]
     to: String,
     /// The configuration file, whose [store] directory has the log

@@ -12,11 +12,11 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::time::Duration;
 
-/// Shows what the log holds, and what waits for each sink
+/// Shows the contents of the log, and what waits for each sink
 ///
-/// Counts what is on disk; a running gateway holds the latest few readings in memory
-/// and writes its sinks' places every few seconds. If it runs with [http], the rate at
-/// which each sink takes readings is looked at for a second, for an estimate.
+/// Counts what is on disk: a running gateway holds the latest readings in memory, and
+/// writes its sinks' places every few seconds. If it runs with [http], each sink's rate is
+/// measured for a second to estimate when it has caught up.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -26,7 +26,7 @@ pub struct Args {
     json: bool,
 }
 
-/// How long deliveries are counted to estimate their rate.
+/// Deliveries are counted for this time to estimate their rate.
 const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
@@ -89,7 +89,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
     for sink in contents.sinks.iter().filter(|sink| sink.aside > 0) {
         writeln!(
             out,
-            "{}: {} readings were set aside, which the destination did not take; as long as there is room they are in \
+            "{}: {} readings were set aside because the destination rejected them; while there is room they stay in \
              the history (tidegate queue export)",
             sink.sink, sink.aside
         )?;
@@ -107,7 +107,7 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<bool, Failure> {
     Ok(true)
 }
 
-/// Readings that each sink takes in a second; nothing if no gateway answers.
+/// Readings a second that each sink delivers; none if no gateway answers.
 fn rates(api: Api) -> HashMap<String, f64> {
     let Some(before) = delivered(&api) else { return HashMap::new() };
     std::thread::sleep(LOOK);
@@ -123,7 +123,7 @@ fn delivered(api: &Api) -> Option<HashMap<String, f64>> {
     api.get("/metrics").ok().map(|answer| counts(&answer.body))
 }
 
-/// Sinks and their counts in the text of metrics.
+/// Sinks and their counts, parsed from the text of `/metrics`.
 fn counts(text: &str) -> HashMap<String, f64> {
     let figure = |line: &str| {
         let (sink, count) = line.strip_prefix("tidegate_sink_delivered_total{sink=\"")?.split_once("\"} ")?;

@@ -1,4 +1,4 @@
-//! `tidegate queue verify`: whether everything in the log is what was written.
+//! `tidegate queue verify`: checks the log for damage.
 
 use super::{Failure, Which, json};
 use crate::cli::say;
@@ -8,7 +8,7 @@ use std::io::Write;
 /// Checks every checksum in the log and its structure; exits with 1 if something is
 /// damaged
 ///
-/// Reads all of it, also while the gateway runs.
+/// Reads the whole log; also works while the gateway runs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! How simulated devices get in: by a key, over TLS.
+//! How simulated devices authenticate and connect: keys and TLS.
 
 use crate::device::auth::{Secret, from_hex};
 use crate::files::read_secret;
@@ -10,16 +10,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_rustls::TlsConnector;
 
-/// 64 digits and a line's end.
+/// 64 digits and a line break.
 const MOST_SECRET_BYTES: u64 = 80;
 
-/// How the devices get in.
+/// How the devices authenticate and connect.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Access {
-    /// Authenticate by the key of this name, see `tidegate key new`
+    /// Authenticate with the key of this name, see `tidegate key new`
     #[arg(long, value_name = "NAME", requires = "secret_file")]
     pub key: Option<String>,
-    /// The file with the key's secret, 64 hexadecimal digits; nobody else may read it
+    /// File with the key's secret, 64 hexadecimal digits; only its owner may read it
     #[arg(long, value_name = "FILE", requires = "key")]
     pub secret_file: Option<PathBuf>,
     /// Send the secret itself: the key is a token
@@ -28,18 +28,18 @@ pub struct Access {
     /// Connect over TLS
     #[arg(long)]
     pub tls: bool,
-    /// PEM file of the authorities to trust; the system's if not given
+    /// PEM file of trusted authorities; default: the system's
     #[arg(long, value_name = "FILE", requires = "tls")]
     pub ca_file: Option<PathBuf>,
-    /// PEM file of the certificate to show; it has to name the device
+    /// PEM file of the client certificate; it has to name the device
     #[arg(long, value_name = "FILE", requires_all = ["tls", "key_file"])]
     pub cert_file: Option<PathBuf>,
-    /// PEM file of the certificate's private key
+    /// PEM file of the client certificate's private key
     #[arg(long, value_name = "FILE", requires = "cert_file")]
     pub key_file: Option<PathBuf>,
 }
 
-/// A key that devices hold.
+/// A key of the devices.
 #[derive(Debug)]
 pub struct Holder {
     pub name: String,
@@ -48,7 +48,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// What proves to whoever sent `nonce` that the key is held.
+    /// The response to a Challenge with `nonce`.
     pub fn answer(&self, nonce: &[u8], device: &str, session: u64) -> Authenticate {
         let proof = match self.token {
             true => self.secret.0.to_vec(),
@@ -58,16 +58,16 @@ impl Holder {
     }
 }
 
-/// What connections are secured with.
+/// TLS of the connections.
 #[derive(Clone)]
 pub struct Security {
     pub connector: TlsConnector,
-    /// What the gateway's certificate has to name.
+    /// Name that the gateway's certificate must have.
     pub host: ServerName<'static>,
 }
 
 impl Access {
-    /// The key that the devices hold, if they do.
+    /// The devices' key, if there is one.
     ///
     /// # Errors
     /// If the file holds no secret, or others may read it.
@@ -79,10 +79,10 @@ impl Access {
         Ok(Some(Arc::new(Holder { name: name.clone(), secret: Secret(secret), token: self.token })))
     }
 
-    /// What connections to `gateway`, HOST:PORT, are secured with, if they are.
+    /// TLS to `gateway`, HOST:PORT, if it is used.
     ///
     /// # Errors
-    /// If a file cannot be used, or the host cannot be in a certificate.
+    /// If a file cannot be used, or the host cannot be a certificate's name.
     pub fn security(&self, gateway: &str) -> Result<Option<Security>> {
         if !self.tls {
             return Ok(None);

@@ -1,5 +1,5 @@
-//! A device's side of the protocol, without any I/O or clock: the driver tells it
-//! what arrived and what time it is, and writes what it appends.
+//! A device's side of the protocol, without I/O or clock: the driver passes in messages
+//! and the time, and writes the output.
 
 use super::access::Holder;
 use super::pace::Pace;
@@ -17,45 +17,45 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Who a simulated device is.
+/// Identity of a simulated device.
 #[derive(Debug, Clone)]
 pub struct Identity {
     pub id: String,
-    /// Its number in the run, from 1: with `seed`, what its values derive from.
+    /// Its number in the run, from 1; with `seed`, it determines the values.
     pub number: u64,
     pub session: u64,
     pub seed: u64,
     pub encoding: BodyEncoding,
-    /// The key that it has, if any.
+    /// Its key, if any.
     pub holder: Option<Arc<Holder>>,
 }
 
 /// How long a device waits for the gateway.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct Timeouts {
     /// From Hello to Welcome.
     pub welcome: Duration,
-    /// For the next Ack while readings are outstanding; then it connects anew.
+    /// For the next Ack while readings are outstanding; then it reconnects.
     pub ack: Duration,
-    /// Since it took its last reading; then it gives up.
+    /// After its last reading; then it gives up.
     pub give_up: Duration,
 }
 
-/// One device. It keeps what was not acknowledged and sends it again.
+/// One device. It keeps readings until they are acknowledged, and resends them.
 #[derive(Debug)]
 pub struct Client {
     identity: Identity,
     pace: Pace,
-    patience: Patience,
+    timeouts: Timeouts,
     stage: Stage,
-    /// What is still to be said to a Challenge.
+    /// The response to a Challenge, until it is sent.
     answer: Option<Authenticate>,
     /// Readings from `settled + 1` on.
     unacked: VecDeque<Taken>,
     settled: u64,
-    /// The next to go out on this connection.
+    /// The next to send on this connection.
     next: u64,
-    /// The first that never went out on any.
+    /// The first that was never sent.
     fresh: u64,
     window: u64,
     heartbeat: Duration,
@@ -63,11 +63,11 @@ pub struct Client {
     last_progress: Duration,
     last_taken: Duration,
     last_time: i64,
-    /// Readings fell due while none could be taken: they count from when they were due.
+    /// Readings fell due while none could be taken; their latency counts from then.
     held: bool,
     resent: u64,
     welcomed: u64,
-    /// Commands that are to be answered.
+    /// Ids of commands that are done and not answered yet.
     done: Vec<String>,
     /// Reused for each reading; always a [`DeviceMessage::Readings`] of one sample.
     reading: DeviceMessage,
@@ -87,30 +87,30 @@ struct Taken {
     at: Duration,
 }
 
-/// What the driver does once everything appended is written.
+/// What the driver does after it has written the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Poll again when all is written, when something was received, or at this
-    /// time, which is always to come.
+    /// Poll again when the output is written, when something was received, or at this
+    /// time, which is in the future.
     Until(Duration),
-    /// All is acknowledged and Goodbye said.
+    /// Everything is acknowledged, and Goodbye is written.
     Finished,
-    /// It has waited long enough for what is still not acknowledged.
+    /// Readings were not acknowledged in time.
     GaveUp,
-    /// The gateway owes a Welcome or an Ack for too long: connect anew.
+    /// Welcome or Ack is overdue: reconnect.
     Silent(&'static str),
 }
 
-/// No reading of ours takes a larger body, in bytes.
+/// Upper bound of a reading's body, in bytes.
 const LARGEST_READING: u32 = 200;
 
 impl Client {
-    pub fn new(identity: Identity, pace: Pace, patience: Patience) -> Client {
+    pub fn new(identity: Identity, pace: Pace, timeouts: Timeouts) -> Client {
         let reading = blank_reading(identity.encoding);
         Client {
             identity,
             pace,
-            patience,
+            timeouts,
             stage: Stage::Offline,
             answer: None,
             unacked: VecDeque::new(),
@@ -135,7 +135,7 @@ impl Client {
         &self.identity
     }
 
-    /// Distinct readings that went out at least once.
+    /// Distinct readings that were sent at least once.
     pub fn sent(&self) -> u64 {
         self.fresh - 1
     }
@@ -144,37 +144,37 @@ impl Client {
         self.settled
     }
 
-    /// How many readings went out again, each time counted.
+    /// Readings that were sent again, each time counted.
     pub fn resent(&self) -> u64 {
         self.resent
     }
 
-    /// How often the gateway welcomed it.
+    /// Number of Welcomes.
     pub fn welcomed(&self) -> u64 {
         self.welcomed
     }
 
-    /// Whether it is connected and was welcomed.
+    /// Whether it is connected and has a Welcome.
     pub fn is_welcomed(&self) -> bool {
         self.stage == Stage::Welcomed
     }
 
-    /// Whether all it took so far is acknowledged.
+    /// Whether every reading taken so far is acknowledged.
     pub fn is_settled(&self) -> bool {
         self.unacked.is_empty()
     }
 
-    /// Whether every reading of its plan is acknowledged and it need not stay.
+    /// Whether every reading of its plan is acknowledged and its time is over.
     pub fn is_finished(&self, now: Duration) -> bool {
         self.is_settled() && self.pace.burst(self.taken(), now) == 0 && now >= self.pace.stay()
     }
 
-    /// When it stops waiting for acknowledgements.
+    /// When it stops waiting for Acks.
     pub fn gives_up_at(&self) -> Duration {
-        self.last_taken.max(self.pace.end()).saturating_add(self.patience.give_up)
+        self.last_taken.max(self.pace.end()).saturating_add(self.timeouts.give_up)
     }
 
-    /// There is a connection: introduces the device.
+    /// A connection was opened: appends Hello.
     pub fn connected(&mut self, now: Now, out: &mut Vec<u8>) {
         self.stage = Stage::Greeting;
         self.last_sent = now.monotonic;
@@ -192,14 +192,14 @@ impl Client {
         self.put(&hello, out);
     }
 
-    /// The connection is gone. What it carried may or may not have arrived.
+    /// The connection is lost. Whether its last messages arrived is unknown.
     pub fn disconnected(&mut self) {
         (self.stage, self.answer) = (Stage::Offline, None);
         self.done.clear();
         self.held = self.welcomed > 0 && self.pace.is_timed();
     }
 
-    /// Takes in a message and records how long each reading that it acknowledges took.
+    /// Handles a message, and records the latency of each reading that it acknowledges.
     ///
     /// # Errors
     /// Why the connection must end.
@@ -210,7 +210,7 @@ impl Client {
         latencies: &mut Histogram<u64>,
     ) -> Result<(), String> {
         match (message, self.stage) {
-            // On a line that outlives its sessions some may be left over from the last one.
+            // On a serial line an Ack may be left over from the last session.
             (GatewayMessage::Welcome(welcome), _) if welcome.session.is_some_and(|s| s != self.identity.session) => {
                 Ok(())
             }
@@ -243,11 +243,11 @@ impl Client {
         self.stage = Stage::Welcomed;
         self.welcomed += 1;
         self.window = u64::from(welcome.window).max(1);
-        // Sooner than asked for, since timers are late and the line takes its time.
+        // Early, since timers are late and the line delays.
         self.heartbeat = Duration::from_secs(u64::from(welcome.heartbeat_interval).max(1)) * 9 / 10;
         self.last_progress = now.monotonic;
-        // A gateway that settled by delivery may know of less than it acknowledged;
-        // what was acknowledged is forgotten here and not owed.
+        // A gateway that settled by delivery may have lost acknowledged seqs; those readings
+        // are dropped here and not resent.
         self.next = self.settled + 1;
         Ok(())
     }
@@ -267,7 +267,7 @@ impl Client {
         Ok(())
     }
 
-    /// Takes the readings that are due and appends what goes out next, a burst at most.
+    /// Takes the readings that are due and appends the next messages, a burst at most.
     pub fn poll(&mut self, now: Now, out: &mut Vec<u8>) -> Step {
         if now.monotonic >= self.gives_up_at() {
             return Step::GaveUp;
@@ -278,7 +278,7 @@ impl Client {
                 if let Some(answer) = self.answer.take() {
                     self.put(&DeviceMessage::Authenticate(answer), out);
                 }
-                let until = self.last_sent.saturating_add(self.patience.welcome);
+                let until = self.last_sent.saturating_add(self.timeouts.welcome);
                 if now.monotonic >= until {
                     return Step::Silent("no Welcome came");
                 }
@@ -304,7 +304,7 @@ impl Client {
         }
         let mut until = self.gives_up_at();
         if self.next > self.settled + 1 {
-            let ack = self.last_progress.saturating_add(self.patience.ack);
+            let ack = self.last_progress.saturating_add(self.timeouts.ack);
             if now.monotonic >= ack {
                 return Step::Silent("no Ack came");
             }
@@ -321,13 +321,13 @@ impl Client {
         Step::Until(next_due.map_or(until, |due| until.min(due)))
     }
 
-    /// How many readings were taken so far.
+    /// Number of readings taken so far.
     fn taken(&self) -> u64 {
         self.settled + self.unacked.len() as u64
     }
 
-    /// Takes a burst of readings if it is due and the window has room for all of
-    /// it. Otherwise returns when it is due, if that is still to come.
+    /// Takes a burst of readings if it is due and fits into the window. Otherwise returns
+    /// when it is due, if that is in the future.
     fn take(&mut self, now: Now) -> Option<Duration> {
         let taken = self.taken();
         let burst = self.pace.burst(taken, now.monotonic).min(self.window);
@@ -346,7 +346,7 @@ impl Client {
         for seq in taken..taken + burst {
             let at = if self.held { self.pace.due(seq) } else { now.monotonic };
             let ago = i64::try_from(now.monotonic.saturating_sub(at).as_micros()).unwrap_or(i64::MAX);
-            // Each reading has its own time, even when the clock is set back.
+            // Each reading has its own time, even after the clock was set back.
             self.last_time = now.wall.0.saturating_sub(ago).max(self.last_time.saturating_add(1));
             self.unacked.push_back(Taken { time: self.last_time, at });
         }
@@ -354,7 +354,7 @@ impl Client {
         None
     }
 
-    /// Appends the next readings, a burst at most and never more than the window.
+    /// Appends the next readings: at most a burst, and no more than the window allows.
     fn send(&mut self, now: Duration, out: &mut Vec<u8>) {
         let end =
             (self.taken() + 1).min(self.settled + 1 + self.window).min(self.next.saturating_add(self.pace.most()));
@@ -394,8 +394,8 @@ impl Client {
     }
 }
 
-/// Before a Welcome the gateway takes small frames only. Four declarations fit in
-/// postcard and Protobuf; in JSON they do not, so JSON devices name their channels.
+/// Before Welcome the gateway accepts small frames only. Four declarations fit in
+/// postcard and Protobuf, not in JSON, so JSON devices name their channels in each reading.
 fn declarations(encoding: BodyEncoding) -> Vec<ChannelDeclaration> {
     match encoding {
         BodyEncoding::Json => Vec::new(),

@@ -23,21 +23,21 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_rustls::client::TlsStream;
 
-/// What all devices of a run share.
+/// Shared by all devices of a run.
 #[derive(Clone)]
-pub struct Surroundings {
+pub struct RunContext {
     pub clock: Arc<dyn Clock>,
     pub latencies: Arc<Latencies>,
-    /// What connections are secured with, if they are.
+    /// TLS of the connections, if it is used.
     pub security: Option<Security>,
     /// Ends the run early when it turns true.
     pub stop: watch::Receiver<bool>,
-    /// Whether the first trouble was told of; the summary has the last.
+    /// Whether the first problem was logged; the summary has the last.
     pub told: Arc<AtomicBool>,
 }
 
-impl Surroundings {
-    /// How long it is until `time` on the monotonic clock.
+impl RunContext {
+    /// Time left until `time` on the monotonic clock.
     fn until(&self, time: Duration) -> Duration {
         time.saturating_sub(self.clock.now().monotonic)
     }
@@ -48,9 +48,9 @@ impl Surroundings {
 pub enum End {
     /// Everything was acknowledged and Goodbye said.
     Finished,
-    /// The client waited long enough.
+    /// Readings were not acknowledged in time.
     GaveUp,
-    /// The run was ended early.
+    /// The run was stopped.
     Stopped,
     /// There was no Welcome.
     Refused(String),
@@ -59,17 +59,17 @@ pub enum End {
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For the Goodbye to leave.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Time to send Goodbye.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bounds of the pause between attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// A connection that lasted this long was a good one.
+/// Backoff is reset after a connection that lasted this long.
 const STABLE: Duration = Duration::from_secs(1);
 const READ_BUFFER: usize = 1024;
 
-/// Connects `client` to one of `addresses`, again and again until it is finished,
-/// gives up or is stopped. The first time after `delay`.
-pub async fn run(addresses: &[SocketAddr], mut client: Client, delay: Duration, around: Surroundings) -> Outcome {
+/// Connects `client` to one of `addresses` until it has finished, gives up or is stopped.
+/// The first attempt is after `delay`.
+pub async fn run(addresses: &[SocketAddr], mut client: Client, delay: Duration, around: RunContext) -> Outcome {
     let mut outcome = Outcome::default();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, STABLE, client.identity().session);
     let mut pause = delay;
@@ -79,7 +79,7 @@ pub async fn run(addresses: &[SocketAddr], mut client: Client, delay: Duration, 
             sleep(pause.min(around.until(client.gives_up_at()))).await;
             let now = around.clock.now().monotonic;
             if client.welcomed() > 0 && client.is_finished(now) || now >= client.gives_up_at() {
-                return None; // no connection is needed for that
+                return None; // without a connection
             }
             Some((now, connect(addresses, around.until(client.gives_up_at())).await))
         };
@@ -109,7 +109,7 @@ pub async fn run(addresses: &[SocketAddr], mut client: Client, delay: Duration, 
             }
         };
         if !around.told.swap(true, Ordering::Relaxed) {
-            tracing::warn!("{trouble}; trying on");
+            tracing::warn!("{trouble}; retrying");
         }
         outcome.trouble = Some(trouble);
         if matches!(end, End::Lost(_)) {
@@ -139,7 +139,7 @@ async fn connect(addresses: &[SocketAddr], left: Duration) -> Result<TcpStream, 
     Ok(stream)
 }
 
-/// Shakes hands. Nobody who stops the run waits long for that.
+/// TLS handshake. When the run is stopped, it delays the end by its timeout at most.
 async fn secure(stream: TcpStream, security: &Security) -> Result<FlushOnWrite<TlsStream<TcpStream>>, String> {
     let shaken = security.connector.connect(security.host.clone(), stream);
     match timeout(CONNECT_TIMEOUT, shaken).await {
@@ -149,9 +149,9 @@ async fn secure(stream: TcpStream, security: &Security) -> Result<FlushOnWrite<T
     }
 }
 
-/// Lets `client` talk over `stream`, which must not hold back what is written.
-/// `recovery` is what it does about bytes that are no frame.
-pub async fn drive<S>(mut stream: S, client: &mut Client, recovery: Recovery, around: &Surroundings) -> End
+/// Runs `client` over `stream`, which must not buffer writes. `recovery` is the decoder's
+/// mode for bytes outside a frame.
+pub async fn drive<S>(mut stream: S, client: &mut Client, recovery: Recovery, around: &RunContext) -> End
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -167,7 +167,7 @@ where
     let mut due = true;
     loop {
         if *around.stop.borrow() {
-            return End::Stopped; // also noticed when a busy stream leaves no idle moment
+            return End::Stopped; // checked here too, because a busy stream may never be idle
         }
         if due {
             if written == output.len() {
@@ -180,11 +180,11 @@ where
                 Step::Silent(why) => return ended(client, why.into()),
                 Step::GaveUp => return End::GaveUp,
                 Step::Finished => {
-                    let farewell = async {
+                    let goodbye = async {
                         stream.write_all(&output[written..]).await?; // never more than was appended
                         stream.shutdown().await
                     };
-                    let _ = timeout(FAREWELL, farewell).await; // everything is acknowledged anyway
+                    let _ = timeout(GOODBYE_TIMEOUT, goodbye).await; // everything is acknowledged already
                     return End::Finished;
                 }
             }
@@ -226,8 +226,8 @@ enum Happened {
     Woken,
 }
 
-/// Reads what is there, else writes what is to go out. In this order, so that a
-/// stream that always takes more does not put off the Acks.
+/// Reads what is there, else writes the output. Reading comes first, so that a stream that
+/// always accepts writes does not delay Acks.
 fn poll_stream<S>(
     stream: &mut S,
     cx: &mut Context<'_>,
@@ -247,7 +247,7 @@ where
     Pin::new(stream).poll_write(cx, output).map_ok(Happened::Wrote)
 }
 
-fn receive(client: &mut Client, decoder: &mut Decoder, bytes: &[u8], around: &Surroundings) -> Result<(), String> {
+fn receive(client: &mut Client, decoder: &mut Decoder, bytes: &[u8], around: &RunContext) -> Result<(), String> {
     let now = around.clock.now();
     let mut latencies = around.latencies.of(client.identity().number).lock();
     let mut result = Ok(());
@@ -263,7 +263,7 @@ fn receive(client: &mut Client, decoder: &mut Decoder, bytes: &[u8], around: &Su
     result.and(decoded.map_err(|why| format!("the gateway's bytes are invalid: {why}")))
 }
 
-/// A timer that is set for every burst but armed anew only if it would be late.
+/// A timer that is set for every burst, but re-armed only if it would fire too late.
 struct Alarm {
     sleep: Pin<Box<Sleep>>,
     armed: Duration,
@@ -274,10 +274,10 @@ impl Alarm {
         Alarm { sleep: Box::pin(sleep(Duration::ZERO)), armed: Duration::ZERO }
     }
 
-    /// Wakes at `time`, or sooner.
+    /// Fires at `time` or earlier.
     fn set(mut self: Pin<&mut Self>, time: Duration, now: Duration) {
         if time < self.armed || now >= self.armed {
-            // A sleep cannot take just any time; waking too soon does no harm.
+            // A sleep has a longest duration; firing early is harmless.
             let pause = time.saturating_sub(now).min(Duration::from_secs(3_600));
             self.sleep.as_mut().reset(Instant::now() + pause);
             self.armed = now + pause;

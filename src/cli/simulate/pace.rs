@@ -1,16 +1,15 @@
-//! When a simulated device takes its readings. Times are those of the monotonic
-//! clock.
+//! When a simulated device takes its readings. Times are on the monotonic clock.
 
 use std::time::Duration;
 
-/// The plan of one device: how many readings, when, how many at once.
+/// The plan of one device: number, times and bursts of its readings.
 #[derive(Debug, Clone)]
 pub struct Pace {
     start: Duration,
-    /// Nanoseconds from one reading to the next; `None`: as fast as acks allow.
+    /// Nanoseconds between readings; `None`: as fast as Acks allow.
     interval_ns: Option<f64>,
     burst: u64,
-    /// How many readings in all; `None`: as many as `until` allows.
+    /// Total readings; `None`: as many as `until` allows.
     readings: Option<u64>,
     until: Option<Duration>,
 }
@@ -18,20 +17,20 @@ pub struct Pace {
 /// What ends a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Length {
-    /// So many readings of this device.
+    /// This many readings of the device.
     Readings(u64),
-    /// So long, during which the device stays connected.
+    /// A time during which the device stays connected.
     For(Duration),
 }
 
 impl Pace {
-    /// A plan that begins at `start` with `interval` between readings, zero for
-    /// as fast as acks allow, `burst` of them at a time.
+    /// A plan that begins at `start`, with `interval` between readings (zero: as fast as Acks
+    /// allow) and `burst` readings at a time.
     pub fn new(start: Duration, interval: Duration, burst: u64, length: Length) -> Pace {
         let interval_ns = (!interval.is_zero()).then_some(interval.as_nanos() as f64);
         let (readings, until) = match (length, interval_ns) {
             (Length::Readings(readings), _) => (Some(readings), None),
-            // Those due before the end; a float beyond u64 becomes the largest u64.
+            // Those due before the end; a larger float saturates to u64::MAX.
             (Length::For(time), Some(ns)) => {
                 (Some((time.as_nanos() as f64 / ns).ceil() as u64), Some(start.saturating_add(time)))
             }
@@ -40,8 +39,7 @@ impl Pace {
         Pace { start, interval_ns, burst: burst.max(1), readings, until }
     }
 
-    /// The same plan with its readings `phase` later; one that ends at a time still
-    /// does then.
+    /// The same plan with its readings `phase` later; its end, if it is a time, stays the same.
     pub fn delayed(mut self, phase: Duration) -> Pace {
         self.start = self.start.saturating_add(phase);
         if let (Some(until), Some(ns)) = (self.until, self.interval_ns) {
@@ -51,17 +49,17 @@ impl Pace {
         self
     }
 
-    /// Whether readings have their own times, which pass whether taken or not.
+    /// Whether readings are due at fixed times, taken or not.
     pub fn is_timed(&self) -> bool {
         self.interval_ns.is_some()
     }
 
-    /// How many readings are taken and sent together at most.
+    /// Most readings that are taken and sent together.
     pub fn most(&self) -> u64 {
         self.burst
     }
 
-    /// How many readings are to be taken together next, at most; 0 when all were.
+    /// Most readings to take together next; 0 after the last.
     pub fn burst(&self, taken: u64, now: Duration) -> u64 {
         match self.readings {
             Some(readings) => self.burst.min(readings.saturating_sub(taken)),
@@ -70,18 +68,18 @@ impl Pace {
         }
     }
 
-    /// When the reading that follows `taken` others is due.
+    /// When the reading after the first `taken` ones is due.
     pub fn due(&self, taken: u64) -> Duration {
         let ns = self.interval_ns.unwrap_or(0.0) * taken as f64;
-        self.start.saturating_add(Duration::from_nanos(ns as u64)) // saturates as well
+        self.start.saturating_add(Duration::from_nanos(ns as u64)) // saturates
     }
 
-    /// Until when the device stays connected, whatever it has to send.
+    /// Until when the device stays connected, even without readings.
     pub fn stay(&self) -> Duration {
         self.until.unwrap_or(Duration::ZERO)
     }
 
-    /// From when on no more readings are due, as far as that is known.
+    /// From when no more readings are due, as far as that is known.
     pub fn end(&self) -> Duration {
         let last = self.readings.map_or(self.start, |readings| self.due(readings.saturating_sub(1)));
         last.max(self.stay())

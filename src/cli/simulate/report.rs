@@ -1,4 +1,4 @@
-//! What a run amounted to.
+//! The summary of a run.
 
 use anyhow::Context;
 use hdrhistogram::Histogram;
@@ -7,8 +7,8 @@ use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
 
-/// Times from taking a reading to its Ack, in microseconds. A few histograms that
-/// many devices share, for one of each would take gigabytes with 10,000 devices.
+/// Times from taking a reading to its Ack, in microseconds. Devices share a few histograms:
+/// one for each of 10,000 devices would take gigabytes.
 #[derive(Debug)]
 pub struct Latencies {
     shards: Vec<Mutex<Histogram<u64>>>,
@@ -28,7 +28,7 @@ impl Latencies {
 
     /// The histogram that device `number` writes to.
     pub fn of(&self, number: u64) -> &Mutex<Histogram<u64>> {
-        &self.shards[(number % SHARDS) as usize] // there are so many
+        &self.shards[(number % SHARDS) as usize] // below SHARDS
     }
 
     fn merged(&self) -> anyhow::Result<Histogram<u64>> {
@@ -40,24 +40,24 @@ impl Latencies {
     }
 }
 
-/// How one device fared.
+/// The result of one device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Distinct readings that went out at least once.
+    /// Distinct readings that were sent at least once.
     pub sent: u64,
     pub acked: u64,
     /// Readings sent again after a disconnect, each time counted.
     pub resent: u64,
-    /// How often the gateway welcomed it.
+    /// Number of Welcomes.
     pub welcomed: u64,
     /// Attempts that ended before a Welcome.
     pub refused: u64,
     /// Sessions that ended before the device was done.
     pub disconnected: u64,
-    /// Why the last of either ended.
+    /// The reason of the last refusal or disconnect.
     pub trouble: Option<String>,
-    /// Whether every reading it was to send, or had taken when it was
-    /// interrupted, is acknowledged.
+    /// Whether every reading of its plan, or every one taken before an interruption, is
+    /// acknowledged.
     pub complete: bool,
 }
 
@@ -71,7 +71,7 @@ pub struct Report {
     pub refused: u64,
     /// Sessions that ended before the device was done.
     pub disconnected: u64,
-    /// Distinct readings that went out at least once.
+    /// Distinct readings that were sent at least once.
     pub sent: u64,
     pub acked: u64,
     /// Readings sent again after a disconnect, each time counted.
@@ -83,7 +83,7 @@ pub struct Report {
     pub elapsed_s: f64,
     /// Acknowledged readings over the elapsed time.
     pub readings_per_s: f64,
-    /// Why a device was refused or disconnected last, if any was.
+    /// The reason of the last refusal or disconnect, if any.
     pub trouble: Option<String>,
 }
 

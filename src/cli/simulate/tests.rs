@@ -21,12 +21,12 @@ fn args(line: &str) -> Result<Args, clap::Error> {
     Cli::try_parse_from(["simulate"].into_iter().chain(line.split_whitespace())).map(|cli| cli.args)
 }
 
-/// What the gateway does with its connections.
+/// How the gateway treats its connections.
 #[derive(Debug, Clone, Copy, Default)]
 struct Behaviour {
-    /// The first so many are told that it is busy.
+    /// The first connections that are refused as busy.
     refuse: u64,
-    /// The first so many that are welcomed are cut at the tenth reading, unacknowledged.
+    /// The first sessions that are cut at the tenth reading, unacknowledged.
     cut: u64,
     never_ack: bool,
     window: u32,
@@ -45,7 +45,7 @@ struct Device {
     session: u64,
     settled: u64,
     frames: u64,
-    /// Largest number of readings that came out of one read.
+    /// Most readings in one read.
     most_at_once: u64,
 }
 
@@ -267,7 +267,7 @@ async fn a_run_that_is_stopped_reports_what_was_done_so_far() {
     }
     stop.send_replace(true);
     let report = run.await.expect("no panic").expect("it runs");
-    // On a slow machine much may be under way.
+    // On a slow machine many may be in flight.
     assert!(report.acked >= 8 && report.sent >= report.acked, "{report}");
     assert_eq!(report.complete, report.acked == report.sent);
 }
@@ -275,11 +275,11 @@ async fn a_run_that_is_stopped_reports_what_was_done_so_far() {
 #[tokio::test]
 async fn a_client_can_talk_over_anything_that_reads_and_writes() {
     let args = args("tcp://h:1 --devices 1 --rate max --readings 50 --seed 5").expect("valid arguments");
-    let mut client = Client::new(identity(&args, 1, 9, None).expect("a valid id"), pace(&args, 1), patience(&args));
+    let mut client = Client::new(identity(&args, 1, 9, None).expect("a valid id"), pace(&args, 1), timeouts(&args));
     let (_stop, stop) = watch::channel(false);
     let latencies = Arc::new(Latencies::new().expect("the bounds are valid"));
     let around =
-        Surroundings { clock: Arc::new(SystemClock::new()), latencies, security: None, stop, told: Arc::default() };
+        RunContext { clock: Arc::new(SystemClock::new()), latencies, security: None, stop, told: Arc::default() };
     let (near, far) = tokio::io::duplex(100);
     let behaviour = Behaviour { window: 7, ..Behaviour::default() };
     let gateway = tokio::spawn(serve(far, behaviour, Arc::default()));

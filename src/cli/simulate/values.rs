@@ -1,26 +1,26 @@
-//! What simulated devices measure: a pure function of seed, device and seq, so
-//! that whoever receives a reading can tell whether it is the one that was sent.
+//! Values of simulated devices: a pure function of seed, device and seq, so that a receiver
+//! can check them.
 
 use crate::model::Value;
 use crate::wire::message::ChannelRef;
 
-/// How many channels a simulated device has.
+/// Channels of a simulated device.
 pub const CHANNELS: usize = 4;
 
 const NAMES: [&str; CHANNELS] = ["temperature", "pressure", "humidity", "voltage"];
 const UNITS: [&str; CHANNELS] = ["°C", "hPa", "%", "V"];
 
-/// The channels' names in the order of their indexes.
+/// The channels' names, by index.
 pub fn channel_names() -> [&'static str; CHANNELS] {
     NAMES
 }
 
-/// The channels' units in the same order.
+/// The channels' units, by index.
 pub fn channel_units() -> [&'static str; CHANNELS] {
     UNITS
 }
 
-/// The values that device number `device` (from 1) sends under `seq`, by index.
+/// The values that device number `device` (from 1) sends with `seq`, by index.
 pub fn sample(seed: u64, device: u64, seq: u64) -> Vec<(ChannelRef, Value)> {
     (0..)
         .zip(measure(seed, device, seq))
@@ -28,8 +28,8 @@ pub fn sample(seed: u64, device: u64, seq: u64) -> Vec<(ChannelRef, Value)> {
         .collect()
 }
 
-/// The same values without their channels. They drift slowly and jitter a
-/// little, with as many decimals as such sensors give.
+/// The same values without their channels. They drift slowly and jitter a little, with the
+/// decimals of such sensors.
 pub fn measure(seed: u64, device: u64, seq: u64) -> [f64; CHANNELS] {
     let place = mix(seed ^ mix(device));
     let [n0, n1, n2, n3, p0, p1, p2, p3] = mix(place ^ seq).to_le_bytes();

@@ -1,5 +1,4 @@
-//! What a consumer makes of what a broker delivers: each reading once, and a word
-//! about what is missing.
+//! Turns a broker's messages into readings, each once, and notices about what is missing.
 
 use super::gaps::{self, Gaps, Line, Totals};
 use super::seen::Seen;
@@ -10,20 +9,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Drops duplicates and watches for gaps. Pure: payloads and times go in, readings
-/// and notices come out.
+/// Drops duplicates and finds gaps. Pure: payloads and times go in, readings and notices
+/// come out.
 #[derive(Debug)]
 pub struct Consumer {
     seen: Seen,
     gaps: Gaps,
-    /// How many readings are wanted, if not all.
+    /// How many readings to return; `None`: all.
     limit: Option<u64>,
     readings: u64,
     duplicates: u64,
     undecodable: u64,
 }
 
-/// A reading that had not come before.
+/// A reading that is not a duplicate.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Fresh {
     pub gateway: GatewayId,
@@ -32,17 +31,17 @@ pub struct Fresh {
     pub reading: Delivered,
 }
 
-/// Something that whoever runs the consumer should know.
+/// An event to report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
     Gap(gaps::Notice),
-    /// Readings that count from this boot of the gateway have a time now.
+    /// The time of this boot of the gateway is known: its readings have a time now.
     Boot {
         gateway: GatewayId,
         boot: BootId,
         began: Timestamp,
     },
-    /// The gateway goes on under another epoch.
+    /// The gateway continues under another epoch.
     Epoch(NewEpoch),
     /// A command ended.
     Ended(Ended),
@@ -57,9 +56,9 @@ pub enum Notice {
 pub struct NewEpoch {
     pub gateway: GatewayId,
     pub epoch: Epoch,
-    /// The one before.
+    /// The epoch before.
     pub was: Epoch,
-    /// Where it begins; the one before ends there.
+    /// Its first seq; the epoch before ends there.
     pub first: u64,
 }
 
@@ -67,24 +66,24 @@ pub struct NewEpoch {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Ended {
     pub gateway: GatewayId,
-    /// None: it was for the gateway itself.
+    /// `None`: it was for the gateway itself.
     #[serde(default)]
     pub device: Option<DeviceId>,
-    /// None: it had none, and was rejected for that.
+    /// `None`: it had none, and was rejected for that.
     pub id: Option<String>,
     pub state: String,
     #[serde(default)]
     pub payload: serde_json::Value,
 }
 
-/// What came of a message.
+/// The result of a message.
 #[derive(Debug, Default, PartialEq)]
 pub struct Taken {
     pub readings: Vec<Fresh>,
     pub notices: Vec<Notice>,
 }
 
-/// What it all amounted to.
+/// Totals of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
     pub readings: u64,
@@ -94,14 +93,13 @@ pub struct Summary {
 }
 
 impl Consumer {
-    /// Takes as many readings as `limit` says, and tells of gaps that stay open for
-    /// `grace`.
+    /// Returns `limit` readings, and reports gaps that stay open for `grace`.
     pub fn new(limit: Option<u64>, grace: Duration) -> Consumer {
         Consumer { seen: Seen::default(), gaps: Gaps::new(grace), limit, readings: 0, duplicates: 0, undecodable: 0 }
     }
 
-    /// Takes a message from a topic of readings, events or results. Readings beyond the limit
-    /// are left out, but still fill gaps between those before it.
+    /// Handles a message from a topic of readings, events or results. Readings beyond the limit
+    /// are not returned, but still fill gaps between those before it.
     pub fn take(&mut self, topic: &str, payload: &[u8], now: Duration) -> Taken {
         let mut taken = Taken::default();
         let done = if topic.ends_with("/events") || topic.ends_with("/result") {
@@ -116,24 +114,24 @@ impl Consumer {
         taken
     }
 
-    /// Tells of gaps for which it is time.
+    /// Reports gaps that are due.
     pub fn tick(&mut self, now: Duration) -> Vec<Notice> {
         let mut notices = Vec::new();
         self.gaps.tick(now, &mut notices);
         notices.into_iter().map(Notice::Gap).collect()
     }
 
-    /// Whether as many readings were taken as are wanted.
+    /// Whether the limit is reached.
     pub fn is_full(&self) -> bool {
         self.limit.is_some_and(|limit| self.readings >= limit)
     }
 
-    /// Whether a gap may yet be filled or explained.
+    /// Whether a gap may still be filled or explained.
     pub fn is_waiting(&self) -> bool {
         self.gaps.is_waiting()
     }
 
-    /// Tells of the gaps that were not told of yet, and sums up.
+    /// Reports the gaps that were not reported yet, and returns the totals.
     pub fn finish(mut self) -> (Vec<Notice>, Summary) {
         let mut notices = Vec::new();
         self.gaps.finish(&mut notices);
@@ -165,11 +163,11 @@ impl Consumer {
     }
 
     fn take_event(&mut self, payload: &[u8], now: Duration, taken: &mut Taken) -> Result<(), String> {
-        let event: Event = serde_json::from_slice(payload).map_err(|why| format!("no valid event: {why}"))?;
+        let event: Event = serde_json::from_slice(payload).map_err(|why| format!("invalid event: {why}"))?;
         match event.kind.as_str() {
             "gap" => {}
             "clock" => {
-                let no_clock = |why: String| format!("no valid clock event: {why}");
+                let no_clock = |why: String| format!("invalid clock event: {why}");
                 let ClockEvent { gateway, boot, began } =
                     serde_json::from_slice(payload).map_err(|why| no_clock(why.to_string()))?;
                 let began = began.parse().map_err(|why: InvalidTime| no_clock(why.to_string()))?;
@@ -178,7 +176,7 @@ impl Consumer {
             }
             "epoch" => {
                 let EpochEvent { gateway, epoch, begins, was, first } =
-                    serde_json::from_slice(payload).map_err(|why| format!("no valid epoch event: {why}"))?;
+                    serde_json::from_slice(payload).map_err(|why| format!("invalid epoch event: {why}"))?;
                 let epoch = begins.unwrap_or(epoch);
                 let line = |epoch| Line { gateway: gateway.clone(), epoch };
                 let mut notices = Vec::new();
@@ -188,15 +186,15 @@ impl Consumer {
                 return Ok(());
             }
             "command-result" => {
-                let ended = serde_json::from_slice(payload).map_err(|why| format!("no valid result: {why}"))?;
+                let ended = serde_json::from_slice(payload).map_err(|why| format!("invalid result: {why}"))?;
                 taken.notices.push(Notice::Ended(ended));
                 return Ok(());
             }
             _ => return Ok(()),
         }
-        let gap: GapEvent = serde_json::from_slice(payload).map_err(|why| format!("no valid gap event: {why}"))?;
+        let gap: GapEvent = serde_json::from_slice(payload).map_err(|why| format!("invalid gap event: {why}"))?;
         if gap.first > gap.last {
-            return Err(format!("no valid gap event: it begins at {} and ends at {}", gap.first, gap.last));
+            return Err(format!("invalid gap event: it begins at {} and ends at {}", gap.first, gap.last));
         }
         if &*gap.reason == NOT_HERE {
             return Ok(());
@@ -211,7 +209,7 @@ impl Consumer {
     }
 }
 
-/// The reason of gaps that another sink has, and that explain none at this one.
+/// Reason of a gap that concerns another sink only.
 const NOT_HERE: &str = "forgotten";
 
 #[derive(Deserialize)]
@@ -230,7 +228,7 @@ struct ClockEvent {
 #[derive(Deserialize)]
 struct EpochEvent {
     gateway: GatewayId,
-    /// The one under which it is told; of earlier versions the one that began.
+    /// The epoch that began; earlier versions publish the event under it.
     epoch: Epoch,
     begins: Option<Epoch>,
     was: Epoch,
@@ -241,12 +239,12 @@ struct EpochEvent {
 struct GapEvent {
     gateway: GatewayId,
     epoch: Epoch,
-    /// Of which the seqs are, if not of that.
+    /// Epoch of the seqs, if it is not `epoch`.
     of_epoch: Option<Epoch>,
     first: u64,
     last: u64,
     reason: Arc<str>,
-    /// Where they are of several epochs.
+    /// The ranges, where the seqs are of several epochs.
     #[serde(default)]
     parts: Vec<EpochRange>,
 }
@@ -262,12 +260,12 @@ impl GapEvent {
 }
 
 impl fmt::Display for Fresh {
-    /// One line: time and what is the matter with it, gateway/device, and each channel with its value.
+    /// One line: time and its quality, gateway/device, and each channel with its value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Fresh { gateway, reading: Delivered { device, time, quality, values, .. }, .. } = self;
         write!(f, "{time}{quality} {gateway}/{device}")?;
         for (channel, value) in values {
-            // Names come from outside: quoted where they could be taken for more.
+            // Names come from outside: quoted where they are ambiguous.
             if channel.is_empty() || channel.chars().any(|c| c.is_control() || c.is_whitespace() || "=\"".contains(c)) {
                 write!(f, " {channel:?}=")?;
             } else {
@@ -289,7 +287,7 @@ impl fmt::Display for Notice {
             }
             Notice::Ended(Ended { gateway, device, id, state, payload }) => {
                 let device = device.as_ref().map_or(String::new(), |device| format!("/{device}"));
-                // What was meant as an id may be any text.
+                // A rejected id may be any text.
                 let id = id.as_deref().unwrap_or("without an id");
                 write!(f, "{gateway}{device}: command {id:?} {state:?}")?;
                 if payload.is_null() { Ok(()) } else { write!(f, " {payload}") }

@@ -1,4 +1,4 @@
-//! Messages from a broker, over as many connections as it takes.
+//! Messages from a broker, over one connection after the other.
 
 use crate::backoff::{Backoff, Failure};
 use crate::config::Broker;
@@ -15,26 +15,26 @@ pub struct Source {
     pub filters: Vec<String>,
 }
 
-/// What comes of it.
+/// An event of the feed.
 #[derive(Debug)]
 pub enum Fed {
     /// Every filter is subscribed to.
     Subscribed,
     Message(Message),
-    /// The broker cannot be reached or is lost; said once until it is back.
+    /// The broker cannot be reached, or the connection is lost; sent once until it is back.
     Trouble(Failure),
-    /// The first connection was refused for good. Nothing follows.
+    /// The first connection was refused permanently. Nothing follows.
     Refused(Failure),
 }
 
 /// Bounds of the pause between attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
-/// A connection that lasted this long was a good one.
+/// Backoff is reset after a connection that lasted this long.
 const STABLE: Duration = Duration::from_secs(10);
-/// How long the broker may take to answer the subscriptions.
+/// Time for the broker to answer the subscriptions.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Feeds `out` until it is closed or the broker refuses for good.
+/// Feeds `out` until it is closed or the broker refuses permanently.
 pub async fn feed(source: Source, out: mpsc::Sender<Fed>) {
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1, STABLE, fastrand::u64(..));
     let mut subscribed_once = false;
@@ -52,7 +52,7 @@ pub async fn feed(source: Source, out: mpsc::Sender<Fed>) {
                 failure
             }
             Err(failure) if failure.permanent && !subscribed_once => {
-                // Whoever has gone needs no word.
+                // A closed channel needs no event.
                 let _ = out.send(Fed::Refused(failure)).await;
                 return;
             }
@@ -72,7 +72,7 @@ pub async fn feed(source: Source, out: mpsc::Sender<Fed>) {
     }
 }
 
-/// Connects and waits until the broker accepted every subscription.
+/// Connects and waits until the broker has accepted every subscription.
 async fn subscribe(source: &Source, out: &mpsc::Sender<Fed>) -> Result<Connection, Failure> {
     let mut connection = Connection::open(&source.options).await?;
     for filter in &source.filters {
@@ -86,7 +86,7 @@ async fn subscribe(source: &Source, out: &mpsc::Sender<Fed>) -> Result<Connectio
                     answer?;
                     waiting -= 1;
                 }
-                // One subscription may feed before the next is answered.
+                // Messages of one subscription may arrive before the next is answered.
                 Event::Message(message) => drop(out.send(Fed::Message(message)).await),
                 Event::Closed(failure) => return Err(failure),
                 Event::Unusable { topic, size, why } => unusable(&topic, size, why),
@@ -105,8 +105,7 @@ fn unusable(topic: &str, size: usize, why: &str) {
     tracing::warn!(topic, size, "a message of the broker {why} and is left out");
 }
 
-/// Passes messages on until the connection ends, which is why; `None` if nobody
-/// takes them any more.
+/// Forwards messages until the connection ends, and returns why; `None` if `out` is closed.
 async fn forward(mut connection: Connection, out: &mpsc::Sender<Fed>) -> Option<Failure> {
     loop {
         let event = tokio::select! {

@@ -1,9 +1,9 @@
-//! Which readings are missing, and why.
+//! Finds missing readings, and why they are missing.
 //!
-//! A gateway numbers the readings of an epoch without holes, so what stands between
-//! two readings is somewhere: under way, since batches overtake each other; or gone
-//! with a `gap` event that says why; or lost. Holes are told of once they stay open
-//! for a while.
+//! A gateway numbers the readings of an epoch without holes. So the seqs between two
+//! readings are in flight, since batches overtake each other; or removed, with a `gap`
+//! event that has the reason; or lost. Holes are reported once they were open for a
+//! while.
 
 use crate::model::{Epoch, GatewayId};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a sequence of seqs belongs to.
+/// The scope of a sequence of seqs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Line {
     pub gateway: GatewayId,
@@ -21,11 +21,11 @@ pub struct Line {
 /// Finds holes in the seqs of each line, from the first seq that it sees. Pure: time
 /// is passed in.
 ///
-/// The memory is bounded: the oldest hole, or the line that was quiet longest, is told
-/// of and forgotten when there are too many.
+/// Memory is bounded: with too many holes or lines, the oldest hole, or the line that was
+/// quiet longest, is reported and forgotten.
 #[derive(Debug)]
 pub struct Gaps {
-    /// Holes younger than this may be filled by what is under way.
+    /// Younger holes may be filled by messages in flight.
     grace: Duration,
     lines: HashMap<Line, State>,
     /// Holes of all lines.
@@ -36,13 +36,13 @@ pub struct Gaps {
 #[derive(Debug, Default)]
 struct State {
     highest: Option<u64>,
-    /// The first one that came.
+    /// The first seq received.
     lowest: Option<u64>,
-    /// The line that this one goes on from, with its last seq. What it has comes first.
+    /// The line that this one continues, with its last seq; its holes are reported first.
     after: Option<(Line, u64)>,
     /// By first seq; disjoint and below `highest`.
     holes: BTreeMap<u64, Hole>,
-    /// Of what is above `highest`, oldest first.
+    /// For seqs above `highest`, oldest first.
     explanations: VecDeque<(u64, u64, Arc<str>)>,
     last_used: Duration,
 }
@@ -55,21 +55,21 @@ struct Hole {
     explained: Option<Arc<str>>,
 }
 
-/// How much is missing.
+/// Number of missing seqs and gaps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Missing {
     pub gaps: u64,
     pub seqs: u64,
 }
 
-/// How much is missing, by whether a `gap` event says why.
+/// Missing seqs, with and without a `gap` event.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
     pub explained: Missing,
     pub unexplained: Missing,
 }
 
-/// Something to tell about the seqs from `first` to `last`.
+/// A notice about the seqs from `first` to `last`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     pub line: Line,
@@ -80,11 +80,11 @@ pub struct Notice {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// They are missing, and nothing says why.
+    /// They are missing without a reason.
     Missing,
     /// They are missing for this reason.
     Explained(Arc<str>),
-    /// They were said to be missing, and came after all.
+    /// They were reported as missing, and arrived later.
     Filled,
 }
 
@@ -93,12 +93,12 @@ const MAX_LINES: usize = 10_000;
 const MAX_EXPLANATIONS: usize = 256;
 
 impl Gaps {
-    /// Tells of holes that stay open for `grace`.
+    /// Reports holes that stay open for `grace`.
     pub fn new(grace: Duration) -> Gaps {
         Gaps { grace, lines: HashMap::new(), holes: 0, totals: Totals::default() }
     }
 
-    /// A reading came: what stands between it and the highest seq before is missing.
+    /// A reading arrived: the seqs between it and the highest one before are missing.
     pub fn saw(&mut self, line: &Line, seq: u64, now: Duration, notices: &mut Vec<Notice>) {
         let highest = self.state(line, now, notices).highest;
         match highest {
@@ -115,7 +115,7 @@ impl Gaps {
         }
     }
 
-    /// A reading came that is not to begin or continue a line, only to fill holes.
+    /// A reading arrived that only fills holes: it neither begins nor continues a line.
     pub fn fill(&mut self, line: &Line, seq: u64, notices: &mut Vec<Notice>) {
         let Some((first, hole)) = self.hole_at(line, seq) else { return };
         self.remove(line, first);
@@ -135,8 +135,8 @@ impl Gaps {
         }
     }
 
-    /// An `epoch` event says that the line begins with `first`, where the one `before` ends.
-    /// Once something of it came, what is missing up to there of both will not come.
+    /// An `epoch` event: the line begins with `first`, where the one `before` ends. Once a
+    /// reading of the line arrives, the missing seqs of both up to there are final.
     pub fn begin(&mut self, line: &Line, first: u64, before: &Line, now: Duration, notices: &mut Vec<Notice>) {
         let state = self.state(line, now, notices);
         let Some(lowest) = state.lowest else {
@@ -151,8 +151,8 @@ impl Gaps {
         self.end(before, first.saturating_sub(1), now, notices);
     }
 
-    /// What stands between the highest reading of the line, if there was one, and `last` is
-    /// missing. So is what had still to come of those before it.
+    /// The line ends with `last`: the seqs from its highest reading to there are missing, and
+    /// those of the lines before it.
     fn end(&mut self, line: &Line, last: u64, now: Duration, notices: &mut Vec<Notice>) {
         let mut ends = vec![(line.clone(), last)];
         while let Some((line, last)) = ends.pop() {
@@ -169,7 +169,7 @@ impl Gaps {
         }
     }
 
-    /// A `gap` event says why the seqs from `first` to `last` may be missing.
+    /// A `gap` event: the reason why the seqs from `first` to `last` may be missing.
     pub fn explain(
         &mut self,
         line: &Line,
@@ -188,7 +188,7 @@ impl Gaps {
         }
     }
 
-    /// Tells of the holes that are older than the grace.
+    /// Reports the holes that are older than the grace.
     pub fn tick(&mut self, now: Duration, notices: &mut Vec<Notice>) {
         for (line, state) in &mut self.lines {
             for (first, hole) in &mut state.holes {
@@ -200,17 +200,17 @@ impl Gaps {
         }
     }
 
-    /// Tells of the holes that were not told of yet.
+    /// Reports the holes that were not reported yet.
     pub fn finish(&mut self, notices: &mut Vec<Notice>) {
         self.tick(Duration::MAX, notices);
     }
 
-    /// Whether a hole may yet be filled or explained before it is told of.
+    /// Whether a hole may still be filled or explained before it is reported.
     pub fn is_waiting(&self) -> bool {
         self.lines.values().flat_map(|state| state.holes.values()).any(|hole| !hole.told && hole.explained.is_none())
     }
 
-    /// What has been missing until now, younger than the grace or not.
+    /// Seqs missing until now, including those younger than the grace.
     pub fn totals(&self) -> Totals {
         self.totals
     }
@@ -252,7 +252,7 @@ impl Gaps {
         }
     }
 
-    /// The line's state, made if need be.
+    /// The line's state, created if needed.
     fn state(&mut self, line: &Line, now: Duration, notices: &mut Vec<Notice>) -> &mut State {
         if self.lines.len() >= MAX_LINES && !self.lines.contains_key(line) {
             let quiet = self.lines.iter().min_by_key(|(_, state)| state.last_used).map(|(line, _)| line.clone());
@@ -266,7 +266,7 @@ impl Gaps {
         state
     }
 
-    /// The hole that `seq` is in, with its first seq.
+    /// The hole that contains `seq`, with its first seq.
     fn hole_at(&self, line: &Line, seq: u64) -> Option<(u64, Hole)> {
         let (first, hole) = self.lines.get(line)?.holes.range(..=seq).next_back()?;
         (seq <= hole.last).then(|| (*first, hole.clone()))
@@ -291,8 +291,7 @@ impl Gaps {
         }
     }
 
-    /// Forgets the line's lowest hole, which the totals still count. False if there
-    /// is none.
+    /// Forgets the line's lowest hole, which the totals still count. False if there is none.
     fn forget_lowest(&mut self, line: &Line, notices: &mut Vec<Notice>) -> bool {
         let Some((first, hole)) = self.lines.get_mut(line).and_then(|state| state.holes.pop_first()) else {
             return false;

@@ -1,4 +1,4 @@
-//! Prints without making anybody wait who must not.
+//! Prints without blocking the receiver.
 
 use anyhow::{Context, Result};
 use std::io::{self, ErrorKind, Write};
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-/// A thread that writes what it is given. A slow reader of the output makes
-/// [`Output::print`] wait once [`MAX_WAITING`] bytes are not written, and nobody else.
+/// A thread that writes the text it is given. If the reader of the output is slow,
+/// [`Output::print`] waits once [`MAX_WAITING`] bytes are queued.
 pub struct Output {
     chunks: mpsc::UnboundedSender<(String, OwnedSemaphorePermit)>,
     /// Bounds the channel, in bytes.
@@ -15,7 +15,7 @@ pub struct Output {
     ended: oneshot::Receiver<io::Result<()>>,
 }
 
-/// Nobody reads the output any more.
+/// The reader closed the output.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Closed;
 
@@ -23,7 +23,7 @@ const MAX_WAITING: u32 = 8 << 20;
 
 impl Output {
     /// # Errors
-    /// If the system has no thread left.
+    /// If no thread can be started.
     pub fn start(mut out: Box<dyn Write + Send>) -> Result<Output> {
         let (chunks, mut waiting) = mpsc::unbounded_channel::<(String, OwnedSemaphorePermit)>();
         let (end, ended) = oneshot::channel();
@@ -38,15 +38,15 @@ impl Output {
                     break;
                 }
             }
-            // Whoever has gone does not want to know.
+            // The receiver may be dropped.
             let _ = end.send(written);
         };
         std::thread::Builder::new().name("output".into()).spawn(write).context("cannot start the output's thread")?;
         Ok(Output { chunks, room: Arc::new(Semaphore::new(MAX_WAITING as usize)), ended })
     }
 
-    /// Hands `text` to the thread, after waiting for room. Cancelled, it printed
-    /// nothing.
+    /// Hands `text` to the thread, after waiting for room. Cancel-safe: a cancelled call
+    /// prints nothing.
     ///
     /// # Errors
     /// [`Closed`] if the thread has ended; [`Output::finish`] says why.
@@ -59,8 +59,8 @@ impl Output {
         self.chunks.send((text, room)).map_err(|_| Closed)
     }
 
-    /// Waits until all is written, but not longer than `within` if that is given. That
-    /// nobody reads it any more is no error.
+    /// Waits until everything is written, for `within` at most if that is given. A closed
+    /// pipe is no error.
     ///
     /// # Errors
     /// If it could not be written.
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
     use parking_lot::Mutex;
 
-    /// Notes what is written, one chunk for each go-ahead.
+    /// Records what is written, one chunk for each go-ahead.
     struct Slow {
         written: Arc<Mutex<Vec<u8>>>,
         go_ahead: std::sync::mpsc::Receiver<Result<(), ErrorKind>>,

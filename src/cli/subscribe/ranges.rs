@@ -1,21 +1,20 @@
-//! A set of numbers that mostly come in order, kept as ranges.
+//! A set of numbers that mostly come in order, stored as ranges.
 
-/// Numbers as disjoint inclusive ranges. The memory is bounded: of more than
-/// [`MAX_RANGES`] ranges the lowest is forgotten.
+/// Disjoint inclusive ranges. Memory is bounded: of more than [`MAX_RANGES`] ranges the
+/// lowest is forgotten.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ranges {
     /// Ascending, at least one number apart.
     ranges: Vec<(u64, u64)>,
 }
 
-/// Numbers that come in order make one range, whatever their count. So many need
-/// as many holes between them.
+/// Numbers in order make one range, whatever their count.
 pub const MAX_RANGES: usize = 1024;
 
 impl Ranges {
-    /// Adds a number. False if it was there.
+    /// Adds a number. False if it was in the set.
     pub fn insert(&mut self, n: u64) -> bool {
-        // The first range that ends at n or behind it.
+        // The first range that ends at n or above.
         let at = self.ranges.partition_point(|(_, last)| *last < n);
         if self.ranges.get(at).is_some_and(|(first, _)| *first <= n) {
             return false;

@@ -1,4 +1,4 @@
-//! Which readings came before.
+//! Recognises duplicate readings.
 
 use super::ranges::Ranges;
 use crate::model::{DeviceId, Epoch, GatewayId};
@@ -6,12 +6,11 @@ use crate::sink::encode::Delivered;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// Tells new readings from those that came before: by the device's own session and
-/// seq where it gave them, else by gateway, epoch and seq.
+/// Identifies readings by the device's own session and seq where it sent them, else by
+/// gateway, epoch and seq.
 ///
-/// The memory is bounded: at least the [`REMEMBERED`] sessions and epochs that
-/// readings came from last are known, at most twice as many. A reading of one that
-/// was forgotten counts as new.
+/// Memory is bounded: the [`REMEMBERED`] sessions and epochs that sent readings last are
+/// known, at most twice as many. A reading of a forgotten one counts as new.
 #[derive(Debug)]
 pub struct Seen {
     ranges: Recent<Source, Ranges>,
@@ -20,7 +19,7 @@ pub struct Seen {
 /// At about 200 bytes each.
 const REMEMBERED: usize = 50_000;
 
-/// Where numbers come from, each at most once.
+/// A source of numbers, each of which it uses once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Source {
     Session(GatewayId, DeviceId, u64),
@@ -34,9 +33,9 @@ impl Default for Seen {
 }
 
 impl Seen {
-    /// Notes the reading. False if it came before.
+    /// Adds the reading. False if it is a duplicate.
     pub fn insert(&mut self, gateway: &GatewayId, epoch: Epoch, reading: &Delivered) -> bool {
-        // Those with an origin too, or the others' seqs would be full of holes.
+        // Readings with an origin too, or the others' seqs would have many holes.
         let log = Source::Log(gateway.clone(), epoch);
         let new_in_log = self.ranges.entry(log).insert(reading.seq.0);
         match reading.origin {
@@ -50,8 +49,8 @@ impl Seen {
     }
 }
 
-/// A map of what was used lately, in two generations: when the young one is full
-/// the old one is forgotten, and what is used moves to the young one.
+/// A map of recently used entries, in two generations: when the young one is full, the
+/// old one is dropped; a used entry moves to the young one.
 #[derive(Debug)]
 struct Recent<K, V> {
     young: HashMap<K, V>,
@@ -129,7 +128,7 @@ mod tests {
             let device = if seq % 2 == 0 { "hub/a" } else { "hub/b" };
             assert!(seen.insert(&gateway(), Epoch(1), &reading(seq, device, Some((7, seq)))));
         }
-        // Kept apart they would make thousands of ranges, and the lowest be forgotten.
+        // Kept apart they would make thousands of ranges, and the lowest would be forgotten.
         assert!(!seen.insert(&gateway(), Epoch(1), &reading(9_999, "hub/b", Some((7, 1)))));
     }
 

@@ -119,7 +119,7 @@ async fn each_reading_is_printed_once_and_gaps_are_told_of() {
         publish(&mut connection, "other/gw-01/readings", batch(Encoding::Json, [99])).await;
         publish(&mut connection, "tidegate/gw-01/devices/pump-7/readings", batch(Encoding::Postcard, [9, 10])).await;
         publish(&mut connection, "tidegate/gw-01/devices/hub/a/readings", batch(Encoding::Json, [11])).await;
-        // then it has each once, and an account of the rest
+        // then it prints each once, and reports the rest
         let complete = subscriber.task.await.expect("no panic").expect("it works");
         assert!(complete);
         let out = subscriber.out.text();
@@ -154,7 +154,7 @@ async fn another_gateway_s_readings_are_not_printed_if_one_is_named() {
     assert_eq!(subscriber.out.text(), "1970-01-01T00:00:00.000000Z first/d t=1\n");
 }
 
-/// Passes connections on to `target` one after the other, and cuts each when told.
+/// Forwards connections to `target` one after the other, and cuts one for each message.
 async fn relay(listener: TcpListener, target: String, mut cut: mpsc::Receiver<()>) {
     while let Ok((mut client, _)) = listener.accept().await {
         let mut server = TcpStream::connect(&target).await.expect("the broker listens");

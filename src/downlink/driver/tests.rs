@@ -75,7 +75,7 @@ async fn a_broker_is_answered_once_its_command_is_on_disk_and_in_the_order_of_co
     assert!(matches!(record, Record::Whole(command) if command.state() == CommandState::Done));
     assert_eq!(parts.metrics.commands_received.get_or_create(&SourceLabel { source: "mqtt" }).get(), 1);
 
-    // What is known already waits for no commit, but for those before it.
+    // A known command waits for no commit of its own, only for those before it.
     parts.inbound.send(command(5, r#"{"id":"c","name":"ping"}"#, &acks_in)).await.expect("room");
     parts.inbound.send(command(6, r#"{"id":"a","name":"ping"}"#, &acks_in)).await.expect("room");
     settle().await;

@@ -1,38 +1,38 @@
-//! What the queue is told and what it says.
+//! Inputs and outputs of the queue.
 
 use crate::model::{CommandKey, CommandState, Ending, Target};
 use std::time::Duration;
 
-/// What holds for all commands.
+/// Limits and times of all commands.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// Patterns of devices that may be commanded; none: every device.
+    /// Patterns of devices that may get commands; none: every device.
     pub devices: Vec<String>,
-    /// Live commands of one device, of all, and the bytes that these take.
+    /// Most live commands of one device, and of all; most bytes of all live commands.
     pub max_queued: usize,
     pub max_live: usize,
     pub max_bytes: usize,
-    /// Bytes of what a device says of a command.
+    /// Most bytes of a device's result.
     pub max_result: usize,
     pub max_expiry: Duration,
-    /// From when a command was sent until it is sent again.
+    /// Time after which a command is sent again.
     pub retry_after: Duration,
-    /// How long a device may take to answer, also if the command's time is over.
+    /// Time for a device to answer, also after the command has expired.
     pub answer_within: Duration,
     /// Ended commands that are remembered.
     pub remember: usize,
 }
 
-/// Something to do.
+/// An action for the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Hand a command over; [`super::Queue::handed`] wants to know whether that worked.
+    /// Hand a command over; [`super::Queue::handed`] expects whether that succeeded.
     Send(Dispatch),
-    /// It is on disk how a command ended.
+    /// A command's end is on disk.
     Ended {
         key: CommandKey,
         ending: Ending,
-        /// From its arrival to its end, if it came in this life of the gateway.
+        /// From its arrival to its end, if it arrived in this run of the gateway.
         took: Option<Duration>,
     },
 }
@@ -42,7 +42,7 @@ pub enum Action {
 pub struct Dispatch {
     pub place: u64,
     pub target: Target,
-    /// The connection that the device has.
+    /// The device's connection.
     pub connection: u64,
     pub id: String,
     pub name: String,
@@ -52,28 +52,28 @@ pub struct Dispatch {
     pub again: bool,
 }
 
-/// What became of a command that came.
+/// The result of [`super::Queue::receive`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Receipt {
-    /// It counts once so many changes are on disk.
+    /// Accepted; it counts once this many changes are on disk.
     Taken(u64),
-    /// It came before; what came of it counts once so many changes are on disk.
+    /// It arrived before; its state counts once this many changes are on disk.
     Known(CommandState, u64),
-    /// It was not taken over.
+    /// It was not accepted.
     Refused(Refusal),
 }
 
-/// Why a command is not taken over.
+/// Why a command is not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("commands are turned off; see [commands] enabled")]
     Disabled,
-    #[error("this device may not be commanded; see [commands] devices")]
+    #[error("commands to this device are not allowed; see [commands] devices")]
     NotAllowed,
-    #[error("as many commands wait for this device as may; see [commands] max_queued")]
+    #[error("too many commands wait for this device; see [commands] max_queued")]
     QueueFull,
-    #[error("as many commands wait as may; see [commands] max_live")]
+    #[error("too many commands wait; see [commands] max_live")]
     Busy,
-    #[error("it would be wanted for too long; see [commands] max_expiry")]
+    #[error("it expires too late; see [commands] max_expiry")]
     TooLong,
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 pub(super) struct Live {
     pub command: Command,
     pub phase: Phase,
-    /// When it came, if it did in this life.
+    /// When it arrived, if it did in this run.
     pub came: Option<Duration>,
-    /// When its time is over, if that can be told yet, and when it is at the latest.
+    /// When it expires, if that is known yet, and when at the latest.
     pub deadline: Option<Duration>,
     pub latest: Duration,
-    /// When it was first handed over, or may have been by an earlier life.
+    /// When it was first handed over, or may have been by an earlier run.
     pub handed: Option<Duration>,
-    /// The connection over which that was tried last, and when to try again.
+    /// The connection that it was last sent over, and when to send it again.
     pub tried: Option<u64>,
     pub again: Duration,
 }
@@ -23,18 +23,18 @@ pub(super) enum Phase {
     /// It is being written for the first time.
     Receiving,
     Waiting,
-    /// That it was sent is being written.
+    /// The mark that it was sent is being written.
     Marking,
     /// It may be handed over, or was.
     Marked,
-    /// How it ended is being written.
+    /// Its end is being written.
     Ending,
 }
 
-/// What a command takes beside its payload, about.
+/// Memory of a command beside its payload, in bytes, estimated.
 const OVERHEAD: usize = 512;
 
-/// What a command with this payload takes, in bytes.
+/// Memory of a command with this payload, in bytes.
 pub(super) fn size(payload: Option<&String>) -> usize {
     payload.map_or(0, String::len) + OVERHEAD
 }
@@ -44,12 +44,12 @@ impl Live {
         size(self.command.payload.as_ref())
     }
 
-    /// Whether nothing of it is being written.
+    /// Whether no change of it is being written.
     pub fn may_end(&self) -> bool {
         matches!(self.phase, Phase::Waiting | Phase::Marked)
     }
 
-    /// When it ends by itself, as far as can be told now.
+    /// When it ends by itself, as far as that is known now.
     pub fn over(&self, answer_within: Duration) -> Duration {
         let deadline = self.deadline.unwrap_or(self.latest);
         match self.handed {

@@ -1,4 +1,4 @@
-//! Going on from what an earlier life of the gateway left.
+//! Continues from the commands that an earlier run of the gateway left.
 
 use super::live::Phase;
 use super::{Queue, Refusal, Rules, result};
@@ -7,12 +7,12 @@ use crate::model::{BootId, CommandState, Target};
 use crate::store::Commands;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-/// What is told of a command to the gateway that an earlier life may have begun.
-const PERHAPS: &str = "the gateway ended while it did this, and does not do it again by itself: look whether it took \
-                       effect, and give the command again with another id if not";
+/// Result of a command to the gateway that an earlier run may have begun.
+const MAYBE_DONE: &str = "the gateway ended while it carried this out, and does not repeat it: check whether it took effect, \
+                          and if not, send the command again with another id";
 
 impl Queue {
-    /// Goes on from what the last life left.
+    /// Continues from the commands that the last run left.
     pub fn new(rules: Rules, boot: BootId, left: Commands, now: Now) -> Queue {
         let mut queue = Queue {
             rules,
@@ -21,7 +21,7 @@ impl Queue {
             started: now.monotonic,
             live: BTreeMap::new(),
             keys: HashMap::new(),
-            lanes: BTreeMap::new(),
+            commands_of: BTreeMap::new(),
             ended: HashMap::new(),
             ended_order: VecDeque::new(),
             next_place: left.next_place.max(1),
@@ -43,7 +43,7 @@ impl Queue {
         queue
     }
 
-    /// Ends what the gateway itself may have begun: a command that ended it would do so for ever.
+    /// Ends commands that the gateway itself may have begun: one that crashed it would do so each time.
     fn give_up_own(&mut self, now: Now) {
         let is_own = |place: &u64| {
             self.live
@@ -52,11 +52,11 @@ impl Queue {
         };
         let own: Vec<u64> = self.live.keys().copied().filter(is_own).collect();
         for place in own {
-            self.end(place, CommandState::Unreachable, Some(result::error(&PERHAPS)), now.wall);
+            self.end(place, CommandState::Unreachable, Some(result::error(&MAYBE_DONE)), now.wall);
         }
     }
 
-    /// Takes no more commands, and ends those that are there.
+    /// Accepts no more commands, and ends the live ones.
     pub fn disable(&mut self, now: Now) {
         self.enabled = false;
         let places: Vec<u64> = self.live.keys().copied().collect();

@@ -52,15 +52,15 @@ struct World {
     rules: Rules,
     queue: Queue,
     disk: Disk,
-    /// Changes that wait for a commit, and those that are on disk in this life.
+    /// Changes that wait for a commit, and those on disk in this run.
     unwritten: Vec<Change>,
     written: u64,
     connections: HashMap<Target, u64>,
     boot: BootId,
     now: Now,
-    /// What was handed over: target, id, and when.
+    /// Commands handed over: target, id, and time.
     sent: Vec<(Target, String, Duration)>,
-    /// The same of all lives: target and id.
+    /// The same of all runs: target and id.
     ever_sent: HashSet<(Target, String)>,
     ended: Vec<(CommandKey, CommandState)>,
 }
@@ -84,7 +84,7 @@ impl World {
         }
     }
 
-    /// Calls the queue, then does what it asks for.
+    /// Calls the queue, then carries out its actions.
     fn act<T>(&mut self, call: impl FnOnce(&mut Queue, Reach<'_>, Now) -> T) -> T {
         let connections = &self.connections;
         let result = call(&mut self.queue, &|target| connections.get(target).copied(), self.now);
@@ -127,7 +127,7 @@ impl World {
     }
 
     fn look(&mut self) {
-        self.act(|queue, reach, now| queue.look(reach, now));
+        self.act(|queue, reach, now| queue.advance_all(reach, now));
     }
 
     fn pass(&mut self, time: Duration) {
@@ -142,7 +142,7 @@ impl World {
         self.look();
     }
 
-    /// SIGKILL and a restart; what was not on disk is gone.
+    /// SIGKILL and a restart; changes that were not on disk are lost.
     fn crash(&mut self) {
         self.unwritten.clear();
         self.written = 0;
@@ -254,7 +254,7 @@ fn a_commit_that_takes_too_long_makes_no_late_command() {
     world.commit();
     assert!(world.sent().is_empty());
     assert_eq!(world.state(&pump, "a"), Some(CommandState::Expired), "it was never handed over");
-    // A crash forgets that it was not.
+    // After a crash that is unknown.
     world.receive(request(pump.clone(), "b", Expiry::In(seconds(5))));
     world.now.monotonic += seconds(6);
     world.commit();
@@ -332,7 +332,7 @@ fn after_a_boot_without_the_time_a_command_waits_for_it() {
     assert_eq!(world.state(&pump, "a"), Some(CommandState::Expired));
     assert_eq!(world.sent(), ["pump b"]);
 
-    // Without the time for as long as it was wanted.
+    // The time stays unknown for as long as the command is valid.
     world.receive(request(pump.clone(), "c", Expiry::In(seconds(60))));
     world.commit();
     world.reboot(false, seconds(1));
@@ -350,7 +350,7 @@ fn what_the_gateway_itself_may_have_done_before_a_crash_is_not_done_again() {
     }
     world.commit();
     assert_eq!(world.sent, [(Target::Gateway, "a".to_owned(), world.now.monotonic)]);
-    // It was what ended the gateway.
+    // This command ended the gateway.
     world.crash();
     world.commit();
     world.commit();
@@ -365,7 +365,7 @@ fn what_the_gateway_itself_may_have_done_before_a_crash_is_not_done_again() {
     assert!(world.state(&Target::Gateway, "b").is_some());
 }
 
-/// What happens in a random life.
+/// A step of a random run.
 #[derive(Debug, Clone)]
 enum Step {
     Receive { device: u8, id: u8, lifetime: u64, at: bool },
@@ -399,14 +399,14 @@ const DEVICES: [&str; 4] = ["pump", "hub", "hub/door", "hub/window"];
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 400, ..ProptestConfig::default() })]
 
-    /// Whatever happens in which order, and wherever it is cut off: each command that was
-    /// taken over ends once, none is sent for the first time after its end, and one that
-    /// is told to have expired was never sent. [`World::act`] asserts the order.
+    /// In whatever order steps and crashes happen: each accepted command ends once, none is
+    /// first sent after its end, and one that is reported as expired was never sent.
+    /// [`World::act`] asserts the order.
     #[test]
     fn every_command_ends_exactly_once(steps in steps()) {
         let mut world = World::new();
-        // Of each command that is on disk: when it is over, at the latest, as the wall
-        // clock would say if it were right.
+        // Of each command on disk: the latest time at which it expires, by a correct wall
+        // clock.
         let mut wanted: HashMap<(Target, String), Timestamp> = HashMap::new();
         for step in steps {
             let sent = world.sent.len();
@@ -443,15 +443,15 @@ proptest! {
                 let until = wanted.get(&(target.clone(), id.clone())).expect("it was taken over");
                 prop_assert!(world.now.wall < *until, "{target} {id} was sent too late");
             }
-            let lanes: BTreeSet<&Target> = world.queue.lanes.keys().collect();
-            prop_assert!(lanes.iter().all(|target| !world.queue.lanes[*target].is_empty()));
+            let lanes: BTreeSet<&Target> = world.queue.commands_of.keys().collect();
+            prop_assert!(lanes.iter().all(|target| !world.queue.commands_of[*target].is_empty()));
         }
         world.now.trusted = true;
         for _ in 0..10 {
             world.pass(seconds(3600));
             world.commit();
         }
-        prop_assert!(world.queue.is_empty() && world.queue.keys.is_empty() && world.queue.lanes.is_empty());
+        prop_assert!(world.queue.is_empty() && world.queue.keys.is_empty() && world.queue.commands_of.is_empty());
         prop_assert_eq!(world.queue.bytes, 0);
         let mut told = HashMap::new();
         for event in &world.disk.events {

@@ -33,10 +33,8 @@ impl Cut {
 
     pub fn why(self) -> &'static str {
         match self {
-            Cut::Crowded => {
-                "more connections come than there is room for, and this request was not there yet; try again"
-            }
-            Cut::Late => "the request did not come in time; send it without a pause",
+            Cut::Crowded => "too many connections, and this request was not complete; try again",
+            Cut::Late => "the request was not complete in time; send it without a pause",
         }
     }
 

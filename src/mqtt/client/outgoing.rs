@@ -1,8 +1,8 @@
-//! Publishes from when they are first written until they are confirmed.
+//! Publishes from their first write until they are confirmed.
 //!
-//! One may be written several times, each time under a packet id of its own, as a new
-//! message: MQTT allows a packet to be repeated over a new connection only (MQTT 5, 4.4).
-//! So a PUBACK also says which of the writings it is of, and how long that took.
+//! One may be written several times, each time with its own packet id, as a new message:
+//! MQTT allows a packet to be repeated over a new connection only (MQTT 5, 4.4). So a PUBACK
+//! identifies the write that it confirms, and its round trip.
 
 use super::super::message::Publish;
 use std::collections::{HashMap, VecDeque};
@@ -10,20 +10,20 @@ use std::time::Duration;
 
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
-    /// In the order in which they were first written.
+    /// In the order of their first write.
     order: VecDeque<Sent>,
-    /// How many have left `order` at its front.
+    /// Number of publishes removed from the front of `order`.
     taken: u64,
-    /// What each packet id that was not confirmed stands for.
+    /// The writes by packet id that are not confirmed.
     writings: HashMap<u16, Writing>,
-    /// Of these, such whose publish was confirmed under another id.
+    /// Of these, writes whose publish was confirmed by another packet id.
     superseded: usize,
-    /// Publishes that are not confirmed, and their bytes.
+    /// Unconfirmed publishes, and their bytes.
     open: usize,
     bytes: usize,
-    /// Such that are to be written again.
+    /// Publishes that are to be written again.
     due: usize,
-    /// Counts writings, and the last of them that was confirmed.
+    /// Number of writes, and the latest one that was confirmed.
     number: u64,
     newest: u64,
 }
@@ -36,7 +36,7 @@ struct Sent {
     confirmed: bool,
     /// Is to be written again.
     due: bool,
-    /// How often it was written, how many of these may yet be confirmed; the last.
+    /// Number of writes, how many of these may still be confirmed; the last.
     writings: u32,
     unconfirmed: usize,
     last: Writing,
@@ -44,13 +44,13 @@ struct Sent {
 
 #[derive(Debug, Clone, Copy)]
 struct Writing {
-    /// Of its publish, counted from the first of the connection.
+    /// Position of its publish, counted from the first of the connection.
     place: u64,
     number: u64,
     at: Duration,
 }
 
-/// What a PUBACK is for.
+/// What a PUBACK confirms.
 #[derive(Debug)]
 pub(super) enum Answered {
     Publish {
@@ -59,7 +59,7 @@ pub(super) enum Answered {
         size: usize,
         written: Duration,
     },
-    /// A publish that was confirmed before, under another id.
+    /// A publish that was confirmed before, by another packet id.
     Superseded {
         written: Duration,
     },
@@ -67,7 +67,7 @@ pub(super) enum Answered {
 }
 
 impl Outgoing {
-    /// Publishes that are not confirmed.
+    /// Unconfirmed publishes.
     pub fn len(&self) -> usize {
         self.open
     }
@@ -77,12 +77,12 @@ impl Outgoing {
         self.bytes
     }
 
-    /// Packet ids that the broker has not confirmed.
+    /// Packet ids that are not confirmed.
     pub fn packets(&self) -> usize {
         self.writings.len()
     }
 
-    /// Of these, such whose publish was confirmed under another id.
+    /// Of these, those whose publish was confirmed by another packet id.
     pub fn superseded(&self) -> usize {
         self.superseded
     }
@@ -91,7 +91,7 @@ impl Outgoing {
         self.writings.contains_key(&packet)
     }
 
-    /// The size of the publish that has waited longest.
+    /// Size of the oldest unconfirmed publish.
     pub fn first(&self) -> Option<usize> {
         self.order.front().map(|sent| sent.size)
     }
@@ -121,8 +121,8 @@ impl Outgoing {
         self.order.get_mut(place)
     }
 
-    /// The broker has, or refuses for good, what this packet held. True with it if nothing is
-    /// before the next publish that was before.
+    /// The broker confirmed, or permanently refused, this packet. Also returns whether a publish
+    /// is now the oldest that was not before.
     pub fn answered(&mut self, packet: u16) -> (Answered, bool) {
         let Some(writing) = self.writings.remove(&packet) else { return (Answered::Nothing, false) };
         self.newest = self.newest.max(writing.number);
@@ -149,7 +149,7 @@ impl Outgoing {
         (answered, moved)
     }
 
-    /// The broker refuses for now what this packet held; its publish is due again. Returns
+    /// The broker refused this packet temporarily; its publish is to be written again. Returns
     /// when it was written.
     pub fn put_off(&mut self, packet: u16) -> Option<Duration> {
         let writing = self.writings.remove(&packet)?;
@@ -165,28 +165,28 @@ impl Outgoing {
         Some(writing.at)
     }
 
-    /// Finds what should have been confirmed by `now`, where a publish that was written so
-    /// many times in vain may take `after` that. It is what later ones were confirmed before; and,
-    /// when nothing at all was confirmed for twice as long, the one that has waited longest.
-    /// All these are due again. Returns when those of them were written that were so once
-    /// only, and when to look again.
+    /// Finds publishes that should have been confirmed by `now`; `after` is the time that one may
+    /// take after that many writes. Overdue are those that were overtaken by confirmed ones; and, if
+    /// nothing was confirmed for twice that time, the oldest one. All of them are to be written
+    /// again. Returns when those were written that were written once, and when to check
+    /// again.
     pub fn overdue(&mut self, after: impl Fn(u32) -> Duration, now: Duration) -> (Vec<Duration>, Option<Duration>) {
         let (mut missing, mut due, mut next, newest) = (Vec::new(), 0, None::<Duration>, self.newest);
         let under_way = || self.order.iter().filter(|sent| !sent.confirmed && !sent.due);
         let latest = under_way().map(|sent| sent.last.at).max();
         let writings = under_way().map(|sent| sent.writings).max();
-        // One that goes alone, so that what it is confirmed before is found out.
+        // The oldest one alone, as a probe: its confirmation shows that others were lost.
         let mut probe = latest.zip(writings).map(|(latest, writings)| latest + after(writings) * 2);
         for sent in self.order.iter_mut().filter(|sent| !sent.confirmed && !sent.due) {
             let probe = probe.take();
-            // Where others pass, one that is lost again needs no more patience than before.
+            // Where others are confirmed, one that is lost again waits no longer than before.
             let overtaken = newest > sent.last.number;
             let patience = after(if overtaken { 1 } else { sent.writings });
             let at = if overtaken { Some(sent.last.at + patience) } else { probe };
             if at.is_some_and(|at| at <= now) {
                 sent.due = true;
                 due += 1;
-                // Of what is missing each time something else may be the cause.
+                // A publish that was lost several times may have another cause than a limit.
                 missing.extend((sent.writings == 1).then_some(sent.last.at));
                 continue;
             }
@@ -198,18 +198,18 @@ impl Outgoing {
         (missing, next)
     }
 
-    /// Whether anything is to be written again.
+    /// Whether a publish is to be written again.
     pub fn is_due(&self) -> bool {
         self.due > 0
     }
 
-    /// The place of the first publish that is to be written again, and a copy.
+    /// Position and copy of the first publish that is to be written again.
     pub fn due(&self) -> Option<(u64, Publish)> {
         let place = self.order.iter().position(|sent| sent.due && !sent.confirmed)?;
         self.order.get(place).map(|sent| (self.taken + place as u64, sent.publish.clone()))
     }
 
-    /// The publish at this place was written again. Returns how often it was by now.
+    /// The publish at this position was written again. Returns its number of writes.
     pub fn again(&mut self, place: u64, packet: u16, now: Duration) -> u32 {
         self.number += 1;
         let writing = Writing { place, number: self.number, at: now };

@@ -1,5 +1,5 @@
-//! The client against a broker and a network with faults, in virtual time: everything
-//! follows from a plan and a seed.
+//! The client against a broker and a network with faults, in virtual time, determined by a
+//! plan and a seed.
 
 use super::tests::{options, publish};
 use super::*;
@@ -7,26 +7,26 @@ use crate::config::MqttVersion as Version;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-/// What a broker and a network do wrong: of a thousand publishes, so many.
+/// Faults of broker and network, for so many of a thousand publishes each.
 #[derive(Debug, Clone)]
 struct Plan {
     version: Version,
     seed: u64,
-    /// Bytes a second, each way, and how long one takes from end to end.
+    /// Bytes a second, each way, and the latency.
     rate: u64,
     delay: Duration,
-    /// Bytes that the client's socket holds.
+    /// Size of the client's socket buffer, in bytes.
     socket: usize,
     receive_maximum: Option<u16>,
-    /// Taken and not confirmed, not even taken, confirmed twice, confirmed up to 20 s late.
+    /// Received and not confirmed; lost; confirmed twice; confirmed up to 20 s late.
     forgotten: u32,
     discarded: u32,
     doubled: u32,
     late: u32,
-    /// Publishes a second that are taken; more are discarded, or refused for a quota.
+    /// Publishes a second that are accepted; others are discarded, or refused for a quota.
     limit: Option<u32>,
-    /// After so much time the broker confirms nothing any more; the link is cut; the client
-    /// stands still for 3 s; the broker says DISCONNECT.
+    /// Times at which the broker stops confirming; the link is cut; the client is paused for
+    /// 3 s; the broker sends DISCONNECT.
     silent_at: Option<Duration>,
     cut_at: Option<Duration>,
     paused_at: Option<Duration>,
@@ -34,7 +34,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// Nothing goes wrong, over a link of so many bytes a second.
+    /// Without faults, over a link of `rate` bytes a second.
     fn good(version: Version, rate: u64) -> Plan {
         Plan {
             version,
@@ -56,12 +56,12 @@ impl Plan {
     }
 }
 
-/// Something that happens at a time.
+/// An event at a time.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Arrival {
     AtBroker(Vec<u8>),
     AtClient(Vec<u8>),
-    /// The socket has room again.
+    /// The socket has room.
     Sent(usize),
     Cut,
     Pause,
@@ -72,7 +72,7 @@ enum Arrival {
 #[derive(Debug, Default)]
 struct Way {
     free: Duration,
-    /// What was sent first arrives first.
+    /// Bytes arrive in order.
     last: Duration,
 }
 
@@ -85,7 +85,7 @@ struct World {
     up: Way,
     down: Way,
     in_socket: usize,
-    /// What came and was not read.
+    /// Bytes received and not read.
     unread: BytesMut,
     at_broker: BytesMut,
     client: Client,
@@ -159,8 +159,8 @@ impl World {
         self.random.u32(..1000) < of_a_thousand
     }
 
-    /// Runs until the connection ends, for so long at the most; why it ended. The owner has
-    /// `backlog` publishes, of the size that is asked for.
+    /// Runs until the connection ends, until `until` at most; returns why it ended. The owner has
+    /// `backlog` publishes, of the recommended size.
     fn run(&mut self, backlog: u64, until: Duration) -> Option<Failure> {
         let mut steps = 0;
         while self.now < until {
@@ -189,7 +189,7 @@ impl World {
         None
     }
 
-    /// What the driver does when it is woken.
+    /// What the driver does when it wakes.
     fn turn(&mut self, backlog: u64) -> Result<(), Failure> {
         let mut seen = Vec::new();
         if !self.unread.is_empty() {
@@ -252,7 +252,7 @@ impl World {
         }
     }
 
-    /// As much as the socket takes, some of it at a time.
+    /// Writes as much as the socket accepts, in parts.
     fn write(&mut self) {
         while !self.client.output().is_empty() && self.in_socket <= self.plan.socket * 3 / 4 {
             let most = (self.plan.rate / 20).clamp(50, 100_000) as usize;
@@ -269,7 +269,7 @@ impl World {
         }
     }
 
-    /// The broker says something, not before `later`.
+    /// The broker sends bytes, not before `later`.
     fn say(&mut self, bytes: &[u8], later: Duration) {
         let way = &mut self.down;
         way.free = way.free.max(self.now) + Duration::from_micros(bytes.len() as u64 * 1_000_000 / self.plan.rate);
@@ -353,13 +353,13 @@ impl World {
         }
     }
 
-    /// Nothing waits for ever: something is confirmed, or the connection ends.
+    /// No publish waits for ever: one is confirmed, or the connection ends.
     fn hold_to_deadline(&self) {
         if self.outstanding.is_empty() || self.now < self.stands_still_until {
             return;
         }
-        // The deadline, and what a broker that refuses everything is left alone for.
-        let most = Duration::from_secs(30) + on_the_way(17 * 1024) + STILL + Duration::from_secs(20);
+        // The deadline, and the pause after a broker refuses everything.
+        let most = Duration::from_secs(30) + transmission_time(17 * 1024) + STILL + Duration::from_secs(20);
         let waits = self.now.saturating_sub(self.progress);
         assert!(waits <= most, "nothing was confirmed for {waits:?}, {} outstanding", self.outstanding.len());
     }

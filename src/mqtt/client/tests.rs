@@ -58,7 +58,7 @@ fn pub_ack(packet: u16) -> Vec<u8> {
     bytes.to_vec()
 }
 
-/// A broker may end the connection at one that is out of turn (MQTT 5, 4.6).
+/// A broker may end the connection at a confirmation out of order (MQTT 5, 4.6).
 #[test]
 fn messages_are_confirmed_in_the_order_in_which_they_came() {
     let message = |packet: u8| [0x32, 5, 0, 1, b't', 0, packet];
@@ -118,7 +118,7 @@ fn a_message_that_is_too_large_or_malformed_is_named_confirmed_and_passed() {
         for step in [13, 900, 400_000] {
             let mut client = connected(version);
             let mut bytes = command(version, 300_000, 5);
-            // A topic that is no UTF-8.
+            // A topic that is not UTF-8.
             let mut malformed = command(version, 10, 6);
             malformed[4] = 0xff;
             bytes.extend(malformed);
@@ -137,7 +137,7 @@ fn a_message_that_is_too_large_or_malformed_is_named_confirmed_and_passed() {
                 let Some(Seen::Event(Event::Unusable { why, .. })) = seen.next() else { panic!("not named") };
                 assert_eq!(why, "is malformed");
             } else {
-                // Its codec takes a topic as bytes.
+                // For MQTT 5, the codec accepts any bytes as topic.
                 assert!(matches!(seen.next(), Some(Seen::Message(_, 6))));
             }
             let Some(Seen::Message(message, 7)) = seen.next() else { panic!("what follows is lost") };
@@ -156,14 +156,14 @@ fn a_broker_that_confirms_nothing_is_given_up_and_a_slow_one_is_not() {
         client.publish(token, publish(), at(100)).expect("room");
     }
     flush(&mut client, at(100));
-    // One each 25 s: the last has waited for 250 s then.
+    // One every 25 s: the last one has waited for 250 s then.
     let mut now = at(100);
     for packet in 1..=9 {
         now += at(25);
         assert!(client.tick(now).is_ok(), "{packet}");
         hear(&mut client, &pub_ack(packet), now).expect("no end");
     }
-    // It answers pings, and no more.
+    // It answers pings only.
     for seconds in 1..=30 {
         client.heard(now + at(seconds));
         assert!(client.tick(now + at(seconds)).is_ok(), "{seconds}");
@@ -179,7 +179,7 @@ fn one_publish_that_is_left_out_is_not_hidden_by_those_behind_it() {
     client.publish(1, publish(), at(0)).expect("room");
     for (token, second) in (2..).zip(0..30) {
         client.publish(token, publish(), at(second)).expect("room");
-        // Publishes that are sent again have the ids in between.
+        // Publishes that are sent again use the ids in between.
         let packet = *written(&mut client, Version::V5, at(second)).last().expect("it is written");
         assert_eq!(acked(&hear(&mut client, &pub_ack(packet), at(second)).expect("no end")), [token]);
         assert!(client.tick(at(second)).is_ok());
@@ -188,7 +188,7 @@ fn one_publish_that_is_left_out_is_not_hidden_by_those_behind_it() {
     assert!(client.tick(at(31)).is_err());
 }
 
-/// The ids of the packets that are written at `now`, each of a publish.
+/// The packet ids written at `now`, all of publishes.
 fn written(client: &mut Client, version: Version, now: Duration) -> Vec<u16> {
     let (bytes, mut ids) = (flush(client, now), Vec::new());
     let mut rest = &bytes[..];
@@ -308,7 +308,7 @@ fn a_peer_that_is_gone_is_found_by_pings() {
     assert_eq!(flush(&mut client, at(60)), [0xc0, 0]);
     hear(&mut client, &[0xd0, 0], at(61)).expect("an answer");
     assert_eq!(client.due(), at(120));
-    // It stood still for long: what came meanwhile is read before the time is looked at.
+    // After a long pause, received bytes are handled before the time.
     client.tick(at(500)).expect("no end");
     assert_eq!(flush(&mut client, at(500)), [0xc0, 0]);
     assert!(client.tick(at(559)).is_ok());
@@ -330,7 +330,7 @@ fn no_more_is_in_flight_than_the_broker_allows_and_the_rest_follows() {
     assert_eq!(acked(&hear(&mut client, &pub_ack(2), at(1)).expect("no end")), [2]);
     let seen = hear(&mut client, &pub_ack(1), at(1)).expect("no end");
     let [Seen::Event(Event::Acked(1)), Seen::Event(Event::Refused(4, why))] = &seen[..] else { panic!("{seen:?}") };
-    assert!(why.what.contains("more than the 100 bytes that are taken"), "{why}");
+    assert!(why.what.contains("exceeds the 100 bytes allowed"), "{why}");
     assert_eq!((client.outgoing.len(), client.waiting.len()), (2, 0));
     let full = (6..100).find_map(|token| client.publish(token, publish(), at(1)).err());
     assert!(full.is_some(), "without an end");
@@ -379,7 +379,7 @@ fn what_a_broker_says_is_put_into_words() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever order a broker confirms in, each token is redeemed once.
+    /// In whatever order a broker confirms, each token is returned once.
     #[test]
     fn every_publish_gets_its_own_confirmation(order in Just((1..=50u16).collect::<Vec<_>>()).prop_shuffle()) {
         let mut client = connected(Version::V3_1_1);
@@ -392,7 +392,7 @@ proptest! {
         prop_assert!(client.outgoing.len() == 0 && client.outgoing.packets() == 0 && client.outgoing.bytes() == 0);
     }
 
-    /// Whatever comes: no panic, and the same however it is cut into parts.
+    /// For any bytes: no panic, and the same result however they are split.
     #[test]
     fn no_bytes_confuse_it(
         bytes in proptest::collection::vec(any::<u8>(), 0..200),
@@ -401,7 +401,7 @@ proptest! {
         version in proptest::sample::select(&BOTH[..]),
     ) {
         let mut bytes = bytes;
-        // Mostly a packet of its length.
+        // Mostly a packet of this length.
         if let [first, length, rest @ ..] = &mut bytes[..] {
             *first = kind << 4 | *first & 15;
             *length = u8::try_from(rest.len()).unwrap_or(127).min(127);

@@ -9,8 +9,8 @@ fn pacing() -> Pacing {
     Pacing::new(Duration::from_secs(30))
 }
 
-/// A link of so many bytes a second, kept full by batches of the size asked for, for so long;
-/// every publish is confirmed `beside` later. Returns how many bytes were in flight at the end.
+/// A link with this throughput, filled for this time by batches of the recommended size; every
+/// publish is confirmed `beside` later. Returns the bytes in flight at the end.
 fn saturated(pacing: &mut Pacing, bytes_a_second: f64, beside: Duration, from: Duration, until: Duration) -> usize {
     let (mut in_flight, mut bytes): (std::collections::VecDeque<(usize, Duration, Duration)>, _) = Default::default();
     let (mut now, mut link_free) = (from, from);
@@ -40,7 +40,7 @@ fn a_slow_link_holds_a_few_seconds_of_data_and_a_fast_one_as_much_as_there_is() 
         (1_200.0, ms(500), 3_000, 12_000),
         (8_000.0, ms(100), 20_000, 70_000),
         (10_000_000.0, ms(1), 300_000, usize::MAX),
-        // A satellite: 600 ms there and back.
+        // A satellite: a round trip of 600 ms.
         (1_000_000.0, ms(600), 300_000, usize::MAX),
     ] {
         let mut pacing = pacing();
@@ -102,8 +102,8 @@ fn a_broker_that_refuses_everything_is_asked_ever_more_seldom_and_is_never_given
     assert!((50..200).contains(&asked), "{asked}");
 }
 
-/// A broker that confirms no more than `limit` in each second and discards the rest, and a
-/// sender that is told of what is missing `late` afterwards, with a window of 32.
+/// A broker that confirms at most `limit` publishes a second and discards the rest, and a sender
+/// that notices missing ones `late` afterwards, with a window of 32.
 fn throttled(limit: u32, late: Duration, refuses: bool, seconds: u64) -> (f64, f64) {
     let mut pacing = pacing();
     let (mut taken, mut sent, mut now) = (vec![0u32; seconds as usize + 1], 0u32, ms(0));
@@ -155,7 +155,7 @@ fn a_limit_is_used_to_90_percent_and_little_is_sent_in_vain() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever happens, something may always be sent in bounded time, and in bounded size.
+    /// Something can always be sent in bounded time and size.
     #[test]
     fn it_never_stalls(steps in proptest::collection::vec((0..4u8, 0..20_000u64, 0..100_000usize), 0..300)) {
         let mut pacing = pacing();
@@ -173,7 +173,7 @@ proptest! {
             prop_assert!(pacing.limit(now).is_none_or(|limit| limit >= SLOWEST));
             prop_assert!(pacing.resend_after(1) <= pacing.resend_after(9) && pacing.resend_after(9) <= LATEST_RESEND);
             if what == 0 {
-                // As a client does it, nothing is written before its time.
+                // A client writes nothing before its time.
                 now = now.max(pacing.next());
             }
             prop_assert!(pacing.next() <= now + Duration::from_secs(21), "{:?} at {now:?}", pacing.next());

@@ -1,4 +1,4 @@
-//! Byte strings: base64 in JSON, as they are in postcard.
+//! Byte strings: base64 in JSON, plain in postcard.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

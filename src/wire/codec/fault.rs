@@ -1,5 +1,5 @@
-//! Where a postcard body is wrong, and how: the library says neither. Only for bodies that it
-//! refused.
+//! Locates and describes the fault in a postcard body, which the library does not. Only for
+//! bodies that it refused.
 
 use postcard::de_flavors::Flavor;
 use postcard::{Deserializer, Error};
@@ -7,11 +7,11 @@ use serde::de::{DeserializeOwned, DeserializeSeed, SeqAccess, Visitor};
 use std::cell::Cell;
 use std::fmt;
 
-/// What is wrong with `body`, which is no `T` and was refused for `why`.
+/// The fault of `body`, which was refused as a `T` for `why`.
 pub(super) fn of<T: DeserializeOwned>(body: &[u8], why: Error) -> String {
     let field = Cell::new(None);
     let mut deserializer = Deserializer::from_flavor(Counted { body, read: 0 });
-    // It is wrong once more; what counts is how far that comes.
+    // It fails again; how far it gets is what counts.
     let _ = T::deserialize(Watched { deserializer: &mut deserializer, field: &field });
     let read = deserializer.finalize().unwrap_or_default();
     let place = match field.get() {
@@ -29,11 +29,11 @@ fn plain(why: Error) -> &'static str {
         Error::DeserializeBadChar | Error::DeserializeBadUtf8 => "the text is not UTF-8",
         Error::DeserializeBadOption => "whether a value follows is 0 or 1",
         Error::DeserializeBadEnum => "the kind of value is unknown",
-        _ => "the value is none that this field has",
+        _ => "the value is not valid for this field",
     }
 }
 
-/// A body that is read byte by byte; where that ended is what is left of it.
+/// A body that is read byte by byte; what is left shows where it failed.
 struct Counted<'de> {
     body: &'de [u8],
     read: usize,
@@ -65,7 +65,7 @@ impl<'de> Flavor<'de> for Counted<'de> {
     }
 }
 
-/// Notes which field of a message is read.
+/// Records which field of a message is being decoded.
 struct Watched<'a, D> {
     deserializer: D,
     field: &'a Cell<Option<&'static str>>,

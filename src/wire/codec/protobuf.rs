@@ -1,5 +1,4 @@
-//! Bodies in Protobuf, as `proto/tidegate.proto` has them. `tests/protobuf.rs` holds
-//! what stands here against that file.
+//! Bodies in Protobuf, as in `proto/tidegate.proto`; `tests/protobuf.rs` compares the two.
 //!
 //! Written by hand: see `docs/decisions/0015-protobuf-by-hand.md`.
 
@@ -16,12 +15,12 @@ use crate::wire::samples::{Sifted, Unreadable, hexadecimal};
 use wire::{Field, Fields, Found, Why, Zigzag, one};
 
 /// # Errors
-/// If the body is no such message; the error says why.
+/// If the body is invalid; the error describes the fault.
 pub(super) fn read<T: Message>(body: &[u8]) -> Result<T, String> {
     T::read(Fields::of(body)).map_err(|why| why.to_string())
 }
 
-/// Reads each of the samples of Readings by itself; `None` if something else is wrong.
+/// Decodes each sample of Readings by itself; `None` if another part is invalid.
 pub(super) fn sift(body: &[u8]) -> Option<Sifted> {
     let mut sifted = Sifted { seq: 0, sub: None, samples: Vec::new(), hidden: 0, cut: false };
     let mut fields = Fields::of(body);
@@ -43,7 +42,7 @@ pub(super) fn sift(body: &[u8]) -> Option<Sifted> {
     (sifted.seq != 0).then_some(sifted)
 }
 
-/// The time of a sample of which something else cannot be read.
+/// The time of an invalid sample.
 fn time_of(sample: &[u8]) -> Option<i64> {
     let mut fields = Fields::of(sample);
     while let Ok(Some(found)) = fields.next() {
@@ -54,8 +53,8 @@ fn time_of(sample: &[u8]) -> Option<i64> {
     None
 }
 
-/// A message of numbered fields. One that is `required` must be there, for its zero
-/// means nothing, and is always written; others are not written if they are zero.
+/// A message of numbered fields. A `required` field is always written, and must be present
+/// since its zero has no meaning; others are omitted if they are zero.
 macro_rules! message {
     ($message:ident { $($number:literal $field:ident $($required:ident)?),* $(,)? }) => {
         impl $message {
@@ -146,7 +145,7 @@ impl Message for (ChannelRef, Value) {
     }
 }
 
-/// An enum whose variants have the numbers that they have in postcard; the first is 0.
+/// An enum with the same variant numbers as in postcard; the first is 0.
 macro_rules! variants {
     ($name:ident { $first:ident, $($number:literal $variant:ident),* }) => {
         impl Field for $name {

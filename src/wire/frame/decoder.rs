@@ -7,50 +7,50 @@ use super::{
 use memchr::memmem;
 use std::ops::ControlFlow;
 
-/// Bytes that may be checksummed in vain for each byte of the stream, so that one that is
-/// full of heads costs no more than its length allows.
+/// Bytes that may be checksummed in vain for each byte of the stream, so that a stream full of
+/// frame headers costs no more than its length allows.
 const CHECKED_PER_BYTE: u64 = 64;
-/// So many may be saved up, and are there at first.
+/// Most credit that may be saved; also the initial credit.
 const MAX_CHECKED: i64 = MAX_BODY as i64; // far below its limit
 
-/// What a decoder found.
+/// An event of the decoder.
 #[derive(Debug)]
 pub enum Event<'a> {
     Frame(FrameRef<'a>),
-    /// Bytes that belong to no frame were skipped ([`Recovery::Resync`] only).
+    /// Bytes outside a frame were skipped ([`Recovery::Resync`] only).
     Skipped {
         bytes: usize,
     },
-    /// What looked like a frame is none ([`Recovery::Resync`] only).
+    /// Bytes that looked like a frame are none ([`Recovery::Resync`] only).
     Invalid(FrameError),
 }
 
-/// Called with each event; `Break` sets new limits for what stands behind it.
+/// Called with each event; `Break` sets new limits for the following bytes.
 pub type OnEvent<'f> = dyn FnMut(Event<'_>) -> ControlFlow<Limits> + 'f;
 
-/// Finds frames in a stream. Parses straight from the input while nothing is left
-/// over from before, and holds on to no more than one partial frame.
+/// Finds frames in a stream. Parses directly from the input while no partial frame is stored,
+/// and stores no more than one partial frame.
 #[derive(Debug)]
 pub struct Decoder {
     limits: Limits,
     recovery: Recovery,
     text: bool,
     partial: Vec<u8>,
-    /// Where in `partial` what is not done with begins.
+    /// Where in `partial` the unprocessed bytes begin.
     start: usize,
-    /// Bytes that may still be checksummed in vain; below 0 if the last were too many.
+    /// Bytes that may still be checksummed in vain; below 0 after too many.
     credit: i64,
-    /// Bytes that are done with.
+    /// Bytes processed so far.
     done: u64,
 }
 
-/// What stands at the start of a buffer.
+/// What a buffer begins with.
 enum Head<'a> {
     Frame(FrameRef<'a>, usize),
     /// More bytes are needed.
     Partial,
     Invalid(FrameError),
-    /// Whole, and not looked at: too much before it was no frame.
+    /// Complete, but unchecked: the credit is used up.
     Unchecked,
 }
 
@@ -59,19 +59,19 @@ impl Decoder {
         Decoder { limits, recovery, text: false, partial: Vec::new(), start: 0, credit: MAX_CHECKED, done: 0 }
     }
 
-    /// Takes text messages too, around which the link has put a frame ([`super::text_header`]).
-    /// A device that puts it there itself says nothing that it could not say otherwise.
+    /// Also accepts text messages, around which the link has put a frame ([`super::text_header`]).
+    /// A device that sends such a frame itself gains nothing by it.
     pub fn accept_text(mut self) -> Decoder {
         self.text = true;
         self
     }
 
-    /// What is accepted from the next frame on.
+    /// Limits from the next frame on.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
-    /// Whether a frame has begun and is not complete.
+    /// Whether there is an incomplete frame.
     pub fn is_partial(&self) -> bool {
         !self.partial.is_empty()
     }
@@ -80,44 +80,43 @@ impl Decoder {
         self.partial.get(self.start..).unwrap_or_default()
     }
 
-    /// Bytes of the frame that has begun, and how many it is going to have as far as
-    /// that can be told.
+    /// Bytes of the incomplete frame received so far, and its length as far as it is known.
     pub fn partial(&self) -> (usize, usize) {
         let len = self.begun().len();
         (len, claimed(self.begun()).unwrap_or(0).max(len))
     }
 
-    /// Where in the stream that frame begins.
+    /// Offset of the incomplete frame in the stream.
     pub fn position(&self) -> u64 {
         self.done
     }
 
-    /// Memory that the decoder holds, in bytes.
+    /// Memory of the decoder, in bytes.
     pub fn memory(&self) -> usize {
         self.partial.capacity()
     }
 
-    /// Takes the next bytes of the stream and reports what they complete.
+    /// Decodes the next bytes of the stream and reports each event.
     ///
     /// # Errors
-    /// With [`Recovery::Fail`], the first thing that is no frame. The stream
-    /// cannot be continued then.
+    /// With [`Recovery::Fail`], the first bytes outside a frame. The stream cannot be continued
+    /// then.
     pub fn push(&mut self, input: &[u8], on_event: &mut OnEvent<'_>) -> Result<(), FrameError> {
         if self.partial.is_empty() {
             let used = self.scan(input, false, on_event)?;
-            self.partial.extend_from_slice(&input[used..]); // scan used no more than there is
+            self.partial.extend_from_slice(&input[used..]); // scan uses at most the input
         } else {
-            // All that the frame is going to take at once, and nothing beyond it.
+            // Exactly what the frame needs.
             let (have, whole) = self.partial();
-            let more = whole.max(have + input.len()) - have; // it is no less
+            let more = whole.max(have + input.len()) - have; // at least that
             let mut joined = std::mem::take(&mut self.partial);
             let start = std::mem::take(&mut self.start);
             match start {
                 0 => joined.reserve_exact(more),
-                _ => joined.reserve(more), // what grows step by step is not to be moved at each
+                _ => joined.reserve(more), // fewer moves while it grows in steps
             }
             joined.extend_from_slice(input);
-            let done = start + self.scan(&joined[start..], false, on_event)?; // it is no more than there is
+            let done = start + self.scan(&joined[start..], false, on_event)?; // at most the length
             if done == start || self.recovery == Recovery::Resync && done < joined.len() / 2 {
                 (self.partial, self.start) = (joined, done);
             } else {
@@ -127,9 +126,9 @@ impl Decoder {
         Ok(())
     }
 
-    /// The rest of a partial frame is not coming: with [`Recovery::Resync`], looks for whole
-    /// frames behind its magic. What else has begun there ended with the same byte, and is
-    /// given up with it: nothing is held afterwards.
+    /// The rest of an incomplete frame will not arrive: with [`Recovery::Resync`], searches for
+    /// complete frames after its magic. Everything incomplete there is given up as well: no bytes
+    /// are stored afterwards.
     ///
     /// # Errors
     /// With [`Recovery::Fail`], [`FrameError::Incomplete`].
@@ -141,9 +140,9 @@ impl Decoder {
         self.scan(bytes.get(start..).unwrap_or_default(), true, on_event).map(drop)
     }
 
-    /// The frame that has begun takes long: with [`Recovery::Resync`], it is given up if a
-    /// whole frame with a checksum stands in it. A body may hold one, so it must take longer
-    /// than its length allows.
+    /// The incomplete frame takes long: with [`Recovery::Resync`], it is given up if it contains a
+    /// complete frame with a checksum. Since a body may contain one, call this only after the
+    /// frame took longer than its length allows.
     pub fn look_inside(&mut self, on_event: &mut OnEvent<'_>) {
         let Some(found) = self.find_inside() else { return };
         let (bytes, start) = (std::mem::take(&mut self.partial), std::mem::take(&mut self.start));
@@ -153,7 +152,7 @@ impl Decoder {
         let _ = self.push(rest, on_event);
     }
 
-    /// Where behind the magic of the frame that has begun a whole one begins.
+    /// Offset of a complete frame after the magic of the incomplete one.
     fn find_inside(&mut self) -> Option<usize> {
         if self.recovery == Recovery::Fail {
             return None;
@@ -178,8 +177,8 @@ impl Decoder {
         }
     }
 
-    /// Reports every frame in `input` and returns how many of its bytes are done with: all,
-    /// if it `ended` and what is incomplete there stays so.
+    /// Reports every frame in `input` and returns how many of its bytes are processed: all if the
+    /// input `ended`, since an incomplete frame stays incomplete then.
     fn scan(&mut self, input: &[u8], ended: bool, on_event: &mut OnEvent<'_>) -> Result<usize, FrameError> {
         let mut at = 0;
         loop {
@@ -202,10 +201,10 @@ impl Decoder {
             if let (Some(error), Recovery::Fail) = (error, self.recovery) {
                 return Err(error);
             }
-            // A claimed length is never trusted: only the magic is passed over.
+            // A claimed length is never trusted: only the magic is skipped.
             let begun = !matches!(error, Some(FrameError::BadMagic(_)));
             let magic = if begun { MAGIC.len().min(rest.len()) } else { 0 };
-            let skip = magic + to_magic(&rest[magic..]); // so much is there
+            let skip = magic + to_magic(&rest[magic..]); // within the input
             if let Some(error) = error.filter(|_| begun) {
                 if matches!(error, FrameError::Checksum { .. }) {
                     self.credit -= cost(rest);
@@ -218,7 +217,7 @@ impl Decoder {
         }
     }
 
-    /// So many bytes of the stream are done with.
+    /// `bytes` more are processed.
     fn earn(&mut self, bytes: usize) {
         let bytes = bytes as u64; // 64 bits at most on every target
         self.done = self.done.saturating_add(bytes);
@@ -227,12 +226,12 @@ impl Decoder {
     }
 }
 
-/// The same, for what it cost to find that its checksum is wrong.
+/// The bytes that a wrong checksum cost.
 fn cost(bytes: &[u8]) -> i64 {
     claimed(bytes).and_then(|length| i64::try_from(length).ok()).unwrap_or(0)
 }
 
-/// How many bytes stand before the next magic, or before what may become one.
+/// Bytes before the next magic, or before an incomplete one at the end.
 fn to_magic(bytes: &[u8]) -> usize {
     if let Some(at) = memmem::find(bytes, &MAGIC) {
         return at;
@@ -241,7 +240,7 @@ fn to_magic(bytes: &[u8]) -> usize {
     bytes.len() - begun
 }
 
-/// What `bytes` begin with. A checksum is only worked out if the caller can `afford` one that
+/// What `bytes` begin with. A checksum is computed only if the caller can `afford` one that
 /// turns out wrong.
 fn head(bytes: &[u8], limits: Limits, text: bool, afford: bool) -> Head<'_> {
     let known = bytes.len().min(MAGIC.len());
@@ -372,8 +371,8 @@ mod tests {
             prop_assert!(!decoder.is_partial());
         }
 
-        /// Garbage that holds no magic costs no frame, however it is cut, and every
-        /// byte of it is counted.
+        /// Garbage without a magic costs no frame, however it is split, and every byte of it is
+        /// counted.
         #[test]
         fn garbage_between_frames_is_skipped_and_counted(
             sent in proptest::collection::vec((proptest::collection::vec(0x80u8.., 0..30), any_frame()), 0..8),
@@ -386,7 +385,7 @@ mod tests {
             prop_assert_eq!(frames(&seen), sent.into_iter().map(|(_, frame)| frame).collect::<Vec<_>>());
         }
 
-        /// Whatever happens to one frame, those behind it arrive once it is given up.
+        /// Whatever happens to one frame, the frames after it arrive once it is given up.
         #[test]
         fn a_damaged_frame_takes_no_other_with_it(
             damaged in any_frame_of(Just(Version::V2)),
@@ -407,7 +406,7 @@ mod tests {
                     ControlFlow::Continue(())
                 }).expect("it resynchronises");
             }
-            // A body may hold a frame of its own, which shows when its frame is gone.
+            // A body may contain a frame, which is found when the outer one is lost.
             let got = frames(&seen);
             prop_assert!(got.ends_with(&behind), "{:?}", got);
         }
@@ -500,7 +499,7 @@ mod tests {
         assert!(seen.is_empty() && decoder.position() == 0, "{seen:?}");
     }
 
-    /// Heads as close as they can stand, each of a frame that becomes whole and is none.
+    /// Headers as close together as possible, each of a frame that becomes complete and is invalid.
     #[test]
     fn a_stream_full_of_heads_costs_no_more_than_its_length_allows() {
         let limits = Limits { max_body: MAX_BODY, require_checksum: true };
@@ -527,7 +526,7 @@ mod tests {
             "{skipped}, {}",
             decoder.memory()
         );
-        // And it finds the frame behind all that, once there is nothing more to come.
+        // The frame after all that is found once the stream ends.
         let mut seen = push(&mut decoder, &frame_of(b"hello")).expect("it resynchronises");
         seen.extend(given_up(&mut decoder));
         assert_eq!(frames(&seen), [Seen::Frame(POSTCARD_V2, 3, b"hello".to_vec())]);

@@ -1,4 +1,4 @@
-//! What text messages hold, and how it is written.
+//! Fields of text messages, and how they are encoded.
 
 use crate::model::{Timestamp, Value};
 use crate::wire::message::{ChannelDeclaration, ChannelRef, DeviceClock, Reason, ResultState};
@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use std::fmt;
 
-/// Of what a device wrote, an error repeats so many characters.
+/// Characters of a device's text that an error repeats.
 const REPEATED: usize = 64;
-/// Errors have so many characters at most.
+/// Most characters of an error.
 const LONGEST: usize = 240;
 
 #[derive(Serialize, Deserialize)]
@@ -94,7 +94,7 @@ pub struct Welcome {
     pub session: Option<SessionId>,
 }
 
-/// A session id where there may be none.
+/// A session id that may be missing.
 #[derive(Serialize, Deserialize)]
 pub struct SessionId(#[serde(with = "session")] pub u64);
 
@@ -118,11 +118,11 @@ impl Command {
     }
 }
 
-/// A payload that holds nothing.
+/// An empty payload.
 #[derive(Serialize)]
 pub struct Nothing {}
 
-/// JSON text as the value that it is; what is none, as a string.
+/// JSON text as a JSON value; other text as a string.
 pub fn embedded(text: &str) -> Box<RawValue> {
     RawValue::from_string(text.to_owned()).or_else(|_| serde_json::value::to_raw_value(text)).unwrap_or_default()
 }
@@ -132,8 +132,8 @@ pub fn text(value: Box<RawValue>) -> String {
     String::from(Box::<str>::from(value))
 }
 
-/// Reads an object; what is wrong with it otherwise. Lists of fields in their order are
-/// none, though serde would take them.
+/// Decodes an object, or describes the fault. Lists of fields in order are refused, although
+/// serde accepts them.
 pub fn object<'a, T: Deserialize<'a>>(text: &'a str) -> std::result::Result<T, String> {
     match text.trim_start_matches([' ', '\t', '\r', '\n']).chars().next() {
         Some('{') => serde_json::from_str(text).map_err(|why| shortened(&why.to_string(), LONGEST)),
@@ -142,7 +142,7 @@ pub fn object<'a, T: Deserialize<'a>>(text: &'a str) -> std::result::Result<T, S
     }
 }
 
-/// As much of a text as is worth repeating.
+/// The beginning of a text, for an error.
 pub fn cut(text: &str) -> String {
     shortened(text, REPEATED)
 }
@@ -154,8 +154,8 @@ fn shortened(text: &str, most: usize) -> String {
     }
 }
 
-/// A time as it is written. Wall clocks write text, so that nobody takes milliseconds
-/// for microseconds; clocks that count from a boot write whole milliseconds.
+/// A time as it is encoded. Wall clocks use text, so that milliseconds are not taken for
+/// microseconds; clocks that count from a boot use whole milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub enum Time {
     Text(Timestamp),
@@ -220,8 +220,8 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
-/// Session ids. As numbers only while a double holds each of them: others go wrong in
-/// JavaScript without anybody noticing.
+/// Session ids. As numbers only if a double represents them exactly: JavaScript silently
+/// rounds others.
 mod session {
     use super::{Deserializer, Serializer, Visitor, cut, de, fmt};
 

@@ -1,14 +1,14 @@
-//! Decodes the bytes of a line into messages and noise. Pure.
+//! Decodes the bytes of a serial line into messages and noise. Pure.
 
 use crate::wire::codec::{BodyError, decode_device, decode_gateway};
 use crate::wire::frame::{CHECKSUM, Decoder, Event, Format, FrameError, FrameRef, HEADER, Limits, Recovery, Version};
 use crate::wire::message::{DeviceMessage, GatewayMessage};
 use std::ops::ControlFlow;
 
-/// A piece of what was heard.
+/// A decoded part of the stream.
 #[derive(Debug, PartialEq)]
 pub struct Heard {
-    /// Where it began, counted from the first byte heard.
+    /// Offset of its first byte in the stream.
     pub offset: u64,
     pub bytes: Vec<u8>,
     pub what: What,
@@ -18,28 +18,28 @@ pub struct Heard {
 pub enum What {
     FromDevice(Format, DeviceMessage),
     FromGateway(Format, GatewayMessage),
-    /// A whole frame whose body is no message.
-    Senseless {
+    /// A complete frame whose body is not a valid message.
+    Invalid {
         format: Format,
         from_gateway: bool,
         why: BodyError,
     },
-    /// No frame; without a reason if nothing there looks like one.
+    /// Bytes outside a frame; without a reason if nothing there looks like one.
     Noise(Option<FrameError>),
 }
 
-/// Bytes of noise that are told in one piece.
+/// Noise is reported in pieces of this many bytes.
 const PIECE: usize = 32;
 
-/// Decodes what goes over a line, in both directions.
+/// Decodes the traffic of a line, in both directions.
 #[derive(Debug)]
 pub struct LineDecoder {
     decoder: Decoder,
-    /// What the decoder has yet to make something of.
+    /// Bytes that are not decoded yet.
     window: Vec<u8>,
-    /// Where the window begins.
+    /// Offset of the window in the stream.
     offset: u64,
-    /// What is no frame and was not told yet.
+    /// Bytes outside a frame that are not reported yet.
     noise: Vec<u8>,
     reason: Option<FrameError>,
 }
@@ -51,34 +51,34 @@ impl LineDecoder {
         LineDecoder { decoder, window: Vec::new(), offset: 0, noise: Vec::new(), reason: None }
     }
 
-    /// Takes in what came, and tells what it completes.
+    /// Decodes `bytes` and appends each part that they complete.
     pub fn push(&mut self, bytes: &[u8], heard: &mut Vec<Heard>) {
         self.window.extend_from_slice(bytes);
         self.with_decoder(heard, |decoder, on_event| {
-            // Only a decoder that does not resynchronise fails.
+            // Only a decoder without resynchronisation fails.
             let _ = decoder.push(bytes, on_event);
         });
     }
 
-    /// What has begun takes long: a whole frame in it is told, if there is one.
+    /// An incomplete frame takes long: reports a complete frame inside it, if there is one.
     pub fn look_inside(&mut self, heard: &mut Vec<Heard>) {
         self.with_decoder(heard, |decoder, on_event| decoder.look_inside(on_event));
     }
 
-    /// Where what has begun and is not complete begins.
+    /// Offset of the incomplete frame, if there is one.
     pub fn begun(&self) -> Option<u64> {
         self.decoder.is_partial().then(|| self.decoder.position())
     }
 
-    /// Nothing came for a while, or is going to: what has begun is not completed.
+    /// The line is silent, or the input ends: abandons the incomplete frame.
     pub fn pause(&mut self, heard: &mut Vec<Heard>) {
         self.with_decoder(heard, |decoder, on_event| {
             let _ = decoder.give_up_partial(on_event);
         });
-        self.tell_noise(0, heard);
+        self.report_noise(0, heard);
     }
 
-    /// Whether something has begun that a pause would end.
+    /// Whether there is an incomplete frame.
     pub fn is_waiting(&self) -> bool {
         self.decoder.is_partial() || !self.noise.is_empty()
     }
@@ -100,28 +100,28 @@ impl LineDecoder {
     fn event(&mut self, event: Event<'_>, heard: &mut Vec<Heard>) {
         match event {
             Event::Frame(frame) => {
-                self.tell_noise(0, heard);
+                self.report_noise(0, heard);
                 let checksum = if frame.format.version == Version::V2 { CHECKSUM } else { 0 };
                 let offset = self.offset;
                 let bytes = self.take(HEADER + frame.body.len() + checksum);
                 heard.push(Heard { offset, bytes, what: decoded(&frame) });
             }
             Event::Invalid(error) => {
-                self.tell_noise(0, heard);
+                self.report_noise(0, heard);
                 self.reason = Some(error);
             }
             Event::Skipped { bytes } => {
                 let skipped = self.take(bytes);
                 self.noise.extend(skipped);
-                self.tell_noise(PIECE, heard);
+                self.report_noise(PIECE, heard);
             }
         }
     }
 
-    /// Tells the noise in pieces while there is as much as `least`, and any at all.
-    fn tell_noise(&mut self, least: usize, heard: &mut Vec<Heard>) {
+    /// Reports noise in pieces while there are at least `least` bytes, and any at all.
+    fn report_noise(&mut self, least: usize, heard: &mut Vec<Heard>) {
         while !self.noise.is_empty() && self.noise.len() >= least {
-            let offset = self.offset - self.noise.len() as u64; // it was heard before
+            let offset = self.offset - self.noise.len() as u64; // noise precedes the offset
             let bytes = self.noise.drain(..self.noise.len().min(PIECE)).collect();
             heard.push(Heard { offset, bytes, what: What::Noise(self.reason) });
         }
@@ -143,7 +143,7 @@ fn decoded(frame: &FrameRef<'_>) -> What {
         true => decode_gateway(frame).map(|message| What::FromGateway(frame.format, message)),
         false => decode_device(frame).map(|message| What::FromDevice(frame.format, message)),
     };
-    message.unwrap_or_else(|why| What::Senseless { format: frame.format, from_gateway, why })
+    message.unwrap_or_else(|why| What::Invalid { format: frame.format, from_gateway, why })
 }
 
 #[cfg(test)]
@@ -167,7 +167,7 @@ mod tests {
         bytes
     }
 
-    /// What is heard of `stream` if it comes in pieces of so many bytes and then ends.
+    /// The parts of `stream` if it is read in pieces of `piece` bytes and then ends.
     fn heard(stream: &[u8], piece: usize) -> Vec<Heard> {
         let (mut decoder, mut heard) = (LineDecoder::new(1024), Vec::new());
         stream.chunks(piece).for_each(|bytes| decoder.push(bytes, &mut heard));
@@ -240,9 +240,7 @@ mod tests {
         let mut bytes = Vec::new();
         crate::wire::frame::encode(FORMAT, 0x03, &mut bytes, |body| body.extend_from_slice(b"{}"));
         let all = heard(&bytes, 100);
-        let [Heard { what: What::Senseless { from_gateway: false, why, .. }, .. }] = &all[..] else {
-            panic!("{all:?}")
-        };
+        let [Heard { what: What::Invalid { from_gateway: false, why, .. }, .. }] = &all[..] else { panic!("{all:?}") };
         assert!(why.to_string().contains("Readings"), "{why}");
     }
 }

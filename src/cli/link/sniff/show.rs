@@ -1,4 +1,4 @@
-//! How what was heard is shown.
+//! Formats decoded parts of the stream as text and JSON.
 
 use super::decoder::{Heard, What};
 use crate::model::Timestamp;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
-/// Something heard, and when; of what was captured, where is told instead.
+/// A part with the time when it was received; parts of a capture have their offset instead.
 pub struct Shown<'a> {
     pub heard: &'a Heard,
     pub at: Option<Timestamp>,
@@ -16,7 +16,7 @@ pub struct Shown<'a> {
 
 const NO_FRAME: &str = "no frame begins here";
 
-/// What is said of any piece.
+/// What is shown of a part.
 struct Parts {
     from: Option<&'static str>,
     format: Option<Format>,
@@ -40,7 +40,7 @@ impl Parts {
                 message: Some(from_gateway(message)),
                 problem: None,
             },
-            What::Senseless { format, from_gateway, why } => Parts {
+            What::Invalid { format, from_gateway, why } => Parts {
                 from: Some(if *from_gateway { "gateway" } else { "device" }),
                 format: Some(*format),
                 message: None,
@@ -103,13 +103,13 @@ impl Shown<'_> {
     }
 }
 
-/// What was heard in all.
+/// Totals of a run.
 #[derive(Debug, Default)]
 pub struct Summary {
     bytes: u64,
     frames: u64,
     messages: BTreeMap<&'static str, u64>,
-    /// Bytes that are no frame, or a frame that makes no sense, by reason.
+    /// Bytes outside a frame, or in a frame that is invalid, by reason.
     problems: BTreeMap<&'static str, u64>,
 }
 
@@ -120,7 +120,7 @@ impl Summary {
         let (message, problem) = match &heard.what {
             What::FromDevice(_, message) => (Some(from_device(message).0), None),
             What::FromGateway(_, message) => (Some(from_gateway(message).0), None),
-            What::Senseless { .. } => (None, Some("body")),
+            What::Invalid { .. } => (None, Some("body")),
             What::Noise(reason) => (None, Some(reason.map_or("bad_magic", |reason| reason.label()))),
         };
         self.frames += u64::from(!matches!(heard.what, What::Noise(_)));
@@ -167,12 +167,12 @@ fn encoding(format: Format) -> &'static str {
     }
 }
 
-/// The name of the message and its fields, as they are written in JSON.
+/// The message's name, and its fields as JSON.
 macro_rules! names {
     ($of:ident, $message:ident, $($variant:ident),*) => {
         fn $of(message: &$message) -> (&'static str, String) {
             match message {
-                // They can all be written: the gateway sends them so.
+                // They can all be serialised: the gateway sends them as JSON.
                 $($message::$variant(fields) =>
                     (stringify!($variant), serde_json::to_string(fields).unwrap_or_default()),)*
             }
@@ -193,7 +193,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
     text
 }
 
-/// Devices choose what stands there: no line break or terminal escape gets through.
+/// Devices choose this text: no line break or terminal escape gets through.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }

@@ -1,4 +1,4 @@
-//! Where bytes are heard: a serial port, or what was captured.
+//! The source of bytes: a serial port or a capture.
 
 use crate::cli::say;
 use anyhow::{Context, Result};
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 /// Bytes read at a time.
 const CHUNK: usize = 4096;
-/// Chunks that may wait.
+/// Chunks that may be queued.
 const AHEAD: usize = 8;
 const DEFAULT_BAUD: u32 = 115_200;
 
@@ -37,12 +37,12 @@ impl Source {
             let file = File::open(path).with_context(|| format!("cannot read {from}"))?;
             return Ok(Source { chunks: read_ahead(file), is_port: false });
         }
-        // Not to wait for a modem's carrier.
+        // Does not wait for a modem's carrier.
         let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let port = rustix::fs::open(path, flags, Mode::empty()).map_err(|why| refused(from, why))?;
         set_up(&port, from, baud)?;
         rustix::fs::fcntl_setfl(&port, OFlags::empty()).with_context(|| format!("cannot read {from}"))?;
-        say(&format!("tidegate: listening to {from}; whoever else reads it misses the bytes that are shown here"));
+        say(&format!("tidegate: listening to {from}; other readers miss the bytes that are shown here"));
         Ok(Source { chunks: read_ahead(File::from(port)), is_port: true })
     }
 
@@ -50,7 +50,7 @@ impl Source {
         self.is_port
     }
 
-    /// The next bytes; none at the end. Cancel-safe.
+    /// The next bytes; `None` at the end. Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
         let bytes = match self.chunks.recv().await {
             Some(bytes) => bytes.context("cannot read on")?,
@@ -60,7 +60,7 @@ impl Source {
     }
 }
 
-/// Reads in a thread that nobody waits for: it may hang in a read for ever, and ends
+/// Reads in a thread that is not awaited: a read may block for ever, and the thread ends
 /// with the program.
 fn read_ahead(mut input: impl Read + Send + 'static) -> mpsc::Receiver<io::Result<Vec<u8>>> {
     let (chunks, receiver) = mpsc::channel(AHEAD);
@@ -84,7 +84,7 @@ fn read_ahead(mut input: impl Read + Send + 'static) -> mpsc::Receiver<io::Resul
     receiver
 }
 
-/// Whoever opened the port set it up, and a change would be one for them, too.
+/// A port that is in use keeps its settings: a change would affect its other users.
 fn set_up(port: &OwnedFd, from: &str, baud: Option<u32>) -> Result<()> {
     let mut settings =
         rustix::termios::tcgetattr(port).with_context(|| format!("{from} is no serial port; name one, or a file"))?;

@@ -24,12 +24,12 @@ fn histogram() -> Histogram<u64> {
 fn client(pace: Pace, encoding: BodyEncoding) -> Client {
     let identity =
         Identity { id: "sim-3".into(), number: NUMBER, session: SESSION, seed: SEED, encoding, holder: None };
-    let patience = Patience {
+    let timeouts = Timeouts {
         welcome: Duration::from_secs(10),
         ack: Duration::from_secs(30),
         give_up: Duration::from_secs(3_600),
     };
-    Client::new(identity, pace, patience)
+    Client::new(identity, pace, timeouts)
 }
 
 fn fast(burst: u64, readings: u64) -> Client {
@@ -52,7 +52,7 @@ fn ack(seq: u64) -> GatewayMessage {
     GatewayMessage::Ack(Ack { seq })
 }
 
-/// What the bytes say; clears them.
+/// Decodes the messages in `bytes`, and clears it.
 fn said(bytes: &mut Vec<u8>) -> Vec<DeviceMessage> {
     let mut messages = Vec::new();
     let limits = Limits { max_body: LARGEST_READING as usize, require_checksum: true };
@@ -75,7 +75,7 @@ fn seqs(bytes: &mut Vec<u8>) -> Vec<u64> {
         .collect()
 }
 
-/// A client that was welcomed, with nothing left to write.
+/// A client after Welcome, with nothing left to write.
 fn welcomed(mut client: Client, window: u32) -> Client {
     let mut out = Vec::new();
     client.connected(now(0), &mut out);
@@ -83,7 +83,7 @@ fn welcomed(mut client: Client, window: u32) -> Client {
     client
 }
 
-/// A gateway that receives what the client writes, as far as no connection was cut.
+/// A gateway that receives what the client writes, unless the connection was cut.
 #[derive(Debug, Default)]
 struct Gateway {
     /// In flight to it.
@@ -103,10 +103,10 @@ enum Op {
     Poll,
     Deliver(usize),
     Settle(u64),
-    /// Sends an Ack of all that is settled.
+    /// Acknowledges everything that is settled.
     Ack,
     Cut,
-    /// Connects if it is not, with this window.
+    /// Connects if it is offline, with this window.
     Connect(u32),
 }
 
@@ -129,7 +129,7 @@ struct Run {
     window: u64,
     /// The last seq on the wire of this connection.
     last: Option<u64>,
-    /// What the client may know to be settled.
+    /// The last seq that the client knows to be settled.
     told: u64,
     online: bool,
     ms: u64,
@@ -173,7 +173,7 @@ impl Run {
                 self.online = true;
                 self.window = u64::from(*window);
                 self.last = None;
-                // What was settled on disk; what was acknowledged by delivery may be unknown after a crash.
+                // What was settled on disk; what was settled by delivery may be unknown after a crash.
                 self.told = self.told.max(self.gateway.settled);
                 self.receive(&welcome(self.gateway.settled, *window))?;
             }
@@ -231,8 +231,8 @@ impl Run {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever is cut and delayed, the wire carries each reading in order, within
-    /// the window, from the first that is not settled, and all are counted once.
+    /// Despite cuts and delays, each reading is sent in order, within the window, from the first
+    /// that is not settled, and all are counted once.
     #[test]
     fn every_reading_is_sent_until_it_is_settled(
         ops in proptest::collection::vec(any_op(), 0..300),
@@ -248,7 +248,7 @@ proptest! {
                 break;
             }
         }
-        // Then nothing goes wrong any more.
+        // From here on without faults.
         let ending = [Op::Connect(8), Op::Poll, Op::Deliver(100), Op::Settle(100), Op::Ack, Op::Wait(5)];
         for _ in 0..200 {
             for op in &ending {
@@ -405,9 +405,9 @@ fn the_first_frame_is_small_and_json_readings_name_their_channels() {
     for encoding in [BodyEncoding::Json, BodyEncoding::Postcard, BodyEncoding::Protobuf] {
         let identity = Identity { id: "x".repeat(64), number: 1, session: u64::MAX, seed: 0, encoding, holder: None };
         let pace = Pace::new(Duration::ZERO, Duration::ZERO, 1, Length::Readings(1));
-        let patience = Patience { welcome: Duration::MAX, ack: Duration::MAX, give_up: Duration::MAX };
+        let timeouts = Timeouts { welcome: Duration::MAX, ack: Duration::MAX, give_up: Duration::MAX };
         let mut out = Vec::new();
-        Client::new(identity, pace, patience).connected(now(0), &mut out);
+        Client::new(identity, pace, timeouts).connected(now(0), &mut out);
         assert!(out.len() <= 256, "{encoding:?}: {}", out.len());
     }
     let pace = Pace::new(Duration::ZERO, Duration::ZERO, 1, Length::Readings(1));

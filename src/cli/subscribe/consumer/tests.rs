@@ -94,17 +94,17 @@ fn a_new_epoch_begins_where_its_event_says_and_the_one_before_ends_there() {
     };
     let told = |consumer: &mut Consumer| consumer.tick(GRACE * 9).iter().map(Notice::to_string).collect::<Vec<_>>();
 
-    // Everything before the boundary came, and the first of those behind it.
+    // Everything before the boundary arrived, and the first readings after it.
     let mut consumer = Consumer::new(None, GRACE);
     consumer.take(TOPIC, &json([(9, 1), (10, 2)]), Duration::ZERO);
     let taken = consumer.take(EVENTS, &begins, Duration::ZERO);
     let notices: Vec<_> = taken.notices.iter().map(Notice::to_string).collect();
     assert_eq!(notices, ["gw-01: epoch 9 ended before seq 11, where epoch 12 begins"]);
-    // An old copy of the log was put back: what it gives the same seqs is another reading.
+    // An old copy of the log was restored: the same seqs are other readings there.
     assert_eq!(seqs(&consumer.take(TOPIC, &reading(12, 11, 3), Duration::ZERO)), [11]);
     assert_eq!(told(&mut consumer), Vec::<String>::new());
 
-    // Two that are told late, under a third, the middle one of which brought nothing.
+    // Two epochs are reported late, under a third; the middle one has no readings.
     let mut consumer = Consumer::new(None, GRACE);
     consumer.take(TOPIC, &json([(9, 1)]), Duration::ZERO);
     for (was, begins, first) in [(9, 12, 11), (12, 15, 21)] {
@@ -122,7 +122,7 @@ fn a_new_epoch_begins_where_its_event_says_and_the_one_before_ends_there() {
     notices.sort_unstable();
     assert_eq!(notices, missing);
 
-    // What waits of the epoch before comes before anything of the new one.
+    // Readings of the epoch before that are still missing are reported before those of the new one.
     let mut consumer = Consumer::new(None, GRACE);
     consumer.take(TOPIC, &json([(7, 1)]), Duration::ZERO);
     consumer.take(EVENTS, &begins, Duration::ZERO);
@@ -131,7 +131,7 @@ fn a_new_epoch_begins_where_its_event_says_and_the_one_before_ends_there() {
     consumer.take(TOPIC, &reading(12, 11, 5), Duration::ZERO);
     assert_eq!(told(&mut consumer), ["gap: gw-01 epoch 9: seqs 10 to 10 (1) are missing, unexplained"]);
 
-    // Some are missing on both sides.
+    // Readings are missing on both sides.
     let mut consumer = Consumer::new(None, GRACE);
     consumer.take(TOPIC, &json([(7, 1), (8, 2)]), Duration::ZERO);
     consumer.take(TOPIC, &reading(12, 13, 3), Duration::ZERO);
@@ -146,7 +146,7 @@ fn a_new_epoch_begins_where_its_event_says_and_the_one_before_ends_there() {
     assert_eq!(missing.explained, Missing { gaps: 2, seqs: 3 });
     assert_eq!(missing.unexplained, Missing { gaps: 1, seqs: 1 });
 
-    // A gap of seqs of another epoch than that under which it is told.
+    // A gap of another epoch than the one it is published under.
     let mut consumer = Consumer::new(None, GRACE);
     consumer.take(TOPIC, &json([(7, 1), (10, 4)]), Duration::ZERO);
     let gap = serde_json::json!({

@@ -8,7 +8,7 @@ fn line(epoch: u32) -> Line {
     Line { gateway: GatewayId::new("gw").expect("a valid name"), epoch: Epoch(epoch) }
 }
 
-/// Drives one line, collecting what it tells.
+/// Drives one line and collects its notices.
 struct Test {
     gaps: Gaps,
     now: Duration,
@@ -38,7 +38,7 @@ impl Test {
         self
     }
 
-    /// What was told since the last time: first, last, and why.
+    /// Notices since the last call: first, last, and reason.
     fn told(&mut self) -> Vec<(u64, u64, String)> {
         let what = |what| match what {
             What::Missing => "missing".to_owned(),
@@ -193,8 +193,8 @@ fn any_step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever comes in whatever order: missing is what was not seen between first
-    /// and highest, and explained of it what an event covers.
+    /// In whatever order readings and events arrive: missing are the seqs not seen between first
+    /// and highest, and explained those of them that an event covers.
     #[test]
     fn what_is_missing_is_what_a_set_says(steps in proptest::collection::vec(any_step(), 0..80)) {
         let (mut seen, mut explained, mut start) = (BTreeSet::new(), BTreeSet::new(), None);

@@ -6,7 +6,7 @@ fn version() -> impl Strategy<Value = Version> {
     proptest::sample::select(&[Version::V3_1_1, Version::V5][..])
 }
 
-/// At most so many of a thousand, mostly none.
+/// At most `most` of a thousand, mostly none.
 fn rarely(most: u32) -> impl Strategy<Value = u32> {
     prop_oneof![2 => Just(0), 1 => 0..=most]
 }
@@ -38,14 +38,14 @@ prop_compose! {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 32, ..ProptestConfig::default() })]
 
-    /// Each publish is confirmed once, if the broker has it, or is the owner's again when the
-    /// connection ends; and nothing waits for longer than its deadline.
+    /// Each publish is confirmed once, if the broker has it, or returned to the owner when the
+    /// connection ends; and none waits for longer than its deadline.
     #[test]
     fn whatever_broker_and_network_do_no_publish_is_lost_or_confirmed_falsely(plan in plans()) {
         let mut world = World::new(&plan);
         let ended = world.run(300, Duration::from_secs(300));
         if ended.is_none() && !world.outstanding.is_empty() {
-            // It was at work until the end.
+            // It ran until the end.
             prop_assert!(world.now.saturating_sub(world.progress) < Duration::from_secs(90));
         }
         for token in 0..world.next_token {
@@ -54,13 +54,13 @@ proptest! {
         prop_assert!(world.acked.iter().all(|token| world.taken.contains_key(token)));
     }
 
-    /// A broker that leaves some out, confirms twice, late and in any order, and a client that
-    /// stands still meanwhile, cost no connection.
+    /// A broker that omits confirmations, confirms twice, late and in any order, and a client that
+    /// is paused, end no connection.
     #[test]
     fn what_can_be_mended_ends_no_connection(plan in plans(), rate in 20_000..1_000_000u64) {
         let plan = Plan {
             rate, receive_maximum: None, silent_at: None, cut_at: None, disconnect_at: None, late: 0,
-            // One that is lost many times in a row may take too long.
+            // A publish that is lost many times in a row may take too long.
             forgotten: plan.forgotten.min(10), discarded: plan.discarded.min(10),
             limit: plan.limit.map(|limit| limit.max(20)), ..plan
         };
@@ -71,8 +71,8 @@ proptest! {
     }
 }
 
-/// How many publishes a broker with a limit refused in the first 20 s of a connection that began with
-/// what another had learnt so long ago, or with nothing; and how many it took.
+/// Publishes that a broker with a limit refused in the first 20 s of a connection, which started
+/// with what another had learnt, or with nothing; and those that it accepted.
 fn refused_at_first(learnt: Option<(Learnt, Duration)>) -> (World, usize, usize) {
     let plan = Plan { limit: Some(100), delay: Duration::from_millis(20), ..Plan::good(Version::V5, 10_000_000) };
     let mut world = World::new(&plan);
@@ -92,7 +92,7 @@ fn the_next_connection_to_a_broker_keeps_to_the_limit_that_the_last_one_found() 
     let (_, again, acked) = refused_at_first(Some((learnt, Duration::from_secs(1))));
     assert!(again * 2 < refused, "{again} are refused again, of {refused}");
     assert!(acked > 20 * 80, "{acked} of 100 a second");
-    // Much later it is found out anew.
+    // Much later the limit is measured anew.
     let (_, later, _) = refused_at_first(Some((learnt, Duration::from_secs(300))));
     assert_eq!(later, refused);
 }
@@ -139,7 +139,7 @@ fn a_slow_link_carries_mostly_payload_and_hardly_anything_twice() {
             assert!(world.taken.values().all(|times| *times == 1));
             let all = (rate * lasts.as_secs()) as f64;
             let first = world.acked_bytes as f64 / all;
-            // If it ends there, the next connection begins with what is not confirmed.
+            // If it ends there, the next connection starts with the unconfirmed publishes.
             let again = world.client.outgoing.bytes() as f64 / all;
             let (shown, shown_again, minutes) = (first * 100.0, again * 100.0, lasts.as_secs() / 60);
             println!("{version:?}, {rate} bytes/s for {minutes} min: {shown:.1} %, then {shown_again:.1} % again");

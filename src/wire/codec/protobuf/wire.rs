@@ -1,8 +1,8 @@
-//! Protobuf's wire format: fields from bytes and back.
+//! Protobuf's wire format: encoding and decoding of fields.
 //!
-//! Everything is read in place. What is allocated is what the message keeps.
+//! Everything is decoded in place. Only the message's own fields are allocated.
 
-/// Why a body is not the message that it should be.
+/// The fault of a body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Why {
     #[error("it ends in the middle of a field")]
@@ -36,7 +36,7 @@ const FIXED64: u8 = 1;
 const BYTES: u8 = 2;
 const FIXED32: u8 = 5;
 
-/// A field's content as its wire type has it.
+/// A field's content by its wire type.
 #[derive(Debug, Clone, Copy)]
 enum Raw<'a> {
     Varint(u64),
@@ -49,7 +49,7 @@ enum Raw<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Fields<'a>(&'a [u8]);
 
-/// One of them, and those behind it.
+/// A field, and the fields after it.
 #[derive(Debug, Clone, Copy)]
 pub struct Found<'a> {
     pub number: u64,
@@ -63,7 +63,7 @@ impl<'a> Fields<'a> {
     }
 
     /// # Errors
-    /// If the bytes are no field. Groups, which proto3 does not have, are none.
+    /// If the bytes are not a valid field. Groups, which proto3 does not have, are invalid.
     #[inline(always)] // a fifth of the time to decode Readings
     pub fn next(&mut self) -> Result<Option<Found<'a>>, Why> {
         if self.0.is_empty() {
@@ -109,7 +109,7 @@ impl<'a> Fields<'a> {
         for (i, byte) in self.0.iter().take(MOST).enumerate() {
             value |= u64::from(byte & 0x7f) << (7 * i);
             if *byte < 0x80 {
-                // Of the tenth byte, only the lowest bit has room.
+                // The tenth byte has room for one bit only.
                 if i == MOST - 1 && *byte > 1 {
                     return Err(Why::TooLong);
                 }
@@ -126,7 +126,7 @@ impl<'a> Fields<'a> {
         Ok(*array)
     }
 
-    /// How many fields with that number there are.
+    /// Number of fields with this number.
     fn count(mut self, number: u64) -> usize {
         let mut count = 0;
         while let Ok(Some(found)) = self.next() {
@@ -154,7 +154,7 @@ impl Found<'_> {
         }
     }
 
-    /// A number that must not be larger than its type.
+    /// A number that must fit its type.
     fn small<T: TryFrom<u64>>(&self, max: T) -> Result<T, Why>
     where
         u64: From<T>,
@@ -171,12 +171,12 @@ impl Found<'_> {
     }
 }
 
-/// What stands in a field.
+/// The type of a field.
 pub trait Field: Sized {
-    /// What it is where no field is.
+    /// The value of a missing field.
     fn absent() -> Self;
     fn is_absent(&self) -> bool;
-    /// Takes over what a field holds. The last one counts; lists get longer.
+    /// Merges an encoded field. The last one counts; lists are appended to.
     fn merge(&mut self, found: Found<'_>) -> Result<(), Why>;
     fn put(&self, number: u8, out: &mut Vec<u8>);
 }
@@ -187,7 +187,7 @@ pub trait Message: Sized {
     fn write(&self, out: &mut Vec<u8>);
 }
 
-/// What a field alone holds.
+/// The value of a field by itself.
 pub fn one<T: Field>(found: Found<'_>, name: &'static str) -> Result<T, Why> {
     let mut value = T::absent();
     value.merge(found).map_err(|why| why.within(name))?;
@@ -218,7 +218,7 @@ macro_rules! field {
     };
 }
 
-/// An integer that is written with its sign in the lowest bit.
+/// An integer with its sign in the lowest bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Zigzag(pub i64);
 
@@ -289,7 +289,7 @@ impl<T: Message> Field for Vec<T> {
 
     fn merge(&mut self, found: Found<'_>) -> Result<(), Why> {
         if self.is_empty() {
-            // Once and for all: growing would take twice the memory.
+            // Reserved once: growing would take twice the memory.
             self.reserve_exact(1 + found.rest.count(found.number));
         }
         self.push(T::read(Fields(found.bytes()?))?);
@@ -308,7 +308,7 @@ impl<T: Message> Field for Vec<T> {
                 _ => {
                     let mut varint = Vec::with_capacity(3);
                     put_number(length as u64, &mut varint);
-                    out.splice(start..=start, varint); // likewise
+                    out.splice(start..=start, varint); // pushed above
                 }
             }
         }

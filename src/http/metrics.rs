@@ -1,4 +1,4 @@
-//! `/metrics`: every figure, as Prometheus text or, to who asks for it, as OpenMetrics.
+//! `/metrics`: every metric, as Prometheus text or, if the client asks for it, as OpenMetrics.
 
 use super::Shared;
 use axum::extract::State;
@@ -8,7 +8,7 @@ use axum::response::IntoResponse;
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-pub(super) async fn figures(State(site): State<Shared>, headers: HeaderMap) -> impl IntoResponse {
+pub(super) async fn metrics(State(site): State<Shared>, headers: HeaderMap) -> impl IntoResponse {
     let text = site.metrics.encode();
     match wants_openmetrics(&headers) {
         true => ([(header::CONTENT_TYPE, OPENMETRICS)], text),
@@ -16,7 +16,7 @@ pub(super) async fn figures(State(site): State<Shared>, headers: HeaderMap) -> i
     }
 }
 
-/// Whether OpenMetrics is asked for by name, and no less than plain text is.
+/// Whether the client names OpenMetrics, and does not prefer plain text.
 fn wants_openmetrics(headers: &HeaderMap) -> bool {
     let (mut openmetrics, mut plain) = (0.0, 0.0);
     let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
@@ -33,8 +33,8 @@ fn wants_openmetrics(headers: &HeaderMap) -> bool {
     openmetrics > 0.0 && openmetrics >= plain
 }
 
-/// OpenMetrics text as Prometheus text 0.0.4: there a family is called as its samples are,
-/// and has no unit, nor the whole an end.
+/// Converts OpenMetrics to Prometheus text 0.0.4: there a family has the name of its samples, and
+/// there are neither units nor an end marker.
 fn prometheus(openmetrics: &str) -> String {
     let mut text = String::with_capacity(openmetrics.len());
     let mut help = None;
