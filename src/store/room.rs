@@ -3,6 +3,7 @@
 
 use super::tail::Tail;
 use crate::fair_queue::{Account, FairQueue};
+use crate::model::{Batch, Channels, Reading, channels_memory};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +19,9 @@ pub(super) struct Waiter {
     /// Whether it waits in the queue.
     waiting: AtomicBool,
     woken: Notify,
+    /// The list of channels of its last reading that was appended, which stays in memory with
+    /// it: no other list has its address.
+    channels: Mutex<Option<Channels>>,
 }
 
 /// Who waits for room, and what was granted and is not used yet.
@@ -35,6 +39,27 @@ impl Waiter {
 
     pub fn has_grant(&self) -> bool {
         self.granted.load(Ordering::Relaxed) > 0
+    }
+
+    /// What a batch takes in memory: a list of channels that its readings have in common with
+    /// those before it counts with them.
+    pub fn memory(&self, batch: &Batch) -> usize {
+        let known = self.channels.lock();
+        let first = batch.readings.first().map(Reading::channels);
+        let shared = first.zip(known.as_ref()).filter(|(first, known)| Arc::ptr_eq(first, known));
+        batch.memory() - shared.map_or(0, |(channels, _)| channels_memory(channels))
+    }
+
+    /// The batch's last list of channels, if [`Waiter::remember`] does not have it.
+    pub fn new_channels(&self, batch: &Batch) -> Option<Channels> {
+        let known = self.channels.lock();
+        let last = batch.readings.last().map(Reading::channels);
+        last.filter(|last| known.as_ref().is_none_or(|known| !Arc::ptr_eq(last, known))).cloned()
+    }
+
+    /// A batch whose last list of channels this is was appended.
+    pub fn remember(&self, channels: Channels) {
+        *self.channels.lock() = Some(channels);
     }
 
     /// Whether it has nothing that is to be given back.
@@ -118,5 +143,32 @@ impl Room {
             waiter.waiting.store(false, Ordering::Relaxed);
             waiter.woken.notify_waiters();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Basis, ChannelName, DeviceId, Timestamp, Value};
+
+    #[test]
+    fn a_list_of_channels_counts_once_for_the_readings_that_have_it_in_common() {
+        let channels = |name: &str| -> Channels { [ChannelName::new(name).expect("a valid name")].as_slice().into() };
+        let batch = |channels: &Channels| {
+            let reading = Reading::new(1, Timestamp(0), channels.clone(), Box::new([Value::Boolean(true)]));
+            let device = DeviceId::new("d").expect("a valid name");
+            Batch { device, session: None, basis: Basis::Wall, readings: vec![reading.expect("one of each")] }
+        };
+        let (waiter, one, other) = (Waiter::default(), channels("one"), channels("other"));
+        let whole = batch(&one).memory();
+        assert_eq!(waiter.memory(&batch(&one)), whole, "none is known");
+        let news = waiter.new_channels(&batch(&one)).expect("it is new");
+        waiter.remember(news);
+        assert_eq!(waiter.memory(&batch(&one)), whole - channels_memory(&one));
+        assert_eq!(waiter.new_channels(&batch(&one)), None);
+        assert_eq!(waiter.memory(&batch(&channels("one"))), whole, "another one that says the same");
+        assert_eq!(waiter.memory(&batch(&other)), batch(&other).memory());
+        waiter.remember(waiter.new_channels(&batch(&other)).expect("it is new"));
+        assert_eq!(waiter.memory(&batch(&one)), whole, "only the last is known");
     }
 }

@@ -95,7 +95,8 @@ pub(super) fn append(
         }
     }
     let Some(last) = batch.readings.last().map(|reading| reading.origin_seq) else { return Ok(()) };
-    let (basis, bytes) = (batch.basis, batch.memory());
+    let (basis, bytes) = (batch.basis, waiter.memory(&batch));
+    let channels = waiter.new_channels(&batch);
     let refused = match state.room.may_append(waiter, bytes, &mut state.tail, now) {
         true => state.tail.append(batch, bytes, mark, now).err(),
         false => Some(batch),
@@ -105,6 +106,9 @@ pub(super) fn append(
         return Err(Saturated(batch));
     }
     state.room.appended(waiter, bytes);
+    if let Some(channels) = channels {
+        waiter.remember(channels);
+    }
     state.boots.appended(basis);
     if let Some(mark) = mark {
         mark.accept(last);
