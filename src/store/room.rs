@@ -41,20 +41,15 @@ impl Waiter {
         self.granted.load(Ordering::Relaxed) > 0
     }
 
-    /// What a batch takes in memory: a list of channels that its readings have in common with
-    /// those before it counts with them.
-    pub fn memory(&self, batch: &Batch) -> usize {
+    /// What a batch takes in memory, where a list of channels that its readings have in common
+    /// with those before it counts with them; and its last list, if that is to be
+    /// [remembered](Waiter::remember).
+    pub fn memory(&self, batch: &Batch) -> (usize, Option<Channels>) {
         let known = self.channels.lock();
-        let first = batch.readings.first().map(Reading::channels);
-        let shared = first.zip(known.as_ref()).filter(|(first, known)| Arc::ptr_eq(first, known));
-        batch.memory() - shared.map_or(0, |(channels, _)| channels_memory(channels))
-    }
-
-    /// The batch's last list of channels, if [`Waiter::remember`] does not have it.
-    pub fn new_channels(&self, batch: &Batch) -> Option<Channels> {
-        let known = self.channels.lock();
-        let last = batch.readings.last().map(Reading::channels);
-        last.filter(|last| known.as_ref().is_none_or(|known| !Arc::ptr_eq(last, known))).cloned()
+        let is_known = |list: &&Channels| known.as_ref().is_some_and(|known| Arc::ptr_eq(known, list));
+        let first = batch.readings.first().map(Reading::channels).filter(is_known);
+        let last = batch.readings.last().map(Reading::channels).filter(|last| !is_known(last));
+        (batch.memory() - first.map_or(0, channels_memory), last.cloned())
     }
 
     /// A batch whose last list of channels this is was appended.
@@ -161,14 +156,13 @@ mod tests {
         };
         let (waiter, one, other) = (Waiter::default(), channels("one"), channels("other"));
         let whole = batch(&one).memory();
-        assert_eq!(waiter.memory(&batch(&one)), whole, "none is known");
-        let news = waiter.new_channels(&batch(&one)).expect("it is new");
-        waiter.remember(news);
-        assert_eq!(waiter.memory(&batch(&one)), whole - channels_memory(&one));
-        assert_eq!(waiter.new_channels(&batch(&one)), None);
-        assert_eq!(waiter.memory(&batch(&channels("one"))), whole, "another one that says the same");
-        assert_eq!(waiter.memory(&batch(&other)), batch(&other).memory());
-        waiter.remember(waiter.new_channels(&batch(&other)).expect("it is new"));
-        assert_eq!(waiter.memory(&batch(&one)), whole, "only the last is known");
+        assert_eq!(waiter.memory(&batch(&one)), (whole, Some(one.clone())), "none is known");
+        waiter.remember(one.clone());
+        assert_eq!(waiter.memory(&batch(&one)), (whole - channels_memory(&one), None));
+        let (bytes, _) = waiter.memory(&batch(&channels("one")));
+        assert_eq!(bytes, whole, "another one that says the same");
+        assert_eq!(waiter.memory(&batch(&other)), (batch(&other).memory(), Some(other.clone())));
+        waiter.remember(other.clone());
+        assert_eq!(waiter.memory(&batch(&one)).0, whole, "only the last is known");
     }
 }

@@ -155,6 +155,9 @@ impl Encoder {
 /// Divides batches, and large ones among them, into parts of at most so many bytes of memory,
 /// or of one reading.
 fn split(batches: &[Numbered], most: usize) -> Vec<Vec<Numbered>> {
+    if batches.iter().map(|batch| batch.batch.memory()).sum::<usize>() <= most {
+        return vec![batches.to_vec()];
+    }
     let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
     // Lists of channels that the part has already: they are in memory once.
     let mut lists: HashSet<*const ChannelName> = HashSet::new();

@@ -95,8 +95,8 @@ pub(super) fn append(
         }
     }
     let Some(last) = batch.readings.last().map(|reading| reading.origin_seq) else { return Ok(()) };
-    let (basis, bytes) = (batch.basis, waiter.memory(&batch));
-    let channels = waiter.new_channels(&batch);
+    let basis = batch.basis;
+    let (bytes, channels) = waiter.memory(&batch);
     let refused = match state.room.may_append(waiter, bytes, &mut state.tail, now) {
         true => state.tail.append(batch, bytes, mark, now).err(),
         false => Some(batch),
