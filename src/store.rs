@@ -61,6 +61,7 @@ mod opening;
 mod paged;
 mod place;
 mod places;
+mod policy;
 mod quarantine;
 mod ranges;
 mod readers;

@@ -43,8 +43,8 @@ pub use header::Header;
 
 use crate::model::{Batch, ChannelName, Channels, DeviceId, Numbered, Reading, Seq, Timestamp, channels_memory};
 use basis::Kind;
-use column::{put_blob, put_difference, put_paced, put_values, put_varint};
-use columns::{Column, Output};
+use column::{put_blob, put_difference, put_paced, put_values};
+use columns::{Column, Output, put_varint};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 

@@ -5,18 +5,10 @@
 //! that the general compressor behind finds the bytes that repeat.
 
 use super::Corrupt;
-use super::columns::{Column, Output, Sources};
+use super::columns::{Column, Output, Sources, put_varint};
 use super::source::Source;
 use crate::model::Value;
 use std::ops::Range;
-
-pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80); // the low seven bits, and "more follows"
-        value >>= 7;
-    }
-    out.push(value as u8); // under 0x80 here
-}
 
 pub(super) fn put_blob(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);

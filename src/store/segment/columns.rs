@@ -151,8 +151,8 @@ impl Output {
         for stream in &self.streams {
             let compressed = if stream.len() < MIN_COMPRESSED { None } else { Some(compress(stream)?) };
             let stored = compressed.as_ref().filter(|compressed| compressed.len() < stream.len()).unwrap_or(stream);
-            super::column::put_varint(&mut block, stream.len() as u64);
-            super::column::put_varint(&mut block, stored.len() as u64);
+            put_varint(&mut block, stream.len() as u64);
+            put_varint(&mut block, stored.len() as u64);
             contents.extend_from_slice(stored);
         }
         block.extend(contents);
@@ -242,4 +242,13 @@ impl Streams<'_> {
         let sources = self.0.iter().map(|stream| Input::new(stream)).collect();
         Sources { sources, begun: Begun { goes_on: true, ..Begun::default() } }
     }
+}
+
+/// Appends a number as LEB128.
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80); // the low seven bits, and "more follows"
+        value >>= 7;
+    }
+    out.push(value as u8); // under 0x80 here
 }
