@@ -23,7 +23,7 @@ pub use epochs::{Epoch, EpochRange, Epochs};
 pub use glob::{glob, stray_in_devices};
 pub use names::{ChannelName, CommandId, CommandName, DeviceId, GatewayId, InvalidName, Token};
 pub use presence::{Cause, DeviceStatus, Presence};
-pub use reading::{Batch, Channels, Reading, SequencedBatch, ShapeMismatch, Value};
+pub use reading::{Batch, Channels, Reading, SequencedBatch, ShapeMismatch, Value, channels_memory};
 pub use timestamp::{InvalidTime, Timestamp, as_text as time_as_text};
 
 use serde::{Deserialize, Serialize};

@@ -147,7 +147,8 @@ pub struct Store {
     pub thin: Option<u32>,
     /// Memory for readings that are not settled; devices wait when it is used up.
     pub max_pending: ByteSize,
-    /// Memory of readings not on disk that makes a commit due at once.
+    /// Memory of readings not on disk that makes a commit due at once; twice as much of those that
+    /// come slowly and are confirmed.
     pub segment_size: ByteSize,
     /// Changes of devices' presence that are kept.
     pub audit: u32,

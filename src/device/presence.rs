@@ -42,7 +42,8 @@ const MAX_GRACE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct PresenceTable {
     rules: Rules,
-    known: HashMap<DeviceId, Known>,
+    /// In a table of pointers: of a table a part is empty.
+    known: HashMap<DeviceId, Box<Known>>,
     /// When to look at whom.
     due: BTreeSet<(Duration, DeviceId)>,
     /// The order in which devices' states were told last.
@@ -136,7 +137,7 @@ impl PresenceTable {
                 version: self.version,
                 due: None,
             };
-            self.known.insert(device.clone(), known);
+            self.known.insert(device.clone(), Box::new(known));
             let calms = status.flapping.then_some(at + self.rules.flap_damping);
             self.look_at(&device, if was_there { Some(at + self.rules.return_within) } else { calms });
         }
@@ -203,7 +204,7 @@ impl PresenceTable {
                 version: 0,
                 due: None,
             };
-            self.known.insert(device.clone(), known);
+            self.known.insert(device.clone(), Box::new(known));
         }
         if let Some(known) = self.known.get_mut(device) {
             known.link = link;

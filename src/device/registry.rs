@@ -13,7 +13,7 @@ use crate::model::{Cause, CommandResult, DeviceCommand, DeviceId, DeviceStatus};
 use crate::store::KnownDevices;
 use connected::{Slot, Waiting};
 use parking_lot::{Mutex, MutexGuard};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -60,7 +60,7 @@ struct Session {
     link: Arc<str>,
     proven: bool,
     /// Devices behind it, and whether they are there.
-    subs: HashMap<DeviceId, bool>,
+    subs: BTreeMap<DeviceId, bool>,
 }
 
 /// A device introduces itself.
@@ -180,7 +180,7 @@ impl Registry {
             id: session,
             link: link.clone(),
             proven,
-            subs: HashMap::new(),
+            subs: BTreeMap::new(),
         };
         let subs = table.sessions.insert(device.clone(), new).map(|older| older.subs).unwrap_or_default();
         table.subs_left(subs, Cause::HubOffline, now);
@@ -365,7 +365,7 @@ impl Table {
     }
 
     /// A hub is gone, and so are those behind it.
-    fn subs_left(&mut self, subs: HashMap<DeviceId, bool>, cause: Cause, now: Now) {
+    fn subs_left(&mut self, subs: BTreeMap<DeviceId, bool>, cause: Cause, now: Now) {
         for (sub, there) in subs {
             if there {
                 self.presence.left(&sub, cause, None, now);

@@ -80,6 +80,11 @@ impl Reading {
 /// What a channel's name takes in memory beside its bytes.
 const CHANNEL: usize = size_of::<ChannelName>() + 2 * size_of::<usize>();
 
+/// What a list of channels takes in memory, in bytes, near enough to bound a queue.
+pub fn channels_memory(channels: &Channels) -> usize {
+    channels.iter().map(|name| CHANNEL + name.as_str().len()).sum()
+}
+
 /// Readings of one device in the order in which it took them. All of them carry
 /// the device's `session` as their origin, or none does.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,7 +107,7 @@ impl Batch {
             bytes += reading.memory();
             if shared.is_none_or(|before| !Arc::ptr_eq(before, &reading.channels)) {
                 // A list of channels counts once for the readings that have it in common.
-                bytes += reading.channels.iter().map(|name| CHANNEL + name.as_str().len()).sum::<usize>();
+                bytes += channels_memory(&reading.channels);
                 shared = Some(&reading.channels);
             }
         }

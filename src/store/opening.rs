@@ -24,9 +24,10 @@ use super::retention::priority::PriorityRoutes;
 use super::shared::Shared;
 use super::sinks::positions::{AdoptedSinks, ConfiguredSink};
 use super::state::State;
+use super::tail::Tail;
 use super::tail::high_water::{HighWater, HighWaters};
+use super::tail::policy::Policy;
 use super::tail::room::Room;
-use super::tail::{Policy, Tail};
 use super::writer::{self, Stepper, Writer};
 use crate::clock::Clock;
 use crate::config::{self, Deliver, Route};
@@ -178,12 +179,16 @@ pub(super) fn prepare(
         tracing::error!(%why, "what was known of devices' presence cannot be read");
         KnownDevices::default()
     });
+    let bytes = |size: u64| usize::try_from(size.min(budget.commit())).unwrap_or(usize::MAX);
+    let segment_size = config.segment_size.as_u64();
+    let history_size = segment_size.saturating_mul(2).min(config.max_pending.as_u64() / 2).max(segment_size);
     let policy = Policy {
         commit_within: config.commit_within,
         history_within: config.history_within,
         after_commit: config.deliver == Deliver::AfterCommit,
         max_pending: usize::try_from(config.max_pending.as_u64()).unwrap_or(usize::MAX),
-        segment_bytes: usize::try_from(config.segment_size.as_u64().min(budget.commit())).unwrap_or(usize::MAX),
+        segment_bytes: bytes(segment_size),
+        history_bytes: bytes(history_size),
     };
     let AdoptedSinks { positions, retired, new } = found.sinks;
     let confirmed = positions.iter().map(|(confirmed, _)| *confirmed).collect();

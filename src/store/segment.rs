@@ -24,12 +24,15 @@
 //! | 3 | good, found once the clock could be believed |
 //! | 4, a boot's 16 bytes | as 2, the times of receipt counted from that boot |
 //!
+//! In format 3, of many groups, each kind of column has a stream of its own; see [`columns`].
+//!
 //! All numbers are LEB128. The block is compressed with zstd where that helps;
 //! the checksum is a CRC-32 over the header's numbers and the stored block, so
 //! a row moved, cut or flipped anywhere is noticed before it is decoded.
 
 mod basis;
 mod column;
+mod columns;
 mod decoding;
 mod header;
 mod source;
@@ -38,10 +41,11 @@ pub use decoding::{decode, decode_pieces};
 pub(super) use decoding::{is_sound, is_whole};
 pub use header::Header;
 
-use crate::model::{Batch, Channels, DeviceId, Reading, Seq, SequencedBatch, Timestamp};
+use crate::model::{Batch, ChannelName, Channels, DeviceId, Reading, Seq, SequencedBatch, Timestamp, channels_memory};
 use basis::Kind;
-use column::{put_blob, put_paced, put_values, put_varint};
-use std::collections::HashMap;
+use column::{put_blob, put_difference, put_paced, put_values};
+use columns::{Column, Output, put_varint};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// A segment cannot be what was written: why.
@@ -69,10 +73,13 @@ pub struct Encoded {
     pub batches: Vec<SequencedBatch>,
 }
 
-/// Writes segments; keeps its compression context and buffers between them.
+/// From so many groups on each kind of column has a stream of its own.
+const MANY_GROUPS: usize = 64;
+
+/// Writes segments; keeps its compression context between them.
 pub struct Encoder {
     compressor: zstd::bulk::Compressor<'static>,
-    raw: Vec<u8>,
+    many_groups: usize,
 }
 
 /// Readings that share device, session and channels.
@@ -93,7 +100,7 @@ impl Encoder {
     /// # Errors
     /// If zstd cannot allocate its context.
     pub fn new() -> std::io::Result<Encoder> {
-        Ok(Encoder { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, raw: Vec::new() })
+        Ok(Encoder { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, many_groups: MANY_GROUPS })
     }
 
     /// Encodes `batches`, which stand in the order of their seqs, as one segment or as
@@ -119,14 +126,17 @@ impl Encoder {
             let (from, to) = basis::range(batch);
             (oldest, newest) = (oldest.min(from), newest.max(to));
         }
-        self.raw.clear();
-        encode_groups(&mut self.raw, &group(first, &batches));
-
-        let block = if self.raw.len() < MIN_COMPRESSED {
-            self.raw.clone()
+        let groups = group(first, &batches);
+        let has_streams = groups.len() >= self.many_groups;
+        let mut out = if has_streams { Output::streams() } else { Output::one() };
+        encode_groups(&mut out, &groups);
+        let raw_length = out.len();
+        let block = if has_streams {
+            out.into_block(|stream| self.compressor.compress(stream))?
         } else {
-            let compressed = self.compressor.compress(&self.raw)?;
-            if compressed.len() < self.raw.len() { compressed } else { self.raw.clone() }
+            let raw = out.into_one();
+            let compressed = if raw.len() < MIN_COMPRESSED { None } else { Some(self.compressor.compress(&raw)?) };
+            compressed.filter(|compressed| compressed.len() < raw.len()).unwrap_or(raw)
         };
         let mut header = Header {
             first,
@@ -134,7 +144,7 @@ impl Encoder {
             count: fits(count).ok_or_else(too_large)?,
             oldest,
             newest,
-            raw_length: fits(self.raw.len()).ok_or_else(too_large)?,
+            raw_length: fits(raw_length).ok_or_else(too_large)?,
             checksum: 0,
         };
         header.checksum = header.expected_checksum(&block);
@@ -145,7 +155,12 @@ impl Encoder {
 /// Divides batches, and large ones among them, into parts of at most so many bytes of memory,
 /// or of one reading.
 fn split(batches: &[SequencedBatch], most: usize) -> Vec<Vec<SequencedBatch>> {
+    if batches.iter().map(|batch| batch.batch.memory()).sum::<usize>() <= most {
+        return vec![batches.to_vec()];
+    }
     let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
+    // Lists of channels that the part has already: they are in memory once.
+    let mut lists: HashSet<*const ChannelName> = HashSet::new();
     let mut left: Vec<SequencedBatch> = batches.iter().rev().cloned().collect();
     while let Some(next) = left.pop() {
         let memory = next.batch.memory();
@@ -154,11 +169,16 @@ fn split(batches: &[SequencedBatch], most: usize) -> Vec<Vec<SequencedBatch>> {
             left.extend([other, one]);
             continue;
         }
-        if bytes + memory > most {
+        let list = next.batch.readings.first().map(Reading::channels);
+        let known = list.filter(|list| !lists.insert(list.as_ptr()));
+        let more = memory - known.map_or(0, channels_memory);
+        if bytes + more > most {
             parts.extend(Some(std::mem::take(&mut part)).filter(|part| !part.is_empty()));
-            bytes = 0;
+            bytes = memory;
+            lists = list.map(|list| list.as_ptr()).into_iter().collect();
+        } else {
+            bytes += more;
         }
-        bytes += memory;
         part.push(next);
     }
     parts.push(part);
@@ -214,7 +234,7 @@ fn group(first: Seq, batches: &[SequencedBatch]) -> Vec<Group<'_>> {
     groups
 }
 
-fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
+fn encode_groups(out: &mut Output, groups: &[Group<'_>]) {
     let mut strings: Vec<&str> = Vec::new();
     let mut index_of: HashMap<&str, u64> = HashMap::new();
     for group in groups {
@@ -225,42 +245,60 @@ fn encode_groups(out: &mut Vec<u8>, groups: &[Group<'_>]) {
             });
         }
     }
-    let plain = groups.iter().all(|group| group.basis == Kind::Wall);
-    out.push(if plain { FORMAT } else { FORMAT_WITH_BASES });
-    put_varint(out, strings.len() as u64);
-    strings.iter().for_each(|name| put_blob(out, name.as_bytes()));
-    put_varint(out, groups.len() as u64);
+    let has_bases = out.has_streams() || groups.iter().any(|group| group.basis != Kind::Wall);
+    if !out.has_streams() {
+        out.at(Column::Head).push(if has_bases { FORMAT_WITH_BASES } else { FORMAT });
+    }
+    let head = out.at(Column::Head);
+    put_varint(head, strings.len() as u64);
+    strings.iter().for_each(|name| put_blob(head, name.as_bytes()));
+    put_varint(head, groups.len() as u64);
     let mut integers = Vec::new();
     for group in groups {
-        put_varint(out, index_of[group.device.as_str()]);
-        match group.session {
-            None => out.push(0),
-            Some(session) => {
-                out.push(1);
-                put_varint(out, session);
-            }
+        let device = index_of[group.device.as_str()];
+        match out.begun.device() {
+            Some(before) => put_difference(out.at(Column::Head), device, before),
+            None => put_varint(out.at(Column::Head), device),
         }
-        if !plain {
-            group.basis.put(out);
+        out.begun.set_device(device);
+        out.at(Column::Head).push(u8::from(group.session.is_some()));
+        if let Some(session) = group.session {
+            put_session(out, session);
         }
-        put_varint(out, group.channels.len() as u64);
-        group.channels.iter().for_each(|channel| put_varint(out, index_of[channel.as_str()]));
-        put_varint(out, group.rows.len() as u64);
-        for field in [
-            |(offset, _): &(u64, &Reading)| *offset as i64,             // under 2^32
-            |(_, reading): &(u64, &Reading)| reading.origin_seq as i64, // the same bits, and back again
-            |(_, reading): &(u64, &Reading)| reading.time.0,
-        ] {
+        let head = out.at(Column::Head);
+        if has_bases {
+            group.basis.put(head);
+        }
+        put_varint(head, group.channels.len() as u64);
+        group.channels.iter().for_each(|channel| put_varint(head, index_of[channel.as_str()]));
+        put_varint(head, group.rows.len() as u64);
+        let fields: [(Column, fn(&(u64, &Reading)) -> i64); 3] = [
+            (Column::Offset, |(offset, _)| *offset as i64),             // under 2^32
+            (Column::Origin, |(_, reading)| reading.origin_seq as i64), // the same bits, and back again
+            (Column::Time, |(_, reading)| reading.time.0),
+        ];
+        for (column, field) in fields {
             integers.clear();
             integers.extend(group.rows.iter().map(field));
-            put_paced(out, &integers);
+            put_paced(out, column, &integers);
         }
         if group.basis.has_receipts() {
-            put_paced(out, &group.received);
+            put_paced(out, Column::Receipt, &group.received);
         }
         for channel in 0..group.channels.len() {
-            put_values(out, group.rows.iter().map(|(_, reading)| &reading.values()[channel])); // one value a channel
+            // One value a channel.
+            put_values(out, channel, group.rows.iter().map(|(_, reading)| &reading.values()[channel]));
         }
+    }
+}
+
+/// Sessions are mostly random numbers, of which shorter ones gain nothing in a stream of such.
+fn put_session(out: &mut Output, session: u64) {
+    let has_streams = out.has_streams();
+    let bytes = out.at(Column::Session);
+    match has_streams {
+        true => bytes.extend_from_slice(&session.to_le_bytes()),
+        false => put_varint(bytes, session),
     }
 }
 
@@ -273,7 +311,7 @@ pub(super) fn too_large() -> (Header, Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Basis, BootId, ChannelName, Value};
+    use crate::model::{Basis, BootId, Value};
     use proptest::prelude::*;
 
     fn channels(names: &[&str]) -> Channels {
@@ -349,16 +387,37 @@ mod tests {
         segments.into_iter().next().map(|segment| (segment.header, segment.block))
     }
 
+    /// The same as a block with streams, however few groups there are.
+    fn encode_in_streams(batches: &[SequencedBatch]) -> Option<(Header, Vec<u8>)> {
+        let mut encoder = Encoder { many_groups: 1, ..Encoder::new().expect("zstd works") };
+        let segments = encoder.encode(batches).expect("zstd works");
+        segments.into_iter().next().map(|segment| (segment.header, segment.block))
+    }
+
     proptest! {
         #[test]
         fn any_batches_come_back_as_they_were(batches in any_batches()) {
-            match encode(&batches) {
-                None => prop_assert!(flat(&batches).is_empty()),
-                Some((header, block)) => {
-                    let back = decode(&header, &block).expect("what was written reads back");
-                    prop_assert_eq!(flat(&back), flat(&batches));
-                    prop_assert_eq!(back.last().map(SequencedBatch::last), Some(header.last()));
+            for encoded in [encode(&batches), encode_in_streams(&batches)] {
+                match encoded {
+                    None => prop_assert!(flat(&batches).is_empty()),
+                    Some((header, block)) => {
+                        let back = decode(&header, &block).expect("what was written reads back");
+                        prop_assert_eq!(flat(&back), flat(&batches));
+                        prop_assert_eq!(back.last().map(SequencedBatch::last), Some(header.last()));
+                    }
                 }
+            }
+        }
+
+        #[test]
+        fn streams_of_garbage_with_a_right_checksum_never_panic(batches in any_batches(), at in any::<prop::sample::Index>(), to in any::<u8>(), count in 0u32..50, longer in -3i64..4) {
+            if let Some((header, mut block)) = encode_in_streams(&batches) {
+                let at = at.index(block.len());
+                block[at] = to;
+                let raw_length = u32::try_from(i64::from(header.raw_length) + longer).unwrap_or(0);
+                let mut header = Header { raw_length, count: if longer == 0 { header.count } else { count }, ..header };
+                header.checksum = header.expected_checksum(&block);
+                let _ = decode(&header, &block);
             }
         }
 
@@ -509,6 +568,32 @@ mod tests {
     }
 
     #[test]
+    fn a_long_segment_with_streams_is_decoded_in_pieces() {
+        let channels = channels(&["a"]);
+        let mut batches = Vec::new();
+        for (n, first) in (0..700u64).zip((1..).step_by(100)) {
+            let device = DeviceId::new(&format!("d{}", n % 70)).expect("a valid name");
+            let reading = |at: u64| {
+                let value = Value::Float((at % 13) as f64 / 10.0);
+                Reading::new(n * 100 + at, Timestamp(at as i64), channels.clone(), [value].into()).expect("it fits")
+            };
+            let batch =
+                Batch { device, session: Some(n % 70), basis: Basis::Wall, readings: (0..100).map(reading).collect() };
+            batches.push(SequencedBatch { first: Seq(first), batch: Arc::new(batch) });
+        }
+        let (header, block) = encode(&batches).expect("there are readings");
+        assert!(header.pieces() > 1, "{header:?}");
+        let mut pieces = Vec::new();
+        decode_pieces(&header, &block, Seq::ZERO, &mut |piece| {
+            pieces.push(piece);
+            std::ops::ControlFlow::Continue(())
+        })
+        .expect("what was written reads back");
+        assert_eq!(pieces.len() as u64, header.pieces());
+        assert_eq!(flat(&pieces.concat()), flat(&batches));
+    }
+
+    #[test]
     fn what_takes_much_memory_is_written_as_several_segments() {
         let channels = channels(&["a", "b", "c"]);
         let all = constant(200_000, &channels);
@@ -518,8 +603,11 @@ mod tests {
         };
         for batches in [all, one] {
             let made = Encoder::new().and_then(|mut encoder| encoder.encode(&batches)).expect("zstd works");
-            let memory =
-                |batches: &[SequencedBatch]| -> usize { batches.iter().map(|batch| batch.batch.memory()).sum() };
+            // The list of channels is in memory once.
+            let memory = |batches: &[SequencedBatch]| -> usize {
+                let all: usize = batches.iter().map(|batch| batch.batch.memory() - channels_memory(&channels)).sum();
+                all + channels_memory(&channels)
+            };
             assert!(made.len() > memory(&batches) / MAX_MEMORY, "{} segments", made.len());
             let mut next = Seq(1);
             for segment in &made {
@@ -556,9 +644,9 @@ mod tests {
     }
 
     fn block(batches: &[SequencedBatch]) -> String {
-        let mut raw = Vec::new();
-        encode_groups(&mut raw, &group(batches[0].first, batches));
-        raw.iter().map(|byte| format!("{byte:02x}")).collect()
+        let mut out = Output::one();
+        encode_groups(&mut out, &group(batches[0].first, batches));
+        out.into_one().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     #[test]
@@ -567,6 +655,47 @@ mod tests {
         assert_eq!(block(&golden[..1]), GOLDEN_1);
         assert_eq!(block(&golden), GOLDEN_2);
         assert_eq!(decoded(GOLDEN_2, 3), golden);
+    }
+
+    #[test]
+    fn blocks_with_streams_are_laid_out_as_ever() {
+        let golden = golden();
+        let (header, block) = encode_in_streams(&golden).expect("there are readings");
+        assert_eq!(block.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), GOLDEN_STREAMS);
+        assert_eq!(header.raw_length, GOLDEN_STREAMS_LENGTH);
+        assert_eq!(decode(&header, &block), Ok(golden));
+    }
+
+    #[test]
+    fn a_few_readings_of_each_of_many_devices_take_few_bytes() {
+        let list = channels(&["temperature", "humidity", "pressure", "open"]);
+        let mix =
+            |n: u64| (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let batches: Vec<_> = (0..3000u64)
+            .map(|n| {
+                let (device, round) = (n % 1000, n / 1000);
+                let noise = |place: u32| (mix(n) >> (8 * place) & 7) as f64;
+                let values = [
+                    Value::Float((2150.0 + (mix(device) % 400) as f64 + noise(1)) / 100.0),
+                    Value::Float((455.0 + (mix(device) % 150) as f64 - noise(2)) / 10.0),
+                    Value::Integer(101_325 + (mix(device) % 250) as i64 + noise(3) as i64),
+                    Value::Boolean(device % 100 < 50),
+                ];
+                let time = Timestamp(1_763_859_723_000_000 + (n * 500 + mix(n) % 300) as i64);
+                let reading = Reading::new(1000 + round, time, list.clone(), values.into()).expect("it fits");
+                let batch = Batch {
+                    device: DeviceId::new(&format!("device-{device:05}")).expect("a valid name"),
+                    session: Some(mix(device * 77)),
+                    basis: Basis::Wall,
+                    readings: vec![reading],
+                };
+                SequencedBatch { first: Seq(5000 + n), batch: Arc::new(batch) }
+            })
+            .collect();
+        let (header, block) = encode(&batches).expect("there are readings");
+        let sessions = 8 * 1000;
+        assert!(block.len() < sessions + 7 * 3000, "{} bytes", block.len());
+        assert_eq!(flat(&decode(&header, &block).expect("it reads back")), flat(&batches));
     }
 
     #[test]
@@ -593,6 +722,16 @@ mod tests {
         "b0b0b0b0b0b001010101020104c0843d04030a0001070201010101040106c0843d06c0843d96c29c",
         "b00d030a",
     );
+
+    /// Lengths and streams: names and groups, sessions, units and kinds, offsets, origins, times,
+    /// receipts, values.
+    const GOLDEN_STREAMS: &str = concat!(
+        "03282818181717030303030303050503030000000000000000000000000000020164016103000100",
+        "010101000101b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0010101000102010101070000000000000007",
+        "000000000000000700000000000000c0843d01c0843d030101c0843d030101c0843dc0843d030002",
+        "0202020202020296c29cb00d0a0000",
+    );
+    const GOLDEN_STREAMS_LENGTH: u32 = 104;
 
     const GOLDEN_3: &str = concat!(
         "0202016401610200010703010101c0843d000102c0843d02030a00010704b0b0b0b0b0b0b0b0b0b0",

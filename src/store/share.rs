@@ -95,7 +95,8 @@ pub(super) fn append(
         }
     }
     let Some(last) = batch.readings.last().map(|reading| reading.origin_seq) else { return Ok(()) };
-    let (basis, bytes) = (batch.basis, batch.memory());
+    let basis = batch.basis;
+    let (bytes, channels) = waiter.memory(&batch);
     let refused = match state.room.may_append(waiter, bytes, &mut state.tail, now) {
         true => state.tail.append(batch, bytes, high_water, now).err(),
         false => Some(batch),
@@ -105,6 +106,9 @@ pub(super) fn append(
         return Err(Saturated(batch));
     }
     state.room.appended(waiter, bytes);
+    if let Some(channels) = channels {
+        waiter.remember(channels);
+    }
     state.boots.appended(basis);
     if let Some(high_water) = high_water {
         high_water.accept(last);

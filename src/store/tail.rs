@@ -16,30 +16,20 @@
 //! acknowledged through the sinks goes on, and only the local history has a hole.
 
 pub(super) mod high_water;
+pub(super) mod policy;
 pub(super) mod room;
 
 use crate::config::HistoryWithin;
 use crate::model::{Batch, DeviceId, Seq, SequencedBatch};
 use crate::store::tail::high_water::HighWater;
+use policy::Policy;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The rules by which the log commits and holds back.
-#[derive(Debug, Clone)]
-pub(super) struct Policy {
-    /// A reading that not every sink confirmed is on disk this soon.
-    pub commit_within: Duration,
-    /// A confirmed reading is on disk this soon, if at all.
-    pub history_within: HistoryWithin,
-    /// Sinks see a reading only once it is on disk.
-    pub after_commit: bool,
-    /// Bytes of readings, unsettled or unsaved, beyond which nothing is accepted.
-    pub max_pending: usize,
-    /// Bytes of unsaved readings that make a commit due at once.
-    pub segment_bytes: usize,
-}
-
+/// Readings that take longer than this to fill a segment come slowly: the disk keeps up with
+/// them, whatever it is given at a time.
+const SLOWLY: Duration = Duration::from_secs(1);
 /// How long a full memory waits for the disk before history gives way.
 const HISTORY_WAITS: Duration = Duration::from_secs(5);
 /// Requests for much fill one part in so many of the memory: those for little wait until what
@@ -179,8 +169,11 @@ impl Tail {
     /// leave as a rule: with a disk that stands still and sinks that do not, it would grow
     /// without end.
     fn is_full(&self, promised: usize, bytes: usize, spare: usize) -> bool {
-        let held = self.unsettled_bytes.max(self.unsaved_bytes) + promised;
-        held > 0 && held + bytes + spare > self.policy.max_pending
+        let most = self.policy.max_pending;
+        let exceeds = |held: usize, spare: usize| held > 0 && held + bytes + spare > most;
+        // Nobody waits for history; it may fill more than what is asked for by those for much.
+        let beside_history = if self.comes_slowly() { spare.min(most / FOR_LITTLE) } else { spare };
+        exceeds(self.unsettled_bytes + promised, spare) || exceeds(self.unsaved_bytes + promised, beside_history)
     }
 
     /// Lets go of readings that every sink confirmed and that are not saved, until there is
@@ -326,8 +319,9 @@ impl Tail {
         let mut pending = (0, 0);
         let mut untracked = false;
         let mut bytes = 0;
+        let most = self.commit_bytes();
         let fits = |entry: &&Entry| {
-            let fits = bytes < self.policy.segment_bytes;
+            let fits = bytes < most;
             bytes += entry.bytes;
             fits
         };
@@ -435,7 +429,18 @@ impl Tail {
 
     /// Whether the byte bound alone makes a commit due.
     pub fn segment_is_full(&self) -> bool {
-        self.unsaved_bytes >= self.policy.segment_bytes
+        self.unsaved_bytes >= self.commit_bytes() || self.unsettled_bytes >= self.policy.segment_bytes
+    }
+
+    /// Bytes of unsaved readings that make a commit due at once, of which it takes no more.
+    fn commit_bytes(&self) -> usize {
+        if self.comes_slowly() { self.policy.history_bytes } else { self.policy.segment_bytes }
+    }
+
+    fn comes_slowly(&self) -> bool {
+        let oldest = self.entries.get(self.saved_entries).map(|entry| entry.arrived);
+        let newest = self.entries.back().map(|entry| entry.arrived);
+        oldest.zip(newest).is_some_and(|(oldest, newest)| newest.saturating_sub(oldest) > SLOWLY)
     }
 
     pub fn policy(&self) -> &Policy {
@@ -458,6 +463,7 @@ mod tests {
             after_commit: false,
             max_pending: 1 << 20,
             segment_bytes: 1 << 20,
+            history_bytes: 1 << 20,
         }
     }
 
@@ -501,7 +507,7 @@ mod tests {
     #[test]
     fn a_commit_takes_a_segments_worth_and_the_rest_is_due_at_once() {
         let bytes = batch(1..=1).memory();
-        let mut tail = tail(Policy { segment_bytes: bytes + 1, ..policy() }, 1);
+        let mut tail = tail(Policy { segment_bytes: bytes + 1, history_bytes: bytes + 1, ..policy() }, 1);
         for origin in 1..=3 {
             tail.add(batch(origin..=origin), None, SECOND).expect("there is room");
         }
@@ -510,6 +516,45 @@ mod tests {
         tail.saved(work.upto);
         assert_eq!(tail.due(), Some(2 * SECOND), "as soon as it was before");
         assert_eq!(seqs(&tail.unsaved().batches), [3]);
+    }
+
+    #[test]
+    fn readings_that_come_slowly_and_are_confirmed_wait_until_there_are_more() {
+        let bytes = batch(1..=1).memory();
+        let sizes = Policy { segment_bytes: 2 * bytes, history_bytes: 4 * bytes, ..policy() };
+        let filled = |apart: Duration, confirmed: u64| {
+            let mut tail = tail(sizes.clone(), 1);
+            for origin in 1..=3 {
+                tail.add(batch(origin..=origin), None, SECOND + apart * origin as u32).expect("there is room");
+                tail.confirm(0, Seq(confirmed.min(origin)));
+            }
+            tail
+        };
+        let at_once = Some(Duration::ZERO);
+        assert_eq!(filled(SECOND / 10, 3).due(), at_once, "they come fast");
+        assert_eq!(filled(SECOND, 1).due(), at_once, "a segment's worth is not confirmed");
+        let mut slow = filled(SECOND, 3);
+        assert_eq!((slow.due(), slow.segment_is_full()), (Some(302 * SECOND), false));
+        slow.add(batch(4..=5), None, 5 * SECOND).expect("there is room");
+        assert_eq!((slow.due(), slow.segment_is_full()), (at_once, true));
+        assert_eq!(seqs(&slow.unsaved().batches), [1, 2, 3, 4, 5], "and are written at once");
+    }
+
+    #[test]
+    fn history_that_came_slowly_keeps_nobody_waiting() {
+        let mib = 1 << 20;
+        let sizes = Policy { max_pending: 16 * mib, segment_bytes: 4 * mib, history_bytes: 8 * mib, ..policy() };
+        let room_for_much = |apart: Duration, confirmed: Seq| {
+            let mut tail = tail(sizes.clone(), 1);
+            for n in 1..=7 {
+                tail.append(batch(n..=n), mib, None, apart * n as u32).expect("there is room");
+            }
+            tail.confirm(0, confirmed);
+            tail.has_room(0, mib, false, 8 * SECOND)
+        };
+        assert!(room_for_much(SECOND, Seq(7)));
+        assert!(!room_for_much(SECOND, Seq(1)), "much is not settled");
+        assert!(!room_for_much(SECOND / 10, Seq(7)), "it came fast: the disk is behind");
     }
 
     #[test]
@@ -675,7 +720,7 @@ mod tests {
 
     #[test]
     fn a_full_segment_is_due_at_once() {
-        let mut tail = tail(Policy { segment_bytes: 1, ..policy() }, 1);
+        let mut tail = tail(Policy { segment_bytes: 1, history_bytes: 1, ..policy() }, 1);
         tail.add(batch(1..=1), None, SECOND).expect("there is room");
         assert_eq!(tail.due(), Some(Duration::ZERO));
     }

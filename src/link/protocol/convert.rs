@@ -91,14 +91,66 @@ impl Converted {
     }
 }
 
+/// What indexes stand for, as the device said: names are looked at when they are used, and many
+/// devices say nothing for long.
+#[derive(Debug)]
+struct Declared {
+    /// All of them, one behind the other.
+    names: Box<str>,
+    by_index: Box<[(u16, Declaration)]>,
+}
+
+#[derive(Debug)]
+enum Declaration {
+    /// Where the name begins and ends.
+    Unused(u32, u32),
+    Used(ChannelName),
+    Twice,
+}
+
+impl Declared {
+    fn new(channels: &[ChannelDeclaration]) -> Declared {
+        let mut names = String::with_capacity(channels.iter().map(|channel| channel.name.len()).sum());
+        let mut by_index: Vec<(u16, Declaration)> = Vec::with_capacity(channels.len());
+        for channel in channels {
+            match by_index.binary_search_by_key(&channel.index, |(index, _)| *index) {
+                Ok(at) => by_index[at].1 = Declaration::Twice, // it was found there
+                Err(at) => {
+                    let start = names.len();
+                    names.push_str(&channel.name);
+                    // No message is longer.
+                    let place = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+                    by_index.insert(at, (channel.index, Declaration::Unused(place(start), place(names.len()))));
+                }
+            }
+        }
+        Declared { names: names.into(), by_index: by_index.into() }
+    }
+
+    fn name(&mut self, index: u16) -> Result<ChannelName, ConvertError> {
+        let found = self.by_index.binary_search_by_key(&index, |(index, _)| *index);
+        let (_, declaration) =
+            found.ok().and_then(|at| self.by_index.get_mut(at)).ok_or(ConvertError::Undeclared(index))?;
+        match declaration {
+            Declaration::Used(name) => Ok(name.clone()),
+            Declaration::Twice => Err(ConvertError::DeclaredTwice(index)),
+            Declaration::Unused(start, end) => {
+                let text = self.names.get(*start as usize..*end as usize); // at least 32 bits on every target
+                let name = name(text.unwrap_or_default())?;
+                *declaration = Declaration::Used(name.clone());
+                Ok(name)
+            }
+        }
+    }
+}
+
 /// Converts the readings of one session.
 #[derive(Debug)]
 pub struct Converter {
     device: DeviceId,
     session: u64,
     times: Times,
-    /// What indexes stand for, or why they stand for nothing.
-    declared: Vec<(u16, Result<ChannelName, ConvertError>)>,
+    declared: Declared,
     shapes: Vec<Shape>,
     next_shape: usize,
     /// The highest seq that came on this connection, or need not come on it.
@@ -117,13 +169,7 @@ impl Converter {
         rules: TimeRules,
         channels: &[ChannelDeclaration],
     ) -> Converter {
-        let mut declared: Vec<(u16, Result<ChannelName, ConvertError>)> = Vec::with_capacity(channels.len());
-        for channel in channels {
-            match declared.binary_search_by_key(&channel.index, |(index, _)| *index) {
-                Ok(at) => declared[at].1 = Err(ConvertError::DeclaredTwice(channel.index)), // it was found there
-                Err(at) => declared.insert(at, (channel.index, name(&channel.name))),
-            }
-        }
+        let declared = Declared::new(channels);
         let times = Times::new(clock, rules);
         Converter { device, session, times, declared, shapes: Vec::new(), next_shape: 0, seen: 0, anywhere: false }
     }
@@ -357,13 +403,10 @@ impl Converter {
         Ok(channels)
     }
 
-    fn resolve(&self, channel: &ChannelRef) -> Result<ChannelName, ConvertError> {
+    fn resolve(&mut self, channel: &ChannelRef) -> Result<ChannelName, ConvertError> {
         match channel {
             ChannelRef::Name(text) => name(text),
-            ChannelRef::Index(index) => match self.declared.binary_search_by_key(index, |(index, _)| *index) {
-                Ok(at) => self.declared[at].1.clone(), // it was found there
-                Err(_) => Err(ConvertError::Undeclared(*index)),
-            },
+            ChannelRef::Index(index) => self.declared.name(*index),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use super::basis::Kind;
 use super::column::{self, paced};
+use super::columns::{Column, Sources, Streams};
 use super::source::{Compressed, Input, Source};
 use super::{Corrupt, FORMAT, FORMAT_WITH_BASES, Header, MAX_RAW_LENGTH};
 use crate::model::{Batch, ChannelName, Channels, DeviceId, Reading, Seq, SequencedBatch, Timestamp, Value};
@@ -57,23 +58,27 @@ pub fn decode_pieces(
         if header.raw_length > MAX_RAW_LENGTH {
             return Err(Corrupt("it claims an impossible length"));
         }
-        let batches = if block.len() == length {
-            decode_rows(header, &mut Input::new(block), None)?
+        let batches = if Streams::are_in(block) {
+            decode_rows(header, &mut Streams::of(block, length)?.sources(), None)?
+        } else if block.len() == length {
+            decode_rows(header, &mut Sources::one(Input::new(block)), None)?
         } else {
             let raw = zstd::bulk::decompress(block, length).map_err(|_| Corrupt("it does not decompress"))?;
-            decode_rows(header, &mut Input::new(&raw), None)?
+            decode_rows(header, &mut Sources::one(Input::new(&raw)), None)?
         };
         let _ = give(batches);
         return Ok(());
     }
+    let streams = Streams::are_in(block).then(|| Streams::of(block, length)).transpose()?;
     let step = span.div_ceil(pieces);
     let mut start = after.next().0.saturating_sub(header.first.0);
     while start < span {
         let piece = start..start.saturating_add(step).min(span);
         start = piece.end;
-        let batches = match block.len() == length {
-            true => decode_rows(header, &mut Input::new(block), Some(&piece))?,
-            false => decode_rows(header, &mut Compressed::new(block, length)?, Some(&piece))?,
+        let batches = match &streams {
+            Some(streams) => decode_rows(header, &mut streams.sources(), Some(&piece))?,
+            None if block.len() == length => decode_rows(header, &mut Sources::one(Input::new(block)), Some(&piece))?,
+            None => decode_rows(header, &mut Sources::one(Compressed::new(block, length)?), Some(&piece))?,
         };
         if !batches.is_empty() && give(batches).is_break() {
             return Ok(());
@@ -93,18 +98,21 @@ struct GroupHead {
 }
 
 /// Decodes the readings whose offsets from the first seq lie in `piece`, or all.
-fn decode_rows(
+fn decode_rows<S: Source>(
     header: &Header,
-    input: &mut impl Source,
+    input: &mut Sources<S>,
     piece: Option<&Range<u64>>,
 ) -> Result<Vec<SequencedBatch>, Corrupt> {
-    let has_bases = match input.byte()? {
-        FORMAT => false,
-        FORMAT_WITH_BASES => true,
-        _ => return Err(Corrupt("its format is unknown")),
-    };
+    let has_streams = input.has_streams();
+    let head = input.at(Column::Head);
+    let has_bases = has_streams
+        || match head.byte()? {
+            FORMAT => false,
+            FORMAT_WITH_BASES => true,
+            _ => return Err(Corrupt("its format is unknown")),
+        };
     let strings =
-        (0..input.count(1)?).map(|_| input.text().map(str::to_owned)).collect::<Result<Vec<String>, Corrupt>>()?;
+        (0..head.count(1)?).map(|_| head.text().map(str::to_owned)).collect::<Result<Vec<String>, Corrupt>>()?;
     let count = header.count as usize; // fits: the target has at least 32 bits
     if count > input.remaining() || header.span() < u64::from(header.count) || count == 0 {
         return Err(Corrupt("its count is impossible"));
@@ -113,11 +121,12 @@ fn decode_rows(
         None if !header.is_sparse() => Places::dense(count),
         _ => Places::Sparse(Vec::new()),
     };
-    let group_count = input.count(1)?;
+    let group_count = input.at(Column::Head).count(1)?;
     let mut heads = Vec::with_capacity(group_count);
+    let mut list: (Vec<u64>, Channels) = (Vec::new(), Channels::from([]));
     for group in 0..group_count {
         let mut put = |offset, reading| places.put(offset, group, reading);
-        heads.push(decode_group(input, has_bases, &strings, piece, &mut put)?);
+        heads.push(decode_group(input, has_bases, &strings, &mut list, piece, &mut put)?);
     }
     if input.remaining() != 0 {
         return Err(Corrupt("it is longer than its content"));
@@ -203,36 +212,54 @@ fn assemble(
     Ok(batches)
 }
 
-fn decode_group(
-    input: &mut impl Source,
+/// `list` is the list of channels of the group before, by their names' places: many groups have the
+/// same, which is then in memory once.
+fn decode_group<S: Source>(
+    input: &mut Sources<S>,
     has_bases: bool,
     strings: &[String],
+    list: &mut (Vec<u64>, Channels),
     piece: Option<&Range<u64>>,
     place: &mut dyn FnMut(u64, Reading) -> Result<(), Corrupt>,
 ) -> Result<GroupHead, Corrupt> {
-    let device = DeviceId::new(string(input, strings)?).map_err(|_| Corrupt("a device's name is invalid"))?;
-    let session = match input.byte()? {
+    let before = input.begun.device();
+    let head = input.at(Column::Head);
+    let device = match before {
+        Some(before) => column::difference(head, before)?,
+        None => head.varint()?,
+    };
+    let name = DeviceId::new(string(device, strings)?).map_err(|_| Corrupt("a device's name is invalid"))?;
+    let has_session = head.byte()?;
+    input.begun.set_device(device);
+    let session = match has_session {
         0 => None,
-        1 => Some(input.varint()?),
+        1 => Some(session(input)?),
         _ => return Err(Corrupt("a session is neither there nor absent")),
     };
-    let basis = if has_bases { Kind::read(input)? } else { Kind::Wall };
-    let channels: Channels = (0..input.count(1)?)
-        .map(|_| ChannelName::new(string(input, strings)?).map_err(|_| Corrupt("a channel's name is invalid")))
-        .collect::<Result<_, _>>()?;
-    let rows = input.count(1)?;
+    let head = input.at(Column::Head);
+    let basis = if has_bases { Kind::read(head)? } else { Kind::Wall };
+    let indexes = (0..head.count(1)?).map(|_| head.varint()).collect::<Result<Vec<u64>, Corrupt>>()?;
+    if list.0 != indexes {
+        let name = |index: &u64| {
+            ChannelName::new(string(*index, strings)?).map_err(|_| Corrupt("a channel's name is invalid"))
+        };
+        let channels = indexes.iter().map(name).collect::<Result<Channels, Corrupt>>()?;
+        *list = (indexes, channels);
+    }
+    let channels = &list.1;
+    let rows = input.rows()?;
     let (offsets, wanted) = offsets(input, rows, piece)?;
-    let origins = paced(input, rows, |row, _| wanted.contains(&row))?;
-    let times = paced(input, rows, |row, _| wanted.contains(&row))?;
+    let origins = paced(input, Column::Origin, rows, |row, _| wanted.contains(&row))?;
+    let times = paced(input, Column::Time, rows, |row, _| wanted.contains(&row))?;
     let received = match basis.has_receipts() {
-        true => paced(input, rows, |row, _| wanted.contains(&row))?.into(),
+        true => paced(input, Column::Receipt, rows, |row, _| wanted.contains(&row))?.into(),
         false => VecDeque::new(),
     };
     let mut values: Vec<Vec<Value>> = Vec::new();
     values.resize_with(wanted.len(), || Vec::with_capacity(channels.len()));
     if rows > 0 {
-        for _ in 0..channels.len() {
-            column::values(input, rows, &wanted, &mut values)?;
+        for channel in 0..channels.len() {
+            column::values(input, channel, rows, &wanted, &mut values)?;
         }
     }
     for (((offset, origin), time), values) in offsets.into_iter().zip(origins).zip(times).zip(values) {
@@ -242,24 +269,35 @@ fn decode_group(
         let offset = u64::try_from(offset).map_err(|_| Corrupt("a reading's place is impossible"))?;
         place(offset, reading)?;
     }
-    Ok(GroupHead { device, session, basis, rows, received })
+    Ok(GroupHead { device: name, session, basis, rows, received })
 }
 
-fn string<'s>(input: &mut impl Source, strings: &'s [String]) -> Result<&'s str, Corrupt> {
-    let index = usize::try_from(input.varint()?).unwrap_or(usize::MAX);
+fn session<S: Source>(input: &mut Sources<S>) -> Result<u64, Corrupt> {
+    let has_streams = input.has_streams();
+    let bytes = input.at(Column::Session);
+    if !has_streams {
+        return bytes.varint();
+    }
+    let mut session = [0; 8];
+    session.copy_from_slice(bytes.take(8)?);
+    Ok(u64::from_le_bytes(session))
+}
+
+fn string(index: u64, strings: &[String]) -> Result<&str, Corrupt> {
+    let index = usize::try_from(index).unwrap_or(usize::MAX);
     strings.get(index).map(String::as_str).ok_or(Corrupt("a name is missing"))
 }
 
 /// The offsets of a group's wanted readings, and which of its rows they are: readings stand
 /// in the order of their seqs.
-fn offsets(
-    input: &mut impl Source,
+fn offsets<S: Source>(
+    input: &mut Sources<S>,
     rows: usize,
     piece: Option<&Range<u64>>,
 ) -> Result<(Vec<i64>, Range<usize>), Corrupt> {
-    let Some(piece) = piece else { return Ok((paced(input, rows, |_, _| true)?, 0..rows)) };
+    let Some(piece) = piece else { return Ok((paced(input, Column::Offset, rows, |_, _| true)?, 0..rows)) };
     let (mut wanted, mut before, mut ascending) = (0..0, -1, true);
-    let offsets = paced(input, rows, |row, offset| {
+    let offsets = paced(input, Column::Offset, rows, |row, offset| {
         ascending &= offset > before;
         before = offset;
         let offset = offset.unsigned_abs();

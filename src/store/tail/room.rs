@@ -2,6 +2,7 @@
 //! granted some is woken.
 
 use crate::fair_queue::{Account, FairQueue};
+use crate::model::{Batch, Channels, Reading, channels_memory};
 use crate::store::tail::Tail;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -18,6 +19,9 @@ pub(in crate::store) struct Waiter {
     /// Whether it waits in the queue.
     waiting: AtomicBool,
     woken: Notify,
+    /// The list of channels of its last reading that was appended, which stays in memory with
+    /// it: no other list has its address.
+    channels: Mutex<Option<Channels>>,
 }
 
 /// Who waits for room, and what was granted and is not used yet.
@@ -35,6 +39,22 @@ impl Waiter {
 
     pub fn has_grant(&self) -> bool {
         self.granted.load(Ordering::Relaxed) > 0
+    }
+
+    /// What a batch takes in memory, where a list of channels that its readings have in common
+    /// with those before it counts with them; and its last list, if that is to be
+    /// [remembered](Waiter::remember).
+    pub fn memory(&self, batch: &Batch) -> (usize, Option<Channels>) {
+        let known = self.channels.lock();
+        let is_known = |list: &&Channels| known.as_ref().is_some_and(|known| Arc::ptr_eq(known, list));
+        let first = batch.readings.first().map(Reading::channels).filter(is_known);
+        let last = batch.readings.last().map(Reading::channels).filter(|last| !is_known(last));
+        (batch.memory() - first.map_or(0, channels_memory), last.cloned())
+    }
+
+    /// A batch whose last list of channels this is was appended.
+    pub fn remember(&self, channels: Channels) {
+        *self.channels.lock() = Some(channels);
     }
 
     /// Whether it has nothing that is to be given back.
@@ -118,5 +138,31 @@ impl Room {
             waiter.waiting.store(false, Ordering::Relaxed);
             waiter.woken.notify_waiters();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Basis, ChannelName, DeviceId, Timestamp, Value};
+
+    #[test]
+    fn a_list_of_channels_counts_once_for_the_readings_that_have_it_in_common() {
+        let channels = |name: &str| -> Channels { [ChannelName::new(name).expect("a valid name")].as_slice().into() };
+        let batch = |channels: &Channels| {
+            let reading = Reading::new(1, Timestamp(0), channels.clone(), Box::new([Value::Boolean(true)]));
+            let device = DeviceId::new("d").expect("a valid name");
+            Batch { device, session: None, basis: Basis::Wall, readings: vec![reading.expect("one of each")] }
+        };
+        let (waiter, one, other) = (Waiter::default(), channels("one"), channels("other"));
+        let whole = batch(&one).memory();
+        assert_eq!(waiter.memory(&batch(&one)), (whole, Some(one.clone())), "none is known");
+        waiter.remember(one.clone());
+        assert_eq!(waiter.memory(&batch(&one)), (whole - channels_memory(&one), None));
+        let (bytes, _) = waiter.memory(&batch(&channels("one")));
+        assert_eq!(bytes, whole, "another one that says the same");
+        assert_eq!(waiter.memory(&batch(&other)), (batch(&other).memory(), Some(other.clone())));
+        waiter.remember(other.clone());
+        assert_eq!(waiter.memory(&batch(&one)).0, whole, "only the last is known");
     }
 }
