@@ -9,6 +9,7 @@ mod broker;
 mod commands;
 mod devices;
 mod env;
+mod file_sink;
 mod forms;
 mod http;
 mod keys;
@@ -24,6 +25,7 @@ mod sections;
 mod serial;
 mod shipped;
 mod sinks;
+mod start;
 mod stray;
 mod token;
 mod transport;
@@ -35,6 +37,7 @@ pub use broker::{Broker, InvalidBroker};
 pub use commands::Commands;
 pub use devices::{Devices, Silence};
 pub use env::of_process as environment;
+pub use file_sink::{FILE_BATCH, FILE_WINDOW, FileSink, TextFormat, WhenFull};
 pub use http::Http;
 pub use listener::{Authentication, ClientCertificates, ListenerConfig, ServerTls, Tcp};
 pub use log_levels::{log_levels, remote_log_levels};
@@ -44,10 +47,11 @@ pub use problem::{Problem, Problems};
 pub use profile::Profile;
 pub use sections::{
     ClockTrust, Config, Deliver, Durability, Encoding, Gateway, HistoryWithin, Mqtt, MqttVersion, Priority, Route,
-    Start, Store, Topics,
+    Store, Topics,
 };
 pub use serial::{FlowControl, InvalidUsbId, Parity, Serial, UsbId};
 pub use sinks::{Sink, SinkKind, headers as sink_headers};
+pub use start::Start;
 pub use token::{TokenError, read_token};
 pub use transport::{Bind, Header, Pin, Proxy, Way};
 pub use validate::prefix_fault;

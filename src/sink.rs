@@ -22,6 +22,8 @@ mod check;
 
 pub mod mqtt;
 
+pub mod file;
+
 pub mod kinds;
 
 pub use check::{Certificates, CheckAs, Report};

@@ -160,7 +160,10 @@ fn a_gateway_without_links_or_sinks_is_refused() {
     let found = problems("");
     assert_eq!(found.len(), 2, "{found:#?}");
     assert!(found[0].starts_with(" tcp: there is no [[tcp]] and no [[serial]] section"), "{found:?}");
-    assert!(found[1].starts_with(" mqtt: there is no [[mqtt]] section: readings would never leave"), "{found:?}");
+    assert!(
+        found[1].starts_with(" mqtt: there is no [[mqtt]] or [[file]] section: readings would never leave"),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -319,6 +322,25 @@ fn brokers_and_topics_are_checked() {
     good(&format!(
         "{TCP}{MQTT}prefix = 'a/b'\nclient_id = 'x'\n[[mqtt]]\nname = 'b'\nclient_id = 'x'\nbrokers = ['mqtt://b']"
     ));
+}
+
+#[test]
+fn directories_of_files_are_checked() {
+    let refused = |lines: &str, key: &str, words: &str| {
+        let found = problems(&format!("{TCP}[[file]]\n{lines}"));
+        let [one] = &found[..] else { panic!("{lines}\nhas these problems: {found:#?}") };
+        assert!(one.contains(&format!(": {key}: ")) && one.contains(words) && one.contains("; "), "{lines}\n{one:?}");
+    };
+    refused("", "file[0].directory", "is not given");
+    refused("directory = 'stick'", "file[0].directory", "is not absolute");
+    let at = "directory = '/media/usb/tidegate'\n";
+    refused(&format!("{at}[[file]]\nname = 'b'\n{at}"), "file[1].directory", "a directory of its own");
+    refused(&format!("{at}rotate_size = '1KiB'"), "file[0].rotate_size", "out of range");
+    refused(&format!("{at}rotate_after = '1s'"), "file[0].rotate_after", "out of range");
+    refused(&format!("{at}flush_within = '2m'"), "file[0].flush_within", "out of range");
+    refused(&format!("{at}max_total = '20MiB'"), "file[0].rotate_size", "at least twice rotate_size");
+    refused(&format!("{at}when_full = 'stop'"), "file[0].when_full", "expected `hold` or `drop-oldest`");
+    good(&format!("{TCP}[[file]]\n{at}format = 'csv'\nwhen_full = 'drop-oldest'"));
 }
 
 #[test]

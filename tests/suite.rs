@@ -26,6 +26,7 @@ mod epochs;
 mod examples;
 mod fair;
 mod file_sink;
+mod files;
 mod flood;
 mod golden;
 mod hangup;

@@ -4,7 +4,7 @@
 use super::broker::Broker;
 use super::keys::keys_of;
 use super::listener::Tcp;
-use super::{Commands, Devices, Http, Profile, Serial};
+use super::{Commands, Devices, FileSink, Http, Profile, Serial, Start};
 use crate::model::GatewayId;
 use bytesize::ByteSize;
 use serde::de::DeserializeOwned;
@@ -58,6 +58,7 @@ sections! {
     store: one Store,
     route: many Route,
     mqtt: many Mqtt,
+    file: many FileSink,
 }
 
 /// `[gateway]`: the process as a whole.
@@ -204,17 +205,6 @@ pub enum Topics {
     Gateway,
     /// `PREFIX/GATEWAY/devices/DEVICE/readings`
     Device,
-}
-
-/// Where a sink begins that the log does not know.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Start {
-    /// With the next reading.
-    Now,
-    /// With the oldest reading that the log has.
-    #[default]
-    Oldest,
 }
 
 /// `[[mqtt]]`: a broker, or several that stand in for each other.

@@ -22,7 +22,7 @@ pub(super) fn example(name: &str, key: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::config::keys::keys_of;
-    use crate::config::{Commands, Config, Devices, Gateway, Http, Mqtt, Route, Serial, Store, Tcp, parse};
+    use crate::config::{Commands, Config, Devices, FileSink, Gateway, Http, Mqtt, Route, Serial, Store, Tcp, parse};
     use serde::Serialize;
     use serde::de::DeserializeOwned;
     use std::collections::BTreeSet;
@@ -72,6 +72,7 @@ mod tests {
         check::<Store>("store", &[]);
         check::<Route>("route", &["devices", "channels"]);
         check::<Mqtt>("mqtt", &["brokers", "broker_pins", "websocket_headers", "bind"]);
+        check::<FileSink>("file", &[]);
         let sections: BTreeSet<String> = all_keys().keys().cloned().collect();
         assert_eq!(sections, keys_of::<Config>().iter().map(|key| key.to_string()).collect());
     }

@@ -3,10 +3,10 @@
 //! A new kind is a field of [`Config`], a variant of [`SinkKind`], its section's name below, a line in
 //! [`Config::sinks`], and its checks in `validate/sinks.rs`.
 
-use super::{Config, Mqtt, Start};
+use super::{Config, FileSink, Mqtt, Start};
 
 /// The sections of which each is a sink, by their names in the file.
-pub(super) const SECTIONS: [&str; 1] = ["mqtt"];
+pub(super) const SECTIONS: [&str; 2] = ["mqtt", "file"];
 
 /// A section that describes a sink.
 #[derive(Debug, Clone)]
@@ -26,6 +26,7 @@ pub struct Sink<'a> {
 #[derive(Debug, Clone, Copy)]
 pub enum SinkKind<'a> {
     Mqtt(&'a Mqtt),
+    File(&'a FileSink),
 }
 
 impl Config {
@@ -38,7 +39,14 @@ impl Config {
             memory: mqtt.memory(),
             kind: SinkKind::Mqtt(mqtt),
         });
-        mqtt.collect()
+        let files = self.file.iter().enumerate().map(|(i, file)| Sink {
+            path: format!("file[{i}]"),
+            name: &file.name,
+            start: file.start,
+            memory: file.memory(),
+            kind: SinkKind::File(file),
+        });
+        mqtt.chain(files).collect()
     }
 }
 

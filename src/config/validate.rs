@@ -1,6 +1,7 @@
 //! What is well-formed but makes no sense. Pure, but for [`check_files`].
 
 mod commands;
+mod file_sink;
 mod files;
 mod http;
 mod links;

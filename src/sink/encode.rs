@@ -4,6 +4,7 @@
 pub mod json;
 pub mod postcard;
 mod quality;
+pub mod text;
 
 pub use quality::Quality;
 
@@ -11,7 +12,7 @@ use super::{Budget, Identity};
 use crate::clock::Now;
 use crate::config::Encoding;
 use crate::model::{
-    Basis, BootId, DeviceId, Epoch, Epochs, GatewayId, Origin, Reading, Seq, SequencedBatch, Timestamp, Value,
+    Basis, Batch, BootId, DeviceId, Epoch, Epochs, GatewayId, Origin, Reading, Seq, SequencedBatch, Timestamp, Value,
 };
 use serde::Serialize;
 use std::time::Duration;
@@ -153,6 +154,21 @@ pub struct Delivered {
     pub values: Vec<(String, Value)>,
 }
 
+impl Delivered {
+    /// The reading with this seq of `batch`, as it is if it is delivered at once.
+    pub fn of(seq: Seq, batch: &Batch, origin: Option<Origin>, reading: &Reading) -> Delivered {
+        Delivered {
+            seq,
+            device: batch.device.clone(),
+            origin: origin.map(|origin| (origin.session, origin.seq)),
+            time: reading.time,
+            quality: Quality::of(batch.basis, reading.time),
+            replay: false,
+            values: reading.iter().map(|(channel, value)| (channel.to_string(), value.clone())).collect(),
+        }
+    }
+}
+
 /// Why a payload cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -213,7 +229,7 @@ pub fn writer(encoding: Encoding, identity: &Identity) -> Box<dyn Writer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Basis, Batch, ChannelName};
+    use crate::model::ChannelName;
     use proptest::prelude::*;
     use std::sync::Arc;
 

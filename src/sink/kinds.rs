@@ -2,7 +2,7 @@
 
 use super::check::{Certificates, CheckAs, Report};
 use super::lifecycle::Sink;
-use super::mqtt;
+use super::{file, mqtt};
 use crate::config::{self, Config, SinkKind};
 use anyhow::Result;
 
@@ -11,6 +11,7 @@ pub fn configured(config: &Config) -> Vec<Sink> {
     let sink = |section: config::Sink<'_>| {
         let build = match section.kind {
             SinkKind::Mqtt(mqtt) => mqtt::build(mqtt.clone()),
+            SinkKind::File(section) => file::build(section.clone()),
         };
         Sink { name: section.name.to_owned(), start: section.start, memory: section.memory, build }
     };
@@ -21,6 +22,7 @@ pub fn configured(config: &Config) -> Vec<Sink> {
 pub fn certificates(sink: &config::Sink<'_>) -> Option<Certificates> {
     match sink.kind {
         SinkKind::Mqtt(mqtt) => mqtt::certificates(mqtt),
+        SinkKind::File(_) => None,
     }
 }
 
@@ -32,5 +34,6 @@ pub fn certificates(sink: &config::Sink<'_>) -> Option<Certificates> {
 pub async fn check(sink: &config::Sink<'_>, check_as: &CheckAs<'_>, report: Report<'_>) -> Result<usize> {
     match sink.kind {
         SinkKind::Mqtt(mqtt) => mqtt::check(mqtt, &sink.path, check_as, report).await,
+        SinkKind::File(section) => Ok(file::check(section, &sink.path, report)),
     }
 }

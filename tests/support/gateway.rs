@@ -32,7 +32,7 @@ impl Gateway {
         if !config.contains("[store]") {
             config += "\n[store]\n";
         }
-        if !config.contains("directory = ") {
+        if sections.contains("[[file]]") || !config.contains("directory = ") {
             config = config.replace("[store]", &format!("[store]\ndirectory = \"{path}/log\""));
         }
         Gateway { directory, config, tcp, http, process: None, open_files: None }

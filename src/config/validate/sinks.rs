@@ -1,7 +1,7 @@
 //! The sections of sinks, whatever their kind.
 
 use super::links::Names;
-use super::{Section, mqtt};
+use super::{Section, file_sink, mqtt};
 use crate::config::problem::Report;
 use crate::config::sinks::{SECTIONS, headers};
 use crate::config::{Config, SinkKind};
@@ -17,6 +17,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
         names.check(sink.name, &mut Section::new(report, sink.path.as_str()));
     }
     mqtt::check(&config.mqtt, report);
+    file_sink::check(&config.file, report);
 }
 
 /// Adds a problem for each file that they name and that cannot be used.
@@ -25,6 +26,7 @@ pub(super) fn check_files(config: &Config, report: &mut Report) {
         let mut section = Section::new(report, sink.path);
         match sink.kind {
             SinkKind::Mqtt(mqtt) => mqtt::check_files(mqtt, &mut section),
+            SinkKind::File(file) => file_sink::check_files(file, &mut section),
         }
     }
 }

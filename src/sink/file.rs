@@ -1,0 +1,191 @@
+//! A directory as a destination: JSON lines or CSV in files that somebody carries away.
+//! `docs/files.md` describes them.
+
+mod series;
+mod writer;
+
+use super::check::Report;
+use super::encode::Delivered;
+use super::encode::text::{Line, Lines};
+use super::lifecycle::{Build, PumpSettings, Running};
+use super::{Budget, Destination, Encoded, Identity, Outcome, Part, SinkConnection, Unencodable};
+use crate::backoff::Failure;
+use crate::clock::{Clock, Now};
+use crate::config::{FILE_BATCH, FILE_WINDOW, FileSink};
+use crate::model::{Epoch, Epochs, Seq, SequencedBatch};
+use crate::store::LogEvent;
+use serde_json::json;
+use series::Series;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedReceiver;
+use writer::{Order, Writer};
+
+/// Pauses between attempts to use the directory.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// How long a directory must work before the pauses start over.
+const STABLE_AFTER: Duration = Duration::from_secs(30);
+
+/// Something to write.
+#[derive(Debug)]
+pub enum Payload {
+    /// Lines of readings of one epoch, from the first seq to the last. None if they are all in a
+    /// file already.
+    Readings { epoch: Epoch, first: Seq, last: Seq, text: Vec<u8> },
+    /// The line of an event.
+    Event(Vec<u8>),
+}
+
+/// What makes a sink of the section.
+pub(in crate::sink) fn build(section: FileSink) -> Build {
+    Box::new(move |cursor, context| {
+        let settings = PumpSettings {
+            backoff_min: BACKOFF.0,
+            backoff_max: BACKOFF.1,
+            stable_after: STABLE_AFTER,
+            max_batch: usize::try_from(FILE_BATCH).unwrap_or(usize::MAX),
+        };
+        let destination = FileDestination {
+            directory: section.directory.clone().unwrap_or_default(),
+            section: Arc::new(section),
+            identity: context.identity.clone(),
+            epochs: context.epochs.clone(),
+            clock: context.clock.clone(),
+            written: HashMap::new(),
+        };
+        Ok(Running::new(destination, cursor, &settings, context))
+    })
+}
+
+/// Says whether the directory can be used. Returns how much is wrong.
+pub(in crate::sink) fn check(section: &FileSink, path: &str, report: Report<'_>) -> usize {
+    let directory = section.directory.clone().unwrap_or_default();
+    report(format!("{path} {}, {}", section.name, directory.display()));
+    match series::try_directory(&directory) {
+        Ok(free) => {
+            report(format!(
+                "  ok     write    files can be written; {} are free",
+                bytesize::ByteSize(free).display().iec()
+            ));
+            0
+        }
+        Err(why) => {
+            report(format!("  WRONG  write    {why}; create the directory, or plug in what it is on"));
+            1
+        }
+    }
+}
+
+struct FileDestination {
+    directory: PathBuf,
+    section: Arc<FileSink>,
+    identity: Identity,
+    epochs: Epochs,
+    clock: Arc<dyn Clock>,
+    /// Of each epoch, up to which seq the files have its readings.
+    written: HashMap<Epoch, Seq>,
+}
+
+impl Destination for FileDestination {
+    type Payload = Payload;
+    type Connection = FileConnection;
+
+    async fn connect(&mut self) -> Result<FileConnection, Failure> {
+        let (directory, section) = (self.directory.clone(), self.section.clone());
+        let (gateway, clock) = (self.identity.gateway.clone(), self.clock.clone());
+        let opened = tokio::task::spawn_blocking(move || Series::open(&directory, &section, &gateway, clock)).await;
+        let series = opened.map_err(|why| Failure::transient(why.to_string()))?.map_err(Failure::transient)?;
+        self.written = series.written().clone();
+        let (orders, outcomes) = Writer::start(series, self.section.flush_within).map_err(Failure::transient)?;
+        Ok(FileConnection { orders, outcomes })
+    }
+
+    fn encode(
+        &self,
+        chunk: &[SequencedBatch],
+        after: Seq,
+        budget: Budget,
+        _: Now,
+    ) -> Result<Encoded<Payload>, Unencodable> {
+        let (mut range, mut readings) = (None, 0);
+        let mut lines = Lines::new(self.section.format, Vec::new());
+        'all: for batch in chunk {
+            for (seq, origin, reading) in batch.after(after) {
+                let (epoch, first, last) = *range.get_or_insert((self.epochs.of(seq).0, seq, seq));
+                if self.epochs.of(seq).0 != epoch {
+                    break 'all;
+                }
+                if self.written.get(&epoch).is_none_or(|written| *written < seq) {
+                    let line = Line { epoch: Some(epoch), reading: Delivered::of(seq, &batch.batch, origin, reading) };
+                    // A vector takes everything.
+                    let _ = lines.line(&line).and_then(|()| lines.flush());
+                }
+                range = Some((epoch, first, seq.max(last)));
+                readings += 1;
+                if lines.get_ref().len() >= budget.batch {
+                    break 'all;
+                }
+            }
+        }
+        let Some((epoch, first, last)) = range else { return Err(Unencodable::Nothing) };
+        let text = lines.get_ref().clone();
+        let size = text.len();
+        let payload = Payload::Readings { epoch, first, last, text };
+        Ok(Encoded { payloads: vec![Part { payload, size, readings, first, last }], upto: last, readings })
+    }
+
+    fn event(&self, event: &LogEvent) -> Payload {
+        let mut body = event.body.clone();
+        // A command's result has an `id` of its own.
+        let key = if event.is_command_result() { "event" } else { "id" };
+        body.insert(key.into(), json!(event.id));
+        body.insert("gateway".into(), json!(self.identity.gateway));
+        body.insert("time".into(), json!(event.time.to_string()));
+        Payload::Event(format!("{}\n", serde_json::Value::Object(body)).into_bytes())
+    }
+
+    fn lane(_: &Payload) -> &str {
+        "files"
+    }
+}
+
+/// The thread that writes, and what becomes of what it is given.
+struct FileConnection {
+    orders: SyncSender<Order>,
+    outcomes: UnboundedReceiver<Outcome>,
+}
+
+impl SinkConnection for FileConnection {
+    type Payload = Payload;
+
+    fn window(&self) -> usize {
+        FILE_WINDOW.into()
+    }
+
+    fn max_payload(&self) -> usize {
+        usize::MAX
+    }
+
+    fn tells_size(&self) -> bool {
+        true
+    }
+
+    fn send(&mut self, token: u64, payload: Payload) -> Result<(), Failure> {
+        // There is a place for each payload of the window.
+        self.orders.try_send(Order { token, payload }).map_err(|why| Failure::transient(why.to_string()))
+    }
+
+    async fn outcome(&mut self) -> Outcome {
+        let ended = || Outcome::Lost(Failure::transient("the thread that writes the files ended"));
+        self.outcomes.recv().await.unwrap_or_else(ended)
+    }
+
+    async fn close(mut self, within: Duration) {
+        drop(self.orders);
+        // The writer flushes, closes its file and goes.
+        let _ = tokio::time::timeout(within, async { while self.outcomes.recv().await.is_some() {} }).await;
+    }
+}
