@@ -142,5 +142,6 @@ async fn of_200_clients_at_once_each_is_answered_and_none_is_told_that_its_reque
         assert!(matches!(status, 200 | 202 | 429 | 503), "{status} {body}");
         done += u32::from(status < 300);
     }
-    assert!(done >= 36, "{done} were served");
+    // As many as may wait for the part that carries commands out.
+    assert!(done >= 32, "{done} were served");
 }

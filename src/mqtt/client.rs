@@ -344,7 +344,7 @@ impl Client {
     fn put_off(&mut self, packet: u16, why: &Failure, now: Duration) {
         let Some(written) = self.outgoing.put_off(packet) else { return };
         if self.pacing.refused(written, now) {
-            tracing::warn!(why = why.what, "the broker refuses publishes for now; sending more slowly");
+            tracing::warn!(why = why.what, "the broker refuses publishes for now; sending fewer in a second");
         }
         self.room_at = Some(self.pacing.next());
     }
