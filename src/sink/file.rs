@@ -17,11 +17,14 @@ use crate::store::LogEvent;
 use serde_json::json;
 use series::Series;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::thread;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until, timeout};
 use writer::{Order, Writer};
 
 /// Pauses between attempts to use the directory.
@@ -55,6 +58,7 @@ pub(in crate::sink) fn build(section: FileSink) -> Build {
             epochs: context.epochs.clone(),
             clock: context.clock.clone(),
             written: HashMap::new(),
+            opening: None,
         };
         Ok(Running::new(destination, cursor, &settings, context))
     })
@@ -87,6 +91,33 @@ struct FileDestination {
     clock: Arc<dyn Clock>,
     /// Of each epoch, up to which seq the files have its readings.
     written: HashMap<Epoch, Seq>,
+    /// An attempt to open the directory that has not returned yet.
+    opening: Option<oneshot::Receiver<Result<Series, String>>>,
+}
+
+impl FileDestination {
+    /// Opens the directory on a thread of its own: a medium that does not answer holds it for as
+    /// long as it likes.
+    fn open(&self) -> oneshot::Receiver<Result<Series, String>> {
+        let (directory, section) = (self.directory.clone(), self.section.clone());
+        let (gateway, clock) = (self.identity.gateway.clone(), self.clock.clone());
+        let (opened, opening) = oneshot::channel();
+        let open = move || {
+            // Nobody waits any more if the gateway stops.
+            let _ = opened.send(Series::open(&directory, &section, &gateway, clock));
+        };
+        // Without a thread the sender is gone, which says so.
+        let _ = thread::Builder::new().name("file-open".into()).spawn(open);
+        opening
+    }
+}
+
+/// How long a medium may take to open, or to write what it was given.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
+
+fn silent(directory: &Path) -> Failure {
+    let shown = directory.display();
+    Failure::transient(format!("{shown} has not answered for {} s; is the medium broken?", ANSWERS_WITHIN.as_secs()))
 }
 
 impl Destination for FileDestination {
@@ -94,13 +125,18 @@ impl Destination for FileDestination {
     type Connection = FileConnection;
 
     async fn connect(&mut self) -> Result<FileConnection, Failure> {
-        let (directory, section) = (self.directory.clone(), self.section.clone());
-        let (gateway, clock) = (self.identity.gateway.clone(), self.clock.clone());
-        let opened = tokio::task::spawn_blocking(move || Series::open(&directory, &section, &gateway, clock)).await;
-        let series = opened.map_err(|why| Failure::transient(why.to_string()))?.map_err(Failure::transient)?;
+        let opening = match self.opening.take() {
+            Some(opening) => opening,
+            None => self.open(),
+        };
+        let opened = timeout(ANSWERS_WITHIN, self.opening.insert(opening)).await;
+        let opened = opened.map_err(|_| silent(&self.directory))?;
+        self.opening = None;
+        let series = opened.map_err(|_| Failure::transient("cannot start a thread"))?.map_err(Failure::transient)?;
         self.written = series.written().clone();
         let (orders, outcomes) = Writer::start(series, self.section.flush_within).map_err(Failure::transient)?;
-        Ok(FileConnection { orders, outcomes })
+        let directory = self.directory.clone();
+        Ok(FileConnection { directory, orders, outcomes, outstanding: 0, answered: Instant::now() })
     }
 
     fn encode(
@@ -154,8 +190,12 @@ impl Destination for FileDestination {
 
 /// The thread that writes, and what becomes of what it is given.
 struct FileConnection {
+    directory: PathBuf,
     orders: SyncSender<Order>,
     outcomes: UnboundedReceiver<Outcome>,
+    outstanding: usize,
+    /// When the medium answered last, or was given the first that is outstanding.
+    answered: Instant,
 }
 
 impl SinkConnection for FileConnection {
@@ -175,17 +215,32 @@ impl SinkConnection for FileConnection {
 
     fn send(&mut self, token: u64, payload: Payload) -> Result<(), Failure> {
         // There is a place for each payload of the window.
-        self.orders.try_send(Order { token, payload }).map_err(|why| Failure::transient(why.to_string()))
+        self.orders.try_send(Order { token, payload }).map_err(|why| Failure::transient(why.to_string()))?;
+        if self.outstanding == 0 {
+            self.answered = Instant::now();
+        }
+        self.outstanding += 1;
+        Ok(())
     }
 
     async fn outcome(&mut self) -> Outcome {
-        let ended = || Outcome::Lost(Failure::transient("the thread that writes the files ended"));
-        self.outcomes.recv().await.unwrap_or_else(ended)
+        tokio::select! {
+            biased;
+            outcome = self.outcomes.recv() => {
+                self.outstanding = self.outstanding.saturating_sub(1);
+                self.answered = Instant::now();
+                let ended = || Outcome::Lost(Failure::transient("the thread that writes the files ended"));
+                outcome.unwrap_or_else(ended)
+            }
+            () = sleep_until(self.answered + ANSWERS_WITHIN), if self.outstanding > 0 => {
+                Outcome::Lost(silent(&self.directory))
+            }
+        }
     }
 
     async fn close(mut self, within: Duration) {
         drop(self.orders);
         // The writer flushes, closes its file and goes.
-        let _ = tokio::time::timeout(within, async { while self.outcomes.recv().await.is_some() {} }).await;
+        let _ = timeout(within, async { while self.outcomes.recv().await.is_some() {} }).await;
     }
 }

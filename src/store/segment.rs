@@ -24,7 +24,7 @@
 //! | 3 | good, found once the clock could be believed |
 //! | 4, a boot's 16 bytes | as 2, the times of receipt counted from that boot |
 //!
-//! In format 3, of many groups, each kind of column has a stream of its own; see [`columns`].
+//! In format 3, of many groups, each kind of column has a stream of its own; see `segment/columns.rs`.
 //!
 //! All numbers are LEB128. The block is compressed with zstd where that helps;
 //! the checksum is a CRC-32 over the header's numbers and the stored block, so

@@ -10,10 +10,12 @@
 use super::Payload;
 use crate::clock::Clock;
 use crate::config::{FILE_BATCH, FileSink, TextFormat, WhenFull};
-use crate::files::plain;
+use crate::files::{Replacement, plain};
 use crate::model::{Epoch, GatewayId, Seq};
 use crate::sink::encode::text::CSV_HEADER;
 use ring::digest::{Context, SHA256};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -27,6 +29,10 @@ const EVENTS: &str = "events.jsonl";
 /// Events of before, once there are too many.
 const OLD_EVENTS: &str = "events-old.jsonl";
 const PART: &str = ".part";
+/// Above this size, in bytes, the manifest loses its entries of files that were taken away, but
+/// for so many.
+const MAX_MANIFEST: usize = 1 << 20;
+const RECENT: usize = 1000;
 /// Bytes of a line of the manifest, about.
 const MANIFEST_LINE: u64 = 1024;
 
@@ -74,6 +80,8 @@ pub struct Series {
     open: Option<Open>,
     events: Option<File>,
     written: HashMap<Epoch, Seq>,
+    /// The directory, locked for as long as this writes there.
+    _lock: File,
 }
 
 impl Series {
@@ -87,6 +95,7 @@ impl Series {
         gateway: &GatewayId,
         clock: Arc<dyn Clock>,
     ) -> Result<Series, String> {
+        let lock = lock(directory)?;
         let mut series = Series {
             directory: directory.to_owned(),
             gateway: gateway.clone(),
@@ -99,6 +108,7 @@ impl Series {
             open: None,
             events: None,
             written: HashMap::new(),
+            _lock: lock,
         };
         try_directory(directory)?;
         series.complete().map_err(|why| cannot(directory, "read", &why))?;
@@ -142,10 +152,22 @@ impl Series {
         }
         whole_lines(&path)?;
         let text = fs::read(&path)?;
-        let entries: Vec<Entry> =
+        let mut entries: Vec<Entry> =
             text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
         for entry in entries.iter().filter(|entry| !entry.crash) {
             self.has(entry.epoch, entry.last);
+        }
+        if text.len() > MAX_MANIFEST {
+            let recent = entries.len().saturating_sub(RECENT);
+            let mut place = 0..;
+            entries.retain(|entry| {
+                place.next().is_some_and(|place| place >= recent) || self.directory.join(&entry.file).exists()
+            });
+            let mut new = Replacement::of(&path, 0o644)?;
+            for entry in &entries {
+                writeln!(new.file(), "{}", serde_json::to_string(entry)?)?;
+            }
+            new.put()?;
         }
         Ok(entries)
     }
@@ -216,7 +238,11 @@ impl Series {
         }
         let file = match &mut self.events {
             Some(file) => file,
-            none => none.insert(whole_lines(&path)?),
+            none => {
+                let file = whole_lines(&path)?;
+                File::open(&self.directory)?.sync_all()?;
+                none.insert(file)
+            }
         };
         file.write_all(line)
     }
@@ -322,6 +348,20 @@ impl Open {
         self.sha256.update(text);
         self.bytes += text.len() as u64;
         Ok(())
+    }
+}
+
+/// Two that write to one directory, such as an attempt that hangs and the next one, would spoil each
+/// other's files.
+fn lock(directory: &Path) -> Result<File, String> {
+    let opened = File::open(directory).map_err(|why| cannot(directory, "open", &why))?;
+    match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(opened),
+        Err(Errno::WOULDBLOCK) => Err(format!(
+            "{} is in use: another gateway writes there, or an earlier attempt has not returned",
+            directory.display()
+        )),
+        Err(why) => Err(cannot(directory, "lock", &why.into())),
     }
 }
 

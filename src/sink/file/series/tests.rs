@@ -73,6 +73,7 @@ fn what_a_crash_left_is_completed_and_its_readings_are_not_relied_upon() {
     // They come again, beside what is there.
     write(&mut series, 3..=4).expect("there is room");
     assert_eq!(entries(directory.path())[2].file, "readings-00000000000000000003-9-2.jsonl");
+    drop(series);
     let series = open(directory.path(), &config);
     assert_eq!((series.written(), entries(directory.path()).len()), (&HashMap::from([(Epoch(9), Seq(4))]), 3));
 }
@@ -101,6 +102,7 @@ fn at_the_bound_readings_are_held_until_files_are_taken_away_or_the_oldest_is_re
         .sum();
     assert!(oldest.exists() && size <= 700_000, "{size}");
 
+    drop(series);
     fs::remove_file(&oldest).expect("it is there");
     fs::remove_file(directory.path().join(MANIFEST)).expect("it is there");
     let mut series = open(directory.path(), &hold);
@@ -124,4 +126,35 @@ fn rows_are_whole_whatever_stands_in_them() {
     }
     assert_eq!(last_line(b"{\"seq\":1}\nnonsense\n{\"seq\":2"), Some((Seq(1), 10)));
     assert_eq!(last_line(b"{\"seq\":1}"), None);
+}
+
+#[test]
+fn two_do_not_write_to_one_directory() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let config = config(TextFormat::Jsonl, WhenFull::Hold);
+    let first = open(directory.path(), &config);
+    let gateway = GatewayId::new("gw").expect("a valid name");
+    let second = || Series::open(directory.path(), &config, &gateway, Arc::new(SystemClock::new())).err();
+    assert!(second().is_some_and(|why| why.contains("is in use")));
+    drop(first);
+    assert_eq!(second(), None);
+}
+
+#[test]
+fn a_manifest_keeps_what_is_there_and_the_latest() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let config = config(TextFormat::Jsonl, WhenFull::Hold);
+    let mut series = open(directory.path(), &config);
+    write(&mut series, 1..=2).expect("there is room");
+    drop(series);
+    let entry = entries(directory.path()).remove(0);
+    let gone = |seq: u64| Entry { file: format!("readings-{seq:020}-9.jsonl"), last: Seq(seq), ..entry.clone() };
+    let lines: Vec<String> =
+        (10..8000).map(|seq| serde_json::to_string(&gone(seq)).expect("an entry") + "\n").collect();
+    let mut manifest = File::options().append(true).open(directory.path().join(MANIFEST)).expect("it is there");
+    manifest.write_all(lines.concat().as_bytes()).expect("it grows");
+    let series = open(directory.path(), &config);
+    assert_eq!(series.written(), &HashMap::from([(Epoch(9), Seq(7999))]));
+    let kept = entries(directory.path());
+    assert_eq!((kept.len(), &kept[0], kept[1000].last), (RECENT + 1, &entry, Seq(7999)));
 }
