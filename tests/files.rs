@@ -87,9 +87,9 @@ async fn a_directory_that_is_not_there_is_said_and_waited_for() {
     let gateway = Gateway::new(&file(&to, "format = \"csv\"\nflush_within = \"0s\"")).started().await;
     let device = Device::new(1, 10);
     device.run_tcp(&gateway.tcp_address()).await;
-    gateway.says(&format!("cannot write in {}", to.display())).await;
+    gateway.says(&format!("cannot open {}", to.display())).await;
     let (_, ready) = gateway.get("/health/ready").await.expect("an answer");
-    assert!(ready.contains("\"file\"") && ready.contains("cannot write in"), "{ready}");
+    assert!(ready.contains("\"file\"") && ready.contains("cannot open"), "{ready}");
 
     std::fs::create_dir(&to).expect("a directory");
     gateway.figure_becomes("tidegate_sink_pending{sink=\"file\"}", |pending| pending == 0.0).await;

@@ -1,3 +1,4 @@
+use super::torn::{last_line, last_row};
 use super::*;
 use crate::clock::SystemClock;
 
