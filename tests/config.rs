@@ -338,7 +338,7 @@ fn directories_of_files_are_checked() {
     refused(&format!("{at}rotate_size = '1KiB'"), "file[0].rotate_size", "out of range");
     refused(&format!("{at}rotate_after = '1s'"), "file[0].rotate_after", "out of range");
     refused(&format!("{at}flush_within = '2m'"), "file[0].flush_within", "out of range");
-    refused(&format!("{at}max_total = '20MiB'"), "file[0].rotate_size", "at least twice rotate_size");
+    refused(&format!("{at}max_total = '20MiB'"), "file[0].rotate_size", "at least six times rotate_size");
     refused(&format!("{at}when_full = 'stop'"), "file[0].when_full", "expected `hold` or `drop-oldest`");
     good(&format!("{TCP}[[file]]\n{at}format = 'csv'\nwhen_full = 'drop-oldest'"));
 }

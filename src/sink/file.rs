@@ -15,7 +15,7 @@ use crate::config::{FILE_BATCH, FILE_WINDOW, FileSink};
 use crate::model::{Epoch, Epochs, Seq, SequencedBatch};
 use crate::store::LogEvent;
 use serde_json::json;
-use series::Series;
+use series::{Series, directory};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
-use writer::{Order, Writer};
+use writer::{WriteRequest, Writer};
 
 /// Pauses between attempts to use the directory.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -66,9 +66,9 @@ pub(in crate::sink) fn build(section: FileSink) -> Build {
 
 /// Says whether the directory can be used. Returns how much is wrong.
 pub(in crate::sink) fn check(section: &FileSink, path: &str, report: Report<'_>) -> usize {
-    let directory = section.directory.clone().unwrap_or_default();
-    report(format!("{path} {}, {}", section.name, directory.display()));
-    match series::try_directory(&directory) {
+    let at = section.directory.clone().unwrap_or_default();
+    report(format!("{path} {}, {}", section.name, at.display()));
+    match directory::try_directory(&at) {
         Ok(free) => {
             report(format!(
                 "  ok     write    files can be written; {} are free",
@@ -134,9 +134,10 @@ impl Destination for FileDestination {
         self.opening = None;
         let series = opened.map_err(|_| Failure::transient("cannot start a thread"))?.map_err(Failure::transient)?;
         self.written = series.written().clone();
-        let (orders, outcomes) = Writer::start(series, self.section.flush_within).map_err(Failure::transient)?;
+        let (requests, outcomes) = Writer::start(series, self.section.flush_within).map_err(Failure::transient)?;
         let directory = self.directory.clone();
-        Ok(FileConnection { directory, orders, outcomes, outstanding: 0, answered: Instant::now() })
+        let answers_within = self.section.flush_within + ANSWERS_WITHIN;
+        Ok(FileConnection { directory, requests, outcomes, answers_within, outstanding: 0, answered: Instant::now() })
     }
 
     fn encode(
@@ -191,8 +192,9 @@ impl Destination for FileDestination {
 /// The thread that writes, and what becomes of what it is given.
 struct FileConnection {
     directory: PathBuf,
-    orders: SyncSender<Order>,
+    requests: SyncSender<WriteRequest>,
     outcomes: UnboundedReceiver<Outcome>,
+    answers_within: Duration,
     outstanding: usize,
     /// When the medium answered last, or was given the first that is outstanding.
     answered: Instant,
@@ -213,9 +215,15 @@ impl SinkConnection for FileConnection {
         true
     }
 
+    /// A directory that fails says nothing of what was to be written there, and to try another
+    /// reading first would write that.
+    fn is_limited(&self) -> bool {
+        true
+    }
+
     fn send(&mut self, token: u64, payload: Payload) -> Result<(), Failure> {
         // There is a place for each payload of the window.
-        self.orders.try_send(Order { token, payload }).map_err(|why| Failure::transient(why.to_string()))?;
+        self.requests.try_send(WriteRequest { token, payload }).map_err(|why| Failure::transient(why.to_string()))?;
         if self.outstanding == 0 {
             self.answered = Instant::now();
         }
@@ -232,14 +240,14 @@ impl SinkConnection for FileConnection {
                 let ended = || Outcome::Lost(Failure::transient("the thread that writes the files ended"));
                 outcome.unwrap_or_else(ended)
             }
-            () = sleep_until(self.answered + ANSWERS_WITHIN), if self.outstanding > 0 => {
+            () = sleep_until(self.answered + self.answers_within), if self.outstanding > 0 => {
                 Outcome::Lost(silent(&self.directory))
             }
         }
     }
 
     async fn close(mut self, within: Duration) {
-        drop(self.orders);
+        drop(self.requests);
         // The writer flushes, closes its file and goes.
         let _ = timeout(within, async { while self.outcomes.recv().await.is_some() {} }).await;
     }

@@ -27,11 +27,12 @@ pub(super) fn check(sinks: &[FileSink], report: &mut Report) {
         }
         section.size("rotate_size", file.rotate_size, ByteSize::kib(64), ByteSize::gib(4));
         section.duration("rotate_after", file.rotate_after, MINUTE, 365 * DAY);
-        section.size("max_total", file.max_total, ByteSize::kib(256), ByteSize::tib(64));
+        section.size("max_total", file.max_total, ByteSize::mib(4), ByteSize::tib(64));
         section.duration("flush_within", file.flush_within, Duration::ZERO, 60 * SECOND);
-        if file.max_total.as_u64() / 2 < file.rotate_size.as_u64() {
-            let what = "two files of rotate_size take more than max_total";
-            section.reject(&["rotate_size", "max_total"], what, "give max_total at least twice rotate_size");
+        // Two files of events, one of readings that is written, one that is complete, and the manifest.
+        if (file.max_total.as_u64() - file.max_total.as_u64() / 4) / 4 < file.rotate_size.as_u64() {
+            let what = "max_total leaves no room for files of rotate_size";
+            section.reject(&["rotate_size", "max_total"], what, "give max_total at least six times rotate_size");
         }
     }
 }

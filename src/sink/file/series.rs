@@ -1,25 +1,25 @@
 //! The files in a directory: one that is written, those that are complete, and the manifest that
 //! lists them.
 //!
-//! A file is `readings-SEQ-EPOCH.jsonl` (or `.csv`) by its first seq, with `.part` behind it while it
-//! is written. Once it is complete it is renamed, and a line of `manifest.jsonl` tells what is in
-//! it, with its SHA-256. What a crash left is completed at the next start: a line that is cut off at its
-//! end is removed. What was not flushed may be damaged there, so that its readings are written again
-//! unless the sink's cursor is behind them.
+//! A file is `readings-GATEWAY-SEQ-EPOCH.jsonl` (or `.csv`) by its first seq, with `.part` behind it
+//! while it is written. Once it is complete it is renamed, and a line of the manifest tells what is in
+//! it. What a crash left is completed at the next start: a line that is cut off at its end is removed.
+//! What was not flushed may be damaged there, so that its readings are written again unless the
+//! sink's cursor is behind them.
 
+pub mod directory;
+mod manifest;
 mod torn;
 
 use super::Payload;
 use crate::clock::Clock;
 use crate::config::{FILE_BATCH, FileSink, TextFormat, WhenFull};
-use crate::files::{Replacement, plain};
 use crate::model::{Epoch, GatewayId, Seq};
 use crate::sink::encode::text::CSV_HEADER;
+use directory::{cannot, is_at, lock, open, try_directory};
+use manifest::{Entry, Manifest};
 use ring::digest::{Context, SHA256};
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -27,35 +27,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use torn::{examine, whole_lines};
 
-const MANIFEST: &str = "manifest.jsonl";
 const EVENTS: &str = "events.jsonl";
 /// Events of before, once there are too many.
 const OLD_EVENTS: &str = "events-old.jsonl";
 const PART: &str = ".part";
-/// Above this size, in bytes, the manifest loses its entries of files that were taken away, but
-/// for so many.
-const MAX_MANIFEST: usize = 1 << 20;
-const RECENT: usize = 1000;
+/// Digits of a seq in a file's name.
+const DIGITS: usize = 20;
 /// Bytes of a line of the manifest, about.
 const MANIFEST_LINE: u64 = 1024;
-
-/// A line of the manifest.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Entry {
-    file: String,
-    gateway: GatewayId,
-    epoch: Epoch,
-    first: Seq,
-    last: Seq,
-    bytes: u64,
-    /// In hexadecimal.
-    sha256: String,
-    /// When it was completed, by the gateway's clock.
-    closed: String,
-    /// A crash left it: its last readings may be in the next file, too.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    crash: bool,
-}
 
 /// A file that is written.
 struct Open {
@@ -67,7 +46,6 @@ struct Open {
     bytes: u64,
     sha256: Context,
     since: Instant,
-    crash: bool,
 }
 
 /// The files of one sink.
@@ -82,7 +60,7 @@ pub struct Series {
     when_full: WhenFull,
     open: Option<Open>,
     events: Option<File>,
-    written: HashMap<Epoch, Seq>,
+    manifest: Manifest,
     /// The directory, locked for as long as this writes there.
     _lock: File,
 }
@@ -91,7 +69,7 @@ impl Series {
     /// Completes what a crash left in `directory`.
     ///
     /// # Errors
-    /// In words, if the directory cannot be used.
+    /// In words, if the directory cannot be used, or is at its bound.
     pub fn open(
         directory: &Path,
         config: &FileSink,
@@ -99,6 +77,8 @@ impl Series {
         clock: Arc<dyn Clock>,
     ) -> Result<Series, String> {
         let lock = lock(directory)?;
+        try_directory(directory)?;
+        let manifest = Manifest::open(directory, gateway).map_err(|why| cannot(directory, "read", &why))?;
         let mut series = Series {
             directory: directory.to_owned(),
             gateway: gateway.clone(),
@@ -110,74 +90,47 @@ impl Series {
             when_full: config.when_full,
             open: None,
             events: None,
-            written: HashMap::new(),
+            manifest,
             _lock: lock,
         };
-        try_directory(directory)?;
-        series.complete().map_err(|why| cannot(directory, "read", &why))?;
+        series.complete().map_err(|why| cannot(directory, "complete files in", &why))?;
+        series.make_room()?;
         Ok(series)
     }
 
     /// Of each epoch, up to which seq the files have its readings for certain.
     pub fn written(&self) -> &HashMap<Epoch, Seq> {
-        &self.written
+        self.manifest.written()
     }
 
-    /// Lists what no line of the manifest tells of.
+    /// Completes what no line of the manifest tells of, or what it tells of too early.
     fn complete(&mut self) -> io::Result<()> {
-        let listed: HashSet<String> = self.manifest()?.into_iter().map(|entry| entry.file).collect();
         for name in self.names()? {
             let whole = name.strip_suffix(PART).unwrap_or(&name);
-            let Some((first, epoch)) = parse(whole) else { continue };
-            if listed.contains(whole) {
+            let Some((first, epoch)) = parse(&self.gateway, whole) else { continue };
+            let (path, is_part) = (self.directory.join(&name), whole != name);
+            if self.manifest.lists(whole) {
+                if is_part {
+                    fs::rename(&path, self.directory.join(whole))?;
+                }
                 continue;
             }
-            let path = self.directory.join(&name);
-            let Some((last, bytes, sha256)) = examine(&path, whole)? else {
-                tracing::warn!(file = %path.display(), "nothing is whole in this file; it is removed");
-                fs::remove_file(&path)?;
+            let Some(found) = examine(&path, whole, is_part)? else {
+                tracing::warn!(file = %path.display(), "no reading is whole in this file; it is left out of the manifest");
+                if is_part {
+                    fs::remove_file(&path)?;
+                }
                 continue;
             };
-            let open = File::options().append(true).open(&path)?;
-            let since = Instant::now();
-            let crash = name.ends_with(PART);
-            let (name, last) = (whole.to_owned(), last.max(first));
-            self.list(Open { file: open, name, epoch, first, last, bytes, sha256, since, crash })?;
+            if is_part {
+                open(&path, File::options().append(true))?.sync_all()?;
+                fs::rename(&path, self.directory.join(whole))?;
+                File::open(&self.directory)?.sync_all()?;
+            }
+            let last = found.last.unwrap_or(first).max(first);
+            self.list(whole.to_owned(), epoch, (first, last), found.bytes, found.sha256, is_part)?;
         }
         Ok(())
-    }
-
-    /// Reads the manifest, and takes note of what it lists.
-    fn manifest(&mut self) -> io::Result<Vec<Entry>> {
-        let path = self.directory.join(MANIFEST);
-        if !path.exists() {
-            return Ok(Vec::new());
-        }
-        whole_lines(&path)?;
-        let text = fs::read(&path)?;
-        let mut entries: Vec<Entry> =
-            text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
-        for entry in entries.iter().filter(|entry| !entry.crash) {
-            self.has(entry.epoch, entry.last);
-        }
-        if text.len() > MAX_MANIFEST {
-            let recent = entries.len().saturating_sub(RECENT);
-            let mut place = 0..;
-            entries.retain(|entry| {
-                place.next().is_some_and(|place| place >= recent) || self.directory.join(&entry.file).exists()
-            });
-            let mut new = Replacement::of(&path, 0o644)?;
-            for entry in &entries {
-                writeln!(new.file(), "{}", serde_json::to_string(entry)?)?;
-            }
-            new.put()?;
-        }
-        Ok(entries)
-    }
-
-    fn has(&mut self, epoch: Epoch, last: Seq) {
-        let known = self.written.entry(epoch).or_default();
-        *known = last.max(*known);
     }
 
     /// The names of files in the directory, in order.
@@ -190,7 +143,7 @@ impl Series {
         Ok(names)
     }
 
-    /// Appends a payload, unflushed.
+    /// Appends a payload, unflushed: all of it, or nothing.
     ///
     /// # Errors
     /// In words, if it cannot be written.
@@ -199,17 +152,19 @@ impl Series {
             Payload::Readings { text, .. } if text.is_empty() => Ok(()),
             Payload::Readings { epoch, first, last, text } => {
                 if self.open.as_ref().is_some_and(|open| open.epoch != *epoch) {
+                    self.flush()?;
                     self.close()?;
                 }
                 if self.open.is_none() {
                     self.make_room()?;
                     let opened = self.begin(*epoch, *first);
-                    self.open = Some(opened.map_err(|why| cannot(&self.directory, "write", &why))?);
+                    self.open = Some(opened.map_err(|why| cannot(&self.directory, "write in", &why))?);
                 }
                 let Some(open) = &mut self.open else { return Ok(()) };
-                let written = open.append(text);
+                let path = self.directory.join(&open.name);
+                open.append(text).map_err(|why| cannot(&path, "write", &why))?;
                 open.last = *last;
-                written.map_err(|why| cannot(&self.directory.join(&open.name), "write", &why))
+                Ok(())
             }
             Payload::Event(line) => self.event(line).map_err(|why| cannot(&self.directory.join(EVENTS), "write", &why)),
         }
@@ -217,27 +172,35 @@ impl Series {
 
     fn begin(&self, epoch: Epoch, first: Seq) -> io::Result<Open> {
         let extension = extension(self.format);
-        let name = |more: &str| format!("readings-{:020}-{}{more}.{extension}", first.0, epoch.0);
+        let stem = format!("readings-{}-{:0DIGITS$}-{}", self.gateway, first.0, epoch.0);
+        let name = |more: &str| format!("{stem}{more}.{extension}");
         // What a crash left may begin with the same reading.
-        let mut name_of = std::iter::once(name("")).chain((2..).map(|count: u32| name(&format!("-{count}"))));
-        let is_free = |name: &String| !self.directory.join(name).exists();
-        let name = name_of.find(is_free).unwrap_or_default();
-        let path = self.directory.join(format!("{name}{PART}"));
-        let file = File::options().append(true).create_new(true).open(path)?;
+        let mut names = std::iter::once(name("")).chain((2..).map(|count: u32| name(&format!("-{count}"))));
+        let is_free = |name: &String| {
+            !self.manifest.lists(name) && !self.directory.join(name).exists() && !self.part(name).exists()
+        };
+        let name = names.find(is_free).unwrap_or_default();
+        let file = open(&self.part(&name), File::options().append(true).create_new(true))?;
         File::open(&self.directory)?.sync_all()?;
         let (sha256, since) = (Context::new(&SHA256), Instant::now());
-        let mut open = Open { file, name, epoch, first, last: first, bytes: 0, sha256, since, crash: false };
+        let mut open = Open { file, name, epoch, first, last: first, bytes: 0, sha256, since };
         if self.format == TextFormat::Csv {
             open.append(format!("{}\n", CSV_HEADER.join(",")).as_bytes())?;
         }
         Ok(open)
     }
 
+    fn part(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}{PART}"))
+    }
+
     fn event(&mut self, line: &[u8]) -> io::Result<()> {
         let path = self.directory.join(EVENTS);
         if fs::metadata(&path).is_ok_and(|found| found.len() > self.rotate_size) {
+            if let Some(file) = self.events.take() {
+                file.sync_data()?;
+            }
             fs::rename(&path, self.directory.join(OLD_EVENTS))?;
-            self.events = None;
         }
         let file = match &mut self.events {
             Some(file) => file,
@@ -250,14 +213,21 @@ impl Series {
         file.write_all(line)
     }
 
-    /// What was written is on the medium.
+    /// What was written is on the medium, where somebody looks for it.
     ///
     /// # Errors
     /// In words, if it is not.
     pub fn flush(&mut self) -> Result<(), String> {
-        let files = self.open.iter().map(|open| &open.file).chain(&self.events);
-        for file in files {
-            file.sync_data().map_err(|why| cannot(&self.directory, "flush", &why))?;
+        let open = self.open.as_ref().map(|open| (self.part(&open.name), &open.file));
+        let events = self.events.as_ref().map(|events| (self.directory.join(EVENTS), events));
+        for (path, file) in open.into_iter().chain(events) {
+            file.sync_data().map_err(|why| cannot(&path, "flush", &why))?;
+            if !is_at(file, &path) {
+                return Err(format!(
+                    "{} was taken away while it was written; its readings are written again",
+                    path.display()
+                ));
+            }
         }
         Ok(())
     }
@@ -271,121 +241,84 @@ impl Series {
         }
     }
 
-    /// Completes the file that is written, if there is one.
+    /// Completes the file that is written, if there is one, after a flush.
     ///
     /// # Errors
     /// In words, if that fails.
     pub fn close(&mut self) -> Result<(), String> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        self.list(open).map_err(|why| cannot(&self.directory, "complete a file in", &why))
+        let Open { file, name, epoch, first, last, bytes, sha256, .. } = open;
+        let renamed = || {
+            file.sync_all()?;
+            fs::rename(self.part(&name), self.directory.join(&name))?;
+            File::open(&self.directory)?.sync_all()
+        };
+        let renamed = renamed();
+        let listed = renamed.and_then(|()| self.list(name, epoch, (first, last), bytes, sha256, false));
+        listed.map_err(|why| cannot(&self.directory, "complete a file in", &why))
     }
 
-    /// Gives a complete file its name and its line in the manifest.
-    fn list(&mut self, open: Open) -> io::Result<()> {
-        let Open { file, name, epoch, first, last, bytes, sha256, crash, .. } = open;
-        file.sync_all()?;
-        let part = self.directory.join(format!("{name}{PART}"));
-        if part.exists() {
-            fs::rename(part, self.directory.join(&name))?;
-        }
-        let digest = sha256.finish();
-        let entry = Entry {
-            file: name,
-            gateway: self.gateway.clone(),
-            epoch,
-            first,
-            last,
-            bytes,
-            sha256: digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
-            closed: self.clock.now().wall.to_string(),
-            crash,
-        };
-        let mut manifest = File::options().append(true).create(true).open(self.directory.join(MANIFEST))?;
-        manifest.write_all(format!("{}\n", serde_json::to_string(&entry)?).as_bytes())?;
-        manifest.sync_data()?;
-        File::open(&self.directory)?.sync_all()?;
-        if !crash {
-            self.has(epoch, last);
-        }
-        Ok(())
+    /// Adds a file to the manifest that is on the medium under its name.
+    fn list(
+        &mut self,
+        file: String,
+        epoch: Epoch,
+        (first, last): (Seq, Seq),
+        bytes: u64,
+        sha256: Context,
+        crash: bool,
+    ) -> io::Result<()> {
+        let sha256 = sha256.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let (gateway, closed) = (self.gateway.clone(), self.clock.now().wall.to_string());
+        self.manifest.add(Entry { file, gateway, epoch, first, last, bytes, sha256, closed, crash })
     }
 
     /// Sees to it that another file fits within the bound.
     fn make_room(&self) -> Result<(), String> {
-        loop {
-            let names = self.names().map_err(|why| cannot(&self.directory, "read", &why))?;
-            let size = |name: &String| fs::metadata(self.directory.join(name)).map_or(0, |found| found.len());
-            let total: u64 = names.iter().map(size).sum();
-            // The last payload of a file may exceed rotate_size; and there is its line in the manifest.
-            if total + self.rotate_size + FILE_BATCH + MANIFEST_LINE <= self.max_total {
-                return Ok(());
-            }
-            let oldest = names.iter().find(|name| parse(name).is_some());
-            match oldest.filter(|_| self.when_full == WhenFull::DropOldest) {
-                Some(oldest) => {
-                    let path = self.directory.join(oldest);
-                    tracing::warn!(file = %path.display(), max_total = self.max_total, "the files are at their bound; the oldest is removed");
-                    fs::remove_file(&path).map_err(|why| cannot(&path, "remove", &why))?;
-                }
-                None => {
-                    let (total, most) = (bytesize::ByteSize(total), bytesize::ByteSize(self.max_total));
-                    return Err(format!(
-                        "the files in {} take {}, and max_total = {} leaves no room for another; take some away",
-                        self.directory.display(),
-                        total.display().iec(),
-                        most.display().iec()
-                    ));
-                }
+        let unreadable = |why| cannot(&self.directory, "read", &why);
+        let size = |name: &String| fs::metadata(self.directory.join(name)).map_or(0, |found| found.len());
+        let mut total: u64 = self.names().map_err(unreadable)?.iter().map(size).sum();
+        // The last payload of a file may exceed rotate_size; and there is its line in the manifest.
+        let most = self.max_total.saturating_sub(self.rotate_size + FILE_BATCH + MANIFEST_LINE);
+        if total <= most {
+            return Ok(());
+        }
+        let mut oldest: Vec<String> = vec![OLD_EVENTS.to_owned()];
+        oldest.extend(self.manifest.files().map(str::to_owned));
+        let removable: u64 = oldest.iter().map(size).sum();
+        if self.when_full == WhenFull::Hold || total.saturating_sub(removable) > most {
+            let (total, most) = (bytesize::ByteSize(total), bytesize::ByteSize(self.max_total));
+            return Err(format!(
+                "the files in {} take {}, and max_total = {} leaves no room for another; take some away",
+                self.directory.display(),
+                total.display().iec(),
+                most.display().iec()
+            ));
+        }
+        for name in oldest.iter().filter(|name| size(name) > 0) {
+            let path = self.directory.join(name);
+            tracing::warn!(file = %path.display(), max_total = self.max_total, "the files are at their bound; the oldest is removed");
+            total = total.saturating_sub(size(name));
+            fs::remove_file(&path).map_err(|why| cannot(&path, "remove", &why))?;
+            if total <= most {
+                break;
             }
         }
+        Ok(())
     }
 }
 
 impl Open {
-    /// Appends all of it, or as good as nothing: what is left of it is removed.
+    /// Appends all of it, or nothing.
     fn append(&mut self, text: &[u8]) -> io::Result<()> {
         if let Err(why) = self.file.write_all(text) {
-            let _ = self.file.set_len(self.bytes);
+            self.file.set_len(self.bytes)?;
             return Err(why);
         }
         self.sha256.update(text);
         self.bytes += text.len() as u64;
         Ok(())
     }
-}
-
-/// Two that write to one directory, such as an attempt that hangs and the next one, would spoil each
-/// other's files.
-fn lock(directory: &Path) -> Result<File, String> {
-    let opened = File::open(directory).map_err(|why| cannot(directory, "open", &why))?;
-    match rustix::fs::flock(&opened, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(opened),
-        Err(Errno::WOULDBLOCK) => Err(format!(
-            "{} is in use: another gateway writes there, or an earlier attempt has not returned",
-            directory.display()
-        )),
-        Err(why) => Err(cannot(directory, "lock", &why.into())),
-    }
-}
-
-/// Tries whether files can be written in `directory`. Returns how many bytes are free.
-///
-/// # Errors
-/// In words, if not.
-pub fn try_directory(directory: &Path) -> Result<u64, String> {
-    let probe = directory.join(".tidegate-probe");
-    let tried = fs::metadata(directory).and_then(|found| match found.is_dir() {
-        true => File::create(&probe).and_then(|mut file| file.write_all(b"x")),
-        false => Err(io::ErrorKind::NotADirectory.into()),
-    });
-    let _ = fs::remove_file(&probe);
-    tried.map_err(|why| cannot(directory, "write in", &why))?;
-    let stat = rustix::fs::statvfs(directory).map_err(|why| cannot(directory, "look at", &why.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
-fn cannot(path: &Path, what: &str, why: &io::Error) -> String {
-    format!("cannot {what} {}: {}", path.display(), plain(why))
 }
 
 fn extension(format: TextFormat) -> &'static str {
@@ -395,12 +328,13 @@ fn extension(format: TextFormat) -> &'static str {
     }
 }
 
-/// The first seq and the epoch in a file's name.
-fn parse(name: &str) -> Option<(Seq, Epoch)> {
-    let (stem, extension) = name.strip_prefix("readings-")?.rsplit_once('.')?;
+/// The first seq and the epoch in the name of a file of this gateway.
+fn parse(gateway: &GatewayId, name: &str) -> Option<(Seq, Epoch)> {
+    let rest = name.strip_prefix("readings-")?.strip_prefix(gateway.as_str())?.strip_prefix('-')?;
+    let (stem, extension) = rest.rsplit_once('.')?;
     let mut numbers = stem.split('-');
     let (seq, epoch) = (numbers.next()?, numbers.next()?);
-    ["jsonl", "csv"].contains(&extension).then_some(())?;
+    (["jsonl", "csv"].contains(&extension) && seq.len() == DIGITS).then_some(())?;
     Some((Seq(seq.parse().ok()?), Epoch(epoch.parse().ok()?)))
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// A payload to write, and the token by which it is confirmed.
 #[derive(Debug)]
-pub struct Order {
+pub struct WriteRequest {
     pub token: u64,
     pub payload: Payload,
 }
@@ -21,7 +21,7 @@ pub struct Order {
 pub struct Writer {
     series: Series,
     flush_within: Duration,
-    orders: Receiver<Order>,
+    requests: Receiver<WriteRequest>,
     outcomes: UnboundedSender<Outcome>,
     unflushed: Vec<u64>,
     /// When these are to be flushed.
@@ -29,20 +29,20 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread. It ends when its orders do, or at the first failure.
+    /// Starts the thread. It ends when its requests do, or at the first failure.
     ///
     /// # Errors
     /// If the system has no more threads.
     pub fn start(
         series: Series,
         flush_within: Duration,
-    ) -> Result<(SyncSender<Order>, UnboundedReceiver<Outcome>), String> {
-        let (orders, receiver) = sync_channel(FILE_WINDOW.into());
+    ) -> Result<(SyncSender<WriteRequest>, UnboundedReceiver<Outcome>), String> {
+        let (requests, receiver) = sync_channel(FILE_WINDOW.into());
         let (outcomes, confirmed) = unbounded_channel();
-        let writer = Writer { series, flush_within, orders: receiver, outcomes, unflushed: Vec::new(), due: None };
+        let writer = Writer { series, flush_within, requests: receiver, outcomes, unflushed: Vec::new(), due: None };
         let thread = thread::Builder::new().name("file-sink".into()).spawn(move || writer.run());
         thread.map_err(|why| format!("cannot start a thread: {why}"))?;
-        Ok((orders, confirmed))
+        Ok((requests, confirmed))
     }
 
     fn run(mut self) {
@@ -56,9 +56,14 @@ impl Writer {
         loop {
             let rotation = self.series.closes_in();
             let wait = self.due.map_or(rotation, |due| due.saturating_duration_since(Instant::now()).min(rotation));
-            match self.orders.recv_timeout(wait) {
-                Ok(Order { token, payload }) => {
-                    self.series.write(&payload)?;
+            match self.requests.recv_timeout(wait) {
+                Ok(WriteRequest { token, payload }) => {
+                    if let Err(why) = self.series.write(&payload) {
+                        // What came before is kept, and confirmed.
+                        self.flush()?;
+                        self.series.close()?;
+                        return Err(why);
+                    }
                     self.unflushed.push(token);
                     self.due.get_or_insert_with(|| Instant::now() + self.flush_within);
                 }
