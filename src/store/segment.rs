@@ -58,8 +58,8 @@ const FORMAT: u8 = 1;
 const FORMAT_WITH_BASES: u8 = 2;
 /// Above what any segment has; a larger claim is damage where it is to be read as a whole.
 const MAX_RAW_LENGTH: u32 = 256 << 20;
-/// What a segment's readings take in memory at most, unless it is one alone. No segment is
-/// longer before compression, since every number is shorter there.
+/// What a segment's readings take in memory at most, unless it is one alone; and what a block with
+/// streams has before compression.
 const MAX_MEMORY: usize = 8 << 20;
 const ZSTD_LEVEL: i32 = 1;
 /// Below this, compression's own header eats what it saves.
@@ -127,9 +127,14 @@ impl Encoder {
             (oldest, newest) = (oldest.min(from), newest.max(to));
         }
         let groups = group(first, &batches);
-        let has_streams = groups.len() >= self.many_groups;
+        let mut has_streams = groups.len() >= self.many_groups;
         let mut out = if has_streams { Output::streams() } else { Output::one() };
         encode_groups(&mut out, &groups);
+        // Streams are read as a whole. Many groups of long names and no values are longer than in memory.
+        if has_streams && out.len() > MAX_MEMORY {
+            (has_streams, out) = (false, Output::one());
+            encode_groups(&mut out, &groups);
+        }
         let raw_length = out.len();
         let block = if has_streams {
             out.into_block(|stream| self.compressor.compress(stream))?
@@ -506,6 +511,24 @@ mod tests {
             .collect();
         let (_, block) = encode(&batches).expect("there are readings");
         assert!(block.len() < 10_000, "{} bytes", block.len());
+    }
+
+    /// Before compression they are longer than in memory, where the device's name is not counted.
+    #[test]
+    fn many_devices_of_long_names_without_values_come_back() {
+        let channels = channels(&[]);
+        let batch = |n: u64| {
+            let device = DeviceId::new(&format!("{:x<64}/{n:x<64}", "hub")).expect("a valid name");
+            let reading = Reading::new(n, Timestamp(n as i64), channels.clone(), Box::new([])).expect("it fits");
+            let batch = Batch { device, session: Some(n << 40), basis: Basis::Wall, readings: vec![reading] };
+            SequencedBatch { first: Seq(n), batch: Arc::new(batch) }
+        };
+        let batches: Vec<_> = (1..=60_000).map(batch).collect();
+        let made = Encoder::new().and_then(|mut encoder| encoder.encode(&batches)).expect("zstd works");
+        assert!(made.iter().any(|made| made.header.raw_length as usize > MAX_MEMORY), "or there is nothing to see");
+        let back: Vec<_> =
+            made.iter().flat_map(|made| decode(&made.header, &made.block).expect("it reads back")).collect();
+        assert_eq!(flat(&back), flat(&batches));
     }
 
     /// As versions before there was a bound made them.

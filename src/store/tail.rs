@@ -27,9 +27,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Readings that take longer than this to fill a segment come slowly: the disk keeps up with
-/// them, whatever it is given at a time.
-const SLOWLY: Duration = Duration::from_secs(1);
 /// How long a full memory waits for the disk before history gives way.
 const HISTORY_WAITS: Duration = Duration::from_secs(5);
 /// Requests for much fill one part in so many of the memory: those for little wait until what
@@ -437,10 +434,12 @@ impl Tail {
         if self.comes_slowly() { self.policy.history_bytes } else { self.policy.segment_bytes }
     }
 
+    /// Whether at the pace of what is not saved, however much that is, a segment takes long.
     fn comes_slowly(&self) -> bool {
         let oldest = self.entries.get(self.saved_entries).map(|entry| entry.arrived);
         let newest = self.entries.back().map(|entry| entry.arrived);
-        oldest.zip(newest).is_some_and(|(oldest, newest)| newest.saturating_sub(oldest) > SLOWLY)
+        let span = oldest.zip(newest).map(|(oldest, newest)| newest.saturating_sub(oldest));
+        span.is_some_and(|span| self.policy.is_slow(self.unsaved_bytes, span))
     }
 
     pub fn policy(&self) -> &Policy {
@@ -555,6 +554,7 @@ mod tests {
         assert!(room_for_much(SECOND, Seq(7)));
         assert!(!room_for_much(SECOND, Seq(1)), "much is not settled");
         assert!(!room_for_much(SECOND / 10, Seq(7)), "it came fast: the disk is behind");
+        assert!(!room_for_much(SECOND / 4, Seq(7)), "for longer, since the disk is slow, and no slower");
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! From a block back to readings.
 //!
-//! What a segment holds is decoded in pieces that take little memory each. Segments are
-//! made so that this is one piece as a rule. Of a larger one, as earlier versions made
-//! them, each piece is a pass over the whole block, which is decompressed on the way and
-//! never in memory as a whole.
+//! What a segment holds is decoded in pieces that take little memory each, of most segments one.
+//! Each piece is a pass over the whole block. A block of format 1 or 2 is decompressed on the way
+//! and never in memory as a whole; the streams of one of format 3 are, 8 MiB at most.
 
 use super::basis::Kind;
 use super::column::{self, paced};

@@ -3,6 +3,10 @@
 use crate::config::HistoryWithin;
 use std::time::Duration;
 
+/// Readings that take longer than this to fill a segment come slowly: the disk keeps up with
+/// them, whatever it is given at a time.
+const SLOWLY: Duration = Duration::from_secs(1);
+
 /// The rules by which the log commits and holds back.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -19,4 +23,11 @@ pub struct Policy {
     /// The same, but of readings that came slowly and are settled, or nearly all of them: the
     /// more readings of each device a segment has, the fewer bytes each takes.
     pub history_bytes: usize,
+}
+
+impl Policy {
+    /// Whether readings of so many bytes that came within `span` come slowly.
+    pub fn is_slow(&self, bytes: usize, span: Duration) -> bool {
+        span.as_micros() * self.segment_bytes as u128 > SLOWLY.as_micros() * bytes as u128
+    }
 }

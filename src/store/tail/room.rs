@@ -10,6 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
+/// Larger lists of channels, in bytes, are not remembered: they would outlive their readings for as
+/// long as their source is there, and no source has one in common from one batch to the next.
+const MAX_REMEMBERED: usize = 32 << 10;
+
 /// One that waits for room now and then. What it has is changed under the log's lock only.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Waiter {
@@ -19,8 +23,8 @@ pub(in crate::store) struct Waiter {
     /// Whether it waits in the queue.
     waiting: AtomicBool,
     woken: Notify,
-    /// The list of channels of its last reading that was appended, which stays in memory with
-    /// it: no other list has its address.
+    /// The list of channels of its last reading that was appended, unless that is large. It stays
+    /// in memory with this: no other list has its address.
     channels: Mutex<Option<Channels>>,
 }
 
@@ -54,7 +58,7 @@ impl Waiter {
 
     /// A batch whose last list of channels this is was appended.
     pub fn remember(&self, channels: Channels) {
-        *self.channels.lock() = Some(channels);
+        *self.channels.lock() = Some(channels).filter(|list| channels_memory(list) <= MAX_REMEMBERED);
     }
 
     /// Whether it has nothing that is to be given back.
