@@ -110,7 +110,7 @@ fn coming_and_going(bencher: Bencher, others: usize) {
 
 /// Ten thousand devices come at once, and all of that is told.
 #[divan::bench(sample_count = 10)]
-fn telling_of_ten_thousand(bencher: Bencher) {
+fn updates_of_ten_thousand(bencher: Bencher) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let link: Arc<str> = "tcp".into();
     bencher
@@ -136,11 +136,11 @@ fn telling_of_ten_thousand(bencher: Bencher) {
         .bench_local_values(|(registry, there)| {
             let mut told = 0;
             loop {
-                let tellings = registry.tell(500);
-                if tellings.changes.is_empty() {
+                let updates = registry.tell(500);
+                if updates.changes.is_empty() {
                     break;
                 }
-                told += tellings.changes.len();
+                told += updates.changes.len();
             }
             assert_eq!(told, 10_000);
             (registry, there)

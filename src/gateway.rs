@@ -149,8 +149,8 @@ impl Gateway {
         );
         let sinks = sinks::start(&config, sinks, cursors, &core)?;
         overview.opened(core.log.clone(), sinks.watched);
-        let operator = GatewayCommandHandler::new(&core, sinks.restarters, logging);
-        let (downlink, commands) = commands::start(&config.commands, &core, operator, sinks.commands);
+        let handler = GatewayCommandHandler::new(&core, sinks.restarters, logging);
+        let (downlink, commands) = commands::start(&config.commands, &core, handler, sinks.commands);
         let links = Links::new(&config, &core, http.listens.as_ref());
         let Core { log, registry, ingest, .. } = core;
         let refused = ingest.refused().clone();

@@ -28,19 +28,19 @@ pub struct DuplicateId {
 /// What becomes of a session that would take another one's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    Enters,
+    Admitted,
     /// It has to stay outside; true if that was not so before.
-    StaysOut(bool),
+    Refused(bool),
 }
 
 impl DuplicateId {
     /// `newcomer` would take the place of `holder`, which may be `alive`.
     pub fn arrive(&mut self, newcomer: u64, holder: u64, alive: bool, now: Duration) -> Verdict {
         if newcomer == holder || !alive {
-            return Verdict::Enters;
+            return Verdict::Admitted;
         }
         if now < self.hold_until {
-            return Verdict::StaysOut(false);
+            return Verdict::Refused(false);
         }
         if now.saturating_sub(self.since) > WINDOW {
             (self.returns, self.since) = (0, now);
@@ -52,10 +52,10 @@ impl DuplicateId {
             self.returns = 0;
             self.hold = (self.hold * 2).clamp(HOLD, HOLD_MAX);
             self.hold_until = now + self.hold;
-            return Verdict::StaysOut(true);
+            return Verdict::Refused(true);
         }
         self.displaced = Some(holder);
-        Verdict::Enters
+        Verdict::Admitted
     }
 }
 
@@ -69,12 +69,12 @@ mod tests {
     fn a_device_that_loses_its_connection_always_gets_its_place_back() {
         let mut duplicate_ids = DuplicateId::default();
         for i in 0..100u32 {
-            assert_eq!(duplicate_ids.arrive(7, 7, true, i * S), Verdict::Enters, "its session goes on");
+            assert_eq!(duplicate_ids.arrive(7, 7, true, i * S), Verdict::Admitted, "its session goes on");
         }
         for i in 0..100u32 {
             assert_eq!(
                 duplicate_ids.arrive(u64::from(i) + 1, u64::from(i), true, i * S),
-                Verdict::Enters,
+                Verdict::Admitted,
                 "it restarts"
             );
         }
@@ -85,13 +85,17 @@ mod tests {
         let mut duplicate_ids = DuplicateId::default();
         let (mut inside, mut outside) = (1, 2);
         let mut at = Duration::ZERO;
-        while duplicate_ids.arrive(outside, inside, true, at) == Verdict::Enters {
+        while duplicate_ids.arrive(outside, inside, true, at) == Verdict::Admitted {
             std::mem::swap(&mut inside, &mut outside);
             at += S;
             assert!(at < 10 * S, "it is never noticed");
         }
-        assert_eq!(duplicate_ids.arrive(outside, inside, true, at + 30 * S), Verdict::StaysOut(false));
-        assert_eq!(duplicate_ids.arrive(outside, inside, false, at + 30 * S), Verdict::Enters, "the other one is dead");
+        assert_eq!(duplicate_ids.arrive(outside, inside, true, at + 30 * S), Verdict::Refused(false));
+        assert_eq!(
+            duplicate_ids.arrive(outside, inside, false, at + 30 * S),
+            Verdict::Admitted,
+            "the other one is dead"
+        );
     }
 
     #[test]
@@ -101,9 +105,9 @@ mod tests {
         let (mut at, mut held) = (Duration::ZERO, Vec::new());
         while held.len() < 6 {
             match duplicate_ids.arrive(outside, inside, true, at) {
-                Verdict::Enters => std::mem::swap(&mut inside, &mut outside),
-                Verdict::StaysOut(true) => held.push(at),
-                Verdict::StaysOut(false) => {}
+                Verdict::Admitted => std::mem::swap(&mut inside, &mut outside),
+                Verdict::Refused(true) => held.push(at),
+                Verdict::Refused(false) => {}
             }
             at += S;
         }

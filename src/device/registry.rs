@@ -80,7 +80,7 @@ pub struct Introduction<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotAdmitted {
     #[error("another device with this name is connected and alive; give each device a name of its own")]
-    Rival,
+    DuplicateId,
     #[error("a device with this name is connected and alive that proved to be it, which this link does not ask for")]
     Unproven,
     #[error("as many devices are known as this gateway allows; see [devices] max_known")]
@@ -210,14 +210,14 @@ impl Registry {
             table.duplicate_ids.clear();
         }
         match table.duplicate_ids.entry(device.clone()).or_default().arrive(session, holder, alive, now) {
-            Verdict::Enters => Ok(()),
-            Verdict::StaysOut(new) => {
+            Verdict::Admitted => Ok(()),
+            Verdict::Refused(new) => {
                 if new {
                     tracing::warn!(%device, "two devices use this name and throw each other out; one is kept out for a while: give one of them another name, \
                          the lines of both say their addresses");
                     self.0.metrics.devices_rivals.inc();
                 }
-                Err(NotAdmitted::Rival)
+                Err(NotAdmitted::DuplicateId)
             }
         }
     }

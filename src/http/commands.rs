@@ -59,49 +59,49 @@ impl WaitQuery {
 async fn submit_to_device(
     State(shared): State<Shared>,
     Path(device): Path<DeviceId>,
-    Query(asked): Query<WaitQuery>,
+    Query(query): Query<WaitQuery>,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Answer {
-    submit(&shared, Target::Device(device), &asked, &headers, &body).await
+    submit(&shared, Target::Device(device), &query, &headers, &body).await
 }
 
 async fn submit_to_gateway(
     State(shared): State<Shared>,
-    Query(asked): Query<WaitQuery>,
+    Query(query): Query<WaitQuery>,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Answer {
-    submit(&shared, Target::Gateway, &asked, &headers, &body).await
+    submit(&shared, Target::Gateway, &query, &headers, &body).await
 }
 
 async fn one_of_device(
     State(shared): State<Shared>,
     Path((device, id)): Path<(DeviceId, CommandId)>,
-    Query(asked): Query<WaitQuery>,
+    Query(query): Query<WaitQuery>,
 ) -> Answer {
-    one(&shared, CommandKey { target: Target::Device(device), id }, asked.wait()?).await
+    one(&shared, CommandKey { target: Target::Device(device), id }, query.wait()?).await
 }
 
 async fn one_of_gateway(
     State(shared): State<Shared>,
     Path(id): Path<CommandId>,
-    Query(asked): Query<WaitQuery>,
+    Query(query): Query<WaitQuery>,
 ) -> Answer {
-    one(&shared, CommandKey { target: Target::Gateway, id }, asked.wait()?).await
+    one(&shared, CommandKey { target: Target::Gateway, id }, query.wait()?).await
 }
 
-async fn list_of_device(State(shared): State<Shared>, Path(device): Path<DeviceId>, asked: Query<Latest>) -> Answer {
-    list(&shared, &Target::Device(device), &asked.0).await
+async fn list_of_device(State(shared): State<Shared>, Path(device): Path<DeviceId>, query: Query<Latest>) -> Answer {
+    list(&shared, &Target::Device(device), &query.0).await
 }
 
-async fn list_of_gateway(State(shared): State<Shared>, asked: Query<Latest>) -> Answer {
-    list(&shared, &Target::Gateway, &asked.0).await
+async fn list_of_gateway(State(shared): State<Shared>, query: Query<Latest>) -> Answer {
+    list(&shared, &Target::Gateway, &query.0).await
 }
 
-async fn submit(shared: &Shared, target: Target, asked: &WaitQuery, headers: &HeaderMap, body: &[u8]) -> Answer {
+async fn submit(shared: &Shared, target: Target, query: &WaitQuery, headers: &HeaderMap, body: &[u8]) -> Answer {
     check_sender(shared, headers)?;
-    let wait = asked.wait()?;
+    let wait = query.wait()?;
     let commands = &shared.parts()?.commands;
     let request: CommandRequest = commands.request(target, body).map_err(|invalid| Refused::bad(invalid.why))?;
     let key = request.key();
@@ -149,8 +149,8 @@ fn state_json(key: &CommandKey, state: CommandState) -> (StatusCode, Json<Value>
     (status(state), Json(json!({ "device": key.target.device(), "id": key.id, "state": state })))
 }
 
-async fn list(shared: &Shared, target: &Target, asked: &Latest) -> Answer {
-    let limit = asked.limit.unwrap_or(DEFAULT).clamp(1, MAX);
+async fn list(shared: &Shared, target: &Target, query: &Latest) -> Answer {
+    let limit = query.limit.unwrap_or(DEFAULT).clamp(1, MAX);
     let commands = shared.parts()?.commands.commands(target, limit).await.map_err(unreadable)?;
     let commands: Vec<Value> = commands.iter().map(command_json).collect();
     Ok((StatusCode::OK, Json(json!({ "commands": commands }))))

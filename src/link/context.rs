@@ -150,7 +150,7 @@ impl LinkContext {
     }
 
     /// Counts that a device is asked again for readings that were lost on the line.
-    pub fn asked_again(&self) {
+    pub fn count_resend(&self) {
         self.shared.metrics.link_resends.get_or_create(&self.label()).inc();
     }
 

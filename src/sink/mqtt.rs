@@ -7,10 +7,10 @@ mod check;
 mod commands;
 mod connecting;
 mod connection;
+mod feature_breaker;
 mod kind;
 mod leaving;
 mod options;
-mod reception;
 mod sas;
 mod secrets;
 mod status;
@@ -193,7 +193,7 @@ impl Destination for MqttDestination {
             self.candidates[number].ended(&fruit, now); // one of them
         }
         for number in candidates::order(&self.candidates, now) {
-            match self.connect_on_terms(number, now).await {
+            match self.connect_with_fallback(number, now).await {
                 Ok(link) => {
                     self.candidates[number].worked = Some(link.connection.peer());
                     self.last = Some((number, link.fruit.clone()));

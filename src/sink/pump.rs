@@ -238,7 +238,7 @@ impl<D: Destination> Pump<D> {
             };
             let (news, linger) = match wait {
                 Wait::Room => (false, None),
-                Wait::Linger(patience) => (false, Some(patience)),
+                Wait::Linger(linger) => (false, Some(linger)),
                 Wait::News => (true, None),
             };
             tokio::select! {
@@ -305,8 +305,8 @@ impl<D: Destination> Pump<D> {
             let bytes = usize::try_from(waiting).unwrap_or(usize::MAX).saturating_mul(self.reading_bytes);
             let budget = self.sizing.budget(connection.max_payload()).in_batches_of(connection.batch());
             let waited = now.monotonic.saturating_sub(since);
-            if let Some(patience) = linger(transfer.outstanding, window, bytes, budget.batch, waited) {
-                return Ok(Wait::Linger(patience));
+            if let Some(linger) = linger(transfer.outstanding, window, bytes, budget.batch, waited) {
+                return Ok(Wait::Linger(linger));
             }
             transfer.waiting_since = None;
             if !self.queue_readings(transfer, budget, now).await {

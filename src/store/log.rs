@@ -46,9 +46,9 @@ impl Log {
         self.shared.state.lock().high_waters.of(device, session)
     }
 
-    /// Numbers the readings and takes them over; those that the high-water mark's session
-    /// had sent before are dropped. Without a high-water mark nothing is known to be a
-    /// duplicate. The batch's device may be a sub-device of the high-water mark's.
+    /// Numbers the readings and takes them over; those that the session of `high_water`
+    /// had sent before are dropped. Without it nothing is known to be a
+    /// duplicate. The batch's device may be a sub-device of the one that `high_water` is of.
     ///
     /// # Errors
     /// [`Saturated`] with the batch: nothing of it was taken over.

@@ -83,12 +83,12 @@ impl State {
     /// When the writer has something to do next.
     pub fn due(&self) -> Option<Duration> {
         let reserve = (self.tail.reserve_left() < schema::SEQ_BLOCK / 2).then_some(Duration::ZERO);
-        let asked = (self.damaged || self.is_asked()).then_some(Duration::ZERO);
+        let asked = (self.damaged || self.has_waiters()).then_some(Duration::ZERO);
         [reserve, asked, self.tail.due(), self.positions_due, Some(self.check_due)].into_iter().flatten().min()
     }
 
     /// Whether somebody waits for a commit.
-    fn is_asked(&self) -> bool {
+    fn has_waiters(&self) -> bool {
         let events = !self.gaps.is_empty() || !self.notices.is_empty() || !self.presence.is_empty();
         let waited_for = self.flush || self.close || self.inbox.is_due();
         let untold = (0..self.unreported.len()).any(|sink| self.unreported[sink].untold && self.is_to_be_told(sink)); // below it
@@ -152,7 +152,7 @@ impl State {
     pub fn commit(&mut self, names: &[Arc<str>], now: Now) -> (Commit, Seq) {
         // Looking at the disk is no reason to write what may wait.
         let other = [self.tail.due(), self.positions_due].into_iter().flatten().any(|due| due <= now.monotonic);
-        let check_only = !(other || self.is_asked() || self.tail.reserve_left() < schema::SEQ_BLOCK / 2);
+        let check_only = !(other || self.has_waiters() || self.tail.reserve_left() < schema::SEQ_BLOCK / 2);
         let unsaved = match check_only {
             true => Unsaved { upto: self.tail.saved_upto(), ..Unsaved::default() },
             false => self.tail.unsaved(),

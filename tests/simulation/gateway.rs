@@ -74,9 +74,9 @@ pub struct Gateway {
     stop_downlink: watch::Sender<bool>,
     commands: Handle,
     requests: JoinSet<()>,
-    /// What keeps attendance, and who looks at keys.
-    keepers: JoinSet<()>,
-    stop_keepers: watch::Sender<bool>,
+    /// The tasks for presence, clock and keys.
+    maintenance: JoinSet<()>,
+    stop_maintenance: watch::Sender<bool>,
     registry: Registry,
     /// What the log knew of devices.
     pub restored: Vec<DeviceStatus>,
@@ -163,10 +163,10 @@ impl Gateway {
         registry.restore(restored);
         let now = context.elapsed();
         context.oracle(|oracle| oracle.roll.began(now));
-        let (mut keepers, stop_keepers) = (JoinSet::new(), watch::Sender::new(false));
-        let attended = presence_task::run(registry.clone(), log.clone(), clock.clone(), stop_keepers.subscribe());
-        keepers.spawn(freezer.run(attended));
-        keepers.spawn(freezer.run(clock::keep(clock.clone() as Arc<dyn Clock>, stop_keepers.subscribe())));
+        let (mut maintenance, stop_maintenance) = (JoinSet::new(), watch::Sender::new(false));
+        let attended = presence_task::run(registry.clone(), log.clone(), clock.clone(), stop_maintenance.subscribe());
+        maintenance.spawn(freezer.run(attended));
+        maintenance.spawn(freezer.run(clock::keep(clock.clone() as Arc<dyn Clock>, stop_maintenance.subscribe())));
         let (taker, inbound) = mpsc::channel(INBOUND_COMMANDS);
         let mut stop_pumps = Vec::new();
         let mut pumps = JoinSet::new();
@@ -200,7 +200,7 @@ impl Gateway {
         let (mut downlink, stop_downlink) = (JoinSet::new(), watch::Sender::new(false));
         downlink.spawn(freezer.run(moving.run(stop_downlink.subscribe())));
         let authenticator = Authenticator::new(&devices, &plan.store, metrics.clone());
-        keepers.spawn(freezer.run(authenticator.clone().watch(stop_keepers.subscribe())));
+        maintenance.spawn(freezer.run(authenticator.clone().watch(stop_maintenance.subscribe())));
         let shared = link::Shared {
             ingest: Ingest::new(log.clone(), registry.clone(), clock.clone(), metrics.clone()),
             authenticator,
@@ -233,8 +233,8 @@ impl Gateway {
             stop_downlink,
             commands,
             requests: JoinSet::new(),
-            keepers,
-            stop_keepers,
+            maintenance,
+            stop_maintenance,
             registry,
             restored: statuses,
             max_pending: plan.store.max_pending.as_u64(),
@@ -279,10 +279,10 @@ impl Gateway {
         };
         let _ = timeout(Duration::from_secs(4), pumps).await;
         self.pumps.shutdown().await;
-        self.stop_keepers.send_replace(true);
-        let keepers = async { while self.keepers.join_next().await.is_some() {} };
-        let _ = timeout(Duration::from_secs(1), keepers).await;
-        self.keepers.shutdown().await;
+        self.stop_maintenance.send_replace(true);
+        let maintenance = async { while self.maintenance.join_next().await.is_some() {} };
+        let _ = timeout(Duration::from_secs(1), maintenance).await;
+        self.maintenance.shutdown().await;
         self.requests.shutdown().await;
         self.time.shutdown().await;
         self.log.close();
@@ -300,7 +300,7 @@ impl Gateway {
     /// Ends at once. What its memory held is gone.
     pub async fn crash(mut self) {
         self.ended();
-        for tasks in [&mut self.requests, &mut self.downlink, &mut self.keepers] {
+        for tasks in [&mut self.requests, &mut self.downlink, &mut self.maintenance] {
             tasks.shutdown().await;
         }
         let listener = self.door.listener.lock().take();
@@ -369,7 +369,7 @@ impl Gateway {
             report_panic(&self.context, "a pump", ended);
             self.context.oracle(|oracle| oracle.violated("a pump ended by itself".into()));
         }
-        for (tasks, what) in [(&mut self.downlink, "the downlink"), (&mut self.keepers, "a keeper")] {
+        for (tasks, what) in [(&mut self.downlink, "the downlink"), (&mut self.maintenance, "maintenance")] {
             while let Some(ended) = tasks.try_join_next() {
                 report_panic(&self.context, what, ended);
                 self.context.oracle(|oracle| oracle.violated(format!("{what} ended by itself")));

@@ -108,7 +108,7 @@ fn a_second_device_of_the_same_name_is_kept_out_while_the_first_is_alive() {
         match connect(&registry, "pump", 2 - i % 2) {
             Ok(newer) => inside = newer,
             Err(why) => {
-                assert_eq!(why, NotAdmitted::Rival);
+                assert_eq!(why, NotAdmitted::DuplicateId);
                 refused = true;
                 break;
             }

@@ -206,7 +206,7 @@ impl<'a> SessionDriver<'a> {
             Ok(attachment) => attachment,
             Err(why) => {
                 let (label, reason) = match why {
-                    NotAdmitted::Rival => ("rival", Reason::TakenOver),
+                    NotAdmitted::DuplicateId => ("rival", Reason::TakenOver),
                     NotAdmitted::Unproven => ("unproven", Reason::Unauthorized),
                     NotAdmitted::RegistryFull | NotAdmitted::TooManySubDevices => ("registry_full", Reason::Busy),
                 };

@@ -50,7 +50,7 @@ pub struct Messages<S> {
     io: S,
     reader: Reader,
     inbox: Inbox,
-    patience: MessageTimeout,
+    timeout: MessageTimeout,
     /// Bytes to write, and how many of them are written.
     out: Vec<u8>,
     written: usize,
@@ -106,7 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
             io,
             reader: Reader::default(),
             inbox,
-            patience: MessageTimeout::new(within),
+            timeout: MessageTimeout::new(within),
             out: Vec::new(),
             written: 0,
             accepted: 0,
@@ -174,10 +174,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
             return self.fail(violation);
         }
         if !self.inbox.is_collecting() {
-            return self.patience.rest();
+            return self.timeout.rest();
         }
-        self.patience.renew();
-        if self.patience.is_abused(self.inbox.pieces.capacity(), &self.inbox.lease) {
+        self.timeout.renew();
+        if self.timeout.is_abused(self.inbox.pieces.capacity(), &self.inbox.lease) {
             self.inbox.lease.pool().refused("frame");
             self.fail(Violation { code: TRY_AGAIN_LATER, why: "the memory for the message is needed for others" });
         }
@@ -191,7 +191,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Messages<S> {
     /// Reads, unless the next piece of a message is overdue.
     fn poll_more(&mut self, cx: &mut Context<'_>, raw: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.io).poll_read(cx, raw);
-        if polled.is_pending() && self.inbox.is_collecting() && self.patience.poll(cx).is_ready() {
+        if polled.is_pending() && self.inbox.is_collecting() && self.timeout.poll(cx).is_ready() {
             let violation = Violation { code: POLICY, why: "the rest of a message did not come in time" };
             self.fail(violation);
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, violation)));

@@ -5,7 +5,7 @@
 //! come first meanwhile.
 
 use super::capabilities::Capabilities;
-use super::reception::Reception;
+use super::feature_breaker::FeatureBreaker;
 use super::statuses::Position;
 use crate::config::{Broker, Way};
 use crate::mqtt::{Cause, Learnt};
@@ -24,7 +24,7 @@ pub(super) struct Candidate {
     /// How far it knows the presence of devices.
     pub position: Position,
     /// How it takes that.
-    pub reception: Reception,
+    pub feature_breaker: FeatureBreaker,
     /// Its address that worked last.
     pub worked: Option<SocketAddr>,
     /// How it lets the gateway in.
@@ -84,7 +84,7 @@ impl Candidate {
         let same = others.iter().find(|other| other.way.broker == way.broker);
         Candidate {
             position: same.map(|same| same.position.clone()).unwrap_or_default(),
-            reception: same.map(|same| same.reception.clone()).unwrap_or_default(),
+            feature_breaker: same.map(|same| same.feature_breaker.clone()).unwrap_or_default(),
             way,
             worked: None,
             capabilities: Capabilities::default(),

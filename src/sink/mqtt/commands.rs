@@ -4,7 +4,7 @@
 //! here, a bounded number of them; what is more is left to the broker, which sends it
 //! again when the gateway connects again, as it does once the others are taken.
 
-use super::reception::Reception;
+use super::feature_breaker::FeatureBreaker;
 use crate::backoff::Failure;
 use crate::clock::Clock;
 use crate::model::{Confirmation, InboundCommand, Source};
@@ -29,7 +29,7 @@ pub(super) struct Taker {
 /// What is known of all connections of one sink. Some brokers end the connection of a client that
 /// may not subscribe.
 pub(super) struct Subscribing {
-    reception: Reception,
+    feature_breaker: FeatureBreaker,
     /// Tells if no commands come.
     note: Note,
     clock: Arc<dyn Clock>,
@@ -37,7 +37,7 @@ pub(super) struct Subscribing {
 
 impl Subscribing {
     pub fn new(note: Note, clock: Arc<dyn Clock>) -> Subscribing {
-        Subscribing { reception: Reception::default(), note, clock }
+        Subscribing { feature_breaker: FeatureBreaker::default(), note, clock }
     }
 
     fn is_denied(&self, why: &str) {
@@ -132,7 +132,7 @@ impl Intake {
     }
 
     fn rests(&mut self) -> bool {
-        if let Some(rest) = self.subscribing.reception.rest(self.subscribing.clock.now().monotonic) {
+        if let Some(rest) = self.subscribing.feature_breaker.rest(self.subscribing.clock.now().monotonic) {
             self.rests_until = Some(Instant::now() + rest);
             let rest = humantime::format_duration(Duration::from_secs(rest.as_secs()));
             self.subscribing.is_denied(&format!(
@@ -183,7 +183,7 @@ impl Intake {
     pub fn subscribed(&mut self, outcome: Result<(), Failure>) {
         self.unanswered = self.unanswered.saturating_sub(1);
         self.answered = true;
-        self.subscribing.reception.confirmed();
+        self.subscribing.feature_breaker.confirmed();
         match outcome {
             Ok(()) => self.subscribing.note.works(),
             Err(why) => {
@@ -199,9 +199,9 @@ impl Intake {
     /// The connection ended.
     pub fn lost(&self) {
         if self.unanswered > 0 && !self.answered {
-            self.subscribing.reception.lost();
+            self.subscribing.feature_breaker.lost();
         } else if self.rests_until.is_some() {
-            self.subscribing.reception.lost_without(self.since.elapsed());
+            self.subscribing.feature_breaker.lost_without(self.since.elapsed());
         }
     }
 

@@ -21,20 +21,24 @@ const MAX_ATTEMPTS: u32 = 4;
 
 impl MqttDestination {
     /// Connects to a candidate, on the terms on which the broker lets the gateway in.
-    pub(super) async fn connect_on_terms(&mut self, number: usize, now: Duration) -> Result<MqttConnection, Failure> {
+    pub(super) async fn connect_with_fallback(
+        &mut self,
+        number: usize,
+        now: Duration,
+    ) -> Result<MqttConnection, Failure> {
         let mut attempt = 1;
         loop {
             let candidate = &self.candidates[number]; // from their order
-            let asked = candidate.capabilities.ask(self.wanted, now);
-            let (outcome, broker) = (self.connect_to(candidate, asked).await, candidate.target());
+            let plan = candidate.capabilities.ask(self.wanted, now);
+            let (outcome, broker) = (self.connect_to(candidate, plan).await, candidate.target());
             let capabilities = &mut self.candidates[number].capabilities;
             let (learnt, outcome) = match outcome {
                 Ok(link) => (
-                    capabilities.accepted(self.wanted, asked, !link.connection.allowance().no_retain, now),
+                    capabilities.accepted(self.wanted, plan, !link.connection.allowance().no_retain, now),
                     Some(Ok(link)),
                 ),
                 Err(Refusal { failure, cause }) => {
-                    let mut learnt = capabilities.refused(self.wanted, asked, &cause, now);
+                    let mut learnt = capabilities.refused(self.wanted, plan, &cause, now);
                     let candidate = &mut self.candidates[number];
                     let went_back = learnt.is_none() && candidate.goes_back();
                     candidate.learn(&cause, now);
@@ -57,10 +61,10 @@ impl MqttDestination {
         }
     }
 
-    async fn connect_to(&self, candidate: &Candidate, asked: ConnectPlan) -> Result<MqttConnection, Refusal> {
-        let (way, Candidate { position, reception, worked, .. }) = (candidate.target(), candidate);
+    async fn connect_to(&self, candidate: &Candidate, plan: ConnectPlan) -> Result<MqttConnection, Refusal> {
+        let (way, Candidate { position, feature_breaker, worked, .. }) = (candidate.target(), candidate);
         let options = self
-            .options(&way, asked)
+            .options(&way, plan)
             // What is missing may come any moment, and looking for it costs nobody else anything.
             .map_err(|why| Failure::transient(format!("cannot connect to {way}: {why:#}")))?;
         let failed = |why: Failure| Failure { what: format!("{way}: {why}"), permanent: why.permanent };
@@ -74,7 +78,7 @@ impl MqttDestination {
             let what = "the broker takes QoS 0 only, with which no reading is confirmed; use another broker";
             return Err(failed(Failure::permanent(what)).into());
         }
-        let status = self.status.retained(asked.retain && !connection.allowance().no_retain);
+        let status = self.status.retained(plan.retain && !connection.allowance().no_retain);
         let since = Instant::now();
         let failed = |why| failed(self.client.ended(why, since.elapsed()));
         // What the broker kept may come before anything else.
@@ -82,7 +86,7 @@ impl MqttDestination {
             .commands
             .as_ref()
             .map(|(taker, subscribing)| Intake::new(&self.topics, subscribing.clone(), taker.clone()));
-        let watch = Watch::new(self.watching.clone(), asked.version, status.clone(), &self.topics);
+        let watch = Watch::new(self.watching.clone(), plan.version, status.clone(), &self.topics);
         let mut inbound = Inbound { intake, watch };
         connection.publish(STATUS, status.message("online", None)).map_err(failed)?;
         if let Err(why) = status_confirmed(&mut connection, &mut inbound).await {
@@ -109,7 +113,7 @@ impl MqttDestination {
             ),
             statuses: self.registry.as_ref().map(|registry| {
                 let (gateway, now) = (self.status.identity.gateway.clone(), self.status.clock.now().monotonic);
-                let (known, note) = ((position.clone(), reception.clone()), self.presence_note.clone());
+                let (known, note) = ((position.clone(), feature_breaker.clone()), self.presence_note.clone());
                 Statuses::new(registry.clone(), self.topics.clone(), gateway, known, status.retain, note, now)
             }),
             max_payload,
@@ -133,10 +137,10 @@ impl MqttDestination {
 
     /// The options for one way, with secrets and certificates read afresh: they
     /// may have been renewed since.
-    fn options(&self, way: &Way, asked: ConnectPlan) -> Result<Options> {
+    fn options(&self, way: &Way, plan: ConnectPlan) -> Result<Options> {
         let credentials = self.ways.secrets.login(&way.broker, self.status.clock.now())?;
-        let will = asked.will.then(|| self.status.retained(asked.retain).message("offline", Some("connection lost")));
-        Ok(Options { version: asked.version, credentials, will, ..self.ways.to(way)? })
+        let will = plan.will.then(|| self.status.retained(plan.retain).message("offline", Some("connection lost")));
+        Ok(Options { version: plan.version, credentials, will, ..self.ways.to(way)? })
     }
 
     /// Those that stand before it.

@@ -9,7 +9,7 @@
 //! A broker of MQTT 3.1.1 that does not allow them closes the connection. After a few that
 //! ended so, one goes without them for a while; readings never wait for them.
 
-use super::reception::Reception;
+use super::feature_breaker::FeatureBreaker;
 use crate::backoff::Failure;
 use crate::device::{PresenceUpdate, Registry};
 use crate::model::GatewayId;
@@ -47,7 +47,7 @@ pub struct Statuses {
     next_token: u64,
     /// Whether it was logged that the broker does not take them.
     refusal_told: bool,
-    reception: Reception,
+    feature_breaker: FeatureBreaker,
     /// Whether one was confirmed or refused, so that they end no connection.
     answered: bool,
     /// Until when this connection goes without.
@@ -62,12 +62,12 @@ impl Statuses {
         registry: Registry,
         topics: Topics,
         gateway: GatewayId,
-        (position, reception): (Position, Reception),
+        (position, feature_breaker): (Position, FeatureBreaker),
         retain: bool,
         note: Note,
         now: Duration,
     ) -> Statuses {
-        let rest = reception.rest(now);
+        let rest = feature_breaker.rest(now);
         if let Some(rest) = rest {
             let rest = humantime::format_duration(rest);
             let why = format!(
@@ -90,7 +90,7 @@ impl Statuses {
             under_way: VecDeque::new(),
             next_token: FIRST_TOKEN,
             refusal_told: false,
-            reception,
+            feature_breaker,
             answered: false,
             rests_until: rest.map(|rest| Instant::now() + rest),
             note,
@@ -128,7 +128,7 @@ impl Statuses {
         let Some(found) = self.under_way.iter_mut().find(|(sent, ..)| *sent == token) else { return false };
         found.2 = true;
         if !std::mem::replace(&mut self.answered, true) {
-            self.reception.confirmed();
+            self.feature_breaker.confirmed();
             self.note.works();
         }
         self.settle();
@@ -158,7 +158,7 @@ impl Statuses {
     /// The connection ended.
     pub fn lost(&self) {
         if !self.answered && !self.under_way.is_empty() {
-            self.reception.lost();
+            self.feature_breaker.lost();
         }
     }
 

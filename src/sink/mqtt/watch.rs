@@ -5,7 +5,7 @@
 //! Subscriptions are asked for one after the other, behind those of commands, and left out
 //! for a while where connections end at them.
 
-use super::reception::Reception;
+use super::feature_breaker::FeatureBreaker;
 use super::status::Status;
 use crate::backoff::Failure;
 use crate::config::MqttVersion;
@@ -33,7 +33,7 @@ pub(super) struct Watching {
     /// Whether the broker delivers is tried, with MQTT 3.1.1.
     test: bool,
     epochs: Epochs,
-    reception: Reception,
+    feature_breaker: FeatureBreaker,
     twin_note: Note,
     test_note: Note,
 }
@@ -45,7 +45,7 @@ impl Watching {
             status: config.watch_status && config.profile.is_none(),
             test: config.self_test && config.profile.is_none(),
             epochs,
-            reception: Reception::default(),
+            feature_breaker: FeatureBreaker::default(),
             twin_note: notes.about(config.name.as_str()),
             test_note: notes.about(config.name.as_str()),
         })
@@ -85,7 +85,7 @@ impl Watch {
         let mut ahead = Vec::new();
         ahead.extend((shared.test && version == MqttVersion::V3_1_1).then_some(Own::Test));
         ahead.extend(shared.status.then_some(Own::Status));
-        let rest = shared.reception.rest(status.clock.now().monotonic);
+        let rest = shared.feature_breaker.rest(status.clock.now().monotonic);
         if let Some(rest) = rest {
             let rest = humantime::format_duration(Duration::from_secs(rest.as_secs()));
             tracing::warn!(
@@ -162,7 +162,7 @@ impl Watch {
     /// A subscription was answered.
     pub fn subscribed(&mut self, outcome: Result<(), Failure>, connection: &mut Connection) {
         let Some(own) = self.asked.take() else { return };
-        self.shared.reception.confirmed();
+        self.shared.feature_breaker.confirmed();
         match (own, outcome) {
             (Own::Test, Ok(())) => {
                 let proof = format!("{:016x}", fastrand::u64(..));
@@ -252,9 +252,9 @@ impl Watch {
     /// The connection ended.
     pub fn lost(&self) {
         if self.asked.is_some() || self.test_unanswered {
-            self.shared.reception.lost();
+            self.shared.feature_breaker.lost();
         } else if self.rests_until.is_some() {
-            self.shared.reception.lost_without(self.since.elapsed());
+            self.shared.feature_breaker.lost_without(self.since.elapsed());
         }
     }
 }
@@ -274,7 +274,7 @@ mod tests {
             status: true,
             test: true,
             epochs: Epochs::new(Vec::new(), Epoch(7)),
-            reception: Reception::default(),
+            feature_breaker: FeatureBreaker::default(),
             twin_note: Note::new("mqtt"),
             test_note: Note::new("mqtt"),
         });

@@ -89,7 +89,7 @@ impl Committer {
         let Err(why) = self.files.check() else { return Ok(()) };
         // If only the write-ahead log is gone, what stands in it can still be taken over
         // into the database; if that fails, opening it again tells.
-        if let Err(why) = self.wal.checkpoint(connection, wal::PATIENCE_WITH_WRITERS) {
+        if let Err(why) = self.wal.checkpoint(connection, wal::BUSY_TIMEOUT_WITH_WRITERS) {
             tracing::debug!(%why, "the write-ahead log was not checkpointed");
         }
         Err(why.into())

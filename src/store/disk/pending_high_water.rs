@@ -1,4 +1,4 @@
-//! High-water high-water marks that need no row of their own yet.
+//! High-water marks that need no row of their own yet.
 //!
 //! A commit's segment says how far each of its devices came, so their high-water marks are
 //! written to their table only now and then: with many devices the rows would

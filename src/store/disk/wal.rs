@@ -33,9 +33,9 @@ const FRAME_HEADER: u64 = 24;
 const INSIST_EVERY: u32 = 16;
 /// How long readers are waited for then, at the log's bound, and how long another writer
 /// at other times.
-const PATIENCE: Duration = Duration::from_millis(50);
-const PATIENCE_AT_BOUND: Duration = Duration::from_secs(1);
-pub(in crate::store) const PATIENCE_WITH_WRITERS: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_millis(50);
+const BUSY_TIMEOUT_AT_BOUND: Duration = Duration::from_secs(1);
+pub(in crate::store) const BUSY_TIMEOUT_WITH_WRITERS: Duration = Duration::from_secs(5);
 
 /// Somebody reads and does not let go, and the write-ahead log may not grow any more.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +93,9 @@ impl Wal {
         if bytes <= self.budget.write_ahead(file) {
             return Ok(None);
         }
-        let result =
-            self.checkpoint(connection, PATIENCE_AT_BOUND).context("the checkpoint of the write-ahead log failed")?;
+        let result = self
+            .checkpoint(connection, BUSY_TIMEOUT_AT_BOUND)
+            .context("the checkpoint of the write-ahead log failed")?;
         match result {
             None => Err(Held { file: self.path.clone(), index: self.index.clone(), bytes }.into()),
             result => Ok(result),
@@ -120,8 +121,9 @@ impl Wal {
             return Ok(None);
         }
         let insists = pages > self.checkpoint_pages * GROWTH && self.commits >= INSIST_EVERY;
-        let patience = if insists && self.waits { PATIENCE } else { Duration::ZERO };
-        let result = checkpoint_within(connection, patience).context("the checkpoint of the write-ahead log failed")?;
+        let busy_timeout = if insists && self.waits { BUSY_TIMEOUT } else { Duration::ZERO };
+        let result =
+            checkpoint_within(connection, busy_timeout).context("the checkpoint of the write-ahead log failed")?;
         if pages <= self.checkpoint_pages * GROWTH {
             self.told = false;
         }
@@ -144,9 +146,9 @@ impl Wal {
     ///
     /// # Errors
     /// If the checkpoint fails.
-    pub fn checkpoint(&self, connection: &Connection, patience: Duration) -> rusqlite::Result<Option<u64>> {
+    pub fn checkpoint(&self, connection: &Connection, busy_timeout: Duration) -> rusqlite::Result<Option<u64>> {
         // There is nothing to wait for where all work is done on one thread.
-        checkpoint_within(connection, if self.waits { patience } else { Duration::ZERO })
+        checkpoint_within(connection, if self.waits { busy_timeout } else { Duration::ZERO })
     }
 }
 
@@ -160,14 +162,14 @@ pub(in crate::store) fn checkpoint(connection: &Connection) -> rusqlite::Result<
 }
 
 /// The same; readers are waited for so long.
-fn checkpoint_within(connection: &Connection, patience: Duration) -> rusqlite::Result<Option<u64>> {
+fn checkpoint_within(connection: &Connection, busy_timeout: Duration) -> rusqlite::Result<Option<u64>> {
     let result = run_checkpoint(connection, "PASSIVE")?;
-    if patience.is_zero() && result.done < result.pages {
+    if busy_timeout.is_zero() && result.done < result.pages {
         return Ok(None);
     }
-    connection.busy_timeout(patience)?;
+    connection.busy_timeout(busy_timeout)?;
     let result = run_checkpoint(connection, "RESTART")?;
-    connection.busy_timeout(PATIENCE_WITH_WRITERS)?;
+    connection.busy_timeout(BUSY_TIMEOUT_WITH_WRITERS)?;
     Ok(Some(result.pages).filter(|_| !result.busy && result.done == result.pages && result.pages > 0))
 }
 

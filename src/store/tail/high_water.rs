@@ -87,7 +87,7 @@ pub(in crate::store) struct HighWaters {
     most: usize,
 }
 
-/// High-water high-water marks that are looked at to forget one: more than one, so that none is left over.
+/// High-water marks that are looked at to forget one: more than one, so that none is left over.
 const LOOKED_AT: usize = 16;
 
 impl HighWaters {

@@ -33,7 +33,7 @@ impl SessionDriver<'_> {
     pub(super) fn lost(&mut self, ask: bool) {
         let Some(attachment) = self.attachment.as_ref().filter(|_| ask) else { return };
         let seq = attachment.acked();
-        self.link.asked_again();
+        self.link.count_resend();
         self.say(&GatewayMessage::Ack(Ack { seq }));
     }
 

@@ -16,7 +16,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// What is known of how one kind of thing is taken. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Reception(Arc<Mutex<Losses>>);
+pub struct FeatureBreaker(Arc<Mutex<Losses>>);
 
 #[derive(Debug, Default)]
 struct Losses {
@@ -26,7 +26,7 @@ struct Losses {
     rests_until: Duration,
 }
 
-impl Reception {
+impl FeatureBreaker {
     /// A connection ended with some of it unanswered.
     pub fn lost(&self) {
         let mut losses = self.0.lock();
@@ -63,56 +63,56 @@ mod tests {
 
     #[test]
     fn what_ends_connections_is_left_out_for_ever_longer_times_until_it_is_answered() {
-        let (reception, mut now) = (Reception::default(), Duration::from_secs(5));
+        let (feature_breaker, mut now) = (FeatureBreaker::default(), Duration::from_secs(5));
         for _ in 1..MOST_LOST {
-            reception.lost();
-            assert_eq!(reception.rest(now), None);
+            feature_breaker.lost();
+            assert_eq!(feature_breaker.rest(now), None);
         }
-        reception.lost();
-        assert_eq!(reception.rest(now), Some(REST));
-        assert_eq!(reception.rest(now + REST / 2), Some(REST / 2));
+        feature_breaker.lost();
+        assert_eq!(feature_breaker.rest(now), Some(REST));
+        assert_eq!(feature_breaker.rest(now + REST / 2), Some(REST / 2));
         now += REST;
-        assert_eq!(reception.rest(now), None, "it is tried again");
-        reception.lost();
-        assert_eq!(reception.rest(now), Some(2 * REST));
-        reception.confirmed();
-        reception.lost();
-        assert_eq!(reception.rest(now), None);
+        assert_eq!(feature_breaker.rest(now), None, "it is tried again");
+        feature_breaker.lost();
+        assert_eq!(feature_breaker.rest(now), Some(2 * REST));
+        feature_breaker.confirmed();
+        feature_breaker.lost();
+        assert_eq!(feature_breaker.rest(now), None);
         for _ in 0..100 {
-            reception.lost();
-            reception.rest(now);
+            feature_breaker.lost();
+            feature_breaker.rest(now);
         }
-        assert_eq!(reception.rest(now), Some(LONGEST_REST));
+        assert_eq!(feature_breaker.rest(now), Some(LONGEST_REST));
     }
     /// A broker or a link that ends every connection soon, whatever is under way.
     #[test]
     fn where_connections_without_end_too_the_first_that_stands_goes_without_for_a_minute_at_most() {
         for broken in 0..500 {
-            let (reception, mut now) = (Reception::default(), Duration::from_secs(5));
+            let (feature_breaker, mut now) = (FeatureBreaker::default(), Duration::from_secs(5));
             for _ in 0..broken {
-                match reception.rest(now) {
-                    Some(_) => reception.lost_without(SOON / 2),
-                    None => reception.lost(),
+                match feature_breaker.rest(now) {
+                    Some(_) => feature_breaker.lost_without(SOON / 2),
+                    None => feature_breaker.lost(),
                 }
                 now += Duration::from_secs(1);
             }
-            assert!(reception.rest(now).is_none_or(|rest| rest <= REST), "after {broken}");
+            assert!(feature_breaker.rest(now).is_none_or(|rest| rest <= REST), "after {broken}");
         }
     }
 
     /// A broker that ends connections for this alone, over a link that holds for a minute.
     #[test]
     fn connections_that_end_later_do_not_prove_that_it_was_something_else() {
-        let (reception, mut now, mut lost) = (Reception::default(), Duration::ZERO, 0);
+        let (feature_breaker, mut now, mut lost) = (FeatureBreaker::default(), Duration::ZERO, 0);
         while now < Duration::from_secs(24 * 3600) {
-            match reception.rest(now) {
+            match feature_breaker.rest(now) {
                 Some(rest) => {
                     let lasted = rest.min(Duration::from_secs(60));
-                    reception.lost_without(lasted);
+                    feature_breaker.lost_without(lasted);
                     now += lasted;
                 }
                 None => {
-                    reception.lost();
+                    feature_breaker.lost();
                     lost += 1;
                 }
             }
