@@ -93,7 +93,7 @@ arm_cargo() {
         "CARGO_TARGET_DIR=$(arm_build_dir "$target")"
         "CARGO_TARGET_${upper}_LINKER=$(gnu_prefix "$target")-gcc"
         # Bounded, for an emulator that hangs.
-        "CARGO_TARGET_${upper}_RUNNER=timeout 900 $(qemu "$target")"
+        "CARGO_TARGET_${upper}_RUNNER=timeout 2400 $(qemu "$target")"
     )
     if [[ $target == armv7-* ]]; then
         environment+=(RUSTC_BOOTSTRAP=1)

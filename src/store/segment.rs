@@ -80,6 +80,8 @@ const MANY_GROUPS: usize = 64;
 pub struct Encoder {
     compressor: zstd::bulk::Compressor<'static>,
     many_groups: usize,
+    /// Bytes before compression that a block with streams may have.
+    max_streams: usize,
 }
 
 /// Readings that share device, session and channels.
@@ -100,7 +102,11 @@ impl Encoder {
     /// # Errors
     /// If zstd cannot allocate its context.
     pub fn new() -> std::io::Result<Encoder> {
-        Ok(Encoder { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, many_groups: MANY_GROUPS })
+        Ok(Encoder {
+            compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?,
+            many_groups: MANY_GROUPS,
+            max_streams: MAX_MEMORY,
+        })
     }
 
     /// Encodes `batches`, which stand in the order of their seqs, as one segment or as
@@ -131,7 +137,7 @@ impl Encoder {
         let mut out = if has_streams { Output::streams() } else { Output::one() };
         encode_groups(&mut out, &groups);
         // Streams are read as a whole. Many groups of long names and no values are longer than in memory.
-        if has_streams && out.len() > MAX_MEMORY {
+        if has_streams && out.len() > self.max_streams {
             (has_streams, out) = (false, Output::one());
             encode_groups(&mut out, &groups);
         }
@@ -513,9 +519,9 @@ mod tests {
         assert!(block.len() < 10_000, "{} bytes", block.len());
     }
 
-    /// Before compression they are longer than in memory, where the device's name is not counted.
+    /// Of many devices of long names they are longer than in memory, where the name is not counted.
     #[test]
-    fn many_devices_of_long_names_without_values_come_back() {
+    fn streams_that_are_too_long_to_be_read_are_not_written() {
         let channels = channels(&[]);
         let batch = |n: u64| {
             let device = DeviceId::new(&format!("{:x<64}/{n:x<64}", "hub")).expect("a valid name");
@@ -523,13 +529,17 @@ mod tests {
             let batch = Batch { device, session: Some(n << 40), basis: Basis::Wall, readings: vec![reading] };
             SequencedBatch { first: Seq(n), batch: Arc::new(batch) }
         };
-        let batches: Vec<_> = (1..=60_000).map(batch).collect();
-        let made = Encoder::new().and_then(|mut encoder| encoder.encode(&batches)).expect("zstd works");
-        assert!(made.iter().any(|made| made.header.raw_length as usize > MAX_MEMORY), "or there is nothing to see");
-        let back: Vec<_> =
-            made.iter().flat_map(|made| decode(&made.header, &made.block).expect("it reads back")).collect();
-        assert_eq!(back.len(), batches.len());
-        assert_eq!(flat(&back[59_990..]), flat(&batches[59_990..]));
+        let batches: Vec<_> = (1..=100).map(batch).collect();
+        let (header, _) = encode_in_streams(&batches).expect("there are readings");
+        let raw = header.raw_length as usize;
+        assert!(raw > batches.iter().map(|batch| batch.batch.memory()).sum(), "{raw}");
+        for (max_streams, first) in [(raw, Some(&columns::FORMAT_WITH_STREAMS)), (raw - 1, None)] {
+            let mut encoder = Encoder { many_groups: 1, max_streams, ..Encoder::new().expect("zstd works") };
+            let made = encoder.encode(&batches).expect("zstd works").remove(0);
+            let is_format = made.block.first().filter(|byte| **byte == columns::FORMAT_WITH_STREAMS);
+            assert_eq!(is_format, first);
+            assert_eq!(flat(&decode(&made.header, &made.block).expect("it reads back")), flat(&batches));
+        }
     }
 
     /// As versions before there was a bound made them.
