@@ -142,19 +142,32 @@ impl SinkConnection for Open {
     async fn close(self, _: Duration) {}
 }
 
-/// Where the gateway below has its directory, and its ports for devices and HTTP.
-const DIRECTORY: &str = "TIDEGATE_TEST_FILE_SINK";
-const PORTS: &str = "TIDEGATE_TEST_FILE_SINK_PORTS";
+/// Where a gateway in a process of its own has its directory, and two addresses.
+const DIRECTORY: &str = "TIDEGATE_TEST_DIRECTORY";
+const ADDRESSES: &str = "TIDEGATE_TEST_ADDRESSES";
+
+/// Runs an ignored test as a gateway in a process of its own, which can be killed.
+pub fn launch(test: &str, directory: &Path, addresses: [&str; 2]) -> Process {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args(["--ignored", "--exact", test]);
+    command.env(DIRECTORY, directory).env(ADDRESSES, addresses.join(" "));
+    Process::start(command, &directory.join("gateway.log"))
+}
+
+/// The directory and the addresses of this process, if it was launched so.
+pub fn launched() -> Option<(PathBuf, [SocketAddr; 2])> {
+    let directory = std::env::var_os(DIRECTORY).map(PathBuf::from)?;
+    let addresses = std::env::var(ADDRESSES).expect("two addresses");
+    let (one, other) = addresses.split_once(' ').expect("two addresses");
+    Some((directory, [one, other].map(|address| address.parse().expect("an address"))))
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the gateway of the test below, in a process of its own that can be killed"]
 async fn a_gateway_whose_only_sink_is_a_file() {
-    let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else { return };
-    let ports = std::env::var(PORTS).expect("two ports");
-    let (tcp, http) = ports.split_once(' ').expect("two ports");
-    let listen = |port: &str| format!("127.0.0.1:{port}").parse().expect("an address");
-    let mut config = configuration(&directory, listen(http));
-    config.tcp = vec![Tcp { listen: listen(tcp), ..Tcp::default() }];
+    let Some((directory, [listen, http])) = launched() else { return };
+    let mut config = configuration(&directory, http);
+    config.tcp = vec![Tcp { listen, ..Tcp::default() }];
     let sink = file_sink(directory.join("to/readings"));
     let _gateway =
         Gateway::start_with(config, Additions { sinks: vec![sink], ..Additions::default() }).await.expect("it starts");
@@ -170,13 +183,6 @@ pub fn configuration(directory: &Path, http: SocketAddr) -> Config {
     let history_within = HistoryWithin::Within(Duration::from_millis(250));
     config.store = Store { directory: directory.join("log"), history_within, ..Store::default() };
     config
-}
-
-fn launch(directory: &Path, ports: (u16, u16)) -> Process {
-    let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.args(["--ignored", "--exact", "file_sink::a_gateway_whose_only_sink_is_a_file"]);
-    command.env(DIRECTORY, directory).env(PORTS, format!("{} {}", ports.0, ports.1));
-    Process::start(command, &directory.join("gateway.log"))
 }
 
 /// How often each reading of a device stands in the file.
@@ -198,7 +204,9 @@ async fn a_kind_of_sink_that_the_program_does_not_have_goes_on_after_sigkill_whe
     let (tcp, http) = (free_port(), free_port());
     let (devices_at, http_at) = (format!("127.0.0.1:{tcp}"), format!("127.0.0.1:{http}"));
     let file = directory.path().join("to/readings");
-    let mut gateway = launch(directory.path(), (tcp, http));
+    let test = "file_sink::a_gateway_whose_only_sink_is_a_file";
+    let launch = || launch(test, directory.path(), [&devices_at, &http_at]);
+    let mut gateway = launch();
 
     // Given a destination that is not there yet, the device is served all the same.
     let device = Arc::new(Device::new(1, TOTAL));
@@ -224,7 +232,7 @@ async fn a_kind_of_sink_that_the_program_does_not_have_goes_on_after_sigkill_whe
     gateway.kill();
     let before = written(&file).len() as u64;
     assert!(before < TOTAL, "{before}: the kill came too late");
-    gateway = launch(directory.path(), (tcp, http));
+    gateway = launch();
 
     // then all arrive, and what was confirmed long before is not sent again.
     tokio::time::timeout(PATIENCE, sending).await.expect("all are acknowledged").expect("no panic");

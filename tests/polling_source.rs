@@ -3,14 +3,11 @@
 //! what a new source needs, and that it gets all that devices of our own protocol get: a place in
 //! the log, Acks, presence, commands.
 
-use crate::file_sink::{configuration, file_sink, written};
+use crate::file_sink::{configuration, file_sink, launch, launched, written};
 use crate::support::gateway::figure;
-use crate::support::process::Process;
 use crate::support::{eventually, free_port};
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -147,28 +144,15 @@ impl Logger {
     }
 }
 
-/// Where the gateway below has its directory, the logger, and its port for HTTP.
-const DIRECTORY: &str = "TIDEGATE_TEST_POLLING_SOURCE";
-const PORTS: &str = "TIDEGATE_TEST_POLLING_SOURCE_PORTS";
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the gateway of the test below, in a process of its own that can be killed"]
 async fn a_gateway_whose_only_source_polls() {
-    let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else { return };
-    let ports = std::env::var(PORTS).expect("two addresses");
-    let (logger, http) = ports.split_once(' ').expect("two addresses");
-    let config = configuration(&directory, http.parse().expect("an address"));
+    let Some((directory, [logger, http])) = launched() else { return };
+    let config = configuration(&directory, http);
     let sinks = vec![file_sink(directory.join("readings"))];
-    let sources = vec![polled(logger.parse().expect("an address"))];
+    let sources = vec![polled(logger)];
     let _gateway = Gateway::start_with(config, Additions { sinks, sources }).await.expect("it starts");
     std::future::pending().await
-}
-
-fn launch(directory: &Path, logger: SocketAddr, http: &str) -> Process {
-    let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.args(["--ignored", "--exact", "polling_source::a_gateway_whose_only_source_polls"]);
-    command.env(DIRECTORY, directory).env(PORTS, format!("{logger} {http}"));
-    Process::start(command, &directory.join("gateway.log"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -183,14 +167,16 @@ async fn a_source_that_polls_goes_on_after_sigkill_behind_what_settled_and_takes
     let file = directory.path().join("readings");
 
     // What settles is forgotten by the logger.
-    let mut gateway = launch(directory.path(), address, &http);
+    let test = "polling_source::a_gateway_whose_only_source_polls";
+    let launch = || launch(test, directory.path(), [&address.to_string(), &http]);
+    let mut gateway = launch();
     logger.made.store(500, Ordering::SeqCst);
     eventually("some are settled", async || forgotten() >= 100).await;
 
     // Killed in the middle, the gateway goes on behind that, and nothing is missing.
     gateway.kill();
     logger.made.store(1000, Ordering::SeqCst);
-    gateway = launch(directory.path(), address, &http);
+    gateway = launch();
     eventually("all are settled", async || forgotten() == 1000).await;
     eventually("all are in the file", async || written(&file).len() == 1000).await;
     let counts = written(&file);

@@ -3,7 +3,7 @@
 use super::Start;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// `[[file]]`: a directory of files.
@@ -56,6 +56,11 @@ pub const FILE_WINDOW: u16 = 8;
 pub const FILE_BATCH: u64 = 64 << 10;
 
 impl FileSink {
+    /// Where the files are; a loaded configuration says so.
+    pub fn directory(&self) -> &Path {
+        self.directory.as_deref().unwrap_or(Path::new(""))
+    }
+
     /// Memory for what it writes, in bytes.
     pub(super) fn memory(&self) -> u64 {
         FILE_BATCH * u64::from(FILE_WINDOW) * 3

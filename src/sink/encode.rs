@@ -14,7 +14,9 @@ use crate::config::Encoding;
 use crate::model::{
     Basis, Batch, BootId, DeviceId, Epoch, Epochs, GatewayId, Origin, Reading, Seq, SequencedBatch, Timestamp, Value,
 };
+use crate::store::{LogEvent, with_epoch};
 use serde::Serialize;
+use serde_json::{Map, json};
 use std::time::Duration;
 
 /// A payload being written.
@@ -105,6 +107,17 @@ pub fn of_one_epoch<'a>(
     let first = entries.peek().map_or(Seq(u64::MAX), |entry| entry.seq);
     let (epoch, last) = epochs.of(first);
     (Identity { epoch, ..identity.clone() }, entries.take_while(move |entry| entry.seq <= last))
+}
+
+/// The object of an event, of a gateway whose seqs are of these epochs.
+pub fn event(event: &LogEvent, gateway: &GatewayId, epochs: &Epochs) -> Map<String, serde_json::Value> {
+    let mut body = with_epoch(event.body.clone(), epochs);
+    body.insert("gateway".into(), json!(gateway));
+    body.insert("time".into(), json!(event.time.to_string()));
+    // A command's result has an `id` already, the command's.
+    let id = if event.is_command_result() { "event" } else { "id" };
+    body.insert(id.into(), json!(event.id));
+    body
 }
 
 /// What adding a reading to a payload came to.
@@ -237,6 +250,21 @@ mod tests {
 
     fn identity() -> Identity {
         Identity { gateway: GatewayId::new("gw-01").expect("a valid name"), epoch: Epoch(9) }
+    }
+
+    #[test]
+    fn an_event_says_whose_it_is_and_keeps_the_id_of_a_command() {
+        let epochs = Epochs::new(Vec::new(), Epoch(9));
+        let event_of = |body: serde_json::Value| {
+            let body = body.as_object().expect("an object").clone();
+            let logged = LogEvent { id: 3, time: Timestamp(0), body };
+            serde_json::Value::from(event(&logged, &identity().gateway, &epochs))
+        };
+        let time = "1970-01-01T00:00:00.000000Z";
+        let expected = json!({ "type": "disk", "gateway": "gw-01", "epoch": 9, "time": time, "id": 3 });
+        assert_eq!(event_of(json!({ "type": "disk" })), expected);
+        let result = event_of(json!({ "type": "command-result", "id": "c-1" }));
+        assert_eq!((&result["id"], &result["event"]), (&json!("c-1"), &json!(3)));
     }
 
     fn any_value() -> impl Strategy<Value = Value> {

@@ -5,8 +5,8 @@ mod series;
 mod writer;
 
 use super::check::Report;
-use super::encode::Delivered;
 use super::encode::text::{Line, Lines};
+use super::encode::{self, Delivered};
 use super::lifecycle::{Build, PumpSettings, Running};
 use super::{Budget, Destination, Encoded, Identity, Outcome, Part, SinkConnection, Unencodable};
 use crate::backoff::Failure;
@@ -14,7 +14,6 @@ use crate::clock::{Clock, Now};
 use crate::config::{FILE_BATCH, FILE_WINDOW, FileSink};
 use crate::model::{Epoch, Epochs, Seq, SequencedBatch};
 use crate::store::LogEvent;
-use serde_json::json;
 use series::{Series, directory};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -52,7 +51,6 @@ pub(in crate::sink) fn build(section: FileSink) -> Build {
             max_batch: usize::try_from(FILE_BATCH).unwrap_or(usize::MAX),
         };
         let destination = FileDestination {
-            directory: section.directory.clone().unwrap_or_default(),
             section: Arc::new(section),
             identity: context.identity.clone(),
             epochs: context.epochs.clone(),
@@ -66,9 +64,9 @@ pub(in crate::sink) fn build(section: FileSink) -> Build {
 
 /// Says whether the directory can be used. Returns how much is wrong.
 pub(in crate::sink) fn check(section: &FileSink, path: &str, report: Report<'_>) -> usize {
-    let at = section.directory.clone().unwrap_or_default();
+    let at = section.directory();
     report(format!("{path} {}, {}", section.name, at.display()));
-    match directory::try_directory(&at) {
+    match directory::try_directory(at) {
         Ok(free) => {
             report(format!(
                 "  ok     write    files can be written; {} are free",
@@ -84,7 +82,6 @@ pub(in crate::sink) fn check(section: &FileSink, path: &str, report: Report<'_>)
 }
 
 struct FileDestination {
-    directory: PathBuf,
     section: Arc<FileSink>,
     identity: Identity,
     epochs: Epochs,
@@ -99,12 +96,12 @@ impl FileDestination {
     /// Opens the directory on a thread of its own: a medium that does not answer holds it for as
     /// long as it likes.
     fn open(&self) -> oneshot::Receiver<Result<Series, String>> {
-        let (directory, section) = (self.directory.clone(), self.section.clone());
+        let section = self.section.clone();
         let (gateway, clock) = (self.identity.gateway.clone(), self.clock.clone());
         let (opened, opening) = oneshot::channel();
         let open = move || {
             // Nobody waits any more if the gateway stops.
-            let _ = opened.send(Series::open(&directory, &section, &gateway, clock));
+            let _ = opened.send(Series::open(section.directory(), &section, &gateway, clock));
         };
         // Without a thread the sender is gone, which says so.
         let _ = thread::Builder::new().name("file-open".into()).spawn(open);
@@ -130,12 +127,12 @@ impl Destination for FileDestination {
             None => self.open(),
         };
         let opened = timeout(ANSWERS_WITHIN, self.opening.insert(opening)).await;
-        let opened = opened.map_err(|_| silent(&self.directory))?;
+        let opened = opened.map_err(|_| silent(self.section.directory()))?;
         self.opening = None;
         let series = opened.map_err(|_| Failure::transient("cannot start a thread"))?.map_err(Failure::transient)?;
         self.written = series.written().clone();
         let (requests, outcomes) = Writer::start(series, self.section.flush_within).map_err(Failure::transient)?;
-        let directory = self.directory.clone();
+        let directory = self.section.directory().to_owned();
         let answers_within = self.section.flush_within + ANSWERS_WITHIN;
         Ok(FileConnection { directory, requests, outcomes, answers_within, outstanding: 0, answered: Instant::now() })
     }
@@ -147,12 +144,16 @@ impl Destination for FileDestination {
         budget: Budget,
         _: Now,
     ) -> Result<Encoded<Payload>, Unencodable> {
+        // The readings of one epoch, which ends with `end`.
         let (mut range, mut readings) = (None, 0);
         let mut lines = Lines::new(self.section.format, Vec::new());
         'all: for batch in chunk {
             for (seq, origin, reading) in batch.after(after) {
-                let (epoch, first, last) = *range.get_or_insert((self.epochs.of(seq).0, seq, seq));
-                if self.epochs.of(seq).0 != epoch {
+                let (epoch, end, first, _) = *range.get_or_insert_with(|| {
+                    let (epoch, end) = self.epochs.of(seq);
+                    (epoch, end, seq, seq)
+                });
+                if seq > end {
                     break 'all;
                 }
                 if self.written.get(&epoch).is_none_or(|written| *written < seq) {
@@ -160,27 +161,22 @@ impl Destination for FileDestination {
                     // A vector takes everything.
                     let _ = lines.line(&line).and_then(|()| lines.flush());
                 }
-                range = Some((epoch, first, seq.max(last)));
+                range = Some((epoch, end, first, seq));
                 readings += 1;
                 if lines.get_ref().len() >= budget.batch {
                     break 'all;
                 }
             }
         }
-        let Some((epoch, first, last)) = range else { return Err(Unencodable::Nothing) };
-        let text = lines.get_ref().clone();
+        let Some((epoch, _, first, last)) = range else { return Err(Unencodable::Nothing) };
+        let text = lines.into_inner().unwrap_or_default();
         let size = text.len();
         let payload = Payload::Readings { epoch, first, last, text };
         Ok(Encoded { payloads: vec![Part { payload, size, readings, first, last }], upto: last, readings })
     }
 
     fn event(&self, event: &LogEvent) -> Payload {
-        let mut body = event.body.clone();
-        // A command's result has an `id` of its own.
-        let key = if event.is_command_result() { "event" } else { "id" };
-        body.insert(key.into(), json!(event.id));
-        body.insert("gateway".into(), json!(self.identity.gateway));
-        body.insert("time".into(), json!(event.time.to_string()));
+        let body = encode::event(event, &self.identity.gateway, &self.epochs);
         Payload::Event(format!("{}\n", serde_json::Value::Object(body)).into_bytes())
     }
 

@@ -31,7 +31,7 @@ use crate::device::Registry;
 use crate::model::{Epochs, InboundCommand, Seq, SequencedBatch};
 use crate::mqtt::{Publish, Topics};
 use crate::notes::{Note, Notes};
-use crate::store::{LogEvent, with_epoch};
+use crate::store::LogEvent;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use candidates::{Candidate, Fruit};
@@ -222,19 +222,14 @@ impl Destination for MqttDestination {
     }
 
     fn event(&self, event: &LogEvent) -> Publish {
-        let mut body = with_epoch(event.body.clone(), &self.epochs);
-        body.insert("gateway".into(), json!(self.status.identity.gateway));
-        body.insert("time".into(), json!(event.time.to_string()));
+        let body = encode::event(event, &self.status.identity.gateway, &self.epochs);
         if event.is_command_result() {
-            // Its `id` is the command's.
-            body.insert("event".into(), json!(event.id));
             let device = body.get("device").and_then(|device| device.as_str()?.parse().ok());
             let topic = self.topics.result(device.as_ref());
             return self.fitting(topic, body, |body| {
                 body.insert("payload".into(), json!({ "error": LEFT_OUT }));
             });
         }
-        body.insert("id".into(), json!(event.id));
         self.fitting(self.topics.events(), body, |body| {
             body.retain(|key, _| ["type", "gateway", "epoch", "time", "id"].contains(&key.as_str()));
             body.insert("error".into(), json!(LEFT_OUT));

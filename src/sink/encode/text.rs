@@ -77,6 +77,17 @@ impl<W: Write> Lines<W> {
         }
     }
 
+    /// What was written to, with all that was written.
+    ///
+    /// # Errors
+    /// If it takes no more.
+    pub fn into_inner(self) -> io::Result<W> {
+        match self {
+            Lines::Jsonl(out) => Ok(out),
+            Lines::Csv(csv) => csv.into_inner().map_err(csv::IntoInnerError::into_error),
+        }
+    }
+
     pub fn flush(&mut self) -> io::Result<()> {
         match self {
             Lines::Jsonl(out) => out.flush(),
